@@ -1,0 +1,257 @@
+r"""The layered flow network: capacities in, a :class:`LayeredNetwork` out.
+
+Nodes are the token positions of :math:`L + 1` token layers, a super-source and a
+super-sink. All tensors are batched over networks, which do not interact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import networkx as nx
+import torch
+from torch import Tensor
+
+SOURCE = "source"
+SINK = "sink"
+
+
+@dataclass(frozen=True)
+class LayeredNetwork:
+    r"""A batch of layered flow networks over token positions.
+
+    Attributes:
+        capacity (Tensor): Shape ``(B, L, T, T)``, float. ``capacity[b, l, i, j]`` is
+            the capacity of the edge from node ``j`` of token layer ``l`` (below, the
+            key) to node ``i`` of token layer ``l + 1`` (above, the query). ``0`` is no
+            edge, ``inf`` an edge that never binds.
+        source (Tensor): Shape ``(B, T)``, bool. Nodes of token layer 0 that the
+            super-source feeds, by an edge that never binds.
+        sink (Tensor): Shape ``(B, T)``, bool. Nodes of token layer ``L`` that feed
+            the super-sink, by an edge that never binds.
+
+    Raises:
+        ValueError: If shapes disagree, or a capacity is negative or NaN.
+
+    Examples::
+
+        >>> network = LayeredNetwork(
+        ...     capacity=torch.tensor([[[[0.2, 0.3], [0.0, 0.4]]]]),
+        ...     source=torch.tensor([[True, True]]),
+        ...     sink=torch.tensor([[True, False]]),
+        ... )
+        >>> network.n_edges
+        tensor([3])
+        >>> network.trim().n_edges  # the edge into the unread node is gone
+        tensor([2])
+    """
+
+    capacity: Tensor
+    source: Tensor
+    sink: Tensor
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.capacity.shape)
+        if len(shape) != 4 or shape[-1] != shape[-2]:
+            raise ValueError(
+                f"capacity has shape {shape}; a batch of layered networks needs "
+                "(B, L, T, T): networks, layers, heads (queries), tails (keys)"
+            )
+        expected = (shape[0], shape[-1])
+        for name, terminal in (("source", self.source), ("sink", self.sink)):
+            if tuple(terminal.shape) != expected or terminal.dtype != torch.bool:
+                raise ValueError(
+                    f"{name} has shape {tuple(terminal.shape)} and dtype "
+                    f"{terminal.dtype}; capacity {shape} needs a bool tensor of "
+                    f"shape {expected}"
+                )
+        if not bool((self.capacity >= 0).all()):
+            raise ValueError(
+                "capacity holds negative or NaN entries; capacities lie in [0, inf]"
+            )
+
+    @property
+    def n_networks(self) -> int:
+        """Networks in the batch, ``B``."""
+        return int(self.capacity.shape[0])
+
+    @property
+    def n_layers(self) -> int:
+        """Layers of edges, ``L``; there is one more layer of nodes."""
+        return int(self.capacity.shape[1])
+
+    @property
+    def n_tokens(self) -> int:
+        """Token positions per layer, ``T``."""
+        return int(self.capacity.shape[-1])
+
+    @property
+    def n_edges(self) -> Tensor:
+        """Edges between token layers, shape ``(B,)``, int64."""
+        return (self.capacity > 0).sum((1, 2, 3))
+
+    def select(self, index: Tensor | slice) -> LayeredNetwork:
+        """Return the networks of the batch that ``index`` picks."""
+        return LayeredNetwork(
+            self.capacity[index], self.source[index], self.sink[index]
+        )
+
+    def reachable(self) -> tuple[Tensor, Tensor]:
+        """Find the nodes that the source reaches and those that reach the sink.
+
+        Returns:
+            tuple[Tensor, Tensor]: **from_source** and **to_sink**, each of shape
+            ``(B, L + 1, T)``, bool.
+        """
+        edge = self.capacity > 0
+        from_source = [self.source]
+        for layer in range(self.n_layers):
+            from_source.append((edge[:, layer] & from_source[-1][:, None]).any(-1))
+        to_sink = [self.sink]
+        for layer in reversed(range(self.n_layers)):
+            to_sink.append((edge[:, layer] & to_sink[-1][..., None]).any(-2))
+        return torch.stack(from_source, 1), torch.stack(to_sink[::-1], 1)
+
+    def trim(self) -> LayeredNetwork:
+        """Remove every edge and terminal that lies on no path from source to sink.
+
+        Without this the barrier problem has no strictly interior point: a dead end
+        forces its edges to carry exactly 0.
+        """
+        from_source, to_sink = self.reachable()
+        live = from_source & to_sink
+        keep = live[:, 1:, :, None] & live[:, :-1, None, :]
+        return replace(
+            self,
+            # Not a product: inf * 0 is NaN.
+            capacity=torch.where(keep, self.capacity, 0.0),
+            source=live[:, 0],
+            sink=live[:, -1],
+        )
+
+    def node_bound(self) -> Tensor:
+        """Bound the flow through every node by what can reach and leave it.
+
+        Returns:
+            Tensor: Shape ``(B, L + 1, T)``, in ``[0, inf]``. Infinite only at a node
+            on a path of edges that never bind, where the maximum flow is unbounded.
+        """
+        infinity = self.capacity.new_tensor(torch.inf)
+        arriving = [torch.where(self.source, infinity, 0.0)]
+        for layer in range(self.n_layers):
+            edge = self.capacity[:, layer]
+            arriving.append(torch.minimum(edge, arriving[-1][:, None]).sum(-1))
+        leaving = [torch.where(self.sink, infinity, 0.0)]
+        for layer in reversed(range(self.n_layers)):
+            edge = self.capacity[:, layer]
+            leaving.append(torch.minimum(edge, leaving[-1][..., None]).sum(-2))
+        return torch.minimum(torch.stack(arriving, 1), torch.stack(leaving[::-1], 1))
+
+    def divergence(
+        self, flow: Tensor, source_flow: Tensor, sink_flow: Tensor
+    ) -> Tensor:
+        """Flow into every node minus flow out of it; 0 where flow is conserved.
+
+        Args:
+            flow (Tensor): Shape ``(B, L, T, T)``, flow per edge between token layers.
+            source_flow (Tensor): Shape ``(B, T)``, flow from the super-source.
+            sink_flow (Tensor): Shape ``(B, T)``, flow into the super-sink.
+
+        Returns:
+            Tensor: Shape ``(B, L + 1, T)``.
+        """
+        arriving = torch.cat([source_flow[:, None], flow.sum(-1)], 1)
+        leaving = torch.cat([flow.sum(-2), sink_flow[:, None]], 1)
+        return arriving - leaving
+
+    def cut_capacity(self, cut: Tensor) -> Tensor:
+        """Capacity of the edges that leave the source's side of a cut.
+
+        Args:
+            cut (Tensor): Shape ``(B, L + 1, T)``, bool, ``True`` on the source's
+                side. A cut through a terminal's edge has infinite capacity.
+
+        Returns:
+            Tensor: Shape ``(B,)``, an upper bound of every flow's value.
+        """
+        crossing = cut[:, :-1, None, :] & ~cut[:, 1:, :, None]
+        total = torch.where(crossing, self.capacity, 0.0).sum((1, 2, 3))
+        through_terminal = (self.source & ~cut[:, 0]).any(-1)
+        through_terminal |= (self.sink & cut[:, -1]).any(-1)
+        return torch.where(through_terminal, torch.inf, total)
+
+    def to_networkx(
+        self,
+        example: int = 0,
+        tokens: Sequence[str] | None = None,
+        flow: Tensor | None = None,
+    ) -> nx.DiGraph:
+        """Build one network of the batch as a :class:`networkx.DiGraph`.
+
+        Nodes are ``"source"``, ``"sink"`` and ``"layer/position"``, with the token
+        behind a space where ``tokens`` are given (``"0/2 funny"``); token nodes carry
+        the attributes ``layer``, ``position`` and ``token``. Edges carry ``capacity``,
+        and ``flow`` where a flow is given. Edges that never bind have no
+        ``capacity`` attribute, which networkx reads as infinite.
+
+        Args:
+            example (int): Which network of the batch.
+            tokens (sequence of str, optional): One text per position.
+            flow (Tensor, optional): Shape ``(B, L, T, T)``, a conserving flow of this
+                batch, such as :attr:`FlowSolution.flow`.
+
+        Raises:
+            ValueError: If ``tokens`` has not one text per position.
+        """
+        if tokens is not None and len(tokens) != self.n_tokens:
+            raise ValueError(
+                f"{len(tokens)} tokens were given for {self.n_tokens} positions; "
+                "give one text per position, special and padding tokens included"
+            )
+        graph = nx.DiGraph()
+        graph.add_nodes_from([SOURCE, SINK])
+        for layer in range(self.n_layers + 1):
+            for position in range(self.n_tokens):
+                token = tokens[position] if tokens else ""
+                graph.add_node(
+                    node_name(layer, position, token),
+                    layer=layer,
+                    position=position,
+                    token=token,
+                )
+        for tail, head, capacity, amount in self._edges(example, list(graph), flow):
+            attributes = {} if capacity == float("inf") else {"capacity": capacity}
+            if flow is not None:
+                attributes["flow"] = amount
+            graph.add_edge(tail, head, **attributes)
+        return graph
+
+    def _edges(
+        self, example: int, names: list[str], flow: Tensor | None
+    ) -> list[tuple[str, str, float, float]]:
+        """All edges of one network as (tail, head, capacity, flow)."""
+        capacity = self.capacity[example]
+        amount = torch.zeros_like(capacity) if flow is None else flow[example]
+        # Names are SOURCE, SINK, then the token nodes, layer by layer.
+        first, last = 2, 2 + self.n_layers * self.n_tokens
+        edges = [
+            (
+                names[first + layer * self.n_tokens + tail],
+                names[first + (layer + 1) * self.n_tokens + head],
+                float(capacity[layer, head, tail]),
+                float(amount[layer, head, tail]),
+            )
+            for layer, head, tail in capacity.nonzero().tolist()
+        ]
+        sent, received = amount[0].sum(0).tolist(), amount[-1].sum(-1).tolist()
+        for token in self.source[example].nonzero()[:, 0].tolist():
+            edges.append((SOURCE, names[first + token], float("inf"), sent[token]))
+        for token in self.sink[example].nonzero()[:, 0].tolist():
+            edges.append((names[last + token], SINK, float("inf"), received[token]))
+        return edges
+
+
+def node_name(layer: int, position: int, token: str = "") -> str:
+    """Name of a token node in :meth:`LayeredNetwork.to_networkx`."""
+    return f"{layer}/{position} {token}".rstrip()

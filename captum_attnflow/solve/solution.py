@@ -1,0 +1,102 @@
+"""What a flow solver answers, and how it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from captum_attnflow.network import LayeredNetwork
+
+
+class FlowError(RuntimeError):
+    """A flow problem has no finite answer, or a solver did not reach it."""
+
+
+@dataclass(frozen=True)
+class FlowSolution:
+    r"""Maximum flows of a batch of networks, with their certificates.
+
+    Attributes:
+        value (Tensor): Shape ``(B,)``, flow into the super-sink.
+        flow (Tensor): Shape ``(B, L, T, T)``, flow per edge, laid out as
+            :attr:`LayeredNetwork.capacity`.
+        source_flow (Tensor): Shape ``(B, T)``, flow that leaves the super-source for
+            each node of token layer 0.
+        sink_flow (Tensor): Shape ``(B, T)``, flow into the super-sink.
+        potential (Tensor): Shape ``(B, L + 1, T)``, dual variables between -1 at the
+            super-source and 0 at the super-sink.
+        mu (Tensor): Shape ``(B,)``, absolute barrier weight at which the problem was
+            solved, in units of capacity; 0 for an exact solver.
+        duality_gap (Tensor): Shape ``(B,)``, upper bound of the flow value that is
+            missing to the maximum, in units of capacity.
+        imbalance (Tensor): Shape ``(B,)``, largest absolute violation of conservation
+            at a node, in units of capacity.
+        iterations (Tensor): Shape ``(B,)``, int64, Newton systems solved.
+        cut (Tensor): Shape ``(B, L + 1, T)``, bool, ``True`` on the source's side of a
+            minimum cut.
+        cut_capacity (Tensor): Shape ``(B,)``, capacity of that cut: never below the
+            maximum flow, hence a certificate that needs no trust in the solver.
+    """
+
+    value: Tensor
+    flow: Tensor
+    source_flow: Tensor
+    sink_flow: Tensor
+    potential: Tensor
+    mu: Tensor
+    duality_gap: Tensor
+    imbalance: Tensor
+    iterations: Tensor
+    cut: Tensor
+    cut_capacity: Tensor
+
+    @staticmethod
+    def concatenate(parts: Sequence[FlowSolution]) -> FlowSolution:
+        """Join the solutions of consecutive parts of a batch."""
+        return FlowSolution(
+            **{
+                field.name: torch.cat([getattr(part, field.name) for part in parts])
+                for field in fields(FlowSolution)
+            }
+        )
+
+
+class FlowSolver(Protocol):
+    """A frozen set of hyper-parameters that knows how to solve networks."""
+
+    def solve(self, network: LayeredNetwork) -> FlowSolution:
+        """Solve a batch of trimmed networks, each with a path to the sink."""
+        ...
+
+
+def certified(
+    network: LayeredNetwork,
+    *,
+    flow: Tensor,
+    source_flow: Tensor,
+    sink_flow: Tensor,
+    potential: Tensor,
+    mu: Tensor,
+    duality_gap: Tensor,
+    iterations: Tensor,
+) -> FlowSolution:
+    """Complete a solver's primal and dual answer by what follows from them."""
+    cut = potential < -0.5
+    imbalance = network.divergence(flow, source_flow, sink_flow).abs().amax((1, 2))
+    return FlowSolution(
+        value=sink_flow.sum(-1),
+        flow=flow,
+        source_flow=source_flow,
+        sink_flow=sink_flow,
+        potential=potential,
+        mu=mu,
+        duality_gap=duality_gap,
+        imbalance=imbalance,
+        iterations=iterations,
+        cut=cut,
+        cut_capacity=network.cut_capacity(cut),
+    )
