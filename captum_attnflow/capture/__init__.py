@@ -1,0 +1,9 @@
+"""What the model computed: attention maps and their gradients.
+
+This room knows torch and Captum, never a flow.
+"""
+
+from captum_attnflow.capture.attention import capture_attention
+from captum_attnflow.capture.record import AttentionRecord, UnsupportedAttentionError
+
+__all__ = ["AttentionRecord", "UnsupportedAttentionError", "capture_attention"]

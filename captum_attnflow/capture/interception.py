@@ -1,0 +1,224 @@
+"""Routes every attention map of a running forward pass through a probe module.
+
+A :class:`torch.overrides.TorchFunctionMode` sees each torch call. It marks the output
+of a softmax over keys, follows the mark through dropout, casts, views and masks, and
+when a matrix product consumes a marked tensor, sends that operand through an identity
+module first. The model, its configuration and its kernels are left as they are.
+"""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+_SOFTMAX = {F.softmax, torch.softmax, torch.Tensor.softmax, torch.special.softmax}
+_PRODUCT = {
+    torch.matmul,
+    torch.Tensor.matmul,
+    torch.Tensor.__matmul__,
+    torch.bmm,
+    torch.Tensor.bmm,
+}
+# Calls that keep queries in the last dimension but one and keys in the last.
+_TRANSPARENT = {
+    "__getitem__",
+    "alpha_dropout",
+    "bfloat16",
+    "clone",
+    "contiguous",
+    "double",
+    "dropout",
+    "dropout_",
+    "expand",
+    "flatten",
+    "float",
+    "half",
+    "masked_fill",
+    "masked_fill_",
+    "mul",
+    "mul_",
+    "nan_to_num",
+    "reshape",
+    "squeeze",
+    "to",
+    "type",
+    "type_as",
+    "unflatten",
+    "unsqueeze",
+    "view",
+    "where",
+}
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One attention map that ran through a probe.
+
+    Attributes:
+        probe (Module): The identity module that the map ran through.
+        n_heads (int, optional): Heads, where batch and heads share a dimension.
+    """
+
+    probe: nn.Module
+    n_heads: int | None
+
+
+class AttentionInterception(TorchFunctionMode):
+    """Sends attention maps through probes while it is active.
+
+    Modes are local to a thread: calls in worker threads are not seen.
+
+    Args:
+        max_calls (int): Attention calls that may run, each through its own probe.
+    """
+
+    def __init__(self, max_calls: int = 512) -> None:
+        super().__init__()
+        self.probes: list[nn.Module] = [nn.Identity() for _ in range(max_calls)]
+        self.calls: list[AttentionCall] = []
+        self._marked = WeakTensorKeyDictionary()
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Handle one torch call; the mode is inactive inside."""
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            return self._attend(*args, **kwargs)
+        if func is F.multi_head_attention_forward:
+            with self:
+                return _without_dispatch(func)(*args, **kwargs)
+        if func in _PRODUCT:
+            return func(*self._probe_left_operand(args), **kwargs)
+        if func is torch.einsum or func is torch.functional.einsum:
+            return func(*self._probe_einsum(args), **kwargs)
+        output = func(*args, **kwargs)
+        if func in _SOFTMAX:
+            self._mark_softmax(output, args, kwargs)
+        elif func.__name__ in _TRANSPARENT and isinstance(output, Tensor):
+            self._follow(output, args)
+        return output
+
+    def _mark_softmax(
+        self, output: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+        if output.dim() >= 3 and dim in (-1, output.dim() - 1):
+            heads = output.shape[1:-2].numel() if output.dim() > 3 else None
+            self._marked[output] = heads
+
+    def _follow(self, output: Tensor, args: tuple[Any, ...]) -> None:
+        for arg in args:
+            if isinstance(arg, Tensor) and arg in self._marked:
+                same_queries = output.dim() >= 3 and output.shape[-2] == arg.shape[-2]
+                if same_queries and output.shape[-1] <= arg.shape[-1]:
+                    self._marked[output] = self._marked[arg]
+
+    def _probe_left_operand(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        left, right = args[:2]
+        # A gate of experts is a softmax too, but meets a plain matrix.
+        if self._is_marked(left) and right.dim() == left.dim():
+            return (self._probe(left), *args[1:])
+        return args
+
+    def _probe_einsum(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        equation, *operands = args
+        if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
+            operands = list(operands[0])
+        if isinstance(equation, str) and len(operands) == 2 and "->" in equation:
+            sides, output = equation.replace(" ", "").split("->")
+            letters = sides.split(",")
+            for mine, other in ((0, 1), (1, 0)):
+                if self._is_marked(operands[mine]) and _mixes_values(
+                    letters[mine], letters[other], output
+                ):
+                    operands[mine] = self._probe(operands[mine])
+        return (equation, *operands)
+
+    def _is_marked(self, operand: Any) -> bool:
+        return isinstance(operand, Tensor) and operand in self._marked
+
+    def _probe(self, weights: Tensor, n_heads: int | None = None) -> Tensor:
+        if len(self.calls) == len(self.probes):
+            raise RuntimeError(
+                f"the forward function ran more than {len(self.probes)} attention "
+                "calls; pass fewer examples at once, or attribute to one pass of the "
+                "model"
+            )
+        probe = self.probes[len(self.calls)]
+        known = self._marked.get(weights, n_heads)
+        self.calls.append(AttentionCall(probe, known))
+        probed: Tensor = probe(weights)
+        return probed
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        """Scaled dot-product attention in the open, as its documentation defines it."""
+        if enable_gqa:
+            groups = query.shape[-3] // key.shape[-3]
+            key = key.repeat_interleave(groups, -3)
+            value = value.repeat_interleave(groups, -3)
+        scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+        scores = (query * scale) @ key.mT
+        if is_causal:
+            attn_mask = torch.ones_like(scores[..., :, :], dtype=torch.bool).tril()
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            scores = scores.masked_fill(~attn_mask, -torch.inf)
+        elif attn_mask is not None:
+            scores = scores + attn_mask
+        precision = scores.dtype if scores.dtype == torch.float64 else torch.float32
+        weights = scores.softmax(-1, dtype=precision).to(scores.dtype)
+        # The fused kernels answer 0 where every key is masked.
+        weights = weights.masked_fill((scores == -torch.inf).all(-1, keepdim=True), 0)
+        weights = F.dropout(weights, dropout_p)
+        heads = weights.shape[1:-2].numel() if weights.dim() > 3 else None
+        return self._probe(weights, heads) @ value
+
+
+def _mixes_values(weights: str, values: str, output: str) -> bool:
+    """Whether an einsum sums values over keys, query by query, batch by batch."""
+    batch, query, key = weights[0], weights[-2], weights[-1]
+    return (
+        key in values
+        and key not in output
+        and query in output
+        and query not in values
+        and batch in values
+        and batch in output
+    )
+
+
+def _without_dispatch(func: Callable[..., Any]) -> Callable[..., Any]:
+    """A copy of a torch function that does not hand itself to the active mode.
+
+    ``F.multi_head_attention_forward`` would run with the mode inactive, or hand itself
+    over for ever; its copy lets the mode see the calls inside.
+    """
+    scope = {**func.__globals__, "has_torch_function": lambda _: False}
+    copy = types.FunctionType(
+        func.__code__, scope, func.__name__, func.__defaults__, func.__closure__
+    )
+    copy.__kwdefaults__ = func.__kwdefaults__
+    return copy

@@ -1,0 +1,70 @@
+"""The captured attention of one forward and one backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class UnsupportedAttentionError(ValueError):
+    """The model's attention was not found, or is not of a supported kind."""
+
+
+@dataclass(frozen=True)
+class AttentionRecord:
+    """Attention probabilities of one encoder and the output's gradient in them.
+
+    Attributes:
+        weights (tuple[Tensor, ...]): One ``A`` per layer, from the input upwards,
+            each of shape ``(B, H, T, T)`` with queries in rows and keys in columns;
+            probabilities in [0, 1], in the model's dtype. ``H`` may differ by layer.
+        gradients (tuple[Tensor, ...]): ``dy / dA`` of the selected output ``y``, of
+            the same shapes.
+        output (Tensor): Shape ``(B,)``, the selected output ``y``.
+    """
+
+    weights: tuple[Tensor, ...]
+    gradients: tuple[Tensor, ...]
+    output: Tensor
+
+    def __post_init__(self) -> None:
+        for name, tensors in (("weights", self.weights), ("gradients", self.gradients)):
+            for layer, tensor in enumerate(tensors):
+                if not bool(tensor.isfinite().all()):
+                    raise ValueError(
+                        f"the attention {name} of layer {layer} hold NaN or infinite "
+                        "entries. Check the input and the attention mask (a row that "
+                        "masks every key gives NaN), or run the model in float32"
+                    )
+
+    @property
+    def n_tokens(self) -> int:
+        """Token positions ``T``, padding included."""
+        return int(self.weights[0].shape[-1])
+
+    def read_out(self) -> Tensor:
+        """Find the positions at which the output is read.
+
+        These are the queries of the last layer whose attention the output depends on:
+        [CLS] of a sentence classifier, all positions under mean pooling.
+
+        Returns:
+            Tensor: Shape ``(B, T)``, bool.
+        """
+        # Padded queries may keep a gradient of a head that sees nothing of them.
+        attends = self.weights[-1] > 0
+        return ((self.gradients[-1] != 0) & attends).any(-1).any(1)
+
+    @staticmethod
+    def concatenate(records: Sequence[AttentionRecord]) -> AttentionRecord:
+        """Join the records of consecutive parts of a batch."""
+        weights = zip(*(record.weights for record in records), strict=True)
+        gradients = zip(*(record.gradients for record in records), strict=True)
+        return AttentionRecord(
+            weights=tuple(torch.cat(parts) for parts in weights),
+            gradients=tuple(torch.cat(parts) for parts in gradients),
+            output=torch.cat([record.output for record in records]),
+        )
