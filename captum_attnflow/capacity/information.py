@@ -1,0 +1,85 @@
+r"""Information tensors: what an attention edge can carry.
+
+``A`` are attention probabilities, ``G`` the gradient of the selected output in them,
+both ``(B, H, T, T)`` with queries in rows; :math:`E_h` is the mean over heads,
+:math:`(x)_+ = max(x, 0)`. The definitions of Azarkhalili & Libbrecht (ACL 2025) are
+taken from public restatements; the positive part is per head, before the mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from captum_attnflow.capture import AttentionRecord, UnsupportedAttentionError
+
+Information = Literal["AF", "GF", "AGF", "relevance"]
+
+
+def attention(weights: Tensor, gradients: Tensor) -> Tensor:
+    r""":math:`AF = E_h(A)` (Abnar & Zuidema 2020)."""
+    return weights.mean(1)
+
+
+def positive_gradient(weights: Tensor, gradients: Tensor) -> Tensor:
+    r""":math:`GF = E_h((G)_+)` where a head attends at all.
+
+    A masked key has a gradient but no attention: without the restriction flow would
+    pass through padding.
+    """
+    return (gradients.clamp_min(0) * (weights > 0)).mean(1)
+
+
+def positive_attention_gradient(weights: Tensor, gradients: Tensor) -> Tensor:
+    r""":math:`AGF = E_h((A \odot G)_+)`, the variant reported best."""
+    return (weights * gradients).clamp_min(0).mean(1)
+
+
+def relevance(weights: Tensor, gradients: Tensor) -> Tensor:
+    r""":math:`E_h(A \odot G)`, signed: gradient times activation of each edge.
+
+    It is no capacity by itself: take its positive or its negative part.
+    """
+    return (weights * gradients).mean(1)
+
+
+INFORMATION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "AF": attention,
+    "GF": positive_gradient,
+    "AGF": positive_attention_gradient,
+    "relevance": relevance,
+}
+
+
+def information_tensor(record: AttentionRecord, information: Information) -> Tensor:
+    """Compute one information tensor for all layers.
+
+    Args:
+        record (AttentionRecord): Captured attention and gradients.
+        information (str): ``"AF"``, ``"GF"``, ``"AGF"`` (in ``[0, inf)``) or
+            ``"relevance"`` (signed).
+
+    Returns:
+        Tensor: Shape ``(B, L, T, T)``, float64, on the record's device.
+
+    Raises:
+        UnsupportedAttentionError: If the maps are not of all tokens by all tokens.
+    """
+    shapes = [tuple(weights.shape[-2:]) for weights in record.weights]
+    if any(shape != (record.n_tokens, record.n_tokens) for shape in shapes):
+        raise UnsupportedAttentionError(
+            f"the attention maps have shapes (queries, keys) {shapes}; a flow needs "
+            "every layer to map the same tokens to themselves. Pooling encoders "
+            "(Funnel), cross-attention and a key-value cache are not supported: call "
+            "the model without a cache (use_cache=False), on one sequence"
+        )
+    combine = INFORMATION[information]
+    # One layer at a time in float64: half-precision products would underflow.
+    layers = [
+        combine(weights.double(), gradients.double())
+        for weights, gradients in zip(record.weights, record.gradients, strict=True)
+    ]
+    return torch.stack(layers, 1)
