@@ -1,0 +1,53 @@
+"""Attention flow attributions for Captum.
+
+The way of the data, and of the folders::
+
+    attribute() -> capture -> capacity -> network -> solve -> game -> Captum's shapes
+
+- :mod:`captum_attnflow.attr`: the attribution methods, Captum's interface.
+- :mod:`captum_attnflow.capture`: attention and gradients of any forward function.
+- :mod:`captum_attnflow.capacity`: information tensors, residual edges, the network.
+- :mod:`captum_attnflow.network`: the layered flow network.
+- :mod:`captum_attnflow.solve`: the barrier solver and an exact one.
+- :mod:`captum_attnflow.game`: from flows to token scores.
+- :mod:`captum_attnflow.result`: what ``explain()`` returns.
+- :mod:`captum_attnflow.text`: texts in, printed and HTML attributions out.
+"""
+
+from captum_attnflow._version import __version__
+from captum_attnflow.attr import (
+    AttentionFlow,
+    AttentionRollout,
+    GeneralizedAttentionFlow,
+    LayerAttentionFlow,
+    LayerAttentionRollout,
+    LayerGeneralizedAttentionFlow,
+)
+from captum_attnflow.capture import UnsupportedAttentionError
+from captum_attnflow.network import LayeredNetwork
+from captum_attnflow.result import Explanation
+from captum_attnflow.solve import (
+    BarrierSolver,
+    FlowError,
+    FlowSolution,
+    NetworkXSolver,
+    solve_flow,
+)
+
+__all__ = [
+    "AttentionFlow",
+    "AttentionRollout",
+    "BarrierSolver",
+    "Explanation",
+    "FlowError",
+    "FlowSolution",
+    "GeneralizedAttentionFlow",
+    "LayerAttentionFlow",
+    "LayerAttentionRollout",
+    "LayerGeneralizedAttentionFlow",
+    "LayeredNetwork",
+    "NetworkXSolver",
+    "UnsupportedAttentionError",
+    "__version__",
+    "solve_flow",
+]

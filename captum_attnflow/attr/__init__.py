@@ -1,0 +1,26 @@
+"""What a Captum user calls: one attribution method per file."""
+
+from captum.attr import LLMGradientAttribution
+
+from captum_attnflow.attr._base import LayerAttentionAttribution
+from captum_attnflow.attr.attention_flow import AttentionFlow, LayerAttentionFlow
+from captum_attnflow.attr.attention_rollout import (
+    AttentionRollout,
+    LayerAttentionRollout,
+)
+from captum_attnflow.attr.generalized_attention_flow import (
+    GeneralizedAttentionFlow,
+    LayerGeneralizedAttentionFlow,
+)
+
+# Captum admits methods to its LLM wrapper by this list of classes.
+LLMGradientAttribution.SUPPORTED_METHODS += (LayerAttentionAttribution,)
+
+__all__ = [
+    "AttentionFlow",
+    "AttentionRollout",
+    "GeneralizedAttentionFlow",
+    "LayerAttentionFlow",
+    "LayerAttentionRollout",
+    "LayerGeneralizedAttentionFlow",
+]

@@ -1,0 +1,313 @@
+"""The visible path of ``attribute()``: Captum's call in, Captum's shapes out."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from captum._utils.common import _format_output, _is_tuple
+from captum._utils.typing import BaselineType, ModuleOrModuleList, TargetType
+from captum.attr import GradientAttribution, LayerAttribution
+from captum.log import log_usage
+from torch import Tensor, nn
+
+from captum_attnflow.attr._arguments import ForwardArguments
+from captum_attnflow.attr._shape import TensorLike, shape_like_inputs, shape_like_layer
+from captum_attnflow.capture import AttentionRecord, capture_attention
+from captum_attnflow.capture.layer_shape import record_layer_tensors
+from captum_attnflow.result import Explanation
+
+TensorOrTensors = Tensor | tuple[Tensor, ...]
+
+
+class AttentionAttribution(GradientAttribution):
+    """Base of the methods that read attention; stands in for IntegratedGradients.
+
+    Deriving classes implement :meth:`_score`. Nothing is derived from
+    ``forward_func`` before a call, so Captum may copy the object and reassign it.
+
+    Args:
+        forward_func (Callable or Module): The forward function, as Captum takes it:
+            a module or any function that runs one.
+        multiply_by_inputs (bool): Kept for the signature of IntegratedGradients;
+            attention has no such factor and the scores do not depend on it.
+    """
+
+    def __init__(
+        self, forward_func: Callable[..., Any], multiply_by_inputs: bool = True
+    ) -> None:
+        super().__init__(forward_func)
+        self._multiply_by_inputs = multiply_by_inputs
+
+    @abstractmethod
+    def _score(self, record: AttentionRecord) -> Explanation:
+        """Turn captured attention into token scores."""
+
+    @log_usage()
+    def attribute(
+        self,
+        inputs: TensorOrTensors,
+        baselines: BaselineType = None,
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        n_steps: int = 50,
+        method: str = "gausslegendre",
+        internal_batch_size: int | None = None,
+        return_convergence_delta: bool = False,
+    ) -> Any:
+        r"""Attribute the selected output to the tokens of the input.
+
+        Takes the arguments of ``IntegratedGradients.attribute`` in their order and
+        makes one forward and one backward pass.
+
+        Args:
+            inputs (Tensor or tuple[Tensor, ...]): One tensor that holds the tokens:
+                ids ``(B, T)``, embeddings ``(B, T, D)``, or pixels ``(B, C, H, W)`` of
+                a vision transformer.
+            baselines (scalar, Tensor, tuple, optional): Validated as Captum does, then
+                ignored: attention has no reference point.
+            target (int, tuple, Tensor or list, optional): Output to attribute, as
+                Captum selects it.
+            additional_forward_args (Any, optional): Passed on behind ``inputs``;
+                attention masks and the like belong here.
+            n_steps (int): Validated, then ignored: there is no path to integrate.
+            method (str): Validated, then ignored.
+            internal_batch_size (int, optional): Most rows in one forward pass.
+            return_convergence_delta (bool): Also return the efficiency residual, the
+                sum of an example's token scores minus its flow value.
+
+        Returns:
+            **attributions** or 2-element tuple of **attributions**, **delta**:
+
+            - **attributions** (*Tensor* or *tuple[Tensor, ...]*): Shaped like
+              ``inputs``, a tuple if ``inputs`` is one; float64 for float64 inputs,
+              float32 otherwise. Every feature of a token holds an equal share, so that
+              ``.sum(-1)`` over embeddings is the token's score.
+            - **delta** (*Tensor*): Shape ``(B,)``, if asked for.
+
+        Raises:
+            UnsupportedAttentionError: If the attention is not found or not supported.
+            ValueError: If inputs or target do not fit the model.
+        """
+        arguments = ForwardArguments.read(
+            inputs, baselines, target, additional_forward_args, n_steps, method
+        )
+        explanation = self._score(self._capture(arguments, internal_batch_size))
+        _warn_of_zeros(explanation)
+        templates = [TensorLike.of(tensor) for tensor in arguments.inputs]
+        attributions = shape_like_inputs(explanation.scores, templates)
+        formatted = _format_output(_is_tuple(inputs), attributions)
+        if return_convergence_delta:
+            return formatted, explanation.delta.to(attributions[0])
+        return formatted
+
+    def explain(
+        self,
+        inputs: TensorOrTensors,
+        baselines: BaselineType = None,
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        n_steps: int = 50,
+        method: str = "gausslegendre",
+        internal_batch_size: int | None = None,
+    ) -> Explanation:
+        """Return token scores with the network, the flow and the cut behind them.
+
+        Takes the arguments of :meth:`attribute`, except ``return_convergence_delta``:
+        it is :attr:`Explanation.delta`.
+        """
+        arguments = ForwardArguments.read(
+            inputs, baselines, target, additional_forward_args, n_steps, method
+        )
+        explanation = self._score(self._capture(arguments, internal_batch_size))
+        _warn_of_zeros(explanation)
+        return explanation
+
+    def has_convergence_delta(self) -> bool:
+        """Return True: the efficiency residual."""
+        return True
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """The flag given to the constructor."""
+        return self._multiply_by_inputs
+
+    @log_usage()
+    def compute_convergence_delta(
+        self,
+        attributions: TensorOrTensors,
+        start_point: BaselineType,
+        end_point: TensorOrTensors,
+        target: TargetType = None,
+        additional_forward_args: object = None,
+    ) -> Tensor:
+        """Sum of given attributions minus the flow value at ``end_point``.
+
+        Args:
+            attributions (Tensor or tuple[Tensor, ...]): Attributions of ``end_point``.
+            start_point (scalar, Tensor or tuple, optional): Validated, then ignored.
+            end_point (Tensor or tuple[Tensor, ...]): The inputs.
+            target (int, tuple, Tensor or list, optional): As in :meth:`attribute`.
+            additional_forward_args (Any, optional): As in :meth:`attribute`.
+
+        Returns:
+            Tensor: Shape ``(B,)``.
+        """
+        explanation = self.explain(
+            end_point, start_point, target, additional_forward_args
+        )
+        parts = attributions if isinstance(attributions, tuple) else (attributions,)
+        total = torch.stack([part.flatten(1).sum(1) for part in parts]).sum(0)
+        return total - explanation.flow_value.to(total)
+
+    def _capture(
+        self,
+        arguments: ForwardArguments,
+        internal_batch_size: int | None,
+        grad_kwargs: dict[str, Any] | None = None,
+    ) -> AttentionRecord:
+        return AttentionRecord.concatenate(
+            [
+                capture_attention(
+                    self.forward_func,
+                    part.inputs,
+                    part.target,
+                    part.additional,
+                    grad_kwargs,
+                )
+                for part in arguments.split(internal_batch_size)
+            ]
+        )
+
+
+class LayerAttentionAttribution(AttentionAttribution, LayerAttribution):
+    """Base of the Layer forms; stands in for LayerIntegratedGradients.
+
+    Args:
+        forward_func (Callable or Module): The forward function.
+        layer (Module or list of Module): The layer whose output (or input) the
+            attributions are shaped like, usually the embeddings module.
+        device_ids (list of int, optional): Kept for Captum's signature.
+        multiply_by_inputs (bool): See :class:`AttentionAttribution`.
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: ModuleOrModuleList,
+        device_ids: list[int] | None = None,
+        multiply_by_inputs: bool = True,
+    ) -> None:
+        LayerAttribution.__init__(self, forward_func, layer, device_ids)
+        AttentionAttribution.__init__(self, forward_func, multiply_by_inputs)
+
+    @log_usage()
+    def attribute(
+        self,
+        inputs: TensorOrTensors,
+        baselines: BaselineType = None,
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        n_steps: int = 50,
+        method: str = "gausslegendre",
+        internal_batch_size: int | None = None,
+        return_convergence_delta: bool = False,
+        attribute_to_layer_input: bool = False,
+        grad_kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        r"""Attribute the selected output to the tokens at a layer.
+
+        Takes the arguments of ``LayerIntegratedGradients.attribute`` in their order;
+        those that :meth:`AttentionAttribution.attribute` has mean the same.
+
+        Args:
+            inputs (Tensor or tuple[Tensor, ...]): Anything the forward function takes.
+            baselines (scalar, Tensor, tuple, optional): Validated, then ignored.
+            target (int, tuple, Tensor or list, optional): Output to attribute.
+            additional_forward_args (Any, optional): Passed on behind ``inputs``.
+            n_steps (int): Validated, then ignored.
+            method (str): Validated, then ignored.
+            internal_batch_size (int, optional): Most rows in one forward pass.
+            return_convergence_delta (bool): Also return the efficiency residual.
+            attribute_to_layer_input (bool): Shape the attributions like the layer's
+                input instead of its output.
+            grad_kwargs (dict, optional): Further arguments of ``torch.autograd.grad``.
+
+        Returns:
+            **attributions** or 2-element tuple of **attributions**, **delta**:
+
+            - **attributions** (*Tensor*, *tuple* or *list*): Shaped like the layer's
+              output ``(B, T, D)``; a tuple if the layer emits several tensors, a list
+              if ``layer`` is a list.
+            - **delta** (*Tensor*): Shape ``(B,)``, if asked for.
+
+        Raises:
+            UnsupportedAttentionError: If the attention is not found or not supported.
+            ValueError: If inputs, target or layer do not fit the model.
+        """
+        arguments = ForwardArguments.read(
+            inputs, baselines, target, additional_forward_args, n_steps, method
+        )
+        with record_layer_tensors(self._layers(), attribute_to_layer_input) as seen:
+            record = self._capture(arguments, internal_batch_size, grad_kwargs)
+        explanation = self._score(record)
+        _warn_of_zeros(explanation)
+        per_layer = [
+            shape_like_layer(
+                explanation.scores, _layer_templates(layer, seen, arguments.n_rows)
+            )
+            for layer in self._layers()
+        ]
+        formatted = [_format_output(len(item) > 1, item) for item in per_layer]
+        result = formatted if isinstance(self.layer, list) else formatted[0]
+        if return_convergence_delta:
+            return result, explanation.delta.to(per_layer[0][0])
+        return result
+
+    def _layers(self) -> list[nn.Module]:
+        layers = self.layer if isinstance(self.layer, list) else [self.layer]
+        if len(layers) != 1:
+            raise ValueError(
+                f"{len(layers)} layers were given, but there is one score per token "
+                "position, which cannot be split between them (word, position and "
+                "type embeddings). Attribute to one layer, such as the whole "
+                "embeddings module"
+            )
+        return layers
+
+
+def _layer_templates(
+    layer: nn.Module,
+    seen: dict[nn.Module, list[tuple[Tensor, ...]]],
+    n_rows: int,
+) -> list[TensorLike]:
+    """Describe what the layer saw or emitted for the whole batch.
+
+    A layer may run in several parts of the batch, or several times (ALBERT).
+    """
+    if layer not in seen:
+        raise ValueError(
+            f"the layer {type(layer).__name__} did not run in the forward function; "
+            "pass a layer of the model that forward_func calls"
+        )
+    calls = seen[layer]
+    templates = []
+    for position, tensor in enumerate(calls[-1]):
+        rows = sum(len(call[position]) if tensor.dim() else 1 for call in calls)
+        templates.append(TensorLike.of(tensor, n_rows if rows % n_rows == 0 else None))
+    return templates
+
+
+def _warn_of_zeros(explanation: Explanation) -> None:
+    zero = explanation.zero_examples()
+    if zero:
+        warnings.warn(
+            f"all token scores of the examples {zero} are 0: no path of positive "
+            "capacity leads from a token to the position where the output is read. "
+            "The output may not depend on the attention (its gradient is 0), or, with "
+            'residual="free", every position is read out',
+            stacklevel=3,
+        )

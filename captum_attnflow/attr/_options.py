@@ -1,0 +1,16 @@
+"""Options are named, with literal values; anything else is refused when given."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+
+def check_choice(name: str, given: object, accepted: Collection[str]) -> None:
+    """Refuse a value that is not among those accepted.
+
+    Raises:
+        ValueError: Naming the option, what was given and what is accepted.
+    """
+    if given not in accepted:
+        choices = ", ".join(repr(choice) for choice in accepted)
+        raise ValueError(f"{name}={given!r} is unknown; give one of {choices}")

@@ -1,0 +1,139 @@
+"""From one score per token position to tensors shaped as Captum's users expect."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_MAX_PREFIX_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class TensorLike:
+    """Shape, dtype and device that an attribution has to take.
+
+    Attributes:
+        shape (tuple of int): With the batch in dimension 0.
+        dtype (dtype): The dtype of the tensor attributed to.
+        device (device): Its device.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @staticmethod
+    def of(tensor: Tensor, n_rows: int | None = None) -> TensorLike:
+        """Describe a tensor, with another number of rows if given."""
+        shape = tuple(tensor.shape)
+        if n_rows is not None and shape:
+            shape = (n_rows, *shape[1:])
+        return TensorLike(shape, tensor.dtype, tensor.device)
+
+    def has_tokens(self, scores: Tensor) -> bool:
+        """Whether dimensions 0 and 1 are those of the scores."""
+        return self.shape[:2] == tuple(scores.shape)
+
+    def new(self, values: Tensor) -> Tensor:
+        """Contiguous copy of values, broadcast and cast as attributions are."""
+        dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
+        values = values.to(device=self.device, dtype=dtype)
+        return values.expand(self.shape).contiguous()
+
+
+def shape_like_inputs(
+    scores: Tensor, inputs: Sequence[TensorLike]
+) -> tuple[Tensor, ...]:
+    """Spread token scores over the one input that holds the tokens.
+
+    Args:
+        scores (Tensor): Shape ``(B, T)``.
+        inputs (sequence of TensorLike): Token ids ``(B, T)``, embeddings
+            ``(B, T, D)`` or pixels ``(B, C, H, W)``.
+
+    Returns:
+        tuple[Tensor, ...]: One attribution per input, whose sum over all but the
+        first two dimensions is the token's score; for pixels, whose sum over a patch.
+
+    Raises:
+        ValueError: If there are several inputs, or no tokens in the input.
+    """
+    if len(inputs) > 1:
+        raise ValueError(
+            f"{len(inputs)} inputs were given, of shapes "
+            f"{[template.shape for template in inputs]}, but there is one score per "
+            "token position, which cannot be split between them (word, position and "
+            "type embeddings, ids and masks). Pass the tokens as the only input and "
+            "the others in additional_forward_args, or attribute to the whole "
+            "embeddings module with the Layer... class"
+        )
+    (template,) = inputs
+    if template.has_tokens(scores):
+        return (_fill(scores, template),)
+    spread = _spread_over_patches(scores, template)
+    if spread is None:
+        raise ValueError(
+            f"the input has shape {template.shape}, but the attention maps have "
+            f"{scores.shape[1]} tokens for {scores.shape[0]} examples; the input is "
+            "not made of these tokens. Attribute to the layer that makes the tokens "
+            "with the Layer... class, or pass this input in additional_forward_args"
+        )
+    return (spread,)
+
+
+def shape_like_layer(
+    scores: Tensor, outputs: Sequence[TensorLike]
+) -> tuple[Tensor, ...]:
+    """Spread token scores over what a layer emits; other tensors than tokens get 0.
+
+    Args:
+        scores (Tensor): Shape ``(B, T)``.
+        outputs (sequence of TensorLike): The tensors of the layer.
+
+    Returns:
+        tuple[Tensor, ...]: One attribution per tensor.
+
+    Raises:
+        ValueError: If none or several of the tensors have the shape of the tokens.
+    """
+    n_holders = sum(template.has_tokens(scores) for template in outputs)
+    if n_holders != 1:
+        raise ValueError(
+            f"the layer has tensors of shapes {[t.shape for t in outputs]}, of which "
+            f"{n_holders} start with (examples, tokens) = {tuple(scores.shape)}; one "
+            "must, such as the output (B, T, D) of the embeddings module"
+        )
+    return tuple(
+        _fill(scores, template)
+        if template.has_tokens(scores)
+        else template.new(scores.new_zeros(()))
+        for template in outputs
+    )
+
+
+def _fill(scores: Tensor, template: TensorLike) -> Tensor:
+    features = template.shape[2:]
+    share = scores / max(1, torch.Size(features).numel())
+    return template.new(share.reshape(*scores.shape, *(1 for _ in features)))
+
+
+def _spread_over_patches(scores: Tensor, template: TensorLike) -> Tensor | None:
+    """Give every pixel its share of its patch's score; None if there is no patch grid.
+
+    Tokens before the patches ([CLS], distillation, registers) have no pixels.
+    """
+    if len(template.shape) != 4 or template.shape[0] != len(scores):
+        return None
+    _, channels, height, width = template.shape
+    for n_prefix in range(min(_MAX_PREFIX_TOKENS, scores.shape[1])):
+        patches = scores[:, n_prefix:]
+        side = (height * width / patches.shape[1]) ** 0.5
+        patch = round(side)
+        if patch == side and height % patch == 0 and width % patch == 0:
+            grid = patches.reshape(len(scores), 1, height // patch, width // patch)
+            pixels = grid.repeat_interleave(patch, 2).repeat_interleave(patch, 3)
+            return template.new(pixels / (channels * patch**2))
+    return None

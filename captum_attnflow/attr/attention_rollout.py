@@ -1,0 +1,124 @@
+"""Attention Rollout (Abnar & Zuidema, ACL 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from captum._utils.typing import ModuleOrModuleList
+from torch import Tensor
+
+from captum_attnflow.attr._base import AttentionAttribution, LayerAttentionAttribution
+from captum_attnflow.capacity import build_network, check_residual
+from captum_attnflow.capture import AttentionRecord
+from captum_attnflow.network import LayeredNetwork
+from captum_attnflow.result import Explanation
+
+
+class AttentionRollout(AttentionAttribution):
+    r"""Attention Rollout, in place of ``IntegratedGradients``.
+
+    The product :math:`A'_L \cdots A'_1` of the layers' attention with residual edges,
+    :math:`A' = 0.5 A + 0.5 I` (Abnar & Zuidema 2020), read at the positions where the
+    selected output is read and averaged over them. Scores are in [0, 1] and sum to 1.
+    Rollout is itself a flow through the network of :class:`AttentionFlow`;
+    :meth:`explain` returns it as such.
+
+    Args:
+        forward_func (Callable or Module): The forward function.
+        multiply_by_inputs (bool): Kept for Captum's signature; no effect.
+        residual (float, optional): Share of the residual edge, in (0, 1), or None.
+
+    Raises:
+        ValueError: If ``residual`` is neither.
+
+    Examples::
+
+        >>> from captum_attnflow.demo import load_demo_model
+        >>> model, tokenizer = load_demo_model()
+        >>> ids = tokenizer("a gripping , funny film", return_tensors="pt").input_ids
+        >>> rollout = AttentionRollout(lambda ids: model(ids).logits)
+        >>> round(rollout.attribute(ids, target=1).sum().item(), 4)
+        1.0
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        multiply_by_inputs: bool = True,
+        *,
+        residual: float | None = 0.5,
+    ) -> None:
+        super().__init__(forward_func, multiply_by_inputs)
+        check_residual(residual)
+        if isinstance(residual, str):
+            raise ValueError(
+                f"residual={residual!r} has no meaning in a product of matrices; give "
+                "None or a fraction between 0 and 1"
+            )
+        self.residual = residual
+
+    def _score(self, record: AttentionRecord) -> Explanation:
+        network = build_network(record, "AF", self.residual)
+        flow = _rollout_flow(network)
+        return Explanation(
+            scores=flow[:, 0].sum(1),
+            flow_value=flow[:, -1].sum((1, 2)),
+            network=network,
+            flow=flow,
+        )
+
+
+def _rollout_flow(network: LayeredNetwork) -> Tensor:
+    """Carry one unit from the read-out positions down, split as each row says."""
+    share = network.sink.to(network.capacity.dtype)
+    share = share / share.sum(1, keepdim=True).clamp_min(1)
+    layers = []
+    for layer in reversed(range(network.n_layers)):
+        layers.append(network.capacity[:, layer] * share[..., None])
+        share = layers[-1].sum(1)
+    return torch.stack(layers[::-1], 1)
+
+
+class LayerAttentionRollout(LayerAttentionAttribution, AttentionRollout):
+    """Attention Rollout, in place of ``LayerIntegratedGradients``.
+
+    Args:
+        forward_func (Callable or Module): The forward function.
+        layer (Module or list of Module): The layer whose output the attributions are
+            shaped like.
+        device_ids (list of int, optional): Kept for Captum's signature.
+        multiply_by_inputs (bool): Kept for Captum's signature; no effect.
+        residual (float, optional): See :class:`AttentionRollout`.
+
+    Raises:
+        ValueError: If ``residual`` is out of range.
+
+    Examples::
+
+        >>> from captum_attnflow.demo import load_demo_model
+        >>> model, tokenizer = load_demo_model()
+        >>> ids = tokenizer("a gripping , funny film", return_tensors="pt").input_ids
+        >>> rollout = LayerAttentionRollout(
+        ...     lambda ids: model(ids).logits, model.bert.embeddings
+        ... )
+        >>> rollout.attribute(ids, target=1).shape == (*ids.shape, 128)
+        True
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: ModuleOrModuleList,
+        device_ids: list[int] | None = None,
+        multiply_by_inputs: bool = True,
+        *,
+        residual: float | None = 0.5,
+    ) -> None:
+        LayerAttentionAttribution.__init__(
+            self, forward_func, layer, device_ids, multiply_by_inputs
+        )
+        AttentionRollout.__init__(
+            self, forward_func, multiply_by_inputs, residual=residual
+        )

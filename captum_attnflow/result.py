@@ -1,0 +1,78 @@
+"""What ``explain()`` returns: scores, flow, network and how well it was solved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import networkx as nx
+import torch
+from torch import Tensor
+
+from captum_attnflow.network import LayeredNetwork
+
+
+@dataclass(frozen=True)
+class FlowDiagnostics:
+    """How well the flows behind the scores of an example were solved.
+
+    The worst over the flows of the example, one flow or one per token.
+
+    Attributes:
+        duality_gap (Tensor): Shape ``(B,)``, flow value that may be missing to the
+            maximum, in units of capacity.
+        imbalance (Tensor): Shape ``(B,)``, largest violation of conservation at a
+            node, in units of capacity.
+        iterations (Tensor): Shape ``(B,)``, int64, Newton systems solved.
+    """
+
+    duality_gap: Tensor
+    imbalance: Tensor
+    iterations: Tensor
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Token scores of a batch, with everything they came from.
+
+    Attributes:
+        scores (Tensor): Shape ``(B, T)``, float64, in ``[0, inf)``; one score per
+            position of the attention maps, 0 on masked padding.
+        flow_value (Tensor): Shape ``(B,)``, float64, value of the joint flow.
+        network (LayeredNetwork): The joint network of each example.
+        flow (Tensor): Shape ``(B, L, T, T)``, float64, the joint flow per edge, laid
+            out as ``network.capacity``.
+        cut (Tensor, optional): Shape ``(B, L + 1, T)``, bool, ``True`` on the source's
+            side of a minimum cut; None for attention rollout, which solves nothing.
+        diagnostics (FlowDiagnostics, optional): How well the flows behind the scores
+            were solved; None for attention rollout.
+    """
+
+    scores: Tensor
+    flow_value: Tensor
+    network: LayeredNetwork
+    flow: Tensor
+    cut: Tensor | None = None
+    diagnostics: FlowDiagnostics | None = None
+
+    @property
+    def delta(self) -> Tensor:
+        """Efficiency residual ``scores.sum(1) - flow_value``, shape ``(B,)``.
+
+        Zero up to rounding in the joint game; in the independent game the amount by
+        which separate flows exceed the joint one.
+        """
+        return self.scores.sum(1) - self.flow_value
+
+    def to_networkx(
+        self, example: int = 0, tokens: list[str] | None = None
+    ) -> nx.DiGraph:
+        """Build an example's network with its flow.
+
+        See :meth:`LayeredNetwork.to_networkx`.
+        """
+        return self.network.to_networkx(example, tokens, self.flow)
+
+    def zero_examples(self) -> list[int]:
+        """Rows of the batch whose scores are all 0."""
+        zero: list[int] = torch.nonzero((self.scores == 0).all(1))[:, 0].tolist()
+        return zero
