@@ -1,0 +1,147 @@
+"""The command line: the library's functions, from the shell."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from captum._utils.progress import progress
+from rich.console import Console
+from transformers.utils import logging as transformers_logging
+
+from captum_attnflow.capture import UnsupportedAttentionError
+from captum_attnflow.demo import DEMO_MODEL_PATH
+from captum_attnflow.solve import FlowError
+from captum_attnflow.text import METHODS, TextAttribution, TextClassifier
+from captum_attnflow.visualization import html_page, terminal_text
+
+_BATCH_SIZE = 16
+_PROGRESS_AFTER_SECONDS = 2
+
+app = typer.Typer(
+    help="Attention flow attributions for transformers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _main() -> None:
+    """Attention flow attributions for transformers."""
+
+
+@app.command()
+def explain(
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Texts; none reads standard input.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option(help='Read texts from a file, one per line; "-".')
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="Model folder or hub id; a demo model by default.")
+    ] = str(DEMO_MODEL_PATH),
+    method: Annotated[
+        str, typer.Option(help=f"One of: {', '.join(METHODS)}.")
+    ] = "generalized-attention-flow",
+    target: Annotated[
+        str | None, typer.Option(help="Label or index; the predicted one by default.")
+    ] = None,
+    residual: Annotated[
+        str | None, typer.Option(help='A fraction, "free", or "none".')
+    ] = None,
+    game: Annotated[str | None, typer.Option(help="joint or independent.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write an HTML page.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object per text.")
+    ] = False,
+) -> None:
+    """Print the prediction for each text, and its tokens coloured by score."""
+    options: dict[str, Any] = {} if game is None else {"game": game}
+    if residual is not None:
+        options["residual"] = _residual(residual)
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            results = []
+            for result in _explain(texts, file, model, method, target, options):
+                results.append(result)
+                if as_json:
+                    print(json.dumps(asdict(result)))
+                else:
+                    console.print(terminal_text(result))
+        if html is not None:
+            html.write_text(html_page(results), encoding="utf-8")
+    except (
+        OSError,
+        TypeError,
+        ValueError,
+        UnsupportedAttentionError,
+        FlowError,
+    ) as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(
+            f"error: {error}", markup=False, style="red"
+        )
+        raise typer.Exit(2) from error
+
+
+def _explain(
+    texts: list[str] | None,
+    file: Path | None,
+    model: str,
+    method: str,
+    target: str | None,
+    options: dict[str, Any],
+) -> Iterator[TextAttribution]:
+    lines = _read(texts, file)
+    transformers_logging.disable_progress_bar()
+    classifier = TextClassifier.load(model)
+    bar = progress(
+        range(0, len(lines), _BATCH_SIZE),
+        desc="explaining",
+        file=sys.stderr,
+        delay=_PROGRESS_AFTER_SECONDS,
+    )
+    for start in bar:
+        batch = lines[start : start + _BATCH_SIZE]
+        yield from classifier.explain(batch, method, target, **options)
+
+
+def _read(texts: list[str] | None, file: Path | None) -> list[str]:
+    if texts and file:
+        raise ValueError("texts were given both as arguments and by --file; give one")
+    if texts:
+        return texts
+    from_stdin = file is None or str(file) == "-"
+    content = sys.stdin.read() if from_stdin else Path(str(file)).read_text("utf-8")
+    lines = content.splitlines()
+    empty = [number for number, line in enumerate(lines, 1) if not line.strip()]
+    if not lines or empty:
+        where = f"line {empty[0]}" if empty else "the input"
+        raise ValueError(f"{where} is empty; give one text per line, no blank lines")
+    return lines
+
+
+def _residual(given: str) -> float | str | None:
+    if given == "none":
+        return None
+    try:
+        return float(given)
+    except ValueError:
+        return given
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    app()
