@@ -70,6 +70,7 @@ def explain(
     console = Console(highlight=False, soft_wrap=True)
     try:
         with warnings.catch_warnings():
+            warnings.filterwarnings("always", module="captum_attnflow")
             warnings.showwarning = _show_warning
             results = []
             for result in _explain(texts, file, model, method, target, options):

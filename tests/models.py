@@ -1,0 +1,147 @@
+"""Tiny models with random weights, one for each way of writing attention."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+VOCABULARY = 50
+_COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+}
+_DISENTANGLED = {**_COMMON, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
+_TOKEN_IDS = {
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "cls_token_id": 1,
+    "sep_token_id": 2,
+    "pad_token_id": 0,
+}
+
+ENCODERS: dict[str, dict[str, Any]] = {
+    "Albert": {**_COMMON, "embedding_size": 16},
+    "Bert": _COMMON,
+    "BigBird": {**_COMMON, "attention_type": "original_full", **_TOKEN_IDS},
+    "Deberta": _DISENTANGLED,
+    "DebertaV2": _DISENTANGLED,
+    "DistilBert": {
+        "vocab_size": VOCABULARY,
+        "dim": 32,
+        "n_layers": 3,
+        "n_heads": 4,
+        "hidden_dim": 64,
+    },
+    "Electra": _COMMON,
+    "Funnel": {
+        "vocab_size": VOCABULARY,
+        "block_sizes": [1, 1],
+        "d_model": 32,
+        "n_head": 4,
+        "d_head": 8,
+        "d_inner": 64,
+    },
+    "ModernBert": {**_COMMON, "global_attn_every_n_layers": 1, **_TOKEN_IDS},
+    "MPNet": _COMMON,
+    "Roberta": _COMMON,
+    "XLNet": {
+        "vocab_size": VOCABULARY,
+        "d_model": 32,
+        "n_layer": 3,
+        "n_head": 4,
+        "d_inner": 64,
+    },
+}
+
+# Those for which transformers offers attention by a fused kernel.
+FUSED_ENCODERS = ["Albert", "Bert", "DistilBert", "Electra", "ModernBert", "Roberta"]
+
+
+def classifier(
+    family: str, implementation: str = "eager", dtype: torch.dtype = torch.float32
+) -> nn.Module:
+    """A sequence classifier of two labels; the same weights for the same family."""
+    config = getattr(transformers, f"{family}Config")(**copy.deepcopy(ENCODERS[family]))
+    config.num_labels = 2
+    factory = getattr(transformers, f"{family}ForSequenceClassification")
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = factory._from_config(config, attn_implementation=implementation)
+    return model.to(dtype).eval()
+
+
+def bert(dtype: torch.dtype = torch.float64, implementation: str = "sdpa") -> nn.Module:
+    return classifier("Bert", implementation, dtype)
+
+
+def token_ids(n_rows: int = 2, n_tokens: int = 10) -> Tensor:
+    return torch.randint(5, VOCABULARY, (n_rows, n_tokens))
+
+
+def vision_classifier() -> nn.Module:
+    config = transformers.ViTConfig(
+        image_size=32,
+        patch_size=8,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=64,
+        num_labels=2,
+        initializer_range=0.5,
+    )
+    return transformers.ViTForImageClassification(config).double().eval()
+
+
+class TorchEncoder(nn.Module):
+    """``nn.TransformerEncoder`` over embeddings, with a mean-pooled head."""
+
+    def __init__(self, batch_first: bool = True) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=batch_first)
+        self.embedding = nn.Embedding(VOCABULARY, 32)
+        self.encoder = nn.TransformerEncoder(layer, 3)
+        self.head = nn.Linear(32, 2)
+        self.batch_first = batch_first
+        self.double().eval()
+
+    def forward(self, ids: Tensor, padding: Tensor | None = None) -> Tensor:
+        hidden = self.embedding(ids)
+        if not self.batch_first:
+            hidden = hidden.transpose(0, 1)
+        hidden = self.encoder(hidden, src_key_padding_mask=padding)
+        if not self.batch_first:
+            hidden = hidden.transpose(0, 1)
+        return self.head(hidden[:, 0])
+
+
+class HandWritten(nn.Module):
+    """Attention written out by softmax and einsum, with an experts' gate between."""
+
+    def __init__(self, n_experts: int = 10) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(VOCABULARY, 32)
+        self.gate = nn.Linear(32, n_experts)
+        self.experts = nn.Parameter(torch.randn(n_experts, 32, 32) / 8)
+        self.mixed_experts = nn.Parameter(torch.randn(n_experts, 32) / 8)
+        self.head = nn.Linear(32, 2)
+        self.double().eval()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        hidden = self.embedding(ids)
+        for _ in range(2):
+            weights = torch.softmax(hidden @ hidden.mT / 32, dim=-1)
+            hidden = hidden + torch.einsum("bij,bjd->bid", weights, hidden)
+            gates = torch.softmax(self.gate(hidden), dim=-1)
+            outputs = torch.einsum("btd,edf->btef", hidden, self.experts)
+            hidden = hidden + torch.einsum("bte,btef->btf", gates, outputs)
+            hidden = hidden + gates @ self.mixed_experts
+        return self.head(hidden.mean(1))

@@ -1,0 +1,47 @@
+"""Networks for the tests: random, and hypothesis strategies."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import strategies as st
+
+from captum_attnflow.network import LayeredNetwork
+
+
+def attention_network(
+    n_layers: int, n_tokens: int, *, n_networks: int = 1, read_out: int | None = None
+) -> LayeredNetwork:
+    """Head means of softmaxed Gaussian scores, read out at one position or at all."""
+    scores = torch.randn(n_networks, n_layers, 12, n_tokens, n_tokens)
+    capacity = (2 * scores.double()).softmax(-1).mean(2)
+    sink = torch.ones(n_networks, n_tokens, dtype=torch.bool)
+    if read_out is not None:
+        sink[:] = torch.arange(n_tokens) == read_out
+    source = torch.ones(n_networks, n_tokens, dtype=torch.bool)
+    return LayeredNetwork(capacity, source, sink)
+
+
+@st.composite
+def networks(draw: st.DrawFn) -> LayeredNetwork:
+    """Small networks of any sparsity, of scales from 1e-12 to 1e12, some with free
+    residual edges, some with extreme ratios between capacities."""
+    n_layers = draw(st.integers(1, 4))
+    n_tokens = draw(st.integers(1, 6))
+    density = draw(st.floats(0, 1))
+    spread = draw(st.sampled_from([0.0, 1.0, 6.0]))
+    scale = 10.0 ** draw(st.integers(-12, 12))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+
+    def uniform(*shape: int) -> torch.Tensor:
+        return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+    shape = (1, n_layers, n_tokens, n_tokens)
+    capacity = scale * uniform(*shape) * 10 ** (spread * (2 * uniform(*shape) - 1))
+    capacity = capacity * (uniform(*shape) < density)
+    source = uniform(1, n_tokens) < 0.7
+    sink = uniform(1, n_tokens) < 0.5
+    if draw(st.booleans()):
+        identity = torch.eye(n_tokens, dtype=torch.bool)
+        capacity = torch.where(identity, torch.inf, capacity)
+        source &= ~sink
+    return LayeredNetwork(capacity, source, sink)

@@ -1,0 +1,1 @@
+"""Slow replicas, written from the equations, that the package is compared with."""

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import networkx as nx
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from networks import attention_network, networks
+from reference.barrier import solve_with_cvxpy
+
+from captum_attnflow import BarrierSolver, FlowError, LayeredNetwork, solve_flow
+
+
+def max_flow(network: LayeredNetwork, example: int = 0) -> float:
+    graph = network.to_networkx(example)
+    algorithm = nx.algorithms.flow.edmonds_karp
+    return nx.maximum_flow_value(graph, "source", "sink", flow_func=algorithm)
+
+
+@settings(max_examples=300, deadline=None)
+@given(networks())
+def test_solution_is_a_maximum_flow_on_any_network(network):
+    expected = max_flow(network)
+    solution = solve_flow(network)
+    value = solution.value.item()
+    assert value == pytest.approx(expected, rel=1e-6, abs=0)
+    assert solution.imbalance.item() <= 1e-9 * value
+    assert bool((solution.flow >= 0).all())
+    assert bool((solution.flow <= network.capacity).all())
+    assert solution.cut_capacity.item() == pytest.approx(expected, rel=1e-6, abs=0)
+    # The imbalance that is reported is the one that anybody measures.
+    conserved = network.divergence(
+        solution.flow, solution.source_flow, solution.sink_flow
+    )
+    assert conserved.abs().max().item() == solution.imbalance.item()
+
+
+@pytest.mark.parametrize("read_out", [None, 0])
+@pytest.mark.parametrize("epsilon", [1e-2, 1e-3])
+def test_scores_equal_those_of_a_generic_convex_solver(read_out, epsilon):
+    network = attention_network(3, 5, read_out=read_out)
+    solution = solve_flow(network, BarrierSolver(epsilon=epsilon))
+    expected = solve_with_cvxpy(network.trim(), solution.mu.item())
+    scores = solution.source_flow[0].numpy()
+    assert np.abs(scores - expected).max() <= 1e-5 * solution.value.item()
+
+
+def test_scores_with_free_residuals_equal_those_of_a_generic_convex_solver():
+    network = attention_network(3, 4, read_out=0)
+    identity = torch.eye(4, dtype=torch.bool)
+    network = LayeredNetwork(
+        torch.where(identity, torch.inf, network.capacity),
+        network.source & ~network.sink,
+        network.sink,
+    )
+    solution = solve_flow(network, BarrierSolver(epsilon=1e-3))
+    expected = solve_with_cvxpy(network.trim(), solution.mu.item())
+    scores = solution.source_flow[0].numpy()
+    assert np.abs(scores - expected).max() <= 1e-5 * solution.value.item()
+
+
+def test_answer_is_centred_at_the_requested_mu():
+    network = attention_network(2, 4)
+    solution = solve_flow(network, BarrierSolver(mu=1e-3))
+    assert solution.mu.item() == pytest.approx(1e-3)
+    # Stationarity: mu / x - mu / (u - x) is the potential drop along each edge.
+    flow, potential = solution.flow[0], solution.potential[0]
+    drop = potential[:-1, None, :] - potential[1:, :, None]
+    force = 1e-3 / flow - 1e-3 / (network.capacity[0] - flow)
+    torch.testing.assert_close(force, drop, rtol=1e-4, atol=1e-6)
+
+
+def test_duality_gap_is_the_requested_share_of_the_value():
+    network = attention_network(4, 8, n_networks=3)
+    solution = solve_flow(network, BarrierSolver(epsilon=1e-5))
+    relative_gap = solution.duality_gap / solution.value
+    assert relative_gap.tolist() == pytest.approx([1e-5] * 3, rel=1e-4)
+
+
+@pytest.mark.parametrize("read_out", [None, 0])
+def test_scores_do_not_depend_on_batch_company(read_out):
+    network = attention_network(4, 16, n_networks=5, read_out=read_out)
+    network.capacity[2] *= 1e6
+    together = solve_flow(network)
+    in_parts = solve_flow(network, BarrierSolver(max_edges=1))
+    for index in range(5):
+        alone = solve_flow(network.select(slice(index, index + 1)))
+        for other in (together.source_flow[index], in_parts.source_flow[index]):
+            error = (alone.source_flow[0] - other).abs().max()
+            assert error <= 1e-9 * alone.value.item()
+
+
+@pytest.mark.parametrize("read_out", [None, 3])
+def test_scores_follow_a_permutation_of_the_tokens(read_out):
+    network = attention_network(6, 32, read_out=read_out)
+    order = torch.randperm(32)
+    permuted = LayeredNetwork(
+        network.capacity[..., order, :][..., order],
+        network.source[:, order],
+        network.sink[:, order],
+    )
+    scores = solve_flow(network).source_flow
+    again = torch.empty_like(scores)
+    again[:, order] = solve_flow(permuted).source_flow
+    assert (scores - again).abs().max() <= 1e-9 * scores.sum()
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-3, 1e12])
+def test_scores_scale_with_the_capacities(scale):
+    network = attention_network(4, 12)
+    scaled = LayeredNetwork(network.capacity * scale, network.source, network.sink)
+    scores = solve_flow(network).source_flow
+    error = solve_flow(scaled).source_flow / scale - scores
+    assert error.abs().max() <= 1e-9 * scores.sum()
+
+
+def test_networks_without_a_path_get_the_zero_flow_among_others():
+    network = attention_network(2, 3, n_networks=3)
+    network.capacity[1, 0] = 0
+    solution = solve_flow(network)
+    assert solution.value[1] == 0
+    assert not solution.flow[1].any()
+    assert solution.value[[0, 2]].tolist() == pytest.approx(
+        [max_flow(network, 0), max_flow(network, 2)], rel=1e-6
+    )
+
+
+def test_unbounded_flow_is_refused():
+    capacity = torch.full((1, 2, 2, 2), torch.inf)
+    everywhere = torch.ones(1, 2, dtype=torch.bool)
+    with pytest.raises(FlowError, match="unbounded"):
+        solve_flow(LayeredNetwork(capacity, everywhere, everywhere))
+
+
+def test_iteration_limit_is_an_error_and_never_a_silent_zero():
+    with pytest.raises(FlowError, match="did not converge on 2 of 2 networks"):
+        solve_flow(
+            attention_network(3, 6, n_networks=2), BarrierSolver(max_iterations=2)
+        )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"epsilon": 0.0}, {"epsilon": 1.0}, {"mu": -1.0}, {"max_iterations": 0}],
+)
+def test_options_out_of_range_are_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        BarrierSolver(**options)
+
+
+def test_unknown_solver_is_refused():
+    with pytest.raises(ValueError, match=r"solver='simplex' is unknown.*barrier"):
+        solve_flow(attention_network(1, 2), "simplex")

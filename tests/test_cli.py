@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from captum_attnflow.cli import app
+from captum_attnflow.text import METHODS
+
+TEXT = "a gripping , funny film"
+
+
+@pytest.fixture
+def run():
+    runner = CliRunner()
+    return lambda *arguments, **options: runner.invoke(
+        app, ["explain", *map(str, arguments)], **options
+    )
+
+
+def test_main_job_prints_prediction_and_tokens(run):
+    result = run(TEXT)
+    assert result.exit_code == 0
+    assert result.output.startswith("positive 0.")
+    assert " gripping " in result.output
+    assert "highest: " in result.output
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_json_gives_one_object_per_text(run, method):
+    result = run(TEXT, "dull", "--json", "--method", method)
+    first, second = map(json.loads, result.stdout.splitlines())
+    assert first["text"] == TEXT
+    assert first["tokens"][3] == ","
+    assert len(first["scores"]) == len(first["tokens"])
+    assert second["predicted"] == "negative"
+
+
+def test_options_reach_the_method(run):
+    plain = json.loads(run(TEXT, "--json").stdout)
+    options = ("--residual", "free", "--game", "independent")
+    faithful = json.loads(run(TEXT, "--json", *options).stdout)
+    assert faithful["scores"] != plain["scores"]
+    assert faithful["scores"][0] == 0  # the read-out position is no source
+    fraction = json.loads(run(TEXT, "--json", "--residual", "0.5").stdout)
+    none = json.loads(run(TEXT, "--json", "--residual", "none").stdout)
+    assert fraction["scores"] != none["scores"] == plain["scores"]
+
+
+def test_texts_come_from_a_file_or_standard_input(run, tmp_path):
+    lines = f"{TEXT}\ndull\n"
+    file = tmp_path / "texts.txt"
+    file.write_text(lines)
+    expected = run(TEXT, "dull", "--json").stdout
+    assert run("--file", file, "--json").stdout == expected
+    assert run("--json", input=lines).stdout == expected
+    assert run("--file", "-", "--json", input=lines).stdout == expected
+
+
+def test_html_is_written(run, tmp_path):
+    page = tmp_path / "page.html"
+    assert run(TEXT, "--html", page).exit_code == 0
+    assert "gripping" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([""], "text 1 of 1 is empty"),
+        ([TEXT, "--target", "neutral"], "target='neutral' is unknown"),
+        ([TEXT, "--method", "lime"], "method='lime' is unknown"),
+        ([TEXT, "--model", "/no/such/folder"], "there is no model folder"),
+        ([TEXT, "--residual", "much"], "residual='much' is unknown"),
+        ([TEXT, "--game", "poker"], "game='poker' is unknown"),
+        ([TEXT, "--html", "/no/such/folder/page.html"], "No such file"),
+        ([TEXT, "--file", "texts.txt"], "give one"),
+        (["--file", "/no/such/texts.txt"], "No such file"),
+        ([TEXT, "--method", "attention-rollout", "--game", "joint"], "game"),
+    ],
+)
+def test_bad_input_is_an_error_that_names_it(run, arguments, message):
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_blank_line_is_an_error_that_names_it(run):
+    result = run(input="dull\n\nfine\n")
+    assert result.exit_code == 2
+    assert "line 2 is empty" in result.stderr
+    assert "the input is empty" in run(input="").stderr
+
+
+def test_truncation_is_told_on_standard_error(run):
+    result = run("very " * 200, "--json")
+    assert result.exit_code == 0
+    assert "warning: text 1 of 1 has 202 tokens" in result.stderr
+    json.loads(result.stdout)
+
+
+def test_command_runs_as_a_process_of_its_own():
+    done = subprocess.run(
+        [sys.executable, "-m", "captum_attnflow.cli", "explain", TEXT],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("positive")
+    assert done.stderr == ""

@@ -1,0 +1,97 @@
+import networkx as nx
+import pytest
+import torch
+from hypothesis import given, settings
+from networks import attention_network, networks
+
+from captum_attnflow import LayeredNetwork, solve_flow
+
+
+def paths_edges(network: LayeredNetwork) -> set[tuple[str, str]]:
+    """Edges on some path from source to sink, by networkx."""
+    graph = network.to_networkx()
+    useful = nx.descendants(graph, "source") | {"source"}
+    useful &= nx.ancestors(graph, "sink") | {"sink"}
+    return set(graph.subgraph(useful).edges) if {"source", "sink"} <= useful else set()
+
+
+@settings(max_examples=100, deadline=None)
+@given(networks())
+def test_trim_keeps_exactly_the_edges_on_paths_from_source_to_sink(network):
+    assert set(network.trim().to_networkx().edges) == paths_edges(network)
+
+
+@settings(max_examples=100, deadline=None)
+@given(networks())
+def test_trimming_twice_changes_nothing(network):
+    once = network.trim()
+    twice = once.trim()
+    assert torch.equal(once.capacity, twice.capacity)
+
+
+@settings(max_examples=50, deadline=None)
+@given(networks())
+def test_node_bound_bounds_the_flow_through_every_node(network):
+    flow = solve_flow(network, "networkx")
+    through = torch.cat([flow.source_flow[:, None], flow.flow.sum(-1)], 1)
+    rounding = 1e-9 * flow.value
+    assert (through <= network.node_bound() + rounding).all()
+
+
+def test_networkx_graph_has_readable_names_capacities_and_flows():
+    network = LayeredNetwork(
+        capacity=torch.tensor([[[[0.25, 0.5], [0.0, torch.inf]]]]),
+        source=torch.tensor([[True, False]]),
+        sink=torch.tensor([[True, True]]),
+    )
+    flow = torch.tensor([[[[0.25, 0.0], [0.0, 0.0]]]])
+    graph = network.to_networkx(tokens=["so", "funny"], flow=flow)
+    assert dict(graph.nodes["0/1 funny"]) == {
+        "layer": 0,
+        "position": 1,
+        "token": "funny",
+    }
+    assert dict(graph.edges["0/0 so", "1/0 so"]) == {"capacity": 0.25, "flow": 0.25}
+    assert dict(graph.edges["0/1 funny", "1/0 so"]) == {"capacity": 0.5, "flow": 0.0}
+    # An edge that never binds has no capacity: networkx reads that as infinite.
+    assert dict(graph.edges["0/1 funny", "1/1 funny"]) == {"flow": 0.0}
+    assert dict(graph.edges["source", "0/0 so"]) == {"flow": 0.25}
+    assert dict(graph.edges["1/0 so", "sink"]) == {"flow": 0.25}
+    assert not graph.has_edge("source", "0/1 funny")
+    assert not graph.has_edge("0/0 so", "1/1 funny")
+    assert nx.maximum_flow_value(graph, "source", "sink") == 0.25
+
+
+def test_graph_of_a_solution_conserves_flow_at_every_node():
+    network = attention_network(2, 5, n_networks=2)
+    graph = network.to_networkx(1, flow=solve_flow(network).flow)
+    for node in set(graph) - {"source", "sink"}:
+        arriving = sum(flow for *_, flow in graph.in_edges(node, data="flow"))
+        leaving = sum(flow for *_, flow in graph.out_edges(node, data="flow"))
+        assert arriving == pytest.approx(leaving, rel=1e-9)
+
+
+def test_wrong_number_of_tokens_is_refused():
+    with pytest.raises(ValueError, match="2 tokens were given for 3 positions"):
+        attention_network(1, 3).to_networkx(tokens=["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"capacity": torch.ones(1, 2, 3, 4)}, "needs .B, L, T, T."),
+        ({"capacity": -torch.ones(1, 2, 3, 3)}, "negative or NaN"),
+        ({"capacity": torch.full((1, 2, 3, 3), torch.nan)}, "negative or NaN"),
+        ({"source": torch.ones(1, 4, dtype=torch.bool)}, "source has shape"),
+        ({"sink": torch.ones(1, 3)}, "sink has shape"),
+    ],
+)
+def test_malformed_networks_are_refused(change, message):
+    everywhere = torch.ones(1, 3, dtype=torch.bool)
+    parts = {
+        "capacity": torch.ones(1, 2, 3, 3),
+        "source": everywhere,
+        "sink": everywhere,
+    }
+    with pytest.raises(ValueError, match=message):
+        LayeredNetwork(**{**parts, **change})
