@@ -30,10 +30,13 @@ from captum_attnflow.solve._laplacian import LaplacianFactor
 from captum_attnflow.solve.solution import FlowError, FlowSolution, certified
 
 # Start: the capacity-proportional flow at this share of the bound of the value, at
-# most this share of each capacity, and a duality gap of about twice the bound. Chosen
-# on random attention-like networks for the fewest iterations.
+# most this share of each capacity; multipliers for this relative gap, but at least of
+# the size of potential drops. Chosen for the fewest iterations on random networks
+# with and without free residual edges: smaller multipliers block the steps.
 _START_VALUE = 0.9
 _START_LOAD = 0.7
+_START_GAP = 0.2
+_START_MULTIPLIER = 0.5
 _STEP_SHARE = 0.995
 
 
@@ -240,11 +243,13 @@ def _start(problem: _Problem) -> _State:
     # Underflow would put the start on the boundary; dead edges hold a 1 throughout.
     x = torch.where(alive > 0, x.clamp_min(torch.finfo(x.dtype).tiny ** 0.5), 1.0)
     y = torch.where(bounded > 0, problem.capacity - x, 1.0)
-    mu = 2 / problem.n_terms[:, None]
+    mu = _START_GAP / problem.n_terms[:, None]
+    z = (mu / x).clamp_min(_START_MULTIPLIER) * alive
+    s = (mu / y).clamp_min(_START_MULTIPLIER) * bounded
     levels = torch.arange(problem.n_layers + 1, dtype=x.dtype, device=x.device)
     level = (levels + 0.5) / (problem.n_layers + 1) - 1
     p = level[:, None].expand(len(x), -1, problem.n_tokens).clone()
-    return _State(x=x, y=y, z=mu * alive / x, s=mu * bounded / y, p=p)
+    return _State(x=x, y=y, z=z, s=s, p=p)
 
 
 def _converged(
@@ -283,8 +288,13 @@ def _step(problem: _Problem, state: _State, target: Tensor) -> _State:
     predict = (mu > 1.01 * target).to(x.dtype)[:, None]
     _, dx = newton(torch.zeros_like(x))
     r, t = dx * inv_x, dx * inv_y
-    mu_predicted = _predicted_gap(state, dx, r, t) / problem.n_terms
-    sigma = (mu_predicted / mu).clamp(0, 1) ** 3
+    primal, dual = _predicted_steps(r, t)
+    mu_predicted = _predicted_gap(state, dx, r, t, primal, dual) / problem.n_terms
+    # Mehrotra's rule, and more centring where the boundary blocks the predictor.
+    sigma = torch.maximum(
+        (mu_predicted / mu).clamp(0, 1) ** 3,
+        (1 - torch.minimum(primal, dual)[:, 0]) ** 2,
+    )
     mu_next = torch.where(predict[:, 0] > 0, torch.maximum(sigma * mu, target), target)
     mu_next = mu_next[:, None]
     # Second-order terms of the complementarity products, from the predictor.
@@ -297,10 +307,16 @@ def _step(problem: _Problem, state: _State, target: Tensor) -> _State:
     return _advance(problem, state, dx, dz, ds, dp)
 
 
-def _predicted_gap(state: _State, dx: Tensor, r: Tensor, t: Tensor) -> Tensor:
-    """Gap after the longest predictor step that keeps everything non-negative."""
-    primal = 1 / torch.maximum((-r).amax(1), t.amax(1)).clamp_min(1)[:, None]
-    dual = 1 / torch.maximum((1 + r).amax(1), (1 - t).amax(1)).clamp_min(1)[:, None]
+def _predicted_steps(r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Longest predictor steps that keep flows and multipliers non-negative."""
+    primal = torch.maximum((-r).amax(1), t.amax(1)).clamp_min(1)
+    dual = torch.maximum((1 + r).amax(1), (1 - t).amax(1)).clamp_min(1)
+    return 1 / primal[:, None], 1 / dual[:, None]
+
+
+def _predicted_gap(
+    state: _State, dx: Tensor, r: Tensor, t: Tensor, primal: Tensor, dual: Tensor
+) -> Tensor:
     after_x = (state.x + primal * dx) * state.z * (1 - dual * (1 + r))
     after_y = (state.y - primal * dx) * state.s * (1 - dual * (1 - t))
     return after_x.sum(1) + after_y.sum(1)
