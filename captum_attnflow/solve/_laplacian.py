@@ -1,8 +1,7 @@
-"""Block-tridiagonal graph Laplacians of layered networks.
+"""Grounded graph Laplacians of layered networks, and how to solve them.
 
 Edges join neighbouring token layers only, so the weighted Laplacian, with the
-terminals grounded, has ``T x T`` blocks on three diagonals. One sweep of block
-Cholesky factors a whole batch in ``O(L T^3)`` dense matrix products.
+terminals grounded, has ``T x T`` blocks on three diagonals.
 """
 
 from __future__ import annotations
@@ -10,59 +9,80 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from captum_attnflow.solve._cholesky import BlockCholesky
+from captum_attnflow.solve._conjugate_gradients import (
+    RankOnePreconditioner,
+    conjugate_gradients,
+)
+
 # The Laplacian of a cluster that only weak edges ground is singular in floating
 # point. This share of the diagonal keeps its factor real and is far below the
 # accuracy that any step needs.
 _RELATIVE_RIDGE = 1e-14
+# Iterations after which the direct solver is the cheaper one.
+_MAX_ITERATIONS = 30
 
 
-class LaplacianFactor:
-    """Block Cholesky factor of a batch of grounded Laplacians.
+class Laplacian:
+    """A batch of Laplacians, solved iteratively or directly.
 
     Args:
         weight (Tensor): Shape ``(B, L, T, T)``, weight of the edge from node ``j`` of
             layer ``l`` to node ``i`` of layer ``l + 1`` at ``[b, l, i, j]``.
-        ground (Tensor): Shape ``(B, L + 1, T)``, weight of the edges to the grounded
-            terminals.
+        source (Tensor): Shape ``(B, T)``, weight of the edges from the source.
+        sink (Tensor): Shape ``(B, T)``, weight of the edges to the sink.
+        iterative (bool): Try conjugate gradients first.
 
     A node without any weight gets a unit diagonal: its solution is its right side.
+
+    Attributes:
+        iterative (bool): Whether conjugate gradients have served so far.
     """
 
-    def __init__(self, weight: Tensor, ground: Tensor) -> None:
-        diagonal = ground.clone()
-        diagonal[:, 1:] += weight.sum(-1)
-        diagonal[:, :-1] += weight.sum(-2)
+    def __init__(
+        self, weight: Tensor, source: Tensor, sink: Tensor, iterative: bool
+    ) -> None:
+        arriving = torch.cat([source[:, None], weight.sum(-1)], 1)
+        leaving = torch.cat([weight.sum(-2), sink[:, None]], 1)
+        diagonal = arriving + leaving
         diagonal += (diagonal == 0).to(diagonal.dtype)
         diagonal *= 1 + _RELATIVE_RIDGE
-        self._factors: list[Tensor] = []
-        self._couplings: list[Tensor] = []
-        block = torch.diag_embed(diagonal[:, 0])
-        for layer in range(weight.shape[1]):
-            factor, _ = torch.linalg.cholesky_ex(block)
-            coupling = torch.linalg.solve_triangular(
-                factor, weight[:, layer].mT, upper=False
-            )
-            self._factors.append(factor)
-            self._couplings.append(coupling)
-            block = torch.diag_embed(diagonal[:, layer + 1])
-            block = torch.baddbmm(block, coupling.mT, coupling, alpha=-1)
-        self._factors.append(torch.linalg.cholesky_ex(block)[0])
+        self.iterative = iterative
+        self._weight = weight.contiguous() if iterative else weight
+        self._diagonal = diagonal
+        self._source = source
+        self._direct: BlockCholesky | None = None
+        if iterative:
+            self._preconditioner = RankOnePreconditioner(self._weight, diagonal)
 
-    def solve(self, right_side: Tensor) -> Tensor:
-        """Solve for node potentials; both sides have shape ``(B, L + 1, T)``."""
-        forward: list[Tensor] = []
-        for layer, factor in enumerate(self._factors):
-            column = right_side[:, layer, :, None]
-            if layer:
-                column = column + self._couplings[layer - 1].mT @ forward[-1]
-            forward.append(torch.linalg.solve_triangular(factor, column, upper=False))
-        last = forward[-1]
-        solution = [torch.linalg.solve_triangular(factor.mT, last, upper=True)]
-        for layer in reversed(range(len(self._couplings))):
-            column = forward[layer] + self._couplings[layer] @ solution[-1]
-            solution.append(
-                torch.linalg.solve_triangular(
-                    self._factors[layer].mT, column, upper=True
-                )
+    def solve(
+        self, right_side: Tensor, tolerance: Tensor, at_source: float = 0.0
+    ) -> Tensor:
+        """Solve for node potentials with the source and the sink held fixed.
+
+        Args:
+            right_side (Tensor): Shape ``(B, L + 1, T)``.
+            tolerance (Tensor): Shape ``(B,)``, residual at a node that the iterative
+                solver may leave.
+            at_source (float): Potential of the source; that of the sink is 0.
+
+        Returns:
+            Tensor: Shape ``(B, L + 1, T)``.
+        """
+        if at_source:
+            right_side = right_side.clone()
+            right_side[:, 0] += at_source * self._source
+        if self.iterative:
+            solution, self.iterative = conjugate_gradients(
+                self._weight,
+                self._diagonal,
+                self._preconditioner,
+                right_side,
+                tolerance,
+                _MAX_ITERATIONS,
             )
-        return torch.stack(solution[::-1], 1)[..., 0]
+            if self.iterative:
+                return solution
+        if self._direct is None:
+            self._direct = BlockCholesky(self._weight, self._diagonal)
+        return self._direct.solve(right_side)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from captum_attnflow.network import LayeredNetwork
-from captum_attnflow.solve._laplacian import LaplacianFactor
+from captum_attnflow.solve._laplacian import Laplacian
 from captum_attnflow.solve.solution import FlowError, FlowSolution, certified
 
 # Start: the capacity-proportional flow at this share of the bound of the value, at
@@ -38,6 +38,14 @@ _START_LOAD = 0.7
 _START_GAP = 0.2
 _START_MULTIPLIER = 0.5
 _STEP_SHARE = 0.995
+# Imbalance at a node, in shares of the value: in the answer, left by a predictor, left
+# by the last correctors and by early ones.
+_IMBALANCE = 1e-10
+_PREDICTOR_ACCURACY = 1e-4
+_CORRECTOR_ACCURACY = 1e-11
+_EARLY_ACCURACY = 1e-5
+# From this many tokens on, iterating is cheaper than factoring.
+_ITERATIVE_FROM_TOKENS = 48
 
 
 @dataclass(frozen=True)
@@ -91,25 +99,24 @@ class BarrierSolver:
         return FlowSolution.concatenate(parts)
 
     def _solve_part(self, network: LayeredNetwork) -> FlowSolution:
-        whole = problem = _Problem.of(network)
-        state = _start(problem)
-        answer = replace(state)
+        problem = _Problem.of(network)
+        newton = _Newton(problem, _start(problem))
+        answer = _State(**vars(newton.state))
         running = torch.arange(network.n_networks, device=network.capacity.device)
         mu = torch.zeros_like(problem.scale)
         iterations = torch.zeros_like(running)
         for iteration in range(self.max_iterations + 1):
-            target = self._target(problem, state)
-            done = _converged(problem, state, target, self.tolerance)
+            target = self._target(newton)
+            done = newton.converged(target, self.tolerance)
             if bool(done.any()):
                 finished = running[done]
-                answer.put(finished, state.select(done))
+                answer.put(finished, newton.state.select(done))
                 mu[finished], iterations[finished] = target[done], iteration
-                running = running[~done]
-                problem, state = problem.select(~done), state.select(~done)
-                target = target[~done]
-            if len(running) == 0:
-                return _solution(network, whole, answer, mu, iterations)
-            state = _step(problem, state, target)
+                running, target = running[~done], target[~done]
+                if len(running) == 0:
+                    return _solution(network, problem, answer, mu, iterations)
+                newton = newton.select(~done)
+            newton.step(target)
         raise FlowError(
             f"the barrier solver did not converge on {len(running)} of "
             f"{network.n_networks} networks within {self.max_iterations} iterations "
@@ -117,19 +124,22 @@ class BarrierSolver:
             f"(now {self.epsilon}), or check the capacities for extreme ratios"
         )
 
-    def _target(self, problem: _Problem, state: _State) -> Tensor:
+    def _target(self, newton: _Newton) -> Tensor:
+        problem = newton.problem
         if self.mu is not None:
             return self.mu / problem.scale
-        return self.epsilon * problem.value(state.x) / problem.n_terms
+        return self.epsilon * problem.value(newton.state.x) / problem.n_terms
 
 
 @dataclass(frozen=True)
 class _Problem:
     """What stays fixed; edges are flat: inner ``L*T*T``, then source, then sink."""
 
-    capacity: Tensor  # (B, E), in units of scale; arbitrary where not bounded
+    capacity: Tensor  # (B, E), in units of scale; 1 where not bounded
     alive: Tensor  # (B, E), 1 where there is an edge
     bounded: Tensor  # (B, E), 1 where its capacity is finite
+    dead: Tensor  # (B, E), 1 - alive
+    unbounded: Tensor  # (B, E), 1 - bounded
     scale: Tensor  # (B,), upper bound of the value
     n_terms: Tensor  # (B,), barrier terms
     start_flow: Tensor  # (B, E), a conserving flow of value 1
@@ -138,21 +148,23 @@ class _Problem:
 
     @staticmethod
     def of(network: LayeredNetwork) -> _Problem:
-        capacity = network.capacity.flatten(1)
+        inner = network.capacity.flatten(1)
         terminals = torch.cat([network.source, network.sink], 1)
-        alive = torch.cat([capacity > 0, terminals], 1)
-        bounded = torch.cat(
-            [(capacity > 0) & capacity.isfinite(), torch.zeros_like(terminals)], 1
-        )
-        scale = network.node_bound().sum(-1).amin(-1)
-        padded = torch.cat([capacity, torch.ones_like(terminals.double())], 1)
+        edge = inner > 0
+        alive = torch.cat([edge, terminals], 1)
+        bounded = torch.cat([edge & inner.isfinite(), torch.zeros_like(terminals)], 1)
+        bound = network.node_bound()
+        scale = bound.sum(-1).amin(-1)
+        capacity = torch.cat([inner, torch.ones_like(terminals, dtype=inner.dtype)], 1)
         return _Problem(
-            capacity=torch.where(bounded, padded / scale[:, None], 1.0),
+            capacity=torch.where(bounded, capacity / scale[:, None], 1.0),
             alive=alive.double(),
             bounded=bounded.double(),
+            dead=(~alive).double(),
+            unbounded=(~bounded).double(),
             scale=scale,
             n_terms=(alive.sum(1) + bounded.sum(1)).double(),
-            start_flow=_proportional_flow(network),
+            start_flow=_proportional_flow(network, bound),
             n_layers=network.n_layers,
             n_tokens=network.n_tokens,
         )
@@ -163,6 +175,8 @@ class _Problem:
             capacity=self.capacity[index],
             alive=self.alive[index],
             bounded=self.bounded[index],
+            dead=self.dead[index],
+            unbounded=self.unbounded[index],
             scale=self.scale[index],
             n_terms=self.n_terms[index],
             start_flow=self.start_flow[index],
@@ -176,7 +190,9 @@ class _Problem:
         return inner.unflatten(1, shape), source, sink
 
     def value(self, flow: Tensor) -> Tensor:
-        return self.split(flow * self.alive)[2].sum(1)
+        sink = slice(-self.n_tokens, None)
+        value: Tensor = (flow[:, sink] * self.alive[:, sink]).sum(1)
+        return value
 
     def divergence(self, flow: Tensor) -> Tensor:
         inner, source, sink = self.split(flow)
@@ -184,17 +200,18 @@ class _Problem:
             [inner.sum(-2), sink[:, None]], 1
         )
 
-    def drop(self, potential: Tensor, at_source: float) -> Tensor:
-        """Potential at the tail minus potential at the head, per edge."""
-        inner = potential[:, :-1, None, :] - potential[:, 1:, :, None]
-        return torch.cat(
-            [inner.flatten(1), at_source - potential[:, 0], potential[:, -1]], 1
-        )
+    def rise(self, potential: Tensor, at_source: float, out: Tensor) -> Tensor:
+        """Potential at the head minus potential at the tail of every edge."""
+        inner, source, sink = self.split(out)
+        torch.sub(potential[:, 1:, :, None], potential[:, :-1, None, :], out=inner)
+        torch.sub(potential[:, 0], at_source, out=source)
+        torch.neg(potential[:, -1], out=sink)
+        return out
 
 
 @dataclass
 class _State:
-    x: Tensor  # (B, E) flow
+    x: Tensor  # (B, E) flow; 1 on dead edges
     y: Tensor  # (B, E) room left; kept apart from x, since u - x cancels
     z: Tensor  # (B, E) multiplier of x >= 0
     s: Tensor  # (B, E) multiplier of y >= 0
@@ -204,20 +221,18 @@ class _State:
         return _State(**{name: tensor[index] for name, tensor in vars(self).items()})
 
     def gap(self) -> Tensor:
-        gap: Tensor = (self.x * self.z).sum(1) + (self.y * self.s).sum(1)
-        return gap
+        return _dot(self.x, self.z) + _dot(self.y, self.s)
 
     def put(self, index: Tensor, part: _State) -> None:
         for name, tensor in vars(self).items():
             setattr(self, name, tensor.index_copy(0, index, getattr(part, name)))
 
 
-def _proportional_flow(network: LayeredNetwork) -> Tensor:
+def _proportional_flow(network: LayeredNetwork, bound: Tensor) -> Tensor:
     """A flow of value 1 that conserves, positive on every edge of a trimmed network.
 
     Every node passes its flow on in proportion to the capacity of the paths ahead.
     """
-    bound = network.node_bound()
     ahead = [network.sink.to(bound.dtype)]
     weights = []
     for layer in reversed(range(network.n_layers)):
@@ -252,97 +267,162 @@ def _start(problem: _Problem) -> _State:
     return _State(x=x, y=y, z=z, s=s, p=p)
 
 
-def _converged(
-    problem: _Problem, state: _State, target: Tensor, tolerance: float
-) -> Tensor:
-    mu = target[:, None]
-    off_x = (state.x * state.z - mu * problem.alive).abs().amax(1)
-    off_y = (state.y * state.s - mu * problem.bounded).abs().amax(1)
-    imbalance = problem.divergence(state.x * problem.alive).abs().amax((1, 2))
-    central = torch.maximum(off_x, off_y) <= tolerance * target
-    return central & (imbalance <= 1e-10 * problem.value(state.x))
+class _Newton:
+    """One predictor-corrector step after the other, in place.
 
+    With ``r = dx / x`` and ``t = dx / y`` the Newton equations reduce to
+    ``dx = weight * (push + rise(p + dp))``; the predictor has ``push = 0``.
 
-def _step(problem: _Problem, state: _State, target: Tensor) -> _State:
-    """One predictor-corrector step; near the target, one plain centring step.
-
-    With ``r = dx / x`` and ``t = dx / y``, the Newton equations reduce to
-    ``dx = weight * (h - drop(p + dp))``, and the predictor has ``h = 0``.
+    The edge arrays are memory-bound, hence the buffers: fresh ones would cost more
+    time in page faults than the arithmetic that fills them.
     """
-    x, y, z, s, p = state.x, state.y, state.z, state.s, state.p
-    inv_x, inv_y = problem.alive / x, problem.bounded / y
-    weight = problem.alive / torch.addcmul(s * inv_y, z, inv_x).add_(1 - problem.alive)
-    inner, source, sink = problem.split(weight)
-    ground = torch.zeros_like(p)
-    ground[:, 0] += source
-    ground[:, -1] += sink
-    factor = LaplacianFactor(inner, ground)
-    imbalance = problem.divergence(x * problem.alive)
 
-    def newton(push: Tensor) -> tuple[Tensor, Tensor]:
-        force = push - problem.drop(p, -1.0)
-        dp = factor.solve(-imbalance - problem.divergence(weight * force))
-        return dp, weight * force.sub_(problem.drop(dp, 0.0))
+    def __init__(self, problem: _Problem, state: _State) -> None:
+        self.problem = problem
+        self.state = state
+        self._iterative = problem.n_tokens >= _ITERATIVE_FROM_TOKENS
+        buffers = [torch.empty_like(state.x) for _ in range(7)]
+        self._inv_x, self._inv_y, self._weight, self._dx, self._spare = buffers[:5]
+        self._bend_x, self._bend_y = buffers[5:]
 
-    mu = state.gap() / problem.n_terms
-    predict = (mu > 1.01 * target).to(x.dtype)[:, None]
-    _, dx = newton(torch.zeros_like(x))
-    r, t = dx * inv_x, dx * inv_y
-    primal, dual = _predicted_steps(r, t)
-    mu_predicted = _predicted_gap(state, dx, r, t, primal, dual) / problem.n_terms
-    # Mehrotra's rule, and more centring where the boundary blocks the predictor.
-    sigma = torch.maximum(
-        (mu_predicted / mu).clamp(0, 1) ** 3,
-        (1 - torch.minimum(primal, dual)[:, 0]) ** 2,
-    )
-    mu_next = torch.where(predict[:, 0] > 0, torch.maximum(sigma * mu, target), target)
-    mu_next = mu_next[:, None]
-    # Second-order terms of the complementarity products, from the predictor.
-    bend_x = predict * r * z * (1 + r)
-    bend_y = predict * t * s * (1 - t)
-    push = mu_next * (inv_x - inv_y) + bend_x + bend_y
-    dp, dx = newton(push)
-    dz = mu_next * inv_x - z * (1 + dx * inv_x) + bend_x
-    ds = mu_next * inv_y - s * (1 - dx * inv_y) - bend_y
-    return _advance(problem, state, dx, dz, ds, dp)
+    def select(self, index: Tensor) -> _Newton:
+        return _Newton(self.problem.select(index), self.state.select(index))
+
+    def imbalance(self) -> Tensor:
+        torch.mul(self.state.x, self.problem.alive, out=self._spare)
+        return self.problem.divergence(self._spare)
+
+    def converged(self, target: Tensor, tolerance: float) -> Tensor:
+        """Whether each network is centred at its target and conserves flow."""
+        near = self.state.gap() <= (1 + tolerance) * target * self.problem.n_terms
+        if not bool(near.any()):
+            return near
+        for flow, multiplier, kept in (
+            (self.state.x, self.state.z, self.problem.alive),
+            (self.state.y, self.state.s, self.problem.bounded),
+        ):
+            off = torch.mul(flow, multiplier, out=self._spare)
+            off.addcmul_(kept, target[:, None], value=-1).abs_()
+            near &= off.amax(1) <= tolerance * target
+        lost = self.imbalance().abs().amax((1, 2))
+        return near & (lost <= _IMBALANCE * self.problem.value(self.state.x))
+
+    def step(self, target: Tensor) -> None:
+        """Move towards the target by a predictor-corrector or a centring step."""
+        mu = self.state.gap() / self.problem.n_terms
+        predicting = mu > 1.01 * target
+        laplacian = self._laplacian()
+        imbalance = self.imbalance()
+        if bool(predicting.any()):
+            aim = self._predict(laplacian, imbalance, mu, target, predicting)
+        else:
+            aim = target
+            self._bend_x.zero_()
+            self._bend_y.zero_()
+        # The farther from the target, the more imbalance may be left for later.
+        accuracy = _CORRECTOR_ACCURACY * (mu / target).clamp_min(1) ** 2
+        change = self._correct(
+            laplacian, imbalance, aim, accuracy.clamp_max(_EARLY_ACCURACY)
+        )
+        self._advance(change, aim)
+        self._iterative = laplacian.iterative
+
+    def _laplacian(self) -> Laplacian:
+        problem, state, weight = self.problem, self.state, self._weight
+        torch.div(problem.alive, state.x, out=self._inv_x)
+        torch.div(problem.bounded, state.y, out=self._inv_y)
+        torch.mul(state.s, self._inv_y, out=weight)
+        weight.addcmul_(state.z, self._inv_x).add_(problem.dead)
+        torch.div(problem.alive, weight, out=weight)
+        return Laplacian(*problem.split(weight), iterative=self._iterative)
+
+    def _predict(
+        self,
+        laplacian: Laplacian,
+        imbalance: Tensor,
+        mu: Tensor,
+        target: Tensor,
+        predicting: Tensor,
+    ) -> Tensor:
+        """Aim straight at the optimum; choose ``mu`` and the second-order terms."""
+        state = self.state
+        tolerance = _PREDICTOR_ACCURACY * self.problem.value(state.x)
+        potential = laplacian.solve(-imbalance, tolerance, at_source=-1.0)
+        dx = self.problem.rise(potential, at_source=-1.0, out=self._dx)
+        dx.mul_(self._weight)
+        r = torch.mul(dx, self._inv_x, out=self._bend_x)
+        t = torch.mul(dx, self._inv_y, out=self._bend_y)
+        r_least, r_most, t_least, t_most = r.amin(1), r.amax(1), t.amin(1), t.amax(1)
+        primal = 1 / torch.maximum(-r_least, t_most).clamp_min(1)
+        dual = 1 / torch.maximum(1 + r_most, 1 - t_least).clamp_min(1)
+        zr = torch.mul(state.z, r, out=self._spare)
+        after = (1 - dual) * _dot(state.x, state.z)
+        after += ((1 - dual) * primal - dual) * _dot(state.x, zr)
+        after -= primal * dual * _dot(dx, zr)
+        torch.addcmul(zr, zr, r, out=r)  # z r (1 + r)
+        st = torch.mul(state.s, t, out=self._spare)
+        after += (1 - dual) * _dot(state.y, state.s)
+        after += (dual - (1 - dual) * primal) * _dot(state.y, st)
+        after -= primal * dual * _dot(dx, st)
+        torch.addcmul(st, st, t, value=-1, out=t)  # s t (1 - t)
+        self._bend_x.mul_(predicting[:, None])
+        self._bend_y.mul_(predicting[:, None])
+        # Mehrotra's rule, and more centring where the boundary blocks the predictor.
+        sigma = torch.maximum(
+            (after / self.problem.n_terms / mu).clamp(0, 1) ** 3,
+            (1 - torch.minimum(primal, dual)) ** 2,
+        )
+        return torch.where(predicting, torch.maximum(sigma * mu, target), target)
+
+    def _correct(
+        self, laplacian: Laplacian, imbalance: Tensor, aim: Tensor, accuracy: Tensor
+    ) -> Tensor:
+        """Solve for the step to ``mu = aim``, second-order terms included.
+
+        The change of potential is solved for, not the potential: where an edge has
+        much room its weight is so large that the rounding of ``p`` would unbalance.
+        """
+        force = self.problem.rise(self.state.p, at_source=-1.0, out=self._spare)
+        force.add_(self._bend_x).add_(self._bend_y)
+        force.addcmul_(self._inv_x, aim[:, None])
+        force.addcmul_(self._inv_y, aim[:, None], value=-1)
+        forced = self.problem.divergence(torch.mul(force, self._weight, out=self._dx))
+        tolerance = accuracy * self.problem.value(self.state.x)
+        change = laplacian.solve(-imbalance - forced, tolerance)
+        dx = self.problem.rise(change, at_source=0.0, out=self._dx)
+        dx.add_(force).mul_(self._weight)
+        return change
+
+    def _advance(self, change: Tensor, aim: Tensor) -> None:
+        problem, state, dx = self.problem, self.state, self._dx
+        dz, ds, ratio = self._bend_x, self._bend_y, self._spare
+        r = torch.mul(dx, self._inv_x, out=self._weight)
+        dz.addcmul_(state.z, r, value=-1).sub_(state.z)
+        dz.addcmul_(self._inv_x, aim[:, None])
+        fall = -r.amin(1)
+        t = torch.mul(dx, self._inv_y, out=self._weight)
+        ds.add_(torch.addcmul(state.s, state.s, t, value=-1, out=ratio)).neg_()
+        ds.addcmul_(self._inv_y, aim[:, None])
+        primal = _step_length(torch.maximum(fall, t.amax(1)))
+        torch.add(state.z, problem.dead, out=ratio)
+        fall = -torch.div(dz, ratio, out=ratio).amin(1)
+        torch.add(state.s, problem.unbounded, out=ratio)
+        fall = torch.maximum(fall, -torch.div(ds, ratio, out=ratio).amin(1))
+        dual = _step_length(fall)
+        state.x.addcmul_(dx, primal)
+        state.y.addcmul_(dx.mul_(problem.bounded), primal, value=-1)
+        state.z.addcmul_(dz, dual)
+        state.s.addcmul_(ds, dual)
+        state.p.addcmul_(change, dual[..., None])
 
 
-def _predicted_steps(r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Longest predictor steps that keep flows and multipliers non-negative."""
-    primal = torch.maximum((-r).amax(1), t.amax(1)).clamp_min(1)
-    dual = torch.maximum((1 + r).amax(1), (1 - t).amax(1)).clamp_min(1)
-    return 1 / primal[:, None], 1 / dual[:, None]
+def _dot(left: Tensor, right: Tensor) -> Tensor:
+    """Inner product per network, without a product array in memory."""
+    return torch.bmm(left[:, None], right[..., None])[:, 0, 0]
 
 
-def _predicted_gap(
-    state: _State, dx: Tensor, r: Tensor, t: Tensor, primal: Tensor, dual: Tensor
-) -> Tensor:
-    after_x = (state.x + primal * dx) * state.z * (1 - dual * (1 + r))
-    after_y = (state.y - primal * dx) * state.s * (1 - dual * (1 - t))
-    return after_x.sum(1) + after_y.sum(1)
-
-
-def _advance(
-    problem: _Problem, state: _State, dx: Tensor, dz: Tensor, ds: Tensor, dp: Tensor
-) -> _State:
-    x, y, z, s = state.x, state.y, state.z, state.s
-    dy = -dx * problem.bounded
-    primal = _step_length([-dx / x, -dy / y])
-    dual = _step_length(
-        [-dz / (z + (1 - problem.alive)), -ds / (s + (1 - problem.bounded))]
-    )
-    return _State(
-        x=torch.addcmul(x, primal, dx),
-        y=torch.addcmul(y, primal, dy),
-        z=torch.addcmul(z, dual, dz),
-        s=torch.addcmul(s, dual, ds),
-        p=torch.addcmul(state.p, dual[..., None], dp),
-    )
-
-
-def _step_length(relative_falls: list[Tensor]) -> Tensor:
+def _step_length(fall: Tensor) -> Tensor:
     """Shape ``(B, 1)``: the full step, or nearly to the nearest boundary."""
-    fall = torch.stack([falls.amax(1) for falls in relative_falls]).amax(0)
     return (_STEP_SHARE / fall.clamp_min(_STEP_SHARE))[:, None]
 
 

@@ -99,7 +99,9 @@ class TestSignatures:
     @pytest.mark.parametrize("function", ["__init__", "attribute"])
     def test_arguments_start_as_captums_do(self, mine, captums, function):
         theirs = inspect.signature(getattr(captums, function)).parameters.values()
-        parameters = list(inspect.signature(getattr(mine, function)).parameters.values())
+        parameters = list(
+            inspect.signature(getattr(mine, function)).parameters.values()
+        )
         for own, other in zip(parameters, theirs):
             assert (own.name, own.default) == (other.name, other.default)
         for extra in parameters[len(theirs) :]:
@@ -417,9 +419,7 @@ class TestStateAndSurroundings:
             assert not module._forward_pre_hooks
 
     @every_method
-    def test_inputs_are_left_as_they_were(
-        self, method, forward_embeddings, embeddings
-    ):
+    def test_inputs_are_left_as_they_were(self, method, forward_embeddings, embeddings):
         before = embeddings.clone()
         method(forward_embeddings).attribute(embeddings, target=1)
         assert torch.equal(embeddings, before)
@@ -529,7 +529,9 @@ class TestRefusals:
         def forward(table):
             return model(inputs_embeds=(table @ project).unflatten(1, (4, 32))).logits
 
-        with pytest.raises(ValueError, match=r"shape \(3, 5\).*4 tokens for 3 examples"):
+        with pytest.raises(
+            ValueError, match=r"shape \(3, 5\).*4 tokens for 3 examples"
+        ):
             method(forward).attribute(torch.randn(3, 5).double(), target=1)
 
     @every_layer_method

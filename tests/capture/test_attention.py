@@ -140,9 +140,7 @@ def test_a_gate_of_experts_is_no_attention(n_experts):
 
 
 def test_grouped_and_causal_sdpa_equals_the_fused_kernel():
-    query, key, value = (
-        torch.randn(2, heads, 6, 8).double() for heads in (4, 2, 2)
-    )
+    query, key, value = (torch.randn(2, heads, 6, 8).double() for heads in (4, 2, 2))
 
     def forward(query):
         return F.scaled_dot_product_attention(
@@ -177,7 +175,9 @@ def test_minibatches_inside_the_forward_function_are_joined():
     whole = capture_attention(lambda ids: model(ids).logits, (ids,), 1)
     chunked = capture_attention(in_chunks, (ids,), 1)
     for mine, theirs in zip(
-        chunked.weights + chunked.gradients, whole.weights + whole.gradients, strict=True
+        chunked.weights + chunked.gradients,
+        whole.weights + whole.gradients,
+        strict=True,
     ):
         torch.testing.assert_close(mine, theirs)
 

@@ -1,26 +1,72 @@
+from __future__ import annotations
+
+import pytest
 import torch
+from networks import attention_network
 
-from captum_attnflow.solve._laplacian import LaplacianFactor
+from captum_attnflow import solve_flow
+from captum_attnflow.solve import _laplacian, barrier
+from captum_attnflow.solve._laplacian import Laplacian
 
 
-def test_factor_solves_the_dense_laplacian():
-    n_layers, n_tokens = 3, 4
-    weight = torch.rand(2, n_layers, n_tokens, n_tokens).double()
-    ground = torch.zeros(2, n_layers + 1, n_tokens).double()
-    ground[:, 0], ground[:, -1] = 0.5, 0.25
+def dense_laplacian(weight, source, sink):
+    """One network's Laplacian, edge by edge."""
+    n_layers, n_tokens, _ = weight.shape
     n_nodes = (n_layers + 1) * n_tokens
+    dense = torch.zeros(n_nodes, n_nodes).double()
+    dense[:n_tokens, :n_tokens] += torch.diag(source)
+    dense[-n_tokens:, -n_tokens:] += torch.diag(sink)
+    for layer in range(n_layers):
+        for head in range(n_tokens):
+            for tail in range(n_tokens):
+                incidence = torch.zeros(n_nodes).double()
+                incidence[(layer + 1) * n_tokens + head] = 1
+                incidence[layer * n_tokens + tail] = -1
+                edge = weight[layer, head, tail]
+                dense += edge * torch.outer(incidence, incidence)
+    return dense
+
+
+@pytest.mark.parametrize("iterative", [False, True])
+@pytest.mark.parametrize("mixing", [0.0, 1.0])
+def test_solution_is_that_of_the_dense_laplacian(iterative, mixing):
+    n_layers, n_tokens = 3, 4
+    shape = (2, n_layers, n_tokens, n_tokens)
+    weight = mixing * torch.rand(shape).double() + torch.eye(n_tokens)
+    source, sink = torch.rand(2, 2, n_tokens).double()
     right_side = torch.randn(2, n_layers + 1, n_tokens).double()
-    solution = LaplacianFactor(weight, ground).solve(right_side)
+    laplacian = Laplacian(weight, source, sink, iterative=iterative)
+    tolerance = torch.full((2,), 1e-13).double()
+    solution = laplacian.solve(right_side, tolerance, at_source=-2.0)
     for example in range(2):
-        dense = torch.diag(ground[example].flatten())
-        for layer in range(n_layers):
-            for head in range(n_tokens):
-                for tail in range(n_tokens):
-                    above = (layer + 1) * n_tokens + head
-                    below = layer * n_tokens + tail
-                    incidence = torch.zeros(n_nodes).double()
-                    incidence[above], incidence[below] = 1, -1
-                    edge = weight[example, layer, head, tail]
-                    dense += edge * torch.outer(incidence, incidence)
-        expected = torch.linalg.solve(dense, right_side[example].flatten())
-        torch.testing.assert_close(solution[example].flatten(), expected)
+        dense = dense_laplacian(weight[example], source[example], sink[example])
+        expected = right_side[example].flatten()
+        expected[:n_tokens] -= 2.0 * source[example]
+        torch.testing.assert_close(
+            solution[example].flatten(), torch.linalg.solve(dense, expected)
+        )
+
+
+def test_direct_solver_takes_over_where_iterations_do_not_converge(monkeypatch):
+    monkeypatch.setattr(_laplacian, "_MAX_ITERATIONS", 1)
+    weight = torch.rand(1, 3, 4, 4).double() ** 8 + torch.eye(4)
+    source, sink = torch.ones(2, 1, 4).double()
+    right_side = torch.randn(1, 4, 4).double()
+    tolerance = torch.full((1,), 1e-13).double()
+    laplacian = Laplacian(weight, source, sink, iterative=True)
+    solution = laplacian.solve(right_side, tolerance)
+    assert not laplacian.iterative
+    direct = Laplacian(weight, source, sink, iterative=False)
+    torch.testing.assert_close(solution, direct.solve(right_side, tolerance))
+
+
+@pytest.mark.parametrize("read_out", [None, 0])
+def test_iterative_and_direct_solver_give_the_same_flow(monkeypatch, read_out):
+    network = attention_network(4, 24, n_networks=2, read_out=read_out)
+    monkeypatch.setattr(barrier, "_ITERATIVE_FROM_TOKENS", 1)
+    iterative = solve_flow(network)
+    monkeypatch.setattr(barrier, "_ITERATIVE_FROM_TOKENS", 1000)
+    direct = solve_flow(network)
+    assert not torch.equal(iterative.flow, direct.flow)
+    difference = (iterative.source_flow - direct.source_flow).abs().amax(1)
+    assert (difference <= 1e-9 * direct.value).all()
