@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from transformers import (
@@ -10,6 +12,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 __all__ = ["DEMO_MODEL_PATH", "load_demo_model"]
 
@@ -36,11 +39,24 @@ def load_demo_model() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         >>> print(model.config.id2label[label])
         positive
     """
-    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-        DEMO_MODEL_PATH, local_files_only=True
-    )
+    with _without_progress_bar():
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+            DEMO_MODEL_PATH, local_files_only=True
+        )
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
         DEMO_MODEL_PATH, local_files_only=True
     )
     model.train(False)
     return model, tokenizer
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """The model loads in milliseconds; a bar would only litter a notebook."""
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()
