@@ -73,7 +73,7 @@ class TestLoad:
             TextClassifier.load(name)
 
     def test_folder_without_a_model_is_refused(self, tmp_path):
-        with pytest.raises(ValueError, match="config.json, model.safetensors"):
+        with pytest.raises(ValueError, match=r"config\.json, model\.safetensors"):
             TextClassifier.load(str(tmp_path))
 
     def test_pickled_weights_are_refused(self, tmp_path):

@@ -258,7 +258,7 @@ def test_no_trace_is_left_also_after_an_error(fails):
 class TestRefusals:
     def test_no_attention(self):
         model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-        with pytest.raises(UnsupportedAttentionError, match="no attention map.*eager"):
+        with pytest.raises(UnsupportedAttentionError, match=r"no attention map.*eager"):
             capture_attention(model, (torch.randn(3, 4),), 1)
 
     def test_torchscript(self):
