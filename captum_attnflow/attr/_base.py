@@ -95,8 +95,7 @@ class AttentionAttribution(GradientAttribution):
         arguments = ForwardArguments.read(
             inputs, baselines, target, additional_forward_args, n_steps, method
         )
-        explanation = self._score(self._capture(arguments, internal_batch_size))
-        _warn_of_zeros(explanation)
+        explanation = self._explain(arguments, internal_batch_size)
         templates = [TensorLike.of(tensor) for tensor in arguments.inputs]
         attributions = shape_like_inputs(explanation.scores, templates)
         formatted = _format_output(_is_tuple(inputs), attributions)
@@ -113,18 +112,17 @@ class AttentionAttribution(GradientAttribution):
         n_steps: int = 50,
         method: str = "gausslegendre",
         internal_batch_size: int | None = None,
+        return_convergence_delta: bool = False,
     ) -> Explanation:
         """Return token scores with the network, the flow and the cut behind them.
 
-        Takes the arguments of :meth:`attribute`, except ``return_convergence_delta``:
-        it is :attr:`Explanation.delta`.
+        Takes the arguments of :meth:`attribute`; the delta is there in any case, as
+        :attr:`Explanation.delta`.
         """
         arguments = ForwardArguments.read(
             inputs, baselines, target, additional_forward_args, n_steps, method
         )
-        explanation = self._score(self._capture(arguments, internal_batch_size))
-        _warn_of_zeros(explanation)
-        return explanation
+        return self._explain(arguments, internal_batch_size)
 
     def has_convergence_delta(self) -> bool:
         """Return True: the efficiency residual."""
@@ -163,24 +161,25 @@ class AttentionAttribution(GradientAttribution):
         total = torch.stack([part.flatten(1).sum(1) for part in parts]).sum(0)
         return total - explanation.flow_value.to(total)
 
-    def _capture(
+    def _explain(
         self,
         arguments: ForwardArguments,
         internal_batch_size: int | None,
         grad_kwargs: dict[str, Any] | None = None,
-    ) -> AttentionRecord:
-        return AttentionRecord.concatenate(
-            [
-                capture_attention(
-                    self.forward_func,
-                    part.inputs,
-                    part.target,
-                    part.additional,
-                    grad_kwargs,
-                )
-                for part in arguments.split(internal_batch_size)
-            ]
-        )
+    ) -> Explanation:
+        parts = [
+            capture_attention(
+                self.forward_func,
+                part.inputs,
+                part.target,
+                part.additional,
+                grad_kwargs,
+            )
+            for part in arguments.split(internal_batch_size)
+        ]
+        explanation = self._score(AttentionRecord.concatenate(parts))
+        _warn_of_zeros(explanation)
+        return explanation
 
 
 class LayerAttentionAttribution(AttentionAttribution, LayerAttribution):
@@ -252,9 +251,7 @@ class LayerAttentionAttribution(AttentionAttribution, LayerAttribution):
             inputs, baselines, target, additional_forward_args, n_steps, method
         )
         with record_layer_tensors(self._layers(), attribute_to_layer_input) as seen:
-            record = self._capture(arguments, internal_batch_size, grad_kwargs)
-        explanation = self._score(record)
-        _warn_of_zeros(explanation)
+            explanation = self._explain(arguments, internal_batch_size, grad_kwargs)
         per_layer = [
             shape_like_layer(
                 explanation.scores, _layer_templates(layer, seen, arguments.n_rows)
@@ -266,6 +263,29 @@ class LayerAttentionAttribution(AttentionAttribution, LayerAttribution):
         if return_convergence_delta:
             return result, explanation.delta.to(per_layer[0][0])
         return result
+
+    def explain(
+        self,
+        inputs: TensorOrTensors,
+        baselines: BaselineType = None,
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        n_steps: int = 50,
+        method: str = "gausslegendre",
+        internal_batch_size: int | None = None,
+        return_convergence_delta: bool = False,
+        attribute_to_layer_input: bool = False,
+        grad_kwargs: dict[str, Any] | None = None,
+    ) -> Explanation:
+        """Return token scores with the network, the flow and the cut behind them.
+
+        Takes the arguments of :meth:`attribute`. Token scores do not depend on the
+        layer, only the shape of attributions does.
+        """
+        arguments = ForwardArguments.read(
+            inputs, baselines, target, additional_forward_args, n_steps, method
+        )
+        return self._explain(arguments, internal_batch_size, grad_kwargs)
 
     def _layers(self) -> list[nn.Module]:
         layers = self.layer if isinstance(self.layer, list) else [self.layer]
@@ -309,5 +329,5 @@ def _warn_of_zeros(explanation: Explanation) -> None:
             "capacity leads from a token to the position where the output is read. "
             "The output may not depend on the attention (its gradient is 0), or, with "
             'residual="free", every position is read out',
-            stacklevel=3,
+            stacklevel=4,
         )

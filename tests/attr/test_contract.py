@@ -110,6 +110,12 @@ class TestSignatures:
             assert extra.default is not inspect.Parameter.empty
 
     @pytest.mark.parametrize("method", METHODS + LAYER_METHODS)
+    def test_explain_takes_the_arguments_of_attribute(self, method):
+        explain = inspect.signature(method.explain).parameters
+        attribute = inspect.signature(method.attribute).parameters
+        assert list(explain.values()) == list(attribute.values())
+
+    @pytest.mark.parametrize("method", METHODS + LAYER_METHODS)
     def test_attribute_is_wrapped_as_noise_tunnel_expects(self, method):
         assert method.attribute.__wrapped__
         assert method.compute_convergence_delta.__wrapped__
