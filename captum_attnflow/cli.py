@@ -69,6 +69,10 @@ def explain(
         options["residual"] = _residual(residual)
     console = Console(highlight=False, soft_wrap=True)
     try:
+        if html is not None and not html.parent.is_dir():
+            raise FileNotFoundError(
+                f"--html {html}: there is no folder {str(html.parent)!r}; create it"
+            )
         with warnings.catch_warnings():
             warnings.filterwarnings("always", module="captum_attnflow")
             warnings.showwarning = _show_warning
@@ -110,6 +114,7 @@ def _explain(
         desc="explaining",
         file=sys.stderr,
         delay=_PROGRESS_AFTER_SECONDS,
+        disable=None,  # where standard error is no terminal
     )
     for start in bar:
         batch = lines[start : start + _BATCH_SIZE]

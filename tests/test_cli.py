@@ -75,7 +75,7 @@ def test_html_is_written(run, tmp_path):
         ([TEXT, "--model", "/no/such/folder"], "there is no model folder"),
         ([TEXT, "--residual", "much"], "residual='much' is unknown"),
         ([TEXT, "--game", "poker"], "game='poker' is unknown"),
-        ([TEXT, "--html", "/no/such/folder/page.html"], "No such file"),
+        ([TEXT, "--html", "/no/such/folder/page.html"], "there is no folder"),
         ([TEXT, "--file", "texts.txt"], "give one"),
         (["--file", "/no/such/texts.txt"], "No such file"),
         ([TEXT, "--method", "attention-rollout", "--game", "joint"], "game"),
@@ -86,6 +86,7 @@ def test_bad_input_is_an_error_that_names_it(run, arguments, message):
     assert result.exit_code == 2
     assert message in result.stderr
     assert "Traceback" not in result.output
+    assert result.stdout == ""
 
 
 def test_blank_line_is_an_error_that_names_it(run):
