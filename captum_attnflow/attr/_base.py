@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,9 +16,9 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from captum_attnflow.attr._arguments import ForwardArguments
-from captum_attnflow.attr._shape import TensorLike, shape_like_inputs, shape_like_layer
+from captum_attnflow.attr._shape import shape_like_inputs, shape_like_layer
 from captum_attnflow.capture import AttentionRecord, capture_attention
-from captum_attnflow.capture.layer_shape import record_layer_tensors
+from captum_attnflow.capture.layer_shape import TensorLike, record_layer_tensors
 from captum_attnflow.result import Explanation
 
 TensorOrTensors = Tensor | tuple[Tensor, ...]
@@ -96,6 +97,8 @@ class AttentionAttribution(GradientAttribution):
             inputs, baselines, target, additional_forward_args, n_steps, method
         )
         explanation = self._explain(arguments, internal_batch_size)
+        # One frame more than in explain(): Captum wraps attribute() to log its use.
+        _warn_of_zeros(explanation, stacklevel=4)
         templates = [TensorLike.of(tensor) for tensor in arguments.inputs]
         attributions = shape_like_inputs(explanation.scores, templates)
         formatted = _format_output(_is_tuple(inputs), attributions)
@@ -122,7 +125,9 @@ class AttentionAttribution(GradientAttribution):
         arguments = ForwardArguments.read(
             inputs, baselines, target, additional_forward_args, n_steps, method
         )
-        return self._explain(arguments, internal_batch_size)
+        explanation = self._explain(arguments, internal_batch_size)
+        _warn_of_zeros(explanation, stacklevel=3)
+        return explanation
 
     def has_convergence_delta(self) -> bool:
         """Return True: the efficiency residual."""
@@ -157,7 +162,8 @@ class AttentionAttribution(GradientAttribution):
         explanation = self.explain(
             end_point, start_point, target, additional_forward_args
         )
-        parts = attributions if isinstance(attributions, tuple) else (attributions,)
+        single = isinstance(attributions, Tensor)
+        parts = (attributions,) if single else tuple(attributions)
         total = torch.stack([part.flatten(1).sum(1) for part in parts]).sum(0)
         return total - explanation.flow_value.to(total)
 
@@ -177,9 +183,7 @@ class AttentionAttribution(GradientAttribution):
             )
             for part in arguments.split(internal_batch_size)
         ]
-        explanation = self._score(AttentionRecord.concatenate(parts))
-        _warn_of_zeros(explanation)
-        return explanation
+        return self._score(AttentionRecord.concatenate(parts))
 
 
 class LayerAttentionAttribution(AttentionAttribution, LayerAttribution):
@@ -252,6 +256,7 @@ class LayerAttentionAttribution(AttentionAttribution, LayerAttribution):
         )
         with record_layer_tensors(self._layers(), attribute_to_layer_input) as seen:
             explanation = self._explain(arguments, internal_batch_size, grad_kwargs)
+        _warn_of_zeros(explanation, stacklevel=4)
         per_layer = [
             shape_like_layer(
                 explanation.scores, _layer_templates(layer, seen, arguments.n_rows)
@@ -285,7 +290,9 @@ class LayerAttentionAttribution(AttentionAttribution, LayerAttribution):
         arguments = ForwardArguments.read(
             inputs, baselines, target, additional_forward_args, n_steps, method
         )
-        return self._explain(arguments, internal_batch_size, grad_kwargs)
+        explanation = self._explain(arguments, internal_batch_size, grad_kwargs)
+        _warn_of_zeros(explanation, stacklevel=3)
+        return explanation
 
     def _layers(self) -> list[nn.Module]:
         layers = self.layer if isinstance(self.layer, list) else [self.layer]
@@ -301,7 +308,7 @@ class LayerAttentionAttribution(AttentionAttribution, LayerAttribution):
 
 def _layer_templates(
     layer: nn.Module,
-    seen: dict[nn.Module, list[tuple[Tensor, ...]]],
+    seen: dict[nn.Module, list[tuple[TensorLike, ...]]],
     n_rows: int,
 ) -> list[TensorLike]:
     """Describe what the layer saw or emitted for the whole batch.
@@ -313,15 +320,18 @@ def _layer_templates(
             f"the layer {type(layer).__name__} did not run in the forward function; "
             "pass a layer of the model that forward_func calls"
         )
-    calls = seen[layer]
     templates = []
-    for position, tensor in enumerate(calls[-1]):
-        rows = sum(len(call[position]) if tensor.dim() else 1 for call in calls)
-        templates.append(TensorLike.of(tensor, n_rows if rows % n_rows == 0 else None))
+    for calls in zip(*seen[layer], strict=True):
+        last = calls[-1]
+        rows = sum(call.shape[0] if call.shape else 1 for call in calls)
+        # One call over other rows than the batch is not cut along the batch.
+        if len(calls) > 1 and last.shape and rows % n_rows == 0:
+            last = replace(last, shape=(n_rows, *last.shape[1:]))
+        templates.append(last)
     return templates
 
 
-def _warn_of_zeros(explanation: Explanation) -> None:
+def _warn_of_zeros(explanation: Explanation, stacklevel: int) -> None:
     zero = explanation.zero_examples()
     if zero:
         warnings.warn(
@@ -329,5 +339,5 @@ def _warn_of_zeros(explanation: Explanation) -> None:
             "capacity leads from a token to the position where the output is read. "
             "The output may not depend on the attention (its gradient is 0), or, with "
             'residual="free", every position is read out',
-            stacklevel=4,
+            stacklevel=stacklevel,
         )

@@ -3,45 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from captum_attnflow.capture.layer_shape import TensorLike
+
 _MAX_PREFIX_TOKENS = 16
-
-
-@dataclass(frozen=True)
-class TensorLike:
-    """Shape, dtype and device that an attribution has to take.
-
-    Attributes:
-        shape (tuple of int): With the batch in dimension 0.
-        dtype (dtype): The dtype of the tensor attributed to.
-        device (device): Its device.
-    """
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-
-    @staticmethod
-    def of(tensor: Tensor, n_rows: int | None = None) -> TensorLike:
-        """Describe a tensor, with another number of rows if given."""
-        shape = tuple(tensor.shape)
-        if n_rows is not None and shape:
-            shape = (n_rows, *shape[1:])
-        return TensorLike(shape, tensor.dtype, tensor.device)
-
-    def has_tokens(self, scores: Tensor) -> bool:
-        """Whether dimensions 0 and 1 are those of the scores."""
-        return self.shape[:2] == tuple(scores.shape)
-
-    def new(self, values: Tensor) -> Tensor:
-        """Contiguous copy of values, broadcast and cast as attributions are."""
-        dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
-        values = values.to(device=self.device, dtype=dtype)
-        return values.expand(self.shape).contiguous()
 
 
 def shape_like_inputs(
@@ -71,7 +39,7 @@ def shape_like_inputs(
             "embeddings module with the Layer... class"
         )
     (template,) = inputs
-    if template.has_tokens(scores):
+    if _has_tokens(template, scores):
         return (_fill(scores, template),)
     spread = _spread_over_patches(scores, template)
     if spread is None:
@@ -99,25 +67,37 @@ def shape_like_layer(
     Raises:
         ValueError: If none or several of the tensors have the shape of the tokens.
     """
-    n_holders = sum(template.has_tokens(scores) for template in outputs)
+    n_holders = sum(_has_tokens(template, scores) for template in outputs)
     if n_holders != 1:
         raise ValueError(
             f"the layer has tensors of shapes {[t.shape for t in outputs]}, of which "
             f"{n_holders} start with (examples, tokens) = {tuple(scores.shape)}; one "
-            "must, such as the output (B, T, D) of the embeddings module"
+            "must, such as the output (B, T, D) of the embeddings module. Only tensors "
+            "that the layer returns, or takes by position, are seen"
         )
     return tuple(
         _fill(scores, template)
-        if template.has_tokens(scores)
-        else template.new(scores.new_zeros(()))
+        if _has_tokens(template, scores)
+        else _new(template, scores.new_zeros(()))
         for template in outputs
     )
+
+
+def _has_tokens(template: TensorLike, scores: Tensor) -> bool:
+    return template.shape[:2] == tuple(scores.shape)
+
+
+def _new(template: TensorLike, values: Tensor) -> Tensor:
+    """Contiguous copy of values, broadcast and cast as attributions are."""
+    dtype = torch.float64 if template.dtype == torch.float64 else torch.float32
+    values = values.to(device=template.device, dtype=dtype)
+    return values.expand(template.shape).contiguous()
 
 
 def _fill(scores: Tensor, template: TensorLike) -> Tensor:
     features = template.shape[2:]
     share = scores / max(1, torch.Size(features).numel())
-    return template.new(share.reshape(*scores.shape, *(1 for _ in features)))
+    return _new(template, share.reshape(*scores.shape, *(1 for _ in features)))
 
 
 def _spread_over_patches(scores: Tensor, template: TensorLike) -> Tensor | None:
@@ -135,5 +115,5 @@ def _spread_over_patches(scores: Tensor, template: TensorLike) -> Tensor | None:
         if patch == side and height % patch == 0 and width % patch == 0:
             grid = patches.reshape(len(scores), 1, height // patch, width // patch)
             pixels = grid.repeat_interleave(patch, 2).repeat_interleave(patch, 3)
-            return template.new(pixels / (channels * patch**2))
+            return _new(template, pixels / (channels * patch**2))
     return None

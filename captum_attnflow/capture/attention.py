@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -71,6 +72,14 @@ def capture_attention(
             maps, gradients, interception.calls, strict=True
         )
     ]
+    if interception.missed():
+        warnings.warn(
+            f"{interception.missed()} softmaxes of the shape of an attention map were "
+            f"not seen to weigh values, {len(calls)} were. If these are attention "
+            "layers, they are missing from the scores: write them as softmax(...) "
+            "followed by matmul or einsum, or as F.scaled_dot_product_attention",
+            stacklevel=5,
+        )
     stacks = [[calls[index] for index in chain] for chain in _chains(maps)]
     return _join(stacks, output.detach())
 
@@ -81,14 +90,14 @@ class _CapturedCall:
     gradient: Tensor
     n_heads: int | None  # known where batch and heads may share dimension 0
 
-    def n_rows(self, expected: int) -> int:
-        """Rows of the batch; a single stack of unknown heads takes the expected."""
+    def n_rows(self, expected: int | None) -> int:
+        """Rows of the batch; ``expected`` settles heads folded in unknown number."""
+        folded = len(self.weights)
         if self.weights.dim() > 3:
-            return int(self.weights.shape[0])
-        rows, rest = divmod(len(self.weights), self.n_heads or 1)
-        if self.n_heads is None and rows % expected == 0:
-            return expected
-        return rows if rest == 0 else len(self.weights)
+            return folded
+        if self.n_heads is not None:
+            return folded // self.n_heads
+        return expected if expected and folded % expected == 0 else folded
 
 
 def _run(
@@ -146,7 +155,8 @@ def _select_output(output: Any, target: TargetType, n_rows: int) -> Tensor:
     if not selected.requires_grad:
         raise ValueError(
             "the output does not depend on the attention maps through autograd; "
-            "forward_func must not run under torch.no_grad() or detach its output"
+            "forward_func must not run under torch.no_grad() or detach its output, and "
+            "attribute() must not be called under torch.inference_mode()"
         )
     per_example: Tensor = selected.reshape(n_rows)
     return per_example
@@ -199,13 +209,14 @@ def _join(stacks: list[list[_CapturedCall]], output: Tensor) -> AttentionRecord:
             "do not feed on each other, such as an encoder and a decoder, or two "
             "models. One stack is supported: attribute to one of them at a time"
         )
-    expected = len(output) if len(stacks) == 1 else 1
+    expected = len(output) if len(stacks) == 1 else None
     rows = [stack[0].n_rows(expected) for stack in stacks]
     if sum(rows) != len(output):
         raise UnsupportedAttentionError(
             f"{len(stacks)} stacks of attention ran over {sum(rows)} rows in all for "
             f"{len(output)} inputs: windowed attention (Swin), or several passes per "
-            "input (siamese models, an encoder and a decoder). It is not known which "
+            "input (siamese models, an encoder and a decoder, reentrant gradient "
+            "checkpointing). It is not known which "
             "pass a token's score belongs to: attribute to one pass at a time"
         )
     chunks = zip(stacks, rows, output.split(rows), strict=True)

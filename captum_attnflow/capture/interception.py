@@ -9,9 +9,9 @@ module first. The model, its configuration and its kernels are left as they are.
 from __future__ import annotations
 
 import math
-import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -31,10 +31,14 @@ _PRODUCT = {
 # Calls that keep queries in the last dimension but one and keys in the last.
 _TRANSPARENT = {
     "__getitem__",
+    "__truediv__",
     "alpha_dropout",
     "bfloat16",
+    "clamp",
     "clone",
     "contiguous",
+    "div",
+    "div_",
     "double",
     "dropout",
     "dropout_",
@@ -50,6 +54,7 @@ _TRANSPARENT = {
     "reshape",
     "squeeze",
     "to",
+    "true_divide",
     "type",
     "type_as",
     "unflatten",
@@ -57,6 +62,15 @@ _TRANSPARENT = {
     "view",
     "where",
 }
+
+
+@dataclass
+class _Softmax:
+    """A softmax over the last dimension, followed until it meets its values."""
+
+    shape: torch.Size
+    n_heads: int | None
+    reached_values: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,7 +99,10 @@ class AttentionInterception(TorchFunctionMode):
         super().__init__()
         self.probes: list[nn.Module] = [nn.Identity() for _ in range(max_calls)]
         self.calls: list[AttentionCall] = []
+        self._softmaxes: list[_Softmax] = []
         self._marked = WeakTensorKeyDictionary()
+        self._probed = WeakTensorKeyDictionary()
+        self._n_heads: int | None = None  # of the multi-head attention that runs
 
     def __torch_function__(
         self,
@@ -99,10 +116,10 @@ class AttentionInterception(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             return self._attend(*args, **kwargs)
         if func is F.multi_head_attention_forward:
-            with self:
-                return _without_dispatch(func)(*args, **kwargs)
+            return self._run_multi_head_attention(func, args, kwargs)
         if func in _PRODUCT:
-            return func(*self._probe_left_operand(args), **kwargs)
+            args, kwargs = self._probe_left_operand(args, kwargs)
+            return func(*args, **kwargs)
         if func is torch.einsum or func is torch.functional.einsum:
             return func(*self._probe_einsum(args), **kwargs)
         output = func(*args, **kwargs)
@@ -112,13 +129,40 @@ class AttentionInterception(TorchFunctionMode):
             self._follow(output, args)
         return output
 
+    def missed(self) -> int:
+        """Count softmaxes of a captured map's shape that met no values."""
+        captured = {call.shape[-2:] for call in self._softmaxes if call.reached_values}
+        return sum(
+            not softmax.reached_values and softmax.shape[-2:] in captured
+            for softmax in self._softmaxes
+        )
+
+    def _run_multi_head_attention(
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        self._n_heads = kwargs["num_heads"] if "num_heads" in kwargs else args[4]
+        try:
+            with self:
+                return _without_dispatch(func)(*args, **kwargs)
+        finally:
+            self._n_heads = None
+
     def _mark_softmax(
         self, output: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
         if output.dim() >= 3 and dim in (-1, output.dim() - 1):
-            heads = output.shape[1:-2].numel() if output.dim() > 3 else None
-            self._marked[output] = heads
+            self._mark(output)
+
+    def _mark(self, weights: Tensor) -> None:
+        folded = weights.dim() == 3
+        n_heads = self._n_heads if folded else weights.shape[1:-2].numel()
+        softmax = _Softmax(weights.shape, n_heads)
+        self._softmaxes.append(softmax)
+        self._marked[weights] = softmax
 
     def _follow(self, output: Tensor, args: tuple[Any, ...]) -> None:
         for arg in args:
@@ -127,14 +171,24 @@ class AttentionInterception(TorchFunctionMode):
                 if same_queries and output.shape[-1] <= arg.shape[-1]:
                     self._marked[output] = self._marked[arg]
 
-    def _probe_left_operand(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        left, right = args[:2]
+    def _probe_left_operand(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        left = args[0] if args else kwargs.get("input")
+        by_name = kwargs.get("other", kwargs.get("mat2"))
+        right = args[1] if len(args) > 1 else by_name
         # A gate of experts is a softmax too, but meets a plain matrix.
-        if self._is_marked(left) and right.dim() == left.dim():
-            return (self._probe(left), *args[1:])
-        return args
+        if not isinstance(left, Tensor) or left not in self._marked:
+            return args, kwargs
+        if getattr(right, "ndim", 0) != left.dim():
+            return args, kwargs
+        if args:
+            return (self._probe(left), *args[1:]), kwargs
+        return args, {**kwargs, "input": self._probe(left)}
 
     def _probe_einsum(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not args:
+            return args
         equation, *operands = args
         if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
             operands = list(operands[0])
@@ -151,7 +205,11 @@ class AttentionInterception(TorchFunctionMode):
     def _is_marked(self, operand: Any) -> bool:
         return isinstance(operand, Tensor) and operand in self._marked
 
-    def _probe(self, weights: Tensor, n_heads: int | None = None) -> Tensor:
+    def _probe(self, weights: Tensor) -> Tensor:
+        """Send a marked tensor through the next probe, once for all its uses."""
+        earlier: Tensor | None = self._probed.get(weights)
+        if earlier is not None:
+            return earlier
         if len(self.calls) == len(self.probes):
             raise RuntimeError(
                 f"the forward function ran more than {len(self.probes)} attention "
@@ -159,9 +217,11 @@ class AttentionInterception(TorchFunctionMode):
                 "model"
             )
         probe = self.probes[len(self.calls)]
-        known = self._marked.get(weights, n_heads)
-        self.calls.append(AttentionCall(probe, known))
+        softmax = self._marked[weights]
+        softmax.reached_values = True
+        self.calls.append(AttentionCall(probe, softmax.n_heads))
         probed: Tensor = probe(weights)
+        self._probed[weights] = probed
         return probed
 
     def _attend(
@@ -193,8 +253,8 @@ class AttentionInterception(TorchFunctionMode):
         # The fused kernels answer 0 where every key is masked.
         weights = weights.masked_fill((scores == -torch.inf).all(-1, keepdim=True), 0)
         weights = F.dropout(weights, dropout_p)
-        heads = weights.shape[1:-2].numel() if weights.dim() > 3 else None
-        return self._probe(weights, heads) @ value
+        self._mark(weights)
+        return self._probe(weights) @ value
 
 
 def _mixes_values(weights: str, values: str, output: str) -> bool:
@@ -217,7 +277,7 @@ def _without_dispatch(func: Callable[..., Any]) -> Callable[..., Any]:
     over for ever; its copy lets the mode see the calls inside.
     """
     scope = {**func.__globals__, "has_torch_function": lambda _: False}
-    copy = types.FunctionType(
+    copy = FunctionType(
         func.__code__, scope, func.__name__, func.__defaults__, func.__closure__
     )
     copy.__kwdefaults__ = func.__kwdefaults__

@@ -581,6 +581,8 @@ class TestRefusals:
             (GeneralizedAttentionFlow, {"game": "poker"}, "'joint', 'independent'"),
             (GeneralizedAttentionFlow, {"residual": "some"}, "residual='some'"),
             (GeneralizedAttentionFlow, {"solver": "simplex"}, "barrier"),
+            (GeneralizedAttentionFlow, {"solver": None}, "solver=None is unknown"),
+            (GeneralizedAttentionFlow, {"game": ["joint"]}, "game="),
             (AttentionFlow, {"game": "poker"}, "'joint', 'independent'"),
             (AttentionFlow, {"residual": 2}, "residual=2"),
             (AttentionRollout, {"residual": "free"}, "product of matrices"),
@@ -602,6 +604,25 @@ def test_all_zero_scores_warn_with_the_reason():
         scores = GeneralizedAttentionFlow(forward).attribute(token_ids(), target=1)
     assert scores[0].any()
     assert not scores[1].any()
+
+
+def test_warnings_point_at_the_callers_line():
+    model = bert()
+    attribution = GeneralizedAttentionFlow(lambda ids: 0 * model(ids).logits)
+    for function in (attribution.attribute, attribution.explain):
+        with pytest.warns(UserWarning, match="are 0") as caught:
+            function(token_ids(), target=1)
+        assert caught[0].filename == __file__
+
+
+def test_delta_of_a_list_of_layers_is_computed_from_it(model, forward):
+    ids = token_ids()
+    attribution = LayerGeneralizedAttentionFlow(forward, [model.bert.embeddings])
+    attributions, delta = attribution.attribute(
+        ids, target=1, return_convergence_delta=True
+    )
+    again = attribution.compute_convergence_delta(attributions, 0, ids, target=1)
+    torch.testing.assert_close(again, delta, atol=1e-9, rtol=0)
 
 
 def test_a_good_result_does_not_warn(forward):

@@ -133,10 +133,68 @@ def test_multihead_attention_with_and_without_weights_is_captured():
     torch.testing.assert_close(record.weights[0].mean(1), forward.average.detach())
 
 
+@pytest.mark.filterwarnings("ignore:.* not seen to weigh values")
 @pytest.mark.parametrize("n_experts", [5, 10])
 def test_a_gate_of_experts_is_no_attention(n_experts):
     record = capture_attention(HandWritten(n_experts), (token_ids(),), 0)
     assert [tuple(weights.shape) for weights in record.weights] == [(2, 1, 10, 10)] * 2
+
+
+def test_a_map_that_weighs_two_values_is_one_layer_with_the_gradient_of_both():
+    x = torch.randn(2, 5, 8).double()
+
+    def forward(x):
+        weights = (x @ x.mT).softmax(-1)
+        return (weights @ x + 0.5 * (weights @ x.tanh())).sum((1, 2))
+
+    record = capture_attention(forward, (x,))
+    assert len(record.weights) == 1
+    values = (x + 0.5 * x.tanh()).sum(-1)
+    torch.testing.assert_close(
+        record.gradients[0][:, 0], values[:, None].expand(-1, 5, -1)
+    )
+
+
+@pytest.mark.parametrize(
+    "product",
+    [
+        lambda w, x: torch.matmul(w, other=x),
+        lambda w, x: torch.matmul(input=w, other=x),
+        lambda w, x: torch.bmm(input=w, mat2=x),
+        lambda w, x: torch.einsum("bij,bjd->bid", [w, x]),
+        lambda w, x: (w / w.sum(-1, keepdim=True)) @ x,
+        lambda w, x: (w / 1.0).clamp(0, 1) @ x,
+        lambda w, x: F.dropout(w.float().double(), 0.0) @ x,
+    ],
+)
+def test_every_way_to_write_the_product_is_seen(product):
+    x = torch.randn(2, 5, 8).double()
+    record = capture_attention(
+        lambda x: product((x @ x.mT).softmax(-1), x).sum((1, 2)), (x,)
+    )
+    assert len(record.weights) == 1
+
+
+def test_other_products_by_keyword_are_left_alone():
+    x = torch.randn(2, 5, 8).double()
+    project = torch.randn(8, 8).double()
+
+    def forward(x):
+        x = torch.matmul(input=x, other=project)
+        return ((x @ x.mT).softmax(-1) @ x).sum((1, 2))
+
+    assert len(capture_attention(forward, (x,)).weights) == 1
+
+
+def test_a_softmax_that_meets_no_values_warns():
+    x = torch.randn(2, 5, 8).double()
+
+    def forward(x):
+        x = x + (x @ x.mT).softmax(-1) @ x
+        return (x + torch.exp((x @ x.mT).softmax(-1).log()) @ x).sum((1, 2))
+
+    with pytest.warns(UserWarning, match="1 softmaxes of the shape.*1 were"):
+        capture_attention(forward, (x,))
 
 
 def test_grouped_and_causal_sdpa_equals_the_fused_kernel():
@@ -291,6 +349,26 @@ class TestRefusals:
 
         with pytest.raises(UnsupportedAttentionError, match="several passes per input"):
             capture_attention(siamese, (token_ids(),))
+
+    @pytest.mark.parametrize("n_rows", [2, 3])
+    def test_two_passes_of_attention_with_folded_heads(self, n_rows):
+        attention = nn.MultiheadAttention(32, 4, batch_first=True).double()
+        embedding = nn.Embedding(50, 32).double()
+
+        def twice(ids):
+            hidden = [embedding(x) for x in (ids, ids.flip(1))]
+            return sum(attention(x, x, x)[0].sum((1, 2)) for x in hidden)
+
+        with pytest.raises(UnsupportedAttentionError, match="several passes per input"):
+            capture_attention(twice, (token_ids(n_rows),))
+
+    @pytest.mark.filterwarnings("ignore:.* not seen to weigh values")
+    def test_two_passes_of_a_hand_written_model(self):
+        model = HandWritten()
+        with pytest.raises(UnsupportedAttentionError, match="several passes per input"):
+            capture_attention(
+                lambda ids: model(ids) + model(ids.flip(1)), (token_ids(),), 1
+            )
 
     def test_two_towers_of_different_depth(self):
         deep, shallow = TorchEncoder(), TorchEncoder()
