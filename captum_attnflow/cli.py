@@ -6,6 +6,7 @@ import json
 import sys
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +16,6 @@ from captum._utils.progress import progress
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
-from captum_attnflow.capture import UnsupportedAttentionError
 from captum_attnflow.demo import DEMO_MODEL_PATH
 from captum_attnflow.solve import FlowError
 from captum_attnflow.text import METHODS, TextAttribution, TextClassifier
@@ -68,34 +68,36 @@ def explain(
     if residual is not None:
         options["residual"] = _residual(residual)
     console = Console(highlight=False, soft_wrap=True)
-    try:
-        if html is not None and not html.parent.is_dir():
+    with _errors_told():
+        if html is not None and (html.is_dir() or not html.parent.is_dir()):
             raise FileNotFoundError(
-                f"--html {html}: there is no folder {str(html.parent)!r}; create it"
+                f"--html {html}: there is no folder {str(html.parent)!r} for such a "
+                "file; give a file in an existing folder"
             )
-        with warnings.catch_warnings():
-            warnings.filterwarnings("always", module="captum_attnflow")
-            warnings.showwarning = _show_warning
-            results = []
-            for result in _explain(texts, file, model, method, target, options):
-                results.append(result)
-                if as_json:
-                    print(json.dumps(asdict(result)))
-                else:
-                    console.print(terminal_text(result))
+        results = []
+        for result in _explain(texts, file, model, method, target, options):
+            results.append(result)
+            if as_json:
+                print(json.dumps(asdict(result)))
+            else:
+                console.print(terminal_text(result))
         if html is not None:
             html.write_text(html_page(results), encoding="utf-8")
-    except (
-        OSError,
-        TypeError,
-        ValueError,
-        UnsupportedAttentionError,
-        FlowError,
-    ) as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
-            f"error: {error}", markup=False, style="red"
-        )
-        raise typer.Exit(2) from error
+
+
+@contextmanager
+def _errors_told() -> Iterator[None]:
+    """Print expected errors and warnings as sentences on standard error."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", module="captum_attnflow")
+        warnings.showwarning = _show_warning
+        try:
+            yield
+        except (OSError, ValueError, FlowError) as error:
+            Console(stderr=True, highlight=False, soft_wrap=True).print(
+                f"error: {error}", markup=False, style="red"
+            )
+            raise typer.Exit(2) from error
 
 
 def _explain(
@@ -124,16 +126,24 @@ def _explain(
 def _read(texts: list[str] | None, file: Path | None) -> list[str]:
     if texts and file:
         raise ValueError("texts were given both as arguments and by --file; give one")
-    if texts:
-        return texts
-    from_stdin = file is None or str(file) == "-"
-    content = sys.stdin.read() if from_stdin else Path(str(file)).read_text("utf-8")
-    lines = content.splitlines()
+    lines = texts or _lines(file)
     empty = [number for number, line in enumerate(lines, 1) if not line.strip()]
     if not lines or empty:
-        where = f"line {empty[0]}" if empty else "the input"
+        where = f"text {empty[0]} of {len(lines)}" if empty else "the input"
         raise ValueError(f"{where} is empty; give one text per line, no blank lines")
     return lines
+
+
+def _lines(file: Path | None) -> list[str]:
+    """Lines of a file or of standard input, cut at line feeds only."""
+    try:
+        if file is None or str(file) == "-":
+            content = sys.stdin.read()
+        else:
+            content = file.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file or 'standard input'} is not UTF-8: {error}") from error
+    return [line.rstrip("\r") for line in content.removesuffix("\n").split("\n")]
 
 
 def _residual(given: str) -> float | str | None:

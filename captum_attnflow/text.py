@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -18,17 +20,23 @@ from transformers import (
 )
 
 from captum_attnflow.attr import (
+    AttentionAttribution,
     AttentionFlow,
     AttentionRollout,
     GeneralizedAttentionFlow,
 )
-from captum_attnflow.attr._base import AttentionAttribution
 
 METHODS: dict[str, Callable[..., AttentionAttribution]] = {
     "generalized-attention-flow": GeneralizedAttentionFlow,
     "attention-flow": AttentionFlow,
     "attention-rollout": AttentionRollout,
 }
+
+
+_LOADABLE = (
+    "Give a folder with config.json, model.safetensors and tokenizer files, or the hub "
+    "id of such a model"
+)
 
 
 @dataclass(frozen=True)
@@ -96,18 +104,35 @@ class TextClassifier:
                 f"there is no model folder {name!r}. Give an existing folder saved by "
                 'save_pretrained(), or a hub id such as "owner/name"'
             )
-        options: dict[str, Any] = {"local_files_only": is_folder}
+        options: dict[str, Any] = {
+            "local_files_only": is_folder,
+            "trust_remote_code": False,
+        }
         try:
             tokenizer = AutoTokenizer.from_pretrained(name, **options)
-            model = AutoModelForSequenceClassification.from_pretrained(
-                name, dtype=torch.float32, use_safetensors=True, **options
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                name,
+                dtype=torch.float32,
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
             )
-        except (OSError, ValueError) as error:
+        # Whatever a broken folder raises, down to the parsers of its files.
+        except Exception as error:
+            where = "" if is_folder else f"there is no folder {name!r}, and "
             raise ValueError(
-                f"{name!r} could not be loaded as a sequence classifier: {error}\nGive "
-                "a folder with config.json, model.safetensors and tokenizer files, or "
-                "the hub id of such a model"
+                f"{where}{name!r} could not be loaded as a sequence classifier: "
+                f"{error}\n{_LOADABLE}"
             ) from error
+        if report["missing_keys"]:
+            raise ValueError(
+                f"{name!r} has no weights for {sorted(report['missing_keys'])}, which "
+                f"would be random: it is no trained sequence classifier. {_LOADABLE}"
+            )
+        if len(tokenizer) <= len(tokenizer.all_special_ids):
+            raise ValueError(
+                f"{name!r} has a tokenizer of special tokens only. {_LOADABLE}"
+            )
         return TextClassifier(model.eval(), tokenizer)
 
     def explain(
@@ -131,22 +156,34 @@ class TextClassifier:
             list[TextAttribution]: One per text.
 
         Raises:
-            ValueError: If a text is empty, or the method or target is unknown.
+            ValueError: If there is no text, a text is empty, or the method, an option
+                or the target is unknown.
         """
-        if method not in METHODS:
-            raise ValueError(
-                f"method={method!r} is unknown; give one of {', '.join(METHODS)}"
-            )
+        if isinstance(texts, str) or not texts:
+            raise ValueError(f"texts={texts!r}; give a list of at least one text")
+        make_attribution = _find_method(method, options)
         encoded = self._encode(texts)
-        ids, mask = encoded["input_ids"], encoded["attention_mask"]
+        ids = encoded.pop("input_ids")
+        names, others = tuple(encoded), tuple(encoded.values())
+
+        def forward(ids: Tensor, *others: Tensor) -> Tensor:
+            further = dict(zip(names, others, strict=True))
+            logits: Tensor = self.model(input_ids=ids, **further).logits
+            return logits
+
         with torch.no_grad():
-            logits = self._logits(ids, mask)
+            logits = forward(ids, *others)
+        if logits.shape[-1] != len(self.labels):
+            raise ValueError(
+                f"the model has {logits.shape[-1]} outputs but id2label names "
+                f"{self.labels}; mend id2label in its config.json"
+            )
         predicted = logits.argmax(-1)
         targets = predicted if target is None else self._target(target, predicted)
-        attribution = METHODS[method](self._logits, **options)
-        explanation = attribution.explain(
-            ids, target=targets, additional_forward_args=(mask,)
+        explanation = make_attribution(forward, **options).explain(
+            ids, target=targets, additional_forward_args=others
         )
+        mask = encoded["attention_mask"]
         probabilities = logits.softmax(-1) if logits.shape[-1] > 1 else logits
         return [
             TextAttribution(
@@ -167,10 +204,6 @@ class TextClassifier:
         names = self.model.config.id2label
         return [str(names[index]) for index in range(len(names))]
 
-    def _logits(self, ids: Tensor, mask: Tensor) -> Tensor:
-        logits: Tensor = self.model(input_ids=ids, attention_mask=mask).logits
-        return logits
-
     def _target(self, target: str | int, like: Tensor) -> Tensor:
         if target in self.labels:
             return torch.full_like(like, self.labels.index(str(target)))
@@ -186,28 +219,54 @@ class TextClassifier:
             if not text.strip():
                 raise ValueError(f"text {number} of {len(texts)} is empty; remove it")
         limit = self._limit()
-        lengths = [
-            len(ids) for ids in self.tokenizer(list(texts), verbose=False)["input_ids"]
-        ]
-        for number, length in enumerate(lengths, 1):
-            if length > limit:
-                warnings.warn(
-                    f"text {number} of {len(texts)} has {length} tokens and is "
-                    f"truncated to the model's limit of {limit}",
-                    stacklevel=3,
-                )
+        if limit is not None:
+            for text, ids in zip(texts, self._ids(texts), strict=True):
+                if len(ids) > limit:
+                    warnings.warn(
+                        f"the text {shorten(text, 40)!r} has {len(ids)} tokens and is "
+                        f"truncated to the model's limit of {limit}",
+                        stacklevel=3,
+                    )
         encoded: dict[str, Tensor] = self.tokenizer(
             list(texts),
             padding=True,
-            truncation=True,
+            truncation=limit is not None,
             max_length=limit,
+            return_attention_mask=True,
             return_tensors="pt",
         ).to(self.model.device)
-        return encoded
+        return dict(encoded)
 
-    def _limit(self) -> int:
-        """Most tokens that both tokenizer and position embeddings admit."""
-        positions = getattr(self.model.config, "max_position_embeddings", None)
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        ids: list[list[int]] = self.tokenizer(list(texts), verbose=False)["input_ids"]
+        return ids
+
+    def _limit(self) -> int | None:
+        """Most tokens that both tokenizer and position embeddings admit, if any."""
+        limits = [self.tokenizer.model_max_length]
+        for name, module in self.model.named_modules():
+            if name.endswith("position_embeddings") and hasattr(module, "weight"):
+                # RoBERTa counts positions from behind the padding index.
+                unused = getattr(module, "padding_idx", None)
+                limits.append(
+                    len(module.weight) - (0 if unused is None else unused + 1)
+                )
         # Tokenizers without a limit say 1e30.
-        limits = [self.tokenizer.model_max_length, positions or 0]
-        return min(int(limit) for limit in limits if 0 < limit < 1e9)
+        return min((int(limit) for limit in limits if limit < 1e9), default=None)
+
+
+def _find_method(
+    method: str, options: Mapping[str, Any]
+) -> Callable[..., AttentionAttribution]:
+    if method not in METHODS:
+        raise ValueError(
+            f"method={method!r} is unknown; give one of {', '.join(METHODS)}"
+        )
+    parameters = signature(METHODS[method]).parameters.values()
+    accepted = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    for name in options:
+        if name not in accepted:
+            raise ValueError(
+                f"{method} has no option {name!r}; it has {', '.join(accepted)}"
+            )
+    return METHODS[method]

@@ -78,7 +78,8 @@ def test_html_is_written(run, tmp_path):
         ([TEXT, "--html", "/no/such/folder/page.html"], "there is no folder"),
         ([TEXT, "--file", "texts.txt"], "give one"),
         (["--file", "/no/such/texts.txt"], "No such file"),
-        ([TEXT, "--method", "attention-rollout", "--game", "joint"], "game"),
+        ([TEXT, "--method", "attention-rollout", "--game", "joint"], "no option"),
+        ([TEXT, "--html", "/tmp"], "give a file"),
     ],
 )
 def test_bad_input_is_an_error_that_names_it(run, arguments, message):
@@ -92,15 +93,30 @@ def test_bad_input_is_an_error_that_names_it(run, arguments, message):
 def test_blank_line_is_an_error_that_names_it(run):
     result = run(input="dull\n\nfine\n")
     assert result.exit_code == 2
-    assert "line 2 is empty" in result.stderr
-    assert "the input is empty" in run(input="").stderr
+    assert "text 2 of 3 is empty" in result.stderr
+    assert "text 1 of 1 is empty" in run(input="").stderr
 
 
 def test_truncation_is_told_on_standard_error(run):
     result = run("very " * 200, "--json")
     assert result.exit_code == 0
-    assert "warning: text 1 of 1 has 202 tokens" in result.stderr
+    assert "warning: the text 'very very" in result.stderr
+    assert "202 tokens" in result.stderr
     json.loads(result.stdout)
+
+
+def test_lines_are_cut_at_line_feeds_only(run):
+    result = run("--json", input="one\x0ctwo\u2028three\r\nfour")
+    texts = [json.loads(line)["text"] for line in result.stdout.splitlines()]
+    assert texts == ["one\x0ctwo\u2028three", "four"]
+
+
+def test_file_that_is_not_utf8_is_an_error_that_names_it(run, tmp_path):
+    file = tmp_path / "latin.txt"
+    file.write_bytes("déjà vu".encode("latin-1"))
+    result = run("--file", file)
+    assert result.exit_code == 2
+    assert "latin.txt is not UTF-8" in result.stderr
 
 
 def test_command_runs_as_a_process_of_its_own():

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import copy
+import io
+import json
 import shutil
 
 import pytest
 import torch
-from models import bert
-from safetensors.torch import load_file
+from models import bert, classifier
+from safetensors.torch import load_file, save_file
 
 from captum_attnflow.demo import DEMO_MODEL_PATH
 from captum_attnflow.text import METHODS, TextClassifier
@@ -38,7 +41,7 @@ def test_joint_scores_sum_to_the_flow_value(demo):
 
 
 def test_long_text_is_truncated_with_a_warning(demo):
-    with pytest.warns(UserWarning, match=r"text 2 of 2 has 302 tokens.*limit of 128"):
+    with pytest.warns(UserWarning, match=r"'very very.*302 tokens.*limit of 128"):
         [_, long] = demo.explain(["dull", "very " * 300], "attention-rollout")
     assert len(long.tokens) == 128
 
@@ -60,6 +63,43 @@ def test_unknown_method_is_refused(demo):
         demo.explain(["dull"], "lime")
 
 
+def test_no_texts_and_a_bare_string_are_refused(demo):
+    for wrong in ([], "a film"):
+        with pytest.raises(ValueError, match="list of at least one text"):
+            demo.explain(wrong)
+
+
+def test_unknown_option_is_refused(demo):
+    with pytest.raises(ValueError, match=r"no option 'game'; it has residual"):
+        demo.explain(["dull"], "attention-rollout", game="joint")
+
+
+@pytest.mark.parametrize(
+    ("family", "limit"), [("Roberta", 62), ("MPNet", 62), ("Bert", 64), ("XLNet", None)]
+)
+def test_limit_is_that_of_the_position_embeddings(demo, family, limit):
+    model = classifier(family)
+    tokenizer = copy.deepcopy(demo.tokenizer)
+    tokenizer.model_max_length = int(1e30)
+    model.resize_token_embeddings(len(tokenizer))
+    model.config.id2label = {0: "negative", 1: "positive"}
+    [result] = TextClassifier(model, tokenizer).explain(["dull"], "attention-rollout")
+    assert TextClassifier(model, tokenizer)._limit() == limit
+    if limit is not None:
+        with pytest.warns(UserWarning, match=f"limit of {limit}"):
+            [result] = TextClassifier(model, tokenizer).explain(
+                ["very " * 300], "attention-rollout"
+            )
+        assert len(result.tokens) == limit
+
+
+def test_labels_that_do_not_fit_the_outputs_are_refused(demo):
+    model = copy.deepcopy(demo.model)
+    model.config.id2label = {0: "only"}
+    with pytest.raises(ValueError, match="2 outputs but id2label"):
+        TextClassifier(model, demo.tokenizer).explain(["dull"])
+
+
 class TestLoad:
     def test_folder(self):
         classifier = TextClassifier.load(str(DEMO_MODEL_PATH))
@@ -75,6 +115,50 @@ class TestLoad:
     def test_folder_without_a_model_is_refused(self, tmp_path):
         with pytest.raises(ValueError, match=r"config\.json, model\.safetensors"):
             TextClassifier.load(str(tmp_path))
+
+    def folder_with(self, tmp_path, **changes):
+        shutil.copytree(DEMO_MODEL_PATH, tmp_path, dirs_exist_ok=True)
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
+        return tmp_path
+
+    def test_code_of_a_model_folder_never_runs(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("sys.stdin", io.StringIO("y\ny\ny\n"))
+        trace = tmp_path / "ran"
+        folder = self.folder_with(
+            tmp_path,
+            model_type="evil",
+            auto_map={
+                "AutoConfig": "evil.Config",
+                "AutoModelForSequenceClassification": "evil.Model",
+            },
+        )
+        (folder / "evil.py").write_text(f"open({str(trace)!r}, 'w').close()")
+        with pytest.raises(ValueError, match="could not be loaded"):
+            TextClassifier.load(str(folder))
+        assert not trace.exists()
+
+    def test_model_without_a_trained_head_is_refused(self, tmp_path):
+        folder = self.folder_with(tmp_path)
+        weights = load_file(folder / "model.safetensors")
+        body = {k: v for k, v in weights.items() if not k.startswith("classifier")}
+        save_file(body, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=r"classifier\.weight.*would be random"):
+            TextClassifier.load(str(folder))
+
+    def test_folder_without_a_tokenizer_is_refused(self, tmp_path):
+        folder = self.folder_with(tmp_path)
+        for file in folder.glob("tokenizer*"):
+            file.unlink()
+        with pytest.raises(ValueError, match="tokenizer"):
+            TextClassifier.load(str(folder))
+
+    def test_broken_weights_are_refused(self, tmp_path):
+        folder = self.folder_with(tmp_path)
+        weights = (folder / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes(weights[:1000])
+        with pytest.raises(ValueError, match="could not be loaded"):
+            TextClassifier.load(str(folder))
 
     def test_pickled_weights_are_refused(self, tmp_path):
         for file in DEMO_MODEL_PATH.iterdir():

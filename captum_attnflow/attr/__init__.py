@@ -2,7 +2,10 @@
 
 from captum.attr import LLMGradientAttribution
 
-from captum_attnflow.attr._base import LayerAttentionAttribution
+from captum_attnflow.attr._base import (
+    AttentionAttribution,
+    LayerAttentionAttribution,
+)
 from captum_attnflow.attr.attention_flow import AttentionFlow, LayerAttentionFlow
 from captum_attnflow.attr.attention_rollout import (
     AttentionRollout,
@@ -17,9 +20,11 @@ from captum_attnflow.attr.generalized_attention_flow import (
 LLMGradientAttribution.SUPPORTED_METHODS += (LayerAttentionAttribution,)
 
 __all__ = [
+    "AttentionAttribution",
     "AttentionFlow",
     "AttentionRollout",
     "GeneralizedAttentionFlow",
+    "LayerAttentionAttribution",
     "LayerAttentionFlow",
     "LayerAttentionRollout",
     "LayerGeneralizedAttentionFlow",

@@ -11,6 +11,6 @@ def check_choice(name: str, given: object, accepted: Collection[str]) -> None:
     Raises:
         ValueError: Naming the option, what was given and what is accepted.
     """
-    if given not in accepted:
+    if given not in list(accepted):
         choices = ", ".join(repr(choice) for choice in accepted)
         raise ValueError(f"{name}={given!r} is unknown; give one of {choices}")

@@ -19,7 +19,8 @@ def check_residual(residual: Residual) -> None:
     is_fraction = isinstance(residual, (int, float)) and 0 < residual < 1
     if residual is not None and residual != "free" and not is_fraction:
         raise ValueError(
-            f"residual={residual!r} is unknown; give None (no residual edges), a "
+            f'residual={residual!r} is unknown; give None (no residual edges; "none" '
+            "in the shell), a "
             'fraction between 0 and 1 such as 0.5 (rows renormalised), or "free" '
             "(residual edges that never bind)"
         )
