@@ -39,16 +39,16 @@ def find_solver(solver: SolverName | FlowSolver) -> FlowSolver:
     """Return the solver of that name, or the solver itself.
 
     Raises:
-        ValueError: If the name is unknown.
+        ValueError: If the name is unknown, or it is no solver.
     """
-    if not isinstance(solver, str):
+    if not isinstance(solver, str) and hasattr(solver, "solve"):
         return solver
-    if solver not in SOLVERS:
+    if solver not in list(SOLVERS):
         raise ValueError(
             f"solver={solver!r} is unknown; give one of {sorted(SOLVERS)}, or an "
             "instance such as BarrierSolver(epsilon=1e-6)"
         )
-    return SOLVERS[solver]
+    return SOLVERS[str(solver)]
 
 
 def solve_flow(

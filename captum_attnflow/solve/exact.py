@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import networkx as nx
 import torch
@@ -28,9 +28,19 @@ class NetworkXSolver:
         algorithm (str): ``"preflow_push"``, ``"shortest_augmenting_path"`` or
             ``"edmonds_karp"``. networkx' ``dinitz`` is left out: in networkx 3.6 it
             raises ``KeyError`` on capacities that are not integers.
+
+    Raises:
+        ValueError: If the algorithm is none of these.
     """
 
     algorithm: Algorithm = "preflow_push"
+
+    def __post_init__(self) -> None:
+        if self.algorithm not in get_args(Algorithm):
+            raise ValueError(
+                f"algorithm={self.algorithm!r} is unknown; give one of "
+                f"{', '.join(map(repr, get_args(Algorithm)))}"
+            )
 
     def solve(self, network: LayeredNetwork) -> FlowSolution:
         """Solve a batch of networks; see :class:`FlowSolution`."""

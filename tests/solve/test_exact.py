@@ -17,6 +17,11 @@ def test_exact_solver_certifies_its_flow_by_a_cut(algorithm):
     assert (solution.duality_gap <= 1e-9).all()
 
 
+def test_unknown_algorithm_is_refused():
+    with pytest.raises(ValueError, match=r"algorithm='dinitz'.*preflow_push"):
+        NetworkXSolver("dinitz")
+
+
 def test_exact_solvers_agree_on_the_value_and_not_on_the_scores():
     network = attention_network(3, 8, read_out=0)
     one = solve_flow(network, NetworkXSolver("preflow_push"))
