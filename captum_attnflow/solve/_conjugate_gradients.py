@@ -20,12 +20,12 @@ class RankOnePreconditioner:
     unknowns per network: what each layer sees of the one below and of the one above.
 
     Args:
-        weight (Tensor): Shape ``(B, L, T, T)``, see :class:`Laplacian`.
+        rows (Tensor): Shape ``(B, L, T)``, sums of the weights into each node.
+        columns (Tensor): Shape ``(B, L, T)``, sums of the weights out of each node.
         diagonal (Tensor): Shape ``(B, L + 1, T)``, positive.
     """
 
-    def __init__(self, weight: Tensor, diagonal: Tensor) -> None:
-        rows, columns = weight.sum(-1), weight.sum(-2)
+    def __init__(self, rows: Tensor, columns: Tensor, diagonal: Tensor) -> None:
         total = rows.sum(-1)
         self._inverse_diagonal = 1 / diagonal
         basis = diagonal.new_zeros(*diagonal.shape, 2)

@@ -42,9 +42,9 @@ class Laplacian:
     def __init__(
         self, weight: Tensor, source: Tensor, sink: Tensor, iterative: bool
     ) -> None:
-        arriving = torch.cat([source[:, None], weight.sum(-1)], 1)
-        leaving = torch.cat([weight.sum(-2), sink[:, None]], 1)
-        diagonal = arriving + leaving
+        rows, columns = weight.sum(-1), weight.sum(-2)
+        diagonal = torch.cat([source[:, None], rows], 1)
+        diagonal += torch.cat([columns, sink[:, None]], 1)
         diagonal += (diagonal == 0).to(diagonal.dtype)
         diagonal *= 1 + _RELATIVE_RIDGE
         self.iterative = iterative
@@ -53,7 +53,7 @@ class Laplacian:
         self._source = source
         self._direct: BlockCholesky | None = None
         if iterative:
-            self._preconditioner = RankOnePreconditioner(self._weight, diagonal)
+            self._preconditioner = RankOnePreconditioner(rows, columns, diagonal)
 
     def solve(
         self, right_side: Tensor, tolerance: Tensor, at_source: float = 0.0

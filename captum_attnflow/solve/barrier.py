@@ -38,6 +38,9 @@ _START_LOAD = 0.7
 _START_GAP = 0.2
 _START_MULTIPLIER = 0.5
 _STEP_SHARE = 0.995
+# Room of an edge that never binds, and the inverse of the flow on one that is missing,
+# in units of the value.
+_UNLIMITED = 1e100
 # Imbalance at a node, in shares of the value: in the answer, left by a predictor, left
 # by the last correctors and by early ones.
 _IMBALANCE = 1e-10
@@ -128,18 +131,20 @@ class BarrierSolver:
         problem = newton.problem
         if self.mu is not None:
             return self.mu / problem.scale
-        return self.epsilon * problem.value(newton.state.x) / problem.n_terms
+        return self.epsilon * problem.value(newton.state.room[0]) / problem.n_terms
 
 
 @dataclass(frozen=True)
 class _Problem:
-    """What stays fixed; edges are flat: inner ``L*T*T``, then source, then sink."""
+    """What stays fixed; edges are flat: inner ``L*T*T``, then source, then sink.
 
-    capacity: Tensor  # (B, E), in units of scale; 1 where not bounded
+    An edge that is missing carries next to nothing and one that never binds has next
+    to unlimited room. Neither can move, and both keep their barrier terms, so that no
+    sum and no step length needs a mask.
+    """
+
+    capacity: Tensor  # (B, E), in units of scale; _UNLIMITED where not bounded
     alive: Tensor  # (B, E), 1 where there is an edge
-    bounded: Tensor  # (B, E), 1 where its capacity is finite
-    dead: Tensor  # (B, E), 1 - alive
-    unbounded: Tensor  # (B, E), 1 - bounded
     scale: Tensor  # (B,), upper bound of the value
     n_terms: Tensor  # (B,), barrier terms
     start_flow: Tensor  # (B, E), a conserving flow of value 1
@@ -149,21 +154,18 @@ class _Problem:
     @staticmethod
     def of(network: LayeredNetwork) -> _Problem:
         inner = network.capacity.flatten(1)
-        terminals = torch.cat([network.source, network.sink], 1)
-        edge = inner > 0
-        alive = torch.cat([edge, terminals], 1)
-        bounded = torch.cat([edge & inner.isfinite(), torch.zeros_like(terminals)], 1)
+        terminals = torch.cat([network.source, network.sink], 1).to(inner.dtype)
+        alive = torch.cat([(inner > 0).to(inner.dtype), terminals], 1)
         bound = network.node_bound()
         scale = bound.sum(-1).amin(-1)
-        capacity = torch.cat([inner, torch.ones_like(terminals, dtype=inner.dtype)], 1)
+        capacity = torch.cat([inner / scale[:, None], torch.zeros_like(terminals)], 1)
+        capacity[:, inner.shape[1] :] = _UNLIMITED
+        capacity.clamp_max_(_UNLIMITED).masked_fill_(capacity == 0, _UNLIMITED)
         return _Problem(
-            capacity=torch.where(bounded, capacity / scale[:, None], 1.0),
-            alive=alive.double(),
-            bounded=bounded.double(),
-            dead=(~alive).double(),
-            unbounded=(~bounded).double(),
+            capacity=capacity,
+            alive=alive,
             scale=scale,
-            n_terms=(alive.sum(1) + bounded.sum(1)).double(),
+            n_terms=alive.sum(1) + (capacity < _UNLIMITED).sum(1),
             start_flow=_proportional_flow(network, bound),
             n_layers=network.n_layers,
             n_tokens=network.n_tokens,
@@ -174,9 +176,6 @@ class _Problem:
             self,
             capacity=self.capacity[index],
             alive=self.alive[index],
-            bounded=self.bounded[index],
-            dead=self.dead[index],
-            unbounded=self.unbounded[index],
             scale=self.scale[index],
             n_terms=self.n_terms[index],
             start_flow=self.start_flow[index],
@@ -190,9 +189,7 @@ class _Problem:
         return inner.unflatten(1, shape), source, sink
 
     def value(self, flow: Tensor) -> Tensor:
-        sink = slice(-self.n_tokens, None)
-        value: Tensor = (flow[:, sink] * self.alive[:, sink]).sum(1)
-        return value
+        return flow[:, -self.n_tokens :].sum(1)
 
     def divergence(self, flow: Tensor) -> Tensor:
         inner, source, sink = self.split(flow)
@@ -211,21 +208,24 @@ class _Problem:
 
 @dataclass
 class _State:
-    x: Tensor  # (B, E) flow; 1 on dead edges
-    y: Tensor  # (B, E) room left; kept apart from x, since u - x cancels
-    z: Tensor  # (B, E) multiplier of x >= 0
-    s: Tensor  # (B, E) multiplier of y >= 0
+    """Flow and room, and what a unit more of flow costs in each: ``z`` and ``-s``."""
+
+    room: Tensor  # (2, B, E): x and y, kept apart since u - x cancels
+    price: Tensor  # (2, B, E): z and -s, at the optimum mu times the barrier's gradient
     p: Tensor  # (B, L + 1, T) potential
 
     def select(self, index: Tensor) -> _State:
-        return _State(**{name: tensor[index] for name, tensor in vars(self).items()})
-
-    def gap(self) -> Tensor:
-        return _dot(self.x, self.z) + _dot(self.y, self.s)
+        return _State(self.room[:, index], self.price[:, index], self.p[index])
 
     def put(self, index: Tensor, part: _State) -> None:
-        for name, tensor in vars(self).items():
-            setattr(self, name, tensor.index_copy(0, index, getattr(part, name)))
+        self.room[:, index] = part.room
+        self.price[:, index] = part.price
+        self.p[index] = part.p
+
+    def product(self) -> Tensor:
+        """Mean complementarity product."""
+        total = _dot(self.room[0], self.price[0]) - _dot(self.room[1], self.price[1])
+        return total / (2 * self.room.shape[-1])
 
 
 def _proportional_flow(network: LayeredNetwork, bound: Tensor) -> Tensor:
@@ -252,26 +252,27 @@ def _proportional_flow(network: LayeredNetwork, bound: Tensor) -> Tensor:
 
 
 def _start(problem: _Problem) -> _State:
-    alive, bounded = problem.alive, problem.bounded
-    load = torch.where(bounded > 0, _START_LOAD * problem.capacity, torch.inf)
-    x = torch.minimum(_START_VALUE * problem.start_flow, load)
-    # Underflow would put the start on the boundary; dead edges hold a 1 throughout.
-    x = torch.where(alive > 0, x.clamp_min(torch.finfo(x.dtype).tiny ** 0.5), 1.0)
-    y = torch.where(bounded > 0, problem.capacity - x, 1.0)
-    mu = _START_GAP / problem.n_terms[:, None]
-    z = (mu / x).clamp_min(_START_MULTIPLIER) * alive
-    s = (mu / y).clamp_min(_START_MULTIPLIER) * bounded
-    levels = torch.arange(problem.n_layers + 1, dtype=x.dtype, device=x.device)
+    capacity = problem.capacity
+    flow = torch.minimum(_START_VALUE * problem.start_flow, _START_LOAD * capacity)
+    flow.clamp_min_(1 / _UNLIMITED)
+    room = torch.stack([flow, capacity - flow])
+    price = _START_GAP / problem.n_terms[:, None] / room
+    price[0].clamp_min_(_START_MULTIPLIER)
+    bounded = (capacity < _UNLIMITED).to(capacity.dtype)
+    torch.maximum(price[1], bounded.mul_(_START_MULTIPLIER), out=price[1])
+    price[1].neg_()
+    levels = torch.arange(problem.n_layers + 1, dtype=flow.dtype, device=flow.device)
     level = (levels + 0.5) / (problem.n_layers + 1) - 1
-    p = level[:, None].expand(len(x), -1, problem.n_tokens).clone()
-    return _State(x=x, y=y, z=z, s=s, p=p)
+    p = level[:, None].expand(len(flow), -1, problem.n_tokens).clone()
+    return _State(room=room, price=price, p=p)
 
 
 class _Newton:
     """One predictor-corrector step after the other, in place.
 
-    With ``r = dx / x`` and ``t = dx / y`` the Newton equations reduce to
-    ``dx = weight * (push + rise(p + dp))``; the predictor has ``push = 0``.
+    With ``gradient = (1 / x, -1 / y)`` and ``ratio = dx * gradient`` the Newton
+    equations reduce to ``dx = weight * (push + rise(p + dp))``, where the two pushes
+    sum to ``push``; the predictor has none.
 
     The edge arrays are memory-bound, hence the buffers: fresh ones would cost more
     time in page faults than the arithmetic that fills them.
@@ -281,60 +282,55 @@ class _Newton:
         self.problem = problem
         self.state = state
         self._iterative = problem.n_tokens >= _ITERATIVE_FROM_TOKENS
-        buffers = [torch.empty_like(state.x) for _ in range(7)]
-        self._inv_x, self._inv_y, self._weight, self._dx, self._spare = buffers[:5]
-        self._bend_x, self._bend_y = buffers[5:]
+        self._signs = state.room.new_tensor([1.0, -1.0])[:, None, None]
+        self._gradient = torch.empty_like(state.room)
+        self._push = torch.empty_like(state.room)
+        self._weight, self._dx, self._spare = torch.empty(
+            3, *state.room.shape[1:], dtype=state.room.dtype, device=state.room.device
+        )
 
     def select(self, index: Tensor) -> _Newton:
         return _Newton(self.problem.select(index), self.state.select(index))
 
-    def imbalance(self) -> Tensor:
-        torch.mul(self.state.x, self.problem.alive, out=self._spare)
-        return self.problem.divergence(self._spare)
-
     def converged(self, target: Tensor, tolerance: float) -> Tensor:
         """Whether each network is centred at its target and conserves flow."""
-        near = self.state.gap() <= (1 + tolerance) * target * self.problem.n_terms
+        state = self.state
+        near = state.product() <= (1 + tolerance) * target
         if not bool(near.any()):
             return near
-        for flow, multiplier, kept in (
-            (self.state.x, self.state.z, self.problem.alive),
-            (self.state.y, self.state.s, self.problem.bounded),
-        ):
-            off = torch.mul(flow, multiplier, out=self._spare)
-            off.addcmul_(kept, target[:, None], value=-1).abs_()
-            near &= off.amax(1) <= tolerance * target
-        lost = self.imbalance().abs().amax((1, 2))
-        return near & (lost <= _IMBALANCE * self.problem.value(self.state.x))
+        for room, price in zip(state.room, state.price, strict=True):
+            product = torch.mul(room, price, out=self._spare).abs_()
+            off = torch.maximum(product.amax(1) - target, target - product.amin(1))
+            near &= off <= tolerance * target
+        lost = self.problem.divergence(state.room[0]).abs().amax((1, 2))
+        return near & (lost <= _IMBALANCE * self.problem.value(state.room[0]))
 
     def step(self, target: Tensor) -> None:
         """Move towards the target by a predictor-corrector or a centring step."""
-        mu = self.state.gap() / self.problem.n_terms
+        mu = self.state.product()
         predicting = mu > 1.01 * target
         laplacian = self._laplacian()
-        imbalance = self.imbalance()
+        imbalance = self.problem.divergence(self.state.room[0])
         if bool(predicting.any()):
             aim = self._predict(laplacian, imbalance, mu, target, predicting)
         else:
             aim = target
-            self._bend_x.zero_()
-            self._bend_y.zero_()
+            self._push.zero_()
         # The farther from the target, the more imbalance may be left for later.
         accuracy = _CORRECTOR_ACCURACY * (mu / target).clamp_min(1) ** 2
         change = self._correct(
             laplacian, imbalance, aim, accuracy.clamp_max(_EARLY_ACCURACY)
         )
-        self._advance(change, aim)
+        self._advance(change)
         self._iterative = laplacian.iterative
 
     def _laplacian(self) -> Laplacian:
-        problem, state, weight = self.problem, self.state, self._weight
-        torch.div(problem.alive, state.x, out=self._inv_x)
-        torch.div(problem.bounded, state.y, out=self._inv_y)
-        torch.mul(state.s, self._inv_y, out=weight)
-        weight.addcmul_(state.z, self._inv_x).add_(problem.dead)
-        torch.div(problem.alive, weight, out=weight)
-        return Laplacian(*problem.split(weight), iterative=self._iterative)
+        gradient, price = self._gradient, self.state.price
+        torch.div(self._signs, self.state.room, out=gradient)
+        weight = torch.mul(price[0], gradient[0], out=self._weight)
+        weight.addcmul_(price[1], gradient[1])
+        torch.div(self.problem.alive, weight, out=weight)
+        return Laplacian(*self.problem.split(weight), iterative=self._iterative)
 
     def _predict(
         self,
@@ -345,32 +341,23 @@ class _Newton:
         predicting: Tensor,
     ) -> Tensor:
         """Aim straight at the optimum; choose ``mu`` and the second-order terms."""
-        state = self.state
-        tolerance = _PREDICTOR_ACCURACY * self.problem.value(state.x)
+        problem, price = self.problem, self.state.price
+        tolerance = _PREDICTOR_ACCURACY * problem.value(self.state.room[0])
         potential = laplacian.solve(-imbalance, tolerance, at_source=-1.0)
-        dx = self.problem.rise(potential, at_source=-1.0, out=self._dx)
-        dx.mul_(self._weight)
-        r = torch.mul(dx, self._inv_x, out=self._bend_x)
-        t = torch.mul(dx, self._inv_y, out=self._bend_y)
-        r_least, r_most, t_least, t_most = r.amin(1), r.amax(1), t.amin(1), t.amax(1)
-        primal = 1 / torch.maximum(-r_least, t_most).clamp_min(1)
-        dual = 1 / torch.maximum(1 + r_most, 1 - t_least).clamp_min(1)
-        zr = torch.mul(state.z, r, out=self._spare)
-        after = (1 - dual) * _dot(state.x, state.z)
-        after += ((1 - dual) * primal - dual) * _dot(state.x, zr)
-        after -= primal * dual * _dot(dx, zr)
-        torch.addcmul(zr, zr, r, out=r)  # z r (1 + r)
-        st = torch.mul(state.s, t, out=self._spare)
-        after += (1 - dual) * _dot(state.y, state.s)
-        after += (dual - (1 - dual) * primal) * _dot(state.y, st)
-        after -= primal * dual * _dot(dx, st)
-        torch.addcmul(st, st, t, value=-1, out=t)  # s t (1 - t)
-        self._bend_x.mul_(predicting[:, None])
-        self._bend_y.mul_(predicting[:, None])
+        rise = problem.rise(potential, at_source=-1.0, out=self._spare)
+        dx = torch.mul(rise, self._weight, out=self._dx)
+        ratio = torch.mul(dx, self._gradient, out=self._push)
+        primal = 1 / (-ratio.amin(-1).amin(0)).clamp_min(1)
+        dual = 1 / (1 + ratio.amax(-1).amax(0)).clamp_min(1)
+        cost = (_dot(dx, price[0]) + _dot(dx, price[1])) / (2 * dx.shape[1])
+        after = (1 - dual) * mu + ((1 - dual) * primal - dual) * cost
+        after -= primal * dual * _dot(dx, rise) / (2 * dx.shape[1])
+        ratio.addcmul_(ratio, ratio).mul_(price)
+        if not bool(predicting.all()):
+            ratio.mul_(predicting[:, None])
         # Mehrotra's rule, and more centring where the boundary blocks the predictor.
         sigma = torch.maximum(
-            (after / self.problem.n_terms / mu).clamp(0, 1) ** 3,
-            (1 - torch.minimum(primal, dual)) ** 2,
+            (after / mu).clamp(0, 1) ** 3, (1 - torch.minimum(primal, dual)) ** 2
         )
         return torch.where(predicting, torch.maximum(sigma * mu, target), target)
 
@@ -382,38 +369,27 @@ class _Newton:
         The change of potential is solved for, not the potential: where an edge has
         much room its weight is so large that the rounding of ``p`` would unbalance.
         """
-        force = self.problem.rise(self.state.p, at_source=-1.0, out=self._spare)
-        force.add_(self._bend_x).add_(self._bend_y)
-        force.addcmul_(self._inv_x, aim[:, None])
-        force.addcmul_(self._inv_y, aim[:, None], value=-1)
-        forced = self.problem.divergence(torch.mul(force, self._weight, out=self._dx))
-        tolerance = accuracy * self.problem.value(self.state.x)
+        problem, push, dx = self.problem, self._push, self._dx
+        push.addcmul_(self._gradient, aim[:, None])
+        force = problem.rise(self.state.p, at_source=-1.0, out=dx)
+        force.add_(push[0]).add_(push[1])
+        forced = problem.divergence(force.mul_(self._weight))
+        tolerance = accuracy * problem.value(self.state.room[0])
         change = laplacian.solve(-imbalance - forced, tolerance)
-        dx = self.problem.rise(change, at_source=0.0, out=self._dx)
-        dx.add_(force).mul_(self._weight)
+        dx.addcmul_(problem.rise(change, at_source=0.0, out=self._spare), self._weight)
         return change
 
-    def _advance(self, change: Tensor, aim: Tensor) -> None:
-        problem, state, dx = self.problem, self.state, self._dx
-        dz, ds, ratio = self._bend_x, self._bend_y, self._spare
-        r = torch.mul(dx, self._inv_x, out=self._weight)
-        dz.addcmul_(state.z, r, value=-1).sub_(state.z)
-        dz.addcmul_(self._inv_x, aim[:, None])
-        fall = -r.amin(1)
-        t = torch.mul(dx, self._inv_y, out=self._weight)
-        ds.add_(torch.addcmul(state.s, state.s, t, value=-1, out=ratio)).neg_()
-        ds.addcmul_(self._inv_y, aim[:, None])
-        primal = _step_length(torch.maximum(fall, t.amax(1)))
-        torch.add(state.z, problem.dead, out=ratio)
-        fall = -torch.div(dz, ratio, out=ratio).amin(1)
-        torch.add(state.s, problem.unbounded, out=ratio)
-        fall = torch.maximum(fall, -torch.div(ds, ratio, out=ratio).amin(1))
-        dual = _step_length(fall)
-        state.x.addcmul_(dx, primal)
-        state.y.addcmul_(dx.mul_(problem.bounded), primal, value=-1)
-        state.z.addcmul_(dz, dual)
-        state.s.addcmul_(ds, dual)
-        state.p.addcmul_(change, dual[..., None])
+    def _advance(self, change: Tensor) -> None:
+        room, price, dx = self.state.room, self.state.price, self._dx
+        ratio = torch.mul(dx, self._gradient, out=self._gradient)
+        primal = _step_length(-ratio.amin(-1).amin(0))
+        goal = self._push.addcmul_(price, ratio, value=-1)
+        torch.div(goal, price, out=ratio)
+        dual = _step_length(1 - ratio.amin(-1).amin(0))
+        room[0].addcmul_(dx, primal)
+        room[1].addcmul_(dx, primal, value=-1)
+        price.lerp_(goal, dual)
+        self.state.p.addcmul_(change, dual[..., None])
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:
@@ -433,7 +409,7 @@ def _solution(
     mu: Tensor,
     iterations: Tensor,
 ) -> FlowSolution:
-    edges = state.x * problem.alive * problem.scale[:, None]
+    edges = state.room[0] * problem.alive * problem.scale[:, None]
     flow, source_flow, sink_flow = problem.split(edges)
     return certified(
         network,
@@ -443,6 +419,6 @@ def _solution(
         sink_flow=sink_flow,
         potential=state.p,
         mu=mu * problem.scale,
-        duality_gap=state.gap() * problem.scale,
+        duality_gap=state.product() * problem.n_terms * problem.scale,
         iterations=iterations,
     )
