@@ -47,6 +47,8 @@ _IMBALANCE = 1e-10
 _PREDICTOR_ACCURACY = 1e-4
 _CORRECTOR_ACCURACY = 1e-11
 _EARLY_ACCURACY = 1e-5
+# Relative change of a flow or multiplier in the step before the last, at most.
+_LAST_FALL = 0.18
 # From this many tokens on, iterating is cheaper than factoring.
 _ITERATIVE_FROM_TOKENS = 48
 
@@ -282,6 +284,7 @@ class _Newton:
         self.problem = problem
         self.state = state
         self._iterative = problem.n_tokens >= _ITERATIVE_FROM_TOKENS
+        self._fall = torch.ones_like(problem.scale)  # largest share of a variable used
         self._signs = state.room.new_tensor([1.0, -1.0])[:, None, None]
         self._gradient = torch.empty_like(state.room)
         self._push = torch.empty_like(state.room)
@@ -316,8 +319,10 @@ class _Newton:
         else:
             aim = target
             self._push.zero_()
-        # The farther from the target, the more imbalance may be left for later.
-        accuracy = _CORRECTOR_ACCURACY * (mu / target).clamp_min(1) ** 2
+        # The farther from the target, the more imbalance may be left for later. Close
+        # to it steps shrink quadratically, so that the last one tells how far this is.
+        far = torch.maximum(mu / target, self._fall**4 / _LAST_FALL**4).clamp_min(1)
+        accuracy = _CORRECTOR_ACCURACY * far**2
         change = self._correct(
             laplacian, imbalance, aim, accuracy.clamp_max(_EARLY_ACCURACY)
         )
@@ -382,10 +387,13 @@ class _Newton:
     def _advance(self, change: Tensor) -> None:
         room, price, dx = self.state.room, self.state.price, self._dx
         ratio = torch.mul(dx, self._gradient, out=self._gradient)
-        primal = _step_length(-ratio.amin(-1).amin(0))
+        self._fall = -ratio.amin(-1).amin(0)
+        primal = _step_length(self._fall)
         goal = self._push.addcmul_(price, ratio, value=-1)
         torch.div(goal, price, out=ratio)
-        dual = _step_length(1 - ratio.amin(-1).amin(0))
+        fall = 1 - ratio.amin(-1).amin(0)
+        dual = _step_length(fall)
+        self._fall = torch.maximum(self._fall, fall)
         room[0].addcmul_(dx, primal)
         room[1].addcmul_(dx, primal, value=-1)
         price.lerp_(goal, dual)
