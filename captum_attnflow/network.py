@@ -66,7 +66,7 @@ class LayeredNetwork:
                     f"{terminal.dtype}; capacity {shape} needs a bool tensor of "
                     f"shape {expected}"
                 )
-        if not bool((self.capacity >= 0).all()):
+        if self.capacity.numel() and not bool(self.capacity.amin() >= 0):
             raise ValueError(
                 "capacity holds negative or NaN entries; capacities lie in [0, inf]"
             )
@@ -104,14 +104,17 @@ class LayeredNetwork:
             tuple[Tensor, Tensor]: **from_source** and **to_sink**, each of shape
             ``(B, L + 1, T)``, bool.
         """
-        edge = self.capacity > 0
-        from_source = [self.source]
+        # Counts of edges from reached nodes: products are faster than logic.
+        edge = (self.capacity > 0).float()
+        from_source = [self.source.float()]
         for layer in range(self.n_layers):
-            from_source.append((edge[:, layer] & from_source[-1][:, None]).any(-1))
-        to_sink = [self.sink]
+            count = torch.bmm(from_source[-1][:, None], edge[:, layer].mT)[:, 0]
+            from_source.append(count.clamp_max_(1))
+        to_sink = [self.sink.float()]
         for layer in reversed(range(self.n_layers)):
-            to_sink.append((edge[:, layer] & to_sink[-1][..., None]).any(-2))
-        return torch.stack(from_source, 1), torch.stack(to_sink[::-1], 1)
+            count = torch.bmm(to_sink[-1][:, None], edge[:, layer])[:, 0]
+            to_sink.append(count.clamp_max_(1))
+        return torch.stack(from_source, 1) > 0, torch.stack(to_sink[::-1], 1) > 0
 
     def trim(self) -> LayeredNetwork:
         """Remove every edge and terminal that lies on no path from source to sink.
@@ -120,14 +123,23 @@ class LayeredNetwork:
         forces its edges to carry exactly 0.
         """
         from_source, to_sink = self.reachable()
-        live = from_source & to_sink
-        keep = live[:, 1:, :, None] & live[:, :-1, None, :]
+        return self.restrict(from_source & to_sink)
+
+    def restrict(self, live: Tensor) -> LayeredNetwork:
+        """Remove every edge and terminal at a node that is not alive.
+
+        Args:
+            live (Tensor): Shape ``(B, L + 1, T)``, bool.
+        """
+        if bool(live.all()):
+            return self
+        dead = ~(live[:, 1:, :, None] & live[:, :-1, None, :])
         return replace(
             self,
             # Not a product: inf * 0 is NaN.
-            capacity=torch.where(keep, self.capacity, 0.0),
-            source=live[:, 0],
-            sink=live[:, -1],
+            capacity=self.capacity.masked_fill(dead, 0.0),
+            source=self.source & live[:, 0],
+            sink=self.sink & live[:, -1],
         )
 
     def node_bound(self) -> Tensor:

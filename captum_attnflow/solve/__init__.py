@@ -6,6 +6,7 @@ file with a frozen dataclass and one line in :data:`SOLVERS`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -85,26 +86,29 @@ def solve_flow(
     """
     chosen = find_solver(solver)
     from_source, to_sink = network.reachable()
-    trimmed = LayeredNetwork(
-        network.capacity.double(), network.source, network.sink
-    ).trim()
+    live = from_source & to_sink
+    trimmed = replace(network, capacity=network.capacity.double()).restrict(live)
     _refuse_unbounded(trimmed)
     # A reachable dead end stands on the source's side of every minimum cut.
     idle_potential = -(from_source & ~to_sink).to(trimmed.capacity.dtype)
-    solution = _zero_solution(trimmed, idle_potential)
-    solvable = trimmed.sink.any(-1).nonzero()[:, 0]
-    if len(solvable) == 0:
-        return solution
-    part = chosen.solve(trimmed.select(solvable))
-    for name, whole in vars(solution).items():
-        whole[solvable] = getattr(part, name)
-    live = from_source & to_sink
+    solvable = trimmed.sink.any(-1)
+    if not bool(solvable.any()):
+        return _zero_solution(trimmed, idle_potential)
+    if bool(solvable.all()):
+        solution = chosen.solve(trimmed)
+    else:
+        solution = _zero_solution(trimmed, idle_potential)
+        part = chosen.solve(trimmed.select(solvable))
+        for name, whole in vars(solution).items():
+            whole[solvable] = getattr(part, name)
     solution.potential.copy_(torch.where(live, solution.potential, idle_potential))
     solution.cut.copy_(solution.potential < -0.5)
     return solution
 
 
 def _refuse_unbounded(network: LayeredNetwork) -> None:
+    if not network.capacity.numel() or not bool(network.capacity.amax().isinf()):
+        return
     unbounded = network.node_bound().isinf().any(-1).any(-1)
     if bool(unbounded.any()):
         raise FlowError(
