@@ -54,9 +54,8 @@ def _small_system(gram: Tensor, total: Tensor) -> Tensor:
     n_networks, n_layers = total.shape
     system = gram.new_zeros(n_networks, n_layers + 1, 2, n_layers + 1, 2)
     system.diagonal(dim1=1, dim2=3).copy_(-gram.movedim(1, -1))
-    below = torch.arange(n_layers, device=gram.device)
-    system[:, below + 1, 0, below, 1] = total
-    system[:, below, 1, below + 1, 0] = total
+    system[:, 1:, 0, :-1, 1].diagonal(dim1=1, dim2=2).copy_(total)
+    system[:, :-1, 1, 1:, 0].diagonal(dim1=1, dim2=2).copy_(total)
     system[:, 0, 0, 0, 0] = 1
     system[:, -1, 1, -1, 1] = 1
     return system.flatten(3, 4).flatten(1, 2)
@@ -104,7 +103,12 @@ def conjugate_gradients(
 
 
 def _apply(weight: Tensor, diagonal: Tensor, potential: Tensor) -> Tensor:
+    n_networks, n_layers, n_tokens, _ = weight.shape
+    shape = (n_networks, n_layers, n_tokens)
+    blocks = weight.flatten(0, 1)
+    below = potential[:, :-1].reshape(-1, 1, n_tokens)
+    above = potential[:, 1:].reshape(-1, 1, n_tokens)
     image = diagonal * potential
-    image[:, 1:] -= (potential[:, :-1, None] @ weight.mT)[..., 0, :]
-    image[:, :-1] -= (potential[:, 1:, None] @ weight)[..., 0, :]
+    image[:, 1:] -= torch.bmm(below, blocks.mT).view(shape)
+    image[:, :-1] -= torch.bmm(above, blocks).view(shape)
     return image

@@ -35,12 +35,14 @@ from captum_attnflow.solve.solution import FlowError, FlowSolution, certified
 # with and without free residual edges: smaller multipliers block the steps.
 _START_VALUE = 0.9
 _START_LOAD = 0.7
-_START_GAP = 0.2
+_START_GAP = 0.01
 _START_MULTIPLIER = 0.5
-_STEP_SHARE = 0.995
+_STEP_SHARE = 0.999
 # Room of an edge that never binds, and the inverse of the flow on one that is missing,
 # in units of the value.
 _UNLIMITED = 1e100
+# Edges whose arrays a processor's cache holds; more at once take longer each.
+_CACHED_EDGES = 1 << 18
 # Imbalance at a node, in shares of the value: in the answer, left by a predictor, left
 # by the last correctors and by early ones.
 _IMBALANCE = 1e-10
@@ -96,7 +98,10 @@ class BarrierSolver:
 
     def solve(self, network: LayeredNetwork) -> FlowSolution:
         """Solve a batch of trimmed networks, each with a path to the sink."""
-        at_once = max(1, self.max_edges // network.capacity[0].numel())
+        at_once = self.max_edges
+        if network.capacity.device.type == "cpu":
+            at_once = min(at_once, _CACHED_EDGES)
+        at_once = max(1, at_once // network.capacity[0].numel())
         parts = [
             self._solve_part(network.select(slice(start, start + at_once)))
             for start in range(0, network.n_networks, at_once)
@@ -115,7 +120,9 @@ class BarrierSolver:
             done = newton.converged(target, self.tolerance)
             if bool(done.any()):
                 finished = running[done]
-                answer.put(finished, newton.state.select(done))
+                # Until the first selection the answer shares the state's arrays.
+                if len(finished) < network.n_networks:
+                    answer.put(finished, newton.state.select(done))
                 mu[finished], iterations[finished] = target[done], iteration
                 running, target = running[~done], target[~done]
                 if len(running) == 0:
@@ -283,6 +290,7 @@ class _Newton:
     def __init__(self, problem: _Problem, state: _State) -> None:
         self.problem = problem
         self.state = state
+        self.mu = state.product()
         self._iterative = problem.n_tokens >= _ITERATIVE_FROM_TOKENS
         self._fall = torch.ones_like(problem.scale)  # largest share of a variable used
         self._signs = state.room.new_tensor([1.0, -1.0])[:, None, None]
@@ -298,7 +306,7 @@ class _Newton:
     def converged(self, target: Tensor, tolerance: float) -> Tensor:
         """Whether each network is centred at its target and conserves flow."""
         state = self.state
-        near = state.product() <= (1 + tolerance) * target
+        near = self.mu <= (1 + tolerance) * target
         if not bool(near.any()):
             return near
         for room, price in zip(state.room, state.price, strict=True):
@@ -310,7 +318,7 @@ class _Newton:
 
     def step(self, target: Tensor) -> None:
         """Move towards the target by a predictor-corrector or a centring step."""
-        mu = self.state.product()
+        mu = self.mu
         predicting = mu > 1.01 * target
         laplacian = self._laplacian()
         imbalance = self.problem.divergence(self.state.room[0])
@@ -398,6 +406,7 @@ class _Newton:
         room[1].addcmul_(dx, primal, value=-1)
         price.lerp_(goal, dual)
         self.state.p.addcmul_(change, dual[..., None])
+        self.mu = self.state.product()
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:
