@@ -20,27 +20,17 @@ barrier is constant and drops out. The paper's back edge only rescales ``mu`` by
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from captum_attnflow.network import LayeredNetwork
+from captum_attnflow.solve._barrier_problem import Problem, State, dot, start
 from captum_attnflow.solve._laplacian import Laplacian
 from captum_attnflow.solve.solution import FlowError, FlowSolution, certified
 
-# Start: the capacity-proportional flow at this share of the bound of the value, at
-# most this share of each capacity; multipliers for this relative gap, but at least of
-# the size of potential drops. Chosen for the fewest iterations on random networks
-# with and without free residual edges: smaller multipliers block the steps.
-_START_VALUE = 0.9
-_START_LOAD = 0.7
-_START_GAP = 0.01
-_START_MULTIPLIER = 0.5
 _STEP_SHARE = 0.999
-# Room of an edge that never binds, and the inverse of the flow on one that is missing,
-# in units of the value.
-_UNLIMITED = 1e100
 # Edges whose arrays a processor's cache holds; more at once take longer each.
 _CACHED_EDGES = 1 << 18
 # Imbalance at a node, in shares of the value: in the answer, left by a predictor, left
@@ -103,15 +93,15 @@ class BarrierSolver:
             at_once = min(at_once, _CACHED_EDGES)
         at_once = max(1, at_once // network.capacity[0].numel())
         parts = [
-            self._solve_part(network.select(slice(start, start + at_once)))
-            for start in range(0, network.n_networks, at_once)
+            self._solve_part(network.select(slice(first, first + at_once)))
+            for first in range(0, network.n_networks, at_once)
         ]
         return FlowSolution.concatenate(parts)
 
     def _solve_part(self, network: LayeredNetwork) -> FlowSolution:
-        problem = _Problem.of(network)
-        newton = _Newton(problem, _start(problem))
-        answer = _State(**vars(newton.state))
+        problem = Problem.of(network)
+        newton = _Newton(problem, start(problem))
+        answer = State(**vars(newton.state))
         running = torch.arange(network.n_networks, device=network.capacity.device)
         mu = torch.zeros_like(problem.scale)
         iterations = torch.zeros_like(running)
@@ -143,139 +133,6 @@ class BarrierSolver:
         return self.epsilon * problem.value(newton.state.room[0]) / problem.n_terms
 
 
-@dataclass(frozen=True)
-class _Problem:
-    """What stays fixed; edges are flat: inner ``L*T*T``, then source, then sink.
-
-    An edge that is missing carries next to nothing and one that never binds has next
-    to unlimited room. Neither can move, and both keep their barrier terms, so that no
-    sum and no step length needs a mask.
-    """
-
-    capacity: Tensor  # (B, E), in units of scale; _UNLIMITED where not bounded
-    alive: Tensor  # (B, E), 1 where there is an edge
-    scale: Tensor  # (B,), upper bound of the value
-    n_terms: Tensor  # (B,), barrier terms
-    start_flow: Tensor  # (B, E), a conserving flow of value 1
-    n_layers: int
-    n_tokens: int
-
-    @staticmethod
-    def of(network: LayeredNetwork) -> _Problem:
-        inner = network.capacity.flatten(1)
-        terminals = torch.cat([network.source, network.sink], 1).to(inner.dtype)
-        alive = torch.cat([(inner > 0).to(inner.dtype), terminals], 1)
-        bound = network.node_bound()
-        scale = bound.sum(-1).amin(-1)
-        capacity = torch.cat([inner / scale[:, None], torch.zeros_like(terminals)], 1)
-        capacity[:, inner.shape[1] :] = _UNLIMITED
-        capacity.clamp_max_(_UNLIMITED).masked_fill_(capacity == 0, _UNLIMITED)
-        return _Problem(
-            capacity=capacity,
-            alive=alive,
-            scale=scale,
-            n_terms=alive.sum(1) + (capacity < _UNLIMITED).sum(1),
-            start_flow=_proportional_flow(network, bound),
-            n_layers=network.n_layers,
-            n_tokens=network.n_tokens,
-        )
-
-    def select(self, index: Tensor) -> _Problem:
-        return replace(
-            self,
-            capacity=self.capacity[index],
-            alive=self.alive[index],
-            scale=self.scale[index],
-            n_terms=self.n_terms[index],
-            start_flow=self.start_flow[index],
-        )
-
-    def split(self, edges: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        inner, source, sink = edges.split(
-            [edges.shape[1] - 2 * self.n_tokens, self.n_tokens, self.n_tokens], 1
-        )
-        shape = (self.n_layers, self.n_tokens, self.n_tokens)
-        return inner.unflatten(1, shape), source, sink
-
-    def value(self, flow: Tensor) -> Tensor:
-        return flow[:, -self.n_tokens :].sum(1)
-
-    def divergence(self, flow: Tensor) -> Tensor:
-        inner, source, sink = self.split(flow)
-        return torch.cat([source[:, None], inner.sum(-1)], 1) - torch.cat(
-            [inner.sum(-2), sink[:, None]], 1
-        )
-
-    def rise(self, potential: Tensor, at_source: float, out: Tensor) -> Tensor:
-        """Potential at the head minus potential at the tail of every edge."""
-        inner, source, sink = self.split(out)
-        torch.sub(potential[:, 1:, :, None], potential[:, :-1, None, :], out=inner)
-        torch.sub(potential[:, 0], at_source, out=source)
-        torch.neg(potential[:, -1], out=sink)
-        return out
-
-
-@dataclass
-class _State:
-    """Flow and room, and what a unit more of flow costs in each: ``z`` and ``-s``."""
-
-    room: Tensor  # (2, B, E): x and y, kept apart since u - x cancels
-    price: Tensor  # (2, B, E): z and -s, at the optimum mu times the barrier's gradient
-    p: Tensor  # (B, L + 1, T) potential
-
-    def select(self, index: Tensor) -> _State:
-        return _State(self.room[:, index], self.price[:, index], self.p[index])
-
-    def put(self, index: Tensor, part: _State) -> None:
-        self.room[:, index] = part.room
-        self.price[:, index] = part.price
-        self.p[index] = part.p
-
-    def product(self) -> Tensor:
-        """Mean complementarity product."""
-        total = _dot(self.room[0], self.price[0]) - _dot(self.room[1], self.price[1])
-        return total / (2 * self.room.shape[-1])
-
-
-def _proportional_flow(network: LayeredNetwork, bound: Tensor) -> Tensor:
-    """A flow of value 1 that conserves, positive on every edge of a trimmed network.
-
-    Every node passes its flow on in proportion to the capacity of the paths ahead.
-    """
-    ahead = [network.sink.to(bound.dtype)]
-    weights = []
-    for layer in reversed(range(network.n_layers)):
-        weight = torch.minimum(network.capacity[:, layer], bound[:, layer + 1, :, None])
-        weights.append(weight * ahead[-1][..., None])
-        total = weights[-1].sum(-2)
-        ahead.append(total / total.amax(-1, keepdim=True))
-    throughput = torch.where(network.source, ahead[-1], 0.0)
-    throughput = throughput / throughput.sum(-1, keepdim=True)
-    source, inner = throughput, []
-    for weight in reversed(weights):
-        total = weight.sum(-2)
-        passed_on = throughput / (total + (total == 0))
-        inner.append(weight * passed_on[:, None])
-        throughput = inner[-1].sum(-1)
-    return torch.cat([torch.stack(inner, 1).flatten(1), source, throughput], 1)
-
-
-def _start(problem: _Problem) -> _State:
-    capacity = problem.capacity
-    flow = torch.minimum(_START_VALUE * problem.start_flow, _START_LOAD * capacity)
-    flow.clamp_min_(1 / _UNLIMITED)
-    room = torch.stack([flow, capacity - flow])
-    price = _START_GAP / problem.n_terms[:, None] / room
-    price[0].clamp_min_(_START_MULTIPLIER)
-    bounded = (capacity < _UNLIMITED).to(capacity.dtype)
-    torch.maximum(price[1], bounded.mul_(_START_MULTIPLIER), out=price[1])
-    price[1].neg_()
-    levels = torch.arange(problem.n_layers + 1, dtype=flow.dtype, device=flow.device)
-    level = (levels + 0.5) / (problem.n_layers + 1) - 1
-    p = level[:, None].expand(len(flow), -1, problem.n_tokens).clone()
-    return _State(room=room, price=price, p=p)
-
-
 class _Newton:
     """One predictor-corrector step after the other, in place.
 
@@ -287,7 +144,7 @@ class _Newton:
     time in page faults than the arithmetic that fills them.
     """
 
-    def __init__(self, problem: _Problem, state: _State) -> None:
+    def __init__(self, problem: Problem, state: State) -> None:
         self.problem = problem
         self.state = state
         self.mu = state.product()
@@ -362,9 +219,9 @@ class _Newton:
         ratio = torch.mul(dx, self._gradient, out=self._push)
         primal = 1 / (-ratio.amin(-1).amin(0)).clamp_min(1)
         dual = 1 / (1 + ratio.amax(-1).amax(0)).clamp_min(1)
-        cost = (_dot(dx, price[0]) + _dot(dx, price[1])) / (2 * dx.shape[1])
+        cost = (dot(dx, price[0]) + dot(dx, price[1])) / (2 * dx.shape[1])
         after = (1 - dual) * mu + ((1 - dual) * primal - dual) * cost
-        after -= primal * dual * _dot(dx, rise) / (2 * dx.shape[1])
+        after -= primal * dual * dot(dx, rise) / (2 * dx.shape[1])
         ratio.addcmul_(ratio, ratio).mul_(price)
         if not bool(predicting.all()):
             ratio.mul_(predicting[:, None])
@@ -409,11 +266,6 @@ class _Newton:
         self.mu = self.state.product()
 
 
-def _dot(left: Tensor, right: Tensor) -> Tensor:
-    """Inner product per network, without a product array in memory."""
-    return torch.bmm(left[:, None], right[..., None])[:, 0, 0]
-
-
 def _step_length(fall: Tensor) -> Tensor:
     """Shape ``(B, 1)``: the full step, or nearly to the nearest boundary."""
     return (_STEP_SHARE / fall.clamp_min(_STEP_SHARE))[:, None]
@@ -421,8 +273,8 @@ def _step_length(fall: Tensor) -> Tensor:
 
 def _solution(
     network: LayeredNetwork,
-    problem: _Problem,
-    state: _State,
+    problem: Problem,
+    state: State,
     mu: Tensor,
     iterations: Tensor,
 ) -> FlowSolution:
