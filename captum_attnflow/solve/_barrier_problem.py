@@ -43,12 +43,12 @@ class Problem:
     def of(network: LayeredNetwork) -> Problem:
         inner = network.capacity.flatten(1)
         terminals = torch.cat([network.source, network.sink], 1).to(inner.dtype)
-        alive = torch.cat([(inner > 0).to(inner.dtype), terminals], 1)
+        alive = torch.cat([inner.sign(), terminals], 1)
         bound = network.node_bound()
         scale = bound.sum(-1).amin(-1)
-        capacity = torch.cat([inner / scale[:, None], torch.zeros_like(terminals)], 1)
-        capacity[:, inner.shape[1] :] = _UNLIMITED
-        capacity.clamp_max_(_UNLIMITED).masked_fill_(capacity == 0, _UNLIMITED)
+        free = torch.full_like(terminals, torch.inf)
+        capacity = torch.cat([inner / scale[:, None], free], 1)
+        capacity.add_(1 - alive, alpha=_UNLIMITED).clamp_max_(_UNLIMITED)
         return Problem(
             capacity=capacity,
             alive=alive,
