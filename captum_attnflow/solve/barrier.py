@@ -63,7 +63,8 @@ class BarrierSolver:
             from ``mu`` in the answer.
         max_iterations (int): Newton systems to solve before giving up.
         max_edges (int): Edges solved at once; larger batches are solved in parts, to
-            bound memory at about 250 bytes an edge.
+            bound memory at about 250 bytes an edge. A CPU solves fewer at once where
+            that serves its cache.
 
     Raises:
         ValueError: If an option is out of its range.
