@@ -73,7 +73,7 @@ class BarrierSolver:
     epsilon: float = 1e-6
     mu: float | None = None
     tolerance: float = 1e-6
-    max_iterations: int = 100
+    max_iterations: int = 200
     max_edges: int = 1 << 21
 
     def __post_init__(self) -> None:
