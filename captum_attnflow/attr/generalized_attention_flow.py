@@ -27,9 +27,9 @@ class GeneralizedAttentionFlow(AttentionAttribution):
     leaves it. Scores are never negative and, in the joint game, sum to the flow value.
 
     The defaults are the paper's form as publicly restated: AGF capacities, no residual
-    edges, one joint flow. That form is offered for studies. On a trained classifier
-    its faithfulness was measured to be hardly above chance; ``residual="free"`` with
-    ``game="independent"`` does much better.
+    edges, one joint flow. That form is offered for studies; without residual edges a
+    token's identity is soon lost in the first layers' attention. ``residual="free"``
+    with ``game="independent"`` keeps it.
 
     Args:
         forward_func (Callable or Module): The forward function.
