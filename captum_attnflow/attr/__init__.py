@@ -2,10 +2,8 @@
 
 from captum.attr import LLMGradientAttribution
 
-from captum_attnflow.attr._base import (
-    AttentionAttribution,
-    LayerAttentionAttribution,
-)
+from captum_attnflow.attr._base import AttentionAttribution
+from captum_attnflow.attr._layer import LayerAttentionAttribution
 from captum_attnflow.attr.attention_flow import AttentionFlow, LayerAttentionFlow
 from captum_attnflow.attr.attention_rollout import (
     AttentionRollout,

@@ -5,20 +5,19 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
 from captum._utils.common import _format_output, _is_tuple
-from captum._utils.typing import BaselineType, ModuleOrModuleList, TargetType
-from captum.attr import GradientAttribution, LayerAttribution
+from captum._utils.typing import BaselineType, TargetType
+from captum.attr import GradientAttribution
 from captum.log import log_usage
-from torch import Tensor, nn
+from torch import Tensor
 
 from captum_attnflow.attr._arguments import ForwardArguments
-from captum_attnflow.attr._shape import shape_like_inputs, shape_like_layer
+from captum_attnflow.attr._shape import shape_like_inputs
 from captum_attnflow.capture import AttentionRecord, capture_attention
-from captum_attnflow.capture.layer_shape import TensorLike, record_layer_tensors
+from captum_attnflow.capture.layer_shape import TensorLike
 from captum_attnflow.result import Explanation
 
 TensorOrTensors = Tensor | tuple[Tensor, ...]
@@ -98,7 +97,7 @@ class AttentionAttribution(GradientAttribution):
         )
         explanation = self._explain(arguments, internal_batch_size)
         # One frame more than in explain(): Captum wraps attribute() to log its use.
-        _warn_of_zeros(explanation, stacklevel=4)
+        warn_of_zeros(explanation, stacklevel=4)
         templates = [TensorLike.of(tensor) for tensor in arguments.inputs]
         attributions = shape_like_inputs(explanation.scores, templates)
         formatted = _format_output(_is_tuple(inputs), attributions)
@@ -126,7 +125,7 @@ class AttentionAttribution(GradientAttribution):
             inputs, baselines, target, additional_forward_args, n_steps, method
         )
         explanation = self._explain(arguments, internal_batch_size)
-        _warn_of_zeros(explanation, stacklevel=3)
+        warn_of_zeros(explanation, stacklevel=3)
         return explanation
 
     def has_convergence_delta(self) -> bool:
@@ -186,152 +185,8 @@ class AttentionAttribution(GradientAttribution):
         return self._score(AttentionRecord.concatenate(parts))
 
 
-class LayerAttentionAttribution(AttentionAttribution, LayerAttribution):
-    """Base of the Layer forms; stands in for LayerIntegratedGradients.
-
-    Args:
-        forward_func (Callable or Module): The forward function.
-        layer (Module or list of Module): The layer whose output (or input) the
-            attributions are shaped like, usually the embeddings module.
-        device_ids (list of int, optional): Kept for Captum's signature.
-        multiply_by_inputs (bool): See :class:`AttentionAttribution`.
-    """
-
-    def __init__(
-        self,
-        forward_func: Callable[..., Any],
-        layer: ModuleOrModuleList,
-        device_ids: list[int] | None = None,
-        multiply_by_inputs: bool = True,
-    ) -> None:
-        LayerAttribution.__init__(self, forward_func, layer, device_ids)
-        AttentionAttribution.__init__(self, forward_func, multiply_by_inputs)
-
-    @log_usage()
-    def attribute(
-        self,
-        inputs: TensorOrTensors,
-        baselines: BaselineType = None,
-        target: TargetType = None,
-        additional_forward_args: object = None,
-        n_steps: int = 50,
-        method: str = "gausslegendre",
-        internal_batch_size: int | None = None,
-        return_convergence_delta: bool = False,
-        attribute_to_layer_input: bool = False,
-        grad_kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        r"""Attribute the selected output to the tokens at a layer.
-
-        Takes the arguments of ``LayerIntegratedGradients.attribute`` in their order;
-        those that :meth:`AttentionAttribution.attribute` has mean the same.
-
-        Args:
-            inputs (Tensor or tuple[Tensor, ...]): Anything the forward function takes.
-            baselines (scalar, Tensor, tuple, optional): Validated, then ignored.
-            target (int, tuple, Tensor or list, optional): Output to attribute.
-            additional_forward_args (Any, optional): Passed on behind ``inputs``.
-            n_steps (int): Validated, then ignored.
-            method (str): Validated, then ignored.
-            internal_batch_size (int, optional): Most rows in one forward pass.
-            return_convergence_delta (bool): Also return the efficiency residual.
-            attribute_to_layer_input (bool): Shape the attributions like the layer's
-                input instead of its output.
-            grad_kwargs (dict, optional): Further arguments of ``torch.autograd.grad``.
-
-        Returns:
-            **attributions** or 2-element tuple of **attributions**, **delta**:
-
-            - **attributions** (*Tensor*, *tuple* or *list*): Shaped like the layer's
-              output ``(B, T, D)``; a tuple if the layer emits several tensors, a list
-              if ``layer`` is a list.
-            - **delta** (*Tensor*): Shape ``(B,)``, if asked for.
-
-        Raises:
-            UnsupportedAttentionError: If the attention is not found or not supported.
-            ValueError: If inputs, target or layer do not fit the model.
-        """
-        arguments = ForwardArguments.read(
-            inputs, baselines, target, additional_forward_args, n_steps, method
-        )
-        with record_layer_tensors(self._layers(), attribute_to_layer_input) as seen:
-            explanation = self._explain(arguments, internal_batch_size, grad_kwargs)
-        _warn_of_zeros(explanation, stacklevel=4)
-        per_layer = [
-            shape_like_layer(
-                explanation.scores, _layer_templates(layer, seen, arguments.n_rows)
-            )
-            for layer in self._layers()
-        ]
-        formatted = [_format_output(len(item) > 1, item) for item in per_layer]
-        result = formatted if isinstance(self.layer, list) else formatted[0]
-        if return_convergence_delta:
-            return result, explanation.delta.to(per_layer[0][0])
-        return result
-
-    def explain(
-        self,
-        inputs: TensorOrTensors,
-        baselines: BaselineType = None,
-        target: TargetType = None,
-        additional_forward_args: object = None,
-        n_steps: int = 50,
-        method: str = "gausslegendre",
-        internal_batch_size: int | None = None,
-        return_convergence_delta: bool = False,
-        attribute_to_layer_input: bool = False,
-        grad_kwargs: dict[str, Any] | None = None,
-    ) -> Explanation:
-        """Return token scores with the network, the flow and the cut behind them.
-
-        Takes the arguments of :meth:`attribute`. Token scores do not depend on the
-        layer, only the shape of attributions does.
-        """
-        arguments = ForwardArguments.read(
-            inputs, baselines, target, additional_forward_args, n_steps, method
-        )
-        explanation = self._explain(arguments, internal_batch_size, grad_kwargs)
-        _warn_of_zeros(explanation, stacklevel=3)
-        return explanation
-
-    def _layers(self) -> list[nn.Module]:
-        layers = self.layer if isinstance(self.layer, list) else [self.layer]
-        if len(layers) != 1:
-            raise ValueError(
-                f"{len(layers)} layers were given, but there is one score per token "
-                "position, which cannot be split between them (word, position and "
-                "type embeddings). Attribute to one layer, such as the whole "
-                "embeddings module"
-            )
-        return layers
-
-
-def _layer_templates(
-    layer: nn.Module,
-    seen: dict[nn.Module, list[tuple[TensorLike, ...]]],
-    n_rows: int,
-) -> list[TensorLike]:
-    """Describe what the layer saw or emitted for the whole batch.
-
-    A layer may run in several parts of the batch, or several times (ALBERT).
-    """
-    if layer not in seen:
-        raise ValueError(
-            f"the layer {type(layer).__name__} did not run in the forward function; "
-            "pass a layer of the model that forward_func calls"
-        )
-    templates = []
-    for calls in zip(*seen[layer], strict=True):
-        last = calls[-1]
-        rows = sum(call.shape[0] if call.shape else 1 for call in calls)
-        # One call over other rows than the batch is not cut along the batch.
-        if len(calls) > 1 and last.shape and rows % n_rows == 0:
-            last = replace(last, shape=(n_rows, *last.shape[1:]))
-        templates.append(last)
-    return templates
-
-
-def _warn_of_zeros(explanation: Explanation, stacklevel: int) -> None:
+def warn_of_zeros(explanation: Explanation, stacklevel: int) -> None:
+    """Warn of examples whose scores are all 0, and say why that may be."""
     zero = explanation.zero_examples()
     if zero:
         warnings.warn(

@@ -7,7 +7,8 @@ from typing import Any
 
 from captum._utils.typing import ModuleOrModuleList
 
-from captum_attnflow.attr._base import AttentionAttribution, LayerAttentionAttribution
+from captum_attnflow.attr._base import AttentionAttribution
+from captum_attnflow.attr._layer import LayerAttentionAttribution
 from captum_attnflow.attr._options import check_choice
 from captum_attnflow.capacity import Residual, build_network, check_residual
 from captum_attnflow.capture import AttentionRecord

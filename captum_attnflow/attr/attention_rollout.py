@@ -9,7 +9,8 @@ import torch
 from captum._utils.typing import ModuleOrModuleList
 from torch import Tensor
 
-from captum_attnflow.attr._base import AttentionAttribution, LayerAttentionAttribution
+from captum_attnflow.attr._base import AttentionAttribution
+from captum_attnflow.attr._layer import LayerAttentionAttribution
 from captum_attnflow.capacity import build_network, check_residual
 from captum_attnflow.capture import AttentionRecord
 from captum_attnflow.network import LayeredNetwork

@@ -547,6 +547,25 @@ class TestRefusals:
             method(forward, model.classifier).attribute(token_ids(), target=1)
 
     @every_layer_method
+    @pytest.mark.parametrize("n_rows", [2, 6])
+    def test_layer_that_puts_the_sequence_first(self, method, n_rows):
+        """Also where as many examples as tokens hide the order of dimensions."""
+        model = classifier("XLNet", dtype=torch.float64)
+        attribution = method(
+            lambda ids: model(ids).logits, model.transformer.word_embedding
+        )
+        with pytest.raises(ValueError, match=r"\(6, \d, 32\).*\(examples, tokens\)"):
+            attribution.attribute(token_ids(n_rows, 6), target=1)
+
+    @every_layer_method
+    def test_as_many_examples_as_tokens_are_fine(self, method, model, forward):
+        ids = token_ids(6, 6)
+        attribution = method(forward, model.bert.embeddings)
+        together = attribution.attribute(ids, target=1)
+        alone = attribution.attribute(ids[:1], target=1)
+        torch.testing.assert_close(together[:1], alone)
+
+    @every_layer_method
     def test_layer_that_does_not_run(self, method, forward):
         with pytest.raises(ValueError, match="Linear did not run"):
             method(forward, nn.Linear(2, 2)).attribute(token_ids(), target=1)
