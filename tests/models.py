@@ -101,6 +101,19 @@ def vision_classifier() -> nn.Module:
     return transformers.ViTForImageClassification(config).double().eval()
 
 
+def causal_language_model(vocabulary: int) -> nn.Module:
+    config = transformers.GPT2Config(
+        vocab_size=vocabulary,
+        n_embd=32,
+        n_layer=3,
+        n_head=4,
+        initializer_range=0.3,
+        bos_token_id=1,
+        eos_token_id=1,
+    )
+    return transformers.GPT2LMHeadModel(config).eval()
+
+
 class TorchEncoder(nn.Module):
     """``nn.TransformerEncoder`` over embeddings, with a mean-pooled head."""
 

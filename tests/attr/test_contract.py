@@ -13,9 +13,17 @@ from captum.attr import (
     LayerIntegratedGradients,
     LLMGradientAttribution,
     NoiseTunnel,
+    TextTokenInput,
 )
 from captum.metrics import infidelity, sensitivity_max
-from models import TorchEncoder, bert, classifier, token_ids, vision_classifier
+from models import (
+    TorchEncoder,
+    bert,
+    causal_language_model,
+    classifier,
+    token_ids,
+    vision_classifier,
+)
 from torch import nn
 
 import captum_attnflow
@@ -501,16 +509,28 @@ class TestStateAndSurroundings:
         assert error.shape == (3,)
 
     @every_layer_method
-    def test_llm_gradient_attribution_takes_a_copy(self, method):
-        class Tokenizer:
-            def encode(self, text, **_):
-                return [3, 1]
-
-        model = bert()
-        attribution = method(model, model.bert.embeddings)
-        wrapper = LLMGradientAttribution(attribution, Tokenizer())
+    def test_llm_gradient_attribution(self, method, demo):
+        model = causal_language_model(len(demo.tokenizer))
+        attribution = method(model, model.transformer.wte)
+        wrapper = LLMGradientAttribution(attribution, demo.tokenizer)
         assert wrapper.attr_method is not attribution
+        skipped = [demo.tokenizer.cls_token_id, demo.tokenizer.sep_token_id]
+        prompt = TextTokenInput(
+            "a gripping , funny film", demo.tokenizer, skip_tokens=skipped
+        )
+        result = wrapper.attribute(prompt, target="dull movie")
         assert attribution.forward_func is model
+        assert result.token_attr.shape == (2, 5)
+        torch.testing.assert_close(result.seq_attr, result.token_attr.sum(0))
+        # The second token is predicted from the prompt, as encoded, and the first one.
+        encoded = demo.tokenizer("a gripping , funny film").input_ids
+        dull, movie = demo.tokenizer.convert_tokens_to_ids(["dull", "movie"])
+        ids = torch.tensor([[*encoded, dull]])
+        alone = method(
+            lambda ids: model(ids).logits[:, -1].log_softmax(-1), model.transformer.wte
+        )
+        expected = alone.attribute(ids, target=movie).sum(-1)[0, 1:6]
+        torch.testing.assert_close(result.token_attr[1], expected, rtol=1e-3, atol=1e-6)
 
 
 class TestRefusals:
