@@ -11,7 +11,10 @@ The way of the data, and of the folders::
 - :mod:`captum_attnflow.solve`: the barrier solver and an exact one.
 - :mod:`captum_attnflow.game`: from flows to token scores.
 - :mod:`captum_attnflow.result`: what ``explain()`` returns.
-- :mod:`captum_attnflow.text`: texts in, printed and HTML attributions out.
+- :mod:`captum_attnflow.text`: texts in, token attributions out, for the shell.
+- :mod:`captum_attnflow.visualization`: text attributions as HTML and in a terminal.
+- :mod:`captum_attnflow.cli`: the same from the shell.
+- :mod:`captum_attnflow.demo`: the small model that comes along, and its training.
 """
 
 from captum_attnflow._version import __version__

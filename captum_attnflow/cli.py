@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -43,10 +44,17 @@ def explain(
         list[str] | None, typer.Argument(help="Texts; none reads standard input.")
     ] = None,
     file: Annotated[
-        Path | None, typer.Option(help='Read texts from a file, one per line; "-".')
+        Path | None,
+        typer.Option(
+            help="Read texts from a file, one per line; - reads standard input."
+        ),
     ] = None,
     model: Annotated[
-        str, typer.Option(help="Model folder or hub id; a demo model by default.")
+        str,
+        typer.Option(
+            help="Model folder or hub id; the model in the package by default.",
+            show_default=False,
+        ),
     ] = str(DEMO_MODEL_PATH),
     method: Annotated[
         str, typer.Option(help=f"One of: {', '.join(METHODS)}.")
@@ -55,9 +63,13 @@ def explain(
         str | None, typer.Option(help="Label or index; the predicted one by default.")
     ] = None,
     residual: Annotated[
-        str | None, typer.Option(help='A fraction, "free", or "none".')
+        str | None,
+        typer.Option(help="A fraction, free or none; by default the method's own."),
     ] = None,
-    game: Annotated[str | None, typer.Option(help="joint or independent.")] = None,
+    game: Annotated[
+        str | None,
+        typer.Option(help="joint or independent; by default the method's own."),
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Write an HTML page.")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object per text.")
@@ -93,6 +105,10 @@ def _errors_told() -> Iterator[None]:
         warnings.showwarning = _show_warning
         try:
             yield
+        except BrokenPipeError:
+            # The reader, such as head, has seen enough. What is buffered for it would
+            # fail again when Python exits.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except (OSError, ValueError, FlowError) as error:
             Console(stderr=True, highlight=False, soft_wrap=True).print(
                 f"error: {error}", markup=False, style="red"

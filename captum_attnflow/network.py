@@ -17,22 +17,23 @@ SOURCE = "source"
 SINK = "sink"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LayeredNetwork:
     r"""A batch of layered flow networks over token positions.
 
     Attributes:
-        capacity (Tensor): Shape ``(B, L, T, T)``, float. ``capacity[b, l, i, j]`` is
-            the capacity of the edge from node ``j`` of token layer ``l`` (below, the
-            key) to node ``i`` of token layer ``l + 1`` (above, the query). ``0`` is no
-            edge, ``inf`` an edge that never binds.
+        capacity (Tensor): Shape ``(B, L, T, T)``, float, in ``[0, inf]``.
+            ``capacity[b, l, i, j]`` is the capacity of the edge from node ``j`` of
+            token layer ``l`` (below, the key) to node ``i`` of token layer ``l + 1``
+            (above, the query). ``0`` is no edge, ``inf`` an edge that never binds.
         source (Tensor): Shape ``(B, T)``, bool. Nodes of token layer 0 that the
             super-source feeds, by an edge that never binds.
         sink (Tensor): Shape ``(B, T)``, bool. Nodes of token layer ``L`` that feed
             the super-sink, by an edge that never binds.
 
     Raises:
-        ValueError: If shapes disagree, or a capacity is negative or NaN.
+        ValueError: If shapes disagree, a terminal is not bool, or a capacity is
+            negative or NaN.
 
     Examples::
 
@@ -53,10 +54,11 @@ class LayeredNetwork:
 
     def __post_init__(self) -> None:
         shape = tuple(self.capacity.shape)
-        if len(shape) != 4 or shape[-1] != shape[-2]:
+        if len(shape) != 4 or shape[-1] != shape[-2] or 0 in shape[1:]:
             raise ValueError(
                 f"capacity has shape {shape}; a batch of layered networks needs "
-                "(B, L, T, T): networks, layers, heads (queries), tails (keys)"
+                "(B, L, T, T): networks, layers, heads (queries), tails (keys), at "
+                "least one of the last three"
             )
         expected = (shape[0], shape[-1])
         for name, terminal in (("source", self.source), ("sink", self.sink)):

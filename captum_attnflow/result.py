@@ -11,7 +11,7 @@ from torch import Tensor
 from captum_attnflow.network import LayeredNetwork
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FlowDiagnostics:
     """How well the flows behind the scores of an example were solved.
 
@@ -30,14 +30,15 @@ class FlowDiagnostics:
     iterations: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Explanation:
     """Token scores of a batch, with everything they came from.
 
     Attributes:
         scores (Tensor): Shape ``(B, T)``, float64, in ``[0, inf)``; one score per
             position of the attention maps, 0 on masked padding.
-        flow_value (Tensor): Shape ``(B,)``, float64, value of the joint flow.
+        flow_value (Tensor): Shape ``(B,)``, float64, value of the joint flow; 1 for
+            attention rollout, whose flow is the product of matrices itself.
         network (LayeredNetwork): The joint network of each example.
         flow (Tensor): Shape ``(B, L, T, T)``, float64, the joint flow per edge, laid
             out as ``network.capacity``.

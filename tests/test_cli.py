@@ -119,6 +119,19 @@ def test_file_that_is_not_utf8_is_an_error_that_names_it(run, tmp_path):
     assert "latin.txt is not UTF-8" in result.stderr
 
 
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    file = tmp_path / "texts.txt"
+    file.write_text("dull\n" * 200)
+    command = f"{sys.executable} -m captum_attnflow.cli explain --json --file {file}"
+    done = subprocess.run(
+        ["bash", "-c", f"{command} --method attention-rollout | head -1"],
+        capture_output=True,
+        text=True,
+    )
+    assert json.loads(done.stdout)["predicted"] == "negative"
+    assert done.stderr == ""
+
+
 def test_command_runs_as_a_process_of_its_own():
     done = subprocess.run(
         [sys.executable, "-m", "captum_attnflow.cli", "explain", TEXT],

@@ -82,6 +82,7 @@ def test_wrong_number_of_tokens_is_refused():
     ("change", "message"),
     [
         ({"capacity": torch.ones(1, 2, 3, 4)}, "needs .B, L, T, T."),
+        ({"capacity": torch.ones(1, 0, 3, 3)}, "at least one"),
         ({"capacity": -torch.ones(1, 2, 3, 3)}, "negative or NaN"),
         ({"capacity": torch.full((1, 2, 3, 3), torch.nan)}, "negative or NaN"),
         ({"source": torch.ones(1, 4, dtype=torch.bool)}, "source has shape"),

@@ -72,7 +72,9 @@ class LayerAttentionAttribution(AttentionAttribution, LayerAttribution):
             n_steps (int): Validated, then ignored.
             method (str): Validated, then ignored.
             internal_batch_size (int, optional): Most rows in one forward pass.
-            return_convergence_delta (bool): Also return the efficiency residual.
+            return_convergence_delta (bool): Also return the efficiency residual, the
+                sum of an example's token scores minus its flow value: 0 in the joint
+                game, and no measure of convergence in the independent one.
             attribute_to_layer_input (bool): Shape the attributions like the layer's
                 input instead of its output.
             grad_kwargs (dict, optional): Further arguments of ``torch.autograd.grad``.

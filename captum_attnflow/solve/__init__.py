@@ -70,7 +70,8 @@ def solve_flow(
         FlowSolution: Values, flows and certificates, in float64.
 
     Raises:
-        FlowError: If a flow is unbounded, or the solver's iteration limit is reached.
+        FlowError: If a flow is unbounded (a path from source to sink has only edges
+            of infinite capacity), or the solver's iteration limit is reached.
         ValueError: If the solver is unknown.
 
     Examples::

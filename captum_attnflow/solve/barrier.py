@@ -57,14 +57,14 @@ class BarrierSolver:
 
     Args:
         epsilon (float): Relative duality gap, in (0, 1).
-        mu (float, optional): Absolute barrier weight in units of capacity, the same
-            for all networks. Overrides ``epsilon``.
+        mu (float, optional): Absolute barrier weight in units of capacity, positive,
+            the same for all networks. Overrides ``epsilon``.
         tolerance (float): Largest relative deviation of a complementarity product
-            from ``mu`` in the answer.
-        max_iterations (int): Newton systems to solve before giving up.
-        max_edges (int): Edges solved at once; larger batches are solved in parts, to
-            bound memory at about 250 bytes an edge. A CPU solves fewer at once where
-            that serves its cache.
+            from ``mu`` in the answer, positive.
+        max_iterations (int): Newton systems to solve before giving up, positive.
+        max_edges (int): Edges solved at once, positive; larger batches are solved in
+            parts, to bound memory at about 250 bytes an edge. A CPU solves fewer at
+            once where that serves its cache.
 
     Raises:
         ValueError: If an option is out of its range.
@@ -88,7 +88,10 @@ class BarrierSolver:
             )
 
     def solve(self, network: LayeredNetwork) -> FlowSolution:
-        """Solve a batch of trimmed networks, each with a path to the sink."""
+        """Solve a batch of trimmed networks, each with a path to the sink.
+
+        :func:`solve_flow` trims first and takes any network.
+        """
         at_once = self.max_edges
         if network.capacity.device.type == "cpu":
             at_once = min(at_once, _CACHED_EDGES)

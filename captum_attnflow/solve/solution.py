@@ -16,7 +16,7 @@ class FlowError(RuntimeError):
     """A flow problem has no finite answer, or a solver did not reach it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FlowSolution:
     r"""Maximum flows of a batch of networks, with their certificates.
 
