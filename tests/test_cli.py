@@ -79,7 +79,7 @@ def test_html_is_written(run, tmp_path):
         ([TEXT, "--file", "texts.txt"], "give one"),
         (["--file", "/no/such/texts.txt"], "No such file"),
         ([TEXT, "--method", "attention-rollout", "--game", "joint"], "no option"),
-        ([TEXT, "--html", "/tmp"], "give a file"),
+        ([TEXT, "--html", "."], "give a file"),
     ],
 )
 def test_bad_input_is_an_error_that_names_it(run, arguments, message):
