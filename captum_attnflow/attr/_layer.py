@@ -94,23 +94,20 @@ class LayerAttentionAttribution(AttentionAttribution, LayerAttribution):
         arguments = ForwardArguments.read(
             inputs, baselines, target, additional_forward_args, n_steps, method
         )
-        with record_layer_tensors(self._layers(), attribute_to_layer_input) as seen:
+        layer = self._single_layer()
+        with record_layer_tensors(layer, attribute_to_layer_input) as calls:
             explanation = self._explain(arguments, internal_batch_size, grad_kwargs)
         warn_of_zeros(explanation, stacklevel=4)
-        if arguments.n_rows == explanation.scores.shape[1]:
+        if arguments.n_rows == explanation.scores.shape[1] > 1:
             self._refuse_sequence_first(
                 arguments, explanation, attribute_to_layer_input
             )
-        per_layer = [
-            shape_like_layer(
-                explanation.scores, _layer_templates(layer, seen, arguments.n_rows)
-            )
-            for layer in self._layers()
-        ]
-        formatted = [_format_output(len(item) > 1, item) for item in per_layer]
-        result = formatted if isinstance(self.layer, list) else formatted[0]
+        templates = _layer_templates(layer, calls, arguments.n_rows)
+        attributions = shape_like_layer(explanation.scores, templates)
+        formatted = _format_output(len(attributions) > 1, attributions)
+        result = [formatted] if isinstance(self.layer, list) else formatted
         if return_convergence_delta:
-            return result, explanation.delta.to(per_layer[0][0])
+            return result, explanation.delta.to(attributions[0])
         return result
 
     def explain(
@@ -142,14 +139,13 @@ class LayerAttentionAttribution(AttentionAttribution, LayerAttribution):
         self, arguments: ForwardArguments, explanation: Explanation, of_input: bool
     ) -> None:
         """Tell (B, T, D) from (T, B, D) where B is T, by a forward pass of one row."""
-        first = next(arguments.split(1))
-        with record_layer_tensors(self._layers(), of_input) as seen, torch.no_grad():
+        layer, first = self._single_layer(), next(arguments.split(1))
+        with record_layer_tensors(layer, of_input) as calls, torch.no_grad():
             _run_forward(self.forward_func, first.inputs, None, first.additional)
-        for layer in self._layers():
-            templates = _layer_templates(layer, seen, first.n_rows)
-            shape_like_layer(explanation.scores[:1], templates)
+        templates = _layer_templates(layer, calls, first.n_rows)
+        shape_like_layer(explanation.scores[:1], templates)
 
-    def _layers(self) -> list[nn.Module]:
+    def _single_layer(self) -> nn.Module:
         layers = self.layer if isinstance(self.layer, list) else [self.layer]
         if len(layers) != 1:
             raise ValueError(
@@ -158,27 +154,26 @@ class LayerAttentionAttribution(AttentionAttribution, LayerAttribution):
                 "type embeddings). Attribute to one layer, such as the whole "
                 "embeddings module"
             )
-        return layers
+        layer: nn.Module = layers[0]
+        return layer
 
 
 def _layer_templates(
-    layer: nn.Module,
-    seen: dict[nn.Module, list[tuple[TensorLike, ...]]],
-    n_rows: int,
+    layer: nn.Module, calls: list[tuple[TensorLike, ...]], n_rows: int
 ) -> list[TensorLike]:
     """Describe what the layer saw or emitted for the whole batch.
 
     A layer may run in several parts of the batch, or several times (ALBERT).
     """
-    if layer not in seen:
+    if not calls:
         raise ValueError(
             f"the layer {type(layer).__name__} did not run in the forward function; "
             "pass a layer of the model that forward_func calls"
         )
     templates = []
-    for calls in zip(*seen[layer], strict=True):
-        last = calls[-1]
-        rows = sum(call.shape[0] if call.shape else 1 for call in calls)
+    for tensors in zip(*calls, strict=True):
+        last = tensors[-1]
+        rows = sum(tensor.shape[0] if tensor.shape else 1 for tensor in tensors)
         # One call over other rows than the batch is not cut along the batch.
         if len(calls) > 1 and last.shape and rows % n_rows == 0:
             last = replace(last, shape=(n_rows, *last.shape[1:]))

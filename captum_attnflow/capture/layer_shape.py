@@ -1,8 +1,8 @@
-"""Records the shapes of what a user's layers take in or put out."""
+"""Records the shapes of what a user's layer takes in or puts out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -33,34 +33,31 @@ class TensorLike:
 
 @contextmanager
 def record_layer_tensors(
-    layers: Sequence[nn.Module], of_input: bool
-) -> Iterator[dict[nn.Module, list[tuple[TensorLike, ...]]]]:
-    """Describe, call by call, the tensors at each layer while active.
+    layer: nn.Module, of_input: bool
+) -> Iterator[list[tuple[TensorLike, ...]]]:
+    """Describe, call by call, the tensors at a layer while active.
 
     Args:
-        layers (sequence of Module): The layers to watch.
+        layer (Module): The layer to watch.
         of_input (bool): Watch the positional inputs instead of the outputs.
 
     Yields:
-        dict: For each layer that ran, one tuple of descriptions per call.
+        list: One tuple of descriptions per call; empty while the layer has not run.
     """
-    seen: dict[nn.Module, list[tuple[TensorLike, ...]]] = {}
+    calls: list[tuple[TensorLike, ...]] = []
 
     def hook(module: nn.Module, taken: tuple[Any, ...], put_out: Any = None) -> None:
         tensors = taken if of_input else put_out
         tensors = tensors if isinstance(tensors, (tuple, list)) else (tensors,)
-        seen.setdefault(module, []).append(
+        calls.append(
             tuple(TensorLike.of(item) for item in tensors if isinstance(item, Tensor))
         )
 
-    handles = [
-        layer.register_forward_pre_hook(hook)
-        if of_input
-        else layer.register_forward_hook(hook)
-        for layer in layers
-    ]
+    if of_input:
+        handle = layer.register_forward_pre_hook(hook)
+    else:
+        handle = layer.register_forward_hook(hook)
     try:
-        yield seen
+        yield calls
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()
