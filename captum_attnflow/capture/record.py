@@ -61,6 +61,8 @@ class AttentionRecord:
     @staticmethod
     def concatenate(records: Sequence[AttentionRecord]) -> AttentionRecord:
         """Join the records of consecutive parts of a batch."""
+        if len(records) == 1:
+            return records[0]
         weights = zip(*(record.weights for record in records), strict=True)
         gradients = zip(*(record.gradients for record in records), strict=True)
         return AttentionRecord(
