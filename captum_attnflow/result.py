@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import networkx as nx
-import torch
 from torch import Tensor
 
 from captum_attnflow.network import LayeredNetwork
@@ -72,8 +71,3 @@ class Explanation:
         See :meth:`LayeredNetwork.to_networkx`.
         """
         return self.network.to_networkx(example, tokens, self.flow)
-
-    def zero_examples(self) -> list[int]:
-        """Rows of the batch whose scores are all 0."""
-        zero: list[int] = torch.nonzero((self.scores == 0).all(1))[:, 0].tolist()
-        return zero

@@ -187,7 +187,7 @@ class AttentionAttribution(GradientAttribution):
 
 def warn_of_zeros(explanation: Explanation, stacklevel: int) -> None:
     """Warn of examples whose scores are all 0, and say why that may be."""
-    zero = explanation.zero_examples()
+    zero = (explanation.scores == 0).all(1).nonzero()[:, 0].tolist()
     if zero:
         warnings.warn(
             f"all token scores of the examples {zero} are 0: no path of positive "

@@ -72,9 +72,10 @@ def capture_attention(
             maps, gradients, interception.calls, strict=True
         )
     ]
-    if interception.missed():
+    n_missed = interception.missed()
+    if n_missed:
         warnings.warn(
-            f"{interception.missed()} softmaxes of the shape of an attention map were "
+            f"{n_missed} softmaxes of the shape of an attention map were "
             f"not seen to weigh values, {len(calls)} were. If these are attention "
             "layers, they are missing from the scores: write them as softmax(...) "
             "followed by matmul or einsum, or as F.scaled_dot_product_attention",

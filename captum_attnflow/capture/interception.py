@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FunctionType
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -166,7 +166,7 @@ class AttentionInterception(TorchFunctionMode):
 
     def _follow(self, output: Tensor, args: tuple[Any, ...]) -> None:
         for arg in args:
-            if isinstance(arg, Tensor) and arg in self._marked:
+            if self._is_marked(arg):
                 same_queries = output.dim() >= 3 and output.shape[-2] == arg.shape[-2]
                 if same_queries and output.shape[-1] <= arg.shape[-1]:
                     self._marked[output] = self._marked[arg]
@@ -178,9 +178,7 @@ class AttentionInterception(TorchFunctionMode):
         by_name = kwargs.get("other", kwargs.get("mat2"))
         right = args[1] if len(args) > 1 else by_name
         # A gate of experts is a softmax too, but meets a plain matrix.
-        if not isinstance(left, Tensor) or left not in self._marked:
-            return args, kwargs
-        if getattr(right, "ndim", 0) != left.dim():
+        if not self._is_marked(left) or getattr(right, "ndim", 0) != left.dim():
             return args, kwargs
         if args:
             return (self._probe(left), *args[1:]), kwargs
@@ -202,7 +200,7 @@ class AttentionInterception(TorchFunctionMode):
                     operands[mine] = self._probe(operands[mine])
         return (equation, *operands)
 
-    def _is_marked(self, operand: Any) -> bool:
+    def _is_marked(self, operand: Any) -> TypeGuard[Tensor]:
         return isinstance(operand, Tensor) and operand in self._marked
 
     def _probe(self, weights: Tensor) -> Tensor:
@@ -243,7 +241,7 @@ class AttentionInterception(TorchFunctionMode):
         scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
         scores = (query * scale) @ key.mT
         if is_causal:
-            attn_mask = torch.ones_like(scores[..., :, :], dtype=torch.bool).tril()
+            attn_mask = torch.ones_like(scores, dtype=torch.bool).tril()
         if attn_mask is not None and attn_mask.dtype == torch.bool:
             scores = scores.masked_fill(~attn_mask, -torch.inf)
         elif attn_mask is not None:

@@ -56,7 +56,8 @@ class NetworkXSolver:
         _, flow_dict = nx.maximum_flow(graph, SOURCE, SINK, flow_func=algorithm)
         flow, source_flow, sink_flow = _tensors(flow_dict, network)
         _, (source_side, _) = nx.minimum_cut(graph, SOURCE, SINK, flow_func=algorithm)
-        potential = torch.zeros_like(network.node_bound())
+        shape = (1, network.n_layers + 1, network.n_tokens)
+        potential = network.capacity.new_zeros(shape)
         for layer in range(network.n_layers + 1):
             for position in range(network.n_tokens):
                 if node_name(layer, position) in source_side:
