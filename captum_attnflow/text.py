@@ -46,7 +46,8 @@ class TextAttribution:
     Attributes:
         text (str): The text.
         tokens (tuple of str): Its tokens, special tokens included, without padding.
-        scores (tuple of float): One score per token, in ``[0, inf)``.
+        scores (tuple of float): One score per token; negative ones speak against the
+            target.
         predicted (str): The predicted label.
         probability (float): Its probability; the raw output of a model with one label.
         target (str): The label that the scores belong to.

@@ -68,8 +68,9 @@ def html_page(attributions: Sequence[TextAttribution]) -> str:
 def terminal_text(attribution: TextAttribution) -> Text:
     """Render prediction, coloured tokens and the highest scores for a terminal.
 
-    The deeper the green behind a token, the higher its share of the text's largest
-    score. Characters that are not printable are shown as escapes.
+    The deeper the colour behind a token, the higher its share of the text's largest
+    score, green for the target and red against it. Characters that are not printable
+    are shown as escapes.
 
     Args:
         attribution (TextAttribution): The attribution of one text.
@@ -83,8 +84,9 @@ def terminal_text(attribution: TextAttribution) -> Text:
     for token, share in zip(
         attribution.tokens, _relative(attribution.scores), strict=True
     ):
-        fade = round(255 * (1 - 0.7 * share))
-        text.append(f" {_printable(token)} ", f"black on rgb({fade},255,{fade})")
+        fade = round(255 * (1 - 0.7 * abs(share)))
+        colour = f"{fade},255,{fade}" if share >= 0 else f"255,{fade},{fade}"
+        text.append(f" {_printable(token)} ", f"black on rgb({colour})")
     ranked = sorted(
         zip(attribution.scores, attribution.tokens, strict=True), reverse=True
     )

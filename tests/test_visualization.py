@@ -101,6 +101,12 @@ def test_the_highest_score_is_the_deepest_green():
     assert "black on rgb(77,255,77)" in colours
 
 
+def test_a_score_against_the_target_is_red():
+    spans = terminal_text(an_attribution(scores=(-2.0, 1.0))).spans
+    colours = {str(span.style) for span in spans}
+    assert colours >= {"black on rgb(255,77,77)", "black on rgb(166,255,166)"}
+
+
 def test_control_characters_do_not_reach_the_terminal():
     attribution = an_attribution(tokens=("\x1b[2J", "[red]b[/red]"))
     console = Console(file=None, record=True, force_terminal=True)

@@ -1,13 +1,10 @@
-"""The command line: the library's functions, from the shell."""
+"""``captum-attnflow explain``: token attributions of texts."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,28 +14,15 @@ from captum._utils.progress import progress
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
+from captum_attnflow.cli._messages import errors_told
 from captum_attnflow.demo import DEMO_MODEL_PATH
-from captum_attnflow.solve import FlowError
 from captum_attnflow.text import METHODS, TextAttribution, TextClassifier
 from captum_attnflow.visualization import html_page, terminal_text
 
 _BATCH_SIZE = 16
 _PROGRESS_AFTER_SECONDS = 2
 
-app = typer.Typer(
-    help="Attention flow attributions for transformers.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
 
-
-@app.callback()
-def _main() -> None:
-    """Attention flow attributions for transformers."""
-
-
-@app.command()
 def explain(
     texts: Annotated[
         list[str] | None, typer.Argument(help="Texts; none reads standard input.")
@@ -80,7 +64,7 @@ def explain(
     if residual is not None:
         options["residual"] = _residual(residual)
     console = Console(highlight=False, soft_wrap=True)
-    with _errors_told():
+    with errors_told():
         if html is not None and (html.is_dir() or not html.parent.is_dir()):
             raise FileNotFoundError(
                 f"--html {html}: there is no folder {str(html.parent)!r} for such a "
@@ -95,25 +79,6 @@ def explain(
                 console.print(terminal_text(result))
         if html is not None:
             html.write_text(html_page(results), encoding="utf-8")
-
-
-@contextmanager
-def _errors_told() -> Iterator[None]:
-    """Print expected errors and warnings as sentences on standard error."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("always", module="captum_attnflow")
-        warnings.showwarning = _show_warning
-        try:
-            yield
-        except BrokenPipeError:
-            # The reader, such as head, has seen enough. What is buffered for it would
-            # fail again when Python exits.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        except (OSError, ValueError, FlowError) as error:
-            Console(stderr=True, highlight=False, soft_wrap=True).print(
-                f"error: {error}", markup=False, style="red"
-            )
-            raise typer.Exit(2) from error
 
 
 def _explain(
@@ -169,11 +134,3 @@ def _residual(given: str) -> float | str | None:
         return float(given)
     except ValueError:
         return given
-
-
-def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"warning: {message}", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    app()

@@ -1,0 +1,37 @@
+"""Expected errors and warnings as sentences on standard error."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+
+from captum_attnflow.solve import FlowError
+
+
+@contextmanager
+def errors_told() -> Iterator[None]:
+    """Print expected errors and warnings as sentences on standard error."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", module="captum_attnflow")
+        warnings.showwarning = _show_warning
+        try:
+            yield
+        except BrokenPipeError:
+            # The reader, such as head, has seen enough. What is buffered for it would
+            # fail again when Python exits.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except (OSError, ValueError, FlowError) as error:
+            Console(stderr=True, highlight=False, soft_wrap=True).print(
+                f"error: {error}", markup=False, style="red"
+            )
+            raise typer.Exit(2) from error
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"warning: {message}", file=sys.stderr)
