@@ -8,7 +8,7 @@ The way of the data, and of the folders::
 - :mod:`captum_attnflow.capture`: attention and gradients of any forward function.
 - :mod:`captum_attnflow.capacity`: information tensors, residual edges, the network.
 - :mod:`captum_attnflow.network`: the layered flow network.
-- :mod:`captum_attnflow.solve`: the barrier solver and an exact one.
+- :mod:`captum_attnflow.solve`: the barrier solver and exact ones.
 - :mod:`captum_attnflow.game`: from flows to token scores.
 - :mod:`captum_attnflow.result`: what ``explain()`` returns.
 - :mod:`captum_attnflow.text`: texts in, token attributions out, for the shell.
@@ -34,6 +34,7 @@ from captum_attnflow.solve import (
     FlowError,
     FlowSolution,
     NetworkXSolver,
+    SciPySolver,
     solve_flow,
 )
 
@@ -50,6 +51,7 @@ __all__ = [
     "LayerGeneralizedAttentionFlow",
     "LayeredNetwork",
     "NetworkXSolver",
+    "SciPySolver",
     "UnsupportedAttentionError",
     "__version__",
     "solve_flow",

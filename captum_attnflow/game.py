@@ -17,30 +17,47 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from captum_attnflow.network import LayeredNetwork
 from captum_attnflow.result import Explanation, FlowDiagnostics
-from captum_attnflow.solve import FlowSolution, FlowSolver, solve_flow
+from captum_attnflow.solve import (
+    FlowSolution,
+    FlowSolver,
+    SolverName,
+    find_solver,
+    solve_flow,
+    solve_sources,
+)
 
 Game = Literal["joint", "independent"]
+GameSolver = SolverName | Literal["auto"] | FlowSolver
 
-_MAX_EDGES_AT_ONCE = 1 << 22
+
+def check_solver(solver: GameSolver) -> None:
+    """Refuse anything but ``"auto"``, a solver's name or a solver.
+
+    Raises:
+        ValueError: Naming what was given and what is accepted.
+    """
+    if solver != "auto":
+        find_solver(solver)
 
 
-def play(network: LayeredNetwork, game: Game, solver: FlowSolver) -> Explanation:
+def play(
+    network: LayeredNetwork, game: Game, solver: GameSolver = "auto"
+) -> Explanation:
     """Score the tokens of every network of a batch.
 
     Args:
         network (LayeredNetwork): The joint networks, all tokens as sources.
         game (str): ``"joint"`` or ``"independent"``.
-        solver (FlowSolver): Solves the flows.
+        solver (str or FlowSolver): ``"auto"``, or what solves all flows.
 
     Returns:
         Explanation: Scores with the joint network, its flow and its cut.
     """
-    joint = solve_flow(network, solver)
+    joint = solve_flow(network, "barrier" if solver == "auto" else solver)
     scores, diagnostics = GAMES[game](network, joint, solver)
     return Explanation(
         scores=scores,
@@ -53,7 +70,7 @@ def play(network: LayeredNetwork, game: Game, solver: FlowSolver) -> Explanation
 
 
 def _joint_scores(
-    network: LayeredNetwork, joint: FlowSolution, solver: FlowSolver
+    network: LayeredNetwork, joint: FlowSolution, solver: GameSolver
 ) -> tuple[Tensor, FlowDiagnostics]:
     return joint.source_flow, FlowDiagnostics(
         joint.duality_gap, joint.imbalance, joint.iterations
@@ -61,47 +78,17 @@ def _joint_scores(
 
 
 def _independent_scores(
-    network: LayeredNetwork, joint: FlowSolution, solver: FlowSolver
+    network: LayeredNetwork, joint: FlowSolution, solver: GameSolver
 ) -> tuple[Tensor, FlowDiagnostics]:
-    """Solve the flows of all tokens of all examples, as many at once as fit."""
-    scores = torch.zeros_like(joint.value)[:, None].repeat(1, network.n_tokens)
-    worst = FlowDiagnostics(
-        *(
-            torch.zeros_like(per_network)
-            for per_network in (joint.duality_gap, joint.imbalance, joint.iterations)
-        )
-    )
-    _, to_sink = network.reachable()
-    example, token = to_sink[:, 0].nonzero(as_tuple=True)
-    at_once = max(1, _MAX_EDGES_AT_ONCE // max(1, network.capacity[0].numel()))
-    for rows, tokens in zip(example.split(at_once), token.split(at_once), strict=True):
-        solution = solve_flow(_one_source_each(network, rows, tokens), solver)
-        scores[rows, tokens] = solution.value
-        for name, so_far in vars(worst).items():
-            so_far.scatter_reduce_(0, rows, getattr(solution, name), "amax")
-    return scores, worst
-
-
-def _one_source_each(
-    network: LayeredNetwork, rows: Tensor, tokens: Tensor
-) -> LayeredNetwork:
-    """One network per token, which is its only source.
-
-    A token whose own residual path never binds would have an unbounded flow to its own
-    read-out; it is scored by what it sends to the others.
-    """
-    capacity = network.capacity[rows]
-    alone = torch.zeros_like(network.source[rows])
-    alone[torch.arange(len(rows)), tokens] = True
-    unbounded = capacity.diagonal(dim1=-2, dim2=-1).isinf().all(1)
-    return LayeredNetwork(
-        capacity=capacity, source=alone, sink=network.sink[rows] & ~(alone & unbounded)
+    flows = solve_sources(network, "scipy" if solver == "auto" else solver)
+    return flows.value, FlowDiagnostics(
+        flows.duality_gap.amax(1), flows.imbalance.amax(1), flows.iterations.amax(1)
     )
 
 
 GAMES: dict[
     str,
     Callable[
-        [LayeredNetwork, FlowSolution, FlowSolver], tuple[Tensor, FlowDiagnostics]
+        [LayeredNetwork, FlowSolution, GameSolver], tuple[Tensor, FlowDiagnostics]
     ],
 ] = {"joint": _joint_scores, "independent": _independent_scores}

@@ -156,11 +156,21 @@ class LayeredNetwork:
         for layer in range(self.n_layers):
             edge = self.capacity[:, layer]
             arriving.append(torch.minimum(edge, arriving[-1][:, None]).sum(-1))
+        return torch.minimum(torch.stack(arriving, 1), self.leaving_bound())
+
+    def leaving_bound(self) -> Tensor:
+        """Bound the flow through every node by what can leave it.
+
+        Returns:
+            Tensor: Shape ``(B, L + 1, T)``, in ``[0, inf]``. Infinite at a node with a
+            path to the sink of edges that never bind.
+        """
+        infinity = self.capacity.new_tensor(torch.inf)
         leaving = [torch.where(self.sink, infinity, 0.0)]
         for layer in reversed(range(self.n_layers)):
             edge = self.capacity[:, layer]
             leaving.append(torch.minimum(edge, leaving[-1][..., None]).sum(-2))
-        return torch.minimum(torch.stack(arriving, 1), torch.stack(leaving[::-1], 1))
+        return torch.stack(leaving[::-1], 1)
 
     def divergence(
         self, flow: Tensor, source_flow: Tensor, sink_flow: Tensor

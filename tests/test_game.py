@@ -30,15 +30,6 @@ def test_independent_scores_are_the_flows_of_single_tokens():
     assert explanation.scores[1, 3] == 0
 
 
-def test_independent_scores_do_not_depend_on_how_many_are_solved_at_once(monkeypatch):
-    network = attention_network(3, 5, n_networks=2)
-    whole = play(network, "independent", BarrierSolver()).scores
-    monkeypatch.setattr("captum_attnflow.game._MAX_EDGES_AT_ONCE", 1)
-    torch.testing.assert_close(
-        play(network, "independent", BarrierSolver()).scores, whole
-    )
-
-
 def test_joint_scores_are_shapley_values_of_the_game_on_the_flow():
     """By brute force over all orders: a coalition is worth what its tokens send."""
     from itertools import permutations

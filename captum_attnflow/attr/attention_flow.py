@@ -12,9 +12,8 @@ from captum_attnflow.attr._layer import LayerAttentionAttribution
 from captum_attnflow.attr._options import check_choice
 from captum_attnflow.capacity import Residual, build_network, check_residual
 from captum_attnflow.capture import AttentionRecord
-from captum_attnflow.game import GAMES, Game, play
+from captum_attnflow.game import GAMES, Game, GameSolver, check_solver, play
 from captum_attnflow.result import Explanation
-from captum_attnflow.solve import FlowSolver, SolverName, find_solver
 
 
 class AttentionFlow(AttentionAttribution):
@@ -36,8 +35,9 @@ class AttentionFlow(AttentionAttribution):
             ``"joint"`` (one flow of all tokens, Ethayarajh & Jurafsky 2021); see
             :mod:`captum_attnflow.game`. The joint flow on row-normalised capacities
             has a trivial value, the number of read-out positions, and many optima.
-        solver (str or FlowSolver): ``"barrier"``, ``"networkx"``, or an instance such
-            as ``BarrierSolver(epsilon=1e-8)``.
+        solver (str or FlowSolver): ``"auto"`` (see :mod:`captum_attnflow.game`),
+            ``"barrier"``, ``"scipy"``, ``"networkx"``, or an instance such as
+            ``BarrierSolver(epsilon=1e-8)``.
 
     Raises:
         ValueError: If an option is unknown.
@@ -61,14 +61,15 @@ class AttentionFlow(AttentionAttribution):
         *,
         residual: Residual = 0.5,
         game: Game = "independent",
-        solver: SolverName | FlowSolver = "barrier",
+        solver: GameSolver = "auto",
     ) -> None:
         super().__init__(forward_func, multiply_by_inputs)
         check_choice("game", game, GAMES)
         check_residual(residual)
+        check_solver(solver)
         self.residual = residual
         self.game = game
-        self.solver = find_solver(solver)
+        self.solver = solver
 
     def _score(self, record: AttentionRecord) -> Explanation:
         network = build_network(record, "AF", self.residual)
@@ -112,7 +113,7 @@ class LayerAttentionFlow(LayerAttentionAttribution, AttentionFlow):
         *,
         residual: Residual = 0.5,
         game: Game = "independent",
-        solver: SolverName | FlowSolver = "barrier",
+        solver: GameSolver = "auto",
     ) -> None:
         LayerAttentionAttribution.__init__(
             self, forward_func, layer, device_ids, multiply_by_inputs

@@ -12,9 +12,8 @@ from captum_attnflow.attr._layer import LayerAttentionAttribution
 from captum_attnflow.attr._options import check_choice
 from captum_attnflow.capacity import Residual, build_network, check_residual
 from captum_attnflow.capture import AttentionRecord
-from captum_attnflow.game import GAMES, Game, play
+from captum_attnflow.game import GAMES, Game, GameSolver, check_solver, play
 from captum_attnflow.result import Explanation
-from captum_attnflow.solve import FlowSolver, SolverName, find_solver
 
 FlowInformation = Literal["AF", "GF", "AGF"]
 
@@ -41,8 +40,9 @@ class GeneralizedAttentionFlow(AttentionAttribution):
             ``"free"``; see :func:`captum_attnflow.capacity.add_residual`.
         game (str): ``"joint"`` (scores sum to the flow value) or ``"independent"``
             (one flow per token); see :mod:`captum_attnflow.game`.
-        solver (str or FlowSolver): ``"barrier"``, ``"networkx"``, or an instance such
-            as ``BarrierSolver(epsilon=1e-8)``.
+        solver (str or FlowSolver): ``"auto"`` (see :mod:`captum_attnflow.game`),
+            ``"barrier"``, ``"scipy"``, ``"networkx"``, or an instance such as
+            ``BarrierSolver(epsilon=1e-8)``.
 
     Raises:
         ValueError: If an option is unknown.
@@ -70,16 +70,17 @@ class GeneralizedAttentionFlow(AttentionAttribution):
         information: FlowInformation = "AGF",
         residual: Residual = None,
         game: Game = "joint",
-        solver: SolverName | FlowSolver = "barrier",
+        solver: GameSolver = "auto",
     ) -> None:
         super().__init__(forward_func, multiply_by_inputs)
         check_choice("information", information, get_args(FlowInformation))
         check_choice("game", game, GAMES)
         check_residual(residual)
+        check_solver(solver)
         self.information = information
         self.residual = residual
         self.game = game
-        self.solver = find_solver(solver)
+        self.solver = solver
 
     def _score(self, record: AttentionRecord) -> Explanation:
         network = build_network(record, self.information, self.residual)
@@ -127,7 +128,7 @@ class LayerGeneralizedAttentionFlow(
         information: FlowInformation = "AGF",
         residual: Residual = None,
         game: Game = "joint",
-        solver: SolverName | FlowSolver = "barrier",
+        solver: GameSolver = "auto",
     ) -> None:
         LayerAttentionAttribution.__init__(
             self, forward_func, layer, device_ids, multiply_by_inputs

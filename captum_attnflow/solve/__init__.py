@@ -1,27 +1,16 @@
-"""Solvers: a :class:`LayeredNetwork` in, a certified :class:`FlowSolution` out.
+"""Solvers: a :class:`LayeredNetwork` in, certified flows out.
 
 They know tensors and networks, never a model, a token or Captum. A new solver is one
 file with a frozen dataclass and one line in :data:`SOLVERS`.
 """
 
-from __future__ import annotations
-
-from dataclasses import replace
-from typing import Literal
-
-import torch
-
-from captum_attnflow.network import LayeredNetwork
 from captum_attnflow.solve.barrier import BarrierSolver
-from captum_attnflow.solve.exact import NetworkXSolver
+from captum_attnflow.solve.flow import solve_flow
+from captum_attnflow.solve.networkx_solver import NetworkXSolver
+from captum_attnflow.solve.scipy_solver import SciPySolver
 from captum_attnflow.solve.solution import FlowError, FlowSolution, FlowSolver
-
-SolverName = Literal["barrier", "networkx"]
-
-SOLVERS: dict[str, FlowSolver] = {
-    "barrier": BarrierSolver(),
-    "networkx": NetworkXSolver(),
-}
+from captum_attnflow.solve.solvers import SOLVERS, SolverName, find_solver
+from captum_attnflow.solve.sources import SourceFlows, solve_sources
 
 __all__ = [
     "SOLVERS",
@@ -30,109 +19,10 @@ __all__ = [
     "FlowSolution",
     "FlowSolver",
     "NetworkXSolver",
+    "SciPySolver",
     "SolverName",
+    "SourceFlows",
     "find_solver",
     "solve_flow",
+    "solve_sources",
 ]
-
-
-def find_solver(solver: SolverName | FlowSolver) -> FlowSolver:
-    """Return the solver of that name, or the solver itself.
-
-    Raises:
-        ValueError: If the name is unknown, or it is no solver.
-    """
-    if not isinstance(solver, str) and hasattr(solver, "solve"):
-        return solver
-    if solver not in list(SOLVERS):
-        raise ValueError(
-            f"solver={solver!r} is unknown; give one of {sorted(SOLVERS)}, or an "
-            "instance such as BarrierSolver(epsilon=1e-6)"
-        )
-    return SOLVERS[str(solver)]
-
-
-def solve_flow(
-    network: LayeredNetwork, solver: SolverName | FlowSolver = "barrier"
-) -> FlowSolution:
-    r"""Solve the maximum flow of every network of a batch.
-
-    Networks are trimmed first; one without any path from source to sink gets the
-    zero flow.
-
-    Args:
-        network (LayeredNetwork): The networks; capacities are taken in float64.
-        solver (str or FlowSolver): ``"barrier"`` (unique flow, batched),
-            ``"networkx"`` (exact, one arbitrary maximum flow), or an instance of
-            :class:`BarrierSolver` or :class:`NetworkXSolver`.
-
-    Returns:
-        FlowSolution: Values, flows and certificates, in float64.
-
-    Raises:
-        FlowError: If a flow is unbounded (a path from source to sink has only edges
-            of infinite capacity), or the solver's iteration limit is reached.
-        ValueError: If the solver is unknown.
-
-    Examples::
-
-        >>> network = LayeredNetwork(
-        ...     capacity=torch.tensor([[[[0.2, 0.3], [0.0, 0.4]]]]),
-        ...     source=torch.tensor([[True, True]]),
-        ...     sink=torch.tensor([[True, False]]),
-        ... )
-        >>> solution = solve_flow(network)
-        >>> [round(score, 4) for score in solution.source_flow[0].tolist()]
-        [0.2, 0.3]
-    """
-    chosen = find_solver(solver)
-    from_source, to_sink = network.reachable()
-    live = from_source & to_sink
-    trimmed = replace(network, capacity=network.capacity.double()).restrict(live)
-    _refuse_unbounded(trimmed)
-    # A reachable dead end stands on the source's side of every minimum cut.
-    idle_potential = -(from_source & ~to_sink).to(trimmed.capacity.dtype)
-    solvable = trimmed.sink.any(-1)
-    if not bool(solvable.any()):
-        return _zero_solution(trimmed, idle_potential)
-    if bool(solvable.all()):
-        solution = chosen.solve(trimmed)
-    else:
-        solution = _zero_solution(trimmed, idle_potential)
-        part = chosen.solve(trimmed.select(solvable))
-        for name, whole in vars(solution).items():
-            whole[solvable] = getattr(part, name)
-    solution.potential.copy_(torch.where(live, solution.potential, idle_potential))
-    solution.cut.copy_(solution.potential < -0.5)
-    return solution
-
-
-def _refuse_unbounded(network: LayeredNetwork) -> None:
-    if not network.capacity.numel() or not bool(network.capacity.amax().isinf()):
-        return
-    unbounded = network.node_bound().isinf().any(-1).any(-1)
-    if bool(unbounded.any()):
-        raise FlowError(
-            f"the flow of {int(unbounded.sum())} of {network.n_networks} networks is "
-            "unbounded: a path from source to sink has only edges of infinite "
-            "capacity. Give one edge of the path a finite capacity, or remove its "
-            "source"
-        )
-
-
-def _zero_solution(network: LayeredNetwork, potential: torch.Tensor) -> FlowSolution:
-    per_network = torch.zeros_like(network.capacity[:, 0, 0, 0])
-    per_node = torch.zeros_like(network.capacity[:, 0, 0])
-    return FlowSolution(
-        value=per_network,
-        flow=torch.zeros_like(network.capacity),
-        source_flow=per_node,
-        sink_flow=per_node.clone(),
-        potential=potential.clone(),
-        mu=per_network.clone(),
-        duality_gap=per_network.clone(),
-        imbalance=per_network.clone(),
-        iterations=torch.zeros_like(per_network, dtype=torch.int64),
-        cut=potential < -0.5,
-        cut_capacity=per_network.clone(),
-    )

@@ -73,6 +73,25 @@ class FlowSolver(Protocol):
         ...
 
 
+def refuse_infinite(bound: Tensor) -> None:
+    """Refuse networks whose bound of the flow value is infinite.
+
+    Args:
+        bound (Tensor): One bound per network, infinite only where the maximum is.
+
+    Raises:
+        FlowError: If any is.
+    """
+    unbounded = bound.isinf()
+    if bool(unbounded.any()):
+        raise FlowError(
+            f"the flow of {int(unbounded.sum())} of {len(bound)} networks is "
+            "unbounded: a path from source to sink has only edges of infinite "
+            "capacity. Give one edge of the path a finite capacity, or remove its "
+            "source"
+        )
+
+
 def certified(
     network: LayeredNetwork,
     *,

@@ -92,6 +92,7 @@ def test_public_names_are_these():
         "LayerGeneralizedAttentionFlow",
         "LayeredNetwork",
         "NetworkXSolver",
+        "SciPySolver",
         "UnsupportedAttentionError",
         "__version__",
         "solve_flow",

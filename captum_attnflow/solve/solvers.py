@@ -1,0 +1,34 @@
+"""The solvers by name."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from captum_attnflow.solve.barrier import BarrierSolver
+from captum_attnflow.solve.networkx_solver import NetworkXSolver
+from captum_attnflow.solve.scipy_solver import SciPySolver
+from captum_attnflow.solve.solution import FlowSolver
+
+SolverName = Literal["barrier", "scipy", "networkx"]
+
+SOLVERS: dict[str, FlowSolver] = {
+    "barrier": BarrierSolver(),
+    "scipy": SciPySolver(),
+    "networkx": NetworkXSolver(),
+}
+
+
+def find_solver(solver: SolverName | FlowSolver) -> FlowSolver:
+    """Return the solver of that name, or the solver itself.
+
+    Raises:
+        ValueError: If the name is unknown, or it is no solver.
+    """
+    if not isinstance(solver, str) and hasattr(solver, "solve"):
+        return solver
+    if solver not in list(SOLVERS):
+        raise ValueError(
+            f"solver={solver!r} is unknown; give one of {sorted(SOLVERS)}, or an "
+            "instance such as BarrierSolver(epsilon=1e-6)"
+        )
+    return SOLVERS[str(solver)]
