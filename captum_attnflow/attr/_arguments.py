@@ -13,6 +13,7 @@ from captum._utils.common import (
 from captum._utils.typing import BaselineType, TargetType
 from captum.attr._utils.common import (
     _format_input_baseline,
+    _tensorize_baseline,
     _validate_input,
     _validate_target,
 )
@@ -25,11 +26,13 @@ class ForwardArguments:
 
     Attributes:
         inputs (tuple[Tensor, ...]): Inputs; dimension 0 is the batch.
+        baselines (tuple[Tensor, ...]): One per input, of its shape or of one row.
         target (int, tuple, Tensor or list, optional): Output to attribute.
         additional (tuple, optional): Further arguments.
     """
 
     inputs: tuple[Tensor, ...]
+    baselines: tuple[Tensor, ...]
     target: TargetType
     additional: tuple[Any, ...] | None
 
@@ -42,7 +45,7 @@ class ForwardArguments:
         n_steps: int,
         method: str,
     ) -> ForwardArguments:
-        """Validate as ``IntegratedGradients`` does and drop what has no meaning here.
+        """Validate as ``IntegratedGradients`` does and drop its steps and its method.
 
         Raises:
             AssertionError: As Captum raises it, for baselines, steps or method.
@@ -59,6 +62,7 @@ class ForwardArguments:
         _validate_target(len(tensors[0]), target)
         return ForwardArguments(
             inputs=_format_tensor_into_tuples(tensors),
+            baselines=_tensorize_baseline(tensors, formatted_baselines),
             target=target,
             additional=_format_additional_forward_args(additional_forward_args),
         )
@@ -68,8 +72,10 @@ class ForwardArguments:
         """Examples in the batch."""
         return len(self.inputs[0])
 
-    def split(self, batch_size: int | None) -> Iterator[ForwardArguments]:
-        """Cut the batch into parts of at most ``batch_size`` rows.
+    def split(
+        self, batch_size: int | None, rows_per_example: int = 1
+    ) -> Iterator[ForwardArguments]:
+        """Cut the batch into parts of at most ``batch_size`` rows, or one example.
 
         Arguments that do not have one row per example pass through whole.
 
@@ -83,11 +89,13 @@ class ForwardArguments:
             raise ValueError(
                 f"internal_batch_size={batch_size!r} must be a positive integer or None"
             )
-        for start in range(0, self.n_rows, batch_size):
-            rows = slice(start, min(start + batch_size, self.n_rows))
+        examples = max(1, batch_size // rows_per_example)
+        for start in range(0, self.n_rows, examples):
+            rows = slice(start, min(start + examples, self.n_rows))
             yield replace(
                 self,
                 inputs=tuple(tensor[rows] for tensor in self.inputs),
+                baselines=tuple(self._rows_of(item, rows) for item in self.baselines),
                 target=self._rows_of_target(rows),
                 additional=None
                 if self.additional is None
@@ -96,14 +104,42 @@ class ForwardArguments:
                 ),
             )
 
+    def repeat(self, times: int) -> ForwardArguments:
+        """Repeat the batch as a whole, block after block.
+
+        Arguments that do not have one row per example pass through.
+        """
+        target = self.target
+        if self._has_target_per_example():
+            is_list = isinstance(target, list)
+            target = target * times if is_list else target.repeat(times)
+        return replace(
+            self,
+            inputs=tuple(_repeat_rows(tensor, times) for tensor in self.inputs),
+            target=target,
+            additional=None
+            if self.additional is None
+            else tuple(
+                _repeat_rows(argument, times) if self._has_rows(argument) else argument
+                for argument in self.additional
+            ),
+        )
+
     def _rows_of_target(self, rows: slice) -> TargetType:
-        per_example = isinstance(self.target, list) or (
+        return self.target[rows] if self._has_target_per_example() else self.target
+
+    def _has_target_per_example(self) -> bool:
+        return isinstance(self.target, list) or (
             isinstance(self.target, Tensor) and self.target.numel() > 1
         )
-        return self.target[rows] if per_example else self.target
 
     def _rows_of(self, argument: Any, rows: slice) -> Any:
-        has_rows = isinstance(argument, Tensor) and argument.dim() > 0
-        if has_rows and len(argument) == self.n_rows:
-            return argument[rows]
-        return argument
+        return argument[rows] if self._has_rows(argument) else argument
+
+    def _has_rows(self, argument: Any) -> bool:
+        is_array = isinstance(argument, Tensor) and argument.dim() > 0
+        return is_array and len(argument) == self.n_rows
+
+
+def _repeat_rows(tensor: Tensor, times: int) -> Tensor:
+    return tensor.repeat(times, *(1 for _ in tensor.shape[1:]))

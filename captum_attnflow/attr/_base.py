@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -35,6 +35,8 @@ class AttentionAttribution(GradientAttribution):
         multiply_by_inputs (bool): Kept for the signature of IntegratedGradients;
             attention has no such factor and the scores do not depend on it.
     """
+
+    _rows_per_example = 1  # of a forward pass
 
     def __init__(
         self, forward_func: Callable[..., Any], multiply_by_inputs: bool = True
@@ -172,17 +174,24 @@ class AttentionAttribution(GradientAttribution):
         internal_batch_size: int | None,
         grad_kwargs: dict[str, Any] | None = None,
     ) -> Explanation:
-        parts = [
-            capture_attention(
+        records = self._capture(arguments, internal_batch_size, grad_kwargs or {})
+        return self._score(AttentionRecord.concatenate(list(records)))
+
+    def _capture(
+        self,
+        arguments: ForwardArguments,
+        internal_batch_size: int | None,
+        grad_kwargs: dict[str, Any],
+    ) -> Iterable[AttentionRecord]:
+        """Capture consecutive parts of the batch."""
+        for part in arguments.split(internal_batch_size):
+            yield capture_attention(
                 self.forward_func,
                 part.inputs,
                 part.target,
                 part.additional,
                 grad_kwargs,
             )
-            for part in arguments.split(internal_batch_size)
-        ]
-        return self._score(AttentionRecord.concatenate(parts))
 
 
 def warn_of_zeros(explanation: Explanation, stacklevel: int) -> None:

@@ -102,7 +102,9 @@ class LayerAttentionAttribution(AttentionAttribution, LayerAttribution):
             self._refuse_sequence_first(
                 arguments, explanation, attribute_to_layer_input
             )
-        templates = _layer_templates(layer, calls, arguments.n_rows)
+        templates = _layer_templates(
+            layer, calls, arguments.n_rows, self._rows_per_example
+        )
         attributions = shape_like_layer(explanation.scores, templates)
         formatted = _format_output(len(attributions) > 1, attributions)
         result = [formatted] if isinstance(self.layer, list) else formatted
@@ -142,7 +144,7 @@ class LayerAttentionAttribution(AttentionAttribution, LayerAttribution):
         layer, first = self._single_layer(), next(arguments.split(1))
         with record_layer_tensors(layer, of_input) as calls, torch.no_grad():
             _run_forward(self.forward_func, first.inputs, None, first.additional)
-        templates = _layer_templates(layer, calls, first.n_rows)
+        templates = _layer_templates(layer, calls, first.n_rows, 1)
         shape_like_layer(explanation.scores[:1], templates)
 
     def _single_layer(self) -> nn.Module:
@@ -159,11 +161,15 @@ class LayerAttentionAttribution(AttentionAttribution, LayerAttribution):
 
 
 def _layer_templates(
-    layer: nn.Module, calls: list[tuple[TensorLike, ...]], n_rows: int
+    layer: nn.Module,
+    calls: list[tuple[TensorLike, ...]],
+    n_examples: int,
+    rows_per_example: int,
 ) -> list[TensorLike]:
     """Describe what the layer saw or emitted for the whole batch.
 
-    A layer may run in several parts of the batch, or several times (ALBERT).
+    A layer may run in several parts of the batch, several times (ALBERT), and over
+    several rows per example.
     """
     if not calls:
         raise ValueError(
@@ -175,7 +181,8 @@ def _layer_templates(
         last = tensors[-1]
         rows = sum(tensor.shape[0] if tensor.shape else 1 for tensor in tensors)
         # One call over other rows than the batch is not cut along the batch.
-        if len(calls) > 1 and last.shape and rows % n_rows == 0:
-            last = replace(last, shape=(n_rows, *last.shape[1:]))
+        in_parts = len(calls) > 1 or rows_per_example > 1
+        if in_parts and last.shape and rows % (n_examples * rows_per_example) == 0:
+            last = replace(last, shape=(n_examples, *last.shape[1:]))
         templates.append(last)
     return templates

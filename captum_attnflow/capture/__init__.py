@@ -4,6 +4,12 @@ This room knows torch and Captum, never a flow.
 """
 
 from captum_attnflow.capture.attention import capture_attention
+from captum_attnflow.capture.path import InputPath
 from captum_attnflow.capture.record import AttentionRecord, UnsupportedAttentionError
 
-__all__ = ["AttentionRecord", "UnsupportedAttentionError", "capture_attention"]
+__all__ = [
+    "AttentionRecord",
+    "InputPath",
+    "UnsupportedAttentionError",
+    "capture_attention",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from captum._utils.typing import TargetType
 from torch import Tensor, nn
 
 from captum_attnflow.capture.interception import AttentionInterception
+from captum_attnflow.capture.path import InputPath
 from captum_attnflow.capture.record import AttentionRecord, UnsupportedAttentionError
 
 _SUPPORTED = (
@@ -33,6 +34,7 @@ def capture_attention(
     target: TargetType = None,
     additional_forward_args: tuple[Any, ...] | None = None,
     grad_kwargs: dict[str, Any] | None = None,
+    path: InputPath | None = None,
 ) -> AttentionRecord:
     """Run a forward function once and read its attention and gradients.
 
@@ -46,9 +48,11 @@ def capture_attention(
             Captum reads it.
         additional_forward_args (tuple, optional): Passed on behind ``inputs``.
         grad_kwargs (dict, optional): Further arguments of ``torch.autograd.grad``.
+        path (InputPath, optional): A path whose points are the rows of ``inputs``.
 
     Returns:
-        AttentionRecord: Detached maps and gradients, layer by layer.
+        AttentionRecord: Detached maps and gradients, layer by layer; along a path those
+        of its last point, with the relevance of the input.
 
     Raises:
         UnsupportedAttentionError: If no supported attention was found.
@@ -56,20 +60,21 @@ def capture_attention(
             depend on the attention, or has no such target.
     """
     with torch.enable_grad():
-        interception = AttentionInterception()
+        interception = AttentionInterception(path)
         saved, raw_output = _run(
             forward_func, inputs, additional_forward_args, interception
         )
         output = _select_output(raw_output, target, inputs[0].shape[0])
         maps = [_only_tensor(saved[call.probe]) for call in interception.calls]
         options = {"allow_unused": True, "materialize_grads": True}
+        points = [] if path is None else [path.points_entered()]
         gradients = torch.autograd.grad(
-            torch.unbind(output), maps, **{**options, **(grad_kwargs or {})}
+            torch.unbind(output), maps + points, **{**options, **(grad_kwargs or {})}
         )
     calls = [
         _CapturedCall(weights.detach(), gradient, call.n_heads)
         for weights, gradient, call in zip(
-            maps, gradients, interception.calls, strict=True
+            maps, gradients[: len(maps)], interception.calls, strict=True
         )
     ]
     n_missed = interception.missed()
@@ -82,7 +87,13 @@ def capture_attention(
             stacklevel=5,
         )
     stacks = [[calls[index] for index in chain] for chain in _chains(maps)]
-    return _join(stacks, output.detach())
+    record = _join(stacks, output.detach())
+    if path is None:
+        return record
+    return replace(
+        record.select(slice(-path.n_examples, None)),
+        input_relevance=path.relevance(gradients[-1]),
+    )
 
 
 @dataclass(frozen=True)

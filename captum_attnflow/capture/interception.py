@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from captum_attnflow.capture.path import InputPath
+
 _SOFTMAX = {F.softmax, torch.softmax, torch.Tensor.softmax, torch.special.softmax}
 _PRODUCT = {
     torch.matmul,
@@ -92,11 +94,13 @@ class AttentionInterception(TorchFunctionMode):
     Modes are local to a thread: calls in worker threads are not seen.
 
     Args:
+        path (InputPath, optional): Entered where the model looks its input up.
         max_calls (int): Attention calls that may run, each through its own probe.
     """
 
-    def __init__(self, max_calls: int = 512) -> None:
+    def __init__(self, path: InputPath | None = None, max_calls: int = 512) -> None:
         super().__init__()
+        self._path = path
         self.probes: list[nn.Module] = [nn.Identity() for _ in range(max_calls)]
         self.calls: list[AttentionCall] = []
         self._softmaxes: list[_Softmax] = []
@@ -117,6 +121,8 @@ class AttentionInterception(TorchFunctionMode):
             return self._attend(*args, **kwargs)
         if func is F.multi_head_attention_forward:
             return self._run_multi_head_attention(func, args, kwargs)
+        if func is F.embedding and self._path is not None:
+            return self._path.enter_lookup(func, args, kwargs)
         if func in _PRODUCT:
             args, kwargs = self._probe_left_operand(args, kwargs)
             return func(*args, **kwargs)

@@ -24,11 +24,14 @@ class AttentionRecord:
         gradients (tuple[Tensor, ...]): ``dy / dA`` of the selected output ``y``, of
             the same shapes.
         output (Tensor): Shape ``(B,)``, the selected output ``y``.
+        input_relevance (Tensor, optional): Shape ``(B, ...)`` of the input or of its
+            embeddings, in units of ``y``; None unless a path was followed.
     """
 
     weights: tuple[Tensor, ...]
     gradients: tuple[Tensor, ...]
     output: Tensor
+    input_relevance: Tensor | None = None
 
     def __post_init__(self) -> None:
         for name, tensors in (("weights", self.weights), ("gradients", self.gradients)):
@@ -58,6 +61,16 @@ class AttentionRecord:
         attends = self.weights[-1] > 0
         return ((self.gradients[-1] != 0) & attends).any(-1).any(1)
 
+    def select(self, rows: slice) -> AttentionRecord:
+        """Return the record of some examples."""
+        relevance = self.input_relevance
+        return AttentionRecord(
+            weights=tuple(weights[rows] for weights in self.weights),
+            gradients=tuple(gradients[rows] for gradients in self.gradients),
+            output=self.output[rows],
+            input_relevance=None if relevance is None else relevance[rows],
+        )
+
     @staticmethod
     def concatenate(records: Sequence[AttentionRecord]) -> AttentionRecord:
         """Join the records of consecutive parts of a batch."""
@@ -65,8 +78,14 @@ class AttentionRecord:
             return records[0]
         weights = zip(*(record.weights for record in records), strict=True)
         gradients = zip(*(record.gradients for record in records), strict=True)
+        relevances = [
+            record.input_relevance
+            for record in records
+            if record.input_relevance is not None
+        ]
         return AttentionRecord(
             weights=tuple(torch.cat(parts) for parts in weights),
             gradients=tuple(torch.cat(parts) for parts in gradients),
             output=torch.cat([record.output for record in records]),
+            input_relevance=torch.cat(relevances) if relevances else None,
         )
