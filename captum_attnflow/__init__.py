@@ -25,6 +25,8 @@ from captum_attnflow.attr import (
     LayerAttentionFlow,
     LayerAttentionRollout,
     LayerGeneralizedAttentionFlow,
+    LayerRelevanceFlow,
+    RelevanceFlow,
 )
 from captum_attnflow.capture import UnsupportedAttentionError
 from captum_attnflow.network import LayeredNetwork
@@ -49,8 +51,10 @@ __all__ = [
     "LayerAttentionFlow",
     "LayerAttentionRollout",
     "LayerGeneralizedAttentionFlow",
+    "LayerRelevanceFlow",
     "LayeredNetwork",
     "NetworkXSolver",
+    "RelevanceFlow",
     "SciPySolver",
     "UnsupportedAttentionError",
     "__version__",

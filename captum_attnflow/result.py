@@ -34,10 +34,12 @@ class Explanation:
     """Token scores of a batch, with everything they came from.
 
     Attributes:
-        scores (Tensor): Shape ``(B, T)``, float64, in ``[0, inf)``; one score per
-            position of the attention maps, 0 on masked padding.
+        scores (Tensor): Shape ``(B, T)``, float64; one score per position of the
+            attention maps, 0 on masked padding. Never negative, but for Relevance
+            Flow.
         flow_value (Tensor): Shape ``(B,)``, float64, value of the joint flow; 1 for
-            attention rollout, whose flow is the product of matrices itself.
+            attention rollout, whose flow is the product of matrices itself; for
+            Relevance Flow less that of :attr:`against` and plus the direct edges.
         network (LayeredNetwork): The joint network of each example.
         flow (Tensor): Shape ``(B, L, T, T)``, float64, the joint flow per edge, laid
             out as ``network.capacity``.
@@ -45,6 +47,10 @@ class Explanation:
             side of a minimum cut; None for attention rollout, which solves nothing.
         diagnostics (FlowDiagnostics, optional): How well the flows behind the scores
             were solved; None for attention rollout.
+        against (Explanation, optional): The flows over negative relevance, which the
+            scores of Relevance Flow are less; None for other methods.
+        direct (Tensor, optional): Shape ``(B, T)``, float64, what the direct edges of
+            Relevance Flow add to the scores; None for other methods.
     """
 
     scores: Tensor
@@ -53,6 +59,8 @@ class Explanation:
     flow: Tensor
     cut: Tensor | None = None
     diagnostics: FlowDiagnostics | None = None
+    against: Explanation | None = None
+    direct: Tensor | None = None
 
     @property
     def delta(self) -> Tensor:

@@ -24,12 +24,14 @@ from captum_attnflow.attr import (
     AttentionFlow,
     AttentionRollout,
     GeneralizedAttentionFlow,
+    RelevanceFlow,
 )
 
 METHODS: dict[str, Callable[..., AttentionAttribution]] = {
     "generalized-attention-flow": GeneralizedAttentionFlow,
     "attention-flow": AttentionFlow,
     "attention-rollout": AttentionRollout,
+    "relevance-flow": RelevanceFlow,
 }
 
 

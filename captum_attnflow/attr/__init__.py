@@ -13,6 +13,7 @@ from captum_attnflow.attr.generalized_attention_flow import (
     GeneralizedAttentionFlow,
     LayerGeneralizedAttentionFlow,
 )
+from captum_attnflow.attr.relevance_flow import LayerRelevanceFlow, RelevanceFlow
 
 # Captum admits methods to its LLM wrapper by this list of classes.
 LLMGradientAttribution.SUPPORTED_METHODS += (LayerAttentionAttribution,)
@@ -26,4 +27,6 @@ __all__ = [
     "LayerAttentionFlow",
     "LayerAttentionRollout",
     "LayerGeneralizedAttentionFlow",
+    "LayerRelevanceFlow",
+    "RelevanceFlow",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from captum_attnflow.capture.layer_shape import TensorLike
@@ -83,6 +84,34 @@ def shape_like_layer(
     )
 
 
+def sum_over_tokens(features: Tensor, n_tokens: int) -> Tensor:
+    """Sum what belongs to each token, the reverse of spreading a score.
+
+    Args:
+        features (Tensor): Shape ``(B, T, ...)``, or pixels ``(B, C, H, W)``.
+        n_tokens (int): ``T``.
+
+    Returns:
+        Tensor: Shape ``(B, T)``; tokens without pixels get 0.
+
+    Raises:
+        ValueError: If the features are not those of so many tokens.
+    """
+    if features.dim() >= 2 and features.shape[1] == n_tokens:
+        return features.reshape(*features.shape[:2], -1).sum(-1)
+    grid = _patch_grid(tuple(features.shape), n_tokens)
+    if grid is None:
+        raise ValueError(
+            f"the input has shape {tuple(features.shape)}, but the attention maps have "
+            f"{n_tokens} tokens for {len(features)} examples; the path through it "
+            "cannot be told apart by token. Pass the tokens or their embeddings as the "
+            "first input, or path_steps=1, which takes no path"
+        )
+    n_prefix, patch = grid
+    blocks = features.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
+    return F.pad(blocks.sum((1, 3, 5)).flatten(1), (n_prefix, 0))
+
+
 def _has_tokens(template: TensorLike, scores: Tensor) -> bool:
     return template.shape[:2] == tuple(scores.shape)
 
@@ -101,19 +130,30 @@ def _fill(scores: Tensor, template: TensorLike) -> Tensor:
 
 
 def _spread_over_patches(scores: Tensor, template: TensorLike) -> Tensor | None:
-    """Give every pixel its share of its patch's score; None if there is no patch grid.
-
-    Tokens before the patches ([CLS], distillation, registers) have no pixels.
-    """
-    if len(template.shape) != 4 or template.shape[0] != len(scores):
+    """Give every pixel its share of its patch's score; None without a patch grid."""
+    if template.shape[0] != len(scores):
         return None
+    found = _patch_grid(template.shape, scores.shape[1])
+    if found is None:
+        return None
+    n_prefix, patch = found
     _, channels, height, width = template.shape
-    for n_prefix in range(min(_MAX_PREFIX_TOKENS, scores.shape[1])):
-        patches = scores[:, n_prefix:]
-        side = (height * width / patches.shape[1]) ** 0.5
+    grid = scores[:, n_prefix:].unflatten(1, (1, height // patch, width // patch))
+    pixels = grid.repeat_interleave(patch, 2).repeat_interleave(patch, 3)
+    return _new(template, pixels / (channels * patch**2))
+
+
+def _patch_grid(shape: tuple[int, ...], n_tokens: int) -> tuple[int, int] | None:
+    """Tokens before the patches, which have no pixels, and the side of a patch.
+
+    Before the patches stand [CLS], distillation tokens and registers.
+    """
+    if len(shape) != 4:
+        return None
+    height, width = shape[2:]
+    for n_prefix in range(min(_MAX_PREFIX_TOKENS, n_tokens)):
+        side = (height * width / (n_tokens - n_prefix)) ** 0.5
         patch = round(side)
         if patch == side and height % patch == 0 and width % patch == 0:
-            grid = patches.reshape(len(scores), 1, height // patch, width // patch)
-            pixels = grid.repeat_interleave(patch, 2).repeat_interleave(patch, 3)
-            return _new(template, pixels / (channels * patch**2))
+            return n_prefix, patch
     return None

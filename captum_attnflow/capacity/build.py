@@ -18,8 +18,7 @@ def build_network(
 
     Args:
         record (AttentionRecord): Captured attention and gradients.
-        information (str): ``"AF"``, ``"GF"`` or ``"AGF"``; see
-            :func:`information_tensor`.
+        information (str): See :func:`information_tensor`.
         residual (float, str, optional): See :func:`add_residual`.
 
     Returns:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from captum_attnflow.capture import AttentionRecord, UnsupportedAttentionError
 
-Information = Literal["AF", "GF", "AGF", "relevance"]
+Information = Literal["AF", "GF", "AGF", "relevance", "counter-relevance"]
 
 
 def attention(weights: Tensor, gradients: Tensor) -> Tensor:
@@ -39,11 +39,17 @@ def positive_attention_gradient(weights: Tensor, gradients: Tensor) -> Tensor:
 
 
 def relevance(weights: Tensor, gradients: Tensor) -> Tensor:
-    r""":math:`E_h(A \odot G)`, signed: gradient times activation of each edge.
+    r""":math:`(E_h(A \odot G))_+`: what an edge contributes to the output.
 
-    It is no capacity by itself: take its positive or its negative part.
+    Gradient times activation; the positive part is taken after the mean over heads, so
+    that heads that contradict each other cancel.
     """
-    return (weights * gradients).mean(1)
+    return (weights * gradients).mean(1).clamp_min(0)
+
+
+def counter_relevance(weights: Tensor, gradients: Tensor) -> Tensor:
+    r""":math:`(-E_h(A \odot G))_+`: what an edge takes from the output."""
+    return relevance(weights, -gradients)
 
 
 INFORMATION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -51,6 +57,7 @@ INFORMATION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "GF": positive_gradient,
     "AGF": positive_attention_gradient,
     "relevance": relevance,
+    "counter-relevance": counter_relevance,
 }
 
 
@@ -59,11 +66,10 @@ def information_tensor(record: AttentionRecord, information: Information) -> Ten
 
     Args:
         record (AttentionRecord): Captured attention and gradients.
-        information (str): ``"AF"``, ``"GF"``, ``"AGF"`` (in ``[0, inf)``) or
-            ``"relevance"`` (signed).
+        information (str): A key of :data:`INFORMATION`.
 
     Returns:
-        Tensor: Shape ``(B, L, T, T)``, float64, on the record's device.
+        Tensor: Shape ``(B, L, T, T)``, float64 in ``[0, inf)``, on the record's device.
 
     Raises:
         UnsupportedAttentionError: If the maps are not of all tokens by all tokens.

@@ -25,6 +25,7 @@ DEFINITIONS = {
     "GF": lambda a, g: max(g, 0.0) if a > 0 else 0.0,
     "AGF": lambda a, g: max(a * g, 0.0),
     "relevance": lambda a, g: a * g,
+    "counter-relevance": lambda a, g: -a * g,
 }
 
 
@@ -45,6 +46,8 @@ def test_information_tensor_equals_its_definition_entry_by_entry(information):
             for head in range(3)
         ]
         expected = sum(heads) / len(heads)
+        if "relevance" in information:  # positive after the mean, the others before
+            expected = max(expected, 0.0)
         assert tensor[example, layer, query, key].item() == pytest.approx(expected)
 
 

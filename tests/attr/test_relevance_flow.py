@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import networkx as nx
+import pytest
+import torch
+from captum.attr import IntegratedGradients, LayerIntegratedGradients
+from models import bert, causal_language_model, token_ids, vision_classifier
+from torch import nn
+
+from captum_attnflow import LayerRelevanceFlow, RelevanceFlow
+
+
+@pytest.fixture(scope="module")
+def model():
+    return bert().double()
+
+
+@pytest.fixture
+def forward(model):
+    return lambda ids: model(ids).logits
+
+
+def flow_over(relevance: torch.Tensor, token: int) -> float:
+    """networkx' maximum flow to the first position; residual edges never bind."""
+    n_layers, n_tokens, _ = relevance.shape
+    graph = nx.DiGraph()
+    for layer in range(n_layers):
+        for head in range(n_tokens):
+            for tail in range(n_tokens):
+                edge = (layer, tail), (layer + 1, head)
+                if head == tail:
+                    graph.add_edge(*edge)
+                else:
+                    graph.add_edge(*edge, capacity=float(relevance[layer, head, tail]))
+    return nx.maximum_flow_value(graph, (0, token), (n_layers, 0))
+
+
+def relevance_by_autograd(model, ids, target):
+    output = model(ids, output_attentions=True)
+    gradients = torch.autograd.grad(output.logits[:, target].sum(), output.attentions)
+    product = [a * g for a, g in zip(output.attentions, gradients, strict=True)]
+    return torch.stack([layer.mean(1) for layer in product], 1).detach()
+
+
+@pytest.mark.parametrize("sign", ["both", "positive"])
+def test_scores_without_a_path_are_networkx_flows_over_relevance(sign):
+    model = bert(implementation="eager").double()
+    ids = token_ids(2, 5)
+    relevance = relevance_by_autograd(model, ids, 1)
+    flow = RelevanceFlow(lambda ids: model(ids).logits, path_steps=1, sign=sign)
+    scores = flow.explain(ids, target=1).scores
+    for row in range(2):
+        assert scores[row, 0] == 0  # the read-out position sends nothing
+        for token in range(1, 5):
+            expected = flow_over(relevance[row].clamp_min(0), token)
+            if sign == "both":
+                expected -= flow_over((-relevance[row]).clamp_min(0), token)
+            assert scores[row, token].item() == pytest.approx(expected, rel=1e-9)
+
+
+class TestDirectEdges:
+    def test_they_are_integrated_gradients_of_the_embeddings(self, model, forward):
+        ids, baseline = token_ids(2, 6), torch.full((2, 6), 3)
+        direct = RelevanceFlow(forward).explain(ids, baseline, target=1).direct
+        expected = LayerIntegratedGradients(
+            forward, model.bert.embeddings.word_embeddings
+        ).attribute(ids, baseline, target=1, n_steps=4, method="riemann_right")
+        assert_proportional(direct, expected.sum(-1))
+
+    def test_embeddings_as_inputs_are_moved_themselves(self, model):
+        embeddings = model.bert.embeddings.word_embeddings(token_ids(2, 6)).detach()
+
+        def forward(embeddings):
+            return model(inputs_embeds=embeddings).logits
+
+        direct = RelevanceFlow(forward, path_steps=3).explain(embeddings, target=1)
+        expected = IntegratedGradients(forward).attribute(
+            embeddings, target=1, n_steps=3, method="riemann_right"
+        )
+        assert_proportional(direct.direct, expected.sum(-1))
+
+    def test_pixels_are_summed_over_their_patch(self):
+        model = vision_classifier().double()
+        pixels = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+
+        def forward(pixels):
+            return model(pixels).logits
+
+        explanation = RelevanceFlow(forward).explain(pixels, target=1)
+        expected = IntegratedGradients(forward).attribute(
+            pixels, target=1, n_steps=4, method="riemann_right"
+        )
+        side = model.config.patch_size
+        patches = nn.functional.avg_pool2d(expected.sum(1, keepdim=True), side)
+        assert not explanation.direct[:, 0].any()  # [CLS] has no pixels
+        assert_proportional(explanation.direct[:, 1:], patches.flatten(1))
+
+    def test_they_carry_as_much_as_the_attention(self, forward):
+        ids = token_ids(2, 6)
+        whole = RelevanceFlow(forward).explain(ids, 3, target=1)
+        flows = RelevanceFlow(forward, path_steps=1).explain(ids, target=1).scores
+        torch.testing.assert_close(whole.scores, flows + whole.direct)
+        torch.testing.assert_close(whole.direct.abs().sum(1), flows.abs().sum(1))
+
+    def test_an_input_at_its_baseline_has_none(self, forward):
+        ids = token_ids(2, 6)
+        at_baseline = RelevanceFlow(forward).explain(ids, ids, target=1)
+        no_path = RelevanceFlow(forward, path_steps=1).explain(ids, target=1)
+        assert not at_baseline.direct.any()
+        torch.testing.assert_close(at_baseline.scores, no_path.scores)
+
+
+def assert_proportional(left: torch.Tensor, right: torch.Tensor) -> None:
+    normalised = [part / part.abs().sum(1, keepdim=True) for part in (left, right)]
+    torch.testing.assert_close(*normalised)
+
+
+def test_a_token_that_speaks_for_the_target_only_has_no_negative_score(forward):
+    scores = RelevanceFlow(forward, sign="positive").explain(token_ids(3, 8), 3, 1)
+    assert (scores.scores >= 0).all()
+    assert scores.against is None
+
+
+def test_delta_is_what_separate_flows_exceed_the_joint_ones_by(forward):
+    explanation = RelevanceFlow(forward).explain(token_ids(2, 6), 3, target=1)
+    against = explanation.against
+    separate = explanation.scores - explanation.direct
+    joint = explanation.flow.sum((1, 2, 3)) * 0 + explanation.flow_value
+    torch.testing.assert_close(
+        explanation.delta, separate.sum(1) + explanation.direct.sum(1) - joint
+    )
+    assert (against.flow_value > 0).all()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 9])
+def test_internal_batch_size_bounds_the_rows_and_changes_nothing(model, batch_size):
+    rows = []
+
+    def forward(ids):
+        output = model(ids).logits
+        rows.append(len(ids))
+        return output
+
+    ids = token_ids(3, 6)
+    whole = RelevanceFlow(forward).attribute(ids, 3, target=[0, 1, 1])
+    assert rows == [12]  # one pass; the baseline's stops at the lookup
+    rows.clear()
+    parts = RelevanceFlow(forward).attribute(
+        ids, 3, target=[0, 1, 1], internal_batch_size=batch_size
+    )
+    assert max(rows) <= batch_size
+    torch.testing.assert_close(parts, whole)
+
+
+def test_arguments_of_one_row_per_example_follow_the_path(model):
+    ids, mask = token_ids(2, 6), torch.ones(2, 6, dtype=torch.long)
+    mask[1, 4:] = 0
+    positions = torch.arange(6)[None]
+
+    def forward(ids, mask, positions, scale):
+        logits = model(ids, attention_mask=mask, position_ids=positions).logits
+        return scale * logits
+
+    explanation = RelevanceFlow(forward).explain(
+        ids, 3, target=1, additional_forward_args=(mask, positions, 2.0)
+    )
+    assert not explanation.scores[1, 4:].any()
+
+
+def test_generated_text_is_no_part_of_the_path():
+    model = causal_language_model(50).double()
+    ids, generated = token_ids(1, 5), torch.tensor([[7, 9]])
+
+    def forward(ids):
+        joined = torch.cat([ids, generated.expand(len(ids), -1)], 1)
+        return model(joined).logits[:, -1]
+
+    direct = RelevanceFlow(forward).explain(ids, 3, target=4).direct
+    assert direct.shape == (1, 7)
+    assert direct[0, :5].all()
+    assert not direct[0, 5:].any()
+
+
+def test_ids_that_are_never_looked_up_are_refused(model):
+    weight = model.bert.embeddings.word_embeddings.weight
+
+    def forward(ids):
+        one_hot = nn.functional.one_hot(ids, len(weight)).to(weight)
+        return model(inputs_embeds=one_hot @ weight).logits
+
+    with pytest.raises(ValueError, match=r"never looked up.*path_steps=1"):
+        RelevanceFlow(forward).attribute(token_ids(1, 6), 3, target=1)
+    scores = RelevanceFlow(forward, path_steps=1).attribute(token_ids(1, 6), target=1)
+    assert scores.any()
+
+
+@pytest.mark.parametrize("given", [0, -1, 2.0])
+def test_a_path_of_no_steps_is_refused(forward, given):
+    with pytest.raises(ValueError, match=r"path_steps=.*at least 1"):
+        RelevanceFlow(forward, path_steps=given)
+
+
+def test_unknown_sign_is_refused(model, forward):
+    with pytest.raises(ValueError, match=r"sign='negative'.*both"):
+        LayerRelevanceFlow(forward, model.bert.embeddings, sign="negative")
