@@ -11,7 +11,7 @@ import torch
 from captum._utils.common import _select_targets
 from captum._utils.gradient import _forward_layer_distributed_eval
 from captum._utils.typing import TargetType
-from torch import Tensor, nn
+from torch import Tensor
 
 from captum_attnflow.capture.interception import AttentionInterception
 from captum_attnflow.capture.path import InputPath
@@ -61,11 +61,9 @@ def capture_attention(
     """
     with torch.enable_grad():
         interception = AttentionInterception(path)
-        saved, raw_output = _run(
-            forward_func, inputs, additional_forward_args, interception
-        )
+        raw_output = _run(forward_func, inputs, additional_forward_args, interception)
         output = _select_output(raw_output, target, inputs[0].shape[0])
-        maps = [_only_tensor(saved[call.probe]) for call in interception.calls]
+        maps = [call.weights for call in interception.calls]
         options = {"allow_unused": True, "materialize_grads": True}
         points = [] if path is None else [path.points_entered()]
         gradients = torch.autograd.grad(
@@ -117,13 +115,13 @@ def _run(
     inputs: tuple[Tensor, ...],
     additional_forward_args: tuple[Any, ...] | None,
     interception: AttentionInterception,
-) -> tuple[dict[nn.Module, dict[torch.device, tuple[Tensor, ...]]], Any]:
+) -> Any:
     try:
         with interception:
-            saved, output = _forward_layer_distributed_eval(
+            _, output = _forward_layer_distributed_eval(
                 forward_func,
                 inputs,
-                interception.probes,
+                interception.probe,
                 additional_forward_args=additional_forward_args,
                 forward_hook_with_return=True,
                 require_layer_grads=True,
@@ -135,7 +133,7 @@ def _run(
         raise UnsupportedAttentionError(
             f"no attention map was found in the forward function. {_SUPPORTED}"
         ) from None
-    return saved, output
+    return output
 
 
 def _select_output(output: Any, target: TargetType, n_rows: int) -> Tensor:
@@ -172,11 +170,6 @@ def _select_output(output: Any, target: TargetType, n_rows: int) -> Tensor:
         )
     per_example: Tensor = selected.reshape(n_rows)
     return per_example
-
-
-def _only_tensor(saved: dict[torch.device, tuple[Tensor, ...]]) -> Tensor:
-    ((tensor,),) = saved.values()
-    return tensor
 
 
 def _chains(maps: list[Tensor]) -> list[list[int]]:

@@ -77,31 +77,30 @@ class _Softmax:
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """One attention map that ran through a probe.
+    """One attention map that ran through the probe.
 
     Attributes:
-        probe (Module): The identity module that the map ran through.
+        weights (Tensor): The map, as the rest of the model uses it.
         n_heads (int, optional): Heads, where batch and heads share a dimension.
     """
 
-    probe: nn.Module
+    weights: Tensor
     n_heads: int | None
 
 
 class AttentionInterception(TorchFunctionMode):
-    """Sends attention maps through probes while it is active.
+    """Sends attention maps through a probe while it is active.
 
     Modes are local to a thread: calls in worker threads are not seen.
 
     Args:
         path (InputPath, optional): Entered where the model looks its input up.
-        max_calls (int): Attention calls that may run, each through its own probe.
     """
 
-    def __init__(self, path: InputPath | None = None, max_calls: int = 512) -> None:
+    def __init__(self, path: InputPath | None = None) -> None:
         super().__init__()
         self._path = path
-        self.probes: list[nn.Module] = [nn.Identity() for _ in range(max_calls)]
+        self.probe: nn.Module = nn.Identity()
         self.calls: list[AttentionCall] = []
         self._softmaxes: list[_Softmax] = []
         self._marked = WeakTensorKeyDictionary()
@@ -210,22 +209,15 @@ class AttentionInterception(TorchFunctionMode):
         return isinstance(operand, Tensor) and operand in self._marked
 
     def _probe(self, weights: Tensor) -> Tensor:
-        """Send a marked tensor through the next probe, once for all its uses."""
+        """Send a marked tensor through the probe, once for all its uses."""
         earlier: Tensor | None = self._probed.get(weights)
         if earlier is not None:
             return earlier
-        if len(self.calls) == len(self.probes):
-            raise RuntimeError(
-                f"the forward function ran more than {len(self.probes)} attention "
-                "calls; pass fewer examples at once, or attribute to one pass of the "
-                "model"
-            )
-        probe = self.probes[len(self.calls)]
         softmax = self._marked[weights]
         softmax.reached_values = True
-        self.calls.append(AttentionCall(probe, softmax.n_heads))
-        probed: Tensor = probe(weights)
+        probed: Tensor = self.probe(weights)
         self._probed[weights] = probed
+        self.calls.append(AttentionCall(probed, softmax.n_heads))
         return probed
 
     def _attend(
