@@ -184,7 +184,7 @@ class TextClassifier:
         predicted = logits.argmax(-1)
         targets = predicted if target is None else self._target(target, predicted)
         explanation = make_attribution(forward, **options).explain(
-            ids, target=targets, additional_forward_args=others
+            ids, self._baseline(ids), target=targets, additional_forward_args=others
         )
         mask = encoded["attention_mask"]
         probabilities = logits.softmax(-1) if logits.shape[-1] > 1 else logits
@@ -216,6 +216,15 @@ class TextClassifier:
             f"target={target!r} is unknown; give a label of {self.labels} or an index "
             f"from 0 to {len(self.labels) - 1}"
         )
+
+    def _baseline(self, ids: Tensor) -> Tensor:
+        """Replace all but special tokens by the mask token, or the unknown one."""
+        tokenizer = self.tokenizer
+        special = torch.isin(ids, ids.new_tensor(tokenizer.all_special_ids))
+        for stand_in in (tokenizer.mask_token_id, tokenizer.unk_token_id):
+            if stand_in is not None:
+                return ids.where(special, stand_in)
+        return ids.where(special, 0)
 
     def _encode(self, texts: Sequence[str]) -> dict[str, Tensor]:
         for number, text in enumerate(texts, 1):

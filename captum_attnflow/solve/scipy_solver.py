@@ -116,16 +116,13 @@ class _Graph:
         in_units = np.minimum(self.capacity * (_UNITS / bound), _UNLIMITED)
         if closed is not None:
             in_units[closed] = 0
-        room = csr_array(
-            (in_units.astype(np.int32), self.heads, self.row_starts), shape=shape
-        )
+        arrays = in_units.astype(np.int32), self.heads.copy(), self.row_starts.copy()
+        room = csr_array(arrays, shape=shape)
         flow: NDArray[np.int32] = maximum_flow(room, source, _SINK).flow.data
-        left = csr_array(
-            (room.data - flow, self.heads, self.row_starts), shape=shape, copy=True
-        )
-        left.eliminate_zeros()  # in place, hence the copy
+        room.data -= flow
+        room.eliminate_zeros()  # in place, hence the copies
         source_side = np.zeros(shape[0], dtype=np.bool_)
-        reached = breadth_first_order(left, source, return_predecessors=False)
+        reached = breadth_first_order(room, source, return_predecessors=False)
         source_side[reached] = True
         return flow, source_side
 
