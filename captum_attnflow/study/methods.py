@@ -91,7 +91,7 @@ def embedding_method(
             additional_forward_args=batch.arguments,
             **settings,
         )
-        return attributions.sum(-1)
+        return attributions.detach().sum(-1)
 
     return scores
 
@@ -149,13 +149,24 @@ def perturbation_method(method: Callable[..., Any]) -> Callable[..., Tensor]:
     return scores
 
 
+def lime_kernel(kept: Tensor, kernel_width: float) -> float:
+    """Weigh a perturbed text as LIME's text explainer does.
+
+    By a Gaussian of 100 times the cosine distance between the tokens kept and all.
+
+    Args:
+        kept (Tensor): Shape ``(1, n)``, 1 for every token kept.
+        kernel_width (float): Width of the kernel.
+    """
+    distance = 100 * (1 - math.sqrt(kept.double().mean().item()))
+    return math.exp(-((distance / kernel_width) ** 2) / 2)
+
+
 def _lime(
     batch: TextBatch, alpha: float, kernel_width: float, **settings: Any
 ) -> Tensor:
     def similarity(original: Any, perturbed: Any, kept: Tensor, **_: Any) -> float:
-        """LIME's kernel for text: of the cosine distance to all ones, times 100."""
-        distance = 100 * (1 - math.sqrt(kept.double().mean().item()))
-        return math.exp(-((distance / kernel_width) ** 2) / 2)
+        return lime_kernel(kept, kernel_width)
 
     def method(forward: Callable[..., Any]) -> Lime:
         return Lime(forward, SkLearnLasso(alpha=alpha), similarity_func=similarity)
