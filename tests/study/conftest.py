@@ -40,6 +40,7 @@ def study(tmp_path: Path) -> Study:
         methods=METHODS,
         output=tmp_path / "out",
         against="input-x-gradient",
+        metrics=("aopc", "sufficiency"),
         batch_size=2,
     )
 
