@@ -8,11 +8,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from captum._utils.common import (
-    _format_additional_forward_args,
-    _run_forward,
-    _select_targets,
-)
+from captum._utils.common import _run_forward, _select_targets
 from captum._utils.progress import NullProgress, progress
 from captum._utils.typing import TargetType
 from torch import Tensor
@@ -121,10 +117,9 @@ class TokenRemoval:
         return torch.where(per_feature, baseline[rows], self.inputs[rows])
 
     def _additional(self, rows: Tensor, columns: Tensor) -> tuple[Any, ...] | None:
-        formatted = _format_additional_forward_args(self.additional)
-        if formatted is None:
+        if self.additional is None:
             return None
-        return tuple(self._argument(argument, rows, columns) for argument in formatted)
+        return tuple(self._argument(given, rows, columns) for given in self.additional)
 
     def _argument(self, argument: Any, rows: Tensor, columns: Tensor) -> Any:
         n_examples, n_tokens = self.inputs.shape[:2]
@@ -136,16 +131,22 @@ class TokenRemoval:
         if len(argument) != n_examples:
             return argument
         if axes == (1,) and self._counts_tokens(argument):
-            first = argument[rows].gather(1, columns[:, :1])
-            return first + torch.arange(columns.shape[1], device=columns.device)
+            first = (~self.padding[rows]).int().argmax(1, keepdim=True)
+            count = torch.arange(columns.shape[1], device=columns.device)
+            return argument[rows].gather(1, first) + count
         return _columns_of(argument[rows], columns, axes)
 
     def _counts_tokens(self, argument: Tensor) -> bool:
-        """Whether an argument holds positions, which are to be counted anew."""
-        if argument.dim() != 2 or argument.is_floating_point() or len(argument[0]) < 3:
+        """Whether an argument holds positions, which are to be counted anew.
+
+        Two tokens do not tell: 0 and 1 may be types as well.
+        """
+        if argument.dim() != 2 or argument.dtype not in (torch.int32, torch.int64):
             return False
-        both_real = ~(self.padding[:, 1:] | self.padding[:, :-1])
-        return bool((argument.diff(dim=1) == 1)[both_real].all())
+        neighbours = ~(self.padding[:, 1:] | self.padding[:, :-1])
+        if int(neighbours.sum(1).max()) < 2:
+            return False
+        return bool((argument.diff(dim=1) == 1)[neighbours].all())
 
     def _target(self, rows: Tensor) -> TargetType:
         if isinstance(self.target, list):

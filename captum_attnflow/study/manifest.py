@@ -32,6 +32,8 @@ def describe(study: Study, data: TextData, models: tuple[str, ...]) -> dict[str,
     return {
         "data": {
             "name": Path(source.name).name if is_file else source.name,
+            "subset": None if is_file else source.subset,
+            "split": None if is_file else source.split,
             "sha256": data.sha256,
             "text_column": source.text_column,
             "n_texts": len(data.texts),

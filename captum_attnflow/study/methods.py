@@ -192,8 +192,8 @@ def _last_layer_attention(batch: TextBatch) -> Tensor:
 def _chefer_relevance(batch: TextBatch) -> Tensor:
     r"""Relevance of Chefer et al. (ICCV 2021), at the read-out positions.
 
-    Their Eqs. 5 and 6: :math:`\bar A = E_h((\nabla A \odot A)_+)`,
-    :math:`R \leftarrow R + \bar A R`, from :math:`R = I`.
+    Their rule for self-attention: :math:`\bar A = E_h((\nabla A \odot A)_+)`,
+    :math:`R \leftarrow R + \bar A R` layer by layer, from :math:`R = I`.
     """
     record, read_out = _capture(batch)
     layers = information_tensor(record, "AGF")  # (B, L, T, T)

@@ -328,6 +328,35 @@ class TestAdditionalArguments:
         assert seen[(CLS, 12, 13, SEP)][0].tolist() == [2, 3, 4, 5]
         assert seen[(CLS, 21, SEP)][0].tolist() == [2, 3, 4]
 
+    def test_positions_start_where_they_did_when_the_first_token_goes(self):
+        seen = []
+        metrics.deletion_curve(
+            lambda ids, at: seen.append(at.tolist()) or torch.zeros(len(ids), 2),
+            torch.tensor([[0, 5, 6, 7]]),  # padded on the left
+            torch.tensor([[9.0, 3, 2, 1]]),
+            target=0,
+            additional_forward_args=torch.tensor([[1, 1, 2, 3]]),
+            fractions=[0.3],
+            removal="delete",
+            padding=torch.tensor([[True, False, False, False]]),
+        )
+        assert seen == [[[1, 2]], [[1, 2, 3]]]
+
+    def test_two_tokens_are_not_taken_for_positions(self):
+        types = torch.tensor([[0, 1, 9], [0, 1, 9]])
+        seen = []
+        metrics.deletion_curve(
+            lambda ids, types: seen.append(types.tolist()) or torch.zeros(len(ids), 2),
+            torch.tensor([[5, 6, 0], [7, 8, 0]]),
+            torch.tensor([[2.0, 1, 0], [2, 1, 0]]),
+            target=0,
+            additional_forward_args=types,
+            fractions=[0.5],
+            removal="delete",
+            padding=types == 9,
+        )
+        assert seen == [[[1], [1]], [[0, 1], [0, 1]]]
+
     @pytest.mark.parametrize("n_heads", [None, 1, 3])
     def test_pairwise_masks_lose_rows_and_columns(self, n_heads):
         pairs = torch.arange(50).reshape(2, 5, 5)

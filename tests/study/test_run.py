@@ -128,6 +128,8 @@ def test_manifest_tells_what_the_study_was_made_of(study, manifest):
     assert written["models"]["sentiment"]["model.safetensors"] == digest.hexdigest()
     assert written["data"] == {
         "name": "texts.tsv",
+        "subset": None,
+        "split": None,
         "sha256": read_data(study.data).sha256,
         "text_column": "text",
         "n_texts": 7,
