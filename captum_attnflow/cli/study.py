@@ -13,6 +13,7 @@ from captum_attnflow.cli._messages import errors_told
 from captum_attnflow.demo import DEMO_MODEL_PATH
 from captum_attnflow.metrics import METRICS
 from captum_attnflow.study import METHODS, REMOVALS, DataSource, Study, run_study
+from captum_attnflow.study.formats import to_markdown
 
 _METHODS = (
     "generalized-attention-flow",
@@ -115,7 +116,7 @@ def study(
             ),
             show_progress=True,
         )
-        print(table.to_markdown())
+        print(to_markdown(table))
         n_failures = sum(row.failures for row in table.rows) // len(removal or REMOVALS)
         if n_failures:
             print(

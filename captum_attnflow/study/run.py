@@ -14,6 +14,7 @@ from captum_attnflow.study import manifest
 from captum_attnflow.study.batch import TextBatch, find_token
 from captum_attnflow.study.data import TextData, read_data
 from captum_attnflow.study.evaluate import evaluate
+from captum_attnflow.study.formats import FORMATS
 from captum_attnflow.study.plot import save_plot
 from captum_attnflow.study.records import RecordFile
 from captum_attnflow.study.settings import Study
@@ -58,7 +59,10 @@ def run_study(study: Study, show_progress: bool = False) -> Table:
     description = manifest.begin(path, description, results)
     file = RecordFile(results)
     _run(study, data, classifiers, file, show_progress)
-    table = _write_table(study, tuple(classifiers), file)
+    table = Table.of(study, tuple(classifiers), file.records)
+    for ending, written in FORMATS.items():
+        (study.output / f"table.{ending}").write_text(written(table), "utf-8")
+    save_plot(table, study.output / "plot.png")
     description["results"] = manifest.outcome(study, labels, file.records)
     manifest.write(path, description)
     return table
@@ -129,21 +133,3 @@ def _load(names: tuple[str, ...]) -> dict[str, TextClassifier]:
             )
         classifiers[label] = TextClassifier.load(name)
     return classifiers
-
-
-def _write_table(study: Study, models: tuple[str, ...], file: RecordFile) -> Table:
-    table = Table.of(
-        file.records,
-        models,
-        study.methods,
-        study.removals,
-        study.metrics,
-        study.against,
-        study.seed,
-    )
-    folder = study.output
-    (folder / "table.md").write_text(table.to_markdown(), "utf-8")
-    (folder / "table.csv").write_text(table.to_csv(), "utf-8")
-    (folder / "table.tex").write_text(table.to_latex(), "utf-8")
-    save_plot(table, folder / "plot.png")
-    return table

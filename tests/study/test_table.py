@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import csv
 import io
+from pathlib import Path
 
 import pytest
 
+from captum_attnflow.study import DataSource, Study, Table
+from captum_attnflow.study.formats import to_csv, to_latex, to_markdown
 from captum_attnflow.study.plot import save_plot
 from captum_attnflow.study.records import Record
-from captum_attnflow.study.table import Table
 
 
 def record(method, example, aopc, **changes):
@@ -28,15 +30,16 @@ def table() -> Table:
         record("theirs", 2, 0.3),
         record("theirs", 3, 0.4),
     ]
-    return Table.of(
-        {item.key: item for item in reversed(records)},
-        models=["a_model"],
-        methods=["mine", "theirs"],
-        removals=["replace"],
-        metrics=["aopc", "log_odds"],
+    study = Study(
+        models=("somewhere/a_model",),
+        data=DataSource("texts.csv"),
+        methods=("mine", "theirs"),
+        output=Path("out"),
         against="theirs",
-        seed=0,
+        metrics=("aopc", "log_odds"),
+        removals=("replace",),
     )
+    return Table.of(study, ["a_model"], {r.key: r for r in reversed(records)})
 
 
 def test_rows_are_means_over_the_texts_that_worked(table):
@@ -56,7 +59,7 @@ def test_differences_are_of_the_texts_that_both_did(table):
 
 
 def test_csv_holds_one_line_per_row_and_metric(table):
-    lines = list(csv.DictReader(io.StringIO(table.to_csv())))
+    lines = list(csv.DictReader(io.StringIO(to_csv(table))))
     assert [(line["method"], line["metric"]) for line in lines] == [
         ("mine", "aopc"),
         ("mine", "log_odds"),
@@ -70,7 +73,7 @@ def test_csv_holds_one_line_per_row_and_metric(table):
 
 
 def test_markdown_has_cells_and_a_note(table):
-    header, rule, mine, theirs, _, note = table.to_markdown().splitlines()
+    header, rule, mine, theirs, _, note = to_markdown(table).splitlines()
     cells = "| a_model | replace | mine | 0.250 ± 0.150 [-0.100, +0.100] | -0.250 ±"
     assert mine.startswith(cells)
     assert "aopc ↑ | log_odds ↓" in header
@@ -79,7 +82,7 @@ def test_markdown_has_cells_and_a_note(table):
 
 
 def test_latex_escapes_names_and_keeps_columns(table):
-    text = table.to_latex()
+    text = to_latex(table)
     assert r"a\_model & replace & mine & 0.250 $\pm$ 0.150 [-0.100, +0.100]" in text
     assert r"aopc $\uparrow$ & log\_odds $\downarrow$" in text
     body = [line for line in text.splitlines() if line.endswith(r"\\")]
