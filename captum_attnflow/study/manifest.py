@@ -81,7 +81,7 @@ def begin(path: Path, manifest: dict[str, Any], results: Path) -> dict[str, Any]
         ValueError: If the study in this folder was another one, or unknown.
     """
     if path.exists():
-        earlier = json.loads(path.read_text("utf-8"))
+        earlier = _read(path)
         _check_same(path, earlier, manifest)
         manifest = {**manifest, **{p: earlier[p] | manifest[p] for p in _PARTS}}
     elif results.exists():
@@ -101,6 +101,16 @@ def write(path: Path, manifest: Mapping[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        return {**found, **{part: found[part] for part in (*_SETTINGS, *_PARTS)}}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is no manifest of a study ({error}); give another --output"
+        ) from error
 
 
 def _check_same(path: Path, old: dict[str, Any], new: Mapping[str, Any]) -> None:
@@ -144,11 +154,13 @@ def outcome(
             if known is not None
         },
         "texts_of_one_score": {
-            f"{model}, {method}": sum(
-                r.tied for r in chosen if (r.model, r.method) == (model, method)
-            )
+            model: {
+                method: sum(
+                    r.tied for r in chosen if (r.model, r.method) == (model, method)
+                )
+                for method in study.methods
+            }
             for model in labels
-            for method in study.methods
         },
         "failures": [
             {"model": r.model, "method": r.method, "row": r.example, "error": r.failure}

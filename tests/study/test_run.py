@@ -204,6 +204,14 @@ def test_results_without_a_manifest_are_refused(study):
         run_study(study)
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", "{"])
+def test_folder_with_another_manifest_is_refused(study, content):
+    study.output.mkdir()
+    (study.output / "manifest.json").write_text(content)
+    with pytest.raises(ValueError, match="is no manifest of a study"):
+        run_study(study)
+
+
 @pytest.fixture
 def fragile(monkeypatch):
     """A method that fails on texts with "holes", and gives NaN where "sad" stands."""
@@ -271,7 +279,7 @@ def test_equal_scores_are_counted_as_undecided(study, changed, manifest, monkeyp
     run_study(changed(methods=("zeros", "input-x-gradient")))
     undecided = manifest()["results"]["texts_of_one_score"]
     # A text of one token has no order either.
-    assert undecided == {"sentiment, zeros": 7, "sentiment, input-x-gradient": 2}
+    assert undecided == {"sentiment": {"zeros": 7, "input-x-gradient": 2}}
 
 
 def test_several_models_share_one_table(study, changed, tmp_path):
