@@ -1,43 +1,42 @@
-r"""The attribution methods of a study, by name, with the settings they run with.
+"""The attribution methods of a study, by name, with the settings they run with.
 
-One method is one entry of :data:`METHODS`: a function of a batch of texts and the
-entry's settings that returns one score per token, ``(B, T)``, for the predicted class's
-logit. Scores of special tokens and padding are not read.
+One method is one entry of :data:`METHODS`; the settings are what it runs with and what
+the manifest records. How it is run stands in :mod:`captum_attnflow.study.adapters`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from captum._utils.models.linear_model import SkLearnLasso
 from captum.attr import (
     DeepLift,
     FeatureAblation,
     InputXGradient,
     IntegratedGradients,
     KernelShap,
-    LayerIntegratedGradients,
-    Lime,
     Saliency,
     ShapleyValueSampling,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
 from captum_attnflow.attr import (
-    AttentionAttribution,
     AttentionFlow,
     AttentionRollout,
     GeneralizedAttentionFlow,
 )
-from captum_attnflow.capacity.information import information_tensor
-from captum_attnflow.capture import AttentionRecord, capture_attention
-from captum_attnflow.study.batch import TextBatch
-
-_ROWS_AT_ONCE = 64
+from captum_attnflow.study.adapters import (
+    ROWS_AT_ONCE,
+    attention_method,
+    chefer_relevance,
+    embedding_method,
+    last_layer_attention,
+    layer_integrated_gradients,
+    lime,
+    perturbation_method,
+    random_scores,
+)
 
 
 @dataclass(frozen=True)
@@ -60,153 +59,6 @@ class Method:
     needs: str | None = None
 
 
-def attention_method(method: type[AttentionAttribution]) -> Callable[..., Tensor]:
-    """Run a method of this package; the settings are those of its constructor."""
-
-    def scores(batch: TextBatch, **settings: Any) -> Tensor:
-        attributions: Tensor = method(batch.forward, **settings).attribute(
-            batch.ids, target=batch.predicted, additional_forward_args=batch.arguments
-        )
-        return attributions
-
-    return scores
-
-
-def embedding_method(
-    method: Callable[..., Any], has_baseline: bool
-) -> Callable[..., Tensor]:
-    """Run a method of Captum on word embeddings; scores are sums over features.
-
-    The baseline is the embedding of the reference token at every token that can be
-    removed. The settings are those of ``attribute``.
-    """
-
-    def scores(batch: TextBatch, **settings: Any) -> Tensor:
-        words = batch.model.get_input_embeddings()
-        if has_baseline:
-            settings["baselines"] = words(batch.reference_ids).detach()
-        attributions: Tensor = method(_FromEmbeddings(batch)).attribute(
-            words(batch.ids).detach().requires_grad_(),
-            target=batch.predicted,
-            additional_forward_args=batch.arguments,
-            **settings,
-        )
-        return attributions.detach().sum(-1)
-
-    return scores
-
-
-class _FromEmbeddings(nn.Module):
-    """The classifier as a module of word embeddings; DeepLift takes modules only."""
-
-    def __init__(self, batch: TextBatch) -> None:
-        super().__init__()
-        self.model = batch.model
-        self.names = tuple(batch.others)
-
-    def forward(self, embeddings: Tensor, *arguments: Tensor) -> Tensor:
-        others = dict(zip(self.names, arguments, strict=True))
-        logits: Tensor = self.model(inputs_embeds=embeddings, **others).logits
-        return logits
-
-
-def _layer_integrated_gradients(batch: TextBatch, **settings: Any) -> Tensor:
-    body = batch.model.base_model
-    layer = getattr(body, "embeddings", batch.model.get_input_embeddings())
-    attributions: Tensor = LayerIntegratedGradients(batch.forward, layer).attribute(
-        batch.ids,
-        baselines=batch.reference_ids,
-        target=batch.predicted,
-        additional_forward_args=batch.arguments,
-        internal_batch_size=_ROWS_AT_ONCE,
-        **settings,
-    )
-    return attributions.sum(-1)
-
-
-def perturbation_method(method: Callable[..., Any]) -> Callable[..., Tensor]:
-    """Run a method of Captum that replaces token ids by the reference token.
-
-    One feature per token that can be removed. The settings are those of ``attribute``.
-    """
-
-    def scores(batch: TextBatch, **settings: Any) -> Tensor:
-        removable = ~(batch.special | batch.padding)
-        # Special tokens share a feature with the first word; they are their own
-        # baseline, so that this costs no evaluation and changes none.
-        features = (removable.cumsum(1) - 1).clamp_min(0) * removable
-        attributions: Tensor = method(batch.forward).attribute(
-            batch.ids,
-            baselines=batch.reference_ids,
-            target=batch.predicted,
-            additional_forward_args=batch.arguments,
-            feature_mask=features,
-            perturbations_per_eval=_ROWS_AT_ONCE,
-            **settings,
-        )
-        return attributions
-
-    return scores
-
-
-def lime_kernel(kept: Tensor, kernel_width: float) -> float:
-    """Weigh a perturbed text as LIME's text explainer does.
-
-    By a Gaussian of 100 times the cosine distance between the tokens kept and all.
-
-    Args:
-        kept (Tensor): Shape ``(1, n)``, 1 for every token kept.
-        kernel_width (float): Width of the kernel.
-    """
-    distance = 100 * (1 - math.sqrt(kept.double().mean().item()))
-    return math.exp(-((distance / kernel_width) ** 2) / 2)
-
-
-def _lime(
-    batch: TextBatch, alpha: float, kernel_width: float, **settings: Any
-) -> Tensor:
-    def similarity(original: Any, perturbed: Any, kept: Tensor, **_: Any) -> float:
-        return lime_kernel(kept, kernel_width)
-
-    def method(forward: Callable[..., Any]) -> Lime:
-        return Lime(forward, SkLearnLasso(alpha=alpha), similarity_func=similarity)
-
-    return perturbation_method(method)(batch, **settings)
-
-
-def _capture(batch: TextBatch) -> tuple[AttentionRecord, Tensor]:
-    """Attention with its gradients, and the share of each read-out position."""
-    record = capture_attention(
-        batch.forward, (batch.ids,), batch.predicted, batch.arguments
-    )
-    share = record.read_out().double()
-    return record, share / share.sum(1, keepdim=True).clamp_min(1)
-
-
-def _last_layer_attention(batch: TextBatch) -> Tensor:
-    record, read_out = _capture(batch)
-    last = information_tensor(record, "AF")[:, -1]  # (B, T, T)
-    return torch.einsum("bi,bij->bj", read_out, last)
-
-
-def _chefer_relevance(batch: TextBatch) -> Tensor:
-    r"""Relevance of Chefer et al. (ICCV 2021), at the read-out positions.
-
-    Their rule for self-attention: :math:`\bar A = E_h((\nabla A \odot A)_+)`,
-    :math:`R \leftarrow R + \bar A R` layer by layer, from :math:`R = I`.
-    """
-    record, read_out = _capture(batch)
-    layers = information_tensor(record, "AGF")  # (B, L, T, T)
-    relevance = torch.eye(record.n_tokens, dtype=layers.dtype).to(layers)
-    for layer in layers.unbind(1):
-        relevance = relevance + layer @ relevance
-    return torch.einsum("bi,bij->bj", read_out, relevance)
-
-
-def _random(batch: TextBatch) -> Tensor:
-    return torch.rand(batch.ids.shape)
-
-
 METHODS: dict[str, Method] = {
     "generalized-attention-flow": Method(
         attention_method(GeneralizedAttentionFlow),
@@ -227,22 +79,22 @@ METHODS: dict[str, Method] = {
         attention_method(AttentionRollout), "AttentionRollout", {"residual": 0.5}
     ),
     "last-layer-attention": Method(
-        _last_layer_attention,
+        last_layer_attention,
         "attention of the last layer at the read-out position, mean over heads",
     ),
     "chefer-relevance": Method(
-        _chefer_relevance,
+        chefer_relevance,
         "relevance propagation of Chefer et al. (2021) at the read-out position",
     ),
     "integrated-gradients": Method(
         embedding_method(IntegratedGradients, has_baseline=True),
         "Captum's IntegratedGradients on word embeddings",
-        {"n_steps": 50, "internal_batch_size": _ROWS_AT_ONCE},
+        {"n_steps": 50, "internal_batch_size": ROWS_AT_ONCE},
     ),
     "layer-integrated-gradients": Method(
-        _layer_integrated_gradients,
+        layer_integrated_gradients,
         "Captum's LayerIntegratedGradients at the output of the embeddings",
-        {"n_steps": 50},
+        {"n_steps": 50, "internal_batch_size": ROWS_AT_ONCE},
     ),
     "input-x-gradient": Method(
         embedding_method(InputXGradient, has_baseline=False),
@@ -276,11 +128,11 @@ METHODS: dict[str, Method] = {
         needs="scikit-learn",
     ),
     "lime": Method(
-        _lime,
+        lime,
         "Captum's Lime over token ids, with LIME's kernel for text",
         {"n_samples": 200, "alpha": 0.01, "kernel_width": 25},
         batched=False,
         needs="scikit-learn",
     ),
-    "random": Method(_random, "uniform random scores", batched=False),
+    "random": Method(random_scores, "uniform random scores", batched=False),
 }

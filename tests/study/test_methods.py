@@ -9,9 +9,10 @@ from transformers import AutoModelForSequenceClassification
 
 from captum_attnflow import text
 from captum_attnflow.demo import DEMO_MODEL_PATH
+from captum_attnflow.study.adapters import lime_kernel
 from captum_attnflow.study.batch import TextBatch
 from captum_attnflow.study.cost import count_passes
-from captum_attnflow.study.methods import METHODS, lime_kernel
+from captum_attnflow.study.methods import METHODS
 
 TEXTS = ["a gripping , funny film", "dull and very boring , though well acted", "great"]
 GRADIENT_FREE = ["feature-ablation", "shapley-value-sampling", "kernel-shap", "lime"]
