@@ -12,6 +12,8 @@ The way of the data, and of the folders::
 - :mod:`captum_attnflow.game`: from flows to token scores.
 - :mod:`captum_attnflow.result`: what ``explain()`` returns.
 - :mod:`captum_attnflow.text`: texts in, token attributions out, for the shell.
+- :mod:`captum_attnflow.metrics`: faithfulness of any attribution.
+- :mod:`captum_attnflow.study`: methods compared on models and texts.
 - :mod:`captum_attnflow.visualization`: text attributions as HTML and in a terminal.
 - :mod:`captum_attnflow.cli`: the same from the shell.
 - :mod:`captum_attnflow.demo`: the small model that comes along, and its training.

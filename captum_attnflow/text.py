@@ -165,7 +165,7 @@ class TextClassifier:
         if isinstance(texts, str) or not texts:
             raise ValueError(f"texts={texts!r}; give a list of at least one text")
         make_attribution = _find_method(method, options)
-        encoded = self._encode(texts)
+        encoded = self.encode(texts)
         ids = encoded.pop("input_ids")
         names, others = tuple(encoded), tuple(encoded.values())
 
@@ -226,7 +226,20 @@ class TextClassifier:
                 return ids.where(special, stand_in)
         return ids.where(special, 0)
 
-    def _encode(self, texts: Sequence[str]) -> dict[str, Tensor]:
+    def encode(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Turn a batch of texts into the model's arguments.
+
+        Args:
+            texts (sequence of str): The texts; one longer than the model's limit is
+                truncated with a warning.
+
+        Returns:
+            dict[str, Tensor]: ``input_ids`` and ``attention_mask``, ``(B, T)``, with
+            what else the tokenizer adds, on the model's device.
+
+        Raises:
+            ValueError: If a text is empty.
+        """
         for number, text in enumerate(texts, 1):
             if not text.strip():
                 raise ValueError(f"text {number} of {len(texts)} is empty; remove it")

@@ -3,6 +3,7 @@
 import typer
 
 from captum_attnflow.cli.explain import explain
+from captum_attnflow.cli.study import study
 
 app = typer.Typer(
     help="Attention flow attributions for transformers.",
@@ -11,6 +12,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(explain)
+app.command()(study)
 
 
 @app.callback()

@@ -1,0 +1,126 @@
+"""``captum-attnflow study``: the faithfulness of methods, compared."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from transformers.utils import logging as transformers_logging
+
+from captum_attnflow.cli._messages import errors_told
+from captum_attnflow.demo import DEMO_MODEL_PATH
+from captum_attnflow.metrics import METRICS
+from captum_attnflow.study import METHODS, REMOVALS, DataSource, Study, run_study
+from captum_attnflow.study.formats import to_markdown
+
+_METHODS = (
+    "generalized-attention-flow",
+    "generalized-attention-flow-free",
+    "attention-rollout",
+    "last-layer-attention",
+    "chefer-relevance",
+    "layer-integrated-gradients",
+    "input-x-gradient",
+    "random",
+)
+
+
+def study(
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Texts: a .tsv, .csv, .jsonl or .parquet file, or a hub data set."
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            help="Folder of the results. A study that stopped there is continued."
+        ),
+    ],
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Model folder or hub id; may be repeated; the model in the package by "
+            "default.",
+            show_default=False,
+        ),
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"May be repeated; {', '.join(_METHODS)} by default. All: "
+            f"{', '.join(METHODS)}.",
+            show_default=False,
+        ),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="A method; intervals of the paired differences to it."),
+    ] = None,
+    text_column: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
+    label_column: Annotated[
+        str | None, typer.Option(help="Column of labels, for the models' accuracy.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first N rows.")] = None,
+    split: Annotated[str, typer.Option(help="Split of a hub data set.")] = "test",
+    subset: Annotated[
+        str | None, typer.Option(help="Subset of a hub data set.")
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"May be repeated; {', '.join(Study.metrics)} by default. All: "
+            f"{', '.join(METRICS)}.",
+            show_default=False,
+        ),
+    ] = None,
+    removal: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"May be repeated; {' and '.join(REMOVALS)} by default.",
+            show_default=False,
+        ),
+    ] = None,
+    reference_token: Annotated[
+        str,
+        typer.Option(help="What replaces a token: mask, pad, unk, or as written."),
+    ] = Study.reference_token,
+    seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = 0,
+    batch_size: Annotated[
+        int, typer.Option(help="Texts attributed together.")
+    ] = Study.batch_size,
+) -> None:
+    """Compare attribution methods on texts by the faithfulness of their scores.
+
+    The predicted class of each text is attributed; its probability is measured as
+    tokens are replaced or deleted. Writes a table (Markdown, CSV, LaTeX), a plot, all
+    results per text and a manifest into the output folder.
+    """
+    transformers_logging.disable_progress_bar()
+    with errors_told():
+        table = run_study(
+            Study(
+                models=tuple(model or [str(DEMO_MODEL_PATH)]),
+                data=DataSource(data, text_column, label_column, limit, split, subset),
+                methods=tuple(method or _METHODS),
+                output=output,
+                against=against,
+                metrics=tuple(metric or Study.metrics),
+                removals=tuple(removal or REMOVALS),
+                reference_token=reference_token,
+                seed=seed,
+                batch_size=batch_size,
+            ),
+            show_progress=True,
+        )
+        print(to_markdown(table))
+        n_failures = sum(row.failures for row in table.rows) // len(removal or REMOVALS)
+        if n_failures:
+            print(
+                f"warning: {n_failures} attributions failed; the reasons are in "
+                f"{output / 'manifest.json'}",
+                file=sys.stderr,
+            )

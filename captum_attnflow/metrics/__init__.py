@@ -1,0 +1,86 @@
+r"""Faithfulness of attributions: how the prediction moves as tokens are removed.
+
+The functions take any attribution, ours, Captum's or another's, in the style of
+:mod:`captum.metrics`, and return one value per example, so that two attributions of
+the same examples can be compared pair by pair. In their formulas :math:`p` is the
+probability of the target class and :math:`x_k` are, of the :math:`n` tokens that can
+be removed, the :math:`\lceil k n \rceil` of highest attribution: at a positive level
+at least one.
+
+**Ties.** What an attribution does not decide, the order of a sort must not decide
+either: where :math:`x_k` cuts through a group of equal scores, every choice within the
+group is equally likely, and the metric is the expectation over the choices. Up to
+``n_tie_samples`` choices are all evaluated, which is exact; otherwise so many random
+ones, the same for the same ``seed``, whatever else is in the batch. An attribution of
+zeros is the random one.
+
+They share these arguments:
+
+Args:
+    forward_func (Callable or Module): The forward function, as Captum takes it.
+    inputs (Tensor): Token ids ``(B, T)`` or embeddings ``(B, T, D)``; a tuple of one
+        such tensor is accepted.
+    attributions (Tensor): Shape ``(B, T)``, or ``(B, T, D)``, which is summed over
+        features.
+    baselines (scalar or Tensor, optional): What stands in for a token under
+        ``removal="replace"``: the id of a reference token, its embedding, or a tensor
+        that broadcasts to ``inputs``. Not used by ``removal="delete"``.
+    target (int, tuple, Tensor or list, optional): The class whose probability is
+        measured, as Captum selects it; the measures are meant for the predicted one.
+    additional_forward_args (Any, optional): Passed on behind ``inputs``. A tensor with
+        one row per example, or one for all, and the tokens in dimension 1 follows the
+        tokens; so do both of the last two dimensions of a pairwise mask
+        ``(B, ..., T, T)``. Integers that count up along the tokens (position ids, of
+        three or more tokens) are counted anew instead. Anything else passes as it is.
+    fractions (sequence of float): The levels :math:`k`, in [0, 1].
+    **options: The :class:`RemovalOptions`.
+
+Raises:
+    ValueError: If shapes do not fit, an option is unknown, attributions are not
+        finite, or a text would lose all of its tokens.
+
+Examples::
+
+    >>> from captum_attnflow import AttentionRollout
+    >>> from captum_attnflow.demo import load_demo_model
+    >>> model, tokenizer = load_demo_model()
+    >>> ids = tokenizer("a gripping , funny film", return_tensors="pt").input_ids
+    >>> forward = lambda ids: model(ids).logits
+    >>> scores = AttentionRollout(forward).attribute(ids, target=1)
+    >>> special = (ids == tokenizer.cls_token_id) | (ids == tokenizer.sep_token_id)
+    >>> value = aopc(
+    ...     forward, ids, scores, tokenizer.mask_token_id, target=1, keep=special
+    ... )
+    >>> value.shape
+    torch.Size([1])
+"""
+
+from captum_attnflow.metrics._levels import RemovalOptions
+from captum_attnflow.metrics.curves import (
+    deletion_area,
+    deletion_curve,
+    insertion_area,
+    insertion_curve,
+)
+from captum_attnflow.metrics.erasure import (
+    aopc,
+    comprehensiveness,
+    log_odds,
+    sufficiency,
+)
+from captum_attnflow.metrics.table import METRICS, Metric, faithfulness
+
+__all__ = [
+    "METRICS",
+    "Metric",
+    "RemovalOptions",
+    "aopc",
+    "comprehensiveness",
+    "deletion_area",
+    "deletion_curve",
+    "faithfulness",
+    "insertion_area",
+    "insertion_curve",
+    "log_odds",
+    "sufficiency",
+]

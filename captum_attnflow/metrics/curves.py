@@ -1,0 +1,120 @@
+"""Deletion and insertion curves (Petsiuk et al., RISE, BMVC 2018), and their areas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from captum._utils.typing import TargetType
+from captum.log import log_usage
+from torch import Tensor
+from typing_extensions import Unpack
+
+from captum_attnflow.metrics._levels import RemovalOptions, TensorOrTensors
+from captum_attnflow.metrics.table import (
+    ALL_TENTHS,
+    area,
+    metric_values,
+)
+
+
+@log_usage()
+def deletion_curve(
+    forward_func: Callable[..., Any],
+    inputs: TensorOrTensors,
+    attributions: TensorOrTensors,
+    baselines: Any = None,
+    target: TargetType = None,
+    additional_forward_args: object = None,
+    fractions: Sequence[float] = ALL_TENTHS,
+    **options: Unpack[RemovalOptions],
+) -> Tensor:
+    r"""Deletion curve :math:`p(x \setminus x_k)` over the levels (RISE, 2018).
+
+    See :mod:`captum_attnflow.metrics` for the arguments and what they raise.
+
+    Returns:
+        Tensor: Shape ``(B, K)``, float64, in [0, 1]; one value per level.
+    """
+    data = (inputs, attributions, baselines, target, additional_forward_args)
+    arguments = (forward_func, *data)
+    values = metric_values("deletion_area", fractions, arguments, options)
+    return values
+
+
+@log_usage()
+def deletion_area(
+    forward_func: Callable[..., Any],
+    inputs: TensorOrTensors,
+    attributions: TensorOrTensors,
+    baselines: Any = None,
+    target: TargetType = None,
+    additional_forward_args: object = None,
+    fractions: Sequence[float] = ALL_TENTHS,
+    **options: Unpack[RemovalOptions],
+) -> Tensor:
+    r"""Area under the deletion curve; lower is more faithful.
+
+    Trapezoids over the levels, divided by their span: a mean probability.
+
+    See :mod:`captum_attnflow.metrics` for the arguments and what they raise.
+
+    Returns:
+        Tensor: Shape ``(B,)``, float64, in [0, 1].
+    """
+    data = (inputs, attributions, baselines, target, additional_forward_args)
+    arguments = (forward_func, *data)
+    values = metric_values("deletion_area", fractions, arguments, options)
+    return area(values, fractions)
+
+
+@log_usage()
+def insertion_curve(
+    forward_func: Callable[..., Any],
+    inputs: TensorOrTensors,
+    attributions: TensorOrTensors,
+    baselines: Any = None,
+    target: TargetType = None,
+    additional_forward_args: object = None,
+    fractions: Sequence[float] = ALL_TENTHS,
+    **options: Unpack[RemovalOptions],
+) -> Tensor:
+    r"""Insertion curve :math:`p(x_k)` over the levels (RISE, 2018).
+
+    At level 0 only the tokens that are kept in any case are there.
+
+    See :mod:`captum_attnflow.metrics` for the arguments and what they raise.
+
+    Returns:
+        Tensor: Shape ``(B, K)``, float64, in [0, 1]; one value per level.
+    """
+    data = (inputs, attributions, baselines, target, additional_forward_args)
+    arguments = (forward_func, *data)
+    values = metric_values("insertion_area", fractions, arguments, options)
+    return values
+
+
+@log_usage()
+def insertion_area(
+    forward_func: Callable[..., Any],
+    inputs: TensorOrTensors,
+    attributions: TensorOrTensors,
+    baselines: Any = None,
+    target: TargetType = None,
+    additional_forward_args: object = None,
+    fractions: Sequence[float] = ALL_TENTHS,
+    **options: Unpack[RemovalOptions],
+) -> Tensor:
+    r"""Area under the insertion curve; higher is more faithful.
+
+    Trapezoids over the levels, divided by their span: a mean probability.
+
+    See :mod:`captum_attnflow.metrics` for the arguments and what they raise.
+
+    Returns:
+        Tensor: Shape ``(B,)``, float64, in [0, 1].
+    """
+    data = (inputs, attributions, baselines, target, additional_forward_args)
+    arguments = (forward_func, *data)
+    values = metric_values("insertion_area", fractions, arguments, options)
+    return area(values, fractions)

@@ -1,0 +1,182 @@
+r"""How each attribution method is run on a batch of texts.
+
+Every function takes a batch and settings and returns one score per token, ``(B, T)``,
+for the logit of the predicted class. Scores of special tokens and padding are not read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from captum._utils.models.linear_model import SkLearnLasso
+from captum.attr import LayerIntegratedGradients, Lime
+from torch import Tensor, nn
+
+from captum_attnflow.attr import AttentionAttribution
+from captum_attnflow.capacity.information import information_tensor
+from captum_attnflow.capture import AttentionRecord, capture_attention
+from captum_attnflow.study.batch import TextBatch
+
+ROWS_AT_ONCE = 64
+"""Rows in one forward pass, of methods that take more than one per text."""
+
+
+def attention_method(method: type[AttentionAttribution]) -> Callable[..., Tensor]:
+    """Run a method of this package; the settings are those of its constructor."""
+
+    def scores(batch: TextBatch, **settings: Any) -> Tensor:
+        attributions: Tensor = method(batch.forward, **settings).attribute(
+            batch.ids, target=batch.predicted, additional_forward_args=batch.arguments
+        )
+        return attributions
+
+    return scores
+
+
+def embedding_method(
+    method: Callable[..., Any], has_baseline: bool
+) -> Callable[..., Tensor]:
+    """Run a method of Captum on word embeddings; scores are sums over features.
+
+    The baseline is the embedding of the reference token at every token that can be
+    removed. The settings are those of ``attribute``.
+    """
+
+    def scores(batch: TextBatch, **settings: Any) -> Tensor:
+        words = batch.model.get_input_embeddings()
+        if has_baseline:
+            settings["baselines"] = words(batch.reference_ids).detach()
+        attributions: Tensor = method(_FromEmbeddings(batch)).attribute(
+            words(batch.ids).detach().requires_grad_(),
+            target=batch.predicted,
+            additional_forward_args=batch.arguments,
+            **settings,
+        )
+        return attributions.detach().sum(-1)
+
+    return scores
+
+
+class _FromEmbeddings(nn.Module):
+    """The classifier as a module of word embeddings; DeepLift takes modules only."""
+
+    def __init__(self, batch: TextBatch) -> None:
+        super().__init__()
+        self.model = batch.model
+        self.names = tuple(batch.others)
+
+    def forward(self, embeddings: Tensor, *arguments: Tensor) -> Tensor:
+        others = dict(zip(self.names, arguments, strict=True))
+        logits: Tensor = self.model(inputs_embeds=embeddings, **others).logits
+        return logits
+
+
+def layer_integrated_gradients(batch: TextBatch, **settings: Any) -> Tensor:
+    """Run LayerIntegratedGradients at the output of the embeddings, if there is one.
+
+    Otherwise at the word embeddings. The baseline is the reference token at every token
+    that can be removed. The settings are those of ``attribute``.
+    """
+    body = batch.model.base_model
+    layer = getattr(body, "embeddings", batch.model.get_input_embeddings())
+    attributions: Tensor = LayerIntegratedGradients(batch.forward, layer).attribute(
+        batch.ids,
+        baselines=batch.reference_ids,
+        target=batch.predicted,
+        additional_forward_args=batch.arguments,
+        **settings,
+    )
+    return attributions.sum(-1)
+
+
+def perturbation_method(method: Callable[..., Any]) -> Callable[..., Tensor]:
+    """Run a method of Captum that replaces token ids by the reference token.
+
+    One feature per token that can be removed. The settings are those of ``attribute``.
+    """
+
+    def scores(batch: TextBatch, **settings: Any) -> Tensor:
+        removable = ~(batch.special | batch.padding)
+        # Special tokens share a feature with the first word; they are their own
+        # baseline, so that this costs no evaluation and changes none.
+        features = (removable.cumsum(1) - 1).clamp_min(0) * removable
+        attributions: Tensor = method(batch.forward).attribute(
+            batch.ids,
+            baselines=batch.reference_ids,
+            target=batch.predicted,
+            additional_forward_args=batch.arguments,
+            feature_mask=features,
+            perturbations_per_eval=ROWS_AT_ONCE,
+            **settings,
+        )
+        return attributions
+
+    return scores
+
+
+def lime_kernel(kept: Tensor, kernel_width: float) -> float:
+    """Weigh a perturbed text as LIME's text explainer does.
+
+    By a Gaussian of 100 times the cosine distance between the tokens kept and all.
+
+    Args:
+        kept (Tensor): Shape ``(1, n)``, 1 for every token kept.
+        kernel_width (float): Width of the kernel.
+    """
+    distance = 100 * (1 - math.sqrt(kept.double().mean().item()))
+    return math.exp(-((distance / kernel_width) ** 2) / 2)
+
+
+def lime(
+    batch: TextBatch, alpha: float, kernel_width: float, **settings: Any
+) -> Tensor:
+    """Run Lime with a Lasso of penalty ``alpha`` and the kernel of its text explainer.
+
+    The other settings are those of ``attribute``.
+    """
+
+    def similarity(original: Any, perturbed: Any, kept: Tensor, **_: Any) -> float:
+        return lime_kernel(kept, kernel_width)
+
+    def method(forward: Callable[..., Any]) -> Lime:
+        return Lime(forward, SkLearnLasso(alpha=alpha), similarity_func=similarity)
+
+    return perturbation_method(method)(batch, **settings)
+
+
+def _capture(batch: TextBatch) -> tuple[AttentionRecord, Tensor]:
+    """Attention with its gradients, and the share of each read-out position."""
+    record = capture_attention(
+        batch.forward, (batch.ids,), batch.predicted, batch.arguments
+    )
+    share = record.read_out().double()
+    return record, share / share.sum(1, keepdim=True).clamp_min(1)
+
+
+def last_layer_attention(batch: TextBatch) -> Tensor:
+    """Attention of the last layer at the read-out positions, mean over heads."""
+    record, read_out = _capture(batch)
+    last = information_tensor(record, "AF")[:, -1]  # (B, T, T)
+    return torch.einsum("bi,bij->bj", read_out, last)
+
+
+def chefer_relevance(batch: TextBatch) -> Tensor:
+    r"""Relevance of Chefer et al. (ICCV 2021), at the read-out positions.
+
+    Their rule for self-attention: :math:`\bar A = E_h((\nabla A \odot A)_+)`,
+    :math:`R \leftarrow R + \bar A R` layer by layer, from :math:`R = I`.
+    """
+    record, read_out = _capture(batch)
+    layers = information_tensor(record, "AGF")  # (B, L, T, T)
+    relevance = torch.eye(record.n_tokens, dtype=layers.dtype).to(layers)
+    for layer in layers.unbind(1):
+        relevance = relevance + layer @ relevance
+    return torch.einsum("bi,bij->bj", read_out, relevance)
+
+
+def random_scores(batch: TextBatch) -> Tensor:
+    """Draw uniform scores."""
+    return torch.rand(batch.ids.shape)

@@ -1,0 +1,195 @@
+"""The texts of a study, from a file or from the hub."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+Rows = Iterator[Mapping[str, Any]]
+
+_EXTRA = 'pip install "captum-attnflow[study]"'
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where texts come from, and which of them.
+
+    Attributes:
+        name (str): A file (TSV, CSV, JSONL or Parquet) or the hub id of a data set.
+        text_column (str): The column of texts.
+        label_column (str, optional): The column of labels.
+        limit (int, optional): Only the first so many rows.
+        split (str): Split of a hub data set.
+        subset (str, optional): Subset (configuration) of a hub data set.
+    """
+
+    name: str
+    text_column: str = "text"
+    label_column: str | None = None
+    limit: int | None = None
+    split: str = "test"
+    subset: str | None = None
+
+
+@dataclass(frozen=True)
+class TextData:
+    """Texts, with labels if there are any.
+
+    Attributes:
+        texts (tuple of str): None of them empty.
+        labels (tuple of str, optional): As the data writes them.
+        sha256 (str): Of the file; of the texts, for a hub data set.
+    """
+
+    texts: tuple[str, ...]
+    labels: tuple[str, ...] | None
+    sha256: str
+
+    def class_indices(self, classes: Sequence[str]) -> list[int] | None:
+        """Find the labels among a model's classes, by name or else by index.
+
+        Raises:
+            ValueError: If one is not there.
+        """
+        if self.labels is None:
+            return None
+        index_of = {str(index): index for index in range(len(classes))}
+        index_of |= {name: index for index, name in enumerate(classes)}
+        for number, label in enumerate(self.labels, 1):
+            if label not in index_of:
+                raise ValueError(
+                    f"the label {label!r} of row {number} is none of the model's "
+                    f"classes {list(classes)} nor an index from 0 to "
+                    f"{len(classes) - 1}; mend it, or leave labels out"
+                )
+        return [index_of[label] for label in self.labels]
+
+
+def read_data(source: DataSource) -> TextData:
+    """Read texts and labels. Rows are counted from 1, a header line is none.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a column is missing, a text is empty, or the file cannot be read.
+    """
+    if source.limit is not None and source.limit < 1:
+        raise ValueError(f"limit={source.limit} must be at least 1")
+    path = Path(source.name)
+    if path.is_file():
+        rows, sha256 = _rows_of_file(path), sha256_of_file(path)
+    elif path.exists() or path.suffix in _FORMATS or source.name.count("/") > 1:
+        raise FileNotFoundError(
+            f"there is no file {source.name!r}. Give a file ({', '.join(_FORMATS)}), "
+            'or the hub id of a data set such as "owner/name"'
+        )
+    else:
+        rows, sha256 = _rows_of_hub(source), None
+    texts: list[str] = []
+    labels: list[str] = []
+    for number, row in enumerate(islice(rows, source.limit), 1):
+        text = _cell(row, source.text_column, number, source.name)
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(
+                f"row {number} of {source.name} has no text in {source.text_column!r} "
+                f"({text!r}); remove the row"
+            )
+        texts.append(text)
+        if source.label_column is not None:
+            labels.append(str(_cell(row, source.label_column, number, source.name)))
+    if not texts:
+        raise ValueError(f"{source.name} holds no rows; give at least one text")
+    return TextData(
+        texts=tuple(texts),
+        labels=None if source.label_column is None else tuple(labels),
+        sha256=sha256 or hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
+    )
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hash a file, as ``sha256sum`` does."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _cell(row: Mapping[str, Any], column: str, number: int, name: str) -> Any:
+    if column not in row:
+        there = ", ".join(repr(key) for key in row)
+        raise ValueError(
+            f"{name} has no column {column!r} (row {number}); it has {there}"
+        )
+    return row[column]
+
+
+def _rows_of_file(path: Path) -> Rows:
+    if path.suffix not in _FORMATS:
+        raise ValueError(
+            f"{path} is of an unknown format; give a file that ends in "
+            f"{', '.join(_FORMATS)}"
+        )
+    try:
+        yield from _FORMATS[path.suffix](path)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(
+            f"{path} is no UTF-8 {path.suffix[1:]} file: {error}"
+        ) from error
+
+
+def _rows_of_table(path: Path, **dialect: Any) -> Rows:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        yield from csv.DictReader(file, strict=True, **dialect)
+
+
+def _rows_of_tsv(path: Path) -> Rows:
+    """Quotes are text: the format has no way to quote."""
+    return _rows_of_table(path, delimiter="\t", quoting=csv.QUOTE_NONE)
+
+
+def _rows_of_jsonl(path: Path) -> Rows:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"line {number} of {path} is no JSON: {error}"
+                ) from None
+            if not isinstance(row, dict):
+                raise ValueError(f"line {number} of {path} is no JSON object")
+            yield row
+
+
+def _rows_of_parquet(path: Path) -> Rows:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ValueError(f"Parquet files need pyarrow: {_EXTRA}") from error
+    try:
+        yield from pyarrow.parquet.read_table(path).to_pylist()
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"{path} is no Parquet file: {error}") from error
+
+
+def _rows_of_hub(source: DataSource) -> Rows:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ValueError(f"data sets of the hub need datasets: {_EXTRA}") from error
+    return iter(datasets.load_dataset(source.name, source.subset, split=source.split))
+
+
+_FORMATS: dict[str, Callable[[Path], Rows]] = {
+    ".csv": _rows_of_table,
+    ".jsonl": _rows_of_jsonl,
+    ".parquet": _rows_of_parquet,
+    ".tsv": _rows_of_tsv,
+}

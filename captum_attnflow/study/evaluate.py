@@ -1,0 +1,150 @@
+"""One method on a batch of texts: attributed, timed, counted, measured."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from captum_attnflow.metrics import faithfulness
+from captum_attnflow.study.batch import TextBatch
+from captum_attnflow.study.cost import count_passes
+from captum_attnflow.study.methods import METHODS
+from captum_attnflow.study.records import Record
+from captum_attnflow.study.settings import Study
+
+_ROWS_AT_ONCE = 64
+# Captum's word about its hooks, and ours about zeros, which a record counts as ties.
+_KNOWN_WARNINGS = "Setting forward, backward hooks|all token scores of the examples"
+
+
+def evaluate(
+    study: Study, model: str, method: str, batch: TextBatch, rows: Sequence[int]
+) -> list[Record]:
+    """Attribute and measure texts together; one by one if that fails.
+
+    Args:
+        study (Study): The settings.
+        model (str): Name of the batch's model.
+        method (str): Name of the method.
+        batch (TextBatch): The texts.
+        rows (sequence of int): Their rows in the data, counted from 1.
+
+    Returns:
+        list[Record]: One per text; a text on which the method fails says why.
+    """
+    try:
+        return _evaluate_together(study, model, method, batch, rows)
+    # Whatever a method of a peer raises is a result of the study.
+    except Exception as error:
+        if len(rows) == 1:
+            failure = f"{type(error).__name__}: {error}"
+            predicted = int(batch.predicted[0])
+            return [Record(model, method, rows[0], predicted, {}, failure=failure)]
+    parts = (
+        evaluate(study, model, method, batch.rows([position]), [row])
+        for position, row in enumerate(rows)
+    )
+    return list(chain.from_iterable(parts))
+
+
+@dataclass(frozen=True)
+class _Attribution:
+    """Scores of one text ``(n,)``, without padding, and its share of the cost."""
+
+    scores: Tensor
+    forward_rows: float
+    backward_rows: float
+    seconds: float
+
+
+def _evaluate_together(
+    study: Study, model: str, method: str, batch: TextBatch, rows: Sequence[int]
+) -> list[Record]:
+    if METHODS[method].batched:
+        attributions = _attribute(study, method, batch, rows[0])
+    else:
+        attributions = [
+            _attribute(study, method, batch.rows([position]), row)[0]
+            for position, row in enumerate(rows)
+        ]
+    scores = torch.zeros(batch.ids.shape, dtype=torch.float64)
+    scores[~batch.padding.cpu()] = torch.cat([item.scores for item in attributions])
+    measured = {
+        removal: _measure(study, batch, scores, removal) for removal in study.removals
+    }
+    removable = ~(batch.special | batch.padding).cpu()
+    return [
+        Record(
+            model=model,
+            method=method,
+            example=row,
+            predicted=int(batch.predicted[position]),
+            values={
+                removal: {name: of[position].item() for name, of in metrics.items()}
+                for removal, metrics in measured.items()
+            },
+            tied=len(scores[position][removable[position]].unique()) < 2,
+            forward_rows=item.forward_rows,
+            backward_rows=item.backward_rows,
+            seconds=item.seconds,
+        )
+        for position, (row, item) in enumerate(zip(rows, attributions, strict=True))
+    ]
+
+
+def _attribute(
+    study: Study, method: str, batch: TextBatch, row: int
+) -> list[_Attribution]:
+    """Attribute a batch in one call; random numbers follow from its first row."""
+    with (
+        torch.random.fork_rng(devices=[]),
+        warnings.catch_warnings(),
+        count_passes(batch.model) as count,
+    ):
+        torch.manual_seed(_seed(study.seed, method, row))
+        warnings.filterwarnings("ignore", message=_KNOWN_WARNINGS)
+        start = time.perf_counter()
+        scores = METHODS[method].scores(batch, **METHODS[method].settings)
+        seconds = time.perf_counter() - start
+    share = 1 / len(batch)
+    return [
+        _Attribution(
+            text_scores.detach().double().cpu()[~padding],
+            forward_rows=count.forward * share,
+            backward_rows=count.backward * share,
+            seconds=seconds * share,
+        )
+        for text_scores, padding in zip(scores, batch.padding.cpu(), strict=True)
+    ]
+
+
+def _measure(
+    study: Study, batch: TextBatch, scores: Tensor, removal: str
+) -> dict[str, Tensor]:
+    values: dict[str, Tensor] = faithfulness(
+        batch.forward,
+        batch.ids,
+        scores,
+        batch.reference_id,
+        batch.predicted,
+        batch.arguments,
+        study.metrics,
+        removal=removal,
+        keep=batch.special,
+        padding=batch.padding,
+        internal_batch_size=_ROWS_AT_ONCE,
+        seed=study.seed,
+    )
+    return values
+
+
+def _seed(seed: int, method: str, row: int) -> int:
+    digest = hashlib.sha256(f"{seed}/{method}/{row}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

@@ -1,0 +1,97 @@
+"""What a study is made of, and what can be refused before any work."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from captum_attnflow.attr._options import check_choice
+from captum_attnflow.metrics import METRICS
+from captum_attnflow.study.data import DataSource
+from captum_attnflow.study.methods import METHODS
+
+REMOVALS = ("replace", "delete")
+_MODULES = {"scikit-learn": "sklearn.linear_model"}
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is studied, and where the results go.
+
+    Attributes:
+        models (tuple of str): Model folders or hub ids.
+        data (DataSource): The texts.
+        methods (tuple of str): Keys of :data:`captum_attnflow.study.methods.METHODS`.
+        output (Path): A folder; a study that was begun there is continued.
+        against (str, optional): One of the methods; the others are compared with it.
+        metrics (tuple of str): Keys of :data:`captum_attnflow.metrics.METRICS`.
+        removals (tuple of str): ``"replace"``, ``"delete"`` or both.
+        reference_token (str): ``"mask"``, ``"pad"``, ``"unk"`` or a token as written:
+            what replaces a token, in metrics and as the baseline of methods.
+        seed (int): Of methods with random numbers, ties and bootstrap.
+        batch_size (int): Texts that are attributed together.
+    """
+
+    models: tuple[str, ...]
+    data: DataSource
+    methods: tuple[str, ...]
+    output: Path
+    against: str | None = None
+    metrics: tuple[str, ...] = ("aopc", "log_odds", "comprehensiveness", "sufficiency")
+    removals: tuple[str, ...] = REMOVALS
+    reference_token: str = "mask"
+    seed: int = 0
+    batch_size: int = 16
+
+    def check(self) -> None:
+        """Refuse what can be refused before any work.
+
+        Raises:
+            ValueError: If a name is unknown or given twice, a number is out of range,
+                or a package is missing.
+            OSError: If the output folder cannot be written to.
+        """
+        for name, given, accepted in (
+            ("method", self.methods, METHODS),
+            ("metric", self.metrics, METRICS),
+            ("removal", self.removals, REMOVALS),
+        ):
+            for choice in given:
+                check_choice(name, choice, accepted)
+        for name in ("models", "methods", "metrics", "removals"):
+            given = getattr(self, name)
+            if not given or len(set(given)) < len(given):
+                raise ValueError(f"{name}={given}; give at least one, and none twice")
+        if self.against is not None:
+            check_choice("against", self.against, self.methods)
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size} must be at least 1")
+        for method in self.methods:
+            _check_package(method, METHODS[method].needs)
+        _check_writable(self.output)
+
+
+def _check_package(method: str, package: str | None) -> None:
+    """Import a method's package, so that its time is not taken for the method's."""
+    try:
+        if package is not None:
+            import_module(_MODULES[package])
+    except ImportError as error:
+        raise ValueError(
+            f"{method} needs {package}, which is not installed: "
+            'pip install "captum-attnflow[study]"'
+        ) from error
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"results cannot be written to the folder {str(folder)!r} "
+            f"({error.strerror}); give another --output"
+        ) from error

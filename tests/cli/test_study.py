@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from captum_attnflow.cli import app
+
+METHODS = ("--method", "random", "--method", "attention-rollout")
+
+
+@pytest.fixture
+def texts(tmp_path):
+    path = tmp_path / "texts.csv"
+    path.write_text("sentence,label\ndull,0\na funny film,positive\n")
+    return path
+
+
+@pytest.fixture
+def run(texts, tmp_path):
+    def run(*arguments, data=texts, output=tmp_path / "out"):
+        given = ["study", "--data", data, "--output", output, *arguments]
+        return CliRunner().invoke(app, list(map(str, given)))
+
+    return run
+
+
+def test_main_job_prints_the_table_and_writes_the_files(run, tmp_path):
+    result = run("--text-column", "sentence", *METHODS, "--against", "random")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("| model | removal | method | aopc ↑ |")
+    assert "| sentiment | delete | attention-rollout |" in result.stdout
+    assert "4/4" in result.stderr
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {
+        *("manifest.json", "plot.png", "results.jsonl"),
+        *("table.csv", "table.md", "table.tex"),
+    }
+    assert (tmp_path / "out" / "table.md").read_text().strip() == result.stdout.strip()
+
+
+def test_options_reach_the_study(run, tmp_path):
+    result = run(
+        *("--text-column", "sentence", "--label-column", "label", "--limit", 1),
+        *("--metric", "deletion_area", "--removal", "delete", "--seed", 3),
+        *("--reference-token", "pad", "--batch-size", 2, *METHODS),
+    )
+    assert result.exit_code == 0, result.output
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["data"]["n_texts"] == 1
+    assert manifest["settings"] == {
+        "metrics": ["deletion_area"],
+        "removals": ["delete"],
+        "reference_token": "pad",
+        "seed": 3,
+        "batch_size": 2,
+    }
+    assert list(manifest["methods"]) == ["random", "attention-rollout"]
+    assert manifest["results"]["accuracy"] == {"sentiment": 1.0}
+
+
+def test_default_methods_run(run):
+    result = run("--text-column", "sentence", "--limit", 1)
+    assert result.exit_code == 0, result.output
+    assert "layer-integrated-gradients" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "has no column 'text' (row 1); it has 'sentence', 'label'"),
+        (("--method", "lie"), "method='lie' is unknown; give one of"),
+        (("--text-column", "sentence", "--model", "/no/such"), "there is no model"),
+        (("--text-column", "sentence", "--label-column", "sentence"), "label 'dull'"),
+    ],
+)
+def test_bad_input_is_told_in_a_sentence(run, arguments, message):
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr.replace("\n", "")
+    assert "Traceback" not in result.output
+
+
+def test_unwritable_output_is_told(run, texts):
+    result = run(output=texts / "out")
+    assert result.exit_code == 2
+    assert "error: results cannot be written to the folder" in result.stderr
+
+
+def test_failures_are_told_at_the_end(run, monkeypatch):
+    from captum_attnflow.study import METHODS as TABLE
+    from captum_attnflow.study import Method
+
+    def fail(batch):
+        raise RuntimeError("on purpose")
+
+    monkeypatch.setitem(TABLE, "broken", Method(fail, "always fails"))
+    result = run("--text-column", "sentence", "--method", "broken")
+    assert result.exit_code == 0
+    assert "warning: 2 attributions failed" in result.stderr

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import random
+import signal
+import time
+
+import pytest
+from study.figures import results_without_seconds, table_without_seconds
+
+from captum_attnflow.study import run_study
+
+N_KILLS = 10
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Processes with the package imported, so that a kill hits work, not imports."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["captum_attnflow.study"])
+    return context
+
+
+@pytest.mark.slow
+def test_kill_9_at_ten_random_moments_loses_nothing_and_changes_no_figure(
+    processes, study, tmp_path
+):
+    def start(folder):
+        process = processes.Process(
+            target=run_study, args=(dataclasses.replace(study, output=folder),)
+        )
+        process.start()
+        return process
+
+    start(tmp_path / "warm").join()
+    began = time.monotonic()
+    start(study.output).join()
+    duration = time.monotonic() - began
+    results = results_without_seconds(study.output)
+    table = table_without_seconds(study.output)
+
+    moments = random.Random(0)
+    n_kills, n_inside, n_folders = 0, 0, 0
+    while n_kills < N_KILLS:
+        folder, done, exit_code = tmp_path / f"killed {n_folders}", b"", None
+        while exit_code != 0:
+            process = start(folder)
+            if n_kills < N_KILLS:
+                process.join(moments.uniform(0, duration))
+                if process.is_alive():
+                    os.kill(process.pid, signal.SIGKILL)
+                    n_kills += 1
+            process.join()
+            exit_code = process.exitcode
+            assert exit_code in (0, -signal.SIGKILL)
+            written = folder / "results.jsonl"
+            content = written.read_bytes() if written.exists() else b""
+            assert content.startswith(done)  # whole lines stay, seconds included
+            done = content[: content.rfind(b"\n") + 1]
+            n_inside += 0 < len(done.splitlines()) < len(results)
+        assert results_without_seconds(folder) == results
+        assert table_without_seconds(folder) == table
+        n_folders += 1
+    assert n_inside >= 2  # kills did hit the middle of the work

@@ -1,0 +1,341 @@
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import random
+import re
+import shutil
+
+import pytest
+import torch
+from study.figures import results_without_seconds, table_without_seconds
+
+from captum_attnflow import metrics
+from captum_attnflow.demo import DEMO_MODEL_PATH
+from captum_attnflow.study import METHODS, DataSource, Method, read_data, run_study
+
+TABLES = ["table.md", "table.csv", "table.tex"]
+
+
+def test_values_are_the_metrics_of_each_text_alone(study, demo):
+    table = run_study(study)
+    results = results_without_seconds(study.output)
+    mask = demo.tokenizer.mask_token_id
+    texts = read_data(study.data).texts
+    for row, text in enumerate(texts, 1):
+        [explained] = demo.explain([text], "attention-rollout")
+        ids = demo.tokenizer(text, return_tensors="pt").input_ids
+        for removal in study.removals:
+            value = metrics.aopc(
+                lambda ids: demo.model(ids).logits,
+                ids,
+                torch.tensor([explained.scores]),
+                mask,
+                target=demo.labels.index(explained.predicted),
+                removal=removal,
+                keep=torch.isin(ids, torch.tensor([2, 3])),
+            )
+            [result] = [
+                r
+                for r in results
+                if (r["method"], r["example"]) == ("attention-rollout", row)
+            ]
+            assert result["values"][removal]["aopc"] == pytest.approx(
+                value.item(), abs=1e-5
+            )
+    [row] = [
+        row
+        for row in table.rows
+        if (row.method, row.removal) == ("attention-rollout", "delete")
+    ]
+    mine = [
+        r["values"]["delete"]["aopc"]
+        for r in results
+        if r["method"] == "attention-rollout"
+    ]
+    theirs = [
+        r["values"]["delete"]["aopc"]
+        for r in results
+        if r["method"] == "input-x-gradient"
+    ]
+    assert row.values["aopc"].mean == pytest.approx(sum(mine) / 7)
+    difference = (sum(mine) - sum(theirs)) / 7
+    assert row.differences["aopc"].mean == pytest.approx(difference)
+    assert row.n == 7
+
+
+def test_a_second_run_changes_no_byte(study):
+    run_study(study)
+    first = {file.name: file.read_bytes() for file in study.output.iterdir()}
+    run_study(study)
+    assert {f.name: f.read_bytes() for f in study.output.iterdir()} == first
+    assert {*TABLES, "plot.png", "manifest.json", "results.jsonl"} == first.keys()
+
+
+def test_results_cut_at_any_byte_are_completed_to_the_same_figures(study, tmp_path):
+    run_study(study)
+    content = (study.output / "results.jsonl").read_bytes()
+    cuts = random.Random(0).sample(range(len(content)), 4)
+    for cut in [*cuts, 0, len(content) - 1]:
+        torn = dataclasses.replace(study, output=tmp_path / f"cut {cut}")
+        shutil.copytree(study.output, torn.output)
+        (torn.output / "results.jsonl").write_bytes(content[:cut])
+        run_study(torn)
+        whole = content[: content.rfind(b"\n", 0, cut) + 1]
+        assert (torn.output / "results.jsonl").read_bytes().startswith(whole)
+        assert results_without_seconds(torn.output) == results_without_seconds(
+            study.output
+        )
+        assert table_without_seconds(torn.output) == table_without_seconds(study.output)
+
+
+def test_figures_do_not_depend_on_the_other_methods(study, changed, tmp_path):
+    run_study(study)
+    together = results_without_seconds(study.output)
+    for method in study.methods:
+        alone = changed(methods=(method,), output=tmp_path / method, against=None)
+        run_study(alone)
+        mine = [result for result in together if result["method"] == method]
+        assert results_without_seconds(alone.output) == mine
+
+
+def test_methods_can_be_added_and_their_earlier_results_stay(study, changed, manifest):
+    run_study(changed(methods=study.methods[:3]))
+    before = (study.output / "results.jsonl").read_bytes()
+    table = run_study(study)
+    assert (study.output / "results.jsonl").read_bytes().startswith(before)
+    assert [row.method for row in table.rows] == list(study.methods) * 2
+    run_study(changed(methods=study.methods[3:], against=None))
+    assert set(manifest()["methods"]) == set(study.methods)
+
+
+def test_random_scores_follow_the_seed(study, changed, tmp_path):
+    values = []
+    for seed in (0, 1):
+        other = changed(methods=("random",), against=None, seed=seed)
+        other = dataclasses.replace(other, output=tmp_path / str(seed))
+        run_study(other)
+        values.append(results_without_seconds(other.output))
+    assert values[0] != values[1]
+
+
+def test_manifest_tells_what_the_study_was_made_of(study, manifest):
+    run_study(study)
+    written = manifest()
+    digest = hashlib.sha256((DEMO_MODEL_PATH / "model.safetensors").read_bytes())
+    assert written["models"]["sentiment"]["model.safetensors"] == digest.hexdigest()
+    assert written["data"] == {
+        "name": "texts.tsv",
+        "subset": None,
+        "split": None,
+        "sha256": read_data(study.data).sha256,
+        "text_column": "text",
+        "n_texts": 7,
+    }
+    assert written["versions"]["torch"] == torch.__version__
+    assert written["methods"]["attention-rollout"]["settings"] == {"residual": 0.5}
+    assert written["settings"]["seed"] == 0
+    assert written["against"] == "input-x-gradient"
+    assert written["results"]["failures"] == []
+
+
+def test_accuracy_is_that_of_the_labels(study, manifest, demo):
+    run_study(study)
+    texts = read_data(study.data)
+    right = [
+        demo.labels.index(result.predicted) == int(label)
+        for result, label in zip(
+            demo.explain(texts.texts, "attention-rollout"), texts.labels, strict=True
+        )
+    ]
+    accuracy = manifest()["results"]["accuracy"]["sentiment"]
+    assert accuracy == pytest.approx(sum(right) / 7)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 1}, "another 'seed'.*: 0 there, 1 now"),
+        ({"metrics": ("aopc",)}, "another 'metrics'"),
+        ({"removals": ("delete",)}, "another 'removals'"),
+        ({"reference_token": "pad"}, "another 'reference_token'"),
+        ({"batch_size": 3}, "another 'batch_size'"),
+    ],
+)
+def test_other_settings_in_the_same_folder_are_refused(study, changed, change, message):
+    run_study(study)
+    before = {file.name: file.read_bytes() for file in study.output.iterdir()}
+    with pytest.raises(ValueError, match=rf"{message}.*another --output"):
+        run_study(changed(**change))
+    assert {f.name: f.read_bytes() for f in study.output.iterdir()} == before
+
+
+def test_changed_data_model_and_method_are_refused(
+    study, changed, tmp_path, monkeypatch
+):
+    model = tmp_path / "model"
+    shutil.copytree(DEMO_MODEL_PATH, model)
+    study = changed(models=(str(model),))
+    run_study(study)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"'config.json' \(models model\)"):
+        run_study(study)
+    shutil.copy(DEMO_MODEL_PATH / "config.json", model)
+    rollout = dataclasses.replace(
+        METHODS["attention-rollout"], settings={"residual": 0.1}
+    )
+    with monkeypatch.context() as patch:
+        patch.setitem(METHODS, "attention-rollout", rollout)
+        with pytest.raises(ValueError, match=r"'settings' \(methods attention-rollout"):
+            run_study(study)
+    path = tmp_path / "texts.tsv"
+    path.write_text(path.read_text().replace("dull", "drab"))
+    with pytest.raises(ValueError, match="'sha256'"):
+        run_study(study)
+
+
+def test_results_without_a_manifest_are_refused(study):
+    run_study(study)
+    (study.output / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"no manifest\.json beside it"):
+        run_study(study)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "{"])
+def test_folder_with_another_manifest_is_refused(study, content):
+    study.output.mkdir()
+    (study.output / "manifest.json").write_text(content)
+    with pytest.raises(ValueError, match="is no manifest of a study"):
+        run_study(study)
+
+
+@pytest.fixture
+def fragile(monkeypatch):
+    """A method that fails on texts with "holes", and gives NaN where "sad" stands."""
+
+    def scores(batch):
+        words = [batch.model.config.words[i] for i in batch.ids.flatten().tolist()]
+        if "holes" in words:
+            raise ZeroDivisionError("holes")
+        found = METHODS["attention-rollout"].scores(batch, residual=0.5)
+        return found / ("sad" not in words) if "sad" in words else found
+
+    monkeypatch.setitem(METHODS, "fragile", Method(scores, "fails at times"))
+
+
+def test_failures_on_single_texts_are_recorded_and_the_rest_goes_on(
+    study, changed, fragile, manifest, demo, monkeypatch
+):
+    words = demo.tokenizer.convert_ids_to_tokens(range(len(demo.tokenizer)))
+    from transformers import BertConfig
+
+    monkeypatch.setattr(BertConfig, "words", words, raising=False)
+    study = changed(methods=(*study.methods, "fragile"))
+    table = run_study(study)
+    failures = manifest()["results"]["failures"]
+    assert [(f["method"], f["row"]) for f in failures] == [
+        ("fragile", 3),
+        ("fragile", 5),
+    ]
+    assert "NaN or infinite" in failures[0]["error"]
+    assert failures[1]["error"] == "ZeroDivisionError: holes"
+    rows = {(row.method, row.removal): row for row in table.rows}
+    fragile, sound = rows["fragile", "delete"], rows["attention-rollout", "delete"]
+    assert (fragile.n, fragile.failures) == (5, 2)
+    assert (sound.n, sound.failures) == (7, 0)
+    results = results_without_seconds(study.output)
+    values = {(r["method"], r["example"]): r["values"] for r in results}
+    for row in (1, 2, 4, 6, 7):
+        assert values["fragile", row]["delete"]["aopc"] == pytest.approx(
+            values["attention-rollout", row]["delete"]["aopc"], abs=1e-5
+        )
+    before = (study.output / "table.csv").read_bytes()
+    run_study(study)  # a failure is a result: it is not tried again
+    assert (study.output / "table.csv").read_bytes() == before
+
+
+def test_method_that_always_fails_is_shown_as_failed(
+    study, changed, monkeypatch, tmp_path
+):
+    def scores(batch):
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(METHODS, "broken", Method(scores, "always fails"))
+    study = changed(methods=("broken", "random"), against="broken")
+    table = run_study(study)
+    broken, chance = table.rows[:2]
+    assert (broken.n, broken.failures) == (0, 7)
+    assert broken.values == chance.differences == {}
+    assert math.isnan(broken.seconds)
+    assert "| failed |" in (study.output / "table.md").read_text()
+
+
+def test_equal_scores_are_counted_as_undecided(study, changed, manifest, monkeypatch):
+    zeros = Method(lambda batch: torch.zeros(batch.ids.shape), "zeros")
+    monkeypatch.setitem(METHODS, "zeros", zeros)
+    run_study(changed(methods=("zeros", "input-x-gradient")))
+    undecided = manifest()["results"]["texts_of_one_score"]
+    # A text of one token has no order either.
+    assert undecided == {"sentiment": {"zeros": 7, "input-x-gradient": 2}}
+
+
+def test_several_models_share_one_table(study, changed, tmp_path):
+    shutil.copytree(DEMO_MODEL_PATH, tmp_path / "twin")
+    models = (str(DEMO_MODEL_PATH), str(tmp_path / "twin"))
+    table = run_study(changed(models=models, methods=study.methods[1:3]))
+    values = [
+        (row.removal, row.method, row.values, row.differences) for row in table.rows
+    ]
+    assert [row.model for row in table.rows] == ["sentiment"] * 4 + ["twin"] * 4
+    assert values[:4] == values[4:]
+
+
+def test_progress_tells_the_time_left(study, capsys):
+    run_study(study, show_progress=True)
+    shown = capsys.readouterr().err
+    assert "35/35" in shown
+    assert re.search(r"\d\d:\d\d<\d\d:\d\d", shown)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"methods": ("lie",)}, "method='lie' is unknown; give one of 'generalized"),
+        ({"metrics": ("auc",)}, "metric='auc' is unknown"),
+        ({"removals": ("zero",)}, "removal='zero' is unknown"),
+        ({"against": "lime"}, "against='lime' is unknown; give one of 'attention-r"),
+        ({"methods": ()}, "at least one"),
+        ({"methods": ("random", "random"), "against": None}, "none twice"),
+        ({"batch_size": 0}, "at least 1"),
+        ({"reference_token": "maks"}, "no reference token"),
+        ({"models": (str(DEMO_MODEL_PATH), f"{DEMO_MODEL_PATH}/.")}, "Rename a folder"),
+    ],
+)
+def test_bad_settings_are_refused_before_any_work(study, changed, change, message):
+    with pytest.raises(ValueError, match=message):
+        run_study(changed(**change))
+    assert not (study.output / "manifest.json").exists()
+
+
+def test_labels_outside_the_models_classes_are_refused_before_any_work(study, tmp_path):
+    path = tmp_path / "texts.tsv"
+    path.write_text(path.read_text().replace("dull\t0", "dull\t2"))
+    with pytest.raises(ValueError, match=r"label '2' of row 2.*\['negative', 'posit"):
+        run_study(study)
+    assert not (study.output / "manifest.json").exists()
+
+
+def test_unwritable_output_is_said_before_anything_is_read(changed, tmp_path):
+    (tmp_path / "file").touch()
+    study = changed(output=tmp_path / "file" / "out", data=DataSource("missing.tsv"))
+    with pytest.raises(OSError, match="cannot be written to the folder"):
+        run_study(study)
+
+
+def test_missing_scikit_learn_is_said_before_any_work(changed, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "sklearn.linear_model", None)
+    with pytest.raises(ValueError, match=r"lime needs scikit-learn.*\[study\]"):
+        run_study(changed(methods=("lime",), against=None))
