@@ -64,7 +64,9 @@ def study(
     label_column: Annotated[
         str | None, typer.Option(help="Column of labels, for the models' accuracy.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first N rows.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Only a random sample of N rows.")
+    ] = None,
     split: Annotated[str, typer.Option(help="Split of a hub data set.")] = "test",
     subset: Annotated[
         str | None, typer.Option(help="Subset of a hub data set.")
@@ -104,7 +106,9 @@ def study(
         table = run_study(
             Study(
                 models=tuple(model or [str(DEMO_MODEL_PATH)]),
-                data=DataSource(data, text_column, label_column, limit, split, subset),
+                data=DataSource(
+                    data, text_column, label_column, limit, seed, split, subset
+                ),
                 methods=tuple(method or _METHODS),
                 output=output,
                 against=against,

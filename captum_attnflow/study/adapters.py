@@ -29,7 +29,10 @@ def attention_method(method: type[AttentionAttribution]) -> Callable[..., Tensor
 
     def scores(batch: TextBatch, **settings: Any) -> Tensor:
         attributions: Tensor = method(batch.forward, **settings).attribute(
-            batch.ids, target=batch.predicted, additional_forward_args=batch.arguments
+            batch.ids,
+            batch.reference_ids,
+            target=batch.predicted,
+            additional_forward_args=batch.arguments,
         )
         return attributions
 

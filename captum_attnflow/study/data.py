@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,9 @@ class DataSource:
         name (str): A file (TSV, CSV, JSONL or Parquet) or the hub id of a data set.
         text_column (str): The column of texts.
         label_column (str, optional): The column of labels.
-        limit (int, optional): Only the first so many rows.
+        limit (int, optional): Only a random sample of so many rows, in their order;
+            data are often sorted by label, so that the first rows would mislead.
+        seed (int): Draws the sample.
         split (str): Split of a hub data set.
         subset (str, optional): Subset (configuration) of a hub data set.
     """
@@ -33,6 +35,7 @@ class DataSource:
     text_column: str = "text"
     label_column: str | None = None
     limit: int | None = None
+    seed: int = 0
     split: str = "test"
     subset: str | None = None
 
@@ -44,11 +47,13 @@ class TextData:
     Attributes:
         texts (tuple of str): None of them empty.
         labels (tuple of str, optional): As the data writes them.
-        sha256 (str): Of the file; of the texts, for a hub data set.
+        rows (tuple of int): Where they stand in the data, counted from 1.
+        sha256 (str): Of the file; of all texts, for a hub data set.
     """
 
     texts: tuple[str, ...]
     labels: tuple[str, ...] | None
+    rows: tuple[int, ...]
     sha256: str
 
     def class_indices(self, classes: Sequence[str]) -> list[int] | None:
@@ -61,10 +66,10 @@ class TextData:
             return None
         index_of = {str(index): index for index in range(len(classes))}
         index_of |= {name: index for index, name in enumerate(classes)}
-        for number, label in enumerate(self.labels, 1):
+        for row, label in zip(self.rows, self.labels, strict=True):
             if label not in index_of:
                 raise ValueError(
-                    f"the label {label!r} of row {number} is none of the model's "
+                    f"the label {label!r} of row {row} is none of the model's "
                     f"classes {list(classes)} nor an index from 0 to "
                     f"{len(classes) - 1}; mend it, or leave labels out"
                 )
@@ -72,7 +77,9 @@ class TextData:
 
 
 def read_data(source: DataSource) -> TextData:
-    """Read texts and labels. Rows are counted from 1, a header line is none.
+    """Read texts and labels. All rows are checked, also those outside the sample.
+
+    Rows are counted from 1, a header line is none.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -92,7 +99,7 @@ def read_data(source: DataSource) -> TextData:
         rows, sha256 = _rows_of_hub(source), None
     texts: list[str] = []
     labels: list[str] = []
-    for number, row in enumerate(islice(rows, source.limit), 1):
+    for number, row in enumerate(rows, 1):
         text = _cell(row, source.text_column, number, source.name)
         if not isinstance(text, str) or not text.strip():
             raise ValueError(
@@ -104,9 +111,13 @@ def read_data(source: DataSource) -> TextData:
             labels.append(str(_cell(row, source.label_column, number, source.name)))
     if not texts:
         raise ValueError(f"{source.name} holds no rows; give at least one text")
+    chosen: Sequence[int] = range(len(texts))
+    if source.limit is not None and source.limit < len(texts):
+        chosen = sorted(random.Random(source.seed).sample(chosen, source.limit))
     return TextData(
-        texts=tuple(texts),
-        labels=None if source.label_column is None else tuple(labels),
+        texts=tuple(texts[row] for row in chosen),
+        labels=tuple(labels[row] for row in chosen) if labels else None,
+        rows=tuple(row + 1 for row in chosen),
         sha256=sha256 or hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
     )
 

@@ -25,6 +25,7 @@ from captum_attnflow.attr import (
     AttentionFlow,
     AttentionRollout,
     GeneralizedAttentionFlow,
+    RelevanceFlow,
 )
 from captum_attnflow.study.adapters import (
     ROWS_AT_ONCE,
@@ -60,6 +61,21 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
+    "relevance-flow": Method(
+        attention_method(RelevanceFlow),
+        "RelevanceFlow",
+        {"path_steps": 4, "sign": "both"},
+    ),
+    "relevance-flow-1": Method(
+        attention_method(RelevanceFlow),
+        "RelevanceFlow without a path: attention only, one row per text",
+        {"path_steps": 1, "sign": "both"},
+    ),
+    "relevance-flow-8": Method(
+        attention_method(RelevanceFlow),
+        "RelevanceFlow with a path of 8 steps",
+        {"path_steps": 8, "sign": "both"},
+    ),
     "generalized-attention-flow": Method(
         attention_method(GeneralizedAttentionFlow),
         "GeneralizedAttentionFlow in the paper's form",

@@ -87,9 +87,23 @@ def test_short_line_of_a_table_is_a_row_without_text(tmp_path):
         read_data(DataSource(str(path)))
 
 
-def test_rows_behind_the_limit_are_not_read(tmp_path):
-    rows = [ROWS[0], {"text": "", "label": "1"}]
-    assert len(read_data(written(tmp_path, "tsv", rows, limit=1)).texts) == 1
+def test_limit_draws_a_sample_from_all_rows_in_their_order(tmp_path):
+    rows = [{"text": f"text {number:02}"} for number in range(50)]
+    drawn = [
+        read_data(written(tmp_path, "tsv", rows, limit=20, seed=seed)).texts
+        for seed in (0, 0, 1)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert list(drawn[0]) == sorted(set(drawn[0]))
+    assert len(drawn[0]) == 20
+    assert drawn[0][-1] > "text 30"
+
+
+def test_limit_keeps_labels_with_their_texts(tmp_path):
+    rows = [{"text": f"text {number}", "label": number} for number in range(9)]
+    data = read_data(written(tmp_path, "csv", rows, limit=4, label_column="label"))
+    assert data.texts == tuple(f"text {label}" for label in data.labels)
+    assert data.rows == tuple(int(label) + 1 for label in data.labels)
 
 
 def test_label_outside_the_classes_is_named_by_its_row(tmp_path):
@@ -144,15 +158,15 @@ def test_data_set_of_the_hub_is_asked_for_by_name_subset_and_split(monkeypatch):
 
     def load_dataset(*arguments, **options):
         asked.append((arguments, options))
-        return ROWS
+        return ROWS[len(asked) - 1 :]
 
     stand_in = types.SimpleNamespace(load_dataset=load_dataset)
     monkeypatch.setitem(sys.modules, "datasets", stand_in)
-    source = DataSource("nyu-mll/glue", split="validation", subset="sst2", limit=2)
+    source = DataSource("nyu-mll/glue", split="validation", subset="sst2")
     data = read_data(source)
     assert asked == [(("nyu-mll/glue", "sst2"), {"split": "validation"})]
-    assert data.texts == (ROWS[0]["text"], ROWS[1]["text"])
-    changed = read_data(DataSource("nyu-mll/glue", limit=1))
+    assert data.texts == tuple(row["text"] for row in ROWS)
+    changed = read_data(DataSource("nyu-mll/glue"))
     assert data.sha256 != changed.sha256
 
 
