@@ -96,17 +96,23 @@ class Posterior:
         none = (~problem.columns).to(prior).repeat(1, 2)
         hessian = curvature + torch.diag_embed(prior + none)
         _, by_importance = hessian.diagonal(dim1=1, dim2=2).chunk(2, 1)
-        stiffness = by_importance.mean(1) / problem.types.sum(1)
-        types = problem.types.to(prior)
-        shift = torch.cat([torch.zeros_like(types), types], 1)
+        stiffness = problem.mean_over_types(by_importance)[:, 0] / problem.types.sum(1)
+        shift = self._shift()
         hessian = hessian + stiffness[:, None, None] * shift[..., None] * shift[:, None]
         return misfit + prior * self._deviation(state), hessian
 
     def variances(self, state: State) -> tuple[Tensor, Tensor]:
-        """Return the variances of values and importances, each ``(B, K)``."""
+        """Return the variances of values and importances, each ``(B, K)``.
+
+        Given that the importances of the types have mean 0.
+        """
         _, hessian = self.system(state)
         covariance = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
-        value, importance = covariance.diagonal(dim1=1, dim2=2).chunk(2, 1)
+        shift = self._shift()
+        along = (covariance @ shift[..., None])[..., 0]
+        taken = along**2 / (along * shift).sum(1, keepdim=True)
+        variance = (covariance.diagonal(dim1=1, dim2=2) - taken).clamp_min(0)
+        value, importance = variance.chunk(2, 1)
         return value * self.problem.columns, importance * self.problem.columns
 
     def determined(self, state: State) -> tuple[Tensor, Tensor]:
@@ -137,6 +143,11 @@ class Posterior:
             importance=(n_importances + _UNIT_SPREAD) / (importances + _UNIT_SPREAD),
             value_mean=mean,
         )
+
+    def _shift(self) -> Tensor:
+        """Direction in which all importances of types change alike, ``(B, 2K)``."""
+        types = self.problem.types.to(self.problem.counts)
+        return torch.cat([torch.zeros_like(types), types], 1)
 
     def _prior(self) -> Tensor:
         """Precision of every parameter, ``(B, 2K)``."""

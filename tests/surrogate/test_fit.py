@@ -190,7 +190,7 @@ def test_hessian_and_gradient_are_those_of_autograd():
 def test_a_texts_fit_does_not_depend_on_its_batch(sink):
     texts = [
         asked(draw_short(range(n), 12 * n, torch.Generator()), a_function(n), noise=0.1)
-        for n in (2 if sink else 1, 4, 9)
+        for n in (1, 4, 9)
     ]
     together = fit_slalom(
         QueryData.pad(
@@ -203,9 +203,10 @@ def test_a_texts_fit_does_not_depend_on_its_batch(sink):
         n_types = text.types.shape[1]
         for name in ("value", "importance"):
             mine = getattr(together.model, name)[row]
-            torch.testing.assert_close(
-                mine[:n_types], getattr(alone.model, name)[0], atol=1e-6, rtol=1e-6
-            )
+            # A sink beside two types is hardly identified: compare by standard error.
+            error = getattr(alone, f"{name}_standard_error")[0]
+            difference = (mine[:n_types] - getattr(alone.model, name)[0]).abs()
+            assert (difference <= 1e-6 + 1e-4 * error).all()
             assert not mine[n_types:].any()
 
 
