@@ -17,7 +17,8 @@ from captum_attnflow.attr._base import TensorOrTensors
 from captum_attnflow.attr._layer import layer_templates, single_layer
 from captum_attnflow.attr._shape import shape_like_layer
 from captum_attnflow.attr._slalom_inputs import activations_of, are_texts
-from captum_attnflow.attr.slalom import SLALOM, warn_of_importances, warn_of_scores
+from captum_attnflow.attr._slalom_warnings import warn_of_importances, warn_of_scores
+from captum_attnflow.attr.slalom import SLALOM
 from captum_attnflow.capture.layer_shape import TensorLike, record_layer_tensors
 from captum_attnflow.perturbation import PerturbableTexts
 from captum_attnflow.surrogate import Link, Score, SlalomExplanation, Strategy

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -19,12 +18,10 @@ from captum_attnflow.attr._base import TensorOrTensors
 from captum_attnflow.attr._shape import shape_like_inputs
 from captum_attnflow.attr._slalom_inputs import are_texts, tokens_of, words_of
 from captum_attnflow.attr._slalom_pipeline import SlalomOptions, explain_texts
+from captum_attnflow.attr._slalom_warnings import warn_of_importances, warn_of_scores
 from captum_attnflow.capture.layer_shape import TensorLike
 from captum_attnflow.perturbation import PerturbableTexts, targets_of_texts
 from captum_attnflow.surrogate import Link, Score, SlalomExplanation, Strategy
-
-# Below this share of importances that the queries determine, a warning is given.
-_IDENTIFIED = 0.85
 
 
 class SLALOM(PerturbationAttribution):
@@ -295,32 +292,4 @@ class SLALOM(PerturbationAttribution):
             internal_batch_size,
             show_progress,
             hold_out,
-        )
-
-
-def warn_of_scores(explanation: SlalomExplanation, stacklevel: int) -> None:
-    """Warn of examples whose scores are all 0, and of unidentified scores."""
-    zero = (explanation.scores == 0).all(1).nonzero()[:, 0].tolist()
-    if zero:
-        warnings.warn(
-            f"all {explanation.score} scores of the examples {zero} are 0: the outputs "
-            "for all queries are 0 or equal, or the text has one token only",
-            stacklevel=stacklevel,
-        )
-    if explanation.score in ("importance", "linearized"):
-        warn_of_importances(explanation, stacklevel + 1)
-
-
-def warn_of_importances(explanation: SlalomExplanation, stacklevel: int) -> None:
-    """Warn of examples whose importances the queries do not tell."""
-    identified = explanation.fit.identified
-    unclear = (identified < _IDENTIFIED).nonzero()[:, 0].tolist()
-    if unclear:
-        warnings.warn(
-            f"the importances of the examples {unclear} are not identified: queries "
-            f"determine {[round(float(identified[row]), 2) for row in unclear]} of "
-            "their differences, the prior the rest. Values may be equal, or the "
-            "deletions too noisy; trust predictions, such as contribution and removal "
-            'scores, and read importances from strategy="eff" with more n_samples',
-            stacklevel=stacklevel,
         )
