@@ -50,9 +50,10 @@ class SLALOM(PerturbationAttribution):
             black box may take a list of str and return one score, or one row of
             scores, per text.
         multiply_by_inputs (bool): Kept for Captum's signature; no effect.
-        strategy (str): Which queries: ``"eff"``, each distinct token alone and random
-            triples, from which values and importances can be read; ``"fidel"``, the
-            text and random deletions from it, near which predictions are closer.
+        strategy (str): Which queries: ``"eff"``, each distinct token alone, random
+            triples and the text, from which values and importances can be read;
+            ``"fidel"``, the text and random deletions from it, near which predictions
+            are closer.
         score (str): What a token's score is. The default, ``"contribution"``, is its
             share of the mass times its value: contributions sum to the function at the
             text, as Integrated Gradients do, and rank as the paper's ``"linearized"``
@@ -60,9 +61,8 @@ class SLALOM(PerturbationAttribution):
             ``"removal"`` is the fall when the token is left out; ``"value"`` and
             ``"importance"`` are the parameters. See
             :mod:`captum_attnflow.surrogate.scores`.
-        n_samples (int, optional): Most queries per text that are fitted; 400, or 4 per
-            distinct token if that is more. No query is asked twice; one more is the
-            text itself.
+        n_samples (int, optional): Most queries per text, the text itself included;
+            500, or 4 per distinct token if that is more. No query is asked twice.
         sink (bool, optional): Fit an always-present token for what special tokens and
             the model add; by default for ``"fidel"`` only. The paper has none.
         link (str): How outputs become log-odds: ``"logits"``, ``"probabilities"``,
@@ -203,7 +203,7 @@ class SLALOM(PerturbationAttribution):
         """Return values, importances, their standard errors and how well they predict.
 
         Takes the arguments of :meth:`attribute`; the delta is there in any case. Asks
-        up to 129 queries more per text, on which the fit is tested.
+        up to 128 queries more per text, on which the fit is tested.
         """
         texts, _ = self._read(
             inputs, baselines, target, additional_forward_args, n_steps, method, keep

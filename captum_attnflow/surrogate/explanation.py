@@ -33,8 +33,7 @@ class SlalomExplanation:
             equal.
         r2_deletions (Tensor): The same on deletions.
         n_queries (Tensor): Shape ``(B,)``, int64, queries in the fit.
-        n_held_out (Tensor): Shape ``(B,)``, int64, queries beside it: held-out ones
-            and, unless the fit has it, the text itself.
+        n_held_out (Tensor): Shape ``(B,)``, int64, queries beside it, for R2.
     """
 
     fit: SlalomFit
