@@ -59,8 +59,8 @@ def find_padding(
 ) -> Tensor:
     """Find which positions are padding, from the attention mask among the arguments.
 
-    The mask is the argument ``(B, T)`` whose parameter has ``mask`` in its name; true
-    means padding if the name has ``padding`` in it, too, a token otherwise. Where the
+    The mask is the argument ``(B, T)`` whose parameter has ``mask`` or ``padding`` in
+    its name; true means padding in the latter case, a token otherwise. Where the
     forward function does not name its parameters (``*args``), it is the only argument
     of that shape that holds nothing but zeros and ones, with a one in every row.
 

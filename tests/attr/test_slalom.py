@@ -17,6 +17,7 @@ from captum.attr import (
     TextTemplateInput,
     TextTokenInput,
 )
+from captum.metrics import sensitivity_max
 from models import VOCABULARY, bert, causal_language_model, token_ids
 from reference.slalom import removal, slalom
 from torch import nn
@@ -427,6 +428,15 @@ class TestContract:
             plain = attribution.attribute(embeddings, target=1)
             negative = other.attribute(embeddings, target=1)
         torch.testing.assert_close(negative, -plain, atol=1e-6, rtol=1e-4)
+
+    def test_sensitivity_max_runs_over_it(self, model):
+        embeddings = torch.randn(2, 5, 32).double()
+        attribution = SLALOM(lambda e: model(inputs_embeds=e).logits, n_samples=40)
+        sensitivity = sensitivity_max(
+            attribution.attribute, embeddings, n_perturb_samples=2, target=1
+        )
+        assert sensitivity.shape == (2,)
+        assert sensitivity.isfinite().all()
 
     def test_the_same_seed_gives_the_same_bits(self, forward):
         ids = token_ids(2, 12)
