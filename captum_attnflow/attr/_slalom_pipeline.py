@@ -160,21 +160,9 @@ def explain_texts(
     outputs = ask(
         forward_func, texts, queries, targets, internal_batch_size, show_progress
     )
-    # One function per row: of one text each, but for an LLM's several target tokens.
-    rows, columns, links = [], [], []
-    for text, classes in enumerate(outputs):
-        if targets is None and classes.shape[1] > 1 and texts.max_rows != 1:
-            raise ValueError(
-                f"forward_func returned {classes.shape[1]} outputs per input and "
-                "target is None; say by target which of them to explain"
-            )
-        odds, link = _answers(
-            classes, None if targets is None else targets[text], options.link
-        )
-        for column in odds.unbind(1):
-            rows.append(text)
-            columns.append(column)
-            links.append(link)
+    if targets is None and texts.max_rows != 1:
+        _refuse_several_outputs(outputs)
+    rows, columns, links = _functions(outputs, targets, options.link)
 
     def data(name: str) -> QueryData:
         parts = [
@@ -245,6 +233,35 @@ def _draw(
     held_short = unseen(short(n_drawn, other)[n_alone:])
     held_deletions = unseen(deletions(n_drawn, other))
     return _Draw(fit, held_short, held_deletions, full, options.strategy)
+
+
+def _functions(
+    outputs: Sequence[Tensor],
+    targets: Sequence[Target] | None,
+    link: Link | Literal["auto"],
+) -> tuple[list[int], list[Tensor], list[Link]]:
+    """List the functions to fit: text, answers and link of each.
+
+    There is one per text, but for the several target tokens of a language model.
+    """
+    rows, columns, links = [], [], []
+    for text, classes in enumerate(outputs):
+        target = None if targets is None else targets[text]
+        odds, chosen = _answers(classes, target, link)
+        for column in odds.unbind(1):
+            rows.append(text)
+            columns.append(column)
+            links.append(chosen)
+    return rows, columns, links
+
+
+def _refuse_several_outputs(outputs: Sequence[Tensor]) -> None:
+    n_outputs = max(classes.shape[1] for classes in outputs)
+    if n_outputs > 1:
+        raise ValueError(
+            f"forward_func returned {n_outputs} outputs per input and target is None; "
+            "say by target which of them to explain"
+        )
 
 
 def _answers(
