@@ -6,8 +6,8 @@ import warnings
 
 from captum_attnflow.surrogate import SlalomExplanation
 
-# Least share of the importances' differences that queries must determine. On the demo
-# model triples determine 0.88 and more, deletions 0.84 and less.
+# Least share of the importances' differences that queries must determine. It parts the
+# strategies on every sentence of the benchmarks: "eff" is above, "fidel" below.
 _IDENTIFIED = 0.85
 
 
