@@ -4,12 +4,18 @@ The way of the data, and of the folders::
 
     attribute() -> capture -> capacity -> network -> solve -> game -> Captum's shapes
 
+SLALOM takes another way, by queries alone::
+
+    attribute() -> perturbation -> surrogate -> Captum's shapes
+
 - :mod:`captum_attnflow.attr`: the attribution methods, Captum's interface.
 - :mod:`captum_attnflow.capture`: attention and gradients of any forward function.
 - :mod:`captum_attnflow.capacity`: information tensors, residual edges, the network.
 - :mod:`captum_attnflow.network`: the layered flow network.
 - :mod:`captum_attnflow.solve`: the barrier solver and exact ones.
 - :mod:`captum_attnflow.game`: from flows to token scores.
+- :mod:`captum_attnflow.perturbation`: parts of texts, put to a forward function.
+- :mod:`captum_attnflow.surrogate`: the SLALOM function, its queries, fit and scores.
 - :mod:`captum_attnflow.result`: what ``explain()`` returns.
 - :mod:`captum_attnflow.text`: texts in, token attributions out, for the shell.
 - :mod:`captum_attnflow.metrics`: faithfulness of any attribution.
@@ -21,6 +27,7 @@ The way of the data, and of the folders::
 
 from captum_attnflow._version import __version__
 from captum_attnflow.attr import (
+    SLALOM,
     AttentionFlow,
     AttentionRollout,
     GeneralizedAttentionFlow,
@@ -28,6 +35,7 @@ from captum_attnflow.attr import (
     LayerAttentionRollout,
     LayerGeneralizedAttentionFlow,
     LayerRelevanceFlow,
+    LayerSLALOM,
     RelevanceFlow,
 )
 from captum_attnflow.capture import UnsupportedAttentionError
@@ -41,6 +49,7 @@ from captum_attnflow.solve import (
     SciPySolver,
     solve_flow,
 )
+from captum_attnflow.surrogate import SlalomExplanation
 
 __all__ = [
     "AttentionFlow",
@@ -54,10 +63,13 @@ __all__ = [
     "LayerAttentionRollout",
     "LayerGeneralizedAttentionFlow",
     "LayerRelevanceFlow",
+    "LayerSLALOM",
     "LayeredNetwork",
     "NetworkXSolver",
     "RelevanceFlow",
+    "SLALOM",
     "SciPySolver",
+    "SlalomExplanation",
     "UnsupportedAttentionError",
     "__version__",
     "solve_flow",

@@ -20,18 +20,23 @@ from transformers import (
 )
 
 from captum_attnflow.attr import (
+    SLALOM,
     AttentionAttribution,
     AttentionFlow,
     AttentionRollout,
     GeneralizedAttentionFlow,
     RelevanceFlow,
 )
+from captum_attnflow.result import Explanation
+from captum_attnflow.slalom_reading import SlalomReading
+from captum_attnflow.surrogate import SlalomExplanation
 
-METHODS: dict[str, Callable[..., AttentionAttribution]] = {
+METHODS: dict[str, Callable[..., AttentionAttribution | SLALOM]] = {
     "generalized-attention-flow": GeneralizedAttentionFlow,
     "attention-flow": AttentionFlow,
     "attention-rollout": AttentionRollout,
     "relevance-flow": RelevanceFlow,
+    "slalom": SLALOM,
 }
 
 
@@ -53,7 +58,8 @@ class TextAttribution:
         predicted (str): The predicted label.
         probability (float): Its probability; the raw output of a model with one label.
         target (str): The label that the scores belong to.
-        flow_value (float): The value of the flow behind the scores.
+        flow_value (float, optional): The value of the flow behind the scores.
+        slalom (SlalomReading, optional): Value and importance of each token.
     """
 
     text: str
@@ -62,7 +68,8 @@ class TextAttribution:
     predicted: str
     probability: float
     target: str
-    flow_value: float
+    flow_value: float | None = None
+    slalom: SlalomReading | None = None
 
 
 @dataclass(frozen=True)
@@ -183,7 +190,10 @@ class TextClassifier:
             )
         predicted = logits.argmax(-1)
         targets = predicted if target is None else self._target(target, predicted)
-        explanation = make_attribution(forward, **options).explain(
+        attribution = make_attribution(forward, **options)
+        if isinstance(attribution, SLALOM):
+            attribution.tokenizer = self.tokenizer
+        explanation = attribution.explain(
             ids, self._baseline(ids), target=targets, additional_forward_args=others
         )
         mask = encoded["attention_mask"]
@@ -196,7 +206,7 @@ class TextClassifier:
                 predicted=self.labels[int(predicted[row])],
                 probability=float(probabilities[row, predicted[row]]),
                 target=self.labels[int(targets[row])],
-                flow_value=float(explanation.flow_value[row]),
+                **_details(explanation, row, kept),
             )
             for row, (text, kept) in enumerate(zip(texts, mask.bool(), strict=True))
         ]
@@ -280,9 +290,17 @@ class TextClassifier:
         return min((int(limit) for limit in limits if limit < 1e9), default=None)
 
 
+def _details(
+    explanation: Explanation | SlalomExplanation, row: int, shown: Tensor
+) -> dict[str, Any]:
+    if isinstance(explanation, SlalomExplanation):
+        return {"slalom": SlalomReading.of(explanation, row, shown.cpu())}
+    return {"flow_value": float(explanation.flow_value[row])}
+
+
 def _find_method(
     method: str, options: Mapping[str, Any]
-) -> Callable[..., AttentionAttribution]:
+) -> Callable[..., AttentionAttribution | SLALOM]:
     if method not in METHODS:
         raise ValueError(
             f"method={method!r} is unknown; give one of {', '.join(METHODS)}"

@@ -11,6 +11,7 @@ import torch
 from captum.attr import visualization as captum_visualization
 from rich.text import Text
 
+from captum_attnflow.slalom_reading import SlalomReading
 from captum_attnflow.text import TextAttribution
 
 _N_TOP_TOKENS = 5
@@ -27,6 +28,8 @@ def text_records(
 
     Captum puts tokens and labels into HTML as they are; here they are escaped.
     Scores are divided by the largest of their text, so that colours compare tokens.
+    The convergence score is their sum minus the flow value, or for SLALOM the function
+    minus the model at the text.
 
     Args:
         attributions (sequence of TextAttribution): The attributions.
@@ -44,7 +47,7 @@ def text_records(
             attr_class=html.escape(item.target),
             attr_score=sum(item.scores),
             raw_input_ids=[html.escape(token) for token in item.tokens],
-            convergence_score=sum(item.scores) - item.flow_value,
+            convergence_score=_convergence(item),
         )
         for item in attributions
     ]
@@ -92,7 +95,42 @@ def terminal_text(attribution: TextAttribution) -> Text:
     )
     top = [f"{_printable(token)} {score:.3g}" for score, token in ranked]
     text.append(f"\nhighest: {', '.join(top[:_N_TOP_TOKENS])}")
+    if attribution.slalom is not None:
+        text.append(_side_by_side(attribution.tokens, attribution.slalom))
     return text
+
+
+def _side_by_side(tokens: Sequence[str], slalom: SlalomReading) -> str:
+    """A line per explained token: value and importance, with their standard errors."""
+    printable = [_printable(token) for token in tokens]
+    width = max(map(len, printable))
+    lines = [f"\n{'':{width}}          value     importance"]
+    for token, *numbers in zip(
+        printable,
+        slalom.values,
+        slalom.value_standard_errors,
+        slalom.importances,
+        slalom.importance_standard_errors,
+        strict=True,
+    ):
+        if None not in numbers:
+            value, its_error, importance, error = numbers
+            lines.append(
+                f"{token:{width}} {value:+7.2f} ±{its_error:5.2f} "
+                f"{importance:+7.2f} ±{error:5.2f}"
+            )
+    known = {"short inputs": slalom.r2_short, "deletions": slalom.r2_deletions}
+    fits = [f"{name} {r2:.2f}" for name, r2 in known.items() if r2 is not None]
+    if fits:
+        lines.append(f"held-out R2: {', '.join(fits)}")
+    return "\n".join(lines)
+
+
+def _convergence(attribution: TextAttribution) -> float:
+    slalom = attribution.slalom
+    if slalom is not None:
+        return slalom.predicted_log_odds - slalom.log_odds
+    return sum(attribution.scores) - (attribution.flow_value or 0.0)
 
 
 def _relative(scores: Sequence[float]) -> list[float]:

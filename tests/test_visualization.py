@@ -5,6 +5,7 @@ import html.parser
 import pytest
 from rich.console import Console
 
+from captum_attnflow.slalom_reading import SlalomReading
 from captum_attnflow.text import TextAttribution
 from captum_attnflow.visualization import html_page, terminal_text, text_records
 
@@ -105,6 +106,27 @@ def test_a_score_against_the_target_is_red():
     spans = terminal_text(an_attribution(scores=(-2.0, 1.0))).spans
     colours = {str(span.style) for span in spans}
     assert colours >= {"black on rgb(255,77,77)", "black on rgb(166,255,166)"}
+
+
+def test_html_of_slalom_shows_function_minus_model():
+    reading = SlalomReading(
+        values=(None, 1.0),
+        importances=(None, 0.0),
+        value_standard_errors=(None, 0.1),
+        importance_standard_errors=(None, 0.2),
+        log_odds=2.0,
+        predicted_log_odds=1.5,
+        r2_short=None,
+        r2_deletions=0.5,
+    )
+    attribution = an_attribution(flow_value=None, slalom=reading, scores=(0.0, 1.5))
+    [record] = text_records([attribution])
+    assert record.convergence_score == -0.5
+    assert terminal_text(attribution).plain.splitlines()[3:] == [
+        "               value     importance",
+        "funny   +1.00 ± 0.10   +0.00 ± 0.20",
+        "held-out R2: deletions 0.50",
+    ]
 
 
 def test_control_characters_do_not_reach_the_terminal():

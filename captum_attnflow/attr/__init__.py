@@ -1,6 +1,6 @@
 """What a Captum user calls: one attribution method per file."""
 
-from captum.attr import LLMGradientAttribution
+from captum.attr import LLMAttribution, LLMGradientAttribution
 
 from captum_attnflow.attr._base import AttentionAttribution
 from captum_attnflow.attr._layer import LayerAttentionAttribution
@@ -13,10 +13,14 @@ from captum_attnflow.attr.generalized_attention_flow import (
     GeneralizedAttentionFlow,
     LayerGeneralizedAttentionFlow,
 )
+from captum_attnflow.attr.layer_slalom import LayerSLALOM
 from captum_attnflow.attr.relevance_flow import LayerRelevanceFlow, RelevanceFlow
+from captum_attnflow.attr.slalom import SLALOM
 
-# Captum admits methods to its LLM wrapper by this list of classes.
+# Captum admits methods to its LLM wrappers by these lists of classes.
 LLMGradientAttribution.SUPPORTED_METHODS += (LayerAttentionAttribution,)
+LLMAttribution.SUPPORTED_METHODS += (SLALOM,)
+LLMAttribution.SUPPORTED_PER_TOKEN_ATTR_METHODS += (SLALOM,)
 
 __all__ = [
     "AttentionAttribution",
@@ -28,5 +32,7 @@ __all__ = [
     "LayerAttentionRollout",
     "LayerGeneralizedAttentionFlow",
     "LayerRelevanceFlow",
+    "LayerSLALOM",
     "RelevanceFlow",
+    "SLALOM",
 ]

@@ -19,6 +19,8 @@ from captum.attr._utils.common import (
 )
 from torch import Tensor
 
+from captum_attnflow.attr._options import check_batch_size
+
 
 @dataclass(frozen=True)
 class ForwardArguments:
@@ -82,13 +84,10 @@ class ForwardArguments:
         Raises:
             ValueError: If ``batch_size`` is not a positive integer.
         """
+        check_batch_size(batch_size)
         if batch_size is None:
             yield self
             return
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(
-                f"internal_batch_size={batch_size!r} must be a positive integer or None"
-            )
         examples = max(1, batch_size // rows_per_example)
         for start in range(0, self.n_rows, examples):
             rows = slice(start, min(start + examples, self.n_rows))

@@ -94,7 +94,7 @@ class LayerAttentionAttribution(AttentionAttribution, LayerAttribution):
         arguments = ForwardArguments.read(
             inputs, baselines, target, additional_forward_args, n_steps, method
         )
-        layer = self._single_layer()
+        layer = single_layer(self.layer)
         with record_layer_tensors(layer, attribute_to_layer_input) as calls:
             explanation = self._explain(arguments, internal_batch_size, grad_kwargs)
         warn_of_zeros(explanation, stacklevel=4)
@@ -102,7 +102,7 @@ class LayerAttentionAttribution(AttentionAttribution, LayerAttribution):
             self._refuse_sequence_first(
                 arguments, explanation, attribute_to_layer_input
             )
-        templates = _layer_templates(
+        templates = layer_templates(
             layer, calls, arguments.n_rows, self._rows_per_example
         )
         attributions = shape_like_layer(explanation.scores, templates)
@@ -141,26 +141,32 @@ class LayerAttentionAttribution(AttentionAttribution, LayerAttribution):
         self, arguments: ForwardArguments, explanation: Explanation, of_input: bool
     ) -> None:
         """Tell (B, T, D) from (T, B, D) where B is T, by a forward pass of one row."""
-        layer, first = self._single_layer(), next(arguments.split(1))
+        layer, first = single_layer(self.layer), next(arguments.split(1))
         with record_layer_tensors(layer, of_input) as calls, torch.no_grad():
             _run_forward(self.forward_func, first.inputs, None, first.additional)
-        templates = _layer_templates(layer, calls, first.n_rows, 1)
+        templates = layer_templates(layer, calls, first.n_rows, 1)
         shape_like_layer(explanation.scores[:1], templates)
 
-    def _single_layer(self) -> nn.Module:
-        layers = self.layer if isinstance(self.layer, list) else [self.layer]
-        if len(layers) != 1:
-            raise ValueError(
-                f"{len(layers)} layers were given, but there is one score per token "
-                "position, which cannot be split between them (word, position and "
-                "type embeddings). Attribute to one layer, such as the whole "
-                "embeddings module"
-            )
-        layer: nn.Module = layers[0]
-        return layer
+
+def single_layer(given: ModuleOrModuleList) -> nn.Module:
+    """Return the one layer that was given, alone or in a list.
+
+    Raises:
+        ValueError: If several were given.
+    """
+    layers = given if isinstance(given, list) else [given]
+    if len(layers) != 1:
+        raise ValueError(
+            f"{len(layers)} layers were given, but there is one score per token "
+            "position, which cannot be split between them (word, position and "
+            "type embeddings). Attribute to one layer, such as the whole "
+            "embeddings module"
+        )
+    layer: nn.Module = layers[0]
+    return layer
 
 
-def _layer_templates(
+def layer_templates(
     layer: nn.Module,
     calls: list[tuple[TensorLike, ...]],
     n_examples: int,

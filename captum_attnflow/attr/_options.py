@@ -5,6 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection
 
 
+def check_batch_size(given: object) -> None:
+    """Refuse what is no positive number of rows, nor None.
+
+    Raises:
+        ValueError: Saying what was given.
+    """
+    if given is not None and (not isinstance(given, int) or given < 1):
+        raise ValueError(
+            f"internal_batch_size={given!r} must be a positive integer or None"
+        )
+
+
 def check_choice(name: str, given: object, accepted: Collection[str]) -> None:
     """Refuse a value that is not among those accepted.
 

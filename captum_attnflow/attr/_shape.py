@@ -30,15 +30,7 @@ def shape_like_inputs(
     Raises:
         ValueError: If there are several inputs, or no tokens in the input.
     """
-    if len(inputs) > 1:
-        raise ValueError(
-            f"{len(inputs)} inputs were given, of shapes "
-            f"{[template.shape for template in inputs]}, but there is one score per "
-            "token position, which cannot be split between them (word, position and "
-            "type embeddings, ids and masks). Pass the tokens as the only input and "
-            "the others in additional_forward_args, or attribute to the whole "
-            "embeddings module with the Layer... class"
-        )
+    refuse_several(inputs)
     (template,) = inputs
     if _has_tokens(template, scores):
         return (_fill(scores, template),)
@@ -51,6 +43,23 @@ def shape_like_inputs(
             "with the Layer... class, or pass this input in additional_forward_args"
         )
     return (spread,)
+
+
+def refuse_several(inputs: Sequence[TensorLike]) -> None:
+    """Refuse inputs between which token scores would have to be split.
+
+    Raises:
+        ValueError: If there is more than one.
+    """
+    if len(inputs) > 1:
+        raise ValueError(
+            f"{len(inputs)} inputs were given, of shapes "
+            f"{[template.shape for template in inputs]}, but there is one score per "
+            "token position, which cannot be split between them (word, position and "
+            "type embeddings, ids and masks). Pass the tokens as the only input and "
+            "the others in additional_forward_args, or attribute to the whole "
+            "embeddings module with the Layer... class"
+        )
 
 
 def shape_like_layer(

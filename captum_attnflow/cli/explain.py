@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from captum_attnflow.cli._messages import errors_told
 from captum_attnflow.demo import DEMO_MODEL_PATH
+from captum_attnflow.surrogate import SCORES
 from captum_attnflow.text import METHODS, TextAttribution, TextClassifier
 from captum_attnflow.visualization import html_page, terminal_text
 
@@ -54,13 +55,21 @@ def explain(
         str | None,
         typer.Option(help="joint or independent; by default the method's own."),
     ] = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="eff or fidel; for slalom only.")
+    ] = None,
+    score: Annotated[
+        str | None,
+        typer.Option(help=f"One of: {', '.join(SCORES)}; for slalom only."),
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Write an HTML page.")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object per text.")
     ] = False,
 ) -> None:
     """Print the prediction for each text, and its tokens coloured by score."""
-    options: dict[str, Any] = {} if game is None else {"game": game}
+    given = {"game": game, "strategy": strategy, "score": score}
+    options: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
     if residual is not None:
         options["residual"] = _residual(residual)
     console = Console(highlight=False, soft_wrap=True)
@@ -74,7 +83,8 @@ def explain(
         for result in _explain(texts, file, model, method, target, options):
             results.append(result)
             if as_json:
-                print(json.dumps(asdict(result)))
+                fields = asdict(result).items()
+                print(json.dumps({k: v for k, v in fields if v is not None}))
             else:
                 console.print(terminal_text(result))
         if html is not None:

@@ -15,7 +15,7 @@ from captum._utils.models.linear_model import SkLearnLasso
 from captum.attr import LayerIntegratedGradients, Lime
 from torch import Tensor, nn
 
-from captum_attnflow.attr import AttentionAttribution
+from captum_attnflow.attr import SLALOM, AttentionAttribution
 from captum_attnflow.capacity.information import information_tensor
 from captum_attnflow.capture import AttentionRecord, capture_attention
 from captum_attnflow.study.batch import TextBatch
@@ -37,6 +37,19 @@ def attention_method(method: type[AttentionAttribution]) -> Callable[..., Tensor
         return attributions
 
     return scores
+
+
+def slalom(batch: TextBatch, **settings: Any) -> Tensor:
+    """Run SLALOM, seeded for the text; the settings are those of its constructor."""
+    seed = int(torch.randint(1 << 31, ()))
+    attributions: Tensor = SLALOM(batch.forward, seed=seed, **settings).attribute(
+        batch.ids,
+        target=batch.predicted,
+        additional_forward_args=batch.arguments,
+        internal_batch_size=ROWS_AT_ONCE,
+        keep=batch.special,
+    )
+    return attributions
 
 
 def embedding_method(

@@ -37,6 +37,7 @@ from captum_attnflow.study.adapters import (
     lime,
     perturbation_method,
     random_scores,
+    slalom,
 )
 
 
@@ -93,6 +94,12 @@ METHODS: dict[str, Method] = {
     ),
     "attention-rollout": Method(
         attention_method(AttentionRollout), "AttentionRollout", {"residual": 0.5}
+    ),
+    "slalom": Method(
+        slalom,
+        "SLALOM of this package, contributions",
+        {"strategy": "eff", "score": "contribution"},
+        batched=False,
     ),
     "last-layer-attention": Method(
         last_layer_attention,

@@ -50,6 +50,29 @@ def test_options_reach_the_method(run):
     assert fraction["scores"] != none["scores"] == plain["scores"]
 
 
+def test_slalom_prints_value_and_importance_side_by_side(run):
+    lines = run(TEXT, "--method", "slalom").output.splitlines()
+    head = next(n for n, line in enumerate(lines) if "importance" in line)
+    assert lines[head].split() == ["value", "importance"]
+    table = [line.split() for line in lines[head + 1 : head + 6]]
+    assert [row[0] for row in table] == TEXT.split()
+    found = json.loads(run(TEXT, "--method", "slalom", "--json").stdout)["slalom"]
+    assert found["values"][0] is None  # [CLS] stays in every query
+    for row, value, importance in zip(
+        table, found["values"][1:-1], found["importances"][1:-1], strict=True
+    ):
+        assert float(row[1]) == pytest.approx(value, abs=0.01)
+        assert float(row[4]) == pytest.approx(importance, abs=0.01)
+    assert lines[-1].startswith("held-out R2: ")
+
+
+def test_slaloms_options_reach_it(run):
+    given = ("--method", "slalom", "--json", "--strategy", "fidel", "--score", "value")
+    found = json.loads(run(TEXT, *given).stdout)
+    assert found["scores"][1:-1] == found["slalom"]["values"][1:-1]
+    assert run(TEXT, "--score", "value").exit_code == 2
+
+
 def test_texts_come_from_a_file_or_standard_input(run, tmp_path):
     lines = f"{TEXT}\ndull\n"
     file = tmp_path / "texts.txt"

@@ -1,0 +1,39 @@
+"""Warnings of SLALOM explanations that say less than they seem to."""
+
+from __future__ import annotations
+
+import warnings
+
+from captum_attnflow.surrogate import SlalomExplanation
+
+# Least share of the importances' differences that queries must determine. It parts the
+# strategies on every sentence of the benchmarks: "eff" is above, "fidel" below.
+_IDENTIFIED = 0.85
+
+
+def warn_of_scores(explanation: SlalomExplanation, stacklevel: int) -> None:
+    """Warn of examples whose scores are all 0, and of unidentified scores."""
+    zero = (explanation.scores == 0).all(1).nonzero()[:, 0].tolist()
+    if zero:
+        warnings.warn(
+            f"all {explanation.score} scores of the examples {zero} are 0: the outputs "
+            "for all queries are 0 or equal, or the text has one token only",
+            stacklevel=stacklevel,
+        )
+    if explanation.score in ("importance", "linearized"):
+        warn_of_importances(explanation, stacklevel + 1)
+
+
+def warn_of_importances(explanation: SlalomExplanation, stacklevel: int) -> None:
+    """Warn of examples whose importances the queries do not tell."""
+    identified = explanation.fit.identified
+    unclear = (identified < _IDENTIFIED).nonzero()[:, 0].tolist()
+    if unclear:
+        warnings.warn(
+            f"the importances of the examples {unclear} are not identified: queries "
+            f"determine {[round(float(identified[row]), 2) for row in unclear]} of "
+            "their differences, the prior the rest. Values may be equal, or the "
+            "deletions too noisy; trust predictions, such as contribution and removal "
+            'scores, and read importances from strategy="eff" with more n_samples',
+            stacklevel=stacklevel,
+        )

@@ -1,0 +1,34 @@
+"""Texts with parts taken away, put to a forward function.
+
+It knows torch, Captum and the forward function, never a SLALOM function or its fit. A
+new kind of input is one file with a class like those in
+:mod:`~captum_attnflow.perturbation.deletion`.
+"""
+
+from captum_attnflow.perturbation.arguments import find_padding
+from captum_attnflow.perturbation.ask import ask
+from captum_attnflow.perturbation.baseline import (
+    ReplaceableActivations,
+    ReplaceableFeatures,
+    replaced_activation,
+)
+from captum_attnflow.perturbation.deletion import DeletableColumns
+from captum_attnflow.perturbation.outputs import Target, targets_of_texts
+from captum_attnflow.perturbation.special_tokens import read_keep, special_token_ids
+from captum_attnflow.perturbation.texts import PerturbableTexts
+from captum_attnflow.perturbation.words import DeletableWords
+
+__all__ = [
+    "DeletableColumns",
+    "DeletableWords",
+    "PerturbableTexts",
+    "ReplaceableActivations",
+    "ReplaceableFeatures",
+    "Target",
+    "ask",
+    "find_padding",
+    "read_keep",
+    "replaced_activation",
+    "special_token_ids",
+    "targets_of_texts",
+]

@@ -1,0 +1,176 @@
+"""Queries in which what is absent holds the baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from captum._utils.common import _run_forward
+from torch import Tensor, nn
+
+from captum_attnflow.perturbation.arguments import rows_of
+from captum_attnflow.perturbation.texts import Absence, in_order_of_appearance
+from captum_attnflow.surrogate import Query
+
+
+class _Replaceable:
+    """Positions that hold either their token or the baseline."""
+
+    absence: Absence = "baseline"
+    max_rows: int | None = None
+
+    def __init__(self, tokens: Tensor, keep: Tensor, padding: Tensor) -> None:
+        self.n_positions = tokens.shape[1]
+        self._explained = ~keep & ~padding
+        self.types, self.positions = [], []
+        for row, explained in enumerate(self._explained):
+            positions = explained.nonzero()[:, 0].tolist()
+            if not positions:
+                raise ValueError(
+                    f"text {row + 1} of {len(tokens)} has only special tokens and "
+                    "padding; there is nothing to explain. Remove it, or change keep"
+                )
+            self.positions.append(positions)
+            numbers = in_order_of_appearance(tokens[row][positions].tolist())
+            self.types.append(numbers)
+
+    def length(self, text: int, query: Query) -> int:
+        """Return the same for all: no position is deleted."""
+        return 0
+
+    def _present(self, texts: Sequence[int], queries: Sequence[Query]) -> Tensor:
+        """``(N, T)``, bool, ``False`` where the baseline stands."""
+        present = ~self._explained[list(texts)]
+        for row, (text, query) in enumerate(zip(texts, queries, strict=True)):
+            present[row, [self.positions[text][index] for index in query]] = True
+        return present
+
+
+class ReplaceableFeatures(_Replaceable):
+    """Features ``(B, T)``, each a type of its own, such as an LLM's indicator tensor.
+
+    Args:
+        inputs (Tensor): Shape ``(B, T)``.
+        baselines (Tensor): Shape ``(B, T)`` or one that broadcasts to it.
+        additional (tuple, optional): The forward function's further arguments.
+        max_rows (int, optional): Most rows that one forward pass can take.
+    """
+
+    def __init__(
+        self,
+        inputs: Tensor,
+        baselines: Tensor,
+        additional: tuple[Any, ...] | None,
+        max_rows: int | None,
+    ) -> None:
+        nowhere = torch.zeros(inputs.shape, dtype=torch.bool)
+        tokens = torch.arange(inputs.shape[1]).expand(inputs.shape)
+        super().__init__(tokens, nowhere, nowhere)
+        self._inputs, self._baselines = inputs, baselines.expand(inputs.shape)
+        self._additional = additional
+        self.max_rows = max_rows
+
+    def run(
+        self,
+        forward_func: Callable[..., Any],
+        texts: Sequence[int],
+        queries: Sequence[Query],
+    ) -> Any:
+        """Run the forward function on inputs with baselines in them."""
+        rows = torch.tensor(texts).to(self._inputs.device)
+        present = self._present(texts, queries).to(self._inputs.device)
+        inputs = torch.where(present, self._inputs[rows], self._baselines[rows])
+        additional = self._additional and tuple(
+            rows_of(argument, len(self._inputs), rows) for argument in self._additional
+        )
+        return _run_forward(forward_func, inputs, None, additional)
+
+
+class ReplaceableActivations(_Replaceable):
+    """What a layer puts out or takes in, ``(B, T, ...)``, at each position.
+
+    The layer's activation for the baseline inputs stands where a token is absent.
+
+    Args:
+        layer (Module): The layer.
+        of_input (bool): Replace the layer's input instead of its output.
+        baseline (Tensor): Shape ``(B, T, ...)`` or ``(1, T, ...)``, activations for the
+            baseline inputs.
+        inputs (tuple[Tensor, ...]): The forward function's inputs.
+        additional (tuple, optional): The forward function's further arguments.
+        tokens (Tensor): Shape ``(B, T)``, equal where tokens are of one type.
+        keep (Tensor): Shape ``(B, T)``, bool, ``True`` at tokens to keep.
+        padding (Tensor): Shape ``(B, T)``, bool, ``True`` at padding.
+
+    Raises:
+        ValueError: If a text has no token to explain.
+    """
+
+    def __init__(
+        self,
+        layer: nn.Module,
+        of_input: bool,
+        baseline: Tensor,
+        inputs: tuple[Tensor, ...],
+        additional: tuple[Any, ...] | None,
+        tokens: Tensor,
+        keep: Tensor,
+        padding: Tensor,
+    ) -> None:
+        super().__init__(tokens, keep, padding)
+        self._layer, self._of_input = layer, of_input
+        self._baseline = baseline.expand(len(tokens), *baseline.shape[1:])
+        self._inputs, self._additional = inputs, additional
+
+    def run(
+        self,
+        forward_func: Callable[..., Any],
+        texts: Sequence[int],
+        queries: Sequence[Query],
+    ) -> Any:
+        """Run the forward function while the layer's activations are replaced."""
+        rows = torch.tensor(texts)
+        n_texts = len(self._inputs[0])
+        inputs = tuple(rows_of(tensor, n_texts, rows) for tensor in self._inputs)
+        additional = self._additional and tuple(
+            rows_of(argument, n_texts, rows) for argument in self._additional
+        )
+        present = self._present(texts, queries)
+
+        def replace(activation: Tensor) -> Tensor:
+            here = present.to(activation.device)
+            here = here.view(*here.shape, *(1,) * (activation.dim() - 2))
+            baseline = self._baseline[rows.to(self._baseline.device)]
+            return torch.where(here, activation, baseline.to(activation))
+
+        with replaced_activation(self._layer, self._of_input, replace):
+            return _run_forward(forward_func, inputs, None, additional)
+
+
+@contextmanager
+def replaced_activation(
+    layer: nn.Module, of_input: bool, replace: Callable[[Tensor], Tensor]
+) -> Iterator[None]:
+    """Replace the first tensor that a layer takes by position, or puts out."""
+
+    def first_replaced(tensors: Any) -> Any:
+        if isinstance(tensors, Tensor):
+            return replace(tensors)
+        return (replace(tensors[0]), *tensors[1:])
+
+    def before(module: nn.Module, taken: tuple[Any, ...]) -> Any:
+        return first_replaced(taken)
+
+    def after(module: nn.Module, taken: tuple[Any, ...], put_out: Any) -> Any:
+        return first_replaced(put_out)
+
+    if of_input:
+        handle = layer.register_forward_pre_hook(before)
+    else:
+        handle = layer.register_forward_hook(after)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,104 @@
+"""Queries that are real shorter inputs: columns of ids or embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from captum._utils.common import _run_forward
+from torch import Tensor
+
+from captum_attnflow.perturbation.arguments import columns_of
+from captum_attnflow.perturbation.texts import Absence, in_order_of_appearance
+from captum_attnflow.surrogate import Query
+
+
+class DeletableColumns:
+    """Token ids ``(B, T)`` or embeddings ``(B, T, D)`` with columns to delete.
+
+    A type is a distinct id or a distinct embedding. Padding is deleted from every
+    query; tokens to keep stay in every query, and the others stay between the kept
+    ones that they stand between in the text.
+
+    Args:
+        inputs (Tensor): Shape ``(B, T)`` or ``(B, T, D)``.
+        additional (tuple, optional): The forward function's further arguments.
+        keep (Tensor): Shape ``(B, T)``, bool, ``True`` at tokens to keep.
+        padding (Tensor): Shape ``(B, T)``, bool, ``True`` at padding.
+
+    Raises:
+        ValueError: If a text has no token to explain.
+    """
+
+    absence: Absence = "deleted"
+    max_rows: int | None = None
+
+    def __init__(
+        self,
+        inputs: Tensor,
+        additional: tuple[Any, ...] | None,
+        keep: Tensor,
+        padding: Tensor,
+    ) -> None:
+        self._inputs = inputs
+        self._additional = additional
+        self.n_positions = inputs.shape[1]
+        numbers = _number_tokens(inputs)
+        self.types, self.positions = [], []
+        self._kept: list[list[int]] = []
+        self._order: list[list[int]] = []
+        for row in range(len(inputs)):
+            kept = (keep[row] & ~padding[row]).tolist()
+            explained = (~keep[row] & ~padding[row]).nonzero()[:, 0].tolist()
+            if not explained:
+                raise ValueError(
+                    f"text {row + 1} of {len(inputs)} has only special tokens and "
+                    "padding; there is nothing to explain. Remove it, or change keep"
+                )
+            self.positions.append(explained)
+            self.types.append(in_order_of_appearance(numbers[row][explained].tolist()))
+            self._kept.append([index for index, stays in enumerate(kept) if stays])
+            # Kept tokens end segments of the others; within one the query decides.
+            segments = accumulate(kept)
+            self._order.append(
+                [2 * seg - stays for seg, stays in zip(segments, kept, strict=True)]
+            )
+
+    def length(self, text: int, query: Query) -> int:
+        """Return the number of tokens, kept ones included."""
+        return len(self._kept[text]) + len(query)
+
+    def run(
+        self,
+        forward_func: Callable[..., Any],
+        texts: Sequence[int],
+        queries: Sequence[Query],
+    ) -> Any:
+        """Run the forward function on the columns of each query."""
+        rows = torch.tensor(texts)
+        columns = torch.tensor(
+            [self._columns(*asked) for asked in zip(texts, queries, strict=True)]
+        )
+        shape = (len(self._inputs), self.n_positions)
+        device = self._inputs.device
+        inputs = self._inputs[rows.to(device)[:, None], columns.to(device)]
+        additional = self._additional and tuple(
+            columns_of(argument, shape, rows, columns) for argument in self._additional
+        )
+        return _run_forward(forward_func, inputs, None, additional)
+
+    def _columns(self, text: int, query: Query) -> list[int]:
+        positions = self.positions[text]
+        columns = self._kept[text] + [positions[index] for index in query]
+        return sorted(columns, key=self._order[text].__getitem__)
+
+
+def _number_tokens(inputs: Tensor) -> Tensor:
+    """Give equal ids or equal embeddings the same number, ``(B, T)``."""
+    if inputs.dim() == 2:
+        return inputs.cpu()
+    rows = inputs.detach().flatten(0, 1).flatten(1)
+    numbers: Tensor = rows.unique(dim=0, return_inverse=True)[1]
+    return numbers.view(inputs.shape[:2]).cpu()

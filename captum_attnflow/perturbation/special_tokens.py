@@ -1,0 +1,60 @@
+"""Which tokens are special and stay in every query."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# The unknown token and the mask token stand for words, and padding is told by the
+# attention mask.
+_NAMES = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
+
+
+def special_token_ids(
+    forward_func: Callable[..., Any], tokenizer: object | None
+) -> frozenset[int]:
+    """Return the ids that frame a text, from the tokenizer or the model's config.
+
+    Args:
+        forward_func (Callable): The forward function; its config is read if it is a
+            model, or a method of one.
+        tokenizer (object, optional): A tokenizer of transformers.
+
+    Returns:
+        frozenset[int]: Empty if neither knows any; ids are never guessed.
+    """
+    source: Any = tokenizer
+    if source is None:
+        owner: Any = getattr(forward_func, "__self__", forward_func)
+        while isinstance(owner, nn.DataParallel):
+            owner = owner.module
+        source = getattr(owner, "config", None)
+    ids: set[Any] = set()
+    for name in _NAMES:
+        given = getattr(source, name, None)
+        ids.update(given if isinstance(given, (list, tuple)) else [given])
+    return frozenset(index for index in ids if isinstance(index, int))
+
+
+def read_keep(keep: Tensor | None, shape: tuple[int, int]) -> Tensor | None:
+    """Validate a mask of tokens that stay in every query.
+
+    Raises:
+        ValueError: If it is no bool tensor of the texts' shape.
+    """
+    if keep is None:
+        return None
+    if not isinstance(keep, Tensor) or keep.dtype != torch.bool:
+        raise ValueError(
+            f"keep={keep!r} must be a bool tensor, True at tokens that stay in every "
+            "query"
+        )
+    if tuple(keep.shape) not in (shape, (1, shape[1]), shape[1:]):
+        raise ValueError(
+            f"keep has shape {tuple(keep.shape)}, but there are {shape[0]} texts of "
+            f"{shape[1]} positions; give shape {shape}"
+        )
+    return keep.cpu().expand(shape)

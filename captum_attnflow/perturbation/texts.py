@@ -1,0 +1,65 @@
+"""Texts of which parts can be put to a forward function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol
+
+from captum_attnflow.surrogate import Query
+
+Absence = Literal["deleted", "baseline"]
+
+
+class PerturbableTexts(Protocol):
+    """A batch of texts, each a row of tokens, of which some are explained.
+
+    Attributes:
+        absence (str): ``"deleted"``: a query is a shorter input, in which a token may
+            also stand repeatedly. ``"baseline"``: all positions stay, and those that a
+            query leaves out hold the baseline.
+        types (list of list of int): Per text, the type of each explained token, from
+            0 in order of appearance.
+        positions (list of list of int): Per text, the position of each of them.
+        n_positions (int): Positions of the longest text.
+        max_rows (int, optional): Most queries that one forward pass can take.
+    """
+
+    absence: Absence
+    types: list[list[int]]
+    positions: list[list[int]]
+    n_positions: int
+    max_rows: int | None
+
+    def length(self, text: int, query: Query) -> int:
+        """Return what must be equal for queries to share a forward pass."""
+        ...
+
+    def run(
+        self,
+        forward_func: Callable[..., Any],
+        texts: Sequence[int],
+        queries: Sequence[Query],
+    ) -> Any:
+        """Run the forward function on queries of equal length.
+
+        Args:
+            forward_func (Callable): The user's forward function.
+            texts (sequence of int): The text of each query.
+            queries (sequence of tuple): Indices into the text's explained tokens.
+
+        Returns:
+            Whatever the forward function returns.
+        """
+        ...
+
+
+def in_order_of_appearance(tokens: Sequence[Any]) -> list[int]:
+    """Number the distinct tokens from 0.
+
+    Examples::
+
+        >>> in_order_of_appearance(["so", "very", "very", "so"])
+        [0, 1, 1, 0]
+    """
+    numbers: dict[Any, int] = {}
+    return [numbers.setdefault(token, len(numbers)) for token in tokens]

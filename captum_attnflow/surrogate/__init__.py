@@ -1,0 +1,45 @@
+"""SLALOM as a surrogate: which queries, the function, its fit, its scores.
+
+The way of the data::
+
+    types -> queries -> outputs -> link -> fit -> scores
+
+It knows tensors only, never a model, a token or Captum. A new score is one function
+and one line in :data:`~captum_attnflow.surrogate.scores.SCORES`.
+"""
+
+from captum_attnflow.surrogate.data import QueryData
+from captum_attnflow.surrogate.explanation import SlalomExplanation, r_squared
+from captum_attnflow.surrogate.fit import SlalomFit, fit_slalom
+from captum_attnflow.surrogate.link import Link, log_odds, recognise_link
+from captum_attnflow.surrogate.model import SlalomModel
+from captum_attnflow.surrogate.queries import (
+    Query,
+    Strategy,
+    count_types,
+    draw_deletions,
+    draw_short,
+    draw_subsets,
+)
+from captum_attnflow.surrogate.scores import SCORES, Score, score_types
+
+__all__ = [
+    "SCORES",
+    "Link",
+    "Query",
+    "QueryData",
+    "Score",
+    "SlalomExplanation",
+    "SlalomFit",
+    "SlalomModel",
+    "Strategy",
+    "count_types",
+    "draw_deletions",
+    "draw_short",
+    "draw_subsets",
+    "fit_slalom",
+    "log_odds",
+    "r_squared",
+    "recognise_link",
+    "score_types",
+]

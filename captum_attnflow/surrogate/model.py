@@ -1,0 +1,93 @@
+r"""The SLALOM function and what it says of a token.
+
+Softmax-Linked Additive Log-Odds Model, Leemann, Fastowski, Pfeiffer & Kasneci (TMLR
+2025, arXiv 2405.13536). Every type, that is every distinct token of a text, has a value
+:math:`v_j` and an importance :math:`s_j`. Of a sequence that holds type ``j``
+:math:`n_j` times it predicts the log-odds
+
+.. math::
+    F(n) = \frac{\sum_j n_j e^{s_j} v_j}{\sum_j n_j e^{s_j}}.
+
+Adding a constant to every ``s`` changes nothing; importances are centred.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class SlalomModel:
+    r"""SLALOM functions of a batch of texts, padded to the same number of types.
+
+    A sink, if there is one, is a token that stands in every sequence, also in the
+    empty one: :math:`F = (w_0 v_0 + \sum) / (w_0 + \sum)`. It stands for special tokens
+    and for what else the model adds; for :math:`w_0 \to \infty` the function becomes
+    additive.
+
+    Attributes:
+        value (Tensor): Shape ``(B, V)``, float64, in units of the output: the verdict
+            of the type alone. 0 where there is no type.
+        importance (Tensor): Shape ``(B, V)``, float64, natural logarithm of the weight,
+            centred over the types of each text. 0 where there is no type.
+        types (Tensor): Shape ``(B, V)``, bool, ``False`` where there is no type.
+        sink_value (Tensor, optional): Shape ``(B,)``, float64, value of the sink.
+        sink_importance (Tensor, optional): Shape ``(B,)``, float64, importance of the
+            sink, on the scale of the centred ones.
+
+    Examples::
+
+        >>> model = SlalomModel(
+        ...     value=torch.tensor([[2.0, -1.0]], dtype=torch.float64),
+        ...     importance=torch.tensor([[0.0, 0.0]], dtype=torch.float64),
+        ...     types=torch.tensor([[True, True]]),
+        ... )
+        >>> model(torch.tensor([[[1, 0], [1, 1], [1, 2]]])).tolist()
+        [[2.0, 0.5, 0.0]]
+    """
+
+    value: Tensor
+    importance: Tensor
+    types: Tensor
+    sink_value: Tensor | None = None
+    sink_importance: Tensor | None = None
+
+    def __call__(self, counts: Tensor) -> Tensor:
+        """Predict the output for sequences.
+
+        Args:
+            counts (Tensor): Shape ``(B, Q, V)``, how often each type occurs.
+
+        Returns:
+            Tensor: Shape ``(B, Q)``, float64; NaN for an empty sequence if there is
+            no sink.
+        """
+        share, sink_share = self.shares(counts)
+        predicted = (share * self.value[:, None]).sum(-1)
+        if self.sink_value is not None:
+            predicted = predicted + sink_share * self.sink_value[:, None]
+        return predicted
+
+    def shares(self, counts: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Return the share :math:`n_j \alpha_j` of each type in the sequence's mass.
+
+        Args:
+            counts (Tensor): Shape ``(B, Q, V)``.
+
+        Returns:
+            tuple[Tensor, Tensor]: Shape ``(B, Q, V)``, and of the sink ``(B, Q)``.
+        """
+        # The largest weight is made 1, so that no exponential overflows.
+        present = self.importance.masked_fill(~self.types, -torch.inf)
+        largest = present.amax(1)
+        if self.sink_importance is not None:
+            largest = torch.maximum(largest, self.sink_importance)
+        mass = counts * (present - largest[:, None]).exp()[:, None]
+        sink = torch.zeros_like(mass[..., 0])
+        if self.sink_importance is not None:
+            sink = sink + (self.sink_importance - largest).exp()[:, None]
+        total = mass.sum(-1) + sink
+        return mass / total[..., None], sink / total

@@ -1,0 +1,180 @@
+"""Which sequences of a text's tokens are put to the model.
+
+A text is given as the type of each of its positions. A query is the tuple of positions
+whose tokens it holds, in their order; a position may stand in it repeatedly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from math import comb
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Strategy = Literal["eff", "fidel"]
+Query = tuple[int, ...]
+
+# As Leemann et al. draw them in SLALOM-eff.
+SHORT_LENGTH = 3
+# SLALOM-fidel deletes five tokens at most. Deleting up to half of the text instead
+# halves the error at ten deletions and leaves that at one and five as it is.
+LEAST_MOST_DELETIONS = 5
+
+
+def draw_short(
+    types: Sequence[int], n_queries: int, generator: torch.Generator
+) -> list[Query]:
+    """Draw each type alone, then distinct random triples of types.
+
+    The first ``V - 1`` triples each link one more type to those before, so that the
+    first ``2 V - 1`` queries identify a SLALOM function: the single gives the type's
+    value, the triple its importance. The others are i.i.d. uniform over the types, as
+    in SLALOM-eff, but no sequence is drawn twice.
+
+    Args:
+        types (sequence of int): Type of each position, from 0 to ``V - 1``.
+        n_queries (int): Most queries, at least ``V``.
+        generator (torch.Generator): Source of randomness.
+
+    Returns:
+        list[Query]: ``n_queries`` queries, or all ``V + V**3`` if there are fewer.
+
+    Examples::
+
+        >>> draw_short([0, 1, 0], 3, torch.Generator().manual_seed(0))[:2]
+        [(0,), (1,)]
+    """
+    first = [types.index(kind) for kind in range(max(types) + 1)]
+    singles = [(position,) for position in first]
+    chosen = dict.fromkeys(_linking_triples(len(first), generator))
+    for triple in _random_triples(len(first), n_queries, generator):
+        chosen.setdefault(triple)
+    triples = [tuple(first[kind] for kind in triple) for triple in chosen]
+    return (singles + triples)[:n_queries]
+
+
+def draw_subsets(
+    n_positions: int, n_queries: int, generator: torch.Generator
+) -> list[Query]:
+    """Draw each position alone, then distinct random sets of at most three.
+
+    For models that see what is absent as a baseline: there a token stands once, at its
+    place.
+
+    Args:
+        n_positions (int): Positions of the text.
+        n_queries (int): Most queries, at least ``n_positions``.
+        generator (torch.Generator): Source of randomness.
+
+    Returns:
+        list[Query]: Each in ascending order; ``n_queries``, or all that there are.
+
+    Examples::
+
+        >>> sorted(draw_subsets(2, 9, torch.Generator().manual_seed(0)))
+        [(0,), (0, 1), (1,)]
+    """
+    # A set of three stands for six of its sequences, one of two for six others.
+    drawn = draw_short(range(n_positions), 8 * n_queries, generator)
+    subsets = dict.fromkeys(tuple(sorted(set(query))) for query in drawn)
+    return list(subsets)[:n_queries]
+
+
+def draw_deletions(
+    types: Sequence[int], n_queries: int, generator: torch.Generator
+) -> list[Query]:
+    """Draw the full text, then the text with random positions deleted.
+
+    The number of deletions is uniform from 1 to half of the text, at least 5 (as in
+    SLALOM-fidel). No sequence of types is drawn twice, and no text is deleted entirely.
+
+    Args:
+        types (sequence of int): Type of each position.
+        n_queries (int): Most queries.
+        generator (torch.Generator): Source of randomness.
+
+    Returns:
+        list[Query]: ``n_queries`` queries, or all that there are.
+
+    Examples::
+
+        >>> draw_deletions([0, 1, 0], 9, torch.Generator().manual_seed(0))[0]
+        (0, 1, 2)
+    """
+    full = tuple(range(len(types)))
+    sequences = {tuple(types): full}
+    for deleted in _deleted_positions(len(types), n_queries, generator):
+        if len(sequences) >= n_queries:
+            break
+        query = tuple(position for position in full if position not in deleted)
+        sequences.setdefault(tuple(types[position] for position in query), query)
+    return list(sequences.values())
+
+
+def count_types(
+    types: Sequence[int], queries: Sequence[Query], n_types: int | None = None
+) -> Tensor:
+    """Count the types in each query.
+
+    Returns:
+        Tensor: Shape ``(Q, V)``, float64.
+    """
+    n_types = max(types) + 1 if n_types is None else n_types
+    rows = torch.tensor([row for row, query in enumerate(queries) for _ in query])
+    columns = torch.tensor([types[position] for query in queries for position in query])
+    counts = torch.zeros(len(queries), n_types, dtype=torch.float64)
+    ones = torch.ones(len(rows), dtype=torch.float64)
+    return counts.index_put_((rows.long(), columns.long()), ones, accumulate=True)
+
+
+def _linking_triples(n_types: int, generator: torch.Generator) -> Iterator[Query]:
+    """Yield triples of one new type and two random ones of those before."""
+    order = torch.randperm(n_types, generator=generator).tolist()
+    for n_before in range(1, n_types):
+        before = torch.randint(n_before, (SHORT_LENGTH - 1,), generator=generator)
+        triple = [order[n_before], *(order[index] for index in before.tolist())]
+        shuffled = torch.randperm(SHORT_LENGTH, generator=generator).tolist()
+        yield tuple(triple[place] for place in shuffled)
+
+
+def _random_triples(
+    n_types: int, n_triples: int, generator: torch.Generator
+) -> Iterator[Query]:
+    """Yield as many distinct triples, uniformly, or all that there are."""
+    n_codes = n_types**SHORT_LENGTH
+    if n_codes <= 4 * n_triples:
+        codes = torch.randperm(n_codes, generator=generator)[:n_triples].tolist()
+    else:
+        seen: dict[int, None] = {}
+        while len(seen) < n_triples:
+            drawn = torch.randint(n_codes, (n_triples,), generator=generator)
+            seen.update(dict.fromkeys(drawn.tolist()))
+        codes = list(seen)[:n_triples]
+    for code in codes:
+        yield tuple(code // n_types**place % n_types for place in range(SHORT_LENGTH))
+
+
+def _deleted_positions(
+    n_positions: int, n_queries: int, generator: torch.Generator
+) -> Iterator[frozenset[int]]:
+    """Yield sets of positions to delete: enough at random, or all in random order."""
+    most = min(max(LEAST_MOST_DELETIONS, n_positions // 2), n_positions - 1)
+    if most < 1:
+        return
+    if sum(comb(n_positions, k) for k in range(1, most + 1)) <= 2 * n_queries:
+        subsets = [
+            frozenset(subset)
+            for k in range(1, most + 1)
+            for subset in combinations(range(n_positions), k)
+        ]
+        order = torch.randperm(len(subsets), generator=generator).tolist()
+        yield from (subsets[index] for index in order)
+        return
+    # Sequences of types may coincide; a text of one type has only five deletions.
+    for _ in range(20 * n_queries):
+        n_deleted = int(torch.randint(1, most + 1, (), generator=generator))
+        order = torch.randperm(n_positions, generator=generator)[:n_deleted].tolist()
+        yield frozenset(order)

@@ -1,0 +1,754 @@
+"""SLALOM behind Captum's interface, on functions that it can represent and models."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import warnings
+from math import exp
+
+import pytest
+import torch
+from captum.attr import (
+    IntegratedGradients,
+    LayerIntegratedGradients,
+    LLMAttribution,
+    NoiseTunnel,
+    TextTemplateInput,
+    TextTokenInput,
+)
+from captum.metrics import sensitivity_max
+from models import VOCABULARY, bert, causal_language_model, token_ids
+from reference.slalom import removal, slalom
+from torch import nn
+
+from captum_attnflow import SLALOM, LayerSLALOM
+
+VALUE = torch.linspace(-3, 3, VOCABULARY, dtype=torch.float64).roll(7)
+IMPORTANCE = torch.linspace(-1, 1, VOCABULARY, dtype=torch.float64).roll(-19)
+FUNCTION = (VALUE.tolist(), IMPORTANCE.tolist())
+every_class = pytest.mark.parametrize("slalom_class", [SLALOM, LayerSLALOM])
+
+
+def exact(ids, mask=None):
+    """A hand-written SLALOM function of ids: the logit difference of two classes."""
+    weight = IMPORTANCE[ids].exp()
+    weight = weight if mask is None else weight * mask
+    odds = (weight * VALUE[ids]).sum(1) / weight.sum(1)
+    return torch.stack([-odds / 2, odds / 2], 1)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return bert()
+
+
+@pytest.fixture
+def forward(model):
+    return lambda ids, mask=None: model(ids, attention_mask=mask).logits
+
+
+def centred(ids):
+    """Importances of the tokens, centred over the distinct ones."""
+    return IMPORTANCE[ids] - IMPORTANCE[ids.unique()].mean()
+
+
+class TestRecovery:
+    @pytest.mark.parametrize(
+        "ids",
+        [[7], [7, 9], [7, 7, 7], [5, 9, 5, 30, 9, 9, 11], [0, 5, 0, 8, 20, 31, 2, 14]],
+        ids=["one", "two", "one thrice", "duplicates", "pad id inside"],
+    )
+    @pytest.mark.parametrize("strategy", ["eff", "fidel"])
+    def test_a_hand_written_function_is_found(self, ids, strategy):
+        ids = torch.tensor([ids])
+        explanation = SLALOM(exact, strategy=strategy, sink=False).explain(
+            ids, target=1
+        )
+        expected = {"atol": 1e-5, "rtol": 0}
+        torch.testing.assert_close(explanation.values, VALUE[ids], **expected)
+        torch.testing.assert_close(explanation.importances, centred(ids), **expected)
+        torch.testing.assert_close(
+            explanation.delta, torch.zeros(1).double(), **expected
+        )
+        for r2 in (explanation.r2_short, explanation.r2_deletions):
+            assert r2.isnan() or r2 > 1 - 1e-9
+
+    def test_the_least_budget_suffices(self):
+        ids = torch.randperm(VOCABULARY)[:14][None]
+        explanation = SLALOM(exact, n_samples=27).explain(ids, target=1)
+        assert explanation.n_queries.item() == 27
+        torch.testing.assert_close(explanation.values, VALUE[ids], atol=1e-5, rtol=0)
+
+    @pytest.mark.parametrize("level", [0.0, 2.5])
+    def test_a_constant_model_says_that_importances_are_not_identified(self, level):
+        constant = SLALOM(lambda ids: torch.full((len(ids),), level), link="identity")
+        with pytest.warns(UserWarning, match="not identified"):
+            explanation = constant.explain(token_ids(1, 6))
+        assert (explanation.values - level).abs().max() < 1e-6
+        assert explanation.importances.abs().max() < 1e-6
+
+    def test_deletions_under_noise_say_that_importances_are_not_identified(self):
+        def noisy(ids):
+            return exact(ids)[:, 1] + torch.randn(len(ids)) / 10
+
+        attribution = SLALOM(noisy, strategy="fidel")
+        with pytest.warns(UserWarning, match=r"examples \[0\] are not identified"):
+            attribution.explain(torch.arange(5, 25)[None])
+
+
+class TestScores:
+    IDS = torch.tensor([[5, 9, 5, 30, 9, 11]])
+
+    def score(self, name):
+        attribution = SLALOM(exact, score=name)
+        return attribution.attribute(self.IDS.double().long(), target=1)[0].tolist()
+
+    def test_removal_is_the_fall_when_the_token_is_left_out(self):
+        tokens = self.IDS[0].tolist()
+        expected = [removal(tokens, place, FUNCTION) for place in range(6)]
+        assert self.score("removal") == pytest.approx(expected, abs=1e-5)
+
+    def test_contributions_sum_to_the_output(self):
+        total = sum(self.score("contribution"))
+        assert total == pytest.approx(slalom(self.IDS[0], FUNCTION), abs=1e-5)
+
+    def test_linearized_is_value_times_weight(self):
+        value, importance = VALUE[self.IDS[0]], centred(self.IDS)[0]
+        expected = [v * exp(s) for v, s in zip(value, importance, strict=True)]
+        found = self.score("linearized")
+        assert found == pytest.approx([x.item() for x in expected], abs=1e-5)
+
+    def test_value_and_importance_are_the_parameters(self):
+        assert self.score("value") == pytest.approx(
+            VALUE[self.IDS[0]].tolist(), abs=1e-5
+        )
+        assert self.score("importance") == pytest.approx(centred(self.IDS)[0], abs=1e-5)
+
+    @pytest.mark.parametrize("strategy", ["eff", "fidel"])
+    def test_delta_is_prediction_minus_output(self, forward, strategy):
+        ids = token_ids(2, 9)
+        attribution = SLALOM(forward, strategy=strategy, sink=False)
+        attributions, delta = attribution.attribute(
+            ids, target=[0, 1], return_convergence_delta=True
+        )
+        logits = forward(ids)
+        output = (logits[:, 1] - logits[:, 0]) * torch.tensor([-1, 1])
+        expected = attributions.sum(1) - output.detach()
+        torch.testing.assert_close(delta, expected.float(), atol=1e-5, rtol=1e-5)
+        assert delta.any()
+        again = attribution.compute_convergence_delta(
+            attributions, 0, ids, target=[0, 1]
+        )
+        torch.testing.assert_close(again, delta, atol=1e-5, rtol=1e-5)
+
+
+class TestLinks:
+    @pytest.mark.parametrize(
+        ("wrap", "target", "link"),
+        [
+            (lambda logits: logits, 1, "logits"),
+            (lambda logits: logits.softmax(1), 1, "probabilities"),
+            (lambda logits: logits.log_softmax(1), 1, "logits"),
+            (lambda logits: logits[:, 1] - logits[:, 0], None, "identity"),
+            (lambda logits: logits[:, 1:] - logits[:, :1], None, "identity"),
+            (lambda logits: logits.softmax(1)[:, 1], None, "probabilities"),
+            (lambda logits: (logits[:, 1] - logits[:, 0]).numpy(), None, "identity"),
+        ],
+    )
+    def test_every_way_to_put_the_same_odds_gives_the_same_values(
+        self, wrap, target, link
+    ):
+        ids = token_ids(1, 8)
+        explanation = SLALOM(lambda ids: wrap(exact(ids))).explain(ids, target=target)
+        assert explanation.link == (link,)
+        torch.testing.assert_close(explanation.values, VALUE[ids], atol=1e-5, rtol=0)
+
+    def test_one_class_against_all_others(self):
+        def three(ids):
+            odds = exact(ids)
+            return torch.cat([odds, odds[:, :1] - 1], 1)
+
+        ids = token_ids(1, 5)
+        explanation = SLALOM(three).explain(ids, target=1)
+        first, second, third = three(ids)[0]
+        expected = second - torch.logaddexp(first, third)
+        torch.testing.assert_close(explanation.output[0], expected)
+
+    def test_identity_takes_the_class_as_it_is(self):
+        ids = token_ids(1, 5)
+        explanation = SLALOM(exact, link="identity").explain(ids, target=1)
+        torch.testing.assert_close(explanation.values, VALUE[ids] / 2)
+
+
+class TestQueries:
+    @pytest.mark.parametrize("rows", [1, 7, None])
+    @pytest.mark.parametrize("strategy", ["eff", "fidel"])
+    def test_queries_are_distinct_real_shorter_inputs(self, rows, strategy):
+        seen, sizes = [], []
+        ids = torch.tensor([[1, 5, 9, 5, 30, 11, 2]])
+
+        def watching(ids, mask):
+            assert ids.shape == mask.shape
+            assert mask.all()
+            seen.extend(map(tuple, ids.tolist()))
+            sizes.append(len(ids))
+            return exact(ids)
+
+        keep = (ids == 1) | (ids == 2)
+        SLALOM(watching, strategy=strategy, n_samples=50).attribute(
+            ids,
+            target=1,
+            additional_forward_args=(torch.ones_like(ids),),
+            internal_batch_size=rows,
+            keep=keep,
+        )
+        assert len(set(seen)) == len(seen) <= 50
+        assert all(query[0] == 1 and query[-1] == 2 for query in seen)
+        assert all(set(query[1:-1]) <= {5, 9, 30, 11} for query in seen)
+        assert tuple(ids[0].tolist()) in seen
+        assert max(sizes) <= (rows or 128)
+
+    def test_the_budget_counts_the_models_rows(self):
+        n_rows = 0
+
+        def counted(ids):
+            nonlocal n_rows
+            n_rows += len(ids)
+            return exact(ids)
+
+        explanation = SLALOM(counted).explain(torch.arange(5, 25)[None], target=1)
+        assert explanation.n_queries.item() == 500
+        assert explanation.n_held_out.item() == 128
+        assert n_rows == 628
+        n_rows = 0
+        SLALOM(counted).attribute(torch.arange(5, 25)[None], target=1)
+        assert n_rows == 500
+
+    def test_kept_tokens_inside_the_text_keep_their_place(self):
+        """A separator of two sentences stays between what is left of them."""
+        ids, seen = torch.tensor([[1, 10, 11, 2, 20, 21, 2]]), []
+
+        def watching(ids):
+            seen.extend(ids.tolist())
+            return exact(ids)
+
+        SLALOM(watching).attribute(ids, target=1, keep=ids < 3)
+        for query in seen:
+            first = query.index(2)
+            assert query[0] == 1
+            assert query[-1] == 2
+            assert set(query[1:first]) <= {10, 11}
+            assert set(query[first + 1 : -1]) <= {20, 21}
+
+    def test_columns_are_taken_from_every_argument_that_shares_the_tokens(self):
+        ids = torch.tensor([[5, 9, 30, 11]])
+        along = (10 * ids, ids.double()[..., None].expand(1, 4, 3), ids[:, None, None])
+        whole = (torch.arange(3), "name", None, torch.tensor(2.0))
+
+        def watching(ids, times_ten, vectors, mask, *others):
+            assert torch.equal(times_ten, 10 * ids)
+            assert torch.equal(vectors[..., 2].long(), ids)
+            assert torch.equal(mask[:, 0, 0], ids)
+            assert all(
+                torch.equal(other, given)
+                if isinstance(given, torch.Tensor)
+                else other is given
+                for other, given in zip(others, whole, strict=True)
+            )
+            return exact(ids)
+
+        # A mask that holds ids is none: the name must not say so.
+        SLALOM(lambda *arguments: watching(*arguments)).attribute(
+            ids, target=1, additional_forward_args=(*along, *whole)
+        )
+
+    @pytest.mark.parametrize("name", ["attention_mask", "key_padding_mask", None])
+    def test_padding_gets_zero_and_is_no_type(self, name):
+        ids = torch.tensor([[5, 9, 0, 30, 0, 0], [8, 0, 11, 12, 13, 14]])
+        mask = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]])
+        given = ~mask.bool() if name == "key_padding_mask" else mask
+        functions = {
+            "attention_mask": lambda ids, attention_mask: exact(ids),
+            "key_padding_mask": lambda ids, key_padding_mask: exact(ids),
+            None: lambda *arguments: exact(arguments[0]),
+        }
+        attribution = SLALOM(functions[name], score="value")
+        explanation = attribution.explain(
+            ids, target=1, additional_forward_args=(given,)
+        )
+        expected = torch.where(mask.bool(), VALUE[ids], 0.0)
+        torch.testing.assert_close(explanation.scores, expected, atol=1e-5, rtol=0)
+        assert explanation.type_index[0].tolist() == [0, 1, 2, 3, -1, -1]
+
+    def test_special_tokens_come_from_a_tokenizer_or_a_models_config(self, demo):
+        ids = demo.tokenizer("a good film", return_tensors="pt").input_ids
+
+        def forward(ids):
+            return demo.model(ids).logits
+
+        scores = SLALOM(forward, tokenizer=demo.tokenizer).attribute(ids, target=1)
+        assert (scores[0] != 0).tolist() == [False, True, True, True, False]
+        unknown = SLALOM(forward).attribute(ids, target=1)
+        assert (unknown != 0).all()
+
+        class WithConfig(nn.Module):
+            config = type("Config", (), {"bos_token_id": None, "eos_token_id": [3]})
+
+            def forward(self, ids):
+                return exact(ids)
+
+        ids = torch.tensor([[5, 7, 3]])
+        scores = SLALOM(WithConfig()).attribute(ids, target=1)
+        assert (scores[0] != 0).tolist() == [True, True, False]
+
+
+class TestContract:
+    @pytest.mark.parametrize(
+        ("mine", "captums"),
+        [(SLALOM, IntegratedGradients), (LayerSLALOM, LayerIntegratedGradients)],
+    )
+    @pytest.mark.parametrize("function", ["__init__", "attribute"])
+    def test_arguments_start_as_captums_do(self, mine, captums, function):
+        theirs = inspect.signature(getattr(captums, function)).parameters.values()
+        own = list(inspect.signature(getattr(mine, function)).parameters.values())
+        shared = own[: len(theirs)]
+        assert [(p.name, p.default) for p in shared] == [
+            (p.name, p.default) for p in theirs
+        ]
+        for extra in own[len(theirs) :]:
+            assert extra.kind is inspect.Parameter.KEYWORD_ONLY
+            assert extra.default is not inspect.Parameter.empty
+
+    @every_class
+    def test_explain_takes_the_arguments_of_attribute(self, slalom_class):
+        explain = inspect.signature(slalom_class.explain).parameters
+        attribute = inspect.signature(slalom_class.attribute).parameters
+        assert list(explain.values()) == list(attribute.values())
+        assert slalom_class.attribute.__wrapped__
+
+    @pytest.mark.parametrize(
+        ("dtype", "expected"),
+        [
+            (torch.float64, torch.float64),
+            (torch.float32, torch.float32),
+            (torch.bfloat16, torch.float32),
+        ],
+    )
+    def test_embeddings_give_their_shape_and_dtype(self, dtype, expected):
+        model = bert(dtype)
+        embeddings = torch.randn(2, 5, 32, dtype=dtype)
+        attribution = SLALOM(lambda e: model(inputs_embeds=e).logits, n_samples=60)
+        attributions = attribution.attribute(embeddings, target=1)
+        assert attributions.shape == embeddings.shape
+        assert attributions.dtype == expected
+        assert attributions.is_contiguous()
+        assert not attributions.requires_grad
+        torch.testing.assert_close(
+            attributions.sum(-1).double(),
+            attribution.explain(embeddings, target=1).scores,
+            atol=1e-5,
+            rtol=1e-5,
+        )
+
+    def test_equal_embeddings_are_one_type(self):
+        table = torch.randn(VOCABULARY, 4)
+        ids = torch.tensor([[5, 9, 5, 30]])
+
+        def forward(embeddings):
+            distance = torch.cdist(embeddings, table[None])
+            return exact(distance.argmin(-1))
+
+        explanation = SLALOM(forward).explain(table[ids], target=1)
+        assert explanation.type_index.tolist() == [[0, 1, 0, 2]]
+        torch.testing.assert_close(explanation.values, VALUE[ids], atol=1e-5, rtol=0)
+
+    def test_tuples_come_back_as_tuples(self):
+        ids = token_ids()
+        (only,) = SLALOM(exact).attribute((ids,), target=1)
+        assert torch.equal(only, SLALOM(exact).attribute(ids, target=1))
+        assert only.dtype == torch.float32
+
+    @pytest.mark.parametrize(
+        ("target", "one_by_one"),
+        [
+            (1, [1, 1, 1]),
+            (torch.tensor(1), [1, 1, 1]),
+            (torch.tensor([1]), [1, 1, 1]),
+            (torch.tensor([0, 1, 0]), [0, 1, 0]),
+            ([0, 1, 0], [0, 1, 0]),
+        ],
+    )
+    def test_targets_are_read_as_captum_reads_them(self, forward, target, one_by_one):
+        ids = token_ids(3, 6)
+        attribution = SLALOM(forward, n_samples=60)
+        together = attribution.attribute(ids, target=target)
+        for row, single in enumerate(one_by_one):
+            alone = attribution.attribute(ids[row : row + 1], target=single)
+            torch.testing.assert_close(
+                together[row : row + 1], alone, atol=1e-5, rtol=1e-5
+            )
+
+    @pytest.mark.parametrize("target", [(0, 1), [(0, 1), (0, 0), (0, 1)]])
+    def test_tuples_select_from_outputs_of_more_dimensions(self, model, target):
+        ids = token_ids(3, 6)
+        head = torch.randn(32, 2).double()
+        tagger = SLALOM(lambda ids: model.bert(ids)[0] @ head, n_samples=60)
+        first = SLALOM(lambda ids: model.bert(ids)[0][:, 0] @ head, n_samples=60)
+        classes = [index[1] for index in target] if isinstance(target, list) else 1
+        torch.testing.assert_close(
+            tagger.attribute(ids, target=target), first.attribute(ids, target=classes)
+        )
+
+    @pytest.mark.parametrize("strategy", ["eff", "fidel"])
+    def test_padded_batch_equals_its_rows_alone(self, forward, strategy):
+        ids = token_ids(2, 9)
+        mask = torch.ones_like(ids)
+        mask[1, 6:] = 0
+        attribution = SLALOM(forward, strategy=strategy, n_samples=80)
+        together = attribution.attribute(ids, target=1, additional_forward_args=(mask,))
+        assert not together[1, 6:].any()
+        for row, length in ((0, 9), (1, 6)):
+            alone = attribution.attribute(ids[row : row + 1, :length], target=1)
+            torch.testing.assert_close(
+                together[row, :length], alone[0], atol=1e-6, rtol=1e-5
+            )
+
+    def test_noise_tunnel_and_copies_and_no_grad(self, model):
+        embeddings = torch.randn(1, 5, 32).double()
+        attribution = SLALOM(lambda e: model(inputs_embeds=e).logits, n_samples=40)
+        for kind in ("smoothgrad", "smoothgrad_sq", "vargrad"):
+            noisy = NoiseTunnel(attribution).attribute(
+                embeddings, nt_type=kind, nt_samples=2, target=1
+            )
+            assert noisy.shape == embeddings.shape
+        other = copy.copy(attribution)
+        other.forward_func = lambda e: -model(inputs_embeds=e).logits
+        with torch.no_grad():
+            plain = attribution.attribute(embeddings, target=1)
+            negative = other.attribute(embeddings, target=1)
+        torch.testing.assert_close(negative, -plain, atol=1e-6, rtol=1e-4)
+
+    def test_sensitivity_max_runs_over_it(self, model):
+        embeddings = torch.randn(2, 5, 32).double()
+        attribution = SLALOM(lambda e: model(inputs_embeds=e).logits, n_samples=40)
+        sensitivity = sensitivity_max(
+            attribution.attribute, embeddings, n_perturb_samples=2, target=1
+        )
+        assert sensitivity.shape == (2,)
+        assert sensitivity.isfinite().all()
+
+    def test_the_same_seed_gives_the_same_bits(self, forward):
+        ids = token_ids(2, 12)
+
+        def scores(seed):
+            return SLALOM(forward, seed=seed, n_samples=60).attribute(ids, target=1)
+
+        assert torch.equal(scores(3), scores(3))
+        assert not torch.equal(scores(3), scores(4))
+        state = torch.random.get_rng_state()
+        generators = [torch.Generator().manual_seed(5) for _ in range(2)]
+        assert torch.equal(*map(scores, generators))
+        assert torch.equal(torch.random.get_rng_state(), state)
+        moving = SLALOM(forward, seed=generators[0], n_samples=60)
+        first = moving.attribute(ids, target=1)
+        assert not torch.equal(moving.attribute(ids, target=1), first)
+
+    def test_a_good_result_does_not_warn(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            SLALOM(exact).explain(token_ids(), target=1)
+
+    def test_warnings_point_at_the_callers_line(self):
+        attribution = SLALOM(lambda ids: torch.zeros(len(ids)), score="importance")
+        for function in (attribution.attribute, attribution.explain):
+            with pytest.warns(UserWarning, match=r"are 0|not identified") as caught:
+                function(token_ids())
+            assert {item.filename for item in caught} == {__file__}
+
+    def test_progress_is_shown_when_asked_for(self, capsys):
+        SLALOM(exact).attribute(token_ids(), target=1)
+        assert "queries" not in capsys.readouterr().err
+        SLALOM(exact).attribute(token_ids(), target=1, show_progress=True)
+        assert "queries" in capsys.readouterr().err
+
+
+def test_two_seeds_agree_in_the_rank_of_values(demo):
+    """On real text at the default budget, Spearman's correlation is 0.95 at least."""
+    texts = [
+        "a gripping , funny film that never loses its nerve , even at its saddest",
+        "the plot is thin and the jokes are stale , but the cast is a joy to watch",
+        "too long by half an hour , it still finds a few moments of real beauty",
+        "an awful , lifeless sequel with nothing to say and far too much time for it",
+    ]
+    encoded = demo.tokenizer(texts, return_tensors="pt", padding=True)
+
+    def forward(ids, mask):
+        return demo.model(ids, attention_mask=mask).logits
+
+    found = [
+        SLALOM(forward, seed=seed, tokenizer=demo.tokenizer).explain(
+            encoded.input_ids,
+            target=1,
+            additional_forward_args=(encoded.attention_mask,),
+        )
+        for seed in (0, 1)
+    ]
+    for row in range(len(texts)):
+        types = found[0].fit.model.types[row]
+        ranks = torch.stack(
+            [
+                explanation.fit.model.value[row][types].argsort().argsort().double()
+                for explanation in found
+            ]
+        )
+        assert torch.corrcoef(ranks)[0, 1] >= 0.95
+        assert found[0].r2_short[row] > 0.9
+
+
+class TestLayer:
+    @pytest.fixture
+    def embedded(self):
+        """A function whose embeddings of id 0 weigh nothing: absence by baseline."""
+
+        class Model(nn.Module):
+            def __init__(self):
+                super().__init__()
+                weight = IMPORTANCE.exp()
+                weight[0] = 0
+                table = torch.stack([weight * VALUE, weight], 1)
+                self.embedding = nn.Embedding.from_pretrained(table)
+
+            def forward(self, ids, mask=None):
+                mass = self.embedding(ids).sum(1)
+                return mass[:, 0] / mass[:, 1]
+
+        return Model()
+
+    @pytest.mark.parametrize("of_input", [False, True])
+    def test_a_function_of_activations_is_found(self, embedded, of_input):
+        ids = torch.tensor([[5, 9, 5, 30, 11], [8, 7, 6, 31, 40]])
+        attribution = LayerSLALOM(embedded, embedded.embedding, score="value")
+        scores = attribution.attribute(ids, attribute_to_layer_input=of_input)
+        assert scores.shape == (ids.shape if of_input else (2, 5, 2))
+        total = scores if of_input else scores.sum(-1)
+        torch.testing.assert_close(total.double(), VALUE[ids], atol=1e-5, rtol=1e-5)
+
+    def test_a_model_gives_its_layers_shape(self, model, forward):
+        ids, mask = token_ids(2, 8), torch.ones(2, 8, dtype=torch.long)
+        mask[1, 5:] = 0
+        rows = []
+
+        def counted(ids, mask):
+            rows.append(len(ids))
+            return forward(ids, mask)
+
+        keep = torch.zeros(2, 8, dtype=torch.bool)
+        keep[:, 0] = True
+        attribution = LayerSLALOM(counted, [model.bert.embeddings], n_samples=60)
+        (attributions,), delta = attribution.attribute(
+            ids,
+            5,
+            1,
+            (mask,),
+            internal_batch_size=16,
+            return_convergence_delta=True,
+            keep=keep,
+        )
+        assert attributions.shape == (2, 8, 32)
+        assert delta.shape == (2,)
+        assert max(rows) <= 16
+        zero = attributions.sum(-1) == 0
+        assert zero.tolist() == [
+            [True] + 7 * [False],
+            [True] + 4 * [False] + 3 * [True],
+        ]
+
+    def test_hooks_are_gone_also_after_an_error(self, model):
+        layer = model.bert.embeddings
+
+        def failing(ids):
+            raise RuntimeError("no")
+
+        with pytest.raises(RuntimeError, match="no"):
+            LayerSLALOM(failing, layer).attribute(token_ids(), target=1)
+        LayerSLALOM(lambda ids: model(ids).logits, layer, n_samples=40).attribute(
+            token_ids(1, 5), target=1
+        )
+        assert not layer._forward_hooks
+        assert not layer._forward_pre_hooks
+
+
+class TestBlackBoxes:
+    def test_a_function_of_texts_is_explained(self):
+        texts = ["so very very good", "bad"]
+        names = {"so": 3, "very": 17, "good": 44, "bad": 9}
+
+        def score(texts, scale):
+            return [
+                scale * slalom([names[word] for word in text.split()], FUNCTION)
+                for text in texts
+            ]
+
+        attribution = SLALOM(score, score="value", link="identity")
+        scores, delta = attribution.attribute(
+            texts, additional_forward_args=(2.0,), return_convergence_delta=True
+        )
+        value = {word: 2 * FUNCTION[0][name] for word, name in names.items()}
+        expected = [[value[word] for word in text.split()] for text in texts]
+        assert scores[0].tolist() == pytest.approx(expected[0], abs=1e-5)
+        assert scores[1].tolist() == pytest.approx([*expected[1], 0, 0, 0], abs=1e-5)
+        assert delta.abs().max() < 1e-5
+        assert attribution.explain(texts, additional_forward_args=(2.0,)).n_queries[0]
+
+
+class TestLanguageModels:
+    @pytest.fixture
+    def wrapped(self, demo):
+        model = causal_language_model(len(demo.tokenizer))
+        return LLMAttribution(SLALOM(model, n_samples=20), demo.tokenizer)
+
+    @pytest.mark.parametrize("in_tokens", [True, False])
+    def test_captums_wrapper_gets_scores_per_sequence_and_token(
+        self, demo, wrapped, in_tokens
+    ):
+        skip = [demo.tokenizer.cls_token_id, demo.tokenizer.sep_token_id]
+        prompt = TextTokenInput("a good film", demo.tokenizer, skip_tokens=skip)
+        result = wrapped.attribute(
+            prompt, "so funny", forward_in_tokens=in_tokens, use_cached_outputs=False
+        )
+        assert result.seq_attr.shape == (3,)
+        assert result.token_attr.shape == (2, 3)
+        # Each row is the explanation of its own output, the sequence's or a token's.
+        target = torch.tensor(
+            demo.tokenizer.encode("so funny", add_special_tokens=False)
+        )
+        with torch.no_grad():
+            direct = SLALOM(
+                lambda indicator, *rest: wrapped._forward_func(indicator, *rest)[:, 1],
+                n_samples=20,
+                link="identity",
+            ).attribute(
+                prompt.to_tensor(),
+                additional_forward_args=(prompt, target, False, None, in_tokens),
+            )
+        torch.testing.assert_close(
+            result.token_attr[0], direct[0], atol=1e-5, rtol=1e-4
+        )
+
+    def test_templates_work_too(self, demo, wrapped):
+        prompt = TextTemplateInput("a {} {} film", ["good", "funny"])
+        result = wrapped.attribute(prompt, "so", use_cached_outputs=False)
+        assert result.seq_attr.shape == (2,)
+        assert result.seq_attr.isfinite().all()
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        "output",
+        [
+            lambda ids: torch.tensor(1.0),
+            lambda ids: torch.ones(len(ids) + 1, 2),
+            lambda ids: torch.ones(2),
+        ],
+    )
+    def test_output_that_is_not_one_row_per_input(self, output):
+        with pytest.raises(ValueError, match=r"returned an output of shape .*one row"):
+            SLALOM(output).attribute(token_ids(1, 5))
+
+    def test_output_that_is_no_tensor(self, model):
+        with pytest.raises(ValueError, match=r"SequenceClassifierOutput.*logits"):
+            SLALOM(model).attribute(token_ids(1, 5), target=1)
+
+    def test_several_outputs_without_a_target(self):
+        with pytest.raises(ValueError, match=r"2 outputs per input.*say by target"):
+            SLALOM(exact).attribute(token_ids(1, 5))
+
+    @pytest.mark.parametrize("target", [2, -3, (0, 1)])
+    def test_target_that_selects_nothing(self, target):
+        with pytest.raises(ValueError, match="target"):
+            SLALOM(exact).attribute(token_ids(1, 5), target=target)
+
+    def test_text_of_special_tokens_only(self):
+        ids = torch.tensor([[1, 5, 2], [1, 2, 2]])
+        with pytest.raises(ValueError, match=r"text 2 of 2 has only special tokens"):
+            SLALOM(exact).attribute(ids, target=1, keep=ids < 3)
+        with pytest.raises(ValueError, match="text 1 of 1 has no word"):
+            SLALOM(len).attribute(["  "])
+
+    @pytest.mark.parametrize(("sink", "needed"), [(False, 15), (True, 17)])
+    def test_budget_below_the_number_of_unknowns(self, sink, needed):
+        ids = torch.arange(5, 13)[None]
+        with pytest.raises(
+            ValueError, match=rf"n_samples=14 .* least {needed} queries"
+        ):
+            SLALOM(exact, n_samples=14, sink=sink).attribute(ids, target=1)
+
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+    def test_outputs_that_are_not_finite(self, bad):
+        def forward(ids):
+            return torch.where((ids == 7).any(1), bad, 1.0)
+
+        with pytest.raises(ValueError, match=r"NaN or infinite outputs for \d+ of"):
+            SLALOM(forward).attribute(torch.tensor([[5, 7, 9]]))
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"strategy": "fast"}, "'eff', 'fidel'"),
+            ({"score": "alpha"}, "'contribution', 'removal'"),
+            ({"link": "log"}, "'auto'"),
+            ({"n_samples": 0}, "n_samples=0 must be a positive integer"),
+            ({"seed": None}, "seed=None must be an integer"),
+        ],
+    )
+    def test_unknown_options(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            SLALOM(exact, **options)
+
+    def test_inputs_that_are_no_tokens(self):
+        with pytest.raises(ValueError, match=r"shape \(1, 3, 8, 8\)"):
+            SLALOM(exact).attribute(torch.ones(1, 3, 8, 8), target=1)
+        ids = token_ids()
+        with pytest.raises(ValueError, match="one score per token position"):
+            SLALOM(exact).attribute((ids, ids), target=1)
+
+    def test_keep_of_another_shape_or_dtype(self):
+        ids = token_ids(2, 5)
+        with pytest.raises(ValueError, match=r"keep has shape \(2, 4\)"):
+            SLALOM(exact).attribute(ids, target=1, keep=torch.ones(2, 4).bool())
+        with pytest.raises(ValueError, match="must be a bool tensor"):
+            SLALOM(exact).attribute(ids, target=1, keep=ids)
+
+    def test_two_arguments_that_look_like_masks(self):
+        ids = token_ids(1, 5)
+        with pytest.raises(ValueError, match="2 of the additional arguments look like"):
+            SLALOM(lambda *given: exact(given[0])).attribute(
+                ids, None, 1, (torch.ones_like(ids), torch.ones_like(ids))
+            )
+
+    def test_layers(self, model, forward):
+        layers = model.bert.embeddings
+        ids = token_ids(1, 5)
+        both = [layers.word_embeddings, layers.position_embeddings]
+        for layer, message in (
+            (both, "2 layers were given"),
+            (nn.Linear(2, 2), "Linear did not run"),
+            (model.bert.pooler, r"tensor of shape \(1, 32\)"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                LayerSLALOM(forward, layer, n_samples=40).attribute(ids, target=1)
+        with pytest.raises(ValueError, match="use SLALOM"):
+            LayerSLALOM(forward, layers).attribute(["text"], target=1)
+
+    @every_class
+    def test_captums_own_arguments_are_validated(self, slalom_class, model, forward):
+        layer = [model.bert.embeddings] if slalom_class is LayerSLALOM else []
+        ids = token_ids(1, 5)
+        for wrong in ({"n_steps": -1}, {"method": "simpson"}):
+            with pytest.raises(AssertionError):
+                slalom_class(forward, *layer).attribute(ids, target=1, **wrong)
+        with pytest.raises(ValueError, match="internal_batch_size=0"):
+            slalom_class(forward, *layer).attribute(
+                ids, target=1, internal_batch_size=0
+            )

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from itertools import combinations, product
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from captum_attnflow.surrogate import (
+    count_types,
+    draw_deletions,
+    draw_short,
+    draw_subsets,
+)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+texts = st.lists(st.integers(0, 6), min_size=1, max_size=14).map(
+    lambda drawn: [sorted(set(drawn)).index(kind) for kind in drawn]
+)
+
+
+@given(texts, st.integers(1, 120), st.integers(0, 9))
+def test_no_sequence_of_types_is_asked_twice(types, n_more, seed):
+    n_queries = 2 * len(set(types)) + n_more
+    for draw in (draw_short, draw_deletions):
+        queries = draw(types, n_queries, generator(seed))
+        sequences = [tuple(types[place] for place in query) for query in queries]
+        assert len(set(sequences)) == len(sequences) <= n_queries
+        assert all(sequences)
+
+
+@given(texts, st.integers(0, 9))
+def test_short_queries_start_with_each_type_alone(types, seed):
+    queries = draw_short(types, 400, generator(seed))
+    n_types = len(set(types))
+    alone = [types[query[0]] for query in queries[:n_types]]
+    assert alone == list(range(n_types))
+    assert {len(query) for query in queries[n_types:]} <= {3}
+
+
+def test_a_large_budget_asks_all_there_is():
+    types = [0, 1, 2]
+    asked = {
+        tuple(types[place] for place in query)
+        for query in draw_short(types, 999, generator())
+    }
+    assert asked == {(0,), (1,), (2,), *product(range(3), repeat=3)}
+    deletions = draw_deletions(types, 999, generator())
+    everything = [c for n in (1, 2, 3) for c in combinations(range(3), n)]
+    assert sorted(deletions) == sorted(everything)
+    assert sorted(draw_subsets(3, 999, generator())) == sorted(everything)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_linking_triple_holds_one_type_more(seed):
+    queries = draw_short(range(20), 39, generator(seed))
+    seen = set(queries[20])
+    for triple in queries[21:]:
+        assert len(set(triple) - seen) == 1
+        seen |= set(triple)
+    assert seen == set(range(20))
+
+
+def test_triples_are_uniform_over_the_types():
+    queries = draw_short(range(12), 1200, generator())
+    counts = count_types(range(12), queries[23:]).sum(0)
+    # 3,531 draws over 12 types: 294 each, give or take four standard deviations.
+    assert (counts - counts.mean()).abs().max() < 4 * counts.mean().sqrt()
+
+
+def test_deletions_start_with_the_text_and_delete_up_to_half():
+    types = list(range(16))
+    queries = draw_deletions(types, 500, generator())
+    assert queries[0] == tuple(types)
+    deleted = torch.tensor([16 - len(query) for query in queries[1:]])
+    assert deleted.unique().tolist() == list(range(1, 9))
+    assert all(list(query) == sorted(query) for query in queries)
+
+
+def test_the_same_seed_gives_the_same_queries():
+    for draw in (draw_short, draw_deletions):
+        first = draw(range(9), 50, generator(3))
+        assert first == draw(range(9), 50, generator(3))
+        assert first != draw(range(9), 50, generator(4))
+
+
+def test_counts_are_those_of_a_loop():
+    types, queries = [0, 1, 0, 2], [(0,), (0, 2, 3), (1, 1, 1)]
+    assert count_types(types, queries).tolist() == [[1, 0, 0], [2, 0, 1], [0, 3, 0]]
