@@ -303,7 +303,7 @@ def test_progress_tells_the_time_left(study, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"methods": ("lie",)}, "method='lie' is unknown; give one of 'generalized"),
+        ({"methods": ("lie",)}, "method='lie' is unknown; give one of 'relevance"),
         ({"metrics": ("auc",)}, "metric='auc' is unknown"),
         ({"removals": ("zero",)}, "removal='zero' is unknown"),
         ({"against": "lime"}, "against='lime' is unknown; give one of 'attention-r"),
