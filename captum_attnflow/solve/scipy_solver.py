@@ -21,8 +21,8 @@ _UNITS = 1 << 30
 _UNLIMITED = _UNITS + (_UNITS >> 1)
 # A bound this many times the value makes the unit too coarse: solve again.
 _LOOSE = 16
-# Edges whose flows are held at once while their cuts are found.
-_MAX_EDGES_AT_ONCE = 1 << 22
+# Edges of the tokens that are solved at once.
+_MAX_EDGES_AT_ONCE = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,13 @@ class _Graph:
     """
 
     capacity: NDArray[np.float64]  # of all entries, 0 for reverse edges
-    room: csr_array  # its data are overwritten by every flow
+    columns: NDArray[np.int32]
+    row_starts: NDArray[np.int32]
     inner: NDArray[np.intp]  # entries between token layers
     edges: NDArray[np.intp]  # their places in (L, T, T), flattened
     sinks: NDArray[np.intp]  # entries into the sink
     read_out: NDArray[np.intp]  # their tokens
-    n_edges: int  # L * T * T
+    shape: tuple[int, ...]  # (L, T, T)
 
     @staticmethod
     def of(network: LayeredNetwork) -> _Graph:
@@ -112,7 +113,6 @@ class _Graph:
         below, last = _FIRST + layer * n_tokens, _FIRST + network.n_layers * n_tokens
         tails = [below + tail, last + sinks, np.full(len(sources), _SOURCE)]
         heads = [below + n_tokens + head, np.full(len(sinks), _SINK), _FIRST + sources]
-        unlimited = np.full(len(sinks) + len(sources), np.inf)
         n_nodes = last + n_tokens
         numbered = csr_array(
             (
@@ -124,41 +124,83 @@ class _Graph:
         numbered.sort_indices()
         place = np.empty(numbered.nnz, np.intp)
         place[numbered.data - 1] = np.arange(numbered.nnz)
-        in_order = np.zeros(numbered.nnz)
+        unlimited = np.full(len(sinks) + len(sources), np.inf)
         given = np.concatenate([capacity[layer, head, tail], unlimited])
+        in_order = np.zeros(numbered.nnz)
         in_order[place[: len(given)]] = given
-        room = numbered.astype(np.int32)
-        room.indices = room.indices.astype(np.int32)
-        room.indptr = room.indptr.astype(np.int32)
         return _Graph(
             capacity=in_order,
-            room=room,
+            columns=numbered.indices.astype(np.int32),
+            row_starts=numbered.indptr.astype(np.int32),
             inner=place[: len(layer)],
             edges=np.ravel_multi_index((layer, head, tail), capacity.shape),
             sinks=place[len(layer) : len(layer) + len(sinks)],
             read_out=sinks,
-            n_edges=capacity.size,
+            shape=capacity.shape,
         )
 
+    @property
+    def sources(self) -> slice:
+        """Entries out of the source."""
+        return slice(0, int(self.row_starts[1]))
+
     def solve(
-        self, source: int, bound: float, closed: int | None = None
+        self, in_units: NDArray[np.int32]
     ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Flow of every entry and what it leaves free, in units.
+        """Flow and the room it leaves, both ``(P, entries)``, in units.
 
-        ``closed`` is a token that may not feed the sink.
+        Args:
+            in_units (array): Shape ``(P, entries)``, capacities of ``P`` copies.
+
+        The copies share source and sink in one graph: a call of SciPy costs more than
+        a flow over a sentence.
         """
-        in_units = np.minimum(self.capacity * (_UNITS / bound), _UNLIMITED)
-        if closed is not None:
-            in_units[self.sinks[self.read_out == closed]] = 0
-        self.room.data[:] = in_units
-        flow: NDArray[np.int32] = maximum_flow(self.room, source, _SINK).flow.data
-        return flow, self.room.data - flow
+        n_copies = len(in_units)
+        n_inner = len(self.row_starts) - 1 - _FIRST
+        shift = n_inner * np.arange(n_copies, dtype=np.int32)[:, None]
+        columns = np.where(
+            self.columns < _FIRST, self.columns, self.columns + shift
+        ).astype(np.int32)
+        # The rows of source and sink run over all copies; then come the copies' own.
+        ends = self.row_starts[1 : 1 + _FIRST]
+        lengths = np.diff(self.row_starts)
+        lengths = np.concatenate(
+            [lengths[:_FIRST] * n_copies, np.tile(lengths[_FIRST:], n_copies)]
+        )
+        graph = csr_array(
+            (
+                _rows_over_copies(in_units, ends),
+                _rows_over_copies(columns, ends),
+                np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
+            ),
+            shape=(len(lengths), len(lengths)),
+        )
+        flat = maximum_flow(graph, _SOURCE, _SINK).flow.data
+        sizes = np.diff(np.concatenate([[0], ends, [len(self.columns)]]))
+        parts = np.split(flat, np.cumsum(sizes[:-1] * n_copies))
+        flow = np.concatenate(
+            [part.reshape(n_copies, -1) for part in parts], axis=1, dtype=np.int32
+        )
+        return flow, in_units - flow
 
-    def per_edge(self, entries: NDArray[np.int32], n_tokens: int) -> Tensor:
-        """Lay entries out as capacities are, ``(L, T, T)``, int32."""
-        dense = np.zeros(self.n_edges, np.int32)
-        dense[self.edges] = entries[self.inner]
-        return torch.from_numpy(dense).view(-1, n_tokens, n_tokens)
+    def per_edge(self, entries: NDArray[np.int32]) -> Tensor:
+        """Lay entries out as capacities are: ``(P, L, T, T)``, int32."""
+        dense = np.zeros((len(entries), int(np.prod(self.shape))), np.int32)
+        dense[:, self.edges] = entries[:, self.inner]
+        return torch.from_numpy(dense).view(-1, *self.shape)
+
+    def in_units(self, bound: NDArray[np.float64]) -> NDArray[np.int32]:
+        """Capacities in units of each bound, ``(P, entries)``."""
+        unlimited: NDArray[np.float64] = self.capacity * (_UNITS / bound)[:, None]
+        return np.minimum(unlimited, _UNLIMITED).astype(np.int32)
+
+
+def _rows_over_copies(
+    entries: NDArray[np.int32], ends: NDArray[np.int32]
+) -> NDArray[np.int32]:
+    """From copies ``(P, entries)`` to the rows of one graph."""
+    parts = np.split(entries, ends, axis=1)
+    return np.concatenate([part.reshape(-1) for part in parts])
 
 
 def _solve_tokens(
@@ -169,34 +211,32 @@ def _solve_tokens(
     own_sink: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Cut capacities and flow values of some tokens of one network."""
-    flows, rooms, values = [], [], []
-    for token, limit, own in zip(
-        tokens.tolist(), bound.tolist(), own_sink.tolist(), strict=True
-    ):
-        flow, room = graph.solve(_FIRST + token, limit, None if own else token)
-        flows.append(graph.per_edge(flow, network.n_tokens))
-        rooms.append(graph.per_edge(room, network.n_tokens))
-        values.append(float(flow[graph.sinks].sum()) * (limit / _UNITS))
+    chosen = tokens.cpu().numpy()[:, None]
+    in_units = graph.in_units(bound.cpu().numpy())
+    in_units[:, graph.sources] *= graph.columns[graph.sources] == _FIRST + chosen
+    open_sinks = (graph.read_out != chosen) | own_sink.cpu().numpy()[:, None]
+    in_units[:, graph.sinks] *= open_sinks
+    flow, room = graph.solve(in_units)
     start = torch.zeros(len(tokens), network.n_tokens, dtype=torch.bool)
     start[torch.arange(len(tokens)), tokens.cpu()] = True
-    cut = _source_side(torch.stack(flows), torch.stack(rooms), start)
+    cut = _source_side(graph.per_edge(flow), graph.per_edge(room), start)
     crossing = cut[:, :-1, None, :] & ~cut[:, 1:, :, None]
     capacity = torch.where(crossing.to(bound.device), network.capacity, 0.0)
-    return capacity.sum((1, 2, 3)), bound.new_tensor(values)
+    units = flow[:, graph.sinks].sum(1, dtype=np.float64)
+    return capacity.sum((1, 2, 3)), bound * bound.new_tensor(units / _UNITS)
 
 
 def _solve_one(network: LayeredNetwork, bound: float) -> FlowSolution:
     graph = _Graph.of(network)
-    flow, room = graph.solve(_SOURCE, bound)
+    flow, room = graph.solve(graph.in_units(np.array([bound])))
     unit = bound / _UNITS
-    per_edge = graph.per_edge(flow, network.n_tokens)[None]
-    cut = _source_side(
-        per_edge, graph.per_edge(room, network.n_tokens)[None], network.source.cpu()
-    ).to(network.capacity)
+    per_edge = graph.per_edge(flow)
+    cut = _source_side(per_edge, graph.per_edge(room), network.source.cpu())
+    cut = cut.to(network.capacity)
     # The rounding of the unit may exceed a capacity in its last digit.
     inner = torch.minimum(per_edge.to(network.capacity) * unit, network.capacity)
     sink_flow = torch.zeros_like(network.capacity[:, 0, 0])
-    sink_flow[0, graph.read_out] = sink_flow.new_tensor(flow[graph.sinks] * unit)
+    sink_flow[0, graph.read_out] = sink_flow.new_tensor(flow[0, graph.sinks] * unit)
     value = sink_flow.sum(-1)
     gap = network.cut_capacity(cut > 0) - value
     return certified(
