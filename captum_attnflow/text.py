@@ -27,9 +27,10 @@ from captum_attnflow.attr import (
     GeneralizedAttentionFlow,
     RelevanceFlow,
 )
+from captum_attnflow.perturbation import special_token_ids
 from captum_attnflow.result import Explanation
-from captum_attnflow.slalom_reading import SlalomReading
 from captum_attnflow.surrogate import SlalomExplanation
+from captum_attnflow.surrogate.reading import SlalomReading
 
 METHODS: dict[str, Callable[..., AttentionAttribution | SLALOM]] = {
     "generalized-attention-flow": GeneralizedAttentionFlow,
@@ -229,12 +230,10 @@ class TextClassifier:
 
     def _baseline(self, ids: Tensor) -> Tensor:
         """Replace all but special tokens by the mask token, or the unknown one."""
-        tokenizer = self.tokenizer
-        special = torch.isin(ids, ids.new_tensor(tokenizer.all_special_ids))
-        for stand_in in (tokenizer.mask_token_id, tokenizer.unk_token_id):
-            if stand_in is not None:
-                return ids.where(special, stand_in)
-        return ids.where(special, 0)
+        special = sorted(special_token_ids(self.model, self.tokenizer))
+        stand_ins = (self.tokenizer.mask_token_id, self.tokenizer.unk_token_id)
+        stand_in = next((index for index in stand_ins if index is not None), 0)
+        return ids.where(torch.isin(ids, ids.new_tensor(special)), stand_in)
 
     def encode(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Turn a batch of texts into the model's arguments.

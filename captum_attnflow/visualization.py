@@ -11,7 +11,7 @@ import torch
 from captum.attr import visualization as captum_visualization
 from rich.text import Text
 
-from captum_attnflow.slalom_reading import SlalomReading
+from captum_attnflow.surrogate.reading import SlalomReading
 from captum_attnflow.text import TextAttribution
 
 _N_TOP_TOKENS = 5

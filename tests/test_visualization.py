@@ -5,7 +5,7 @@ import html.parser
 import pytest
 from rich.console import Console
 
-from captum_attnflow.slalom_reading import SlalomReading
+from captum_attnflow.surrogate.reading import SlalomReading
 from captum_attnflow.text import TextAttribution
 from captum_attnflow.visualization import html_page, terminal_text, text_records
 

@@ -19,7 +19,7 @@ from captum.attr._utils.common import (
 )
 from torch import Tensor
 
-from captum_attnflow.attr._options import check_batch_size
+from captum_attnflow._options import check_batch_size
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from captum_attnflow.attr._options import check_batch_size, check_choice
+from captum_attnflow._options import check_batch_size, check_choice
 from captum_attnflow.perturbation import PerturbableTexts, Target, ask
 from captum_attnflow.surrogate import (
     SCORES,

@@ -7,9 +7,9 @@ from typing import Any
 
 from captum._utils.typing import ModuleOrModuleList
 
+from captum_attnflow._options import check_choice
 from captum_attnflow.attr._base import AttentionAttribution
 from captum_attnflow.attr._layer import LayerAttentionAttribution
-from captum_attnflow.attr._options import check_choice
 from captum_attnflow.capacity import Residual, build_network, check_residual
 from captum_attnflow.capture import AttentionRecord
 from captum_attnflow.game import GAMES, Game, GameSolver, check_solver, play

@@ -30,10 +30,10 @@ import torch
 from captum._utils.typing import ModuleOrModuleList
 from torch import Tensor
 
+from captum_attnflow._options import check_choice
 from captum_attnflow.attr._arguments import ForwardArguments
 from captum_attnflow.attr._base import AttentionAttribution
 from captum_attnflow.attr._layer import LayerAttentionAttribution
-from captum_attnflow.attr._options import check_choice
 from captum_attnflow.attr._shape import sum_over_tokens
 from captum_attnflow.capacity import build_network
 from captum_attnflow.capture import AttentionRecord, InputPath, capture_attention

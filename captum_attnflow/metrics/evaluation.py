@@ -13,7 +13,7 @@ from captum._utils.progress import NullProgress, progress
 from captum._utils.typing import TargetType
 from torch import Tensor
 
-from captum_attnflow.attr._options import check_choice
+from captum_attnflow._options import check_batch_size, check_choice
 from captum_attnflow.metrics.removal import Removals
 
 RemovalMode = Literal["replace", "delete"]
@@ -54,11 +54,7 @@ class TokenRemoval:
     def __post_init__(self) -> None:
         check_choice("removal", self.removal, ("replace", "delete"))
         check_choice("output", self.output, ("logits", "probabilities"))
-        size = self.internal_batch_size
-        if size is not None and (not isinstance(size, int) or size < 1):
-            raise ValueError(
-                f"internal_batch_size={size!r} must be a positive integer or None"
-            )
+        check_batch_size(self.internal_batch_size)
 
     @torch.no_grad()
     def log_probability(self, removals: Removals) -> Tensor:

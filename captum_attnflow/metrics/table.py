@@ -12,7 +12,7 @@ from captum.log import log_usage
 from torch import Tensor
 from typing_extensions import Unpack
 
-from captum_attnflow.attr._options import check_choice
+from captum_attnflow._options import check_choice
 from captum_attnflow.metrics._levels import (
     RemovalOptions,
     TensorOrTensors,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from captum_attnflow.perturbation import special_token_ids
 from captum_attnflow.text import TextClassifier
 
 
@@ -41,7 +42,9 @@ class TextBatch:
         """Encode texts and predict nothing yet; predictions are -1."""
         encoded = classifier.encode(texts)
         ids = encoded.pop("input_ids")
-        special = torch.tensor(sorted(_special_ids(classifier.tokenizer)))
+        special = torch.tensor(
+            sorted(special_token_ids(classifier.model, classifier.tokenizer))
+        )
         padding = encoded["attention_mask"] == 0
         return TextBatch(
             model=classifier.model,
@@ -117,9 +120,3 @@ def find_token(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
             f"(here {special}), or a token of its vocabulary"
         )
     return int(index)
-
-
-def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Ids that frame a text; an unknown or masked word is a word."""
-    words = {tokenizer.unk_token_id, tokenizer.mask_token_id}
-    return set(tokenizer.all_special_ids) - words

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from captum_attnflow.attr._options import check_choice
+from captum_attnflow._options import check_choice
 from captum_attnflow.metrics import METRICS
 from captum_attnflow.study.data import DataSource
 from captum_attnflow.study.methods import METHODS

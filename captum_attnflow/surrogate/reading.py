@@ -7,7 +7,7 @@ from math import isnan
 
 from torch import Tensor
 
-from captum_attnflow.surrogate import SlalomExplanation
+from captum_attnflow.surrogate.explanation import SlalomExplanation
 
 
 @dataclass(frozen=True)
