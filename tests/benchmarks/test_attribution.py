@@ -11,6 +11,7 @@ from captum_attnflow import (
     LayerAttentionFlow,
     LayerAttentionRollout,
     LayerGeneralizedAttentionFlow,
+    LayerRelevanceFlow,
 )
 
 GROUP = "attribution of a 6 x 384 BERT, 64 tokens, batch 1"
@@ -48,7 +49,12 @@ def measure(benchmark, attribution, ids, rounds, **arguments):
 
 @pytest.mark.parametrize(
     "method",
-    [LayerGeneralizedAttentionFlow, LayerAttentionFlow, LayerAttentionRollout],
+    [
+        LayerGeneralizedAttentionFlow,
+        LayerAttentionFlow,
+        LayerAttentionRollout,
+        LayerRelevanceFlow,
+    ],
 )
 def test_ours(benchmark, model, ids, method):
     attribution = method(lambda ids: model(ids).logits, model.bert.embeddings)

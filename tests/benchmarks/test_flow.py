@@ -1,4 +1,4 @@
-"""The barrier flow against networkx, on the same network, in one run."""
+"""Our flows against networkx, on the same network, in one run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pytest
 from networks import attention_network
 
 from captum_attnflow import solve_flow
+from captum_attnflow.solve import solve_sources
 
 # networkx' dinitz fails on capacities that are not integers; edmonds_karp and
 # boykov_kolmogorov take minutes where every position is read out.
@@ -55,3 +56,29 @@ def test_networkx(benchmark, read_out, size, algorithm):
         rounds=3,
         iterations=1,
     )
+
+
+TOKENS = "one flow per token at (6, 32), one position read out"
+
+
+def test_ours_by_token(benchmark):
+    network = attention_network(6, 32, read_out=0)
+    benchmark.group = TOKENS
+    benchmark.pedantic(
+        solve_sources, args=(network,), rounds=9, warmup_rounds=1, iterations=1
+    )
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS["one position"])
+def test_networkx_by_token(benchmark, algorithm):
+    graph = attention_network(6, 32, read_out=0).to_networkx()
+    flow_func = getattr(nx.algorithms.flow, algorithm)
+
+    def flows():
+        return [
+            nx.maximum_flow_value(graph, f"0/{token}", "sink", flow_func=flow_func)
+            for token in range(32)
+        ]
+
+    benchmark.group = TOKENS
+    benchmark.pedantic(flows, rounds=3, iterations=1)
