@@ -63,7 +63,7 @@ models = os.environ.get("STUDY_MODELS", str(DEMO_MODEL_PATH)).split(os.pathsep)
 # %%
 names = (
     "relevance-flow",
-    "relevance-flow-1",
+    "relevance-flow-0",
     "relevance-flow-8",
     "layer-integrated-gradients",
     "chefer-relevance",
@@ -129,11 +129,11 @@ display(HTML("<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</tabl
 # - **Free residual edges and one flow per token** make most of the difference
 #   (`generalized-attention-flow-free`): the residual stream carries a token past the
 #   attention, and a single token's flow is a value that nothing is left to decide.
-# - **Sign**: `relevance-flow-1` takes the head mean before the positive part, so that heads
+# - **Sign**: `relevance-flow-0` takes the head mean before the positive part, so that heads
 #   that contradict each other cancel, and subtracts what speaks against the class. It
 #   needs one row, as the others do.
 # - **Direct edges**: `relevance-flow` adds to every token an edge of its own, its
-#   integrated gradient over four points, and `relevance-flow-8` over eight. Attention
+#   integrated gradient over three steps, and `relevance-flow-8` over eight. Attention
 #   sees what tokens do through other tokens, at one point; the path sees a token's own
 #   embedding, and errs elsewhere. Together they are better than either.
 #

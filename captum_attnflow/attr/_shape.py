@@ -114,7 +114,7 @@ def sum_over_tokens(features: Tensor, n_tokens: int) -> Tensor:
             f"the input has shape {tuple(features.shape)}, but the attention maps have "
             f"{n_tokens} tokens for {len(features)} examples; the path through it "
             "cannot be told apart by token. Pass the tokens or their embeddings as the "
-            "first input, or path_steps=1, which takes no path"
+            "first input, or path_steps=0, which takes no path"
         )
     n_prefix, patch = grid
     blocks = features.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))

@@ -14,7 +14,7 @@ output. Three changes make flows over it faithful, where the published ones hard
 What the attention of one pass does not show is a token's relevance in its own
 embedding, nor what a gradient at one point misses. Beside its paths through the
 attention a token therefore has a **direct edge** to the read-out, whose capacity is its
-Integrated Gradient over a few steps. Like the residual half of Abnar & Zuidema's
+Integrated Gradient by a midpoint rule of a few steps. Like the residual half of Abnar & Zuidema's
 :math:`0.5 A + 0.5 I`, direct edges carry as much as the attention does in all.
 
 This method is this project's own.
@@ -55,15 +55,15 @@ class RelevanceFlow(AttentionAttribution):
 
     with :math:`\lambda` such that the absolute values of the two parts have equal sums.
     Scores have a sign. All points of the path run in one batch: one forward and one
-    backward pass of ``path_steps`` rows per example. ``baselines`` mean what they do
-    for ``IntegratedGradients``; for token ids give the id of a mask token.
+    backward pass of ``path_steps + 1`` rows per example. ``baselines`` mean what they
+    do for ``IntegratedGradients``; for token ids give the id of a mask token.
 
     Args:
         forward_func (Callable or Module): The forward function.
         multiply_by_inputs (bool): Kept for Captum's signature; no effect.
-        path_steps (int): Points of the path from the baseline to the first input, of
-            which the last is the input itself, at least 1. With 1 there is no path and
-            no direct edge: one forward and one backward pass of the batch as it is.
+        path_steps (int): Steps of the path from the baseline to the first input, whose
+            midpoints make a row each; the input itself is one more. With 0 there are
+            no path and no direct edges, and the batch runs as it is.
         sign (str): ``"both"``, or ``"positive"``: only what speaks for the target.
 
     Raises:
@@ -85,17 +85,17 @@ class RelevanceFlow(AttentionAttribution):
         forward_func: Callable[..., Any],
         multiply_by_inputs: bool = True,
         *,
-        path_steps: int = 4,
+        path_steps: int = 3,
         sign: Sign = "both",
     ) -> None:
         super().__init__(forward_func, multiply_by_inputs)
         check_choice("sign", sign, get_args(Sign))
-        if not isinstance(path_steps, int) or path_steps < 1:
+        if not isinstance(path_steps, int) or path_steps < 0:
             raise ValueError(
-                f"path_steps={path_steps!r} must be an integer of at least 1; 1 takes "
-                "no path"
+                f"path_steps={path_steps!r} must be a natural number; 0 takes no path"
             )
-        self.path_steps = self._rows_per_example = path_steps
+        self.path_steps = path_steps
+        self._rows_per_example = path_steps + 1
         self.sign = sign
 
     def _capture(
@@ -104,22 +104,26 @@ class RelevanceFlow(AttentionAttribution):
         internal_batch_size: int | None,
         grad_kwargs: dict[str, Any],
     ) -> Iterable[AttentionRecord]:
-        if self.path_steps == 1:
+        if self.path_steps == 0:
             yield from super()._capture(arguments, internal_batch_size, grad_kwargs)
             return
-        for part in arguments.split(internal_batch_size, self.path_steps):
+        for part in arguments.split(internal_batch_size, self._rows_per_example):
             yield self._capture_path(part, internal_batch_size, grad_kwargs)
 
     def _capture_path(
         self, part: ForwardArguments, limit: int | None, grad_kwargs: dict[str, Any]
     ) -> AttentionRecord:
         """Follow the path in chunks of points that keep to the limit of rows."""
-        fractions = torch.arange(1, self.path_steps + 1) / self.path_steps
-        at_once = self.path_steps if limit is None else min(limit, self.path_steps)
+        midpoints = (torch.arange(self.path_steps) + 0.5) / self.path_steps
+        fractions = torch.cat([midpoints, torch.ones(1)])
+        weights = (fractions < 1) / self.path_steps
+        at_once = limit or len(fractions)
         relevance = torch.zeros(())
-        for chunk in fractions.split(at_once):
-            path = InputPath(part.baselines[0], part.inputs[0], chunk)
-            repeated = part.repeat(len(chunk))
+        for points, weight in zip(
+            fractions.split(at_once), weights.split(at_once), strict=True
+        ):
+            path = InputPath(part.baselines[0], part.inputs[0], points, weight)
+            repeated = part.repeat(len(points))
             others = repeated.inputs[1:]
             entry = path.enter(self.forward_func, others, repeated.additional)
             record = capture_attention(
@@ -132,7 +136,7 @@ class RelevanceFlow(AttentionAttribution):
             )
             assert record.input_relevance is not None
             relevance = relevance + record.input_relevance
-        return replace(record, input_relevance=relevance / self.path_steps)
+        return replace(record, input_relevance=relevance)
 
     def _score(self, record: AttentionRecord) -> Explanation:
         explanation = play(
@@ -209,7 +213,7 @@ class LayerRelevanceFlow(LayerAttentionAttribution, RelevanceFlow):
         device_ids: list[int] | None = None,
         multiply_by_inputs: bool = True,
         *,
-        path_steps: int = 4,
+        path_steps: int = 3,
         sign: Sign = "both",
     ) -> None:
         LayerAttentionAttribution.__init__(

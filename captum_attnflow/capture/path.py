@@ -1,13 +1,14 @@
 r"""The straight path from a baseline to the input, all its points in one batch.
 
 The relevance of an input along the path is that of Integrated Gradients
-(Sundararajan et al. 2017, Eq. 3), a right Riemann sum of :math:`m` steps:
+(Sundararajan et al. 2017, Eq. 3), by a quadrature with weights :math:`w_k` at the
+fractions :math:`\alpha_k`:
 
 .. math::
-    (x - x') \odot \frac{1}{m} \sum_{k=1}^{m}
-        \frac{\partial y}{\partial x}\left(x' + \tfrac{k}{m} (x - x')\right).
+    (x - x') \odot \sum_k w_k
+        \frac{\partial y}{\partial x}\left(x' + \alpha_k (x - x')\right).
 
-Its last point is the input itself, whose attention is captured in the same pass.
+The last point is the input itself, whose attention is captured in the same pass.
 """
 
 from __future__ import annotations
@@ -32,10 +33,14 @@ class InputPath:
         start (Tensor): Baseline ``(B, ...)``.
         end (Tensor): The input, of the same shape.
         fractions (Tensor): Shape ``(P,)``, positions of the points along the path.
+        weights (Tensor): Shape ``(P,)``, of the gradients at the points.
     """
 
-    def __init__(self, start: Tensor, end: Tensor, fractions: Tensor) -> None:
-        self._start, self._end, self._fractions = start, end, fractions
+    def __init__(
+        self, start: Tensor, end: Tensor, fractions: Tensor, weights: Tensor
+    ) -> None:
+        self._start, self._end = start, end
+        self._fractions, self._weights = fractions, weights
         self._lookup: _LookedUp | None = None  # of the baseline
         self._displacement: Tensor | None = None
         self._points: Tensor | None = None  # (P * B, ...), a leaf
@@ -93,20 +98,21 @@ class InputPath:
                 f"an input of dtype {self._end.dtype} and shape "
                 f"{tuple(self._end.shape)} was never looked up in an embedding of "
                 "shape (examples, tokens, ...), so there is no path to it. Pass "
-                "embeddings as the input, or path_steps=1, which takes no path"
+                "embeddings as the input, or path_steps=0, which takes no path"
             )
         return self._points
 
     def relevance(self, gradient: Tensor) -> Tensor:
-        """Sum gradient times displacement over the points, shape ``(B, ...)``.
+        """Integrate gradient times displacement, shape ``(B, ...)``.
 
         Args:
             gradient (Tensor): Of the output in the points.
         """
         assert self._displacement is not None
         n_points = len(self._fractions)
-        total = gradient.reshape(n_points, -1, *gradient.shape[1:]).sum(0)
-        return total * self._displacement
+        blocks = gradient.reshape(n_points, -1, *gradient.shape[1:])
+        weights = self._weights.to(blocks).reshape(-1, *(1 for _ in gradient.shape))
+        return (weights * blocks).sum(0) * self._displacement
 
     def _place(self, start: Tensor, end: Tensor) -> Tensor:
         start, end = start.detach(), end.detach()

@@ -65,12 +65,12 @@ METHODS: dict[str, Method] = {
     "relevance-flow": Method(
         attention_method(RelevanceFlow),
         "RelevanceFlow",
-        {"path_steps": 4, "sign": "both"},
+        {"path_steps": 3, "sign": "both"},
     ),
-    "relevance-flow-1": Method(
+    "relevance-flow-0": Method(
         attention_method(RelevanceFlow),
         "RelevanceFlow without a path: attention only, one row per text",
-        {"path_steps": 1, "sign": "both"},
+        {"path_steps": 0, "sign": "both"},
     ),
     "relevance-flow-8": Method(
         attention_method(RelevanceFlow),

@@ -47,7 +47,7 @@ LAYER_METHODS = [
     LayerRelevanceFlow,
 ]
 OPTIONS = [
-    (RelevanceFlow, {"path_steps": 1}),
+    (RelevanceFlow, {"path_steps": 0}),
     (RelevanceFlow, {"sign": "positive"}),
     (GeneralizedAttentionFlow, {"information": "GF"}),
     (GeneralizedAttentionFlow, {"information": "AF"}),
@@ -584,7 +584,7 @@ class TestRefusals:
     def test_layer_that_puts_the_sequence_first(self, method, n_rows):
         """Also where as many examples as tokens hide the order of dimensions."""
         model = classifier("XLNet", dtype=torch.float64)
-        options = {"path_steps": 1} if method is LayerRelevanceFlow else {}
+        options = {"path_steps": 0} if method is LayerRelevanceFlow else {}
         attribution = method(
             lambda ids: model(ids).logits, model.transformer.word_embedding, **options
         )
