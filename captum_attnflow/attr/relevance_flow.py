@@ -14,8 +14,8 @@ output. Three changes make flows over it faithful, where the published ones hard
 What the attention of one pass does not show is a token's relevance in its own
 embedding, nor what a gradient at one point misses. Beside its paths through the
 attention a token therefore has a **direct edge** to the read-out, whose capacity is its
-Integrated Gradient by a midpoint rule of a few steps. Like the residual half of Abnar & Zuidema's
-:math:`0.5 A + 0.5 I`, direct edges carry as much as the attention does in all.
+Integrated Gradient by a midpoint rule of a few steps. Like the residual half of Abnar &
+Zuidema's :math:`0.5 A + 0.5 I`, direct edges carry as much as the attention in all.
 
 This method is this project's own.
 """
