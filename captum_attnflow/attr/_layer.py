@@ -128,7 +128,8 @@ class LayerAttentionAttribution(AttentionAttribution, LayerAttribution):
         """Return token scores with the network, the flow and the cut behind them.
 
         Takes the arguments of :meth:`attribute`. Token scores do not depend on the
-        layer, only the shape of attributions does.
+        layer, only the shape of attributions does, but for Relevance Flow, whose path
+        leads through it.
         """
         arguments = ForwardArguments.read(
             inputs, baselines, target, additional_forward_args, n_steps, method

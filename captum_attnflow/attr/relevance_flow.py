@@ -28,12 +28,12 @@ from typing import Any, Literal, get_args
 
 import torch
 from captum._utils.typing import ModuleOrModuleList
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_attnflow._options import check_choice
 from captum_attnflow.attr._arguments import ForwardArguments
 from captum_attnflow.attr._base import AttentionAttribution
-from captum_attnflow.attr._layer import LayerAttentionAttribution
+from captum_attnflow.attr._layer import LayerAttentionAttribution, single_layer
 from captum_attnflow.attr._shape import sum_over_tokens
 from captum_attnflow.capacity import build_network
 from captum_attnflow.capture import AttentionRecord, InputPath, capture_attention
@@ -122,7 +122,9 @@ class RelevanceFlow(AttentionAttribution):
         for points, weight in zip(
             fractions.split(at_once), weights.split(at_once), strict=True
         ):
-            path = InputPath(part.baselines[0], part.inputs[0], points, weight)
+            path = InputPath(
+                part.baselines[0], part.inputs[0], points, weight, self._path_layer()
+            )
             repeated = part.repeat(len(points))
             others = repeated.inputs[1:]
             entry = path.enter(self.forward_func, others, repeated.additional)
@@ -137,6 +139,10 @@ class RelevanceFlow(AttentionAttribution):
             assert record.input_relevance is not None
             relevance = relevance + record.input_relevance
         return replace(record, input_relevance=relevance)
+
+    def _path_layer(self) -> nn.Module | None:
+        """Return the layer through whose output the path leads, if one is known."""
+        return None
 
     def _score(self, record: AttentionRecord) -> Explanation:
         explanation = play(
@@ -179,7 +185,9 @@ def _scaled_like(direct: Tensor, scores: Tensor) -> Tensor:
 class LayerRelevanceFlow(LayerAttentionAttribution, RelevanceFlow):
     """Relevance Flow, in place of ``LayerIntegratedGradients``.
 
-    The path leads through the embeddings of the first input, whatever the layer.
+    The path leads through the layer's output, as that of ``LayerIntegratedGradients``;
+    where the attention comes before the layer, through the embeddings of the first
+    input.
 
     Args:
         forward_func (Callable or Module): The forward function.
@@ -222,3 +230,6 @@ class LayerRelevanceFlow(LayerAttentionAttribution, RelevanceFlow):
         RelevanceFlow.__init__(
             self, forward_func, multiply_by_inputs, path_steps=path_steps, sign=sign
         )
+
+    def _path_layer(self) -> nn.Module:
+        return single_layer(self.layer)

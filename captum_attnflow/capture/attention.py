@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -61,7 +62,9 @@ def capture_attention(
     """
     with torch.enable_grad():
         interception = AttentionInterception(path)
-        raw_output = _run(forward_func, inputs, additional_forward_args, interception)
+        raw_output = _run(
+            forward_func, inputs, additional_forward_args, interception, path
+        )
         output = _select_output(raw_output, target, inputs[0].shape[0])
         maps = [call.weights for call in interception.calls]
         options = {"allow_unused": True, "materialize_grads": True}
@@ -115,9 +118,10 @@ def _run(
     inputs: tuple[Tensor, ...],
     additional_forward_args: tuple[Any, ...] | None,
     interception: AttentionInterception,
+    path: InputPath | None,
 ) -> Any:
     try:
-        with interception:
+        with interception, nullcontext() if path is None else path.followed():
             _, output = _forward_layer_distributed_eval(
                 forward_func,
                 inputs,

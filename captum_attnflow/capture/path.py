@@ -13,35 +13,54 @@ The last point is the input itself, whose attention is captured in the same pass
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from captum._utils.common import _run_forward
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+# Where attention begins; a path behind it would cut its gradient off.
+_ATTENTION = {
+    F.scaled_dot_product_attention,
+    F.multi_head_attention_forward,
+    F.softmax,
+    torch.softmax,
+    torch.Tensor.softmax,
+}
 
 
 class InputPath:
     """Points on the straight path, as blocks of rows of one batch.
 
-    Embeddings and pixels are moved where they enter; token ids where the model looks
-    them up in an embedding, since there is nothing between two ids.
+    The path leads through the output of a layer, as that of LayerIntegratedGradients;
+    where none is given, or attention comes before it, through embeddings and pixels
+    where they enter, and token ids where the model looks them up in an embedding, since
+    there is nothing between two ids.
 
     Args:
         start (Tensor): Baseline ``(B, ...)``.
         end (Tensor): The input, of the same shape.
         fractions (Tensor): Shape ``(P,)``, positions of the points along the path.
         weights (Tensor): Shape ``(P,)``, of the gradients at the points.
+        layer (Module, optional): A layer in front of the attention.
     """
 
     def __init__(
-        self, start: Tensor, end: Tensor, fractions: Tensor, weights: Tensor
+        self,
+        start: Tensor,
+        end: Tensor,
+        fractions: Tensor,
+        weights: Tensor,
+        layer: nn.Module | None = None,
     ) -> None:
         self._start, self._end = start, end
         self._fractions, self._weights = fractions, weights
-        self._lookup: _LookedUp | None = None  # of the baseline
+        self._layer = layer
+        self._reached: _Reached | None = None  # by the baseline
         self._displacement: Tensor | None = None
         self._points: Tensor | None = None  # (P * B, ...), a leaf
 
@@ -59,33 +78,47 @@ class InputPath:
         """Return the rows to pass on as the first input.
 
         Args:
-            forward_func (Callable): Run on the baseline ids up to their lookup.
+            forward_func (Callable): Run on the baseline as far as the path's place.
             others (tuple[Tensor, ...]): The other inputs, one row per point.
             additional (tuple, optional): Further arguments of the same rows.
         """
-        if self._end.is_floating_point():
-            return self._place(self._start, self._end)
-        start = self._repeat(self._start)
-        try:
-            with torch.no_grad(), _StopAtLookup(self._is_lookup):
-                _run_forward(forward_func, (start, *others), None, additional)
-        except _LookedUp as reached:
-            self._lookup = reached
-        return self._repeat(self._end)
+        is_ids = not self._end.is_floating_point()
+        if is_ids or self._layer is not None:
+            scout = _Scout(self._is_lookup, stops=self._layer is None)
+            inputs = (self._repeat(self._start), *others)
+            try:
+                with torch.no_grad(), scout, self._at_layer(self._leave):
+                    _run_forward(forward_func, inputs, None, additional)
+            except _Reached as reached:
+                self._reached = reached
+            except _BeforeAttention:
+                self._reached = None
+            if self._reached is None and is_ids:
+                self._reached = scout.lookup
+        if is_ids or self._reached is not None:
+            return self._repeat(self._end)
+        return self._place(self._start, self._end)
+
+    @contextmanager
+    def followed(self) -> Iterator[None]:
+        """While active, the layer puts out the points, if the path leads there."""
+        leads = self._reached is not None and self._reached.ids is None
+        with self._at_layer(self._replace) if leads else nullcontext():
+            yield
 
     def enter_lookup(
         self, lookup: Callable[..., Tensor], args: Sequence[Any], kwargs: dict[str, Any]
     ) -> Tensor:
         """Run an embedding lookup; return the points if it is the input's."""
         output = lookup(*args, **kwargs)
-        start = self._lookup
-        if start is None or self._points is not None or not self._is_lookup(args):
+        start = self._reached
+        if start is None or start.ids is None or self._points is not None:
             return output
-        # Token types, say, are the same for the baseline.
-        if torch.equal(start.ids, args[0]) != torch.equal(self._start, self._end):
+        # Token types, say, are looked up too, and the same for the baseline.
+        is_moved = not torch.equal(self._start, self._end)
+        if not self._is_lookup(args) or torch.equal(start.ids, args[0]) == is_moved:
             return output
-        examples = slice(self.n_examples)
-        return self._place(start.output[examples], output[examples])
+        return self._place_output(output)
 
     def points_entered(self) -> Tensor:
         """Return the points, a leaf of shape ``(P * B, ...)``.
@@ -114,6 +147,35 @@ class InputPath:
         weights = self._weights.to(blocks).reshape(-1, *(1 for _ in gradient.shape))
         return (weights * blocks).sum(0) * self._displacement
 
+    @contextmanager
+    def _at_layer(self, visit: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Pass the layer's output on to a visitor while active."""
+
+        def hook(module: nn.Module, taken: tuple[Any, ...], output: Any) -> Any:
+            n_rows = len(self._fractions) * self.n_examples
+            fits = isinstance(output, Tensor) and output.is_floating_point()
+            return visit(output) if fits and len(output) == n_rows else output
+
+        if self._layer is None:
+            yield
+            return
+        handle = self._layer.register_forward_hook(hook)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _leave(self, output: Tensor) -> Tensor:
+        raise _Reached(None, output)
+
+    def _replace(self, output: Tensor) -> Tensor:
+        return output if self._points is not None else self._place_output(output)
+
+    def _place_output(self, output: Tensor) -> Tensor:
+        assert self._reached is not None
+        examples = slice(self.n_examples)
+        return self._place(self._reached.output[examples], output[examples])
+
     def _place(self, start: Tensor, end: Tensor) -> Tensor:
         start, end = start.detach(), end.detach()
         self._displacement = end - start
@@ -138,17 +200,24 @@ class InputPath:
         return torch.equal(ids, self._repeat(ids[: self.n_examples]))
 
 
-class _LookedUp(BaseException):
+class _Reached(BaseException):
     """Leaves the forward function; no error, hence no Exception."""
 
-    def __init__(self, ids: Tensor, output: Tensor) -> None:
+    def __init__(self, ids: Tensor | None, output: Tensor) -> None:
         self.ids, self.output = ids, output
 
 
-class _StopAtLookup(TorchFunctionMode):
-    def __init__(self, is_lookup: Callable[[Sequence[Any]], bool]) -> None:
+class _BeforeAttention(BaseException):
+    """Leaves the forward function where attention begins before the layer ran."""
+
+
+class _Scout(TorchFunctionMode):
+    """Runs the baseline to its first lookup, or on to a layer or the attention."""
+
+    def __init__(self, is_lookup: Callable[[Sequence[Any]], bool], stops: bool) -> None:
         super().__init__()
-        self._is_lookup = is_lookup
+        self.lookup: _Reached | None = None
+        self._is_lookup, self._stops = is_lookup, stops
 
     def __torch_function__(
         self,
@@ -157,7 +226,11 @@ class _StopAtLookup(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if func in _ATTENTION:
+            raise _BeforeAttention
         output = func(*args, **(kwargs or {}))
-        if func is F.embedding and self._is_lookup(args):
-            raise _LookedUp(args[0], output)
+        if func is F.embedding and self.lookup is None and self._is_lookup(args):
+            self.lookup = _Reached(args[0], output)
+            if self._stops:
+                raise self.lookup
         return output

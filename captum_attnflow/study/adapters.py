@@ -14,8 +14,13 @@ import torch
 from captum._utils.models.linear_model import SkLearnLasso
 from captum.attr import LayerIntegratedGradients, Lime
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from captum_attnflow.attr import SLALOM, AttentionAttribution
+from captum_attnflow.attr import (
+    SLALOM,
+    AttentionAttribution,
+    LayerAttentionAttribution,
+)
 from captum_attnflow.capacity.information import information_tensor
 from captum_attnflow.capture import AttentionRecord, capture_attention
 from captum_attnflow.study.batch import TextBatch
@@ -35,6 +40,25 @@ def attention_method(method: type[AttentionAttribution]) -> Callable[..., Tensor
             additional_forward_args=batch.arguments,
         )
         return attributions
+
+    return scores
+
+
+def layer_method(method: type[LayerAttentionAttribution]) -> Callable[..., Tensor]:
+    """Run a Layer form of this package at the output of the embeddings.
+
+    The settings are those of its constructor.
+    """
+
+    def scores(batch: TextBatch, **settings: Any) -> Tensor:
+        layer = _embeddings(batch.model)
+        attributions: Tensor = method(batch.forward, layer, **settings).attribute(
+            batch.ids,
+            batch.reference_ids,
+            target=batch.predicted,
+            additional_forward_args=batch.arguments,
+        )
+        return attributions.sum(-1)
 
     return scores
 
@@ -96,8 +120,7 @@ def layer_integrated_gradients(batch: TextBatch, **settings: Any) -> Tensor:
     Otherwise at the word embeddings. The baseline is the reference token at every token
     that can be removed. The settings are those of ``attribute``.
     """
-    body = batch.model.base_model
-    layer = getattr(body, "embeddings", batch.model.get_input_embeddings())
+    layer = _embeddings(batch.model)
     attributions: Tensor = LayerIntegratedGradients(batch.forward, layer).attribute(
         batch.ids,
         baselines=batch.reference_ids,
@@ -106,6 +129,13 @@ def layer_integrated_gradients(batch: TextBatch, **settings: Any) -> Tensor:
         **settings,
     )
     return attributions.sum(-1)
+
+
+def _embeddings(model: PreTrainedModel) -> nn.Module:
+    """Return the whole embeddings module, if there is one, or the word embeddings."""
+    words: nn.Module = model.get_input_embeddings()
+    layer: nn.Module = getattr(model.base_model, "embeddings", words)
+    return layer
 
 
 def perturbation_method(method: Callable[..., Any]) -> Callable[..., Tensor]:

@@ -25,6 +25,7 @@ from captum_attnflow.attr import (
     AttentionFlow,
     AttentionRollout,
     GeneralizedAttentionFlow,
+    LayerRelevanceFlow,
     RelevanceFlow,
 )
 from captum_attnflow.study.adapters import (
@@ -34,6 +35,7 @@ from captum_attnflow.study.adapters import (
     embedding_method,
     last_layer_attention,
     layer_integrated_gradients,
+    layer_method,
     lime,
     perturbation_method,
     random_scores,
@@ -63,8 +65,8 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "relevance-flow": Method(
-        attention_method(RelevanceFlow),
-        "RelevanceFlow",
+        layer_method(LayerRelevanceFlow),
+        "LayerRelevanceFlow at the output of the embeddings",
         {"path_steps": 3, "sign": "both"},
     ),
     "relevance-flow-0": Method(
@@ -73,8 +75,8 @@ METHODS: dict[str, Method] = {
         {"path_steps": 0, "sign": "both"},
     ),
     "relevance-flow-8": Method(
-        attention_method(RelevanceFlow),
-        "RelevanceFlow with a path of 8 steps",
+        layer_method(LayerRelevanceFlow),
+        "LayerRelevanceFlow at the output of the embeddings, a path of 8 steps",
         {"path_steps": 8, "sign": "both"},
     ),
     "generalized-attention-flow": Method(

@@ -67,6 +67,31 @@ class TestDirectEdges:
         ).attribute(ids, baseline, target=1, n_steps=3, method="riemann_middle")
         assert_proportional(direct, expected.sum(-1))
 
+    def test_at_a_layer_they_are_layer_integrated_gradients(self, model, forward):
+        ids, baseline = token_ids(2, 6), torch.full((2, 6), 3)
+        layer = model.bert.embeddings
+        direct = LayerRelevanceFlow(forward, layer).explain(ids, baseline, target=1)
+        expected = LayerIntegratedGradients(forward, layer).attribute(
+            ids, baseline, target=1, n_steps=3, method="riemann_middle"
+        )
+        assert_proportional(direct.direct, expected.sum(-1))
+
+    def test_behind_attention_they_are_those_of_the_input(self, model, forward):
+        ids, baseline = token_ids(2, 6), torch.full((2, 6), 3)
+        layer = LayerRelevanceFlow(forward, model.bert.encoder.layer[1])
+        torch.testing.assert_close(
+            layer.explain(ids, baseline, target=1).scores,
+            RelevanceFlow(forward).explain(ids, baseline, target=1).scores,
+        )
+
+    def test_no_hook_is_left_behind(self, model, forward):
+        layer = model.bert.embeddings
+        before = len(layer._forward_hooks)
+        LayerRelevanceFlow(forward, layer).attribute(token_ids(2, 6), 3, target=1)
+        with pytest.raises(ValueError, match="target"):
+            LayerRelevanceFlow(forward, layer).attribute(token_ids(2, 6), 3, target=9)
+        assert len(layer._forward_hooks) == before
+
     def test_embeddings_as_inputs_are_moved_themselves(self, model):
         embeddings = model.bert.embeddings.word_embeddings(token_ids(2, 6)).detach()
 
