@@ -81,9 +81,7 @@ def _independent_scores(
     network: LayeredNetwork, joint: FlowSolution, solver: GameSolver
 ) -> tuple[Tensor, FlowDiagnostics]:
     flows = solve_sources(network, "scipy" if solver == "auto" else solver)
-    return flows.value, FlowDiagnostics(
-        flows.duality_gap.amax(1), flows.imbalance.amax(1), flows.iterations.amax(1)
-    )
+    return flows.value, FlowDiagnostics.worst(flows)
 
 
 GAMES: dict[

@@ -8,6 +8,7 @@ import networkx as nx
 from torch import Tensor
 
 from captum_attnflow.network import LayeredNetwork
+from captum_attnflow.solve import SourceFlows
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +29,13 @@ class FlowDiagnostics:
     imbalance: Tensor
     iterations: Tensor
 
+    @staticmethod
+    def worst(flows: SourceFlows) -> FlowDiagnostics:
+        """Summarise the flows of an example's tokens."""
+        return FlowDiagnostics(
+            flows.duality_gap.amax(1), flows.imbalance.amax(1), flows.iterations.amax(1)
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
@@ -38,13 +46,13 @@ class Explanation:
             attention maps, 0 on masked padding. Never negative, but for Relevance
             Flow.
         flow_value (Tensor): Shape ``(B,)``, float64, value of the joint flow; 1 for
-            attention rollout, whose flow is the product of matrices itself; for
-            Relevance Flow less that of :attr:`against` and plus the direct edges.
+            attention rollout, whose flow is the product of matrices itself. Relevance
+            Flow solves no joint flow: its value is the sum of the scores.
         network (LayeredNetwork): The joint network of each example.
-        flow (Tensor): Shape ``(B, L, T, T)``, float64, the joint flow per edge, laid
-            out as ``network.capacity``.
+        flow (Tensor, optional): Shape ``(B, L, T, T)``, float64, the joint flow per
+            edge, laid out as ``network.capacity``; None for Relevance Flow.
         cut (Tensor, optional): Shape ``(B, L + 1, T)``, bool, ``True`` on the source's
-            side of a minimum cut; None for attention rollout, which solves nothing.
+            side of a minimum cut; None where no joint flow is solved.
         diagnostics (FlowDiagnostics, optional): How well the flows behind the scores
             were solved; None for attention rollout.
         against (Explanation, optional): The flows over negative relevance, which the
@@ -56,7 +64,7 @@ class Explanation:
     scores: Tensor
     flow_value: Tensor
     network: LayeredNetwork
-    flow: Tensor
+    flow: Tensor | None
     cut: Tensor | None = None
     diagnostics: FlowDiagnostics | None = None
     against: Explanation | None = None
@@ -66,8 +74,8 @@ class Explanation:
     def delta(self) -> Tensor:
         """Efficiency residual ``scores.sum(1) - flow_value``, shape ``(B,)``.
 
-        Zero up to rounding in the joint game; in the independent game the amount by
-        which separate flows exceed the joint one.
+        Zero up to rounding in the joint game and for Relevance Flow; in the
+        independent game the amount by which separate flows exceed the joint one.
         """
         return self.scores.sum(1) - self.flow_value
 

@@ -83,6 +83,7 @@ study = Study(
     methods=names,
     output=output,
     against="layer-integrated-gradients",
+    metrics=("aopc", "log_odds"),
 )
 table = run_study(study)
 
@@ -133,7 +134,7 @@ display(HTML("<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</tabl
 #   that contradict each other cancel, and subtracts what speaks against the class. It
 #   needs one row, as the others do.
 # - **Direct edges**: `relevance-flow` adds to every token an edge of its own, its
-#   integrated gradient over three steps, and `relevance-flow-8` over eight. Attention
+#   integrated gradient over two steps, and `relevance-flow-8` over eight. Attention
 #   sees what tokens do through other tokens, at one point; the path sees a token's own
 #   embedding, and errs elsewhere. Together they are better than either.
 #

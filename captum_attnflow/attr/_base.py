@@ -36,13 +36,16 @@ class AttentionAttribution(GradientAttribution):
             attention has no such factor and the scores do not depend on it.
     """
 
-    _rows_per_example = 1  # of a forward pass
-
     def __init__(
         self, forward_func: Callable[..., Any], multiply_by_inputs: bool = True
     ) -> None:
         super().__init__(forward_func)
         self._multiply_by_inputs = multiply_by_inputs
+
+    @property
+    def _rows_per_example(self) -> int:
+        """Rows of a forward pass."""
+        return 1
 
     @abstractmethod
     def _score(self, record: AttentionRecord) -> Explanation:
@@ -69,15 +72,17 @@ class AttentionAttribution(GradientAttribution):
             inputs (Tensor or tuple[Tensor, ...]): One tensor that holds the tokens:
                 ids ``(B, T)``, embeddings ``(B, T, D)``, or pixels ``(B, C, H, W)`` of
                 a vision transformer.
-            baselines (scalar, Tensor, tuple, optional): Validated as Captum does, then
-                ignored: attention has no reference point.
+            baselines (scalar, Tensor, tuple, optional): Where the path of Relevance
+                Flow begins, as for ``IntegratedGradients``. The other methods ignore
+                them: attention has no reference point.
             target (int, tuple, Tensor or list, optional): Output to attribute, as
                 Captum selects it.
             additional_forward_args (Any, optional): Passed on behind ``inputs``;
                 attention masks and the like belong here.
             n_steps (int): Validated, then ignored: there is no path to integrate.
             method (str): Validated, then ignored.
-            internal_batch_size (int, optional): Most rows in one forward pass.
+            internal_batch_size (int, optional): Most rows in one forward pass; more
+                make several passes.
             return_convergence_delta (bool): Also return the efficiency residual, the
                 sum of an example's token scores minus its flow value.
 
@@ -152,7 +157,7 @@ class AttentionAttribution(GradientAttribution):
 
         Args:
             attributions (Tensor or tuple[Tensor, ...]): Attributions of ``end_point``.
-            start_point (scalar, Tensor or tuple, optional): Validated, then ignored.
+            start_point (scalar, Tensor or tuple, optional): The baselines.
             end_point (Tensor or tuple[Tensor, ...]): The inputs.
             target (int, tuple, Tensor or list, optional): As in :meth:`attribute`.
             additional_forward_args (Any, optional): As in :meth:`attribute`.

@@ -66,7 +66,8 @@ class LayerAttentionAttribution(AttentionAttribution, LayerAttribution):
 
         Args:
             inputs (Tensor or tuple[Tensor, ...]): Anything the forward function takes.
-            baselines (scalar, Tensor, tuple, optional): Validated, then ignored.
+            baselines (scalar, Tensor, tuple, optional): See
+                :meth:`AttentionAttribution.attribute`.
             target (int, tuple, Tensor or list, optional): Output to attribute.
             additional_forward_args (Any, optional): Passed on behind ``inputs``.
             n_steps (int): Validated, then ignored.

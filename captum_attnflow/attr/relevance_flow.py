@@ -35,10 +35,10 @@ from captum_attnflow.attr._arguments import ForwardArguments
 from captum_attnflow.attr._base import AttentionAttribution
 from captum_attnflow.attr._layer import LayerAttentionAttribution, single_layer
 from captum_attnflow.attr._shape import sum_over_tokens
-from captum_attnflow.capacity import build_network
+from captum_attnflow.capacity import Information, build_network
 from captum_attnflow.capture import AttentionRecord, InputPath, capture_attention
-from captum_attnflow.game import play
-from captum_attnflow.result import Explanation
+from captum_attnflow.result import Explanation, FlowDiagnostics
+from captum_attnflow.solve import solve_sources
 
 Sign = Literal["both", "positive"]
 
@@ -85,7 +85,7 @@ class RelevanceFlow(AttentionAttribution):
         forward_func: Callable[..., Any],
         multiply_by_inputs: bool = True,
         *,
-        path_steps: int = 3,
+        path_steps: int = 2,
         sign: Sign = "both",
     ) -> None:
         super().__init__(forward_func, multiply_by_inputs)
@@ -95,8 +95,11 @@ class RelevanceFlow(AttentionAttribution):
                 f"path_steps={path_steps!r} must be a natural number; 0 takes no path"
             )
         self.path_steps = path_steps
-        self._rows_per_example = path_steps + 1
         self.sign = sign
+
+    @property
+    def _rows_per_example(self) -> int:
+        return self.path_steps + 1
 
     def _capture(
         self,
@@ -145,33 +148,35 @@ class RelevanceFlow(AttentionAttribution):
         return None
 
     def _score(self, record: AttentionRecord) -> Explanation:
-        explanation = play(
-            build_network(record, "relevance", "free"), "independent", "scipy"
-        )
+        explanation = _flows_over(record, "relevance")
         if self.sign == "both":
-            against = play(
-                build_network(record, "counter-relevance", "free"),
-                "independent",
-                "scipy",
-            )
+            against = _flows_over(record, "counter-relevance")
             explanation = replace(
                 explanation,
                 scores=explanation.scores - against.scores,
-                flow_value=explanation.flow_value - against.flow_value,
                 against=against,
             )
-        if record.input_relevance is None:
-            return explanation
-        direct = sum_over_tokens(record.input_relevance.double(), record.n_tokens)
-        if self.sign == "positive":
-            direct = direct.clamp_min(0)
-        direct = _scaled_like(direct, explanation.scores)
-        return replace(
-            explanation,
-            scores=explanation.scores + direct,
-            flow_value=explanation.flow_value + direct.sum(1),
-            direct=direct,
-        )
+        if record.input_relevance is not None:
+            direct = sum_over_tokens(record.input_relevance.double(), record.n_tokens)
+            if self.sign == "positive":
+                direct = direct.clamp_min(0)
+            direct = _scaled_like(direct, explanation.scores)
+            explanation = replace(
+                explanation, scores=explanation.scores + direct, direct=direct
+            )
+        return replace(explanation, flow_value=explanation.scores.sum(1))
+
+
+def _flows_over(record: AttentionRecord, information: Information) -> Explanation:
+    network = build_network(record, information, "free")
+    flows = solve_sources(network)
+    return Explanation(
+        scores=flows.value,
+        flow_value=flows.value.sum(1),
+        network=network,
+        flow=None,
+        diagnostics=FlowDiagnostics.worst(flows),
+    )
 
 
 def _scaled_like(direct: Tensor, scores: Tensor) -> Tensor:
@@ -221,7 +226,7 @@ class LayerRelevanceFlow(LayerAttentionAttribution, RelevanceFlow):
         device_ids: list[int] | None = None,
         multiply_by_inputs: bool = True,
         *,
-        path_steps: int = 3,
+        path_steps: int = 2,
         sign: Sign = "both",
     ) -> None:
         LayerAttentionAttribution.__init__(

@@ -60,7 +60,8 @@ class InputPath:
         self._start, self._end = start, end
         self._fractions, self._weights = fractions, weights
         self._layer = layer
-        self._reached: _Reached | None = None  # by the baseline
+        self._lookups: list[_Lookup] = []  # of the baseline
+        self._at_baseline: Tensor | None = None  # the layer's output
         self._displacement: Tensor | None = None
         self._points: Tensor | None = None  # (P * B, ...), a leaf
 
@@ -84,25 +85,24 @@ class InputPath:
         """
         is_ids = not self._end.is_floating_point()
         if is_ids or self._layer is not None:
-            scout = _Scout(self._is_lookup, stops=self._layer is None)
+            scout = _Scout(self._is_lookup)
             inputs = (self._repeat(self._start), *others)
             try:
                 with torch.no_grad(), scout, self._at_layer(self._leave):
                     _run_forward(forward_func, inputs, None, additional)
-            except _Reached as reached:
-                self._reached = reached
-            except _BeforeAttention:
-                self._reached = None
-            if self._reached is None and is_ids:
-                self._reached = scout.lookup
-        if is_ids or self._reached is not None:
+            except _AtLayer as reached:
+                self._at_baseline = reached.output
+            except _AtAttention:
+                pass
+            self._lookups = scout.lookups
+        if is_ids or self._at_baseline is not None:
             return self._repeat(self._end)
         return self._place(self._start, self._end)
 
     @contextmanager
     def followed(self) -> Iterator[None]:
         """While active, the layer puts out the points, if the path leads there."""
-        leads = self._reached is not None and self._reached.ids is None
+        leads = self._at_baseline is not None
         with self._at_layer(self._replace) if leads else nullcontext():
             yield
 
@@ -111,14 +111,15 @@ class InputPath:
     ) -> Tensor:
         """Run an embedding lookup; return the points if it is the input's."""
         output = lookup(*args, **kwargs)
-        start = self._reached
-        if start is None or start.ids is None or self._points is not None:
+        placed = self._points is not None or self._at_baseline is not None
+        if placed or not self._is_lookup(args):
             return output
-        # Token types, say, are looked up too, and the same for the baseline.
+        # Positions and token types are looked up too, the same ones for the baseline.
         is_moved = not torch.equal(self._start, self._end)
-        if not self._is_lookup(args) or torch.equal(start.ids, args[0]) == is_moved:
-            return output
-        return self._place_output(output)
+        for ids, table, start in self._lookups:
+            if table is args[1] and torch.equal(ids, args[0]) != is_moved:
+                return self._place_output(start, output)
+        return output
 
     def points_entered(self) -> Tensor:
         """Return the points, a leaf of shape ``(P * B, ...)``.
@@ -166,18 +167,19 @@ class InputPath:
             handle.remove()
 
     def _leave(self, output: Tensor) -> Tensor:
-        raise _Reached(None, output)
+        raise _AtLayer(output)
 
     def _replace(self, output: Tensor) -> Tensor:
-        return output if self._points is not None else self._place_output(output)
+        if self._points is not None or self._at_baseline is None:
+            return output
+        return self._place_output(self._at_baseline, output)
 
-    def _place_output(self, output: Tensor) -> Tensor:
-        assert self._reached is not None
+    def _place_output(self, start: Tensor, end: Tensor) -> Tensor:
         examples = slice(self.n_examples)
-        return self._place(self._reached.output[examples], output[examples])
+        return self._place(start[examples], end[examples])
 
     def _place(self, start: Tensor, end: Tensor) -> Tensor:
-        start, end = start.detach(), end.detach()
+        start, end = start.detach().to(end), end.detach()
         self._displacement = end - start
         weight = self._fractions.to(end).reshape(-1, *(1 for _ in end.shape))
         # lerp ends at exactly the input, where start + 1 * (end - start) may not.
@@ -200,24 +202,28 @@ class InputPath:
         return torch.equal(ids, self._repeat(ids[: self.n_examples]))
 
 
-class _Reached(BaseException):
-    """Leaves the forward function; no error, hence no Exception."""
-
-    def __init__(self, ids: Tensor | None, output: Tensor) -> None:
-        self.ids, self.output = ids, output
+_Lookup = tuple[Tensor, Tensor, Tensor]
+"""Ids, the table they are looked up in, and what was found."""
 
 
-class _BeforeAttention(BaseException):
-    """Leaves the forward function where attention begins before the layer ran."""
+class _AtLayer(BaseException):
+    """Leaves the forward function at the layer; no error, hence no Exception."""
+
+    def __init__(self, output: Tensor) -> None:
+        self.output = output
+
+
+class _AtAttention(BaseException):
+    """Leaves the forward function where attention begins."""
 
 
 class _Scout(TorchFunctionMode):
-    """Runs the baseline to its first lookup, or on to a layer or the attention."""
+    """Notes the embedding lookups of the baseline up to its first attention."""
 
-    def __init__(self, is_lookup: Callable[[Sequence[Any]], bool], stops: bool) -> None:
+    def __init__(self, is_lookup: Callable[[Sequence[Any]], bool]) -> None:
         super().__init__()
-        self.lookup: _Reached | None = None
-        self._is_lookup, self._stops = is_lookup, stops
+        self.lookups: list[_Lookup] = []
+        self._is_lookup = is_lookup
 
     def __torch_function__(
         self,
@@ -227,10 +233,8 @@ class _Scout(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if func in _ATTENTION:
-            raise _BeforeAttention
+            raise _AtAttention
         output = func(*args, **(kwargs or {}))
-        if func is F.embedding and self.lookup is None and self._is_lookup(args):
-            self.lookup = _Reached(args[0], output)
-            if self._stops:
-                raise self.lookup
+        if func is F.embedding and self._is_lookup(args):
+            self.lookups.append((args[0], args[1], output))
         return output

@@ -67,7 +67,7 @@ METHODS: dict[str, Method] = {
     "relevance-flow": Method(
         layer_method(LayerRelevanceFlow),
         "LayerRelevanceFlow at the output of the embeddings",
-        {"path_steps": 3, "sign": "both"},
+        {"path_steps": 2, "sign": "both"},
     ),
     "relevance-flow-0": Method(
         attention_method(RelevanceFlow),

@@ -64,7 +64,7 @@ class TestDirectEdges:
         direct = RelevanceFlow(forward).explain(ids, baseline, target=1).direct
         expected = LayerIntegratedGradients(
             forward, model.bert.embeddings.word_embeddings
-        ).attribute(ids, baseline, target=1, n_steps=3, method="riemann_middle")
+        ).attribute(ids, baseline, target=1, n_steps=2, method="riemann_middle")
         assert_proportional(direct, expected.sum(-1))
 
     def test_at_a_layer_they_are_layer_integrated_gradients(self, model, forward):
@@ -72,7 +72,7 @@ class TestDirectEdges:
         layer = model.bert.embeddings
         direct = LayerRelevanceFlow(forward, layer).explain(ids, baseline, target=1)
         expected = LayerIntegratedGradients(forward, layer).attribute(
-            ids, baseline, target=1, n_steps=3, method="riemann_middle"
+            ids, baseline, target=1, n_steps=2, method="riemann_middle"
         )
         assert_proportional(direct.direct, expected.sum(-1))
 
@@ -113,7 +113,7 @@ class TestDirectEdges:
 
         explanation = RelevanceFlow(forward).explain(pixels, target=1)
         expected = IntegratedGradients(forward).attribute(
-            pixels, target=1, n_steps=3, method="riemann_middle"
+            pixels, target=1, n_steps=2, method="riemann_middle"
         )
         side = model.config.patch_size
         patches = nn.functional.avg_pool2d(expected.sum(1, keepdim=True), side)
@@ -146,15 +146,46 @@ def test_a_token_that_speaks_for_the_target_only_has_no_negative_score(forward):
     assert scores.against is None
 
 
-def test_delta_is_what_separate_flows_exceed_the_joint_ones_by(forward):
-    explanation = RelevanceFlow(forward).explain(token_ids(2, 6), 3, target=1)
-    against = explanation.against
-    separate = explanation.scores - explanation.direct
-    joint = explanation.flow.sum((1, 2, 3)) * 0 + explanation.flow_value
-    torch.testing.assert_close(
-        explanation.delta, separate.sum(1) + explanation.direct.sum(1) - joint
-    )
-    assert (against.flow_value > 0).all()
+def test_scores_are_there_where_every_position_is_read_out(model):
+    """Tokens are scored by what they send to the others' read-outs."""
+    hidden = model.bert
+    flow = RelevanceFlow(lambda ids: hidden(ids).last_hidden_state.mean(1)[:, :2])
+    explanation = flow.explain(token_ids(2, 6), 3, target=1)
+    assert explanation.scores.all()
+    torch.testing.assert_close(explanation.flow_value, explanation.scores.sum(1))
+
+
+@pytest.mark.parametrize("order", [("position", "word"), ("segment", "word")])
+def test_the_path_is_that_of_the_words_whatever_is_looked_up_first(model, order):
+    tables = {
+        "word": model.bert.embeddings.word_embeddings,
+        "position": model.bert.embeddings.position_embeddings,
+        "segment": model.bert.embeddings.token_type_embeddings,
+    }
+
+    def forward(ids):
+        positions = torch.arange(ids.shape[1]).expand(ids.shape)
+        indices = {"word": ids, "position": positions, "segment": ids * 0}
+        looked_up = {name: tables[name](indices[name]) for name in order}
+        return model(inputs_embeds=looked_up["word"]).logits
+
+    ids = token_ids(2, 6)
+    direct = RelevanceFlow(forward).explain(ids, 3, target=1).direct
+    expected = RelevanceFlow(lambda ids: model(ids).logits).explain(ids, 3, target=1)
+    torch.testing.assert_close(direct, expected.direct)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_a_baseline_of_another_dtype_is_taken_as_captum_takes_it(model, dtype):
+    embeddings = model.bert.embeddings.word_embeddings(token_ids(2, 6)).detach()
+
+    def forward(embeddings):
+        return model(inputs_embeds=embeddings).logits
+
+    zeros = torch.zeros_like(embeddings)
+    expected = RelevanceFlow(forward).attribute(embeddings, zeros, target=1)
+    given = RelevanceFlow(forward).attribute(embeddings, zeros.to(dtype), target=1)
+    torch.testing.assert_close(given, expected)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 9])
@@ -168,7 +199,7 @@ def test_internal_batch_size_bounds_the_rows_and_changes_nothing(model, batch_si
 
     ids = token_ids(3, 6)
     whole = RelevanceFlow(forward).attribute(ids, 3, target=[0, 1, 1])
-    assert rows == [12]  # one pass; the baseline's stops at the lookup
+    assert rows == [9]  # one pass; the baseline's stops at the lookup
     rows.clear()
     parts = RelevanceFlow(forward).attribute(
         ids, 3, target=[0, 1, 1], internal_batch_size=batch_size

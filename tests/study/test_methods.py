@@ -164,7 +164,7 @@ ROWS = {
     "generalized-attention-flow": (1, 1),
     "generalized-attention-flow-free": (1, 1),
     "input-x-gradient": (1, 1),
-    "relevance-flow": (4, 4),
+    "relevance-flow": (3, 3),
     "relevance-flow-0": (1, 1),
     "relevance-flow-8": (9, 9),
     "integrated-gradients": (50, 50),
