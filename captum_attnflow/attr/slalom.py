@@ -52,8 +52,9 @@ class SLALOM(PerturbationAttribution):
         multiply_by_inputs (bool): Kept for Captum's signature; no effect.
         strategy (str): Which queries: ``"eff"``, each distinct token alone, random
             triples and the text, from which values and importances can be read;
-            ``"fidel"``, the text and random deletions from it, near which predictions
-            are closer.
+            ``"fidel"``, the text, each position deleted, each distinct token alone and
+            random deletions, all weighted by one over the square of the number of
+            deletions; near the text, predictions are closer.
         score (str): What a token's score is. The default, ``"contribution"``, is its
             share of the mass times its value: contributions sum to the function at the
             text, as Integrated Gradients do, and rank as the paper's ``"linearized"``

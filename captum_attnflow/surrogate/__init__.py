@@ -18,6 +18,7 @@ from captum_attnflow.surrogate.queries import (
     Strategy,
     count_types,
     draw_deletions,
+    draw_random_deletions,
     draw_short,
     draw_subsets,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "Strategy",
     "count_types",
     "draw_deletions",
+    "draw_random_deletions",
     "draw_short",
     "draw_subsets",
     "fit_slalom",

@@ -46,7 +46,7 @@ class Precisions:
         """Unit spread, and the noise that the start leaves."""
         error = start.squared_error(problem).clamp_min(1e-300)
         one = torch.ones_like(error)
-        noise = (problem.weights.sum(1) / error).clamp(*_NOISE_PRECISION)
+        noise = (problem.n_queries / error).clamp(*_NOISE_PRECISION)
         return Precisions(noise, one, one, torch.zeros_like(one))
 
     def change(self, other: Precisions) -> Tensor:
@@ -132,7 +132,7 @@ class Posterior:
         problem = self.problem
         n_values, n_importances = self.determined(state)
         n_sinks = (problem.columns & ~problem.types).sum(1)
-        spare = problem.weights.sum(1) - n_values - n_importances - n_sinks
+        spare = problem.n_queries - n_values - n_importances - n_sinks
         error = state.squared_error(problem).clamp_min(1e-300)
         mean = state.value.sum(1) / problem.columns.sum(1)
         spread = ((state.value - mean[:, None]) ** 2 * problem.columns).sum(1)

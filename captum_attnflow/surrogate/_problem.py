@@ -72,6 +72,11 @@ class Problem:
             longest=longest,
         )
 
+    @property
+    def n_queries(self) -> Tensor:
+        """Number of queries of each text, ``(B,)``."""
+        return (self.weights > 0).sum(1)
+
     def shares(self, importance: Tensor) -> Tensor:
         """Return the share of each column in each query's mass, ``(B, Q, K)``."""
         return SlalomModel(importance, importance, self.columns).shares(self.counts)[0]

@@ -6,8 +6,8 @@ whose tokens it holds, in their order; a position may stand in it repeatedly.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import combinations
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, combinations
 from math import comb
 from typing import Literal
 
@@ -86,10 +86,12 @@ def draw_subsets(
 def draw_deletions(
     types: Sequence[int], n_queries: int, generator: torch.Generator
 ) -> list[Query]:
-    """Draw the full text, then the text with random positions deleted.
+    """Draw the full text, all single deletions, each type alone, random deletions.
 
-    The number of deletions is uniform from 1 to half of the text, at least 5 (as in
-    SLALOM-fidel). No sequence of types is drawn twice, and no text is deleted entirely.
+    The types alone are the text with all others deleted: they give the values, which
+    deletions from a long text hardly tell. The number of random deletions is uniform
+    from 1 to half of the text, at least 5 (as in SLALOM-fidel). No sequence of types is
+    drawn twice, and no text is deleted entirely.
 
     Args:
         types (sequence of int): Type of each position.
@@ -105,13 +107,23 @@ def draw_deletions(
         (0, 1, 2)
     """
     full = tuple(range(len(types)))
-    sequences = {tuple(types): full}
-    for deleted in _deleted_positions(len(types), n_queries, generator):
-        if len(sequences) >= n_queries:
-            break
-        query = tuple(position for position in full if position not in deleted)
-        sequences.setdefault(tuple(types[position] for position in query), query)
-    return list(sequences.values())
+    one_deleted = combinations(full, len(types) - 1) if len(types) > 1 else ()
+    alone = ((types.index(kind),) for kind in range(max(types) + 1))
+    return _distinct(
+        types,
+        n_queries,
+        chain(
+            [full], one_deleted, alone, _random_deletions(types, n_queries, generator)
+        ),
+    )
+
+
+def draw_random_deletions(
+    types: Sequence[int], n_queries: int, generator: torch.Generator
+) -> list[Query]:
+    """Draw the random ones of :func:`draw_deletions` only; same arguments."""
+    drawn = _random_deletions(types, n_queries, generator)
+    return _distinct(types, n_queries, drawn)
 
 
 def count_types(
@@ -128,6 +140,26 @@ def count_types(
     counts = torch.zeros(len(queries), n_types, dtype=torch.float64)
     ones = torch.ones(len(rows), dtype=torch.float64)
     return counts.index_put_((rows.long(), columns.long()), ones, accumulate=True)
+
+
+def _distinct(
+    types: Sequence[int], n_queries: int, queries: Iterable[Query]
+) -> list[Query]:
+    """Take queries until there are enough, of equal sequences of types the first."""
+    sequences: dict[Query, Query] = {}
+    for query in queries:
+        if len(sequences) >= n_queries:
+            break
+        sequences.setdefault(tuple(types[position] for position in query), query)
+    return list(sequences.values())
+
+
+def _random_deletions(
+    types: Sequence[int], n_queries: int, generator: torch.Generator
+) -> Iterator[Query]:
+    positions = range(len(types))
+    for deleted in _deleted_positions(len(types), n_queries, generator):
+        yield tuple(position for position in positions if position not in deleted)
 
 
 def _linking_triples(n_types: int, generator: torch.Generator) -> Iterator[Query]:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from captum_attnflow.surrogate import (
     count_types,
     draw_deletions,
+    draw_random_deletions,
     draw_short,
     draw_subsets,
 )
@@ -73,11 +74,19 @@ def test_triples_are_uniform_over_the_types():
     assert (counts - counts.mean()).abs().max() < 4 * counts.mean().sqrt()
 
 
-def test_deletions_start_with_the_text_and_delete_up_to_half():
+def test_deletions_start_with_the_text_each_deletion_and_each_token_alone():
+    types = [0, 1, 0, 2]
+    alone = [(0,), (1,), (3,)]
+    queries = draw_deletions(types, 8, generator())
+    assert queries[0] == (0, 1, 2, 3)
+    assert set(queries[1:5]) == set(combinations(range(4), 3))
+    assert queries[5:] == alone
+
+
+def test_random_deletions_delete_up_to_half():
     types = list(range(16))
-    queries = draw_deletions(types, 500, generator())
-    assert queries[0] == tuple(types)
-    deleted = torch.tensor([16 - len(query) for query in queries[1:]])
+    queries = draw_random_deletions(types, 500, generator())
+    deleted = torch.tensor([16 - len(query) for query in queries])
     assert deleted.unique().tolist() == list(range(1, 9))
     assert all(list(query) == sorted(query) for query in queries)
 
