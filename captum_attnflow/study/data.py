@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 Rows = Iterator[Mapping[str, Any]]
 
+_HUB_ID = re.compile(r"[\w-]+/[\w.-]+")
 _EXTRA = 'pip install "captum-attnflow[study]"'
 
 
@@ -90,7 +92,7 @@ def read_data(source: DataSource) -> TextData:
     path = Path(source.name)
     if path.is_file():
         rows, sha256 = _rows_of_file(path), sha256_of_file(path)
-    elif path.exists() or path.suffix in _FORMATS or source.name.count("/") > 1:
+    elif path.exists() or path.suffix or not _HUB_ID.fullmatch(source.name):
         raise FileNotFoundError(
             f"there is no file {source.name!r}. Give a file ({', '.join(_FORMATS)}), "
             'or the hub id of a data set such as "owner/name"'

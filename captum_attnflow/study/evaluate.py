@@ -34,13 +34,15 @@ def evaluate(
         model (str): Name of the batch's model.
         method (str): Name of the method.
         batch (TextBatch): The texts.
-        rows (sequence of int): Their rows in the data, counted from 1.
+        rows (sequence of int): Their places among the texts, counted from 1.
 
     Returns:
         list[Record]: One per text; a text on which the method fails says why.
     """
     try:
         return _evaluate_together(study, model, method, batch, rows)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise  # of the machine, and gone when the study is continued
     # Whatever a method of a peer raises is a result of the study.
     except Exception as error:
         if len(rows) == 1:

@@ -18,7 +18,15 @@ from captum_attnflow.study.methods import METHODS, Method
 from captum_attnflow.study.records import Key, Record
 from captum_attnflow.study.settings import Study
 
-_PACKAGES = ("captum", "captum-attnflow", "networkx", "torch", "transformers")
+_PACKAGES = (
+    "captum",
+    "captum-attnflow",
+    "networkx",
+    "numpy",
+    "scipy",
+    "torch",
+    "transformers",
+)
 _MODEL_FILES = ("*.json", "*.model", "*.safetensors", "*.txt")
 _SETTINGS = ("data", "settings", "versions")
 _PARTS = ("models", "methods")
@@ -37,6 +45,7 @@ def describe(study: Study, data: TextData, models: tuple[str, ...]) -> dict[str,
             "sha256": data.sha256,
             "text_column": source.text_column,
             "n_texts": len(data.texts),
+            "rows": list(data.rows) if study.data.limit else "all",
         },
         "settings": {
             "metrics": list(study.metrics),

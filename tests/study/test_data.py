@@ -142,7 +142,9 @@ def test_unreadable_files_are_refused(tmp_path, name, content, message):
         read_data(DataSource(str(tmp_path / name)))
 
 
-@pytest.mark.parametrize("name", ["missing.tsv", "./a/b/c", "."])
+@pytest.mark.parametrize(
+    "name", ["missing.tsv", "missing.txt", "missing", "./a/b/c", "."]
+)
 def test_missing_file_is_refused_without_a_look_at_the_network(name):
     with pytest.raises(FileNotFoundError, match="there is no file"):
         read_data(DataSource(name))

@@ -56,7 +56,11 @@ def test_methods_without_batches_follow_the_seed(batch, name):
     assert torch.equal(scores_of(name, single), scores_of(name, single))
 
 
-@pytest.mark.parametrize("name", [n for n in text.METHODS if METHODS[n].batched])
+# SLALOM has another seed for each text; the path of Relevance Flow leads through a layer
+# in a study, and through the word embeddings in explain().
+@pytest.mark.parametrize(
+    "name", [n for n in text.METHODS if n not in ("slalom", "relevance-flow")]
+)
 def test_methods_of_the_package_are_those_of_explain(demo, batch, name):
     explained = demo.explain(TEXTS, name)
     scores = scores_of(name, batch)

@@ -133,6 +133,7 @@ def test_manifest_tells_what_the_study_was_made_of(study, manifest):
         "sha256": read_data(study.data).sha256,
         "text_column": "text",
         "n_texts": 7,
+        "rows": "all",
     }
     assert written["versions"]["torch"] == torch.__version__
     assert written["methods"]["attention-rollout"]["settings"] == {"residual": 0.5}
@@ -255,6 +256,22 @@ def test_failures_on_single_texts_are_recorded_and_the_rest_goes_on(
     before = (study.output / "table.csv").read_bytes()
     run_study(study)  # a failure is a result: it is not tried again
     assert (study.output / "table.csv").read_bytes() == before
+
+
+def test_lack_of_memory_is_no_result(study, changed, monkeypatch):
+    def scores(batch):
+        raise MemoryError("for now")
+
+    whole = run_study(changed(methods=("random",), against=None))
+    sound = METHODS["random"]
+    monkeypatch.setitem(METHODS, "random", Method(scores, sound.description))
+    again = changed(methods=("random",), against=None, output=study.output / "again")
+    with pytest.raises(MemoryError):
+        run_study(again)
+    monkeypatch.setitem(METHODS, "random", sound)
+    assert [row.values for row in run_study(again).rows] == [
+        row.values for row in whole.rows
+    ]
 
 
 def test_method_that_always_fails_is_shown_as_failed(
