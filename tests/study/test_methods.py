@@ -56,8 +56,8 @@ def test_methods_without_batches_follow_the_seed(batch, name):
     assert torch.equal(scores_of(name, single), scores_of(name, single))
 
 
-# SLALOM has another seed for each text; the path of Relevance Flow leads through a layer
-# in a study, and through the word embeddings in explain().
+# SLALOM has another seed for each text; the path of Relevance Flow leads through a
+# layer in a study, and through the word embeddings in explain().
 @pytest.mark.parametrize(
     "name", [n for n in text.METHODS if n not in ("slalom", "relevance-flow")]
 )
