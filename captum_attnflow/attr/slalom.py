@@ -35,8 +35,10 @@ class SLALOM(PerturbationAttribution):
     The forward function is only called, without gradients: on real shorter inputs
     where it takes token ids ``(B, T)`` or embeddings ``(B, T, D)``, or a list of texts.
     Columns are deleted in the input and in every additional argument that shares the
-    token axis. Inputs ``(B, T)`` of floats, such as the indicators of
-    ``captum.attr.LLMAttribution``, hold the baseline where a feature is absent.
+    token axis, and position ids are counted anew; see
+    :meth:`captum_attnflow.token_axis.TokenAxis.take`. Inputs ``(B, T)`` of floats, such
+    as the indicators of ``captum.attr.LLMAttribution``, hold the baseline where a
+    feature is absent.
 
     Special tokens stay in every query and get 0. They are those that ``keep`` marks in
     :meth:`attribute`; without it the beginning, end, class and separator tokens of the

@@ -10,9 +10,9 @@ import torch
 from captum._utils.common import _run_forward
 from torch import Tensor, nn
 
-from captum_attnflow.perturbation.arguments import rows_of
 from captum_attnflow.perturbation.texts import Absence, in_order_of_appearance
 from captum_attnflow.surrogate import Query
+from captum_attnflow.token_axis import rows_of
 
 
 class _Replaceable:

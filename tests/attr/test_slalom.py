@@ -263,6 +263,42 @@ class TestQueries:
             ids, target=1, additional_forward_args=(*along, *whole)
         )
 
+    @pytest.mark.parametrize("strategy", ["eff", "fidel"])
+    def test_positions_are_counted_anew(self, strategy):
+        ids = torch.tensor([[0, 5, 9, 30, 11], [8, 7, 6, 31, 40]])
+        mask = (ids != 0).long()
+        positions = torch.tensor([[1, 2, 3, 4, 5], [2, 3, 4, 5, 6]])
+
+        def watching(ids, mask, positions):
+            counted = positions[:, :1] + torch.arange(ids.shape[1])
+            assert torch.equal(positions, counted)
+            assert (positions[:, 0] == 2).all()
+            return exact(ids)
+
+        SLALOM(watching, strategy=strategy).attribute(
+            ids, target=1, additional_forward_args=(mask, positions)
+        )
+
+    @pytest.mark.parametrize("heads", [(), (1,), (4,), (3,)])
+    def test_pairwise_masks_lose_rows_and_columns(self, heads):
+        """Also where there are as many heads as tokens."""
+        ids = torch.tensor([[5, 9, 30, 11], [8, 7, 6, 31]])
+        pairs = 100 * ids[:, :, None] + ids[:, None, :]
+        pairs = pairs.view(2, *(1 for _ in heads), 4, 4).expand(2, *heads, 4, 4)
+
+        def watching(ids, pairs):
+            wanted = 100 * ids[:, :, None] + ids[:, None, :]
+            wanted = wanted.view(len(ids), *(1 for _ in heads), *wanted.shape[1:])
+            assert torch.equal(
+                pairs, wanted.expand(len(ids), *heads, *wanted.shape[-2:])
+            )
+            return exact(ids)
+
+        scores = SLALOM(watching, score="value").attribute(
+            ids, target=1, additional_forward_args=(pairs,)
+        )
+        torch.testing.assert_close(scores.double(), VALUE[ids], atol=1e-5, rtol=0)
+
     @pytest.mark.parametrize("name", ["attention_mask", "key_padding_mask", None])
     def test_padding_gets_zero_and_is_no_type(self, name):
         ids = torch.tensor([[5, 9, 0, 30, 0, 0], [8, 0, 11, 12, 13, 14]])
