@@ -1,7 +1,8 @@
 """Texts with parts taken away, put to a forward function.
 
-It knows torch, Captum and the forward function, never a SLALOM function or its fit. A
-new kind of input is one file with a class like those in
+It knows torch, Captum, the forward function and what a query is (``Query`` of
+:mod:`captum_attnflow.surrogate`), never a SLALOM function or its fit. A new
+kind of input is one file with a class like those in
 :mod:`~captum_attnflow.perturbation.deletion`.
 """
 
