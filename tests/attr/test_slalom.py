@@ -777,6 +777,18 @@ class TestRefusals:
         with pytest.raises(ValueError, match="use SLALOM"):
             LayerSLALOM(forward, layers).attribute(["text"], target=1)
 
+    def test_layers_whose_tensor_cannot_be_replaced(self, model, forward):
+        """A ModelOutput, and an input that is passed by keyword."""
+        ids = token_ids(1, 5)
+        attribution = LayerSLALOM(forward, model.bert, n_samples=40)
+        with pytest.raises(ValueError, match=r"BertModel puts out a BaseModel.*inside"):
+            attribution.attribute(ids, target=1)
+        attribution = LayerSLALOM(forward, model.bert.embeddings, n_samples=40)
+        with pytest.raises(ValueError, match=r"BertEmbeddings takes no .*output"):
+            attribution.attribute(ids, target=1, attribute_to_layer_input=True)
+        assert not model.bert._forward_hooks
+        assert not model.bert.embeddings._forward_pre_hooks
+
     @every_class
     def test_captums_own_arguments_are_validated(self, slalom_class, model, forward):
         layer = [model.bert.embeddings] if slalom_class is LayerSLALOM else []
