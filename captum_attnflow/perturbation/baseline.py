@@ -181,8 +181,8 @@ def replaced_activation(
             return type(put_out)((replace(put_out[0]), *put_out[1:]))
         raise ValueError(
             f"the layer {type(module).__name__} puts out a {type(put_out).__name__}, "
-            "in which no tensor can be replaced; give a layer inside it that puts out a "
-            "tensor, or a tuple that starts with one, such as its embeddings module"
+            "in which no tensor can be replaced; give a layer inside it that puts out "
+            "a tensor, or a tuple that starts with one, such as its embeddings module"
         )
 
     if of_input:
