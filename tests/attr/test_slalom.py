@@ -180,6 +180,41 @@ class TestLinks:
         explanation = SLALOM(exact, link="identity").explain(ids, target=1)
         torch.testing.assert_close(explanation.values, VALUE[ids] / 2)
 
+    def test_all_texts_of_a_call_have_one_link(self):
+        """Of these scores, those of the first text alone are in (0, 1)."""
+        ids = torch.tensor([[5, 6, 7], [8, 9, 10]])
+
+        def score(ids):
+            return torch.where(ids < 8, ids / 10, ids - 8.5).mean(1)
+
+        explanation = SLALOM(score).explain(ids)
+        assert explanation.link == ("identity", "identity")
+        torch.testing.assert_close(explanation.output, score(ids).double())
+
+    @pytest.mark.parametrize(
+        ("score", "link"),
+        [
+            (lambda ids: ids.float().mean(1) / 50, "probabilities"),
+            (lambda ids: (ids == 7).any(1).float(), "identity"),
+        ],
+    )
+    def test_a_guess_between_scores_and_probabilities_is_told(self, score, link):
+        ids = torch.tensor([[5, 6, 7, 8]])
+        attribution = SLALOM(score)
+        for function in (attribution.attribute, attribution.explain):
+            with pytest.warns(UserWarning, match=rf'read by link="{link}"') as caught:
+                function(ids)
+            assert {item.filename for item in caught} == {__file__}
+        with pytest.warns(UserWarning, match="read by link=") as caught:
+            attribution.compute_convergence_delta(torch.zeros(1, 4), 0, ids)
+        assert {item.filename for item in caught} == {__file__}
+
+    def test_probabilities_that_were_cut_off_are_told(self):
+        with pytest.warns(UserWarning, match=r"\d+ of \d+ probabilities are 0 or 1"):
+            SLALOM(lambda ids: (1000 * exact(ids)).softmax(1)).attribute(
+                token_ids(1, 6), target=1
+            )
+
 
 class TestQueries:
     @pytest.mark.parametrize("rows", [1, 7, None])
@@ -222,8 +257,12 @@ class TestQueries:
         assert explanation.n_held_out.item() == 128
         assert n_rows == 628
         n_rows = 0
-        SLALOM(counted).attribute(torch.arange(5, 25)[None], target=1)
+        ids = torch.arange(5, 25)[None]
+        scores = SLALOM(counted).attribute(ids, target=1)
         assert n_rows == 500
+        n_rows = 0
+        SLALOM(counted).compute_convergence_delta(scores, 0, ids, target=1)
+        assert n_rows == 1
 
     def test_kept_tokens_inside_the_text_keep_their_place(self):
         """A separator of two sentences stays between what is left of them."""
