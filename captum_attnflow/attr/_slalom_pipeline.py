@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_attnflow._options import check_batch_size, check_choice
+from captum_attnflow.attr._slalom_links import Answers, link_outputs
 from captum_attnflow.perturbation import PerturbableTexts, Target, ask
 from captum_attnflow.surrogate import (
     SCORES,
@@ -25,9 +26,7 @@ from captum_attnflow.surrogate import (
     draw_short,
     draw_subsets,
     fit_slalom,
-    log_odds,
     r_squared,
-    recognise_link,
 )
 
 # A tenth of what the authors ask for in their paper.
@@ -161,12 +160,16 @@ def explain_texts(
         _draw(texts, text, options, seed, hold_out) for text in range(len(texts.types))
     ]
     queries = [draw.asked() for draw in draws]
-    outputs = ask(
-        forward_func, texts, queries, targets, internal_batch_size, show_progress
+    answers = _answers(
+        forward_func,
+        texts,
+        queries,
+        targets,
+        options,
+        internal_batch_size,
+        show_progress,
     )
-    if targets is None and texts.max_rows != 1:
-        _refuse_several_outputs(outputs)
-    rows, columns, links = _functions(outputs, targets, options.link)
+    rows, columns = answers.rows, answers.columns
 
     def data(name: str) -> QueryData:
         parts = [
@@ -187,12 +190,41 @@ def explain_texts(
                 for row, column in zip(rows, columns, strict=True)
             ]
         ),
-        link=tuple(links),
+        link=(answers.link,) * len(rows),
+        caveats=answers.caveats,
         r2_short=r_squared(fit.model, data("short")),
         r2_deletions=r_squared(fit.model, data("deletions")),
         n_queries=n_queries,
         n_held_out=torch.tensor([len(queries[row]) for row in rows]) - n_queries,
     )
+
+
+def answer_texts(
+    forward_func: Callable[..., Any],
+    texts: PerturbableTexts,
+    targets: Sequence[Target] | None,
+    options: SlalomOptions,
+) -> Answers:
+    """Ask for the log-odds of the texts alone, one row per text."""
+    queries = [[tuple(range(len(types)))] for types in texts.types]
+    return _answers(forward_func, texts, queries, targets, options)
+
+
+def _answers(
+    forward_func: Callable[..., Any],
+    texts: PerturbableTexts,
+    queries: Sequence[Sequence[Query]],
+    targets: Sequence[Target] | None,
+    options: SlalomOptions,
+    internal_batch_size: int | None = None,
+    show_progress: bool = False,
+) -> Answers:
+    outputs = ask(
+        forward_func, texts, queries, targets, internal_batch_size, show_progress
+    )
+    if targets is None and texts.max_rows != 1:
+        _refuse_several_outputs(outputs)
+    return link_outputs(outputs, targets, options.link)
 
 
 def _draw(
@@ -236,26 +268,6 @@ def _draw(
     return _Draw(fit, held_short, held_deletions, full, options.strategy)
 
 
-def _functions(
-    outputs: Sequence[Tensor],
-    targets: Sequence[Target] | None,
-    link: Link | Literal["auto"],
-) -> tuple[list[int], list[Tensor], list[Link]]:
-    """List the functions to fit: text, answers and link of each.
-
-    There is one per text, but for the several target tokens of a language model.
-    """
-    rows, columns, links = [], [], []
-    for text, classes in enumerate(outputs):
-        target = None if targets is None else targets[text]
-        odds, chosen = _answers(classes, target, link)
-        for column in odds.unbind(1):
-            rows.append(text)
-            columns.append(column)
-            links.append(chosen)
-    return rows, columns, links
-
-
 def _refuse_several_outputs(outputs: Sequence[Tensor]) -> None:
     n_outputs = max(classes.shape[1] for classes in outputs)
     if n_outputs > 1:
@@ -263,20 +275,6 @@ def _refuse_several_outputs(outputs: Sequence[Tensor]) -> None:
             f"forward_func returned {n_outputs} outputs per input and target is None; "
             "say by target which of them to explain"
         )
-
-
-def _answers(
-    classes: Tensor, target: Target | None, link: Link | Literal["auto"]
-) -> tuple[Tensor, Link]:
-    """Turn a text's outputs ``(Q, C)`` into log-odds ``(Q, M)``."""
-    if target is None:
-        chosen = recognise_link(classes[:, :1]) if link == "auto" else link
-        first = torch.zeros(len(classes), dtype=torch.int64)
-        columns = [log_odds(one[:, None], first, chosen) for one in classes.unbind(1)]
-        return torch.stack(columns, 1), chosen
-    chosen = recognise_link(classes) if link == "auto" else link
-    index = torch.full((len(classes),), target[-1] % classes.shape[1])
-    return log_odds(classes, index, chosen)[:, None], chosen
 
 
 def _type_index(texts: PerturbableTexts) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 from captum_attnflow.surrogate import SlalomExplanation
 
@@ -12,7 +13,8 @@ _IDENTIFIED = 0.85
 
 
 def warn_of_scores(explanation: SlalomExplanation, stacklevel: int) -> None:
-    """Warn of examples whose scores are all 0, and of unidentified scores."""
+    """Warn of caveats, of examples whose scores are all 0, of unidentified scores."""
+    warn_of_caveats(explanation.caveats, stacklevel + 1)
     zero = (explanation.scores == 0).all(1).nonzero()[:, 0].tolist()
     if zero:
         warnings.warn(
@@ -22,6 +24,12 @@ def warn_of_scores(explanation: SlalomExplanation, stacklevel: int) -> None:
         )
     if explanation.score in ("importance", "linearized"):
         warn_of_importances(explanation, stacklevel + 1)
+
+
+def warn_of_caveats(caveats: Sequence[str], stacklevel: int) -> None:
+    """Warn of what the model's outputs left open."""
+    for caveat in caveats:
+        warnings.warn(caveat, stacklevel=stacklevel)
 
 
 def warn_of_importances(explanation: SlalomExplanation, stacklevel: int) -> None:

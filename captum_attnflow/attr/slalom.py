@@ -17,8 +17,16 @@ from captum_attnflow.attr._arguments import ForwardArguments
 from captum_attnflow.attr._base import TensorOrTensors
 from captum_attnflow.attr._shape import shape_like_inputs
 from captum_attnflow.attr._slalom_inputs import are_texts, tokens_of, words_of
-from captum_attnflow.attr._slalom_pipeline import SlalomOptions, explain_texts
-from captum_attnflow.attr._slalom_warnings import warn_of_importances, warn_of_scores
+from captum_attnflow.attr._slalom_pipeline import (
+    SlalomOptions,
+    answer_texts,
+    explain_texts,
+)
+from captum_attnflow.attr._slalom_warnings import (
+    warn_of_caveats,
+    warn_of_importances,
+    warn_of_scores,
+)
 from captum_attnflow.capture.layer_shape import TensorLike
 from captum_attnflow.perturbation import PerturbableTexts, targets_of_texts
 from captum_attnflow.surrogate import Link, Score, SlalomExplanation, Strategy
@@ -35,8 +43,10 @@ class SLALOM(PerturbationAttribution):
     The forward function is only called, without gradients: on real shorter inputs
     where it takes token ids ``(B, T)`` or embeddings ``(B, T, D)``, or a list of texts.
     Columns are deleted in the input and in every additional argument that shares the
-    token axis. Inputs ``(B, T)`` of floats, such as the indicators of
-    ``captum.attr.LLMAttribution``, hold the baseline where a feature is absent.
+    token axis, and position ids are counted anew; see
+    :meth:`captum_attnflow.token_axis.TokenAxis.take`. Inputs ``(B, T)`` of floats, such
+    as the indicators of ``captum.attr.LLMAttribution``, hold the baseline where a
+    feature is absent.
 
     Special tokens stay in every query and get 0. They are those that ``keep`` marks in
     :meth:`attribute`; without it the beginning, end, class and separator tokens of the
@@ -67,8 +77,10 @@ class SLALOM(PerturbationAttribution):
         sink (bool, optional): Fit an always-present token for what special tokens and
             the model add; by default for ``"fidel"`` only. The paper has none.
         link (str): How outputs become log-odds: ``"logits"``, ``"probabilities"``,
-            ``"identity"`` (taken as they are), or ``"auto"``, which recognises it and
-            reports it in the explanation.
+            ``"identity"`` (taken as they are), or ``"auto"``, which recognises one link
+            from all outputs of the call and reports it in the explanation. Single
+            outputs are read as probabilities if all are in (0, 1), else as they are;
+            a warning says which where all are in [0, 1].
         seed (int or Generator): Of the queries: equal seeds give equal scores. A
             generator moves on from call to call.
         tokenizer (optional): A tokenizer of transformers that knows special tokens.
@@ -236,7 +248,8 @@ class SLALOM(PerturbationAttribution):
     ) -> Tensor:
         """Sum of given attributions minus the model's log-odds at ``end_point``.
 
-        For contributions without a sink this is F(text) - f(text).
+        For contributions without a sink this is F(text) - f(text). Each text is asked
+        for once; of one output per text, ``link="auto"`` then sees these only.
 
         Args:
             attributions (Tensor or tuple[Tensor, ...]): Attributions of ``end_point``.
@@ -249,7 +262,10 @@ class SLALOM(PerturbationAttribution):
             Tensor: Shape ``(B,)``.
         """
         texts, _ = self._read(end_point, start_point, target, additional_forward_args)
-        output = self._explain(texts, target, None, False, hold_out=False).output
+        targets = targets_of_texts(target, len(texts.types))
+        answers = answer_texts(self.forward_func, texts, targets, self.options)
+        warn_of_caveats(answers.caveats, stacklevel=4)
+        output = torch.cat(answers.columns)
         single = isinstance(attributions, Tensor)
         parts = (attributions,) if single else tuple(attributions)
         total = torch.stack([part.flatten(1).sum(1) for part in parts]).sum(0)

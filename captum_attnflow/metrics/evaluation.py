@@ -15,6 +15,7 @@ from torch import Tensor
 
 from captum_attnflow._options import check_batch_size, check_choice
 from captum_attnflow.metrics.removal import Removals
+from captum_attnflow.token_axis import TokenAxis, columns_of
 
 RemovalMode = Literal["replace", "delete"]
 Output = Literal["logits", "probabilities"]
@@ -78,7 +79,7 @@ class TokenRemoval:
                 inputs = self._without(rows, removed)
                 output = _run_forward(
                     self.forward_func,
-                    _columns_of(inputs, columns, (1,)),
+                    columns_of(inputs, columns, (1,)),
                     additional_forward_args=self._additional(rows, columns),
                 )
                 selected = _log_probability(output, self._target(rows), self.output)
@@ -115,34 +116,8 @@ class TokenRemoval:
     def _additional(self, rows: Tensor, columns: Tensor) -> tuple[Any, ...] | None:
         if self.additional is None:
             return None
-        return tuple(self._argument(given, rows, columns) for given in self.additional)
-
-    def _argument(self, argument: Any, rows: Tensor, columns: Tensor) -> Any:
-        n_examples, n_tokens = self.inputs.shape[:2]
-        if not isinstance(argument, Tensor) or argument.dim() == 0:
-            return argument
-        axes = _token_axes(argument, n_examples, n_tokens)
-        if axes and len(argument) == 1:
-            argument = argument.expand(n_examples, *argument.shape[1:])
-        if len(argument) != n_examples:
-            return argument
-        if axes == (1,) and self._counts_tokens(argument):
-            first = (~self.padding[rows]).int().argmax(1, keepdim=True)
-            count = torch.arange(columns.shape[1], device=columns.device)
-            return argument[rows].gather(1, first) + count
-        return _columns_of(argument[rows], columns, axes)
-
-    def _counts_tokens(self, argument: Tensor) -> bool:
-        """Whether an argument holds positions, which are to be counted anew.
-
-        Two tokens do not tell: 0 and 1 may be types as well.
-        """
-        if argument.dim() != 2 or argument.dtype not in (torch.int32, torch.int64):
-            return False
-        neighbours = ~(self.padding[:, 1:] | self.padding[:, :-1])
-        if int(neighbours.sum(1).max()) < 2:
-            return False
-        return bool((argument.diff(dim=1) == 1)[neighbours].all())
+        axis = TokenAxis(self.padding)
+        return tuple(axis.take(given, rows, columns) for given in self.additional)
 
     def _target(self, rows: Tensor) -> TargetType:
         if isinstance(self.target, list):
@@ -150,27 +125,6 @@ class TokenRemoval:
         if isinstance(self.target, Tensor) and self.target.numel() > 1:
             return self.target[rows.to(self.target.device)]
         return self.target
-
-
-def _token_axes(argument: Tensor, n_examples: int, n_tokens: int) -> tuple[int, ...]:
-    """Dimensions that are tokens: both of a pairwise mask, or the one after the batch.
-
-    Pairwise masks end in ``(T, T)``; everything else has its tokens in dimension 1.
-    """
-    if argument.dim() < 2 or len(argument) not in (1, n_examples):
-        return ()
-    if argument.dim() > 2 and tuple(argument.shape[-2:]) == (n_tokens, n_tokens):
-        return (argument.dim() - 2, argument.dim() - 1)
-    return (1,) if argument.shape[1] == n_tokens else ()
-
-
-def _columns_of(tensor: Tensor, columns: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """Take each row's own columns along the token axes."""
-    for axis in axes:
-        shape = [1] * tensor.dim()
-        shape[0], shape[axis] = columns.shape
-        tensor = tensor.take_along_dim(columns.reshape(shape), axis)
-    return tensor
 
 
 def _read_baseline(baselines: Any, inputs: Tensor) -> Tensor:

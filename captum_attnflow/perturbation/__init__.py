@@ -1,11 +1,11 @@
 """Texts with parts taken away, put to a forward function.
 
-It knows torch, Captum and the forward function, never a SLALOM function or its fit. A
-new kind of input is one file with a class like those in
+It knows torch, Captum, the forward function and what a query is (``Query`` of
+:mod:`captum_attnflow.surrogate`), never a SLALOM function or its fit. A new
+kind of input is one file with a class like those in
 :mod:`~captum_attnflow.perturbation.deletion`.
 """
 
-from captum_attnflow.perturbation.arguments import find_padding
 from captum_attnflow.perturbation.ask import ask
 from captum_attnflow.perturbation.baseline import (
     ReplaceableActivations,
@@ -14,6 +14,7 @@ from captum_attnflow.perturbation.baseline import (
 )
 from captum_attnflow.perturbation.deletion import DeletableColumns
 from captum_attnflow.perturbation.outputs import Target, targets_of_texts
+from captum_attnflow.perturbation.padding import find_padding
 from captum_attnflow.perturbation.special_tokens import read_keep, special_token_ids
 from captum_attnflow.perturbation.texts import PerturbableTexts
 from captum_attnflow.perturbation.words import DeletableWords

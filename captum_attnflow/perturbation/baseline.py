@@ -10,9 +10,9 @@ import torch
 from captum._utils.common import _run_forward
 from torch import Tensor, nn
 
-from captum_attnflow.perturbation.arguments import rows_of
 from captum_attnflow.perturbation.texts import Absence, in_order_of_appearance
 from captum_attnflow.surrogate import Query
+from captum_attnflow.token_axis import rows_of
 
 
 class _Replaceable:
@@ -153,18 +153,37 @@ class ReplaceableActivations(_Replaceable):
 def replaced_activation(
     layer: nn.Module, of_input: bool, replace: Callable[[Tensor], Tensor]
 ) -> Iterator[None]:
-    """Replace the first tensor that a layer takes by position, or puts out."""
+    """Replace the first tensor that a layer takes by position, or puts out.
 
-    def first_replaced(tensors: Any) -> Any:
-        if isinstance(tensors, Tensor):
-            return replace(tensors)
-        return (replace(tensors[0]), *tensors[1:])
+    Raises:
+        ValueError: When the layer runs, if it takes no tensor first by position, or
+            puts out neither a tensor nor a plain tuple or list that starts with one.
+    """
 
     def before(module: nn.Module, taken: tuple[Any, ...]) -> Any:
-        return first_replaced(taken)
+        if not taken or not isinstance(taken[0], Tensor):
+            raise ValueError(
+                f"the layer {type(module).__name__} takes no tensor first by position, "
+                "so that its input cannot be replaced; attribute to its output, or to "
+                "the output of the layer before it, by attribute_to_layer_input=False"
+            )
+        return (replace(taken[0]), *taken[1:])
 
     def after(module: nn.Module, taken: tuple[Any, ...], put_out: Any) -> Any:
-        return first_replaced(put_out)
+        if isinstance(put_out, Tensor):
+            return replace(put_out)
+        # Of other sequences, such as a ModelOutput, readers need more than the order.
+        if (
+            type(put_out) in (tuple, list)
+            and put_out
+            and isinstance(put_out[0], Tensor)
+        ):
+            return type(put_out)((replace(put_out[0]), *put_out[1:]))
+        raise ValueError(
+            f"the layer {type(module).__name__} puts out a {type(put_out).__name__}, "
+            "in which no tensor can be replaced; give a layer inside it that puts out "
+            "a tensor, or a tuple that starts with one, such as its embeddings module"
+        )
 
     if of_input:
         handle = layer.register_forward_pre_hook(before)

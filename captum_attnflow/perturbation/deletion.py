@@ -10,9 +10,9 @@ import torch
 from captum._utils.common import _run_forward
 from torch import Tensor
 
-from captum_attnflow.perturbation.arguments import columns_of
 from captum_attnflow.perturbation.texts import Absence, in_order_of_appearance
 from captum_attnflow.surrogate import Query
+from captum_attnflow.token_axis import TokenAxis
 
 
 class DeletableColumns:
@@ -44,6 +44,7 @@ class DeletableColumns:
     ) -> None:
         self._inputs = inputs
         self._additional = additional
+        self._token_axis = TokenAxis(padding)
         self.n_positions = inputs.shape[1]
         numbers = _number_tokens(inputs)
         self.types, self.positions = [], []
@@ -81,11 +82,11 @@ class DeletableColumns:
         columns = torch.tensor(
             [self._columns(*asked) for asked in zip(texts, queries, strict=True)]
         )
-        shape = (len(self._inputs), self.n_positions)
         device = self._inputs.device
         inputs = self._inputs[rows.to(device)[:, None], columns.to(device)]
         additional = self._additional and tuple(
-            columns_of(argument, shape, rows, columns) for argument in self._additional
+            self._token_axis.take(argument, rows, columns)
+            for argument in self._additional
         )
         return _run_forward(forward_func, inputs, None, additional)
 

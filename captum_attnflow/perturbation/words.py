@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from captum_attnflow.perturbation.arguments import rows_of
 from captum_attnflow.perturbation.texts import Absence, in_order_of_appearance
 from captum_attnflow.surrogate import Query
+from captum_attnflow.token_axis import rows_of
 
 
 class DeletableWords:

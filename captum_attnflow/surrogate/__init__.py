@@ -11,7 +11,13 @@ and one line in :data:`~captum_attnflow.surrogate.scores.SCORES`.
 from captum_attnflow.surrogate.data import QueryData
 from captum_attnflow.surrogate.explanation import SlalomExplanation, r_squared
 from captum_attnflow.surrogate.fit import SlalomFit, fit_slalom
-from captum_attnflow.surrogate.link import Link, log_odds, recognise_link
+from captum_attnflow.surrogate.link import (
+    Link,
+    clamped,
+    fits_both_readings,
+    log_odds,
+    recognise_link,
+)
 from captum_attnflow.surrogate.model import SlalomModel
 from captum_attnflow.surrogate.queries import (
     Query,
@@ -34,12 +40,14 @@ __all__ = [
     "SlalomFit",
     "SlalomModel",
     "Strategy",
+    "clamped",
     "count_types",
     "draw_deletions",
     "draw_random_deletions",
     "draw_short",
     "draw_subsets",
     "fit_slalom",
+    "fits_both_readings",
     "log_odds",
     "r_squared",
     "recognise_link",

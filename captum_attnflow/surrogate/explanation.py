@@ -27,7 +27,10 @@ class SlalomExplanation:
             there is none.
         score (str): Name of the score that :attr:`scores` holds.
         output (Tensor): Shape ``(B,)``, float64, the model's log-odds of the texts.
-        link (tuple of str): Per text, the link by which outputs became log-odds.
+        link (tuple of str): Per text, the link by which outputs became log-odds; the
+            same for all texts of a call.
+        caveats (tuple of str): Sentences on what the outputs left open: a link that
+            was guessed, probabilities that were cut off.
         r2_short (Tensor): Shape ``(B,)``, float64, share of variance explained on short
             inputs that the fit has not seen; NaN if there are none or all answers are
             equal.
@@ -41,6 +44,7 @@ class SlalomExplanation:
     score: Score
     output: Tensor
     link: tuple[Link, ...]
+    caveats: tuple[str, ...]
     r2_short: Tensor
     r2_deletions: Tensor
     n_queries: Tensor

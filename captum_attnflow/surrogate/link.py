@@ -24,12 +24,12 @@ def recognise_link(outputs: Tensor) -> Link:
     """Tell what kind of outputs a model gives.
 
     Args:
-        outputs (Tensor): Shape ``(Q, C)``, all outputs for a text's queries.
+        outputs (Tensor): Shape ``(Q, C)``, all outputs of a call.
 
     Returns:
-        str: ``"probabilities"`` if all are in [0, 1] and, for several classes, sum to
-        1 (within 1e-3); else ``"logits"`` for several classes and ``"identity"`` for
-        one output.
+        str: For several classes ``"probabilities"`` if all are in [0, 1] and sum to 1
+        (within 1e-3), else ``"logits"``. For one output ``"probabilities"`` if all are
+        in (0, 1), else ``"identity"``.
 
     Examples::
 
@@ -38,12 +38,16 @@ def recognise_link(outputs: Tensor) -> Link:
         >>> recognise_link(torch.tensor([[1.2], [-0.3]]))
         'identity'
     """
-    n_classes = outputs.shape[1]
-    in_range = bool(((outputs >= 0) & (outputs <= 1)).all())
-    sums = outputs.double().sum(1)
-    if in_range and (n_classes == 1 or bool(((sums - 1).abs() < _SUM_TOLERANCE).all())):
-        return "probabilities"
-    return "logits" if n_classes > 1 else "identity"
+    if outputs.shape[1] == 1:
+        inside = bool(((outputs > 0) & (outputs < 1)).all())
+        return "probabilities" if inside else "identity"
+    sums_to_one = (outputs.double().sum(1) - 1).abs() < _SUM_TOLERANCE
+    return "probabilities" if _in_range(outputs) and sums_to_one.all() else "logits"
+
+
+def fits_both_readings(outputs: Tensor) -> bool:
+    """Whether outputs may be probabilities and scores: one per row, all in [0, 1]."""
+    return outputs.shape[1] == 1 and _in_range(outputs)
 
 
 def log_odds(outputs: Tensor, index: Tensor, link: Link) -> Tensor:
@@ -52,9 +56,9 @@ def log_odds(outputs: Tensor, index: Tensor, link: Link) -> Tensor:
     Args:
         outputs (Tensor): Shape ``(Q, C)``.
         index (Tensor): Shape ``(Q,)``, int64, the class of each row.
-        link (str): ``"logits"``; ``"probabilities"``, which are kept an epsilon of
-            their dtype away from 0 and 1; or ``"identity"``, which takes the class's
-            output as it is.
+        link (str): ``"logits"``; ``"probabilities"``, where what
+            :func:`clamped` marks is cut off; or ``"identity"``, which takes the
+            class's output as it is.
 
     Returns:
         Tensor: Shape ``(Q,)``, float64.
@@ -75,17 +79,50 @@ def log_odds(outputs: Tensor, index: Tensor, link: Link) -> Tensor:
     if link == "identity" or (link == "logits" and outputs.shape[1] == 1):
         return chosen
     if link == "probabilities":
-        least, most = float(outputs.min()), float(outputs.max())
-        if least < 0 or most > 1:
+        if not _in_range(outputs):
+            least, most = float(outputs.min()), float(outputs.max())
             raise ValueError(
                 f'link="probabilities" was given, but outputs range from {least:.3g} '
                 f'to {most:.3g}; give link="logits" or link="identity"'
             )
-        return chosen.clamp(*_open_interval(outputs.dtype)).logit()
+        for_class, against = _probabilities(outputs, index)
+        least_for, least_against = _least_probabilities(outputs)
+        odds: Tensor = for_class.clamp_min(least_for).log()
+        return odds - against.clamp_min(least_against).log()
     others = outputs.double().scatter(1, index[:, None], -torch.inf)
     return chosen - others.logsumexp(1)
 
 
-def _open_interval(dtype: torch.dtype) -> tuple[float, float]:
-    epsilon = torch.finfo(dtype).eps if dtype.is_floating_point else 0.5
-    return epsilon, 1 - epsilon
+def clamped(outputs: Tensor, index: Tensor, link: Link) -> Tensor:
+    """Tell which probabilities are too close to 0 or 1 for their dtype.
+
+    Takes the arguments of :func:`log_odds`.
+
+    Returns:
+        Tensor: Shape ``(Q,)``, bool. True where the probability of the class, or of
+        all others, is less than the smallest normal number of the dtype. For one
+        output, whose complement is not given, that is half an epsilon.
+    """
+    if link != "probabilities":
+        return torch.zeros(len(outputs), dtype=torch.bool)
+    for_class, against = _probabilities(outputs, index)
+    least_for, least_against = _least_probabilities(outputs)
+    return (for_class < least_for) | (against < least_against)
+
+
+def _in_range(outputs: Tensor) -> bool:
+    return bool(((outputs >= 0) & (outputs <= 1)).all())
+
+
+def _probabilities(outputs: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the class and of all others; the sum of small others stays exact."""
+    exact = outputs.double()
+    for_class = exact.gather(1, index[:, None])[:, 0]
+    if outputs.shape[1] == 1:
+        return for_class, 1 - for_class
+    return for_class, exact.scatter(1, index[:, None], 0.0).sum(1)
+
+
+def _least_probabilities(outputs: Tensor) -> tuple[float, float]:
+    limits = torch.finfo(outputs.dtype)
+    return limits.tiny, limits.eps / 2 if outputs.shape[1] == 1 else limits.tiny

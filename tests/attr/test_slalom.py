@@ -180,6 +180,41 @@ class TestLinks:
         explanation = SLALOM(exact, link="identity").explain(ids, target=1)
         torch.testing.assert_close(explanation.values, VALUE[ids] / 2)
 
+    def test_all_texts_of_a_call_have_one_link(self):
+        """Of these scores, those of the first text alone are in (0, 1)."""
+        ids = torch.tensor([[5, 6, 7], [8, 9, 10]])
+
+        def score(ids):
+            return torch.where(ids < 8, ids / 10, ids - 8.5).mean(1)
+
+        explanation = SLALOM(score).explain(ids)
+        assert explanation.link == ("identity", "identity")
+        torch.testing.assert_close(explanation.output, score(ids).double())
+
+    @pytest.mark.parametrize(
+        ("score", "link"),
+        [
+            (lambda ids: ids.float().mean(1) / 50, "probabilities"),
+            (lambda ids: (ids == 7).any(1).float(), "identity"),
+        ],
+    )
+    def test_a_guess_between_scores_and_probabilities_is_told(self, score, link):
+        ids = torch.tensor([[5, 6, 7, 8]])
+        attribution = SLALOM(score)
+        for function in (attribution.attribute, attribution.explain):
+            with pytest.warns(UserWarning, match=rf'read by link="{link}"') as caught:
+                function(ids)
+            assert {item.filename for item in caught} == {__file__}
+        with pytest.warns(UserWarning, match="read by link=") as caught:
+            attribution.compute_convergence_delta(torch.zeros(1, 4), 0, ids)
+        assert {item.filename for item in caught} == {__file__}
+
+    def test_probabilities_that_were_cut_off_are_told(self):
+        with pytest.warns(UserWarning, match=r"\d+ of \d+ probabilities are 0 or 1"):
+            SLALOM(lambda ids: (1000 * exact(ids)).softmax(1)).attribute(
+                token_ids(1, 6), target=1
+            )
+
 
 class TestQueries:
     @pytest.mark.parametrize("rows", [1, 7, None])
@@ -222,8 +257,12 @@ class TestQueries:
         assert explanation.n_held_out.item() == 128
         assert n_rows == 628
         n_rows = 0
-        SLALOM(counted).attribute(torch.arange(5, 25)[None], target=1)
+        ids = torch.arange(5, 25)[None]
+        scores = SLALOM(counted).attribute(ids, target=1)
         assert n_rows == 500
+        n_rows = 0
+        SLALOM(counted).compute_convergence_delta(scores, 0, ids, target=1)
+        assert n_rows == 1
 
     def test_kept_tokens_inside_the_text_keep_their_place(self):
         """A separator of two sentences stays between what is left of them."""
@@ -262,6 +301,42 @@ class TestQueries:
         SLALOM(lambda *arguments: watching(*arguments)).attribute(
             ids, target=1, additional_forward_args=(*along, *whole)
         )
+
+    @pytest.mark.parametrize("strategy", ["eff", "fidel"])
+    def test_positions_are_counted_anew(self, strategy):
+        ids = torch.tensor([[0, 5, 9, 30, 11], [8, 7, 6, 31, 40]])
+        mask = (ids != 0).long()
+        positions = torch.tensor([[1, 2, 3, 4, 5], [2, 3, 4, 5, 6]])
+
+        def watching(ids, mask, positions):
+            counted = positions[:, :1] + torch.arange(ids.shape[1])
+            assert torch.equal(positions, counted)
+            assert (positions[:, 0] == 2).all()
+            return exact(ids)
+
+        SLALOM(watching, strategy=strategy).attribute(
+            ids, target=1, additional_forward_args=(mask, positions)
+        )
+
+    @pytest.mark.parametrize("heads", [(), (1,), (4,), (3,)])
+    def test_pairwise_masks_lose_rows_and_columns(self, heads):
+        """Also where there are as many heads as tokens."""
+        ids = torch.tensor([[5, 9, 30, 11], [8, 7, 6, 31]])
+        pairs = 100 * ids[:, :, None] + ids[:, None, :]
+        pairs = pairs.view(2, *(1 for _ in heads), 4, 4).expand(2, *heads, 4, 4)
+
+        def watching(ids, pairs):
+            wanted = 100 * ids[:, :, None] + ids[:, None, :]
+            wanted = wanted.view(len(ids), *(1 for _ in heads), *wanted.shape[1:])
+            assert torch.equal(
+                pairs, wanted.expand(len(ids), *heads, *wanted.shape[-2:])
+            )
+            return exact(ids)
+
+        scores = SLALOM(watching, score="value").attribute(
+            ids, target=1, additional_forward_args=(pairs,)
+        )
+        torch.testing.assert_close(scores.double(), VALUE[ids], atol=1e-5, rtol=0)
 
     @pytest.mark.parametrize("name", ["attention_mask", "key_padding_mask", None])
     def test_padding_gets_zero_and_is_no_type(self, name):
@@ -740,6 +815,18 @@ class TestRefusals:
                 LayerSLALOM(forward, layer, n_samples=40).attribute(ids, target=1)
         with pytest.raises(ValueError, match="use SLALOM"):
             LayerSLALOM(forward, layers).attribute(["text"], target=1)
+
+    def test_layers_whose_tensor_cannot_be_replaced(self, model, forward):
+        """A ModelOutput, and an input that is passed by keyword."""
+        ids = token_ids(1, 5)
+        attribution = LayerSLALOM(forward, model.bert, n_samples=40)
+        with pytest.raises(ValueError, match=r"BertModel puts out a BaseModel.*inside"):
+            attribution.attribute(ids, target=1)
+        attribution = LayerSLALOM(forward, model.bert.embeddings, n_samples=40)
+        with pytest.raises(ValueError, match=r"BertEmbeddings takes no .*output"):
+            attribution.attribute(ids, target=1, attribute_to_layer_input=True)
+        assert not model.bert._forward_hooks
+        assert not model.bert.embeddings._forward_pre_hooks
 
     @every_class
     def test_captums_own_arguments_are_validated(self, slalom_class, model, forward):

@@ -5,7 +5,7 @@ from math import log
 import pytest
 import torch
 
-from captum_attnflow.surrogate import log_odds, recognise_link
+from captum_attnflow.surrogate import clamped, log_odds, recognise_link
 
 LOGITS = torch.tensor([[0.3, 2.0, -1.0], [5.0, -2.0, 0.0]], dtype=torch.float64)
 TWO = LOGITS[:, :2]
@@ -64,3 +64,22 @@ def test_certain_probabilities_stay_finite(dtype):
 def test_probabilities_out_of_range_are_refused():
     with pytest.raises(ValueError, match=r"from -2 to 5.*identity"):
         log_odds(LOGITS, INDEX, "probabilities")
+
+
+def test_small_probabilities_of_the_others_do_not_saturate():
+    logits = torch.tensor([[0.0, 40.0], [60.0, 0.0]])
+    first, second = torch.zeros(2, dtype=torch.int64), torch.ones(2, dtype=torch.int64)
+    for index in (first, second):
+        found = log_odds(logits.softmax(-1), index, "probabilities")
+        expected = log_odds(logits, index, "logits")
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+        assert not clamped(logits.softmax(-1), index, "probabilities").any()
+
+
+def test_what_is_cut_off_is_told():
+    index = torch.zeros(3, dtype=torch.int64)
+    several = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.3, 0.7]])
+    assert clamped(several, index, "probabilities").tolist() == [True, True, False]
+    assert not clamped(several, index, "logits").any()
+    one = several[:, :1]
+    assert clamped(one, index, "probabilities").tolist() == [True, True, False]

@@ -1,4 +1,4 @@
-"""Which of the additional arguments belong to texts or to their tokens."""
+"""Where padding is, read from the additional arguments."""
 
 from __future__ import annotations
 
@@ -8,47 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-
-def rows_of(argument: Any, n_texts: int, rows: Tensor) -> Any:
-    """Take the rows of an argument that has one per text; others pass through."""
-    if isinstance(argument, Tensor) and argument.dim() > 0 and len(argument) == n_texts:
-        return argument[rows.to(argument.device)]
-    return argument
-
-
-def columns_of(
-    argument: Any, shape: tuple[int, int], rows: Tensor, columns: Tensor
-) -> Any:
-    """Take rows of an argument, and columns where it shares the token axis.
-
-    The token axis is dimension 1 of a tensor ``(B, T, ...)`` or ``(1, T, ...)``, or the
-    last two of an attention mask ``(B, H, T, T)`` as far as they have ``T`` columns.
-
-    Args:
-        argument (Any): An additional argument of the forward function.
-        shape (tuple[int, int]): Texts and positions, ``(B, T)``.
-        rows (Tensor): Shape ``(N,)``, int64, text of each query.
-        columns (Tensor): Shape ``(N, L)``, int64, positions of each query.
-    """
-    n_texts, n_positions = shape
-    if not isinstance(argument, Tensor) or argument.dim() < 2:
-        return rows_of(argument, n_texts, rows)
-    device = argument.device
-    rows, columns = rows.to(device), columns.to(device)
-    if len(argument) == 1 < n_texts:
-        argument = argument.expand(n_texts, *argument.shape[1:])
-    if len(argument) != n_texts:
-        return argument
-    if argument.shape[1] == n_positions:
-        return argument[rows[:, None], columns]
-    taken = argument[rows]
-    each = torch.arange(len(rows), device=device)[:, None]
-    if argument.dim() == 4 and argument.shape[2] == n_positions:
-        taken = taken[each, :, columns].transpose(1, 2)
-    if argument.dim() == 4 and argument.shape[3] == n_positions:
-        taken = taken[each, :, :, columns].permute(0, 2, 3, 1)
-    return taken
 
 
 def find_padding(
