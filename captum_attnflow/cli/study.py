@@ -17,7 +17,7 @@ from captum_attnflow.study.formats import to_markdown
 
 _METHODS = (
     "generalized-attention-flow",
-    "generalized-attention-flow-free",
+    "relevance-flow",
     "attention-rollout",
     "last-layer-attention",
     "chefer-relevance",
