@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import networkx as nx
 from torch import Tensor
 
+from captum_attnflow.capture import TokenSequence
 from captum_attnflow.network import LayeredNetwork
 from captum_attnflow.solve import SourceFlows
 
@@ -59,6 +60,8 @@ class Explanation:
             scores of Relevance Flow are less; None for other methods.
         direct (Tensor, optional): Shape ``(B, T)``, float64, what the direct edges of
             Relevance Flow add to the scores; None for other methods.
+        sequences (tuple[TokenSequence, ...]): The sequences whose positions the scores
+            count through: one, or an encoder's and then a decoder's.
     """
 
     scores: Tensor
@@ -69,6 +72,7 @@ class Explanation:
     diagnostics: FlowDiagnostics | None = None
     against: Explanation | None = None
     direct: Tensor | None = None
+    sequences: tuple[TokenSequence, ...] = ()
 
     @property
     def delta(self) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from captum_attnflow.attr._arguments import ForwardArguments
 from captum_attnflow.attr._shape import shape_like_inputs
 from captum_attnflow.capture import AttentionRecord, capture_attention
-from captum_attnflow.capture.layer_shape import TensorLike
+from captum_attnflow.capture.layer import LayerCalls, TensorLike
 from captum_attnflow.result import Explanation
 
 TensorOrTensors = Tensor | tuple[Tensor, ...]
@@ -71,7 +72,8 @@ class AttentionAttribution(GradientAttribution):
         Args:
             inputs (Tensor or tuple[Tensor, ...]): One tensor that holds the tokens:
                 ids ``(B, T)``, embeddings ``(B, T, D)``, or pixels ``(B, C, H, W)`` of
-                a vision transformer.
+                a vision transformer. For an encoder and a decoder one for each, or the
+                encoder's alone.
             baselines (scalar, Tensor, tuple, optional): Where the path of Relevance
                 Flow begins, as for ``IntegratedGradients``. The other methods ignore
                 them: attention has no reference point.
@@ -106,7 +108,9 @@ class AttentionAttribution(GradientAttribution):
         # One frame more than in explain(): Captum wraps attribute() to log its use.
         warn_of_zeros(explanation, stacklevel=4)
         templates = [TensorLike.of(tensor) for tensor in arguments.inputs]
-        attributions = shape_like_inputs(explanation.scores, templates)
+        attributions = shape_like_inputs(
+            explanation.scores, templates, explanation.sequences
+        )
         formatted = _format_output(_is_tuple(inputs), attributions)
         if return_convergence_delta:
             return formatted, explanation.delta.to(attributions[0])
@@ -178,15 +182,20 @@ class AttentionAttribution(GradientAttribution):
         arguments: ForwardArguments,
         internal_batch_size: int | None,
         grad_kwargs: dict[str, Any] | None = None,
+        layer_calls: LayerCalls | None = None,
     ) -> Explanation:
-        records = self._capture(arguments, internal_batch_size, grad_kwargs or {})
-        return self._score(AttentionRecord.concatenate(list(records)))
+        records = self._capture(
+            arguments, internal_batch_size, grad_kwargs or {}, layer_calls
+        )
+        record = AttentionRecord.concatenate(list(records))
+        return replace(self._score(record), sequences=record.sequences)
 
     def _capture(
         self,
         arguments: ForwardArguments,
         internal_batch_size: int | None,
         grad_kwargs: dict[str, Any],
+        layer_calls: LayerCalls | None,
     ) -> Iterable[AttentionRecord]:
         """Capture consecutive parts of the batch."""
         for part in arguments.split(internal_batch_size):
@@ -196,6 +205,7 @@ class AttentionAttribution(GradientAttribution):
                 part.target,
                 part.additional,
                 grad_kwargs,
+                layer_calls=layer_calls,
             )
 
 

@@ -8,32 +8,77 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_attnflow.capture.layer_shape import TensorLike
+from captum_attnflow.capture import TokenSequence
+from captum_attnflow.capture.layer import TensorLike
 
 _MAX_PREFIX_TOKENS = 16
 
 
 def shape_like_inputs(
-    scores: Tensor, inputs: Sequence[TensorLike]
+    scores: Tensor,
+    inputs: Sequence[TensorLike],
+    sequences: Sequence[TokenSequence] = (),
 ) -> tuple[Tensor, ...]:
-    """Spread token scores over the one input that holds the tokens.
+    """Spread token scores over the inputs that hold the tokens.
 
     Args:
         scores (Tensor): Shape ``(B, T)``.
         inputs (sequence of TensorLike): Token ids ``(B, T)``, embeddings
             ``(B, T, D)`` or pixels ``(B, C, H, W)``.
+        sequences (sequence of TokenSequence): An encoder's and a decoder's, which have
+            an input each, or one of them; one sequence has one input.
 
     Returns:
         tuple[Tensor, ...]: One attribution per input, whose sum over all but the
         first two dimensions is the token's score; for pixels, whose sum over a patch.
 
     Raises:
-        ValueError: If there are several inputs, or no tokens in the input.
+        ValueError: If there are more inputs than sequences, or no tokens in an input.
     """
-    refuse_several(inputs)
-    (template,) = inputs
+    if len(sequences) < 2:
+        refuse_several(inputs)
+        return (_shape_like_input(scores, inputs[0]),)
+    parts = split_sequences(scores, sequences)
+    shaped = []
+    for index, template in enumerate(inputs):
+        holding = [
+            part
+            for part, sequence in zip(parts, sequences, strict=True)
+            if index in sequence.inputs
+        ]
+        part = holding[0] if holding else parts[only_fitting(parts, template)]
+        shaped.append(_shape_like_input(part, template))
+    return tuple(shaped)
+
+
+def split_sequences(
+    scores: Tensor, sequences: Sequence[TokenSequence]
+) -> tuple[Tensor, ...]:
+    """Split scores ``(B, T)`` into those of each sequence."""
+    return torch.split(scores, [sequence.length for sequence in sequences], 1)
+
+
+def only_fitting(parts: Sequence[Tensor], template: TensorLike) -> int:
+    """Return which sequence's scores a tensor may hold by its shape.
+
+    Raises:
+        ValueError: If it may hold none, or several.
+    """
+    fitting = [i for i, part in enumerate(parts) if _has_tokens(template, part)]
+    if len(fitting) != 1:
+        raise ValueError(
+            f"a tensor of shape {template.shape} was not seen to become tokens of the "
+            f"encoder or of the decoder, and {len(fitting)} of them have its length "
+            f"(encoder and decoder: {[part.shape[1] for part in parts]} tokens). Pass "
+            "(encoder tokens, decoder tokens), or attribute to the embeddings of one "
+            "of them with the Layer... class"
+        )
+    return fitting[0]
+
+
+def _shape_like_input(scores: Tensor, template: TensorLike) -> Tensor:
     if _has_tokens(template, scores):
-        return (_fill(scores, template),)
+        return _fill(scores, template)
     spread = _spread_over_patches(scores, template)
     if spread is None:
         raise ValueError(
@@ -42,7 +87,7 @@ def shape_like_inputs(
             "not made of these tokens. Attribute to the layer that makes the tokens "
             "with the Layer... class, or pass this input in additional_forward_args"
         )
-    return (spread,)
+    return spread
 
 
 def refuse_several(inputs: Sequence[TensorLike]) -> None:
