@@ -31,6 +31,7 @@ from captum_attnflow.attr import (
     AttentionFlow,
     AttentionRollout,
     GeneralizedAttentionFlow,
+    GenerationAttribution,
     LayerAttentionFlow,
     LayerAttentionRollout,
     LayerGeneralizedAttentionFlow,
@@ -40,7 +41,7 @@ from captum_attnflow.attr import (
 )
 from captum_attnflow.capture import UnsupportedAttentionError
 from captum_attnflow.network import LayeredNetwork
-from captum_attnflow.result import Explanation
+from captum_attnflow.result import Explanation, GenerationExplanation
 from captum_attnflow.solve import (
     BarrierSolver,
     FlowError,
@@ -59,6 +60,8 @@ __all__ = [
     "FlowError",
     "FlowSolution",
     "GeneralizedAttentionFlow",
+    "GenerationAttribution",
+    "GenerationExplanation",
     "LayerAttentionFlow",
     "LayerAttentionRollout",
     "LayerGeneralizedAttentionFlow",
