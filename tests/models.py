@@ -65,6 +65,68 @@ ENCODERS: dict[str, dict[str, Any]] = {
 # Those for which transformers offers attention by a fused kernel.
 FUSED_ENCODERS = ["Albert", "Bert", "DistilBert", "Electra", "ModernBert", "Roberta"]
 
+_DECODER = {**_COMMON, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+_GPT = {
+    "vocab_size": VOCABULARY,
+    "n_embd": 32,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_positions": 64,
+    "initializer_range": 0.3,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_GROUPED = {**_DECODER, "num_key_value_heads": 2}
+_WINDOWED = {**_GROUPED, "sliding_window": 4}
+_GEMMA = {**_WINDOWED, "head_dim": 8, "query_pre_attn_scalar": 8}
+
+DECODERS: dict[str, dict[str, Any]] = {
+    "bloom": {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "n_layer": 3,
+        "n_head": 4,
+        "initializer_range": 0.3,
+    },
+    "falcon": {**_DECODER, "multi_query": True},
+    "gemma2": {
+        **_GEMMA,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "attn_logit_softcapping": 5.0,
+        "final_logit_softcapping": 10.0,
+    },
+    "gemma3_text": {
+        **_GEMMA,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+    },
+    "gpt2": _GPT,
+    "gpt_neox": _DECODER,
+    "gptj": {**_GPT, "rotary_dim": 4},
+    "llama": _GROUPED,
+    "mistral": _WINDOWED,
+    "opt": {**_DECODER, "ffn_dim": 64, "word_embed_proj_dim": 32, "init_std": 0.3},
+    "qwen2": _GROUPED,
+    "qwen3": {**_GROUPED, "head_dim": 8},
+}
+
+# Those for which transformers offers attention by a fused kernel.
+FUSED_DECODERS = sorted(DECODERS.keys() - {"bloom", "gemma2", "gptj"})
+
+
+def decoder(
+    family: str, implementation: str = "eager", dtype: torch.dtype = torch.float64
+) -> nn.Module:
+    """A causal language model; the same weights for the same family."""
+    config = transformers.AutoConfig.for_model(
+        family, **copy.deepcopy(DECODERS[family])
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = transformers.AutoModelForCausalLM.from_config(
+            config, attn_implementation=implementation
+        )
+    return model.to(dtype).eval()
+
 
 def classifier(
     family: str, implementation: str = "eager", dtype: torch.dtype = torch.float32
