@@ -59,6 +59,8 @@ class Explanation:
             scores of Relevance Flow are less; None for other methods.
         direct (Tensor, optional): Shape ``(B, T)``, float64, what the direct edges of
             Relevance Flow add to the scores; None for other methods.
+        unnormalized_scores (Tensor, optional): Shape ``(B, T)``, float64, the scores
+            before their normalisation; None where none was asked for.
     """
 
     scores: Tensor
@@ -69,13 +71,16 @@ class Explanation:
     diagnostics: FlowDiagnostics | None = None
     against: Explanation | None = None
     direct: Tensor | None = None
+    unnormalized_scores: Tensor | None = None
 
     @property
     def delta(self) -> Tensor:
         """Efficiency residual ``scores.sum(1) - flow_value``, shape ``(B,)``.
 
         Zero up to rounding in the joint game and for Relevance Flow; in the
-        independent game the amount by which separate flows exceed the joint one.
+        independent game the amount by which separate flows exceed the joint one. A
+        normalisation divides the scores and leaves the flow value: the delta then
+        holds what it took away, too.
         """
         return self.scores.sum(1) - self.flow_value
 
