@@ -16,7 +16,11 @@ from torch import Tensor
 
 from captum_attnflow.attr._arguments import ForwardArguments
 from captum_attnflow.attr._shape import shape_like_inputs
-from captum_attnflow.capture import AttentionRecord, capture_attention
+from captum_attnflow.capture import (
+    AttentionRecord,
+    capture_attention,
+    tokens_of_elements,
+)
 from captum_attnflow.capture.layer_shape import TensorLike
 from captum_attnflow.result import Explanation
 
@@ -66,12 +70,14 @@ class AttentionAttribution(GradientAttribution):
         r"""Attribute the selected output to the tokens of the input.
 
         Takes the arguments of ``IntegratedGradients.attribute`` in their order and
-        makes one forward and one backward pass.
+        makes one forward and one backward pass; for pixels, it also runs the first
+        example up to its first attention, to see which token a pixel makes.
 
         Args:
             inputs (Tensor or tuple[Tensor, ...]): One tensor that holds the tokens:
-                ids ``(B, T)``, embeddings ``(B, T, D)``, or pixels ``(B, C, H, W)`` of
-                a vision transformer.
+                ids ``(B, T)``, embeddings ``(B, T, D)``, or what the model makes
+                tokens of, each element one token, such as pixels ``(B, C, H, W)`` of
+                patches that do not overlap.
             baselines (scalar, Tensor, tuple, optional): Where the path of Relevance
                 Flow begins, as for ``IntegratedGradients``. The other methods ignore
                 them: attention has no reference point.
@@ -92,7 +98,8 @@ class AttentionAttribution(GradientAttribution):
             - **attributions** (*Tensor* or *tuple[Tensor, ...]*): Shaped like
               ``inputs``, a tuple if ``inputs`` is one; float64 for float64 inputs,
               float32 otherwise. Every feature of a token holds an equal share, so that
-              ``.sum(-1)`` over embeddings is the token's score.
+              ``.sum(-1)`` over embeddings is the token's score; pixels of no patch get
+              0, and tokens of no pixels, such as [CLS], are left out.
             - **delta** (*Tensor*): Shape ``(B,)``, if asked for.
 
         Raises:
@@ -106,7 +113,12 @@ class AttentionAttribution(GradientAttribution):
         # One frame more than in explain(): Captum wraps attribute() to log its use.
         warn_of_zeros(explanation, stacklevel=4)
         templates = [TensorLike.of(tensor) for tensor in arguments.inputs]
-        attributions = shape_like_inputs(explanation.scores, templates)
+        n_tokens = explanation.scores.shape[1]
+        attributions = shape_like_inputs(
+            explanation.scores,
+            templates,
+            lambda: self._find_tokens(arguments, n_tokens),
+        )
         formatted = _format_output(_is_tuple(inputs), attributions)
         if return_convergence_delta:
             return formatted, explanation.delta.to(attributions[0])
@@ -197,6 +209,13 @@ class AttentionAttribution(GradientAttribution):
                 part.additional,
                 grad_kwargs,
             )
+
+    def _find_tokens(self, arguments: ForwardArguments, n_tokens: int) -> Tensor | None:
+        """Find the token that each element of the first input makes."""
+        first = next(arguments.split(1))
+        return tokens_of_elements(
+            self.forward_func, first.inputs, first.additional, n_tokens
+        )
 
 
 def warn_of_zeros(explanation: Explanation, stacklevel: int) -> None:

@@ -141,7 +141,11 @@ class RelevanceFlow(AttentionAttribution):
             )
             assert record.input_relevance is not None
             relevance = relevance + record.input_relevance
-        return replace(record, input_relevance=relevance)
+        n_tokens = record.n_tokens
+        by_token = sum_over_tokens(
+            relevance.double(), n_tokens, lambda: self._find_tokens(part, n_tokens)
+        )
+        return replace(record, input_relevance=by_token)
 
     def _path_layer(self) -> nn.Module | None:
         """Return the layer through whose output the path leads, if one is known."""
@@ -157,7 +161,7 @@ class RelevanceFlow(AttentionAttribution):
                 against=against,
             )
         if record.input_relevance is not None:
-            direct = sum_over_tokens(record.input_relevance.double(), record.n_tokens)
+            direct = record.input_relevance
             if self.sign == "positive":
                 direct = direct.clamp_min(0)
             direct = _scaled_like(direct, explanation.scores)

@@ -4,6 +4,7 @@ This room knows torch and Captum, never a flow.
 """
 
 from captum_attnflow.capture.attention import capture_attention
+from captum_attnflow.capture.elements import tokens_of_elements
 from captum_attnflow.capture.path import InputPath
 from captum_attnflow.capture.record import AttentionRecord, UnsupportedAttentionError
 
@@ -12,4 +13,5 @@ __all__ = [
     "InputPath",
     "UnsupportedAttentionError",
     "capture_attention",
+    "tokens_of_elements",
 ]
