@@ -149,17 +149,44 @@ def token_ids(n_rows: int = 2, n_tokens: int = 10) -> Tensor:
     return torch.randint(5, VOCABULARY, (n_rows, n_tokens))
 
 
+_VISION = {
+    "image_size": 32,
+    "patch_size": 8,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "initializer_range": 0.5,
+}
+
+# Model type and configuration, and the tokens before the patches.
+VISION_MODELS: dict[str, tuple[str, dict[str, Any], int]] = {
+    "BEiT": ("beit", {"use_relative_position_bias": True}, 1),
+    "CLIP": ("clip_vision_model", {}, 1),
+    "DeiT": ("deit", {}, 2),
+    "DINOv2": ("dinov2", {}, 1),
+    "DINOv2 with registers": ("dinov2_with_registers", {"num_register_tokens": 4}, 5),
+    "DINOv3": ("dinov3_vit", {"num_register_tokens": 4}, 5),
+    "ViT": ("vit", {}, 1),
+    "ViT, tall patches": ("vit", {"patch_size": (16, 4)}, 1),
+    "YOLOS": ("yolos", {"image_size": (32, 32), "num_detection_tokens": 5}, 1),
+}
+
+
+def vision_model(name: str, implementation: str = "sdpa") -> nn.Module:
+    """A vision transformer without a head; the same weights for the same name."""
+    family, options, _ = VISION_MODELS[name]
+    config = transformers.AutoConfig.for_model(family, **{**_VISION, **options})
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = transformers.AutoModel.from_config(
+            config, attn_implementation=implementation
+        )
+    return model.double().eval()
+
+
 def vision_classifier() -> nn.Module:
-    config = transformers.ViTConfig(
-        image_size=32,
-        patch_size=8,
-        hidden_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        intermediate_size=64,
-        num_labels=2,
-        initializer_range=0.5,
-    )
+    config = transformers.ViTConfig(**_VISION, num_labels=2)
     return transformers.ViTForImageClassification(config).double().eval()
 
 
@@ -220,3 +247,30 @@ class HandWritten(nn.Module):
             hidden = hidden + torch.einsum("bte,btef->btf", gates, outputs)
             hidden = hidden + gates @ self.mixed_experts
         return self.head(hidden.mean(1))
+
+
+class PatchEncoder(nn.Module):
+    """``nn.TransformerEncoder`` over patches, between tokens that have no pixels."""
+
+    def __init__(
+        self,
+        patch: tuple[int, int],
+        n_before: int = 0,
+        n_behind: int = 0,
+        stride: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+        self.projection = nn.Conv2d(3, 32, patch, stride or patch)
+        self.before = nn.Parameter(torch.randn(n_before, 32))
+        self.behind = nn.Parameter(torch.randn(n_behind, 32))
+        self.encoder = nn.TransformerEncoder(layer, 2)
+        self.head = nn.Linear(32, 2)
+        self.double().eval()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        patches = self.projection(pixels).flatten(2).transpose(1, 2)
+        before, behind = (
+            tokens.expand(len(pixels), -1, -1) for tokens in (self.before, self.behind)
+        )
+        return self.head(self.encoder(torch.cat([before, patches, behind], 1))[:, -1])
