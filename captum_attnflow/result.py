@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import networkx as nx
 from torch import Tensor
 
+from captum_attnflow.capture import TokenSequence
 from captum_attnflow.network import LayeredNetwork
 from captum_attnflow.solve import SourceFlows
 
@@ -61,6 +62,8 @@ class Explanation:
             Relevance Flow add to the scores; None for other methods.
         unnormalized_scores (Tensor, optional): Shape ``(B, T)``, float64, the scores
             before their normalisation; None where none was asked for.
+        sequences (tuple[TokenSequence, ...]): The sequences whose positions the scores
+            count through: one, or an encoder's and then a decoder's.
     """
 
     scores: Tensor
@@ -72,6 +75,7 @@ class Explanation:
     against: Explanation | None = None
     direct: Tensor | None = None
     unnormalized_scores: Tensor | None = None
+    sequences: tuple[TokenSequence, ...] = ()
 
     @property
     def delta(self) -> Tensor:

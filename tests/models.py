@@ -274,3 +274,60 @@ class PatchEncoder(nn.Module):
             tokens.expand(len(pixels), -1, -1) for tokens in (self.before, self.behind)
         )
         return self.head(self.encoder(torch.cat([before, patches, behind], 1))[:, -1])
+
+
+ENCODER_DECODERS: dict[str, dict[str, Any]] = {
+    "Bart": {
+        "vocab_size": VOCABULARY,
+        "d_model": 32,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 64,
+        "decoder_ffn_dim": 64,
+        "max_position_embeddings": 64,
+        "init_std": 0.3,
+        "decoder_start_token_id": 2,
+    },
+    "T5": {
+        "vocab_size": VOCABULARY,
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 64,
+        "num_layers": 2,
+        "num_heads": 4,
+        "initializer_factor": 2.0,
+        "decoder_start_token_id": 0,
+    },
+}
+
+
+def encoder_decoder(family: str, implementation: str = "eager") -> nn.Module:
+    """A generating encoder-decoder; the same weights for the same family."""
+    config = getattr(transformers, f"{family}Config")(**ENCODER_DECODERS[family])
+    factory = getattr(transformers, f"{family}ForConditionalGeneration")
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = factory._from_config(config, attn_implementation=implementation)
+    return model.double().eval().requires_grad_(False)
+
+
+class TorchTransformer(nn.Module):
+    """``nn.Transformer``, which embeds both sides before it encodes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.source = nn.Embedding(VOCABULARY, 32)
+        self.target = nn.Embedding(VOCABULARY, 32)
+        self.transformer = nn.Transformer(32, 4, 2, 2, 64, batch_first=True)
+        self.head = nn.Linear(32, 2)
+        self.double().eval().requires_grad_(False)
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        target, source = self.target(target), self.source(source)
+        causal = nn.Transformer.generate_square_subsequent_mask(target.shape[1])
+        hidden = self.transformer(
+            source, target, tgt_mask=causal.double(), tgt_is_causal=True
+        )
+        return self.head(hidden[:, -1])

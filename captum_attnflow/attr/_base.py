@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +23,7 @@ from captum_attnflow.capture import (
     capture_attention,
     tokens_of_elements,
 )
-from captum_attnflow.capture.layer_shape import TensorLike
+from captum_attnflow.capture.layer import LayerCalls, TensorLike
 from captum_attnflow.result import Explanation
 
 TensorOrTensors = Tensor | tuple[Tensor, ...]
@@ -77,7 +79,8 @@ class AttentionAttribution(GradientAttribution):
             inputs (Tensor or tuple[Tensor, ...]): One tensor that holds the tokens:
                 ids ``(B, T)``, embeddings ``(B, T, D)``, or what the model makes
                 tokens of, each element one token, such as pixels ``(B, C, H, W)`` of
-                patches that do not overlap.
+                patches that do not overlap. For an encoder and a decoder one for each,
+                or the encoder's alone.
             baselines (scalar, Tensor, tuple, optional): Where the path of Relevance
                 Flow begins, as for ``IntegratedGradients``. The other methods ignore
                 them: attention has no reference point.
@@ -113,11 +116,11 @@ class AttentionAttribution(GradientAttribution):
         # One frame more than in explain(): Captum wraps attribute() to log its use.
         warn_of_zeros(explanation, stacklevel=4)
         templates = [TensorLike.of(tensor) for tensor in arguments.inputs]
-        n_tokens = explanation.scores.shape[1]
         attributions = shape_like_inputs(
             explanation.scores,
             templates,
-            lambda: self._find_tokens(arguments, n_tokens),
+            explanation.sequences,
+            partial(self._find_tokens, arguments),
         )
         formatted = _format_output(_is_tuple(inputs), attributions)
         if return_convergence_delta:
@@ -190,15 +193,20 @@ class AttentionAttribution(GradientAttribution):
         arguments: ForwardArguments,
         internal_batch_size: int | None,
         grad_kwargs: dict[str, Any] | None = None,
+        layer_calls: LayerCalls | None = None,
     ) -> Explanation:
-        records = self._capture(arguments, internal_batch_size, grad_kwargs or {})
-        return self._score(AttentionRecord.concatenate(list(records)))
+        records = self._capture(
+            arguments, internal_batch_size, grad_kwargs or {}, layer_calls
+        )
+        record = AttentionRecord.concatenate(list(records))
+        return replace(self._score(record), sequences=record.sequences)
 
     def _capture(
         self,
         arguments: ForwardArguments,
         internal_batch_size: int | None,
         grad_kwargs: dict[str, Any],
+        layer_calls: LayerCalls | None,
     ) -> Iterable[AttentionRecord]:
         """Capture consecutive parts of the batch."""
         for part in arguments.split(internal_batch_size):
@@ -208,13 +216,16 @@ class AttentionAttribution(GradientAttribution):
                 part.target,
                 part.additional,
                 grad_kwargs,
+                layer_calls=layer_calls,
             )
 
-    def _find_tokens(self, arguments: ForwardArguments, n_tokens: int) -> Tensor | None:
-        """Find the token that each element of the first input makes."""
+    def _find_tokens(
+        self, arguments: ForwardArguments, n_tokens: int, index: int = 0
+    ) -> Tensor | None:
+        """Find the token that each element of an input makes."""
         first = next(arguments.split(1))
         return tokens_of_elements(
-            self.forward_func, first.inputs, first.additional, n_tokens
+            self.forward_func, first.inputs, first.additional, n_tokens, index
         )
 
 

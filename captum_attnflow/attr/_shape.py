@@ -7,38 +7,89 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from captum_attnflow.capture.layer_shape import TensorLike
+from captum_attnflow.capture import TokenSequence
+from captum_attnflow.capture.layer import TensorLike
+
+FindTokens = Callable[[int, int], Tensor | None]
 
 
 def shape_like_inputs(
     scores: Tensor,
     inputs: Sequence[TensorLike],
-    find_tokens: Callable[[], Tensor | None] | None = None,
+    sequences: Sequence[TokenSequence] = (),
+    find_tokens: FindTokens | None = None,
 ) -> tuple[Tensor, ...]:
-    """Spread token scores over the one input that holds the tokens.
+    """Spread token scores over the inputs that hold the tokens.
 
     Args:
         scores (Tensor): Shape ``(B, T)``.
         inputs (sequence of TensorLike): Token ids ``(B, T)``, embeddings
             ``(B, T, D)``, or what tokens are made of, such as pixels ``(B, C, H, W)``.
-        find_tokens (Callable, optional): Returns the token of every element of an
-            example, as :func:`captum_attnflow.capture.tokens_of_elements` does; called
-            only where the shape does not tell.
+        sequences (sequence of TokenSequence): An encoder's and a decoder's, which have
+            an input each, or one of them; one sequence has one input.
+        find_tokens (Callable, optional): Given the number of tokens and which input it
+            is, returns the token of every element of an example, as
+            :func:`captum_attnflow.capture.tokens_of_elements` does; called only where
+            the shape does not tell.
 
     Returns:
         tuple[Tensor, ...]: One attribution per input, whose sum over the elements of a
         token is the token's score.
 
     Raises:
-        ValueError: If there are several inputs, or no tokens in the input.
+        ValueError: If there are more inputs than sequences, or no tokens in an input.
     """
-    refuse_several(inputs)
-    (template,) = inputs
-    tokens = _ask(find_tokens, template.shape, scores.shape[1])
+    if len(sequences) < 2:
+        refuse_several(inputs)
+        return (_shape_like_input(scores, inputs[0], 0, find_tokens),)
+    parts = split_sequences(scores, sequences)
+    shaped = []
+    for index, template in enumerate(inputs):
+        holding = [
+            part
+            for part, sequence in zip(parts, sequences, strict=True)
+            if index in sequence.inputs
+        ]
+        part = holding[0] if holding else parts[only_fitting(parts, template)]
+        shaped.append(_shape_like_input(part, template, index, find_tokens))
+    return tuple(shaped)
+
+
+def split_sequences(
+    scores: Tensor, sequences: Sequence[TokenSequence]
+) -> tuple[Tensor, ...]:
+    """Split scores ``(B, T)`` into those of each sequence."""
+    return torch.split(scores, [sequence.length for sequence in sequences], 1)
+
+
+def only_fitting(parts: Sequence[Tensor], template: TensorLike) -> int:
+    """Return which sequence's scores a tensor may hold by its shape.
+
+    Raises:
+        ValueError: If it may hold none, or several.
+    """
+    fitting = [i for i, part in enumerate(parts) if _has_tokens(template, part)]
+    if len(fitting) != 1:
+        raise ValueError(
+            f"a tensor of shape {template.shape} was not seen to become tokens of the "
+            f"encoder or of the decoder, and {len(fitting)} of them have its length "
+            f"(encoder and decoder: {[part.shape[1] for part in parts]} tokens). Pass "
+            "(encoder tokens, decoder tokens), or attribute to the embeddings of one "
+            "of them with the Layer... class"
+        )
+    return fitting[0]
+
+
+def _shape_like_input(
+    scores: Tensor, template: TensorLike, index: int, find_tokens: FindTokens | None
+) -> Tensor:
+    tokens = None
+    if find_tokens is not None and not _tells_tokens(template.shape, scores.shape[1]):
+        tokens = find_tokens(scores.shape[1], index)
     if tokens is not None:
-        return (_spread(scores, template, tokens),)
+        return _spread(scores, template, tokens)
     if _has_tokens(template, scores):
-        return (_fill(scores, template),)
+        return _fill(scores, template)
     raise ValueError(
         f"the input has shape {template.shape}, but the attention maps have "
         f"{scores.shape[1]} tokens for {scores.shape[0]} examples; the input is "
@@ -97,9 +148,7 @@ def shape_like_layer(
     )
 
 
-def sum_over_tokens(
-    features: Tensor, n_tokens: int, find_tokens: Callable[[], Tensor | None]
-) -> Tensor:
+def sum_over_tokens(features: Tensor, n_tokens: int, find_tokens: FindTokens) -> Tensor:
     """Sum what belongs to each token, the reverse of spreading a score.
 
     Args:
@@ -113,7 +162,8 @@ def sum_over_tokens(
     Raises:
         ValueError: If the features are not those of so many tokens.
     """
-    tokens = _ask(find_tokens, features.shape, n_tokens)
+    told = _tells_tokens(features.shape, n_tokens)
+    tokens = None if told else find_tokens(n_tokens, 0)
     if tokens is not None and tokens.shape == features.shape[1:]:
         owned = tokens.flatten() >= 0
         sums = features.new_zeros(len(features), n_tokens)
@@ -128,17 +178,12 @@ def sum_over_tokens(
     )
 
 
-def _ask(
-    find_tokens: Callable[[], Tensor | None] | None,
-    shape: Sequence[int],
-    n_tokens: int,
-) -> Tensor | None:
-    """Find the token of every element, unless the shape tells: ids or embeddings.
+def _tells_tokens(shape: Sequence[int], n_tokens: int) -> bool:
+    """Whether the shape tells that these are ids ``(B, T)`` or ``(B, T, D)``.
 
     In more than three dimensions there may be as many tokens as channels.
     """
-    told = 2 <= len(shape) <= 3 and shape[1] == n_tokens
-    return None if told or find_tokens is None else find_tokens()
+    return 2 <= len(shape) <= 3 and shape[1] == n_tokens
 
 
 def _has_tokens(template: TensorLike, scores: Tensor) -> bool:

@@ -86,9 +86,15 @@ def _rollout_flow(network: LayeredNetwork) -> Tensor:
     """Carry one unit from the read-out positions down, split as each row says."""
     share = network.sink.to(network.capacity.dtype)
     share = share / share.sum(1, keepdim=True).clamp_min(1)
+    # A token that is carried along keeps all of its share, or half of it where a
+    # decoder's token attends to the encoder without a residual.
+    carried = network.capacity.isinf()
+    mixing = torch.where(carried, 1.0, network.capacity)
+    total = mixing.sum(-1, keepdim=True)
+    mixing = torch.where(carried.any(-1, keepdim=True), mixing / total, mixing)
     layers = []
     for layer in reversed(range(network.n_layers)):
-        layers.append(network.capacity[:, layer] * share[..., None])
+        layers.append(mixing[:, layer] * share[..., None])
         share = layers[-1].sum(1)
     return torch.stack(layers[::-1], 1)
 

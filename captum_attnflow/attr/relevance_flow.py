@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -36,7 +37,13 @@ from captum_attnflow.attr._base import AttentionAttribution
 from captum_attnflow.attr._layer import LayerAttentionAttribution, single_layer
 from captum_attnflow.attr._shape import sum_over_tokens
 from captum_attnflow.capacity import Information, build_network
-from captum_attnflow.capture import AttentionRecord, InputPath, capture_attention
+from captum_attnflow.capture import (
+    AttentionRecord,
+    InputPath,
+    UnsupportedAttentionError,
+    capture_attention,
+)
+from captum_attnflow.capture.layer import LayerCalls
 from captum_attnflow.result import Explanation, FlowDiagnostics
 from captum_attnflow.solve import solve_sources
 
@@ -106,9 +113,12 @@ class RelevanceFlow(AttentionAttribution):
         arguments: ForwardArguments,
         internal_batch_size: int | None,
         grad_kwargs: dict[str, Any],
+        layer_calls: LayerCalls | None,
     ) -> Iterable[AttentionRecord]:
         if self.path_steps == 0:
-            yield from super()._capture(arguments, internal_batch_size, grad_kwargs)
+            yield from super()._capture(
+                arguments, internal_batch_size, grad_kwargs, layer_calls
+            )
             return
         for part in arguments.split(internal_batch_size, self._rows_per_example):
             yield self._capture_path(part, internal_batch_size, grad_kwargs)
@@ -139,11 +149,16 @@ class RelevanceFlow(AttentionAttribution):
                 grad_kwargs,
                 path,
             )
+            if len(record.sequences) > 1:
+                raise UnsupportedAttentionError(
+                    "the path leads through one input, but the attention has an "
+                    "encoder's tokens and a decoder's. Pass path_steps=0, which takes "
+                    "no path"
+                )
             assert record.input_relevance is not None
             relevance = relevance + record.input_relevance
-        n_tokens = record.n_tokens
         by_token = sum_over_tokens(
-            relevance.double(), n_tokens, lambda: self._find_tokens(part, n_tokens)
+            relevance.double(), record.n_tokens, partial(self._find_tokens, part)
         )
         return replace(record, input_relevance=by_token)
 

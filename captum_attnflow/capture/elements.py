@@ -30,8 +30,9 @@ def tokens_of_elements(
     inputs: tuple[Tensor, ...],
     additional_forward_args: tuple[Any, ...] | None,
     n_tokens: int,
+    index: int = 0,
 ) -> Tensor | None:
-    """Find the token that each element of the first input makes.
+    """Find the token that each element of an input makes.
 
     Runs the forward function on the inputs up to its first attention.
 
@@ -41,9 +42,10 @@ def tokens_of_elements(
             ``(1, C, H, W)``.
         additional_forward_args (tuple, optional): Passed on behind ``inputs``.
         n_tokens (int): Tokens ``T`` of its attention maps.
+        index (int): Which input.
 
     Returns:
-        Tensor or None: Shape of the first input without its dimension 0, int64 in
+        Tensor or None: Shape of the input without its dimension 0, int64 in
         ``[-1, T)``; -1 where an element makes no token. None if an element makes
         several, or none makes any.
 
@@ -56,13 +58,13 @@ def tokens_of_elements(
         tensor([[[1, 1, 2, 2],
                  [3, 3, 4, 4]]])
     """
-    first, *others = inputs
-    if not first.is_floating_point():
+    if not inputs[index].is_floating_point():
         return None
-    leaf = first.detach().clone().requires_grad_()
+    leaf = inputs[index].detach().clone().requires_grad_()
+    entered = (*inputs[:index], leaf, *inputs[index + 1 :])
     try:
         with torch.enable_grad(), _FirstAttention(n_tokens):
-            _run_forward(forward_func, (leaf, *others), None, additional_forward_args)
+            _run_forward(forward_func, entered, None, additional_forward_args)
     except _Reached as reached:
         return _read_bits(reached.tokens, leaf)
     return None
