@@ -190,6 +190,31 @@ def vision_classifier() -> nn.Module:
     return transformers.ViTForImageClassification(config).double().eval()
 
 
+def longformer() -> nn.Module:
+    config = transformers.LongformerConfig(
+        **{**_COMMON, "attention_window": 4, "num_labels": 2}
+    )
+    return transformers.LongformerForSequenceClassification(config).eval()
+
+
+def swin() -> nn.Module:
+    config = transformers.SwinConfig(
+        image_size=32,
+        patch_size=2,
+        embed_dim=16,
+        depths=[1, 1],
+        num_heads=[2, 4],
+        window_size=4,
+        num_labels=2,
+    )
+    return transformers.SwinForImageClassification(config).eval()
+
+
+def pooled_by_attention() -> nn.Module:
+    config = transformers.SiglipVisionConfig(**_VISION)
+    return transformers.SiglipVisionModel(config).eval()
+
+
 def causal_language_model(vocabulary: int) -> nn.Module:
     config = transformers.GPT2Config(
         vocab_size=vocabulary,
