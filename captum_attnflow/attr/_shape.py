@@ -43,16 +43,17 @@ def shape_like_inputs(
         refuse_several(inputs)
         return (_shape_like_input(scores, inputs[0], 0, find_tokens),)
     parts = split_sequences(scores, sequences)
-    shaped = []
+    held: dict[int, list[int]] = {}
     for index, template in enumerate(inputs):
-        holding = [
-            part
-            for part, sequence in zip(parts, sequences, strict=True)
-            if index in sequence.inputs
-        ]
-        part = holding[0] if holding else parts[only_fitting(parts, template)]
-        shaped.append(_shape_like_input(part, template, index, find_tokens))
-    return tuple(shaped)
+        seen = [i for i, sequence in enumerate(sequences) if index in sequence.inputs]
+        held.setdefault((seen or [only_fitting(parts, template)])[0], []).append(index)
+    for indices in held.values():
+        refuse_several([inputs[index] for index in indices])
+    sequence_of = {index: sequence for sequence, (index,) in held.items()}
+    return tuple(
+        _shape_like_input(parts[sequence_of[index]], template, index, find_tokens)
+        for index, template in enumerate(inputs)
+    )
 
 
 def split_sequences(

@@ -73,6 +73,9 @@ class LayerCalls:
             found = sequences_of([tensor for _, tensor in self._entries], stack)
             for (call, _), sequence in zip(self._entries, found, strict=True):
                 call.sequence = call.sequence if sequence is None else sequence
+        for call, _ in self._entries:
+            if call.sequence is None:  # behind the last attention
+                call.sequence = stacks[-1].routes[-1].queries
         self._entries.clear()
 
 
