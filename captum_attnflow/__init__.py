@@ -14,6 +14,7 @@ SLALOM takes another way, by queries alone::
 - :mod:`captum_attnflow.network`: the layered flow network.
 - :mod:`captum_attnflow.solve`: the barrier solver and exact ones.
 - :mod:`captum_attnflow.game`: from flows to token scores.
+- :mod:`captum_attnflow.normalization`: position bias taken out of them.
 - :mod:`captum_attnflow.perturbation`: parts of texts, put to a forward function.
 - :mod:`captum_attnflow.surrogate`: the SLALOM function, its queries, fit and scores.
 - :mod:`captum_attnflow.result`: what ``explain()`` returns.

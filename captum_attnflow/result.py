@@ -67,6 +67,8 @@ class Explanation:
             scores of Relevance Flow are less; None for other methods.
         direct (Tensor, optional): Shape ``(B, T)``, float64, what the direct edges of
             Relevance Flow add to the scores; None for other methods.
+        unnormalized_scores (Tensor, optional): Shape ``(B, T)``, float64, the scores
+            before their normalisation; None where none was asked for.
         output (Tensor, optional): Shape ``(B,)``, what is explained; None for a network
             alone.
         sequences (tuple[TokenSequence, ...]): The sequences whose positions the scores
@@ -81,6 +83,7 @@ class Explanation:
     diagnostics: FlowDiagnostics | None = None
     against: Explanation | None = None
     direct: Tensor | None = None
+    unnormalized_scores: Tensor | None = None
     output: Tensor | None = None
     sequences: tuple[TokenSequence, ...] = ()
 
@@ -89,13 +92,16 @@ class Explanation:
         """Efficiency residual ``scores.sum(1) - flow_value``, shape ``(B,)``.
 
         Zero up to rounding in the joint game and for Relevance Flow; in the
-        independent game the amount by which separate flows exceed the joint one.
+        independent game the amount by which separate flows exceed the joint one. A
+        normalisation divides the scores and leaves the flow value: the delta then
+        holds what it took away, too.
         """
         return self.scores.sum(1) - self.flow_value
 
     def select(self, rows: slice) -> Explanation:
         """Return the explanations of some examples of the batch."""
         diagnostics, against = self.diagnostics, self.against
+        raw = self.unnormalized_scores
         return replace(
             self,
             scores=self.scores[rows],
@@ -106,6 +112,7 @@ class Explanation:
             diagnostics=None if diagnostics is None else diagnostics.select(rows),
             against=None if against is None else against.select(rows),
             direct=None if self.direct is None else self.direct[rows],
+            unnormalized_scores=None if raw is None else raw[rows],
             output=None if self.output is None else self.output[rows],
         )
 

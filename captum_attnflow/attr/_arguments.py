@@ -20,6 +20,7 @@ from captum.attr._utils.common import (
 from torch import Tensor
 
 from captum_attnflow._options import check_batch_size
+from captum_attnflow.capture import UnsupportedAttentionError
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,16 @@ class ForwardArguments:
         """Repeat the batch as a whole, block after block.
 
         Arguments that do not have one row per example pass through.
+
+        Raises:
+            UnsupportedAttentionError: If a key-value cache is among them.
         """
+        if any(hasattr(item, "get_seq_length") for item in self.additional or ()):
+            raise UnsupportedAttentionError(
+                "a key-value cache was passed in additional_forward_args, but its "
+                "tokens are not among the inputs: pass the whole sequence and no "
+                "past_key_values"
+            )
         return replace(
             self,
             inputs=tuple(_repeat_rows(tensor, times) for tensor in self.inputs),

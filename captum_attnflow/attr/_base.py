@@ -6,6 +6,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -18,7 +19,11 @@ from torch import Tensor
 
 from captum_attnflow.attr._arguments import ForwardArguments
 from captum_attnflow.attr._shape import shape_like_inputs
-from captum_attnflow.capture import AttentionRecord, capture_targets
+from captum_attnflow.capture import (
+    AttentionRecord,
+    capture_targets,
+    tokens_of_elements,
+)
 from captum_attnflow.capture.layer import LayerCalls, TensorLike
 from captum_attnflow.result import Explanation
 
@@ -70,13 +75,15 @@ class AttentionAttribution(GradientAttribution):
         r"""Attribute the selected output to the tokens of the input.
 
         Takes the arguments of ``IntegratedGradients.attribute`` in their order and
-        makes one forward and one backward pass.
+        makes one forward and one backward pass; for pixels, it also runs the first
+        example up to its first attention, to see which token a pixel makes.
 
         Args:
             inputs (Tensor or tuple[Tensor, ...]): One tensor that holds the tokens:
-                ids ``(B, T)``, embeddings ``(B, T, D)``, or pixels ``(B, C, H, W)`` of
-                a vision transformer. For an encoder and a decoder one for each, or the
-                encoder's alone.
+                ids ``(B, T)``, embeddings ``(B, T, D)``, or what the model makes
+                tokens of, each element one token, such as pixels ``(B, C, H, W)`` of
+                patches that do not overlap. For an encoder and a decoder one for each,
+                or the encoder's alone.
             baselines (scalar, Tensor, tuple, optional): Where the path of Relevance
                 Flow begins, as for ``IntegratedGradients``. The other methods ignore
                 them: attention has no reference point.
@@ -97,7 +104,8 @@ class AttentionAttribution(GradientAttribution):
             - **attributions** (*Tensor* or *tuple[Tensor, ...]*): Shaped like
               ``inputs``, a tuple if ``inputs`` is one; float64 for float64 inputs,
               float32 otherwise. Every feature of a token holds an equal share, so that
-              ``.sum(-1)`` over embeddings is the token's score.
+              ``.sum(-1)`` over embeddings is the token's score; pixels of no patch get
+              0, and tokens of no pixels, such as [CLS], are left out.
             - **delta** (*Tensor*): Shape ``(B,)``, if asked for.
 
         Raises:
@@ -112,7 +120,10 @@ class AttentionAttribution(GradientAttribution):
         warn_of_zeros(explanation, stacklevel=4)
         templates = [TensorLike.of(tensor) for tensor in arguments.inputs]
         attributions = shape_like_inputs(
-            explanation.scores, templates, explanation.sequences
+            explanation.scores,
+            templates,
+            explanation.sequences,
+            partial(self._find_tokens, arguments),
         )
         formatted = _format_output(_is_tuple(inputs), attributions)
         if return_convergence_delta:
@@ -269,6 +280,15 @@ class AttentionAttribution(GradientAttribution):
             arguments.additional,
             grad_kwargs,
             layer_calls=layer_calls,
+        )
+
+    def _find_tokens(
+        self, arguments: ForwardArguments, n_tokens: int, index: int = 0
+    ) -> Tensor | None:
+        """Find the token that each element of an input makes."""
+        first = next(arguments.split(1))
+        return tokens_of_elements(
+            self.forward_func, first.inputs, first.additional, n_tokens, index
         )
 
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -132,8 +133,18 @@ class RelevanceFlow(AttentionAttribution):
             )
         ]
         for records in zip(*chunks, strict=True):
-            relevances = [record.input_relevance for record in records]
-            yield replace(records[-1], input_relevance=sum(relevances))
+            parts = [
+                r.input_relevance for r in records if r.input_relevance is not None
+            ]
+            relevance = torch.stack(parts).sum(0)
+            yield replace(
+                records[-1],
+                input_relevance=sum_over_tokens(
+                    relevance.double(),
+                    records[-1].n_tokens,
+                    partial(self._find_tokens, arguments),
+                ),
+            )
 
     def _capture_points(
         self,
@@ -183,7 +194,7 @@ class RelevanceFlow(AttentionAttribution):
                 against=against,
             )
         if record.input_relevance is not None:
-            direct = sum_over_tokens(record.input_relevance.double(), record.n_tokens)
+            direct = record.input_relevance
             if self.sign == "positive":
                 direct = direct.clamp_min(0)
             direct = _scaled_like(direct, explanation.scores)

@@ -84,9 +84,7 @@ def information_tensor(record: AttentionRecord, information: Information) -> Ten
         raise UnsupportedAttentionError(
             f"the attention maps have shapes (queries, keys) {shapes}; a flow needs "
             "every layer to map the same tokens to themselves, or those of a decoder "
-            "to those of one encoder. Pooling encoders (Funnel), windows and a "
-            "key-value cache are not supported: call the model without a cache "
-            "(use_cache=False), on one sequence"
+            f"to those of one encoder. {_why(shapes)}"
         )
     combine = INFORMATION[information]
     n_rows, n_tokens = len(record.output), record.n_tokens
@@ -99,3 +97,18 @@ def information_tensor(record: AttentionRecord, information: Information) -> Ten
         # One layer at a time in float64: half-precision products would underflow.
         placed[:, layer, queries, keys] = combine(weights.double(), gradients.double())
     return placed
+
+
+def _why(shapes: list[tuple[int, ...]]) -> str:
+    if all(queries < keys for queries, keys in shapes):
+        return (
+            "Every layer has fewer queries than keys. Either a key-value cache holds "
+            "the other tokens: pass the whole sequence and no past_key_values. Or "
+            "attention is windowed and only that of its global tokens has a map "
+            "(Longformer), which is not supported"
+        )
+    return (
+        "The number of tokens changes on the way, as in encoders that pool (Funnel) or "
+        "end in attention pooling (SigLIP), which are not supported: attribute to an "
+        "output before the pooling"
+    )

@@ -4,6 +4,7 @@ This room knows torch and Captum, never a flow.
 """
 
 from captum_attnflow.capture.attention import capture_attention, capture_targets
+from captum_attnflow.capture.elements import tokens_of_elements
 from captum_attnflow.capture.path import InputPath
 from captum_attnflow.capture.record import (
     AttentionRecord,
@@ -20,4 +21,5 @@ __all__ = [
     "UnsupportedAttentionError",
     "capture_attention",
     "capture_targets",
+    "tokens_of_elements",
 ]

@@ -25,16 +25,7 @@ from captum_attnflow.capture.record import (
     UnsupportedAttentionError,
 )
 from captum_attnflow.capture.streams import Stack, find_stacks
-
-_SUPPORTED = (
-    "Supported is softmax attention with as many queries as keys that runs as torch "
-    "operations in the calling thread (torch.nn.MultiheadAttention, "
-    "F.scaled_dot_product_attention, or softmax and matmul written out). Not seen are "
-    "TorchScript, flash and flex kernels and torch.compile (load a transformers model "
-    'with attn_implementation="sdpa" or "eager"), and models that run in worker '
-    "threads (pass DataParallel's .module); windowed attention (Longformer) has no map "
-    "of all tokens."
-)
+from captum_attnflow.capture.support import why_none_is_found
 
 
 def capture_attention(
@@ -193,7 +184,8 @@ def _run(
         if interception.calls or "did not obtain any outputs" not in str(error):
             raise
         raise UnsupportedAttentionError(
-            f"no attention map was found in the forward function. {_SUPPORTED}"
+            "no attention map was found in the forward function. "
+            f"{why_none_is_found(forward_func)}"
         ) from None
     return output
 
