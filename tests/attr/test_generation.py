@@ -5,13 +5,12 @@ from __future__ import annotations
 import networkx as nx
 import pytest
 import torch
-import transformers
 from captum.attr import (
     LayerIntegratedGradients,
     LLMGradientAttribution,
     TextTokenInput,
 )
-from models import VOCABULARY, causal_language_model, encoder_decoder
+from models import causal_language_model, encoder_decoder, numbers_tokenizer
 
 import captum_attnflow
 from captum_attnflow import (
@@ -130,16 +129,6 @@ def test_an_encoder_decoder_scores_the_prompt_and_its_own_answer(
         torch.testing.assert_close(
             row[: 5 + step], alone.scores[0], rtol=1e-5, atol=1e-8
         )
-
-
-def numbers_tokenizer():
-    """Each number below the vocabulary's size is a token, whose id it is."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    vocabulary = {str(number): number for number in range(VOCABULARY)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
 @pytest.mark.parametrize("kind", ["causal", "encoder-decoder"])
