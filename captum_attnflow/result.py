@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import networkx as nx
 from torch import Tensor
 
+from captum_attnflow.display import ShownByTokens
 from captum_attnflow.network import LayeredNetwork
 from captum_attnflow.solve import SourceFlows
 
@@ -38,8 +39,10 @@ class FlowDiagnostics:
 
 
 @dataclass(frozen=True, eq=False)
-class Explanation:
+class Explanation(ShownByTokens):
     """Token scores of a batch, with everything they came from.
+
+    Shows itself in a notebook and by rich; :meth:`show` takes the tokens.
 
     Attributes:
         scores (Tensor): Shape ``(B, T)``, float64; one score per position of the
@@ -87,3 +90,10 @@ class Explanation:
         See :meth:`LayeredNetwork.to_networkx`.
         """
         return self.network.to_networkx(example, tokens, self.flow)
+
+    def _shown(self) -> tuple[list[str], Tensor]:
+        headings = [
+            f"example {example}: flow value {value:.4g}"
+            for example, value in enumerate(self.flow_value.tolist())
+        ]
+        return headings, self.scores
