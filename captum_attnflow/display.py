@@ -99,10 +99,8 @@ class TokenTable:
     Examples::
 
         >>> table = TokenTable((ScoredTokens("flow", ("so", "funny"), (0.5, 2.0)),))
-        >>> print(table.__rich__().plain)
-        flow
-         so  funny
-        highest: funny 2, so 0.5
+        >>> table.__rich__().plain.splitlines()
+        ['flow', ' so  funny ', 'highest: funny 2, so 0.5']
     """
 
     rows: tuple[ScoredTokens, ...]
