@@ -54,6 +54,17 @@ def position_labels(n_tokens: int) -> list[str]:
     return [str(position) for position in range(n_tokens)]
 
 
+def colour(share: float) -> str:
+    """Return the colour behind a share, as CSS and rich write it.
+
+    Args:
+        share (float): In [-1, 1]; the deeper green the nearer to 1, white at 0, the
+            deeper red the nearer to -1.
+    """
+    fade = round(255 * (1 - 0.7 * abs(share)))
+    return f"rgb({fade},255,{fade})" if share >= 0 else f"rgb(255,{fade},{fade})"
+
+
 def coloured_tokens(tokens: Sequence[str], scores: Sequence[float]) -> Text:
     """Colour tokens for a terminal, and name those of the highest scores.
 
@@ -66,9 +77,7 @@ def coloured_tokens(tokens: Sequence[str], scores: Sequence[float]) -> Text:
     """
     text = Text()
     for token, share in zip(tokens, relative(scores), strict=True):
-        fade = round(255 * (1 - 0.7 * abs(share)))
-        colour = f"{fade},255,{fade}" if share >= 0 else f"255,{fade},{fade}"
-        text.append(f" {printable(token)} ", f"black on rgb({colour})")
+        text.append(f" {printable(token)} ", f"black on {colour(share)}")
     ranked = sorted(zip(scores, tokens, strict=True), reverse=True)
     top = [f"{printable(token)} {score:.3g}" for score, token in ranked]
     return text.append(f"\nhighest: {', '.join(top[:_N_TOP_TOKENS]) or 'no token'}")

@@ -108,7 +108,7 @@ class FlowLayout:
         carried = 100 - 100 * self.drawn_share.mean()
         return (
             f"{self.n_pruned:,} of {n_edges:,} edges are below "
-            f"{100 * self.threshold:.3g} % of the largest flow and not drawn; they carry "
+            f"{100 * self.threshold:.3g} % of the largest flow, not drawn, and carry "
             f"{carried:.0f} % of the flow"
         )
 
