@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache, lru_cache
 
+import numpy as np
+import numpy.typing as npt
 from matplotlib import font_manager
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from rich.cells import cell_len, set_cell_size
 
 from captum_attnflow.display import printable
 
 # Matplotlib's own font of last resort draws a box that only names the script.
 _NO_FONT = "Last Resort"
+_MEASURED_DPI = 200  # fine enough that hinting does not count
+
+Floats = npt.NDArray[np.float64]
 
 
 def drawable(text: str) -> tuple[str, list[str]]:
@@ -56,3 +64,23 @@ def _family_with(character: str) -> str | None:
 def _characters(path: str) -> frozenset[int]:
     font = font_manager.get_font(path)
     return frozenset(() if _NO_FONT in font.family_name else font.get_charmap())
+
+
+def label_widths(labels: Sequence[tuple[str, list[str]]], font_size: float) -> Floats:
+    """Measure labels.
+
+    Args:
+        labels (sequence): Texts with their families, as :func:`drawable` gives them.
+        font_size (float): In points.
+
+    Returns:
+        ndarray: Shape ``(N,)``, their widths in inches.
+    """
+    figure = Figure(dpi=_MEASURED_DPI)
+    FigureCanvasAgg(figure)
+    texts = [
+        figure.text(0, 0, text, family=families, fontsize=font_size, parse_math=False)
+        for text, families in labels
+    ]
+    widths = [text.get_window_extent().width for text in texts]
+    return np.array(widths, float) / _MEASURED_DPI

@@ -14,6 +14,8 @@ from captum_attnflow.visualization.text import text_records
 # Tokens of Captum's picture are <mark>.
 _PAGE = """<!DOCTYPE html>
 <html><head><meta charset="utf-8"><title>Token attributions</title>
+<meta http-equiv="Content-Security-Policy" content="default-src 'none';
+ style-src 'unsafe-inline'; img-src data:">
 <link rel="icon" href="data:,">
 <style>body {{ font-family: sans-serif }} mark:hover {{ outline: 2px solid }}</style>
 </head><body>{body}</body></html>

@@ -138,7 +138,7 @@ def _rows(
             "tokens; give a list of tokens per text"
         )
     texts = [list(row) for row in tokens if not isinstance(row, str)]
-    if len(texts) < len(tokens) or not tokens:
+    if len(texts) < len(tokens) or attributions.dim() == 1:
         # One text: its tokens are strings.
         texts, attributions = [[str(token) for token in tokens]], attributions[None]
     if attributions.dim() not in (2, 3):

@@ -27,6 +27,7 @@ _STYLE = """<style>
   text-align: left; }
 .token-matrix tbody th { text-align: right; }
 .token-matrix td { position: relative; min-width: 18px; height: 20px;
+  padding: 0 3px; text-align: center;
   border: 1px solid #e5e7eb; color: black; }
 .token-matrix td.blank { border-color: transparent; }
 .token-matrix tr:hover th { font-weight: bold; }
@@ -61,11 +62,14 @@ class TokenMatrix:
         largest = np.nanmax(np.abs(self.scores), initial=0.0)
         return self.scores / largest if largest else self.scores
 
+    @property
+    def _is_numbered(self) -> bool:
+        return len(self.input_tokens) <= _MOST_NUMBERED_COLUMNS
+
     def figure(self) -> Figure:
         """Draw for a paper; the figure's ``savefig`` writes PDF, PNG or SVG."""
         n_rows, n_columns = self.scores.shape
-        numbered = n_columns <= _MOST_NUMBERED_COLUMNS
-        width, height = n_columns * (0.45 if numbered else 0.19), n_rows * 0.22
+        width, height = n_columns * (0.45 if self._is_numbered else 0.19), n_rows * 0.22
         figure = Figure(figsize=(width + 2.2, height + 1.3), layout="constrained")
         axes = figure.subplots()
         largest = np.nanmax(np.abs(self.scores), initial=0.0) or 1.0
@@ -81,7 +85,7 @@ class TokenMatrix:
         axes.set_frame_on(False)
         _label(axes.xaxis, self.input_tokens, rotation=90)
         _label(axes.yaxis, self.output_tokens, rotation=0)
-        if numbered:
+        if self._is_numbered:
             for (row, column), score in np.ndenumerate(self.scores):
                 if not np.isnan(score):
                     number = axes.text(column, row, f"{score:.2g}", fontsize=7)
@@ -94,7 +98,12 @@ class TokenMatrix:
         head = "".join(f"<th>{escaped(token)}</th>" for token in self.input_tokens)
         body = "".join(
             f"<tr><th>{escaped(output)}</th>"
-            + "".join(map(_cell, scores, shares, self.input_tokens))
+            + "".join(
+                _cell(score, share, token, self._is_numbered)
+                for score, share, token in zip(
+                    scores, shares, self.input_tokens, strict=True
+                )
+            )
             + "</tr>"
             for output, scores, shares in zip(
                 self.output_tokens, self.scores, self.shares, strict=True
@@ -102,7 +111,8 @@ class TokenMatrix:
         )
         return (
             f'{_STYLE}<div style="overflow-x: auto"><table class="token-matrix">'
-            f"<thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+            f'<thead><tr><td class="blank"></td>{head}</tr></thead>'
+            f"<tbody>{body}</tbody></table></div>"
         )
 
     def __rich__(self) -> Text:
@@ -124,12 +134,13 @@ def _label(axis: Axis, tokens: Sequence[str], rotation: int) -> None:
         tick.set(family=families, rotation=rotation, fontsize=8, parse_math=False)
 
 
-def _cell(score: float, share: float, token: str) -> str:
+def _cell(score: float, share: float, token: str, numbered: bool) -> str:
     if np.isnan(score):
         return '<td class="blank"></td>'
+    number = f"{score:.2g}" if numbered else ""
     return (
         f'<td style="background: {colour(share)}" '
-        f'data-score="{escaped(token)}: {score:.3g}"></td>'
+        f'data-score="{escaped(token)}: {score:.3g}">{number}</td>'
     )
 
 

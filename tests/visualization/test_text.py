@@ -1,15 +1,25 @@
 from __future__ import annotations
 
+import html
 import html.parser
 
 import pytest
+import torch
+from captum.attr import LayerIntegratedGradients
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
+from pictures import HOSTILE
 from rich.console import Console
 
 from captum_attnflow.surrogate.reading import SlalomReading
 from captum_attnflow.text import TextAttribution
-from captum_attnflow.visualization import html_page, terminal_text, text_records
-
-HOSTILE = "<img src=x onerror=alert(1)>"
+from captum_attnflow.visualization import (
+    html_page,
+    save_html,
+    terminal_text,
+    text_records,
+    visualize_text,
+)
 
 
 def an_attribution(**changes) -> TextAttribution:
@@ -63,7 +73,8 @@ def test_page_is_complete_and_refers_to_nothing_outside():
     source = html_page([an_attribution(), an_attribution(tokens=("déjà", "映画"))])
     assert source.startswith("<!DOCTYPE html>")
     assert 'charset="utf-8"' in source
-    assert "http" not in source.replace("<!DOCTYPE html>", "")
+    assert "http:" not in source
+    assert "https:" not in source
     assert "映画" in source
 
 
@@ -137,3 +148,119 @@ def test_control_characters_do_not_reach_the_terminal():
     assert "\x1b[2J" not in capture.get()
     assert r"\x1b[2J" in terminal_text(attribution).plain
     assert "[red]b[/red]" in terminal_text(attribution).plain
+
+
+class TestRecordsOfAnyAttribution:
+    tokens = ("[CLS]", "grip", "##ping", HOSTILE)
+
+    @pytest.mark.parametrize("shape", [(4,), (4, 8), (1, 4), (1, 4, 8)])
+    def test_tensors_of_captums_shapes_give_the_same_record(self, shape):
+        scores = torch.tensor([0.0, 1.0, 0.5, -2.0])
+        wide = shape[-1] == 8
+        attributions = (scores[:, None] / 8).expand(4, 8) if wide else scores
+        batched = shape[0] == 1
+        tokens = [self.tokens] if batched else self.tokens
+        [record] = text_records(attributions.reshape(shape), tokens)
+        assert record.word_attributions.tolist() == [0.0, 0.5, 0.25, -1.0]
+        assert record.attr_score == -0.5
+        assert record.raw_input_ids[3] == html.escape(HOSTILE)
+
+    def test_integrated_gradients_of_captum_are_shown(self, demo):
+        encoded = demo.encode(["a gripping film", "dull"])
+        attribution = LayerIntegratedGradients(
+            lambda ids: demo.model(ids).logits, demo.model.bert.embeddings
+        )
+        ids = encoded["input_ids"]
+        tokens = [demo.tokenizer.convert_ids_to_tokens(row) for row in ids]
+        scores, delta = attribution.attribute(
+            ids, target=1, n_steps=4, return_convergence_delta=True
+        )
+        records = text_records(scores, tokens, convergence=delta, target=["1", "1"])
+        assert [record.raw_input_ids for record in records] == tokens
+        assert records[1].convergence_score == delta[1]
+        assert float(records[0].attr_score) == pytest.approx(float(scores[0].sum()))
+
+    def test_labels_are_escaped_and_unknown_ones_a_dash(self):
+        [record] = text_records(torch.ones(1), ["a"], true_label=[HOSTILE])
+        page = Page(html_page(visualize_text([record])))
+        assert HOSTILE in page.text
+        assert "- (-)" in page.text
+        assert "nan" not in page.text
+
+    def test_words_are_merged_and_special_tokens_hidden_on_request(self):
+        options = {"special_tokens": ["[CLS]"], "special": "hidden"}
+        scores = torch.tensor([3.0, 1.0, 0.5, -2.0])
+        [record] = text_records(scores, self.tokens, pieces="wordpiece", **options)
+        assert record.raw_input_ids == ["gripping", html.escape(HOSTILE)]
+        assert record.word_attributions.tolist() == [0.75, -1.0]
+        assert record.attr_score == 2.5  # the hidden token's included
+
+    def test_text_attributions_are_merged_as_well(self):
+        attribution = an_attribution(tokens=("fun", "##ny"))
+        [record] = text_records([attribution], pieces="wordpiece")
+        assert record.raw_input_ids == ["funny"]
+        assert record.pred_class == "positive"
+
+    def test_scores_that_are_not_finite_are_told_and_not_painted(self):
+        scores = torch.tensor([float("nan"), 1.0, float("inf")])
+        with pytest.warns(UserWarning, match="2 token scores are not finite"):
+            [record] = text_records(scores, ["a", "b", "c"])
+        assert record.word_attributions.tolist() == [0.0, 1.0, 0.0]
+
+    @pytest.mark.parametrize(("shape", "tokens"), [((0,), []), ((1, 0), [[]])])
+    def test_a_text_without_tokens_is_shown(self, shape, tokens):
+        [record] = text_records(torch.zeros(shape), tokens)
+        assert "True Label" in visualize_text([record]).data
+
+    def test_no_texts_are_no_records(self):
+        assert text_records(torch.zeros(0, 3), []) == []
+
+    @pytest.mark.parametrize(
+        ("attributions", "tokens", "options", "words"),
+        [
+            (torch.ones(2), None, {}, "without tokens"),
+            (torch.ones(2), ["a"], {}, "give 2 tokens"),
+            (torch.ones(2, 2), [["a", "b"]], {}, "give 2 tokens for each of 2"),
+            (torch.ones(1, 2, 3, 4), [["a", "b"]], {}, r"\(1, 2, 3, 4\)"),
+            (torch.ones(1), ["a"], {"target": ["x", "y"]}, "target has 2 entries"),
+            (torch.ones(1), ["a"], {"special": "gone"}, "'shown', 'hidden'"),
+            (torch.ones(1), ["a"], {"word_ids": [[0]]}, "without pieces"),
+            (torch.ones(1), ["a"], {"pieces": "bpe"}, "'byte-level'"),
+            ([], ["a"], {}, "know theirs"),
+        ],
+    )
+    def test_bad_input_is_refused(self, attributions, tokens, options, words):
+        with pytest.raises(ValueError, match=words):
+            text_records(attributions, tokens, **options)
+
+
+class TestVisualizeText:
+    def test_prints_nothing_outside_a_notebook(self, capsys):
+        assert "funny" in visualize_text(text_records([an_attribution()])).data
+        assert capsys.readouterr().out == ""
+
+    def test_displays_nothing_of_its_own_in_a_notebook(self):
+        shell = InteractiveShell.instance()
+        try:
+            with capture_output() as captured:
+                picture = visualize_text(text_records([an_attribution()]))
+        finally:
+            shell.clear_instance()
+        assert captured.outputs == []  # the value of the cell shows it, once
+        assert "funny" in picture._repr_html_()
+
+    def test_is_saved_as_a_page(self, tmp_path):
+        picture = visualize_text(text_records([an_attribution(tokens=("a", "映画"))]))
+        save_html(picture, tmp_path / "page.html")
+        assert "映画" in Page((tmp_path / "page.html").read_text("utf-8")).text
+
+
+def test_a_text_attribution_shows_itself():
+    attribution = an_attribution(tokens=("so", HOSTILE))
+    page = Page(html_page(attribution))
+    assert HOSTILE in page.text
+    assert "positive (0.90)" in page.text
+    console = Console(width=100, record=True)
+    with console.capture() as capture:
+        console.print(attribution)
+    assert "positive 0.900" in capture.get()

@@ -12,16 +12,15 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from rich.cells import cell_len
 
 from captum_attnflow.visualization.flow_diagram.layout import Floats, FlowLayout
-from captum_attnflow.visualization.fonts import drawable, shortened
+from captum_attnflow.visualization.fonts import drawable, label_widths, shortened
 
 FLOW_COLOUR = "#2f6690"
 CUT_COLOUR = "#d9541e"
 _MUTED = "#6b7280"
 _LABEL_CELLS = 16
-_CELL = 0.078  # inches of an average letter in a label
+_FONT_SIZE = 8
 _UPRIGHT_COLUMNS = 24  # most columns whose labels may stand upright
 _ROW = 0.62  # inches between token layers
 _LEFT, _RIGHT, _TOP = 0.75, 0.85, 0.85
@@ -66,13 +65,13 @@ def draw_flow(layout: FlowLayout) -> Figure:
         Figure: Wide enough that no label touches another, at any number of tokens.
     """
     labels = [drawable(shortened(token, _LABEL_CELLS)) for token in layout.tokens]
-    longest = max(cell_len(text) for text, _ in labels) * _CELL
+    longest = label_widths(labels, _FONT_SIZE).max()
     turned = len(labels) > _UPRIGHT_COLUMNS
     sheet = _Sheet(
         n_columns=len(labels),
         n_rows=layout.n_layers + 1,
         column=0.2 if turned else max(longest + 0.12, 0.45),
-        label=longest + 0.15 if turned else 0.3,
+        label=(longest if turned else 0.2) + 0.15,
         turned=turned,
     )
     figure = Figure(figsize=(sheet.width, sheet.height))
@@ -140,7 +139,7 @@ def _write_tokens(
             sheet.label,
             text,
             family=families,
-            fontsize=8,
+            fontsize=_FONT_SIZE,
             rotation=90 if sheet.turned else 0,
             ha="center",
             va="top",

@@ -197,7 +197,7 @@
     const share = value ? 100 * amount / value : 0;
     const where = row ? ` at layer ${row} passes on ` : " sends ";
     reading.textContent =
-      `${tokens[column]}${where}${amount.toPrecision(3)}, ${share.toPrecision(3)} % of the flow`;
+      `“${tokens[column]}”${where}${amount.toPrecision(3)}, ${share.toPrecision(3)} % of the flow`;
   }
 
   function hideTrace(svg) {
