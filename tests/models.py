@@ -156,7 +156,7 @@ _VISION = {
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "intermediate_size": 64,
-    "initializer_range": 0.5,
+    "initializer_range": 0.3,
 }
 
 # Model type and configuration, and the tokens before the patches.

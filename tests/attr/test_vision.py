@@ -54,6 +54,18 @@ def test_the_pixels_of_a_patch_get_the_score_of_its_token(name, implementation):
     )
 
 
+@pytest.mark.parametrize("name", VISION_MODELS)
+def test_fused_and_eager_attention_agree(name):
+    pixels = images()
+    scores = [
+        AttentionFlow(read_cls(vision_model(name, implementation)))
+        .explain(pixels, target=3)
+        .scores
+        for implementation in ("eager", "sdpa")
+    ]
+    assert (scores[0] - scores[1]).abs().max() <= 1e-6 * scores[0].sum()
+
+
 @pytest.mark.parametrize("name", ["ViT", "DeiT"])
 def test_interpolated_positions_of_another_image_size(name):
     model, pixels = vision_model(name), images(32, 48)
