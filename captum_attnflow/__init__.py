@@ -35,6 +35,7 @@ from captum_attnflow.attr import (
     AttentionFlow,
     AttentionRollout,
     GeneralizedAttentionFlow,
+    GenerationAttribution,
     LayerAttentionFlow,
     LayerAttentionRollout,
     LayerGeneralizedAttentionFlow,
@@ -44,7 +45,7 @@ from captum_attnflow.attr import (
 )
 from captum_attnflow.capture import UnsupportedAttentionError
 from captum_attnflow.network import LayeredNetwork
-from captum_attnflow.result import Explanation
+from captum_attnflow.result import Explanation, GenerationExplanation
 from captum_attnflow.solve import (
     BarrierSolver,
     FlowError,
@@ -63,6 +64,8 @@ __all__ = [
     "FlowError",
     "FlowSolution",
     "GeneralizedAttentionFlow",
+    "GenerationAttribution",
+    "GenerationExplanation",
     "LayerAttentionFlow",
     "LayerAttentionRollout",
     "LayerGeneralizedAttentionFlow",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import networkx as nx
+import torch
 from torch import Tensor
 
 from captum_attnflow.capture import TokenSequence
@@ -37,6 +38,12 @@ class FlowDiagnostics:
             flows.duality_gap.amax(1), flows.imbalance.amax(1), flows.iterations.amax(1)
         )
 
+    def select(self, rows: slice) -> FlowDiagnostics:
+        """Return the diagnostics of some examples."""
+        return FlowDiagnostics(
+            self.duality_gap[rows], self.imbalance[rows], self.iterations[rows]
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
@@ -62,6 +69,8 @@ class Explanation:
             Relevance Flow add to the scores; None for other methods.
         unnormalized_scores (Tensor, optional): Shape ``(B, T)``, float64, the scores
             before their normalisation; None where none was asked for.
+        output (Tensor, optional): Shape ``(B,)``, what is explained; None for a network
+            alone.
         sequences (tuple[TokenSequence, ...]): The sequences whose positions the scores
             count through: one, or an encoder's and then a decoder's.
     """
@@ -75,6 +84,7 @@ class Explanation:
     against: Explanation | None = None
     direct: Tensor | None = None
     unnormalized_scores: Tensor | None = None
+    output: Tensor | None = None
     sequences: tuple[TokenSequence, ...] = ()
 
     @property
@@ -88,6 +98,24 @@ class Explanation:
         """
         return self.scores.sum(1) - self.flow_value
 
+    def select(self, rows: slice) -> Explanation:
+        """Return the explanations of some examples of the batch."""
+        diagnostics, against = self.diagnostics, self.against
+        raw = self.unnormalized_scores
+        return replace(
+            self,
+            scores=self.scores[rows],
+            flow_value=self.flow_value[rows],
+            network=self.network.select(rows),
+            flow=None if self.flow is None else self.flow[rows],
+            cut=None if self.cut is None else self.cut[rows],
+            diagnostics=None if diagnostics is None else diagnostics.select(rows),
+            against=None if against is None else against.select(rows),
+            direct=None if self.direct is None else self.direct[rows],
+            unnormalized_scores=None if raw is None else raw[rows],
+            output=None if self.output is None else self.output[rows],
+        )
+
     def to_networkx(
         self, example: int = 0, tokens: list[str] | None = None
     ) -> nx.DiGraph:
@@ -96,3 +124,84 @@ class Explanation:
         See :meth:`LayeredNetwork.to_networkx`.
         """
         return self.network.to_networkx(example, tokens, self.flow)
+
+
+@dataclass(frozen=True, eq=False)
+class GenerationExplanation:
+    """Scores of generated tokens: what each was made from.
+
+    Attributes:
+        tokens (list of str): All ``N`` tokens that scores belong to: the prompt, the
+            start of an encoder-decoder's answer, and what was generated.
+        scores (Tensor): Shape ``(G, N)``, float64: of each of the ``G`` generated
+            tokens, from every token before it. From itself and later ones exactly 0.
+        log_probabilities (Tensor): Shape ``(G,)``, of the generated tokens, natural
+            logarithm.
+        flow_value (Tensor): Shape ``(G,)``, see :attr:`Explanation.flow_value`.
+
+    Examples::
+
+        >>> explanation = GenerationExplanation(
+        ...     tokens=["a", "b", "c"],
+        ...     scores=torch.tensor([[3.0, 0.0, 0.0], [1.0, 2.0, 0.0]]),
+        ...     log_probabilities=torch.zeros(2),
+        ...     flow_value=torch.tensor([3.0, 3.0]),
+        ... )
+        >>> explanation.generated_tokens
+        ['b', 'c']
+        >>> explanation.from_prompt()
+        tensor([[3.],
+                [3.]])
+    """
+
+    tokens: list[str]
+    scores: Tensor
+    log_probabilities: Tensor
+    flow_value: Tensor
+
+    @property
+    def n_given(self) -> int:
+        """Tokens before the first generated one."""
+        return len(self.tokens) - len(self.scores)
+
+    @property
+    def generated_tokens(self) -> list[str]:
+        """The ``G`` generated tokens."""
+        return self.tokens[self.n_given :]
+
+    def possible(self) -> Tensor:
+        """Tell which scores may differ from 0: those of earlier tokens.
+
+        Returns:
+            Tensor: Shape ``(G, N)``, bool.
+        """
+        return torch.ones_like(self.scores, dtype=torch.bool).tril(self.n_given - 1)
+
+    def from_prompt(self) -> Tensor:
+        """Let all flow start in what was given.
+
+        What a generated token sends on, it received in the step that produced it: its
+        score is handed on to the tokens that it was made from, in proportion to their
+        scores. The sum over a row stays the same, but where a generated token received
+        nothing.
+
+        Returns:
+            Tensor: Shape ``(G, N - G)``.
+
+        Raises:
+            ValueError: If scores are negative; there are no proportions then.
+        """
+        if bool((self.scores < 0).any()):
+            raise ValueError(
+                "scores with a sign cannot be handed on in proportion; use a method "
+                "whose scores are flows, such as GeneralizedAttentionFlow"
+            )
+        origins: list[Tensor] = []
+        for row in self.scores:
+            origin = row[: self.n_given].clone()
+            for step, earlier in enumerate(origins):
+                received = earlier.sum()
+                if received > 0:
+                    origin += row[self.n_given + step] * earlier / received
+            origins.append(origin)
+        return torch.stack(origins)

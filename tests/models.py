@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import tokenizers
 import torch
 import transformers
 from torch import Tensor, nn
@@ -356,3 +357,13 @@ class TorchTransformer(nn.Module):
             source, target, tgt_mask=causal.double(), tgt_is_causal=True
         )
         return self.head(hidden[:, -1])
+
+
+def numbers_tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """Each number below the vocabulary's size is a token, whose id it is."""
+    vocabulary = {str(number): number for number in range(VOCABULARY)}
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel(vocabulary, unk_token="0")
+    )
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer)
