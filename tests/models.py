@@ -191,6 +191,18 @@ def vision_classifier() -> nn.Module:
     return transformers.ViTForImageClassification(config).double().eval()
 
 
+def image_captioner() -> nn.Module:
+    """A vision transformer that a decoder of text attends to."""
+    config = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(
+        transformers.ViTConfig(**_VISION),
+        transformers.BertConfig(**_COMMON, is_decoder=True, add_cross_attention=True),
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = transformers.VisionEncoderDecoderModel(config)
+    return model.double().eval()
+
+
 def longformer() -> nn.Module:
     config = transformers.LongformerConfig(
         **{**_COMMON, "attention_window": 4, "num_labels": 2}
