@@ -157,7 +157,7 @@ _VISION = {
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "intermediate_size": 64,
-    "initializer_range": 0.5,
+    "initializer_range": 0.3,
 }
 
 # Model type and configuration, and the tokens before the patches.
@@ -189,6 +189,18 @@ def vision_model(name: str, implementation: str = "sdpa") -> nn.Module:
 def vision_classifier() -> nn.Module:
     config = transformers.ViTConfig(**_VISION, num_labels=2)
     return transformers.ViTForImageClassification(config).double().eval()
+
+
+def image_captioner() -> nn.Module:
+    """A vision transformer that a decoder of text attends to."""
+    config = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(
+        transformers.ViTConfig(**_VISION),
+        transformers.BertConfig(**_COMMON, is_decoder=True, add_cross_attention=True),
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = transformers.VisionEncoderDecoderModel(config)
+    return model.double().eval()
 
 
 def longformer() -> nn.Module:

@@ -8,7 +8,14 @@ import torch
 import torch.nn.functional as F
 from captum.attr import IntegratedGradients
 from captum.attr import visualization as captum_visualization
-from models import VISION_MODELS, PatchEncoder, vision_classifier, vision_model
+from models import (
+    VISION_MODELS,
+    PatchEncoder,
+    image_captioner,
+    token_ids,
+    vision_classifier,
+    vision_model,
+)
 from torch import nn
 
 from captum_attnflow import (
@@ -52,6 +59,18 @@ def test_the_pixels_of_a_patch_get_the_score_of_its_token(name, implementation):
     torch.testing.assert_close(
         attributions, laid_out(scores, model, pixels, n_before), rtol=1e-12, atol=0
     )
+
+
+@pytest.mark.parametrize("name", VISION_MODELS)
+def test_fused_and_eager_attention_agree(name):
+    pixels = images()
+    scores = [
+        AttentionFlow(read_cls(vision_model(name, implementation)))
+        .explain(pixels, target=3)
+        .scores
+        for implementation in ("eager", "sdpa")
+    ]
+    assert (scores[0] - scores[1]).abs().max() <= 1e-6 * scores[0].sum()
 
 
 @pytest.mark.parametrize("name", ["ViT", "DeiT"])
@@ -133,6 +152,21 @@ def test_each_column_of_a_table_that_is_a_token_gets_its_score():
     attribution = AttentionRollout(forward)
     scores = attribution.explain(table, target=1).scores
     assert torch.equal(attribution.attribute(table, target=1), scores[:, :5])
+
+
+def test_an_image_and_its_caption_share_the_flow():
+    model, pixels, ids = image_captioner(), images(), token_ids(2, 6)
+    attribution = GeneralizedAttentionFlow(
+        lambda pixels, ids: model(pixel_values=pixels, decoder_input_ids=ids).logits
+    )
+    explanation = attribution.explain((pixels, ids), target=(4, 7))
+    scores = explanation.scores
+    of_image, of_text = attribution.attribute((pixels, ids), target=(4, 7))
+    expected = laid_out(scores, model, pixels, 1)
+    torch.testing.assert_close(of_image, expected, rtol=1e-12, atol=0)
+    assert of_image.any()
+    torch.testing.assert_close(of_text.double(), scores[:, 17:], rtol=1e-6, atol=1e-9)
+    assert not of_text[:, 5:].any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
