@@ -11,6 +11,7 @@ from captum_attnflow.demo import DEMO_MODEL_PATH
 from captum_attnflow.image import ImageAttribution, ImageClassifier
 from captum_attnflow.image_picture import image_figure, image_page, terminal_image
 from captum_attnflow.text import TextClassifier
+from captum_attnflow.text_generation import GeneratedText, TextGenerator
 from captum_attnflow.visualization import html_page, terminal_text
 
 
@@ -58,6 +59,14 @@ TASKS = {
         terminal=terminal_text,
         page=html_page,
         fields=_given_fields,
+    ),
+    "text-generation": Task(
+        load=TextGenerator.load,
+        unit="prompt",
+        default_model=None,
+        terminal=terminal_text,
+        page=html_page,
+        fields=GeneratedText.to_dict,
     ),
     "image-classification": Task(
         load=ImageClassifier.load,

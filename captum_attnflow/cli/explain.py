@@ -49,7 +49,14 @@ def explain(
         str, typer.Option(help=f"One of: {', '.join(METHODS)}.")
     ] = "generalized-attention-flow",
     target: Annotated[
-        str | None, typer.Option(help="Label or index; the predicted one by default.")
+        str | None,
+        typer.Option(
+            help="Label or index, or the text that follows a prompt; what the model "
+            "predicts by default."
+        ),
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Most tokens to generate; for text-generation.")
     ] = None,
     residual: Annotated[
         str | None,
@@ -83,6 +90,7 @@ def explain(
         "normalization": normalization,
         "strategy": strategy,
         "score": score,
+        "max_new_tokens": max_new_tokens,
     }
     options: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
     if residual is not None:
@@ -128,8 +136,8 @@ def _explain(
     name = model or task.default_model
     if name is None:
         raise ValueError(
-            f"there is no model for an {task.unit} in the package; give --model with a "
-            "folder or a hub id"
+            "the package holds no model for this task; give --model with a folder or "
+            f"a hub id of one that reads each {task.unit}"
         )
     transformers_logging.disable_progress_bar()
     explainer = task.load(name)
