@@ -24,7 +24,8 @@ SLALOM takes another way, by queries alone::
 - :mod:`captum_attnflow.pretrained`: how both find models, labels and methods.
 - :mod:`captum_attnflow.metrics`: faithfulness of any attribution.
 - :mod:`captum_attnflow.study`: methods compared on models and texts.
-- :mod:`captum_attnflow.visualization`: text attributions as HTML and in a terminal.
+- :mod:`captum_attnflow.display`: how results show themselves.
+- :mod:`captum_attnflow.visualization`: pictures: texts, flows, SLALOM, images.
 - :mod:`captum_attnflow.cli`: the same from the shell.
 - :mod:`captum_attnflow.demo`: the small model that comes along, and its training.
 """
@@ -44,8 +45,9 @@ from captum_attnflow.attr import (
     RelevanceFlow,
 )
 from captum_attnflow.capture import UnsupportedAttentionError
+from captum_attnflow.generation import GenerationExplanation
 from captum_attnflow.network import LayeredNetwork
-from captum_attnflow.result import Explanation, GenerationExplanation
+from captum_attnflow.result import Explanation
 from captum_attnflow.solve import (
     BarrierSolver,
     FlowError,

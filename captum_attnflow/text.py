@@ -29,37 +29,14 @@ from captum_attnflow.pretrained import (
 from captum_attnflow.result import Explanation
 from captum_attnflow.surrogate import SlalomExplanation
 from captum_attnflow.surrogate.reading import SlalomReading
+from captum_attnflow.text_attribution import TextAttribution
+
+__all__ = ["METHODS", "TextAttribution", "TextClassifier"]
 
 METHODS: dict[str, Callable[..., AttentionAttribution | SLALOM]] = {
     **ATTENTION_METHODS,
     "slalom": SLALOM,
 }
-
-
-@dataclass(frozen=True)
-class TextAttribution:
-    """The attribution of one text.
-
-    Attributes:
-        text (str): The text.
-        tokens (tuple of str): Its tokens, special tokens included, without padding.
-        scores (tuple of float): One score per token; negative ones speak against the
-            target.
-        predicted (str): The predicted label.
-        probability (float): Its probability; the raw output of a model with one label.
-        target (str): The label that the scores belong to.
-        flow_value (float, optional): The value of the flow behind the scores.
-        slalom (SlalomReading, optional): Value and importance of each token.
-    """
-
-    text: str
-    tokens: tuple[str, ...]
-    scores: tuple[float, ...]
-    predicted: str
-    probability: float
-    target: str
-    flow_value: float | None = None
-    slalom: SlalomReading | None = None
 
 
 @dataclass(frozen=True)

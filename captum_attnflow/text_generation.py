@@ -17,8 +17,8 @@ from transformers import (
 )
 
 from captum_attnflow.attr import GenerationAttribution
+from captum_attnflow.generation import GenerationExplanation
 from captum_attnflow.pretrained import ATTENTION_METHODS, find_method, load_pretrained
-from captum_attnflow.result import GenerationExplanation
 
 
 @dataclass(frozen=True)
