@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from captum_attnflow.demo import DEMO_MODEL_PATH
-from captum_attnflow.image import ImageAttribution, ImageClassifier
-from captum_attnflow.image_picture import image_figure, image_page, terminal_image
+from captum_attnflow.image import ImageClassifier
+from captum_attnflow.image_attribution import ImageAttribution, ImageOverlays
 from captum_attnflow.text import TextClassifier
-from captum_attnflow.visualization import html_page, terminal_text
+from captum_attnflow.visualization import html_page
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class Task:
 
     Attributes:
         load (Callable): Loads by its name what has a method ``explain(batch, method,
-            target, **options)``, which returns one result per input of the batch.
+            target, **options)``, which returns one result per input of the batch, for
+            rich to print.
         unit (str): What one line of the input is.
         default_model (str, optional): Where none is given.
-        terminal (Callable): Renders one result for a terminal.
         page (Callable): Renders results as an HTML document.
         fields (Callable): Makes one result a dictionary for JSON.
         save_picture (Callable, optional): Writes results to a picture file.
@@ -32,7 +32,6 @@ class Task:
     load: Callable[[str], Any]
     unit: str
     default_model: str | None
-    terminal: Callable[[Any], Any]
     page: Callable[[Sequence[Any]], str]
     fields: Callable[[Any], dict[str, Any]]
     save_picture: Callable[[Sequence[Any], Path], None] | None = None
@@ -46,8 +45,12 @@ def _image_fields(result: ImageAttribution) -> dict[str, Any]:
     return {key: value for key, value in asdict(result).items() if key != "pixels"}
 
 
+def _image_page(results: Sequence[ImageAttribution]) -> str:
+    return html_page(ImageOverlays(tuple(results)))
+
+
 def _save_figure(results: Sequence[ImageAttribution], file: Path) -> None:
-    image_figure(results).savefig(file)
+    ImageOverlays(tuple(results)).figure().savefig(file)
 
 
 TASKS = {
@@ -55,7 +58,6 @@ TASKS = {
         load=TextClassifier.load,
         unit="text",
         default_model=str(DEMO_MODEL_PATH),
-        terminal=terminal_text,
         page=html_page,
         fields=_given_fields,
     ),
@@ -63,8 +65,7 @@ TASKS = {
         load=ImageClassifier.load,
         unit="image file",
         default_model=None,
-        terminal=terminal_image,
-        page=image_page,
+        page=_image_page,
         fields=_image_fields,
         save_picture=_save_figure,
     ),

@@ -102,7 +102,7 @@ def explain(
             if as_json:
                 print(json.dumps(chosen.fields(result)))
             else:
-                console.print(chosen.terminal(result))
+                console.print(result)
         if html is not None:
             html.write_text(chosen.page(results), encoding="utf-8")
         if output is not None and chosen.save_picture is not None:
