@@ -18,6 +18,7 @@ from captum_attnflow.cli._messages import errors_told
 from captum_attnflow.cli._tasks import TASKS, Task
 from captum_attnflow.surrogate import SCORES
 from captum_attnflow.text import METHODS
+from captum_attnflow.visualization import save_html
 
 _BATCH_SIZE = 16
 _PROGRESS_AFTER_SECONDS = 2
@@ -110,9 +111,9 @@ def explain(
             if as_json:
                 print(json.dumps(chosen.fields(result)))
             else:
-                console.print(chosen.terminal(result))
+                console.print(result)
         if html is not None:
-            html.write_text(chosen.page(results), encoding="utf-8")
+            save_html(results, html)
         if output is not None and chosen.save_picture is not None:
             chosen.save_picture(results, output)
 
