@@ -14,13 +14,18 @@ SLALOM takes another way, by queries alone::
 - :mod:`captum_attnflow.network`: the layered flow network.
 - :mod:`captum_attnflow.solve`: the barrier solver and exact ones.
 - :mod:`captum_attnflow.game`: from flows to token scores.
+- :mod:`captum_attnflow.normalization`: position bias taken out of them.
 - :mod:`captum_attnflow.perturbation`: parts of texts, put to a forward function.
 - :mod:`captum_attnflow.surrogate`: the SLALOM function, its queries, fit and scores.
 - :mod:`captum_attnflow.result`: what ``explain()`` returns.
 - :mod:`captum_attnflow.text`: texts in, token attributions out, for the shell.
+- :mod:`captum_attnflow.image`: the same for images; their pictures are in
+  :mod:`captum_attnflow.image_picture`.
+- :mod:`captum_attnflow.pretrained`: how both find models, labels and methods.
 - :mod:`captum_attnflow.metrics`: faithfulness of any attribution.
 - :mod:`captum_attnflow.study`: methods compared on models and texts.
-- :mod:`captum_attnflow.visualization`: text attributions as HTML and in a terminal.
+- :mod:`captum_attnflow.display`: how results show themselves.
+- :mod:`captum_attnflow.visualization`: pictures: texts, flows, SLALOM, images.
 - :mod:`captum_attnflow.cli`: the same from the shell.
 - :mod:`captum_attnflow.demo`: the small model that comes along, and its training.
 """
@@ -31,6 +36,7 @@ from captum_attnflow.attr import (
     AttentionFlow,
     AttentionRollout,
     GeneralizedAttentionFlow,
+    GenerationAttribution,
     LayerAttentionFlow,
     LayerAttentionRollout,
     LayerGeneralizedAttentionFlow,
@@ -39,6 +45,7 @@ from captum_attnflow.attr import (
     RelevanceFlow,
 )
 from captum_attnflow.capture import UnsupportedAttentionError
+from captum_attnflow.generation import GenerationExplanation
 from captum_attnflow.network import LayeredNetwork
 from captum_attnflow.result import Explanation
 from captum_attnflow.solve import (
@@ -59,6 +66,8 @@ __all__ = [
     "FlowError",
     "FlowSolution",
     "GeneralizedAttentionFlow",
+    "GenerationAttribution",
+    "GenerationExplanation",
     "LayerAttentionFlow",
     "LayerAttentionRollout",
     "LayerGeneralizedAttentionFlow",

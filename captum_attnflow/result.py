@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import networkx as nx
 from torch import Tensor
 
+from captum_attnflow.capture import TokenSequence
+from captum_attnflow.display import ShownByTokens
 from captum_attnflow.network import LayeredNetwork
 from captum_attnflow.solve import SourceFlows
 
@@ -36,10 +38,18 @@ class FlowDiagnostics:
             flows.duality_gap.amax(1), flows.imbalance.amax(1), flows.iterations.amax(1)
         )
 
+    def select(self, rows: slice) -> FlowDiagnostics:
+        """Return the diagnostics of some examples."""
+        return FlowDiagnostics(
+            self.duality_gap[rows], self.imbalance[rows], self.iterations[rows]
+        )
+
 
 @dataclass(frozen=True, eq=False)
-class Explanation:
+class Explanation(ShownByTokens):
     """Token scores of a batch, with everything they came from.
+
+    Shows itself in a notebook and by rich; :meth:`show` takes the tokens.
 
     Attributes:
         scores (Tensor): Shape ``(B, T)``, float64; one score per position of the
@@ -59,6 +69,12 @@ class Explanation:
             scores of Relevance Flow are less; None for other methods.
         direct (Tensor, optional): Shape ``(B, T)``, float64, what the direct edges of
             Relevance Flow add to the scores; None for other methods.
+        unnormalized_scores (Tensor, optional): Shape ``(B, T)``, float64, the scores
+            before their normalisation; None where none was asked for.
+        output (Tensor, optional): Shape ``(B,)``, what is explained; None for a network
+            alone.
+        sequences (tuple[TokenSequence, ...]): The sequences whose positions the scores
+            count through: one, or an encoder's and then a decoder's.
     """
 
     scores: Tensor
@@ -69,15 +85,38 @@ class Explanation:
     diagnostics: FlowDiagnostics | None = None
     against: Explanation | None = None
     direct: Tensor | None = None
+    unnormalized_scores: Tensor | None = None
+    output: Tensor | None = None
+    sequences: tuple[TokenSequence, ...] = ()
 
     @property
     def delta(self) -> Tensor:
         """Efficiency residual ``scores.sum(1) - flow_value``, shape ``(B,)``.
 
         Zero up to rounding in the joint game and for Relevance Flow; in the
-        independent game the amount by which separate flows exceed the joint one.
+        independent game the amount by which separate flows exceed the joint one. A
+        normalisation divides the scores and leaves the flow value: the delta then
+        holds what it took away, too.
         """
         return self.scores.sum(1) - self.flow_value
+
+    def select(self, rows: slice) -> Explanation:
+        """Return the explanations of some examples of the batch."""
+        diagnostics, against = self.diagnostics, self.against
+        raw = self.unnormalized_scores
+        return replace(
+            self,
+            scores=self.scores[rows],
+            flow_value=self.flow_value[rows],
+            network=self.network.select(rows),
+            flow=None if self.flow is None else self.flow[rows],
+            cut=None if self.cut is None else self.cut[rows],
+            diagnostics=None if diagnostics is None else diagnostics.select(rows),
+            against=None if against is None else against.select(rows),
+            direct=None if self.direct is None else self.direct[rows],
+            unnormalized_scores=None if raw is None else raw[rows],
+            output=None if self.output is None else self.output[rows],
+        )
 
     def to_networkx(
         self, example: int = 0, tokens: list[str] | None = None
@@ -87,3 +126,10 @@ class Explanation:
         See :meth:`LayeredNetwork.to_networkx`.
         """
         return self.network.to_networkx(example, tokens, self.flow)
+
+    def _shown(self) -> tuple[list[str], Tensor]:
+        headings = [
+            f"example {example}: flow value {value:.4g}"
+            for example, value in enumerate(self.flow_value.tolist())
+        ]
+        return headings, self.scores

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from inspect import signature
-from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
@@ -19,58 +17,26 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from captum_attnflow.attr import (
-    SLALOM,
-    AttentionAttribution,
-    AttentionFlow,
-    AttentionRollout,
-    GeneralizedAttentionFlow,
-    RelevanceFlow,
-)
+from captum_attnflow.attr import SLALOM, AttentionAttribution
 from captum_attnflow.perturbation import special_token_ids
+from captum_attnflow.pretrained import (
+    ATTENTION_METHODS,
+    find_method,
+    find_target,
+    labels_of,
+    load_pretrained,
+)
 from captum_attnflow.result import Explanation
 from captum_attnflow.surrogate import SlalomExplanation
 from captum_attnflow.surrogate.reading import SlalomReading
+from captum_attnflow.text_attribution import TextAttribution
+
+__all__ = ["METHODS", "TextAttribution", "TextClassifier"]
 
 METHODS: dict[str, Callable[..., AttentionAttribution | SLALOM]] = {
-    "generalized-attention-flow": GeneralizedAttentionFlow,
-    "attention-flow": AttentionFlow,
-    "attention-rollout": AttentionRollout,
-    "relevance-flow": RelevanceFlow,
+    **ATTENTION_METHODS,
     "slalom": SLALOM,
 }
-
-
-_LOADABLE = (
-    "Give a folder with config.json, model.safetensors and tokenizer files, or the hub "
-    "id of such a model"
-)
-
-
-@dataclass(frozen=True)
-class TextAttribution:
-    """The attribution of one text.
-
-    Attributes:
-        text (str): The text.
-        tokens (tuple of str): Its tokens, special tokens included, without padding.
-        scores (tuple of float): One score per token; negative ones speak against the
-            target.
-        predicted (str): The predicted label.
-        probability (float): Its probability; the raw output of a model with one label.
-        target (str): The label that the scores belong to.
-        flow_value (float, optional): The value of the flow behind the scores.
-        slalom (SlalomReading, optional): Value and importance of each token.
-    """
-
-    text: str
-    tokens: tuple[str, ...]
-    scores: tuple[float, ...]
-    predicted: str
-    probability: float
-    target: str
-    flow_value: float | None = None
-    slalom: SlalomReading | None = None
 
 
 @dataclass(frozen=True)
@@ -109,42 +75,19 @@ class TextClassifier:
             FileNotFoundError: If there is no such folder and ``name`` is no hub id.
             ValueError: If the model cannot be loaded as a sequence classifier.
         """
-        is_folder = Path(name).is_dir()
-        if not is_folder and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
-            raise FileNotFoundError(
-                f"there is no model folder {name!r}. Give an existing folder saved by "
-                'save_pretrained(), or a hub id such as "owner/name"'
-            )
-        options: dict[str, Any] = {
-            "local_files_only": is_folder,
-            "trust_remote_code": False,
-        }
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(name, **options)
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                name,
-                dtype=torch.float32,
-                use_safetensors=True,
-                output_loading_info=True,
-                **options,
-            )
-        # Whatever a broken folder raises, down to the parsers of its files.
-        except Exception as error:
-            where = "" if is_folder else f"there is no folder {name!r}, and "
-            raise ValueError(
-                f"{where}{name!r} could not be loaded as a sequence classifier: "
-                f"{error}\n{_LOADABLE}"
-            ) from error
-        if report["missing_keys"]:
-            raise ValueError(
-                f"{name!r} has no weights for {sorted(report['missing_keys'])}, which "
-                f"would be random: it is no trained sequence classifier. {_LOADABLE}"
-            )
+        model, tokenizer = load_pretrained(
+            name,
+            AutoModelForSequenceClassification,
+            AutoTokenizer.from_pretrained,
+            "a sequence classifier",
+            "tokenizer files",
+        )
         if len(tokenizer) <= len(tokenizer.all_special_ids):
             raise ValueError(
-                f"{name!r} has a tokenizer of special tokens only. {_LOADABLE}"
+                f"{name!r} has a tokenizer of special tokens only. Give one with its "
+                "tokenizer files"
             )
-        return TextClassifier(model.eval(), tokenizer)
+        return TextClassifier(model, tokenizer)
 
     def explain(
         self,
@@ -172,7 +115,7 @@ class TextClassifier:
         """
         if isinstance(texts, str) or not texts:
             raise ValueError(f"texts={texts!r}; give a list of at least one text")
-        make_attribution = _find_method(method, options)
+        make_attribution = find_method(method, options, METHODS)
         encoded = self.encode(texts)
         ids = encoded.pop("input_ids")
         names, others = tuple(encoded), tuple(encoded.values())
@@ -184,13 +127,8 @@ class TextClassifier:
 
         with torch.no_grad():
             logits = forward(ids, *others)
-        if logits.shape[-1] != len(self.labels):
-            raise ValueError(
-                f"the model has {logits.shape[-1]} outputs but id2label names "
-                f"{self.labels}; mend id2label in its config.json"
-            )
-        predicted = logits.argmax(-1)
-        targets = predicted if target is None else self._target(target, predicted)
+        predicted = find_target(None, self.labels, logits)
+        targets = find_target(target, self.labels, logits)
         attribution = make_attribution(forward, **options)
         if isinstance(attribution, SLALOM):
             attribution.tokenizer = self.tokenizer
@@ -215,18 +153,7 @@ class TextClassifier:
     @property
     def labels(self) -> list[str]:
         """The model's labels, by index."""
-        names = self.model.config.id2label
-        return [str(names[index]) for index in range(len(names))]
-
-    def _target(self, target: str | int, like: Tensor) -> Tensor:
-        if target in self.labels:
-            return torch.full_like(like, self.labels.index(str(target)))
-        if str(target).isdecimal() and int(target) < len(self.labels):
-            return torch.full_like(like, int(target))
-        raise ValueError(
-            f"target={target!r} is unknown; give a label of {self.labels} or an index "
-            f"from 0 to {len(self.labels) - 1}"
-        )
+        return labels_of(self.model)
 
     def _baseline(self, ids: Tensor) -> Tensor:
         """Replace all but special tokens by the mask token, or the unknown one."""
@@ -295,20 +222,3 @@ def _details(
     if isinstance(explanation, SlalomExplanation):
         return {"slalom": SlalomReading.of(explanation, row, shown.cpu())}
     return {"flow_value": float(explanation.flow_value[row])}
-
-
-def _find_method(
-    method: str, options: Mapping[str, Any]
-) -> Callable[..., AttentionAttribution | SLALOM]:
-    if method not in METHODS:
-        raise ValueError(
-            f"method={method!r} is unknown; give one of {', '.join(METHODS)}"
-        )
-    parameters = signature(METHODS[method]).parameters.values()
-    accepted = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-    for name in options:
-        if name not in accepted:
-            raise ValueError(
-                f"{method} has no option {name!r}; it has {', '.join(accepted)}"
-            )
-    return METHODS[method]

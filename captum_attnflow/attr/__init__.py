@@ -13,6 +13,7 @@ from captum_attnflow.attr.generalized_attention_flow import (
     GeneralizedAttentionFlow,
     LayerGeneralizedAttentionFlow,
 )
+from captum_attnflow.attr.generation import GenerationAttribution
 from captum_attnflow.attr.layer_slalom import LayerSLALOM
 from captum_attnflow.attr.relevance_flow import LayerRelevanceFlow, RelevanceFlow
 from captum_attnflow.attr.slalom import SLALOM
@@ -27,6 +28,7 @@ __all__ = [
     "AttentionFlow",
     "AttentionRollout",
     "GeneralizedAttentionFlow",
+    "GenerationAttribution",
     "LayerAttentionAttribution",
     "LayerAttentionFlow",
     "LayerAttentionRollout",

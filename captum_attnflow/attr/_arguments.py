@@ -20,6 +20,7 @@ from captum.attr._utils.common import (
 from torch import Tensor
 
 from captum_attnflow._options import check_batch_size
+from captum_attnflow.capture import UnsupportedAttentionError
 
 
 @dataclass(frozen=True)
@@ -107,15 +108,20 @@ class ForwardArguments:
         """Repeat the batch as a whole, block after block.
 
         Arguments that do not have one row per example pass through.
+
+        Raises:
+            UnsupportedAttentionError: If a key-value cache is among them.
         """
-        target = self.target
-        if self._has_target_per_example():
-            is_list = isinstance(target, list)
-            target = target * times if is_list else target.repeat(times)
+        if any(hasattr(item, "get_seq_length") for item in self.additional or ()):
+            raise UnsupportedAttentionError(
+                "a key-value cache was passed in additional_forward_args, but its "
+                "tokens are not among the inputs: pass the whole sequence and no "
+                "past_key_values"
+            )
         return replace(
             self,
             inputs=tuple(_repeat_rows(tensor, times) for tensor in self.inputs),
-            target=target,
+            target=repeat_target(self.target, times),
             additional=None
             if self.additional is None
             else tuple(
@@ -125,12 +131,7 @@ class ForwardArguments:
         )
 
     def _rows_of_target(self, rows: slice) -> TargetType:
-        return self.target[rows] if self._has_target_per_example() else self.target
-
-    def _has_target_per_example(self) -> bool:
-        return isinstance(self.target, list) or (
-            isinstance(self.target, Tensor) and self.target.numel() > 1
-        )
+        return self.target[rows] if _is_per_example(self.target) else self.target
 
     def _rows_of(self, argument: Any, rows: slice) -> Any:
         return argument[rows] if self._has_rows(argument) else argument
@@ -138,6 +139,19 @@ class ForwardArguments:
     def _has_rows(self, argument: Any) -> bool:
         is_array = isinstance(argument, Tensor) and argument.dim() > 0
         return is_array and len(argument) == self.n_rows
+
+
+def repeat_target(target: TargetType, times: int) -> TargetType:
+    """Repeat targets, if there is one per example, block after block."""
+    if not _is_per_example(target):
+        return target
+    return target * times if isinstance(target, list) else target.repeat(times)
+
+
+def _is_per_example(target: TargetType) -> bool:
+    return isinstance(target, list) or (
+        isinstance(target, Tensor) and target.numel() > 1
+    )
 
 
 def _repeat_rows(tensor: Tensor, times: int) -> Tensor:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -16,11 +19,17 @@ from torch import Tensor
 
 from captum_attnflow.attr._arguments import ForwardArguments
 from captum_attnflow.attr._shape import shape_like_inputs
-from captum_attnflow.capture import AttentionRecord, capture_attention
-from captum_attnflow.capture.layer_shape import TensorLike
+from captum_attnflow.capture import (
+    AttentionRecord,
+    capture_targets,
+    tokens_of_elements,
+)
+from captum_attnflow.capture.layer import LayerCalls, TensorLike
 from captum_attnflow.result import Explanation
 
 TensorOrTensors = Tensor | tuple[Tensor, ...]
+
+_MAX_CAPACITIES_AT_ONCE = 1 << 22
 
 
 class AttentionAttribution(GradientAttribution):
@@ -66,12 +75,15 @@ class AttentionAttribution(GradientAttribution):
         r"""Attribute the selected output to the tokens of the input.
 
         Takes the arguments of ``IntegratedGradients.attribute`` in their order and
-        makes one forward and one backward pass.
+        makes one forward and one backward pass; for pixels, it also runs the first
+        example up to its first attention, to see which token a pixel makes.
 
         Args:
             inputs (Tensor or tuple[Tensor, ...]): One tensor that holds the tokens:
-                ids ``(B, T)``, embeddings ``(B, T, D)``, or pixels ``(B, C, H, W)`` of
-                a vision transformer.
+                ids ``(B, T)``, embeddings ``(B, T, D)``, or what the model makes
+                tokens of, each element one token, such as pixels ``(B, C, H, W)`` of
+                patches that do not overlap. For an encoder and a decoder one for each,
+                or the encoder's alone.
             baselines (scalar, Tensor, tuple, optional): Where the path of Relevance
                 Flow begins, as for ``IntegratedGradients``. The other methods ignore
                 them: attention has no reference point.
@@ -92,7 +104,8 @@ class AttentionAttribution(GradientAttribution):
             - **attributions** (*Tensor* or *tuple[Tensor, ...]*): Shaped like
               ``inputs``, a tuple if ``inputs`` is one; float64 for float64 inputs,
               float32 otherwise. Every feature of a token holds an equal share, so that
-              ``.sum(-1)`` over embeddings is the token's score.
+              ``.sum(-1)`` over embeddings is the token's score; pixels of no patch get
+              0, and tokens of no pixels, such as [CLS], are left out.
             - **delta** (*Tensor*): Shape ``(B,)``, if asked for.
 
         Raises:
@@ -106,7 +119,12 @@ class AttentionAttribution(GradientAttribution):
         # One frame more than in explain(): Captum wraps attribute() to log its use.
         warn_of_zeros(explanation, stacklevel=4)
         templates = [TensorLike.of(tensor) for tensor in arguments.inputs]
-        attributions = shape_like_inputs(explanation.scores, templates)
+        attributions = shape_like_inputs(
+            explanation.scores,
+            templates,
+            explanation.sequences,
+            partial(self._find_tokens, arguments),
+        )
         formatted = _format_output(_is_tuple(inputs), attributions)
         if return_convergence_delta:
             return formatted, explanation.delta.to(attributions[0])
@@ -134,6 +152,55 @@ class AttentionAttribution(GradientAttribution):
         explanation = self._explain(arguments, internal_batch_size)
         warn_of_zeros(explanation, stacklevel=3)
         return explanation
+
+    def explain_targets(
+        self,
+        inputs: TensorOrTensors,
+        targets: Sequence[TargetType],
+        baselines: BaselineType = None,
+        additional_forward_args: object = None,
+    ) -> Iterator[Explanation]:
+        """Explain several outputs from one forward pass, a backward pass for each.
+
+        The flows of several targets are solved together.
+
+        Args:
+            inputs (Tensor or tuple[Tensor, ...]): As in :meth:`attribute`.
+            targets (sequence): Outputs, each as ``target`` in :meth:`attribute`.
+            baselines (scalar, Tensor, tuple, optional): As in :meth:`attribute`.
+            additional_forward_args (Any, optional): As in :meth:`attribute`.
+
+        Yields:
+            Explanation: One per target.
+
+        Raises:
+            UnsupportedAttentionError: If the attention is not found or not supported.
+            ValueError: If inputs or targets do not fit the model.
+
+        Examples::
+
+            >>> from captum_attnflow import GeneralizedAttentionFlow
+            >>> from captum_attnflow.demo import load_demo_model
+            >>> model, tokenizer = load_demo_model()
+            >>> ids = tokenizer("funny but dull", return_tensors="pt").input_ids
+            >>> gaf = GeneralizedAttentionFlow(lambda ids: model(ids).logits)
+            >>> against, favour = gaf.explain_targets(ids, targets=[0, 1])
+            >>> against.scores.shape == favour.scores.shape == ids.shape
+            True
+        """
+        arguments = ForwardArguments.read(
+            inputs, baselines, None, additional_forward_args, 1, "riemann_trapezoid"
+        )
+        records = self._capture(arguments, targets)
+        for first in records:
+            capacities = len(first.weights) * first.n_tokens**2 * arguments.n_rows
+            n_more = max(0, _MAX_CAPACITIES_AT_ONCE // capacities - 1)
+            group = [first, *islice(records, n_more)]
+            explanation = self._explain_record(AttentionRecord.concatenate(group))
+            for start in range(0, len(explanation.scores), arguments.n_rows):
+                one = explanation.select(slice(start, start + arguments.n_rows))
+                warn_of_zeros(one, stacklevel=3)
+                yield one
 
     def has_convergence_delta(self) -> bool:
         """Return True: the efficiency residual."""
@@ -178,25 +245,51 @@ class AttentionAttribution(GradientAttribution):
         arguments: ForwardArguments,
         internal_batch_size: int | None,
         grad_kwargs: dict[str, Any] | None = None,
+        layer_calls: LayerCalls | None = None,
     ) -> Explanation:
-        records = self._capture(arguments, internal_batch_size, grad_kwargs or {})
-        return self._score(AttentionRecord.concatenate(list(records)))
+        parts = arguments.split(internal_batch_size, self._rows_per_example)
+        record = AttentionRecord.concatenate(
+            [
+                record
+                for part in parts
+                for record in self._capture(
+                    part, [part.target], internal_batch_size, grad_kwargs, layer_calls
+                )
+            ]
+        )
+        return self._explain_record(record)
+
+    def _explain_record(self, record: AttentionRecord) -> Explanation:
+        return replace(
+            self._score(record), output=record.output, sequences=record.sequences
+        )
 
     def _capture(
         self,
         arguments: ForwardArguments,
-        internal_batch_size: int | None,
-        grad_kwargs: dict[str, Any],
-    ) -> Iterable[AttentionRecord]:
-        """Capture consecutive parts of the batch."""
-        for part in arguments.split(internal_batch_size):
-            yield capture_attention(
-                self.forward_func,
-                part.inputs,
-                part.target,
-                part.additional,
-                grad_kwargs,
-            )
+        targets: Sequence[TargetType],
+        internal_batch_size: int | None = None,
+        grad_kwargs: dict[str, Any] | None = None,
+        layer_calls: LayerCalls | None = None,
+    ) -> Iterator[AttentionRecord]:
+        """Capture the attention of a pass with the gradients of each target."""
+        return capture_targets(
+            self.forward_func,
+            arguments.inputs,
+            targets,
+            arguments.additional,
+            grad_kwargs,
+            layer_calls=layer_calls,
+        )
+
+    def _find_tokens(
+        self, arguments: ForwardArguments, n_tokens: int, index: int = 0
+    ) -> Tensor | None:
+        """Find the token that each element of an input makes."""
+        first = next(arguments.split(1))
+        return tokens_of_elements(
+            self.forward_func, first.inputs, first.additional, n_tokens, index
+        )
 
 
 def warn_of_zeros(explanation: Explanation, stacklevel: int) -> None:

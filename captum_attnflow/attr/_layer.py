@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from captum._utils.common import _format_output, _run_forward
 from captum._utils.typing import BaselineType, ModuleOrModuleList, TargetType
 from captum.attr import LayerAttribution
 from captum.log import log_usage
-from torch import nn
+from torch import Tensor, nn
 
 from captum_attnflow.attr._arguments import ForwardArguments
 from captum_attnflow.attr._base import (
@@ -19,8 +19,16 @@ from captum_attnflow.attr._base import (
     TensorOrTensors,
     warn_of_zeros,
 )
-from captum_attnflow.attr._shape import shape_like_layer
-from captum_attnflow.capture.layer_shape import TensorLike, record_layer_tensors
+from captum_attnflow.attr._shape import (
+    only_fitting,
+    shape_like_layer,
+    split_sequences,
+)
+from captum_attnflow.capture.layer import (
+    LayerCall,
+    TensorLike,
+    record_layer_tensors,
+)
 from captum_attnflow.result import Explanation
 
 
@@ -97,17 +105,21 @@ class LayerAttentionAttribution(AttentionAttribution, LayerAttribution):
         )
         layer = single_layer(self.layer)
         with record_layer_tensors(layer, attribute_to_layer_input) as calls:
-            explanation = self._explain(arguments, internal_batch_size, grad_kwargs)
+            explanation = self._explain(
+                arguments, internal_batch_size, grad_kwargs, calls
+            )
         warn_of_zeros(explanation, stacklevel=4)
         if arguments.n_rows == explanation.scores.shape[1] > 1:
             self._refuse_sequence_first(
                 arguments, explanation, attribute_to_layer_input
             )
-        templates = layer_templates(
-            layer, calls, arguments.n_rows, self._rows_per_example
-        )
-        attributions = shape_like_layer(explanation.scores, templates)
-        formatted = _format_output(len(attributions) > 1, attributions)
+        attributions: list[Tensor] = []
+        for scores, group in _by_sequence(explanation, calls.calls):
+            templates = layer_templates(
+                layer, group, arguments.n_rows, self._rows_per_example
+            )
+            attributions.extend(shape_like_layer(scores, templates))
+        formatted = _format_output(len(attributions) > 1, tuple(attributions))
         result = [formatted] if isinstance(self.layer, list) else formatted
         if return_convergence_delta:
             return result, explanation.delta.to(attributions[0])
@@ -146,8 +158,29 @@ class LayerAttentionAttribution(AttentionAttribution, LayerAttribution):
         layer, first = single_layer(self.layer), next(arguments.split(1))
         with record_layer_tensors(layer, of_input) as calls, torch.no_grad():
             _run_forward(self.forward_func, first.inputs, None, first.additional)
-        templates = layer_templates(layer, calls, first.n_rows, 1)
+        templates = layer_templates(layer, calls.calls, first.n_rows, 1)
         shape_like_layer(explanation.scores[:1], templates)
+
+
+def _by_sequence(
+    explanation: Explanation, calls: list[LayerCall]
+) -> Iterator[tuple[Tensor, list[LayerCall]]]:
+    """Group a layer's calls by whose tokens they hold, with the scores of those.
+
+    Embeddings may be shared by an encoder and a decoder.
+    """
+    if len(explanation.sequences) < 2 or not calls:
+        yield explanation.scores, calls
+        return
+    parts = split_sequences(explanation.scores, explanation.sequences)
+    groups: dict[int, list[LayerCall]] = {}
+    for call in calls:
+        sequence = call.sequence
+        if sequence is None and call.tensors:
+            sequence = only_fitting(parts, call.tensors[0])
+        groups.setdefault(sequence or 0, []).append(call)
+    for sequence, group in sorted(groups.items()):
+        yield parts[sequence], group
 
 
 def single_layer(given: ModuleOrModuleList) -> nn.Module:
@@ -170,7 +203,7 @@ def single_layer(given: ModuleOrModuleList) -> nn.Module:
 
 def layer_templates(
     layer: nn.Module,
-    calls: list[tuple[TensorLike, ...]],
+    calls: list[LayerCall],
     n_examples: int,
     rows_per_example: int,
 ) -> list[TensorLike]:
@@ -185,7 +218,7 @@ def layer_templates(
             "pass a layer of the model that forward_func calls"
         )
     templates = []
-    for tensors in zip(*calls, strict=True):
+    for tensors in zip(*(call.tensors for call in calls), strict=True):
         last = tensors[-1]
         rows = sum(tensor.shape[0] if tensor.shape else 1 for tensor in tensors)
         # One call over other rows than the batch is not cut along the batch.

@@ -2,47 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from captum_attnflow.capture.layer_shape import TensorLike
+from captum_attnflow.capture import TokenSequence
+from captum_attnflow.capture.layer import TensorLike
 
-_MAX_PREFIX_TOKENS = 16
+FindTokens = Callable[[int, int], Tensor | None]
 
 
 def shape_like_inputs(
-    scores: Tensor, inputs: Sequence[TensorLike]
+    scores: Tensor,
+    inputs: Sequence[TensorLike],
+    sequences: Sequence[TokenSequence] = (),
+    find_tokens: FindTokens | None = None,
 ) -> tuple[Tensor, ...]:
-    """Spread token scores over the one input that holds the tokens.
+    """Spread token scores over the inputs that hold the tokens.
 
     Args:
         scores (Tensor): Shape ``(B, T)``.
         inputs (sequence of TensorLike): Token ids ``(B, T)``, embeddings
-            ``(B, T, D)`` or pixels ``(B, C, H, W)``.
+            ``(B, T, D)``, or what tokens are made of, such as pixels ``(B, C, H, W)``.
+        sequences (sequence of TokenSequence): An encoder's and a decoder's, which have
+            an input each, or one of them; one sequence has one input.
+        find_tokens (Callable, optional): Given the number of tokens and which input it
+            is, returns the token of every element of an example, as
+            :func:`captum_attnflow.capture.tokens_of_elements` does; called only where
+            the shape does not tell.
 
     Returns:
-        tuple[Tensor, ...]: One attribution per input, whose sum over all but the
-        first two dimensions is the token's score; for pixels, whose sum over a patch.
+        tuple[Tensor, ...]: One attribution per input, whose sum over the elements of a
+        token is the token's score.
 
     Raises:
-        ValueError: If there are several inputs, or no tokens in the input.
+        ValueError: If there are more inputs than sequences, or no tokens in an input.
     """
-    refuse_several(inputs)
-    (template,) = inputs
-    if _has_tokens(template, scores):
-        return (_fill(scores, template),)
-    spread = _spread_over_patches(scores, template)
-    if spread is None:
+    if len(sequences) < 2:
+        refuse_several(inputs)
+        return (_shape_like_input(scores, inputs[0], 0, find_tokens),)
+    parts = split_sequences(scores, sequences)
+    held: dict[int, list[int]] = {}
+    for index, template in enumerate(inputs):
+        seen = [i for i, sequence in enumerate(sequences) if index in sequence.inputs]
+        held.setdefault((seen or [only_fitting(parts, template)])[0], []).append(index)
+    for indices in held.values():
+        refuse_several([inputs[index] for index in indices])
+    sequence_of = {index: sequence for sequence, (index,) in held.items()}
+    return tuple(
+        _shape_like_input(parts[sequence_of[index]], template, index, find_tokens)
+        for index, template in enumerate(inputs)
+    )
+
+
+def split_sequences(
+    scores: Tensor, sequences: Sequence[TokenSequence]
+) -> tuple[Tensor, ...]:
+    """Split scores ``(B, T)`` into those of each sequence."""
+    return torch.split(scores, [sequence.length for sequence in sequences], 1)
+
+
+def only_fitting(parts: Sequence[Tensor], template: TensorLike) -> int:
+    """Return which sequence's scores a tensor may hold by its shape.
+
+    Raises:
+        ValueError: If it may hold none, or several.
+    """
+    fitting = [i for i, part in enumerate(parts) if _has_tokens(template, part)]
+    if len(fitting) != 1:
         raise ValueError(
-            f"the input has shape {template.shape}, but the attention maps have "
-            f"{scores.shape[1]} tokens for {scores.shape[0]} examples; the input is "
-            "not made of these tokens. Attribute to the layer that makes the tokens "
-            "with the Layer... class, or pass this input in additional_forward_args"
+            f"a tensor of shape {template.shape} was not seen to become tokens of the "
+            f"encoder or of the decoder, and {len(fitting)} of them have its length "
+            f"(encoder and decoder: {[part.shape[1] for part in parts]} tokens). Pass "
+            "(encoder tokens, decoder tokens), or attribute to the embeddings of one "
+            "of them with the Layer... class"
         )
-    return (spread,)
+    return fitting[0]
+
+
+def _shape_like_input(
+    scores: Tensor, template: TensorLike, index: int, find_tokens: FindTokens | None
+) -> Tensor:
+    tokens = None
+    if find_tokens is not None and not _tells_tokens(template.shape, scores.shape[1]):
+        tokens = find_tokens(scores.shape[1], index)
+    if tokens is not None:
+        return _spread(scores, template, tokens)
+    if _has_tokens(template, scores):
+        return _fill(scores, template)
+    raise ValueError(
+        f"the input has shape {template.shape}, but the attention maps have "
+        f"{scores.shape[1]} tokens for {scores.shape[0]} examples; the input is "
+        "not made of these tokens, each element belonging to one of them, such as ids, "
+        "embeddings or patches that do not overlap. Attribute to the layer that makes "
+        "the tokens with the Layer... class, or pass this input in "
+        "additional_forward_args"
+    )
 
 
 def refuse_several(inputs: Sequence[TensorLike]) -> None:
@@ -93,32 +149,42 @@ def shape_like_layer(
     )
 
 
-def sum_over_tokens(features: Tensor, n_tokens: int) -> Tensor:
+def sum_over_tokens(features: Tensor, n_tokens: int, find_tokens: FindTokens) -> Tensor:
     """Sum what belongs to each token, the reverse of spreading a score.
 
     Args:
-        features (Tensor): Shape ``(B, T, ...)``, or pixels ``(B, C, H, W)``.
+        features (Tensor): Shape ``(B, T, ...)``, or that of the first input.
         n_tokens (int): ``T``.
+        find_tokens (Callable): See :func:`shape_like_inputs`.
 
     Returns:
-        Tensor: Shape ``(B, T)``; tokens without pixels get 0.
+        Tensor: Shape ``(B, T)``; tokens without elements get 0.
 
     Raises:
         ValueError: If the features are not those of so many tokens.
     """
+    told = _tells_tokens(features.shape, n_tokens)
+    tokens = None if told else find_tokens(n_tokens, 0)
+    if tokens is not None and tokens.shape == features.shape[1:]:
+        owned = tokens.flatten() >= 0
+        sums = features.new_zeros(len(features), n_tokens)
+        return sums.index_add(1, tokens.flatten()[owned], features.flatten(1)[:, owned])
     if features.dim() >= 2 and features.shape[1] == n_tokens:
         return features.reshape(*features.shape[:2], -1).sum(-1)
-    grid = _patch_grid(tuple(features.shape), n_tokens)
-    if grid is None:
-        raise ValueError(
-            f"the input has shape {tuple(features.shape)}, but the attention maps have "
-            f"{n_tokens} tokens for {len(features)} examples; the path through it "
-            "cannot be told apart by token. Pass the tokens or their embeddings as the "
-            "first input, or path_steps=0, which takes no path"
-        )
-    n_prefix, patch = grid
-    blocks = features.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
-    return F.pad(blocks.sum((1, 3, 5)).flatten(1), (n_prefix, 0))
+    raise ValueError(
+        f"the path leads through a tensor of shape {tuple(features.shape)}, but the "
+        f"attention maps have {n_tokens} tokens for {len(features)} examples; the path "
+        "cannot be told apart by token. Pass the tokens or their embeddings as the "
+        "first input, or path_steps=0, which takes no path"
+    )
+
+
+def _tells_tokens(shape: Sequence[int], n_tokens: int) -> bool:
+    """Whether the shape tells that these are ids ``(B, T)`` or ``(B, T, D)``.
+
+    In more than three dimensions there may be as many tokens as channels.
+    """
+    return 2 <= len(shape) <= 3 and shape[1] == n_tokens
 
 
 def _has_tokens(template: TensorLike, scores: Tensor) -> bool:
@@ -138,31 +204,10 @@ def _fill(scores: Tensor, template: TensorLike) -> Tensor:
     return _new(template, share.reshape(*scores.shape, *(1 for _ in features)))
 
 
-def _spread_over_patches(scores: Tensor, template: TensorLike) -> Tensor | None:
-    """Give every pixel its share of its patch's score; None without a patch grid."""
-    if template.shape[0] != len(scores):
-        return None
-    found = _patch_grid(template.shape, scores.shape[1])
-    if found is None:
-        return None
-    n_prefix, patch = found
-    _, channels, height, width = template.shape
-    grid = scores[:, n_prefix:].unflatten(1, (1, height // patch, width // patch))
-    pixels = grid.repeat_interleave(patch, 2).repeat_interleave(patch, 3)
-    return _new(template, pixels / (channels * patch**2))
-
-
-def _patch_grid(shape: tuple[int, ...], n_tokens: int) -> tuple[int, int] | None:
-    """Tokens before the patches, which have no pixels, and the side of a patch.
-
-    Before the patches stand [CLS], distillation tokens and registers.
-    """
-    if len(shape) != 4:
-        return None
-    height, width = shape[2:]
-    for n_prefix in range(min(_MAX_PREFIX_TOKENS, n_tokens)):
-        side = (height * width / (n_tokens - n_prefix)) ** 0.5
-        patch = round(side)
-        if patch == side and height % patch == 0 and width % patch == 0:
-            return n_prefix, patch
-    return None
+def _spread(scores: Tensor, template: TensorLike, tokens: Tensor) -> Tensor:
+    """Give every element an equal share of its token's score, and 0 without one."""
+    tokens = tokens.to(scores.device)
+    owned = tokens >= 0
+    n_elements = tokens[owned].bincount(minlength=scores.shape[1]).clamp_min(1)
+    shares = (scores / n_elements)[:, tokens.clamp_min(0)]
+    return _new(template, shares.where(owned, 0))

@@ -14,7 +14,7 @@ from typing_extensions import TypeIs
 
 from captum_attnflow.attr._arguments import ForwardArguments
 from captum_attnflow.attr._shape import refuse_several
-from captum_attnflow.capture.layer_shape import TensorLike
+from captum_attnflow.capture.layer import TensorLike
 from captum_attnflow.perturbation import (
     DeletableColumns,
     DeletableWords,

@@ -13,6 +13,11 @@ from captum_attnflow.attr._layer import LayerAttentionAttribution
 from captum_attnflow.capacity import Residual, build_network, check_residual
 from captum_attnflow.capture import AttentionRecord
 from captum_attnflow.game import GAMES, Game, GameSolver, check_solver, play
+from captum_attnflow.normalization import (
+    Normalization,
+    check_normalization,
+    normalize,
+)
 from captum_attnflow.result import Explanation
 
 
@@ -38,6 +43,9 @@ class AttentionFlow(AttentionAttribution):
         solver (str or FlowSolver): ``"auto"`` (see :mod:`captum_attnflow.game`),
             ``"barrier"``, ``"scipy"``, ``"networkx"``, or an instance such as
             ``BarrierSolver(epsilon=1e-8)``.
+        normalization (str, optional): ``"receptive-field"`` divides the scores of a
+            decoder's tokens by how many positions may read them, against position
+            bias; see :mod:`captum_attnflow.normalization`.
 
     Raises:
         ValueError: If an option is unknown.
@@ -62,18 +70,22 @@ class AttentionFlow(AttentionAttribution):
         residual: Residual = 0.5,
         game: Game = "independent",
         solver: GameSolver = "auto",
+        normalization: Normalization = None,
     ) -> None:
         super().__init__(forward_func, multiply_by_inputs)
         check_choice("game", game, GAMES)
         check_residual(residual)
         check_solver(solver)
+        check_normalization(normalization)
         self.residual = residual
         self.game = game
         self.solver = solver
+        self.normalization = normalization
 
     def _score(self, record: AttentionRecord) -> Explanation:
         network = build_network(record, "AF", self.residual)
-        return play(network, self.game, self.solver)
+        explanation = play(network, self.game, self.solver)
+        return normalize(explanation, self.normalization)
 
 
 class LayerAttentionFlow(LayerAttentionAttribution, AttentionFlow):
@@ -88,6 +100,7 @@ class LayerAttentionFlow(LayerAttentionAttribution, AttentionFlow):
         residual (float, str, optional): See :class:`AttentionFlow`.
         game (str): See :class:`AttentionFlow`.
         solver (str or FlowSolver): See :class:`AttentionFlow`.
+        normalization (str, optional): See :class:`AttentionFlow`.
 
     Raises:
         ValueError: If an option is unknown.
@@ -114,6 +127,7 @@ class LayerAttentionFlow(LayerAttentionAttribution, AttentionFlow):
         residual: Residual = 0.5,
         game: Game = "independent",
         solver: GameSolver = "auto",
+        normalization: Normalization = None,
     ) -> None:
         LayerAttentionAttribution.__init__(
             self, forward_func, layer, device_ids, multiply_by_inputs
@@ -125,4 +139,5 @@ class LayerAttentionFlow(LayerAttentionAttribution, AttentionFlow):
             residual=residual,
             game=game,
             solver=solver,
+            normalization=normalization,
         )

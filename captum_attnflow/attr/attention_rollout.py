@@ -14,6 +14,11 @@ from captum_attnflow.attr._layer import LayerAttentionAttribution
 from captum_attnflow.capacity import build_network, check_residual
 from captum_attnflow.capture import AttentionRecord
 from captum_attnflow.network import LayeredNetwork
+from captum_attnflow.normalization import (
+    Normalization,
+    check_normalization,
+    normalize,
+)
 from captum_attnflow.result import Explanation
 
 
@@ -30,9 +35,11 @@ class AttentionRollout(AttentionAttribution):
         forward_func (Callable or Module): The forward function.
         multiply_by_inputs (bool): Kept for Captum's signature; no effect.
         residual (float, optional): Share of the residual edge, in (0, 1), or None.
+        normalization (str, optional): ``"receptive-field"`` for decoders, after which
+            scores no longer sum to 1; see :mod:`captum_attnflow.normalization`.
 
     Raises:
-        ValueError: If ``residual`` is neither.
+        ValueError: If an option is unknown or out of its range.
 
     Examples::
 
@@ -50,6 +57,7 @@ class AttentionRollout(AttentionAttribution):
         multiply_by_inputs: bool = True,
         *,
         residual: float | None = 0.5,
+        normalization: Normalization = None,
     ) -> None:
         super().__init__(forward_func, multiply_by_inputs)
         check_residual(residual)
@@ -58,26 +66,35 @@ class AttentionRollout(AttentionAttribution):
                 f"residual={residual!r} has no meaning in a product of matrices; give "
                 "None or a fraction between 0 and 1"
             )
+        check_normalization(normalization)
         self.residual = residual
+        self.normalization = normalization
 
     def _score(self, record: AttentionRecord) -> Explanation:
         network = build_network(record, "AF", self.residual)
         flow = _rollout_flow(network)
-        return Explanation(
+        explanation = Explanation(
             scores=flow[:, 0].sum(1),
             flow_value=flow[:, -1].sum((1, 2)),
             network=network,
             flow=flow,
         )
+        return normalize(explanation, self.normalization)
 
 
 def _rollout_flow(network: LayeredNetwork) -> Tensor:
     """Carry one unit from the read-out positions down, split as each row says."""
     share = network.sink.to(network.capacity.dtype)
     share = share / share.sum(1, keepdim=True).clamp_min(1)
+    # A token that is carried along keeps all of its share, or half of it where a
+    # decoder's token attends to the encoder without a residual.
+    carried = network.capacity.isinf()
+    mixing = torch.where(carried, 1.0, network.capacity)
+    total = mixing.sum(-1, keepdim=True)
+    mixing = torch.where(carried.any(-1, keepdim=True), mixing / total, mixing)
     layers = []
     for layer in reversed(range(network.n_layers)):
-        layers.append(network.capacity[:, layer] * share[..., None])
+        layers.append(mixing[:, layer] * share[..., None])
         share = layers[-1].sum(1)
     return torch.stack(layers[::-1], 1)
 
@@ -92,9 +109,10 @@ class LayerAttentionRollout(LayerAttentionAttribution, AttentionRollout):
         device_ids (list of int, optional): Kept for Captum's signature.
         multiply_by_inputs (bool): Kept for Captum's signature; no effect.
         residual (float, optional): See :class:`AttentionRollout`.
+        normalization (str, optional): See :class:`AttentionRollout`.
 
     Raises:
-        ValueError: If ``residual`` is out of range.
+        ValueError: If an option is unknown or out of its range.
 
     Examples::
 
@@ -116,10 +134,15 @@ class LayerAttentionRollout(LayerAttentionAttribution, AttentionRollout):
         multiply_by_inputs: bool = True,
         *,
         residual: float | None = 0.5,
+        normalization: Normalization = None,
     ) -> None:
         LayerAttentionAttribution.__init__(
             self, forward_func, layer, device_ids, multiply_by_inputs
         )
         AttentionRollout.__init__(
-            self, forward_func, multiply_by_inputs, residual=residual
+            self,
+            forward_func,
+            multiply_by_inputs,
+            residual=residual,
+            normalization=normalization,
         )

@@ -13,6 +13,11 @@ from captum_attnflow.attr._layer import LayerAttentionAttribution
 from captum_attnflow.capacity import Residual, build_network, check_residual
 from captum_attnflow.capture import AttentionRecord
 from captum_attnflow.game import GAMES, Game, GameSolver, check_solver, play
+from captum_attnflow.normalization import (
+    Normalization,
+    check_normalization,
+    normalize,
+)
 from captum_attnflow.result import Explanation
 
 FlowInformation = Literal["AF", "GF", "AGF"]
@@ -43,6 +48,9 @@ class GeneralizedAttentionFlow(AttentionAttribution):
         solver (str or FlowSolver): ``"auto"`` (see :mod:`captum_attnflow.game`),
             ``"barrier"``, ``"scipy"``, ``"networkx"``, or an instance such as
             ``BarrierSolver(epsilon=1e-8)``.
+        normalization (str, optional): ``"receptive-field"`` divides the scores of a
+            decoder's tokens by how many positions may read them, against position
+            bias; see :mod:`captum_attnflow.normalization`.
 
     Raises:
         ValueError: If an option is unknown.
@@ -71,20 +79,24 @@ class GeneralizedAttentionFlow(AttentionAttribution):
         residual: Residual = None,
         game: Game = "joint",
         solver: GameSolver = "auto",
+        normalization: Normalization = None,
     ) -> None:
         super().__init__(forward_func, multiply_by_inputs)
         check_choice("information", information, get_args(FlowInformation))
         check_choice("game", game, GAMES)
         check_residual(residual)
         check_solver(solver)
+        check_normalization(normalization)
         self.information = information
         self.residual = residual
         self.game = game
         self.solver = solver
+        self.normalization = normalization
 
     def _score(self, record: AttentionRecord) -> Explanation:
         network = build_network(record, self.information, self.residual)
-        return play(network, self.game, self.solver)
+        explanation = play(network, self.game, self.solver)
+        return normalize(explanation, self.normalization)
 
 
 class LayerGeneralizedAttentionFlow(
@@ -102,6 +114,7 @@ class LayerGeneralizedAttentionFlow(
         residual (float, str, optional): See :class:`GeneralizedAttentionFlow`.
         game (str): See :class:`GeneralizedAttentionFlow`.
         solver (str or FlowSolver): See :class:`GeneralizedAttentionFlow`.
+        normalization (str, optional): See :class:`GeneralizedAttentionFlow`.
 
     Raises:
         ValueError: If an option is unknown.
@@ -129,6 +142,7 @@ class LayerGeneralizedAttentionFlow(
         residual: Residual = None,
         game: Game = "joint",
         solver: GameSolver = "auto",
+        normalization: Normalization = None,
     ) -> None:
         LayerAttentionAttribution.__init__(
             self, forward_func, layer, device_ids, multiply_by_inputs
@@ -141,4 +155,5 @@ class LayerGeneralizedAttentionFlow(
             residual=residual,
             game=game,
             solver=solver,
+            normalization=normalization,
         )

@@ -19,7 +19,7 @@ from captum_attnflow.attr._shape import shape_like_layer
 from captum_attnflow.attr._slalom_inputs import activations_of, are_texts
 from captum_attnflow.attr._slalom_warnings import warn_of_importances, warn_of_scores
 from captum_attnflow.attr.slalom import SLALOM
-from captum_attnflow.capture.layer_shape import TensorLike, record_layer_tensors
+from captum_attnflow.capture.layer import TensorLike, record_layer_tensors
 from captum_attnflow.perturbation import PerturbableTexts
 from captum_attnflow.surrogate import Link, Score, SlalomExplanation, Strategy
 
@@ -221,7 +221,7 @@ class LayerSLALOM(SLALOM, LayerAttribution):
         with torch.no_grad(), record_layer_tensors(layer, of_input) as calls:
             for part in arguments.split(internal_batch_size):
                 _run_forward(self.forward_func, part.inputs, None, part.additional)
-        return layer_templates(layer, calls, arguments.n_rows, 1)
+        return layer_templates(layer, calls.calls, arguments.n_rows, 1)
 
 
 def _read(inputs: TensorOrTensors | Sequence[str], *others: Any) -> ForwardArguments:

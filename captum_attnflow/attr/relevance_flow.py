@@ -22,21 +22,28 @@ This method is this project's own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
-from captum._utils.typing import ModuleOrModuleList
+from captum._utils.typing import ModuleOrModuleList, TargetType
 from torch import Tensor, nn
 
 from captum_attnflow._options import check_choice
-from captum_attnflow.attr._arguments import ForwardArguments
+from captum_attnflow.attr._arguments import ForwardArguments, repeat_target
 from captum_attnflow.attr._base import AttentionAttribution
 from captum_attnflow.attr._layer import LayerAttentionAttribution, single_layer
 from captum_attnflow.attr._shape import sum_over_tokens
 from captum_attnflow.capacity import Information, build_network
-from captum_attnflow.capture import AttentionRecord, InputPath, capture_attention
+from captum_attnflow.capture import (
+    AttentionRecord,
+    InputPath,
+    UnsupportedAttentionError,
+    capture_targets,
+)
+from captum_attnflow.capture.layer import LayerCalls
 from captum_attnflow.result import Explanation, FlowDiagnostics
 from captum_attnflow.solve import solve_sources
 
@@ -104,44 +111,74 @@ class RelevanceFlow(AttentionAttribution):
     def _capture(
         self,
         arguments: ForwardArguments,
-        internal_batch_size: int | None,
-        grad_kwargs: dict[str, Any],
-    ) -> Iterable[AttentionRecord]:
-        if self.path_steps == 0:
-            yield from super()._capture(arguments, internal_batch_size, grad_kwargs)
-            return
-        for part in arguments.split(internal_batch_size, self._rows_per_example):
-            yield self._capture_path(part, internal_batch_size, grad_kwargs)
-
-    def _capture_path(
-        self, part: ForwardArguments, limit: int | None, grad_kwargs: dict[str, Any]
-    ) -> AttentionRecord:
+        targets: Sequence[TargetType],
+        internal_batch_size: int | None = None,
+        grad_kwargs: dict[str, Any] | None = None,
+        layer_calls: LayerCalls | None = None,
+    ) -> Iterator[AttentionRecord]:
         """Follow the path in chunks of points that keep to the limit of rows."""
+        if self.path_steps == 0:
+            yield from super()._capture(
+                arguments, targets, internal_batch_size, grad_kwargs, layer_calls
+            )
+            return
         midpoints = (torch.arange(self.path_steps) + 0.5) / self.path_steps
         fractions = torch.cat([midpoints, torch.ones(1)])
         weights = (fractions < 1) / self.path_steps
-        at_once = limit or len(fractions)
-        relevance = torch.zeros(())
-        for points, weight in zip(
-            fractions.split(at_once), weights.split(at_once), strict=True
+        at_once = internal_batch_size or len(fractions)
+        chunks = [
+            self._capture_points(arguments, targets, points, weight, grad_kwargs)
+            for points, weight in zip(
+                fractions.split(at_once), weights.split(at_once), strict=True
+            )
+        ]
+        for records in zip(*chunks, strict=True):
+            parts = [
+                r.input_relevance for r in records if r.input_relevance is not None
+            ]
+            relevance = torch.stack(parts).sum(0)
+            yield replace(
+                records[-1],
+                input_relevance=sum_over_tokens(
+                    relevance.double(),
+                    records[-1].n_tokens,
+                    partial(self._find_tokens, arguments),
+                ),
+            )
+
+    def _capture_points(
+        self,
+        arguments: ForwardArguments,
+        targets: Sequence[TargetType],
+        points: Tensor,
+        weights: Tensor,
+        grad_kwargs: dict[str, Any] | None,
+    ) -> Iterator[AttentionRecord]:
+        path = InputPath(
+            arguments.baselines[0],
+            arguments.inputs[0],
+            points,
+            weights,
+            self._path_layer(),
+        )
+        repeated = arguments.repeat(len(points))
+        others = repeated.inputs[1:]
+        entry = path.enter(self.forward_func, others, repeated.additional)
+        for record in capture_targets(
+            self.forward_func,
+            (entry, *others),
+            [repeat_target(target, len(points)) for target in targets],
+            repeated.additional,
+            grad_kwargs,
+            path,
         ):
-            path = InputPath(
-                part.baselines[0], part.inputs[0], points, weight, self._path_layer()
-            )
-            repeated = part.repeat(len(points))
-            others = repeated.inputs[1:]
-            entry = path.enter(self.forward_func, others, repeated.additional)
-            record = capture_attention(
-                self.forward_func,
-                (entry, *others),
-                repeated.target,
-                repeated.additional,
-                grad_kwargs,
-                path,
-            )
-            assert record.input_relevance is not None
-            relevance = relevance + record.input_relevance
-        return replace(record, input_relevance=relevance)
+            if len(record.sequences) > 1:
+                raise UnsupportedAttentionError(
+                    "the path leads through one input, but the attention has an "
+                    "encoder's tokens and a decoder's. Pass path_steps=0, which takes "
+                    "no path"
+                )
+            yield record
 
     def _path_layer(self) -> nn.Module | None:
         """Return the layer through whose output the path leads, if one is known."""
@@ -157,7 +194,7 @@ class RelevanceFlow(AttentionAttribution):
                 against=against,
             )
         if record.input_relevance is not None:
-            direct = sum_over_tokens(record.input_relevance.double(), record.n_tokens)
+            direct = record.input_relevance
             if self.sign == "positive":
                 direct = direct.clamp_min(0)
             direct = _scaled_like(direct, explanation.scores)

@@ -27,7 +27,7 @@ from captum_attnflow.attr._slalom_warnings import (
     warn_of_importances,
     warn_of_scores,
 )
-from captum_attnflow.capture.layer_shape import TensorLike
+from captum_attnflow.capture.layer import TensorLike
 from captum_attnflow.perturbation import PerturbableTexts, targets_of_texts
 from captum_attnflow.surrogate import Link, Score, SlalomExplanation, Strategy
 

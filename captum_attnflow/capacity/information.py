@@ -70,22 +70,45 @@ def information_tensor(record: AttentionRecord, information: Information) -> Ten
 
     Returns:
         Tensor: Shape ``(B, L, T, T)``, float64 in ``[0, inf)``, on the record's device.
+        Rows of positions that make no queries in a layer are 0.
 
     Raises:
         UnsupportedAttentionError: If the maps are not of all tokens by all tokens.
     """
     shapes = [tuple(weights.shape[-2:]) for weights in record.weights]
-    if any(shape != (record.n_tokens, record.n_tokens) for shape in shapes):
+    expected = [
+        (record.sequences[queries].length, record.sequences[keys].length)
+        for queries, keys in record.routes
+    ]
+    if shapes != expected:
         raise UnsupportedAttentionError(
             f"the attention maps have shapes (queries, keys) {shapes}; a flow needs "
-            "every layer to map the same tokens to themselves. Pooling encoders "
-            "(Funnel), cross-attention and a key-value cache are not supported: call "
-            "the model without a cache (use_cache=False), on one sequence"
+            "every layer to map the same tokens to themselves, or those of a decoder "
+            f"to those of one encoder. {_why(shapes)}"
         )
     combine = INFORMATION[information]
-    # One layer at a time in float64: half-precision products would underflow.
-    layers = [
-        combine(weights.double(), gradients.double())
-        for weights, gradients in zip(record.weights, record.gradients, strict=True)
-    ]
-    return torch.stack(layers, 1)
+    n_rows, n_tokens = len(record.output), record.n_tokens
+    placed = record.weights[0].new_zeros(
+        (n_rows, len(shapes), n_tokens, n_tokens), dtype=torch.float64
+    )
+    layers = zip(record.weights, record.gradients, record.routes, strict=True)
+    for layer, (weights, gradients, route) in enumerate(layers):
+        queries, keys = record.positions(route.queries), record.positions(route.keys)
+        # One layer at a time in float64: half-precision products would underflow.
+        placed[:, layer, queries, keys] = combine(weights.double(), gradients.double())
+    return placed
+
+
+def _why(shapes: list[tuple[int, ...]]) -> str:
+    if all(queries < keys for queries, keys in shapes):
+        return (
+            "Every layer has fewer queries than keys. Either a key-value cache holds "
+            "the other tokens: pass the whole sequence and no past_key_values. Or "
+            "attention is windowed and only that of its global tokens has a map "
+            "(Longformer), which is not supported"
+        )
+    return (
+        "The number of tokens changes on the way, as in encoders that pool (Funnel) or "
+        "end in attention pooling (SigLIP), which are not supported: attribute to an "
+        "output before the pooling"
+    )

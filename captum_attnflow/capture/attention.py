@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,19 +14,18 @@ from captum._utils.gradient import _forward_layer_distributed_eval
 from captum._utils.typing import TargetType
 from torch import Tensor
 
+from captum_attnflow.capture.entries import InputEntries
 from captum_attnflow.capture.interception import AttentionInterception
+from captum_attnflow.capture.layer import LayerCalls
 from captum_attnflow.capture.path import InputPath
-from captum_attnflow.capture.record import AttentionRecord, UnsupportedAttentionError
-
-_SUPPORTED = (
-    "Supported is softmax attention with as many queries as keys that runs as torch "
-    "operations in the calling thread (torch.nn.MultiheadAttention, "
-    "F.scaled_dot_product_attention, or softmax and matmul written out). Not seen are "
-    "TorchScript, flash and flex kernels and torch.compile (load a transformers model "
-    'with attn_implementation="sdpa" or "eager"), and models that run in worker '
-    "threads (pass DataParallel's .module); windowed attention (Longformer) has no map "
-    "of all tokens."
+from captum_attnflow.capture.record import (
+    AttentionRecord,
+    Route,
+    TokenSequence,
+    UnsupportedAttentionError,
 )
+from captum_attnflow.capture.streams import Stack, find_stacks
+from captum_attnflow.capture.support import why_none_is_found
 
 
 def capture_attention(
@@ -36,6 +35,7 @@ def capture_attention(
     additional_forward_args: tuple[Any, ...] | None = None,
     grad_kwargs: dict[str, Any] | None = None,
     path: InputPath | None = None,
+    layer_calls: LayerCalls | None = None,
 ) -> AttentionRecord:
     """Run a forward function once and read its attention and gradients.
 
@@ -43,13 +43,15 @@ def capture_attention(
     be frozen and get no ``.grad``, and hooks are removed also after an error.
 
     Args:
-        forward_func (Callable): Any function of tensors that runs an encoder.
+        forward_func (Callable): Any function of tensors that runs a transformer.
         inputs (tuple[Tensor, ...]): Its inputs; dimension 0 is the batch.
         target (int, tuple, Tensor or list, optional): The output to differentiate, as
             Captum reads it.
         additional_forward_args (tuple, optional): Passed on behind ``inputs``.
         grad_kwargs (dict, optional): Further arguments of ``torch.autograd.grad``.
         path (InputPath, optional): A path whose points are the rows of ``inputs``.
+        layer_calls (LayerCalls, optional): The calls of a watched layer, which are told
+            the sequence that they belong to.
 
     Returns:
         AttentionRecord: Detached maps and gradients, layer by layer; along a path those
@@ -60,41 +62,88 @@ def capture_attention(
         ValueError: If the output is no tensor with one row per example, does not
             depend on the attention, or has no such target.
     """
+    (record,) = capture_targets(
+        forward_func,
+        inputs,
+        [target],
+        additional_forward_args,
+        grad_kwargs,
+        path,
+        layer_calls,
+    )
+    return record
+
+
+def capture_targets(
+    forward_func: Callable[..., Any],
+    inputs: tuple[Tensor, ...],
+    targets: Sequence[TargetType],
+    additional_forward_args: tuple[Any, ...] | None = None,
+    grad_kwargs: dict[str, Any] | None = None,
+    path: InputPath | None = None,
+    layer_calls: LayerCalls | None = None,
+) -> Iterator[AttentionRecord]:
+    """Run a forward function once and read the gradients of several outputs.
+
+    Args:
+        forward_func (Callable): As in :func:`capture_attention`, like the others.
+        inputs (tuple[Tensor, ...]): Its inputs.
+        targets (sequence): The outputs to differentiate, one backward pass each.
+        additional_forward_args (tuple, optional): Passed on behind ``inputs``.
+        grad_kwargs (dict, optional): Further arguments of ``torch.autograd.grad``.
+        path (InputPath, optional): A path whose points are the rows of ``inputs``.
+        layer_calls (LayerCalls, optional): The calls of a watched layer.
+
+    Yields:
+        AttentionRecord: One per target, made when it is asked for.
+    """
     with torch.enable_grad():
-        interception = AttentionInterception(path)
-        raw_output = _run(
-            forward_func, inputs, additional_forward_args, interception, path
+        entries = InputEntries(inputs)
+        interception = AttentionInterception(entries, path)
+        output = _run(
+            forward_func, entries.inputs, additional_forward_args, interception, path
         )
-        output = _select_output(raw_output, target, inputs[0].shape[0])
         maps = [call.weights for call in interception.calls]
-        options = {"allow_unused": True, "materialize_grads": True}
-        points = [] if path is None else [path.points_entered()]
-        gradients = torch.autograd.grad(
-            torch.unbind(output), maps + points, **{**options, **(grad_kwargs or {})}
-        )
-    calls = [
-        _CapturedCall(weights.detach(), gradient, call.n_heads)
-        for weights, gradient, call in zip(
-            maps, gradients[: len(maps)], interception.calls, strict=True
-        )
-    ]
+        stacks = find_stacks(maps, [call.values for call in interception.calls])
     n_missed = interception.missed()
     if n_missed:
         warnings.warn(
             f"{n_missed} softmaxes of the shape of an attention map were "
-            f"not seen to weigh values, {len(calls)} were. If these are attention "
+            f"not seen to weigh values, {len(maps)} were. If these are attention "
             "layers, they are missing from the scores: write them as softmax(...) "
             "followed by matmul or einsum, or as F.scaled_dot_product_attention",
-            stacklevel=5,
+            stacklevel=6,
         )
-    stacks = [[calls[index] for index in chain] for chain in _chains(maps)]
-    record = _join(stacks, output.detach())
-    if path is None:
-        return record
-    return replace(
-        record.select(slice(-path.n_examples, None)),
-        input_relevance=path.relevance(gradients[-1]),
-    )
+    held = [entries.held_by(stack) for stack in stacks]
+    if layer_calls is not None:
+        layer_calls.locate(stacks)
+    points = [] if path is None else [path.points_entered()]
+    for number, target in enumerate(targets):
+        with torch.enable_grad():
+            selected = _select_output(output, target, inputs[0].shape[0])
+            gradients = torch.autograd.grad(
+                torch.unbind(selected),
+                maps + points,
+                **{
+                    "allow_unused": True,
+                    "materialize_grads": True,
+                    "retain_graph": number < len(targets) - 1,
+                    **(grad_kwargs or {}),
+                },
+            )
+        calls = [
+            _CapturedCall(call.weights.detach(), gradient, call.n_heads)
+            for call, gradient in zip(
+                interception.calls, gradients[: len(maps)], strict=True
+            )
+        ]
+        record = _join(stacks, calls, held, selected.detach())
+        if path is not None:
+            record = replace(
+                record.select(slice(-path.n_examples, None)),
+                input_relevance=path.relevance(gradients[-1]),
+            )
+        yield record
 
 
 @dataclass(frozen=True)
@@ -135,7 +184,8 @@ def _run(
         if interception.calls or "did not obtain any outputs" not in str(error):
             raise
         raise UnsupportedAttentionError(
-            f"no attention map was found in the forward function. {_SUPPORTED}"
+            "no attention map was found in the forward function. "
+            f"{why_none_is_found(forward_func)}"
         ) from None
     return output
 
@@ -176,68 +226,63 @@ def _select_output(output: Any, target: TargetType, n_rows: int) -> Tensor:
     return per_example
 
 
-def _chains(maps: list[Tensor]) -> list[list[int]]:
-    """Group attention calls into stacks in which each feeds on the one before.
-
-    The autograd graph tells, not the shapes: a second stack begins at a map that does
-    not depend on the map before it.
-    """
-    chains: list[list[int]] = []
-    for index, tensor in enumerate(maps):
-        if index and _depends_on(tensor, maps[index - 1]):
-            chains[-1].append(index)
-        else:
-            chains.append([index])
-    return chains
-
-
-def _depends_on(later: Tensor, earlier: Tensor) -> bool:
-    """Breadth first: the layer before is near, so only a miss walks the whole graph."""
-    wanted = earlier.grad_fn
-    level = [] if later.grad_fn is None else [later.grad_fn]
-    seen = set(level)
-    while level:
-        following = []
-        for node in level:
-            if node is wanted or getattr(node, "variable", None) is earlier:
-                return True
-            for parent, _ in node.next_functions:
-                if parent is not None and parent not in seen:
-                    seen.add(parent)
-                    following.append(parent)
-        level = following
-    return False
-
-
-def _join(stacks: list[list[_CapturedCall]], output: Tensor) -> AttentionRecord:
+def _join(
+    stacks: list[Stack],
+    calls: list[_CapturedCall],
+    held: list[list[tuple[int, ...]]],
+    output: Tensor,
+) -> AttentionRecord:
     """Make one stack, or the stacks of consecutive mini-batches, one record."""
-    depths = sorted({len(stack) for stack in stacks})
-    if len(depths) > 1:
+    depths = sorted({len(stack.calls) for stack in stacks})
+    if len({stack.routes for stack in stacks}) > 1:
         raise UnsupportedAttentionError(
             f"the attention calls form {len(stacks)} stacks, of {depths} layers, that "
-            "do not feed on each other, such as an encoder and a decoder, or two "
-            "models. One stack is supported: attribute to one of them at a time"
+            "do not feed on each other, such as two models. One stack, or an encoder "
+            "and a decoder that attends to it, is supported: attribute to one of them "
+            "at a time"
         )
     expected = len(output) if len(stacks) == 1 else None
-    rows = [stack[0].n_rows(expected) for stack in stacks]
+    rows = [calls[stack.calls[0]].n_rows(expected) for stack in stacks]
     if sum(rows) != len(output):
         raise UnsupportedAttentionError(
             f"{len(stacks)} stacks of attention ran over {sum(rows)} rows in all for "
             f"{len(output)} inputs: windowed attention (Swin), or several passes per "
-            "input (siamese models, an encoder and a decoder, reentrant gradient "
-            "checkpointing). It is not known which "
-            "pass a token's score belongs to: attribute to one pass at a time"
+            "input (siamese models, reentrant gradient checkpointing). It is not known "
+            "which pass a token's score belongs to: attribute to one pass at a time"
         )
-    chunks = zip(stacks, rows, output.split(rows), strict=True)
+    chunks = zip(stacks, rows, held, output.split(rows), strict=True)
     return AttentionRecord.concatenate(
         [
-            AttentionRecord(
-                weights=tuple(_by_head(call.weights, n_rows) for call in stack),
-                gradients=tuple(_by_head(call.gradient, n_rows) for call in stack),
-                output=chunk_output,
-            )
-            for stack, n_rows, chunk_output in chunks
+            _record([calls[index] for index in stack.calls], stack.routes, *chunk)
+            for stack, *chunk in chunks
         ]
+    )
+
+
+def _record(
+    calls: list[_CapturedCall],
+    routes: tuple[Route, ...],
+    n_rows: int,
+    inputs: list[tuple[int, ...]],
+    output: Tensor,
+) -> AttentionRecord:
+    lengths = {
+        route.queries: call.weights.shape[-2]
+        for route, call in zip(routes, calls, strict=True)
+    }
+    lengths |= {
+        route.keys: call.weights.shape[-1]
+        for route, call in zip(routes, calls, strict=True)
+    }
+    return AttentionRecord(
+        weights=tuple(_by_head(call.weights, n_rows) for call in calls),
+        gradients=tuple(_by_head(call.gradient, n_rows) for call in calls),
+        output=output,
+        sequences=tuple(
+            TokenSequence(lengths[sequence], holders)
+            for sequence, holders in enumerate(inputs)
+        ),
+        routes=routes,
     )
 
 

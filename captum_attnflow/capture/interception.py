@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from captum_attnflow.capture.entries import InputEntries
 from captum_attnflow.capture.path import InputPath
 
 _SOFTMAX = {F.softmax, torch.softmax, torch.Tensor.softmax, torch.special.softmax}
@@ -81,10 +82,12 @@ class AttentionCall:
 
     Attributes:
         weights (Tensor): The map, as the rest of the model uses it.
+        values (Tensor): What it weighs.
         n_heads (int, optional): Heads, where batch and heads share a dimension.
     """
 
     weights: Tensor
+    values: Tensor
     n_heads: int | None
 
 
@@ -94,11 +97,13 @@ class AttentionInterception(TorchFunctionMode):
     Modes are local to a thread: calls in worker threads are not seen.
 
     Args:
+        entries (InputEntries): Told of embedding lookups.
         path (InputPath, optional): Entered where the model looks its input up.
     """
 
-    def __init__(self, path: InputPath | None = None) -> None:
+    def __init__(self, entries: InputEntries, path: InputPath | None = None) -> None:
         super().__init__()
+        self._entries = entries
         self._path = path
         self.probe: nn.Module = nn.Identity()
         self.calls: list[AttentionCall] = []
@@ -120,8 +125,8 @@ class AttentionInterception(TorchFunctionMode):
             return self._attend(*args, **kwargs)
         if func is F.multi_head_attention_forward:
             return self._run_multi_head_attention(func, args, kwargs)
-        if func is F.embedding and self._path is not None:
-            return self._path.enter_lookup(func, args, kwargs)
+        if func is F.embedding:
+            return self._look_up(func, args, kwargs)
         if func in _PRODUCT:
             args, kwargs = self._probe_left_operand(args, kwargs)
             return func(*args, **kwargs)
@@ -133,6 +138,14 @@ class AttentionInterception(TorchFunctionMode):
         elif func.__name__ in _TRANSPARENT and isinstance(output, Tensor):
             self._follow(output, args)
         return output
+
+    def _look_up(
+        self, lookup: Callable[..., Tensor], args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Tensor:
+        if self._path is not None:
+            return self._path.enter_lookup(lookup, args, kwargs)
+        ids = args[0] if args else kwargs["input"]
+        return self._entries.enter_lookup(ids, lookup(*args, **kwargs))
 
     def missed(self) -> int:
         """Count softmaxes of a captured map's shape that met no values."""
@@ -183,11 +196,13 @@ class AttentionInterception(TorchFunctionMode):
         by_name = kwargs.get("other", kwargs.get("mat2"))
         right = args[1] if len(args) > 1 else by_name
         # A gate of experts is a softmax too, but meets a plain matrix.
-        if not self._is_marked(left) or getattr(right, "ndim", 0) != left.dim():
+        if not self._is_marked(left) or not isinstance(right, Tensor):
+            return args, kwargs
+        if right.dim() != left.dim():
             return args, kwargs
         if args:
-            return (self._probe(left), *args[1:]), kwargs
-        return args, {**kwargs, "input": self._probe(left)}
+            return (self._probe(left, right), *args[1:]), kwargs
+        return args, {**kwargs, "input": self._probe(left, right)}
 
     def _probe_einsum(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         if not args:
@@ -202,13 +217,13 @@ class AttentionInterception(TorchFunctionMode):
                 if self._is_marked(operands[mine]) and _mixes_values(
                     letters[mine], letters[other], output
                 ):
-                    operands[mine] = self._probe(operands[mine])
+                    operands[mine] = self._probe(operands[mine], operands[other])
         return (equation, *operands)
 
     def _is_marked(self, operand: Any) -> TypeGuard[Tensor]:
         return isinstance(operand, Tensor) and operand in self._marked
 
-    def _probe(self, weights: Tensor) -> Tensor:
+    def _probe(self, weights: Tensor, values: Tensor) -> Tensor:
         """Send a marked tensor through the probe, once for all its uses."""
         earlier: Tensor | None = self._probed.get(weights)
         if earlier is not None:
@@ -217,7 +232,7 @@ class AttentionInterception(TorchFunctionMode):
         softmax.reached_values = True
         probed: Tensor = self.probe(weights)
         self._probed[weights] = probed
-        self.calls.append(AttentionCall(probed, softmax.n_heads))
+        self.calls.append(AttentionCall(probed, values, softmax.n_heads))
         return probed
 
     def _attend(
@@ -250,7 +265,7 @@ class AttentionInterception(TorchFunctionMode):
         weights = weights.masked_fill((scores == -torch.inf).all(-1, keepdim=True), 0)
         weights = F.dropout(weights, dropout_p)
         self._mark(weights)
-        return self._probe(weights) @ value
+        return self._probe(weights, value) @ value
 
 
 def _mixes_values(weights: str, values: str, output: str) -> bool:

@@ -1,11 +1,10 @@
-"""``captum-attnflow explain``: token attributions of texts."""
+"""``captum-attnflow explain``: attributions of texts and images."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,33 +13,38 @@ from captum._utils.progress import progress
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
+from captum_attnflow._options import check_choice
 from captum_attnflow.cli._messages import errors_told
-from captum_attnflow.demo import DEMO_MODEL_PATH
+from captum_attnflow.cli._tasks import TASKS, Task
 from captum_attnflow.surrogate import SCORES
-from captum_attnflow.text import METHODS, TextAttribution, TextClassifier
-from captum_attnflow.visualization import html_page, terminal_text
+from captum_attnflow.text import METHODS
 
 _BATCH_SIZE = 16
 _PROGRESS_AFTER_SECONDS = 2
 
 
 def explain(
-    texts: Annotated[
-        list[str] | None, typer.Argument(help="Texts; none reads standard input.")
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(help="Texts, or image files; none reads standard input."),
     ] = None,
+    task: Annotated[
+        str, typer.Option(help=f"One of: {', '.join(TASKS)}.")
+    ] = "text-classification",
     file: Annotated[
         Path | None,
         typer.Option(
-            help="Read texts from a file, one per line; - reads standard input."
+            help="Read inputs from a file, one per line; - reads standard input."
         ),
     ] = None,
     model: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Model folder or hub id; the model in the package by default.",
+            help="Model folder or hub id; for texts the model in the package by "
+            "default.",
             show_default=False,
         ),
-    ] = str(DEMO_MODEL_PATH),
+    ] = None,
     method: Annotated[
         str, typer.Option(help=f"One of: {', '.join(METHODS)}.")
     ] = "generalized-attention-flow",
@@ -55,6 +59,9 @@ def explain(
         str | None,
         typer.Option(help="joint or independent; by default the method's own."),
     ] = None,
+    normalization: Annotated[
+        str | None, typer.Option(help="receptive-field; for decoders only.")
+    ] = None,
     strategy: Annotated[
         str | None, typer.Option(help="eff or fidel; for slalom only.")
     ] = None,
@@ -63,45 +70,69 @@ def explain(
         typer.Option(help=f"One of: {', '.join(SCORES)}; for slalom only."),
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write an HTML page.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Write a picture, such as a .png; for images.")
+    ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object per text.")
+        bool, typer.Option("--json", help="Print one JSON object per input.")
     ] = False,
 ) -> None:
-    """Print the prediction for each text, and its tokens coloured by score."""
-    given = {"game": game, "strategy": strategy, "score": score}
+    """Print the prediction for each input, and its parts coloured by score."""
+    given = {
+        "game": game,
+        "normalization": normalization,
+        "strategy": strategy,
+        "score": score,
+    }
     options: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
     if residual is not None:
         options["residual"] = _residual(residual)
     console = Console(highlight=False, soft_wrap=True)
     with errors_told():
-        if html is not None and (html.is_dir() or not html.parent.is_dir()):
-            raise FileNotFoundError(
-                f"--html {html}: there is no folder {str(html.parent)!r} for such a "
-                "file; give a file in an existing folder"
-            )
+        check_choice("task", task, TASKS)
+        chosen = TASKS[task]
+        _check_file("--html", html)
+        _check_file("--output", output)
+        if output is not None and chosen.save_picture is None:
+            raise ValueError(f"{task} has no picture for --output; give --html")
+        lines = _read(inputs, file, chosen.unit)
         results = []
-        for result in _explain(texts, file, model, method, target, options):
+        for result in _explain(lines, chosen, model, method, target, options):
             results.append(result)
             if as_json:
-                fields = asdict(result).items()
-                print(json.dumps({k: v for k, v in fields if v is not None}))
+                print(json.dumps(chosen.fields(result)))
             else:
-                console.print(terminal_text(result))
+                console.print(chosen.terminal(result))
         if html is not None:
-            html.write_text(html_page(results), encoding="utf-8")
+            html.write_text(chosen.page(results), encoding="utf-8")
+        if output is not None and chosen.save_picture is not None:
+            chosen.save_picture(results, output)
+
+
+def _check_file(option: str, file: Path | None) -> None:
+    if file is not None and (file.is_dir() or not file.parent.is_dir()):
+        raise FileNotFoundError(
+            f"{option} {file}: there is no folder {str(file.parent)!r} for such a "
+            "file; give a file in an existing folder"
+        )
 
 
 def _explain(
-    texts: list[str] | None,
-    file: Path | None,
-    model: str,
+    lines: list[str],
+    task: Task,
+    model: str | None,
     method: str,
     target: str | None,
     options: dict[str, Any],
-) -> Iterator[TextAttribution]:
-    lines = _read(texts, file)
+) -> Iterator[Any]:
+    name = model or task.default_model
+    if name is None:
+        raise ValueError(
+            f"there is no model for an {task.unit} in the package; give --model with a "
+            "folder or a hub id"
+        )
     transformers_logging.disable_progress_bar()
-    classifier = TextClassifier.load(model)
+    explainer = task.load(name)
     bar = progress(
         range(0, len(lines), _BATCH_SIZE),
         desc="explaining",
@@ -111,17 +142,19 @@ def _explain(
     )
     for start in bar:
         batch = lines[start : start + _BATCH_SIZE]
-        yield from classifier.explain(batch, method, target, **options)
+        yield from explainer.explain(batch, method, target, **options)
 
 
-def _read(texts: list[str] | None, file: Path | None) -> list[str]:
-    if texts and file:
-        raise ValueError("texts were given both as arguments and by --file; give one")
-    lines = texts or _lines(file)
+def _read(inputs: list[str] | None, file: Path | None, unit: str) -> list[str]:
+    if inputs and file:
+        raise ValueError(
+            f"{unit}s were given both as arguments and by --file; give one"
+        )
+    lines = inputs or _lines(file)
     empty = [number for number, line in enumerate(lines, 1) if not line.strip()]
     if not lines or empty:
-        where = f"text {empty[0]} of {len(lines)}" if empty else "the input"
-        raise ValueError(f"{where} is empty; give one text per line, no blank lines")
+        where = f"{unit} {empty[0]} of {len(lines)}" if empty else "the input"
+        raise ValueError(f"{where} is empty; give one {unit} per line, no blank lines")
     return lines
 
 

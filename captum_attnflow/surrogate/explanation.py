@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from captum_attnflow.display import ShownByTokens
 from captum_attnflow.surrogate.data import QueryData
 from captum_attnflow.surrogate.fit import SlalomFit
 from captum_attnflow.surrogate.link import Link
@@ -15,8 +16,10 @@ from captum_attnflow.surrogate.scores import Score, score_types
 
 
 @dataclass(frozen=True, eq=False)
-class SlalomExplanation:
+class SlalomExplanation(ShownByTokens):
     """SLALOM functions of a batch of texts, read at the positions of their tokens.
+
+    Shows itself in a notebook and by rich; :meth:`show` takes the tokens.
 
     Tensors of shape ``(B, T)`` are float64 and hold 0 where there is no type: at
     padding and at tokens that stay in every query.
@@ -88,6 +91,15 @@ class SlalomExplanation:
     def score_tokens(self, score: Score) -> Tensor:
         """Return token scores of any name, shape ``(B, T)``."""
         return self._at_tokens(score_types(score, self.fit.model, self._counts()))
+
+    def _shown(self) -> tuple[list[str], Tensor]:
+        outputs = zip(self.output.tolist(), self.predicted.tolist(), strict=True)
+        headings = [
+            f"example {example}: {self.score} scores; log-odds {output:+.2f}, "
+            f"SLALOM {predicted:+.2f}"
+            for example, (output, predicted) in enumerate(outputs)
+        ]
+        return headings, self.scores
 
     def _counts(self) -> Tensor:
         n_types = self.fit.model.types.shape[1]

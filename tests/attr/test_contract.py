@@ -92,6 +92,8 @@ def test_public_names_are_these():
         "FlowError",
         "FlowSolution",
         "GeneralizedAttentionFlow",
+        "GenerationAttribution",
+        "GenerationExplanation",
         "LayerAttentionFlow",
         "LayerAttentionRollout",
         "LayerGeneralizedAttentionFlow",

@@ -1,0 +1,97 @@
+"""Which sequence an input, or what a layer puts out, belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from captum_attnflow.capture.streams import DependencyGraph, Stack
+
+
+class InputEntries:
+    """Makes the ways of the inputs through a forward pass visible to autograd.
+
+    Frozen parameters and token ids leave no trace in the graph by themselves.
+
+    Args:
+        inputs (tuple[Tensor, ...]): The inputs of the forward function.
+
+    Attributes:
+        inputs (tuple[Tensor, ...]): The inputs to pass on.
+    """
+
+    def __init__(self, inputs: tuple[Tensor, ...]) -> None:
+        self.inputs = tuple(traceable(tensor) for tensor in inputs)
+        self._ids = {
+            index: tensor
+            for index, tensor in enumerate(inputs)
+            if not tensor.is_floating_point()
+        }
+        self._entries = [
+            (index, tensor)
+            for index, tensor in enumerate(self.inputs)
+            if tensor.is_floating_point()
+        ]
+
+    def enter_lookup(self, ids: Tensor, found: Tensor) -> Tensor:
+        """Return what an embedding found, traceable where the ids are an input.
+
+        Args:
+            ids (Tensor): What was looked up. A view of an input, or of a part, is it.
+            found (Tensor): What the embedding returned.
+        """
+        storage = ids.untyped_storage().data_ptr()
+        begins = {
+            tensor.data_ptr(): index
+            for index, tensor in self._ids.items()
+            if tensor.untyped_storage().data_ptr() == storage
+            and tensor.data_ptr() <= ids.data_ptr()
+        }
+        if not begins:
+            return found
+        found = traceable(found)
+        self._entries.append((begins[max(begins)], found))
+        return found
+
+    def held_by(self, stack: Stack) -> list[tuple[int, ...]]:
+        """Tell which inputs hold each sequence of a stack."""
+        sequences = sequences_of([tensor for _, tensor in self._entries], stack)
+        holders: list[set[int]] = [set() for _ in stack.values]
+        for (index, _), sequence in zip(self._entries, sequences, strict=True):
+            if sequence is not None:
+                holders[sequence].add(index)
+        return [tuple(sorted(indices)) for indices in holders]
+
+
+def sequences_of(tensors: Sequence[Tensor], stack: Stack) -> list[int | None]:
+    """Tell for each tensor the first sequence of a stack that is computed from it.
+
+    A decoder's tokens depend on the encoder's, too, but never the reverse.
+
+    Args:
+        tensors (sequence of Tensor): Tensors of the graph.
+        stack (Stack): Of the same graph.
+
+    Returns:
+        list: The number of a sequence; None for a tensor that none depends on.
+    """
+    graph = DependencyGraph(tensors)
+    sources = [
+        set().union(*(graph.ancestors(tensor) for tensor in values))
+        for values in stack.values
+    ]
+    return [
+        next((s for s, indices in enumerate(sources) if index in indices), None)
+        for index in range(len(tensors))
+    ]
+
+
+def traceable(tensor: Tensor) -> Tensor:
+    """Return a tensor that stands in the autograd graph, if it can.
+
+    A clone of a leaf, since models add to their embeddings in place.
+    """
+    if tensor.requires_grad or not tensor.is_floating_point():
+        return tensor
+    return tensor.detach().requires_grad_().clone()

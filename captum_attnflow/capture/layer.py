@@ -1,0 +1,114 @@
+"""Records the shapes of what a user's layer takes in or puts out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_attnflow.capture.entries import sequences_of, traceable
+from captum_attnflow.capture.streams import Stack
+
+
+@dataclass(frozen=True)
+class TensorLike:
+    """Shape, dtype and device of a tensor, without its data.
+
+    Attributes:
+        shape (tuple of int): With the batch in dimension 0.
+        dtype (dtype): Its dtype.
+        device (device): Its device.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @staticmethod
+    def of(tensor: Tensor) -> TensorLike:
+        """Describe a tensor."""
+        return TensorLike(tuple(tensor.shape), tensor.dtype, tensor.device)
+
+
+@dataclass
+class LayerCall:
+    """One call of a layer.
+
+    Attributes:
+        tensors (tuple[TensorLike, ...]): What it took in or put out.
+        sequence (int, optional): Which sequence of the attention it is of; None where
+            that is not known.
+    """
+
+    tensors: tuple[TensorLike, ...]
+    sequence: int | None = None
+
+
+class LayerCalls:
+    """The calls of a layer, in their order.
+
+    Attributes:
+        calls (list[LayerCall]): Empty while the layer has not run.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[LayerCall] = []
+        self._entries: list[tuple[LayerCall, Tensor]] = []  # not yet located
+
+    def add(self, tensors: Sequence[Any]) -> None:
+        """Note a call."""
+        found = [item for item in tensors if isinstance(item, Tensor)]
+        call = LayerCall(tuple(TensorLike.of(tensor) for tensor in found))
+        self.calls.append(call)
+        if found and found[0].requires_grad:
+            self._entries.append((call, found[0]))
+
+    def locate(self, stacks: Sequence[Stack]) -> None:
+        """Note which sequences the calls since the last time belong to."""
+        for stack in stacks:
+            found = sequences_of([tensor for _, tensor in self._entries], stack)
+            for (call, _), sequence in zip(self._entries, found, strict=True):
+                call.sequence = call.sequence if sequence is None else sequence
+        for call, _ in self._entries:
+            if call.sequence is None:  # behind the last attention
+                call.sequence = stacks[-1].routes[-1].queries
+        self._entries.clear()
+
+
+@contextmanager
+def record_layer_tensors(layer: nn.Module, of_input: bool) -> Iterator[LayerCalls]:
+    """Describe, call by call, the tensors at a layer while active.
+
+    Args:
+        layer (Module): The layer to watch.
+        of_input (bool): Watch the positional inputs instead of the outputs.
+
+    Yields:
+        LayerCalls: Filled as the layer runs.
+    """
+    calls = LayerCalls()
+
+    def hook(module: nn.Module, taken: tuple[Any, ...], put_out: Any = None) -> Any:
+        tensors = taken if of_input else put_out
+        parts = list(tensors) if isinstance(tensors, (tuple, list)) else [tensors]
+        can_replace = isinstance(tensors, Tensor) or type(tensors) in (tuple, list)
+        if can_replace and parts and torch.is_grad_enabled():
+            first = parts[0]
+            parts[0] = traceable(first) if isinstance(first, Tensor) else first
+        calls.add(parts)
+        if not can_replace:
+            return None
+        return parts[0] if isinstance(tensors, Tensor) else type(tensors)(parts)
+
+    if of_input:
+        handle = layer.register_forward_pre_hook(hook)
+    else:
+        handle = layer.register_forward_hook(hook)
+    try:
+        yield calls
+    finally:
+        handle.remove()

@@ -1,0 +1,177 @@
+"""Which sequence attends to which: the structure of a forward pass.
+
+The autograd graph tells, not the shapes: the keys of an attention call belong to the
+sequence whose last call its values feed on, the queries to the sequence whose last call
+the map depends on beside that. An encoder and a decoder over as many tokens are told
+apart like any others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+from torch.autograd.graph import Node, get_gradient_edge
+
+from captum_attnflow.capture.record import Route, UnsupportedAttentionError
+
+
+@dataclass
+class _Stream:
+    """A sequence of tokens, with the calls whose queries it makes."""
+
+    calls: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Attention calls that feed on each other: one pass over a model.
+
+    Attributes:
+        calls (tuple of int): Which attention calls, in the order they ran.
+        routes (tuple of Route): Which sequence attends to which, call by call.
+        values (tuple): For each sequence all that is weighed of it, tensors of the
+            graph.
+    """
+
+    calls: tuple[int, ...]
+    routes: tuple[Route, ...]
+    values: tuple[tuple[Tensor, ...], ...]
+
+
+def find_stacks(maps: Sequence[Tensor], values: Sequence[Tensor]) -> list[Stack]:
+    """Group the attention calls of a forward pass into stacks.
+
+    Args:
+        maps (sequence of Tensor): The attention maps, in the order they ran.
+        values (sequence of Tensor): What each of them weighs.
+
+    Raises:
+        UnsupportedAttentionError: If sequences attend to each other in another way
+            than a decoder does to the last layer of one encoder.
+    """
+    graph = DependencyGraph(maps)
+    maps_on = [graph.ancestors(tensor) - {i} for i, tensor in enumerate(maps)]
+    values_on = [graph.ancestors(tensor) for tensor in values]
+    streams: list[_Stream] = []
+    ends: list[tuple[_Stream, _Stream]] = []  # of every call, (queries, keys)
+    for index, (on, fed) in enumerate(zip(maps_on, values_on, strict=True)):
+        keys = ends[max(fed)][0] if fed else None
+        beside = on - fed
+        queries = ends[max(beside)][0] if beside else keys
+        if queries is not None and queries.calls[-1] not in on:
+            queries = keys = None  # beside the calls before it, not behind them
+        if keys is None and queries is not None:
+            keys = next(
+                (end[1] for end in ends if end[0] is queries and not end[1].calls), None
+            )
+        if keys is None:
+            keys = _Stream()
+            streams.append(keys)
+        queries = queries or keys
+        queries.calls.append(index)
+        ends.append((queries, keys))
+    return [
+        _stack(group, ends, values, values_on) for group in _connected(streams, ends)
+    ]
+
+
+class DependencyGraph:
+    """Tells on which of some tensors another one depends, by the autograd graph.
+
+    Args:
+        sources (sequence of Tensor): Tensors that require a gradient.
+    """
+
+    def __init__(self, sources: Sequence[Tensor]) -> None:
+        self._n_sources = len(sources)
+        self._bit = {_node(tensor): 1 << i for i, tensor in enumerate(sources)}
+        self._found: dict[Node | None, int] = {None: 0}
+
+    def ancestors(self, tensor: Tensor) -> set[int]:
+        """Return which sources a tensor is computed from, or is."""
+        found = self._ancestors_of(_node(tensor))
+        return {i for i in range(self._n_sources) if found >> i & 1}
+
+    def _ancestors_of(self, start: Node | None) -> int:
+        # Depth first without recursion, which deep models would exhaust.
+        pending = [start]
+        while pending:
+            node = pending[-1]
+            if node is None or node in self._found:
+                pending.pop()
+                continue
+            parents = [parent for parent, _ in node.next_functions]
+            missing = [parent for parent in parents if parent not in self._found]
+            if missing:
+                pending.extend(missing)
+                continue
+            found = self._bit.get(node, 0)
+            for parent in parents:
+                found |= self._found[parent]
+            self._found[node] = found
+        return self._found[start]
+
+
+def _node(tensor: Tensor) -> Node | None:
+    return get_gradient_edge(tensor).node if tensor.requires_grad else None
+
+
+def _connected(
+    streams: list[_Stream], ends: list[tuple[_Stream, _Stream]]
+) -> Iterator[list[_Stream]]:
+    """Group streams that attend to each other."""
+    group = {id(stream): {id(stream)} for stream in streams}
+    for queries, keys in ends:
+        joined = group[id(queries)] | group[id(keys)]
+        for member in joined:
+            group[member] = joined
+    done: set[int] = set()
+    for stream in streams:
+        if id(stream) not in done:
+            done |= group[id(stream)]
+            yield [other for other in streams if id(other) in group[id(stream)]]
+
+
+def _stack(
+    streams: list[_Stream],
+    ends: list[tuple[_Stream, _Stream]],
+    values: Sequence[Tensor],
+    values_on: list[set[int]],
+) -> Stack:
+    calls = sorted(index for stream in streams for index in stream.calls)
+    crossing = {
+        (id(ends[call][0]), id(ends[call][1]))
+        for call in calls
+        if ends[call][0] is not ends[call][1]
+    }
+    if len(streams) > 2 or len(crossing) > 1:
+        raise UnsupportedAttentionError(
+            f"{len(streams)} sequences attend to each other; supported is one, or a "
+            "decoder that attends to one encoder, and not the reverse (co-attention). "
+            "Attribute to a part of the model that is such a one"
+        )
+    if crossing:  # the encoder first
+        streams = sorted(
+            streams, key=lambda stream: id(stream) == next(iter(crossing))[0]
+        )
+    for call in calls:
+        queries, keys = ends[call]
+        if queries is not keys and not values_on[call].issuperset(keys.calls):
+            raise UnsupportedAttentionError(
+                "a decoder attends to an inner layer of its encoder; supported is "
+                "cross-attention to the encoder's last layer"
+            )
+    position = {id(stream): index for index, stream in enumerate(streams)}
+    return Stack(
+        calls=tuple(calls),
+        routes=tuple(
+            Route(position[id(ends[call][0])], position[id(ends[call][1])])
+            for call in calls
+        ),
+        values=tuple(
+            tuple(values[call] for call in calls if ends[call][1] is stream)
+            for stream in streams
+        ),
+    )

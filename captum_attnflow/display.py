@@ -1,0 +1,202 @@
+"""How scored tokens look, in a notebook and in a terminal.
+
+Plain tokens and numbers in, HTML and rich text out. Nothing here knows a result, so
+that every result can show itself by it.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from captum.attr import visualization as captum_visualization
+from rich.text import Text
+from torch import Tensor
+
+_N_TOP_TOKENS = 5
+# Not printable alone, but they join the letters or emoji beside them.
+_JOINERS = "\u200c\u200d"
+
+
+def relative(scores: Sequence[float]) -> list[float]:
+    """Divide scores by the largest of them, so that colours compare tokens.
+
+    Args:
+        scores (sequence of float): Scores of any sign and scale.
+
+    Returns:
+        list[float]: In [-1, 1]. All 0 if all scores are; 0 for a score that is not
+        finite, which Captum's picture would paint in full green.
+    """
+    finite = [score if math.isfinite(score) else 0.0 for score in scores]
+    largest = max(map(abs, finite), default=0.0)
+    return [score / largest if largest else 0.0 for score in finite]
+
+
+def printable(text: str) -> str:
+    """Show characters that are not printable, such as terminal codes, as escapes."""
+    return "".join(
+        char if char.isprintable() or char in _JOINERS else repr(char).strip("'")
+        for char in text
+    )
+
+
+def escaped(text: str) -> str:
+    """Make a text safe to stand in HTML."""
+    return html.escape(printable(text))
+
+
+def position_labels(n_tokens: int) -> list[str]:
+    """Return labels for tokens whose texts are not known: their positions."""
+    return [str(position) for position in range(n_tokens)]
+
+
+def colour(share: float) -> str:
+    """Return the colour behind a share, as CSS and rich write it.
+
+    Args:
+        share (float): In [-1, 1]; the deeper green the nearer to 1, white at 0, the
+            deeper red the nearer to -1.
+    """
+    fade = round(255 * (1 - 0.7 * abs(share)))
+    return f"rgb({fade},255,{fade})" if share >= 0 else f"rgb(255,{fade},{fade})"
+
+
+def coloured_tokens(tokens: Sequence[str], scores: Sequence[float]) -> Text:
+    """Colour tokens for a terminal, and name those of the highest scores.
+
+    The deeper the colour behind a token, the higher its share of the text's largest
+    score; green is positive and red negative.
+
+    Args:
+        tokens (sequence of str): The tokens.
+        scores (sequence of float): One per token.
+    """
+    text = Text()
+    for token, share in zip(tokens, relative(scores), strict=True):
+        text.append(f" {printable(token)} ", f"black on {colour(share)}")
+    ranked = sorted(zip(scores, tokens, strict=True), reverse=True)
+    top = [f"{printable(token)} {score:.3g}" for score, token in ranked]
+    return text.append(f"\nhighest: {', '.join(top[:_N_TOP_TOKENS]) or 'no token'}")
+
+
+@dataclass(frozen=True)
+class ScoredTokens:
+    """The tokens of one text with their scores.
+
+    Attributes:
+        heading (str): What the scores are, in a line.
+        tokens (tuple of str): The tokens.
+        scores (tuple of float): One per token.
+    """
+
+    heading: str
+    tokens: tuple[str, ...]
+    scores: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """Texts with scored tokens; the value of a notebook's cell, or printed by rich.
+
+    Attributes:
+        rows (tuple of ScoredTokens): One per text.
+
+    Examples::
+
+        >>> table = TokenTable((ScoredTokens("flow", ("so", "funny"), (0.5, 2.0)),))
+        >>> table.__rich__().plain.splitlines()
+        ['flow', ' so  funny ', 'highest: funny 2, so 0.5']
+    """
+
+    rows: tuple[ScoredTokens, ...]
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{escaped(row.heading)}</td>"
+            + captum_visualization.format_word_importances(
+                [escaped(token) for token in row.tokens], relative(row.scores)
+            )
+            + "</tr>"
+            for row in self.rows
+        )
+        return f"<table>{rows}</table>"
+
+    def __rich__(self) -> Text:
+        return Text("\n").join(
+            Text(printable(row.heading), "bold")
+            + Text("\n")
+            + coloured_tokens(row.tokens, row.scores)
+            for row in self.rows
+        )
+
+
+class ShownByTokens:
+    """A result with token scores of a batch, which shows itself."""
+
+    @abstractmethod
+    def _shown(self) -> tuple[list[str], Tensor]:
+        """Return a line on each example, and the scores, shape ``(B, T)``."""
+
+    def show(self, tokens: Sequence[Sequence[str]] | None = None) -> TokenTable:
+        """Colour the tokens of every example by their scores.
+
+        Notebooks and rich show the result itself, too, with positions for tokens.
+
+        Args:
+            tokens (sequence of sequence of str, optional): The tokens of every
+                example, one per position, special tokens and padding included; their
+                positions by default.
+
+        Returns:
+            TokenTable: The value of a notebook's cell, or for rich to print.
+
+        Raises:
+            ValueError: If an example has not one token per position.
+        """
+        headings, scores = self._shown()
+        if tokens is None:
+            tokens = [position_labels(scores.shape[1])] * len(scores)
+        check_tokens(tokens, scores)
+        return TokenTable(
+            tuple(
+                ScoredTokens(heading, tuple(row), tuple(row_scores))
+                for heading, row, row_scores in zip(
+                    headings, tokens, scores.tolist(), strict=True
+                )
+            )
+        )
+
+    def _repr_html_(self) -> str:
+        return self.show()._repr_html_()
+
+    def __rich__(self) -> Text:
+        return self.show().__rich__()
+
+
+def check_tokens(tokens: Sequence[Sequence[str]], scores: Tensor) -> None:
+    """Refuse tokens that are not one per score.
+
+    Args:
+        tokens (sequence of sequence of str): The tokens of every text.
+        scores (Tensor): Shape ``(B, T)``.
+
+    Raises:
+        ValueError: Saying what was given for which scores.
+    """
+    n_texts, n_tokens = scores.shape
+    if any(isinstance(row, str) for row in tokens):
+        raise ValueError(
+            f"tokens={tokens!r} are those of one text, but the scores of shape "
+            f"{(n_texts, n_tokens)} are a batch; give a list of lists"
+        )
+    lengths = [len(row) for row in tokens]
+    if lengths != [n_tokens] * n_texts:
+        raise ValueError(
+            f"{len(lengths)} texts of {lengths} tokens were given for scores of shape "
+            f"{(n_texts, n_tokens)}; give {n_tokens} tokens for each of {n_texts} "
+            "texts, special tokens and padding included"
+        )

@@ -1,0 +1,212 @@
+"""Images in, pixel and patch attributions out: the pipeline behind the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    BaseImageProcessor,
+    PreTrainedModel,
+)
+
+from captum_attnflow.capture import tokens_of_elements
+from captum_attnflow.pretrained import (
+    ATTENTION_METHODS,
+    find_method,
+    find_target,
+    labels_of,
+    load_pretrained,
+)
+
+
+@dataclass(frozen=True)
+class Patch:
+    """The pixels that make one token.
+
+    Attributes:
+        box (tuple of int): Left, top, right and bottom in pixels of the image that the
+            model sees, right and bottom exclusive.
+        score (float): The token's score.
+    """
+
+    box: tuple[int, int, int, int]
+    score: float
+
+
+@dataclass(frozen=True, eq=False)
+class ImageAttribution:
+    """The attribution of one image.
+
+    Attributes:
+        image (str): Its file.
+        patches (tuple of Patch): In reading order. Tokens without pixels, such as
+            [CLS], are left out.
+        predicted (str): The predicted label.
+        probability (float): Its probability; the raw output of a model with one label.
+        target (str): The label that the scores belong to.
+        flow_value (float): The value of the flow behind the scores.
+        pixels (Tensor): Shape ``(C, H, W)``, in [0, 1], the image as the model sees it:
+            resized and cropped, but not normalised.
+    """
+
+    image: str
+    patches: tuple[Patch, ...]
+    predicted: str
+    probability: float
+    target: str
+    flow_value: float
+    pixels: Tensor = field(repr=False)
+
+    @property
+    def attributions(self) -> Tensor:
+        """Shape ``(C, H, W)``; every pixel has an equal share of its patch's score."""
+        shares = torch.zeros_like(self.pixels)
+        for patch in self.patches:
+            left, top, right, bottom = patch.box
+            area = shares[:, top:bottom, left:right]
+            area[:] = patch.score / area.numel()
+        return shares
+
+
+@dataclass(frozen=True)
+class ImageClassifier:
+    """An image classifier with its image processor.
+
+    Attributes:
+        model (PreTrainedModel): A vision transformer with a classification head, in
+            eval mode.
+        processor (BaseImageProcessor): The model's image processor.
+    """
+
+    model: PreTrainedModel
+    processor: BaseImageProcessor
+
+    @staticmethod
+    def load(name: str) -> ImageClassifier:
+        """Load a classifier from a local folder or by its hub id.
+
+        Only safetensors weights are read and no code of the model's repository runs.
+
+        Args:
+            name (str): A folder saved by ``save_pretrained``, or a hub id. A folder
+                is read without network access.
+
+        Raises:
+            FileNotFoundError: If there is no such folder and ``name`` is no hub id.
+            ValueError: If the model cannot be loaded as an image classifier.
+        """
+        model, processor = load_pretrained(
+            name,
+            AutoModelForImageClassification,
+            # The other backend needs torchvision.
+            partial(AutoImageProcessor.from_pretrained, backend="pil"),
+            "an image classifier",
+            "preprocessor_config.json",
+        )
+        return ImageClassifier(model, processor)
+
+    def explain(
+        self,
+        images: Sequence[str],
+        method: str = "generalized-attention-flow",
+        target: str | int | None = None,
+        **options: Any,
+    ) -> list[ImageAttribution]:
+        """Predict and attribute images.
+
+        Args:
+            images (sequence of str): Their files.
+            method (str): A key of :data:`ATTENTION_METHODS`.
+            target (str or int, optional): Label or index to attribute; the predicted
+                one of each image by default.
+            **options: Options of the method, such as ``residual``.
+
+        Returns:
+            list[ImageAttribution]: One per image.
+
+        Raises:
+            OSError: If a file is not there or no image.
+            ValueError: If the method, an option or the target is unknown, or the model
+                does not make tokens of patches that do not overlap.
+        """
+        attribution = find_method(method, options, ATTENTION_METHODS)(
+            self._logits, **options
+        )
+        # One by one: processors that keep the aspect ratio give several sizes.
+        return [self._explain(image, attribution, target) for image in images]
+
+    def _logits(self, pixels: Tensor) -> Tensor:
+        logits: Tensor = self.model(pixel_values=pixels).logits
+        return logits
+
+    def _explain(
+        self, image: str, attribution: Any, target: str | int | None
+    ) -> ImageAttribution:
+        picture = _open(image)
+        pixels = self._process(picture)
+        with torch.no_grad():
+            logits = self._logits(pixels)
+        labels = labels_of(self.model)
+        (predicted,) = find_target(None, labels, logits).tolist()
+        (wanted,) = find_target(target, labels, logits).tolist()
+        explanation = attribution.explain(pixels, target=wanted)
+        scores = explanation.scores[0]
+        tokens = tokens_of_elements(self._logits, (pixels,), None, len(scores))
+        if tokens is None:
+            raise ValueError(
+                f"the model {type(self.model).__name__} does not make each of its "
+                f"{len(scores)} tokens of pixels of its own, in patches that do not "
+                "overlap; its scores cannot be shown in the image"
+            )
+        outputs = logits.softmax(-1) if logits.shape[-1] > 1 else logits
+        return ImageAttribution(
+            image=image,
+            patches=_patches(tokens.cpu(), scores.tolist()),
+            predicted=labels[predicted],
+            probability=float(outputs[0, predicted]),
+            target=labels[wanted],
+            flow_value=float(explanation.flow_value[0]),
+            pixels=self._process(picture, do_normalize=False)[0].clamp(0, 1).cpu(),
+        )
+
+    def _process(self, picture: Image.Image, **options: bool) -> Tensor:
+        processed = self.processor(picture, return_tensors="pt", **options)
+        pixels: Tensor = processed["pixel_values"]
+        return pixels.to(self.model.device)
+
+
+def _open(image: str) -> Image.Image:
+    if not Path(image).is_file():
+        raise FileNotFoundError(f"there is no image file {image!r}")
+    try:
+        return ImageOps.exif_transpose(Image.open(image)).convert("RGB")
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"{image!r} is too large to be read safely: {error}"
+        ) from error
+
+
+def _patches(tokens: Tensor, scores: list[float]) -> tuple[Patch, ...]:
+    """Find the pixels of every token that has some.
+
+    Args:
+        tokens (Tensor): Shape ``(C, H, W)``, int64, the token of every pixel or -1.
+        scores (list of float): One per token.
+    """
+    patches = []
+    for token in tokens.unique().tolist():
+        if token >= 0:
+            _, rows, columns = (tokens == token).nonzero().unbind(1)
+            box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+            left, top, right, bottom = (int(edge) for edge in box)
+            patches.append(Patch((left, top, right, bottom), scores[token]))
+    return tuple(sorted(patches, key=lambda patch: patch.box[1::-1]))

@@ -1,0 +1,150 @@
+"""What explained models have in common: how they load, their labels, the methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from captum_attnflow.attr import (
+    AttentionAttribution,
+    AttentionFlow,
+    AttentionRollout,
+    GeneralizedAttentionFlow,
+    RelevanceFlow,
+)
+
+ATTENTION_METHODS: dict[str, Callable[..., AttentionAttribution]] = {
+    "generalized-attention-flow": GeneralizedAttentionFlow,
+    "attention-flow": AttentionFlow,
+    "attention-rollout": AttentionRollout,
+    "relevance-flow": RelevanceFlow,
+}
+
+
+def load_pretrained(
+    name: str,
+    model_class: Any,
+    load_companion: Callable[..., Any],
+    kind: str,
+    companion_files: str,
+) -> tuple[PreTrainedModel, Any]:
+    """Load a model with its tokenizer or image processor.
+
+    Only safetensors weights are read and no code of the model's repository runs.
+
+    Args:
+        name (str): A folder saved by ``save_pretrained``, or a hub id. A folder is read
+            without network access.
+        model_class (type): The model's ``AutoModelFor...`` class.
+        load_companion (Callable): Takes the same name and options.
+        kind (str): What the model is to be, for errors.
+        companion_files (str): The companion's files, for errors.
+
+    Returns:
+        tuple: The model, float32 and in eval mode, and its companion.
+
+    Raises:
+        FileNotFoundError: If there is no such folder and ``name`` is no hub id.
+        ValueError: If the model cannot be loaded as one of its kind.
+    """
+    is_folder = Path(name).is_dir()
+    if not is_folder and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
+        raise FileNotFoundError(
+            f"there is no model folder {name!r}. Give an existing folder saved by "
+            'save_pretrained(), or a hub id such as "owner/name"'
+        )
+    loadable = (
+        f"Give a folder with config.json, model.safetensors and {companion_files}, or "
+        "the hub id of such a model"
+    )
+    options = {"local_files_only": is_folder, "trust_remote_code": False}
+    try:
+        companion = load_companion(name, **options)
+        model, report = model_class.from_pretrained(
+            name,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+    # Whatever a broken folder raises, down to the parsers of its files.
+    except Exception as error:
+        where = "" if is_folder else f"there is no folder {name!r}, and "
+        raise ValueError(
+            f"{where}{name!r} could not be loaded as {kind}: {error}\n{loadable}"
+        ) from error
+    if report["missing_keys"]:
+        raise ValueError(
+            f"{name!r} has no weights for {sorted(report['missing_keys'])}, which "
+            f"would be random: it is not trained as {kind}. {loadable}"
+        )
+    return model.eval(), companion
+
+
+def labels_of(model: PreTrainedModel) -> list[str]:
+    """Return a classifier's labels, by index."""
+    names = model.config.id2label
+    return [str(names[index]) for index in range(len(names))]
+
+
+def find_target(
+    target: str | int | None, labels: Sequence[str], logits: Tensor
+) -> Tensor:
+    """Return the index of a label for every row.
+
+    Args:
+        target (str or int, optional): A label or its index; None takes the predicted
+            label of each row.
+        labels (sequence of str): The labels, by index.
+        logits (Tensor): Shape ``(B, labels)``.
+
+    Returns:
+        Tensor: Shape ``(B,)``, int64.
+
+    Raises:
+        ValueError: If there are not as many outputs as labels, or no such target.
+    """
+    if logits.shape[-1] != len(labels):
+        raise ValueError(
+            f"the model has {logits.shape[-1]} outputs but id2label names "
+            f"{list(labels)}; mend id2label in its config.json"
+        )
+    predicted = logits.argmax(-1)
+    if target is None:
+        return predicted
+    if target in labels:
+        return torch.full_like(predicted, labels.index(str(target)))
+    if str(target).isdecimal() and int(target) < len(labels):
+        return torch.full_like(predicted, int(target))
+    raise ValueError(
+        f"target={target!r} is unknown; give a label of {list(labels)} or an index "
+        f"from 0 to {len(labels) - 1}"
+    )
+
+
+def find_method(
+    method: str, options: Mapping[str, Any], methods: Mapping[str, Callable[..., Any]]
+) -> Callable[..., Any]:
+    """Return the class of a method that has such options.
+
+    Raises:
+        ValueError: Naming what was given and what is accepted.
+    """
+    if method not in methods:
+        raise ValueError(
+            f"method={method!r} is unknown; give one of {', '.join(methods)}"
+        )
+    parameters = signature(methods[method]).parameters.values()
+    accepted = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    for name in options:
+        if name not in accepted:
+            raise ValueError(
+                f"{method} has no option {name!r}; it has {', '.join(accepted)}"
+            )
+    return methods[method]

@@ -1,0 +1,96 @@
+"""Flow diagrams: one layout, drawn as a figure and as an interactive page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from matplotlib.figure import Figure
+
+from captum_attnflow.result import Explanation
+from captum_attnflow.visualization.flow_diagram.figure import draw_flow
+from captum_attnflow.visualization.flow_diagram.interactive import flow_page
+from captum_attnflow.visualization.flow_diagram.layout import FlowLayout, lay_out_flow
+
+__all__ = ["FlowDiagram", "FlowLayout", "flow_diagram"]
+
+
+@dataclass(frozen=True)
+class FlowDiagram:
+    """A flow, drawn: the value of a notebook's cell, a figure or a page.
+
+    Attributes:
+        layout (FlowLayout): What is drawn.
+    """
+
+    layout: FlowLayout
+
+    def figure(self) -> Figure:
+        """Draw for a paper; the figure's ``savefig`` writes PDF, PNG or SVG.
+
+        It is wide enough that no label touches another, at any number of tokens.
+        A character that no installed font has is drawn as its escape.
+        """
+        return draw_flow(self.layout)
+
+    def to_html(self) -> str:
+        """Return a page of its own, which shows where a token's flow goes.
+
+        Hover or focus a token or a node to see its flow and its share, click to keep
+        it; choose which layers are shown. The page needs no network.
+        """
+        return flow_page(self.layout)
+
+    def _repr_html_(self) -> str:
+        height = min(280 + 60 * self.layout.n_layers, 760)
+        return (
+            f'<iframe srcdoc="{escape(self.to_html())}" sandbox="allow-scripts" '
+            f'style="width: 100%; height: {height}px; border: 0"></iframe>'
+        )
+
+
+def flow_diagram(
+    explanation: Explanation,
+    tokens: Sequence[str] | None = None,
+    example: int = 0,
+    threshold: float = 0.01,
+) -> FlowDiagram:
+    """Draw one example's flow: tokens are columns, token layers rows.
+
+    An edge is as wide as its flow; the edges that the minimum cut severs stand out,
+    and nodes are filled on the source's side of it. Columns that no path uses, such as
+    padding, are left out.
+
+    Args:
+        explanation (Explanation): What ``explain()`` returns, with a joint flow:
+            of AttentionFlow, GeneralizedAttentionFlow or AttentionRollout, whose flow
+            is not a maximum flow and has no cut.
+        tokens (sequence of str, optional): The token of every position, special tokens
+            and padding included; their positions by default.
+        example (int): Which example of the batch.
+        threshold (float): Edges below this share of the largest flow are not drawn;
+            the picture says how many they are and what they carry.
+
+    Returns:
+        FlowDiagram: Shows itself in a notebook; ``figure()`` is for papers, and
+        :func:`~captum_attnflow.visualization.save_html` writes the page.
+
+    Raises:
+        ValueError: If there is no joint flow, as for RelevanceFlow; if ``example``,
+            ``threshold`` or the number of tokens is out of range.
+
+    Examples::
+
+        >>> from captum_attnflow import GeneralizedAttentionFlow
+        >>> from captum_attnflow.demo import load_demo_model
+        >>> model, tokenizer = load_demo_model()
+        >>> ids = tokenizer("a gripping , funny film", return_tensors="pt").input_ids
+        >>> flow = GeneralizedAttentionFlow(lambda ids: model(ids).logits)
+        >>> explanation = flow.explain(ids, target=1)
+        >>> tokens = tokenizer.convert_ids_to_tokens(ids[0])
+        >>> diagram = flow_diagram(explanation, tokens, threshold=0.05)
+        >>> diagram.layout.tokens[4], diagram.layout.n_layers
+        ('funny', 3)
+    """
+    return FlowDiagram(lay_out_flow(explanation, tokens, example, threshold))

@@ -1,0 +1,201 @@
+"""A flow diagram as a figure, for papers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from captum_attnflow.visualization.flow_diagram.layout import Floats, FlowLayout
+from captum_attnflow.visualization.fonts import drawable, label_widths, shortened
+
+FLOW_COLOUR = "#2f6690"
+CUT_COLOUR = "#d9541e"
+_MUTED = "#6b7280"
+_LABEL_CELLS = 16
+_FONT_SIZE = 8
+_UPRIGHT_COLUMNS = 24  # most columns whose labels may stand upright
+_ROW = 0.62  # inches between token layers
+_LEFT, _RIGHT, _TOP = 0.75, 0.85, 0.85
+_NARROWEST = 5.6  # inches that the lines of text need
+_WIDEST_LINE = 4.5  # points
+_CURVE_POINTS = 24
+
+
+@dataclass(frozen=True)
+class _Sheet:
+    """Where columns and rows are on the sheet, in inches from its lower left."""
+
+    n_columns: int
+    n_rows: int
+    column: float
+    label: float
+    turned: bool
+
+    @property
+    def width(self) -> float:
+        return max(_LEFT + self.column * self.n_columns + _RIGHT, _NARROWEST)
+
+    @property
+    def height(self) -> float:
+        return self.label + 0.25 + _ROW * (self.n_rows - 1) + _TOP
+
+    def x(self, column: npt.ArrayLike) -> Floats:
+        spare = self.width - _LEFT - _RIGHT - self.column * self.n_columns
+        return _LEFT + spare / 2 + self.column * (np.asarray(column) + 0.5)
+
+    def y(self, row: npt.ArrayLike) -> Floats:
+        return self.label + 0.25 + _ROW * np.asarray(row)
+
+
+def draw_flow(layout: FlowLayout) -> Figure:
+    """Draw a flow diagram; ``savefig`` writes it as PDF, PNG or SVG.
+
+    Args:
+        layout (FlowLayout): The diagram.
+
+    Returns:
+        Figure: Wide enough that no label touches another, at any number of tokens.
+    """
+    labels = [drawable(shortened(token, _LABEL_CELLS)) for token in layout.tokens]
+    longest = label_widths(labels, _FONT_SIZE).max()
+    turned = len(labels) > _UPRIGHT_COLUMNS
+    sheet = _Sheet(
+        n_columns=len(labels),
+        n_rows=layout.n_layers + 1,
+        column=0.2 if turned else max(longest + 0.12, 0.45),
+        label=(longest if turned else 0.2) + 0.15,
+        turned=turned,
+    )
+    figure = Figure(figsize=(sheet.width, sheet.height))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, sheet.width), ylim=(0, sheet.height))
+    axes.set_axis_off()
+    _draw_edges(axes, layout, sheet)
+    _draw_nodes(axes, layout, sheet)
+    _write_tokens(axes, layout, sheet, labels)
+    _write_rows(axes, layout, sheet)
+    _write_head(figure, layout, sheet)
+    return figure
+
+
+def _draw_edges(axes: Axes, layout: FlowLayout, sheet: _Sheet) -> None:
+    along = np.linspace(0, 1, _CURVE_POINTS)
+    sideways = along**2 * (3 - 2 * along)
+    tail, head, layer = (
+        ends[:, None] for ends in (layout.tail, layout.head, layout.layer)
+    )
+    x = sheet.x(tail + (head - tail) * sideways)
+    y = sheet.y(layer + along)
+    width = layout.width
+    colours = np.where(layout.in_cut[:, None], to_rgb(CUT_COLOUR), to_rgb(FLOW_COLOUR))
+    opacity = 0.25 + 0.6 * np.sqrt(width)
+    axes.add_collection(
+        LineCollection(
+            list(np.stack([x, y], -1)),
+            linewidths=np.maximum(_WIDEST_LINE * width, 0.3),
+            colors=np.column_stack([colours, opacity]),
+            capstyle="butt",
+        )
+    )
+
+
+def _draw_nodes(axes: Axes, layout: FlowLayout, sheet: _Sheet) -> None:
+    row, column = np.indices(layout.node_flow.shape)
+    share = layout.node_flow / max(layout.node_flow.max(), np.finfo(float).tiny)
+    filled = np.full(share.shape, True)
+    if layout.cut is not None:
+        filled = layout.cut.source_side | (share == 0)
+    axes.scatter(
+        sheet.x(column),
+        sheet.y(row),
+        s=3 + 45 * share,
+        c=np.where(filled, FLOW_COLOUR, "white").ravel(),
+        edgecolors=np.where(share > 0, FLOW_COLOUR, "#c5cad3").ravel(),
+        linewidths=0.7,
+        zorder=3,
+    )
+
+
+def _write_tokens(
+    axes: Axes,
+    layout: FlowLayout,
+    sheet: _Sheet,
+    labels: list[tuple[str, list[str]]],
+) -> None:
+    """Write the token of every column, on a tint that deepens with its flow."""
+    share = layout.sent / max(layout.sent.max(), np.finfo(float).tiny)
+    tints = 1 - 0.45 * share[:, None] * (1 - np.array(to_rgb(FLOW_COLOUR)))
+    for column, ((text, families), tint) in enumerate(zip(labels, tints, strict=True)):
+        axes.text(
+            float(sheet.x(column)),
+            sheet.label,
+            text,
+            family=families,
+            fontsize=_FONT_SIZE,
+            rotation=90 if sheet.turned else 0,
+            ha="center",
+            va="top",
+            parse_math=False,
+            bbox={"facecolor": tint, "edgecolor": "none", "pad": 1.2},
+            gid="token",
+        )
+
+
+def _write_rows(axes: Axes, layout: FlowLayout, sheet: _Sheet) -> None:
+    """Name the token layers, and say between them how much of the flow is drawn."""
+    style: dict[str, Any] = {"fontsize": 7, "color": _MUTED, "va": "center"}
+    for row in range(sheet.n_rows):
+        name = f"layer {row}" if row else "input"
+        axes.text(_LEFT - 0.1, float(sheet.y(row)), name, ha="right", **style)
+    right = sheet.width - _RIGHT + 0.1
+    for layer, share in enumerate(layout.drawn_share):
+        drawn = f"{100 * share:.0f} % drawn"
+        axes.text(right, float(sheet.y(layer + 0.5)), drawn, ha="left", **style)
+
+
+def _write_head(figure: Figure, layout: FlowLayout, sheet: _Sheet) -> None:
+    x = 0.15 / sheet.width
+    top = 1 - 0.12 / sheet.height
+    figure.text(x, top, layout.summary(), fontsize=9, va="top")
+    figure.text(
+        x,
+        1 - 0.3 / sheet.height,
+        layout.pruning(),
+        fontsize=7,
+        color=_MUTED,
+        va="top",
+    )
+    if layout.cut is None:
+        return
+    handles = [
+        Line2D([], [], color=CUT_COLOUR, lw=2, label="severed by the minimum cut")
+    ]
+    for side, face in (("source", FLOW_COLOUR), ("sink", "white")):
+        handles.append(
+            Line2D(
+                [],
+                [],
+                linestyle="none",
+                marker="o",
+                markersize=5,
+                markeredgecolor=FLOW_COLOUR,
+                markerfacecolor=face,
+                label=f"{side}'s side",
+            )
+        )
+    figure.legend(
+        handles=handles,
+        loc="upper left",
+        bbox_to_anchor=(0.05 / sheet.width, 1 - 0.4 / sheet.height),
+        ncols=3,
+        fontsize=7,
+        frameon=False,
+    )

@@ -1,0 +1,75 @@
+"""Pictures as pages of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from captum_attnflow.captum_text import visualize_text
+from captum_attnflow.text_attribution import TextAttribution
+from captum_attnflow.visualization.text import text_records
+
+# Tokens of Captum's picture are <mark>.
+_PAGE = """<!DOCTYPE html>
+<html><head><meta charset="utf-8"><title>Token attributions</title>
+<meta http-equiv="Content-Security-Policy" content="default-src 'none';
+ style-src 'unsafe-inline'; img-src data:">
+<link rel="icon" href="data:,">
+<style>body {{ font-family: sans-serif }} mark:hover {{ outline: 2px solid }}</style>
+</head><body>{body}</body></html>
+"""
+
+
+class ShownInNotebook(Protocol):
+    """What a notebook shows as HTML: every picture and result of this package."""
+
+    def _repr_html_(self) -> str: ...
+
+
+@runtime_checkable
+class Page(Protocol):
+    """A picture that is a page of its own, scripts included."""
+
+    def to_html(self) -> str:
+        """Return a complete HTML document."""
+        ...
+
+
+def html_page(picture: ShownInNotebook | Sequence[TextAttribution]) -> str:
+    """Render a picture as a page of its own.
+
+    Args:
+        picture (picture or sequence of TextAttribution): What :func:`visualize_text`
+            or another picture of this package returns, a result of ``explain()``, or
+            text attributions, one row each.
+
+    Returns:
+        str: A complete HTML document without references to anything outside.
+    """
+    if isinstance(picture, Page):
+        return picture.to_html()
+    if isinstance(picture, Sequence):
+        picture = visualize_text(text_records(picture))
+    return _PAGE.format(body=picture._repr_html_())
+
+
+def save_html(
+    picture: ShownInNotebook | Sequence[TextAttribution], path: str | PathLike[str]
+) -> None:
+    """Write a picture to a file that any browser opens, without network access.
+
+    Args:
+        picture: See :func:`html_page`.
+        path (str or path): The file; one that exists is replaced.
+
+    Examples::
+
+        >>> import tempfile
+        >>> import torch
+        >>> records = text_records(torch.tensor([[0.5, 2.0]]), [["so", "funny"]])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_html(visualize_text(records), f"{folder}/scores.html")
+    """
+    Path(path).write_text(html_page(picture), encoding="utf-8")

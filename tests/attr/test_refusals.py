@@ -1,0 +1,124 @@
+"""Models that no flow can be drawn through: the error names the reason."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from models import (
+    TorchEncoder,
+    bert,
+    decoder,
+    longformer,
+    pooled_by_attention,
+    swin,
+    token_ids,
+)
+from torch import nn
+
+from captum_attnflow import (
+    AttentionFlow,
+    AttentionRollout,
+    GeneralizedAttentionFlow,
+    RelevanceFlow,
+    UnsupportedAttentionError,
+)
+
+METHODS = [AttentionFlow, AttentionRollout, GeneralizedAttentionFlow, RelevanceFlow]
+every_method = pytest.mark.parametrize("method", METHODS)
+
+
+def images():
+    return torch.randn(2, 3, 32, 32)
+
+
+@every_method
+def test_longformer_has_maps_of_its_global_tokens_only(method):
+    model = longformer()
+    with pytest.raises(UnsupportedAttentionError, match=r"windowed.*Longformer"):
+        method(lambda ids: model(ids).logits).attribute(token_ids(), target=1)
+
+
+@every_method
+def test_swin_attends_in_windows(method):
+    model = swin()
+    with pytest.raises(UnsupportedAttentionError, match=r"windowed attention \(Swin\)"):
+        method(lambda pixels: model(pixels).logits).attribute(images(), target=1)
+
+
+@every_method
+def test_siglip_ends_in_attention_pooling(method):
+    model = pooled_by_attention()
+    with pytest.raises(UnsupportedAttentionError, match=r"attention pooling \(SigLIP"):
+        method(lambda pixels: model(pixels).pooler_output).attribute(images(), target=1)
+
+
+@every_method
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("n_new", [1, 4])
+def test_a_key_value_cache_holds_tokens_out_of_reach(method, implementation, n_new):
+    model, ids = decoder("gpt2", implementation), token_ids(2, 10)
+    with torch.no_grad():
+        past = model(ids[:, :6], use_cache=True).past_key_values
+
+    def forward(ids, past):
+        # A pass adds to the cache that it is given.
+        return model(ids, past_key_values=copy.deepcopy(past)).logits[:, -1]
+
+    with pytest.raises(UnsupportedAttentionError, match=r"no past_key_values"):
+        method(forward).attribute(
+            ids[:, 6 : 6 + n_new], target=7, additional_forward_args=(past,)
+        )
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("inside", [False, True])
+@every_method
+def test_torchscript_hides_its_operations(method, inside):
+    traced = torch.jit.trace(TorchEncoder(), token_ids(2, 10), check_trace=False)
+    model = nn.Sequential(traced) if inside else traced
+    with pytest.raises(UnsupportedAttentionError, match=r"TorchScript.*the Python"):
+        method(model).attribute(token_ids(2, 10), target=1)
+
+
+@every_method
+def test_a_convolutional_network_has_no_attention(method):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2))
+    pixels = images()
+    model(pixels)
+    with pytest.raises(
+        UnsupportedAttentionError, match=r"no attention map.*without attention.*SLALOM"
+    ):
+        method(model).attribute(pixels, target=1)
+
+
+TWO_PASSES = {
+    "siamese": lambda model, one, other: (
+        model.bert(one).pooler_output * model.bert(other).pooler_output
+    ),
+    "cross-encoder twice": lambda model, one, other: (
+        model(one).logits - model(other).logits
+    ),
+    "both in one batch": lambda model, one, other: (
+        model(torch.cat([one, other])).logits.unflatten(0, (2, -1)).amax(0)
+    ),
+    "one of which is not used": lambda model, one, other: (
+        model(one).logits + 0 * model(other).logits
+    ),
+}
+
+
+@every_method
+@pytest.mark.parametrize("passes", TWO_PASSES)
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_two_passes_leave_open_whose_tokens_are_meant(method, passes, implementation):
+    model = bert(implementation=implementation)
+    ids = token_ids(3, 8)
+    options = {"path_steps": 0} if method is RelevanceFlow else {}
+    attribution = method(
+        lambda one, other: TWO_PASSES[passes](model, one, other), **options
+    )
+    with pytest.raises(UnsupportedAttentionError, match="one pass at a time"):
+        attribution.attribute(ids, target=1, additional_forward_args=(ids.flip(1),))

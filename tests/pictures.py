@@ -1,0 +1,51 @@
+"""Tokens and flows for the tests of pictures."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from networks import attention_network
+
+from captum_attnflow import Explanation, solve_flow
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+SCRIPTS = [
+    HOSTILE,
+    "</script>",
+    "שלום",
+    "مرحبا",
+    "映画",
+    "😀",
+    "👩‍💻",
+    "$5$",
+    "a&b",
+    "\x1b[2J",
+    "",
+]
+
+
+def an_explanation(n_layers: int, n_tokens: int) -> Explanation:
+    """A maximum flow over random attention, read out at the first position."""
+    network = attention_network(n_layers, n_tokens, read_out=0)
+    solution = solve_flow(network)
+    return Explanation(
+        scores=solution.source_flow,
+        flow_value=solution.value,
+        network=network,
+        flow=solution.flow,
+        cut=solution.cut,
+    )
+
+
+def overlapping(figure: Figure, texts: list[Text]) -> list[tuple[str, str]]:
+    """Pairs of texts whose boxes overlap in the figure as it is drawn."""
+    FigureCanvasAgg(figure).draw()
+    boxes = [(text.get_text(), text.get_window_extent()) for text in texts]
+    return [
+        (one, other)
+        for (one, box), (other, its) in combinations(boxes, 2)
+        if box.overlaps(its)
+    ]

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from models import vision_classifier
+from PIL import Image
+from typer.testing import CliRunner
+
+from captum_attnflow import GeneralizedAttentionFlow
+from captum_attnflow.cli import app
+from captum_attnflow.image import ImageClassifier
+from captum_attnflow.image_picture import image_figure, image_page, terminal_image
+from captum_attnflow.pretrained import ATTENTION_METHODS
+
+LABELS = {0: "cat", 1: "$dog$ <b>"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A classifier and its image processor, as save_pretrained writes them."""
+    folder = tmp_path_factory.mktemp("vit")
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = vision_classifier().float()
+    model.config.id2label = LABELS
+    model.save_pretrained(folder)
+    size = {"height": 32, "width": 32}
+    transformers.ViTImageProcessorPil(size=size).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def classifier(folder):
+    return ImageClassifier.load(str(folder))
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory):
+    file = tmp_path_factory.mktemp("images") / "photo.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), "uint8")
+    Image.fromarray(pixels).save(file)
+    return file
+
+
+@pytest.fixture
+def run(folder):
+    runner = CliRunner()
+    task = ["explain", "--task", "image-classification"]
+    return lambda *arguments, model=folder, **options: runner.invoke(
+        app,
+        [*task, *([] if model is None else ["--model", str(model)])]
+        + [str(argument) for argument in arguments],
+        **options,
+    )
+
+
+class TestClassifier:
+    def test_patches_have_the_scores_of_their_tokens(self, classifier, photo):
+        [result] = classifier.explain([str(photo)])
+        pixels = torch.from_numpy(np.array(Image.open(photo))).permute(2, 0, 1) / 255
+        torch.testing.assert_close(result.pixels, pixels)
+        normalized = (2 * pixels - 1)[None]
+        logits = classifier.model(normalized).logits[0].detach().softmax(-1)
+        assert result.predicted == LABELS[int(logits.argmax())]
+        assert result.probability == pytest.approx(float(logits.max()), rel=1e-5)
+        scores = GeneralizedAttentionFlow(lambda x: classifier.model(x).logits).explain(
+            normalized, target=int(logits.argmax())
+        )
+        expected = scores.scores[0, 1:].reshape(4, 4)
+        assert len(result.patches) == 16
+        for patch in result.patches:
+            left, top, right, bottom = patch.box
+            assert (right - left, bottom - top) == (8, 8)
+            score = float(expected[top // 8, left // 8])
+            assert patch.score == pytest.approx(score, rel=1e-4, abs=1e-7)
+        per_patch = torch.nn.functional.avg_pool2d(result.attributions, 8) * 64
+        torch.testing.assert_close(
+            per_patch.sum(0).double(), expected, rtol=1e-4, atol=1e-6
+        )
+
+    def test_a_target_is_a_label_or_an_index(self, classifier, photo):
+        [by_label] = classifier.explain([str(photo)], target="cat")
+        [by_index] = classifier.explain([str(photo)], target="0")
+        assert by_label.target == by_index.target == "cat"
+        assert by_label.patches == by_index.patches
+
+    @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK"])
+    def test_every_colour_mode_is_read(self, classifier, photo, tmp_path, mode):
+        file = tmp_path / "image.tiff"
+        Image.open(photo).convert(mode).save(file)
+        [result] = classifier.explain([str(file)])
+        assert result.pixels.shape == (3, 32, 32)
+
+    def test_a_turned_photo_is_set_upright(self, classifier, photo, tmp_path):
+        file, turned = tmp_path / "turned.png", Image.open(photo).rotate(90)
+        exif = turned.getexif()
+        exif[0x0112] = 6  # shown after a turn to the right
+        turned.save(file, exif=exif)
+        [upright], [result] = (classifier.explain([str(f)]) for f in (photo, file))
+        torch.testing.assert_close(result.pixels, upright.pixels)
+
+    def test_images_of_any_size_are_resized(self, classifier, photo, tmp_path):
+        file = tmp_path / "wide.png"
+        Image.open(photo).resize((90, 50)).save(file)
+        results = classifier.explain([str(photo), str(file)])
+        assert [len(result.patches) for result in results] == [16, 16]
+
+
+class TestPictures:
+    @pytest.mark.parametrize("method", ["generalized-attention-flow", "relevance-flow"])
+    def test_the_overlay_shows_the_attributions(self, classifier, photo, method):
+        results = classifier.explain([str(photo)] * 2, method)
+        figure = image_figure(results)
+        assert len(figure.axes) == 4
+        shown, overlay = (axis.images[-1].get_array() for axis in figure.axes[:2])
+        picture = results[0].pixels.permute(1, 2, 0).numpy()
+        assert np.abs(np.asarray(shown) / 255 - picture).max() <= 1 / 255
+        patches = results[0].patches
+        by_score = sorted(patches, key=lambda patch: patch.score)
+        lowest, highest = (patch.box for patch in (by_score[0], by_score[-1]))
+        overlay = np.asarray(overlay)
+        assert overlay[highest[1], highest[0]] > overlay[lowest[1], lowest[0]]
+
+    def test_a_page_escapes_labels_and_files(self, classifier, photo, tmp_path):
+        file = tmp_path / "<i>.png"
+        file.write_bytes(photo.read_bytes())
+        page = image_page(classifier.explain([str(file)], target=1))
+        assert "&lt;i&gt;.png" in page
+        assert "<i>" not in page
+        assert page.count("data:image/png;base64,") == 1
+        assert "http" not in page.split("base64,")[0]
+
+    def test_a_terminal_shows_rows_of_patches(self, classifier, photo):
+        [result] = classifier.explain([str(photo)])
+        lines = terminal_image(result).plain.splitlines()
+        assert result.predicted in lines[0]
+        assert [len(line) for line in lines[1:5]] == [8] * 4
+        best = max(result.patches, key=lambda patch: patch.score)
+        left, top, right, bottom = best.box
+        assert lines[1 + top // 8][left // 4 : right // 4] == "██"
+        assert lines[5].startswith(f"highest: x {left}-{right}, y {top}-{bottom}: ")
+
+
+class TestCommand:
+    @pytest.mark.parametrize("method", ATTENTION_METHODS)
+    def test_json_gives_one_object_per_image(self, run, photo, method):
+        result = run(photo, photo, "--json", "--method", method)
+        first, second = map(json.loads, result.stdout.splitlines())
+        assert first == second
+        assert first["image"] == str(photo)
+        assert first["predicted"] in LABELS.values()
+        assert first["patches"][5]["box"] == [8, 8, 16, 16]
+
+    def test_pictures_are_written(self, run, photo, tmp_path):
+        picture, page = tmp_path / "picture.png", tmp_path / "page.html"
+        result = run(photo, "--output", picture, "--html", page)
+        assert result.exit_code == 0, result.stderr
+        assert "highest: " in result.stdout
+        assert Image.open(picture).size == (800, 400)
+        assert "</html>" in page.read_text()
+
+    def test_files_may_come_from_standard_input(self, run, photo):
+        assert run(input=f"{photo}\n").stdout == run(photo).stdout
+
+    def test_bad_input_is_an_error_that_names_it(self, run, photo, tmp_path):
+        text = tmp_path / "text.txt"
+        text.write_text("no image")
+        for arguments, message in [
+            (["/no/such.png"], "there is no image file"),
+            ([text], "cannot identify image file"),
+            ([photo, "--method", "slalom"], "method='slalom' is unknown"),
+            ([photo, "--strategy", "eff"], "no option 'strategy'"),
+            ([photo, "--target", "bird"], "target='bird' is unknown"),
+            ([photo, "--output", "/no/such/a.png"], "there is no folder"),
+            ([photo, "--output", tmp_path / "a.unknown"], "not supported"),
+            ([""], "image file 1 of 1 is empty"),
+        ]:
+            result = run(*arguments)
+            assert result.exit_code == 2
+            assert message in result.stderr
+            assert "Traceback" not in result.output
+
+    def test_a_model_must_be_given(self, run, photo):
+        result = run(photo, model=None)
+        assert result.exit_code == 2
+        assert "give --model" in result.stderr
+
+    def test_a_text_model_is_no_image_classifier(self, run, photo):
+        from captum_attnflow.demo import DEMO_MODEL_PATH
+
+        result = run(photo, model=DEMO_MODEL_PATH)
+        assert result.exit_code == 2
+        assert "could not be loaded as an image classifier" in result.stderr
+        assert "preprocessor_config.json" in result.stderr
+
+    def test_texts_have_no_picture_and_other_tasks_no_name(self):
+        for arguments, message in [
+            (["dull", "--output", "a.png"], "text-classification has no picture"),
+            (["dull", "--task", "tables"], "task='tables' is unknown"),
+        ]:
+            result = CliRunner().invoke(app, ["explain", *arguments])
+            assert result.exit_code == 2
+            assert message in result.stderr
+
+
+def test_patches_that_overlap_cannot_be_shown(classifier, photo, monkeypatch):
+    convolution = classifier.model.vit.embeddings.patch_embeddings.projection
+    monkeypatch.setattr(convolution, "padding", (1, 1))
+    monkeypatch.setattr(convolution, "stride", (7, 7))
+    with pytest.raises(ValueError, match="patches that do not overlap"):
+        classifier.explain([str(photo)])

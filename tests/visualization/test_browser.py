@@ -1,0 +1,272 @@
+"""Every HTML picture, opened from a file in a headless Chromium."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from browser import requested
+from pictures import HOSTILE, SCRIPTS, an_explanation
+from selenium import webdriver
+from selenium.webdriver import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import Select
+
+from captum_attnflow.visualization import (
+    flow_diagram,
+    save_html,
+    text_records,
+    token_matrix,
+    visualize_text,
+)
+
+pytestmark = pytest.mark.browser
+
+
+def a_text(tokens: list[str]) -> Any:
+    scores = torch.linspace(-1, 1, len(tokens))
+    return visualize_text(text_records(scores, tokens, predicted=[HOSTILE]))
+
+
+def a_diagram(tokens: list[str]) -> Any:
+    return flow_diagram(an_explanation(3, len(tokens)), tokens)
+
+
+def a_result(tokens: list[str]) -> Any:
+    return an_explanation(2, len(tokens)).show([tokens])
+
+
+def a_matrix(tokens: list[str]) -> Any:
+    return token_matrix(torch.randn(3, len(tokens)), tokens, [HOSTILE, "b", "c"])
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture, where its tokens are and what changes under the pointer."""
+
+    make: Callable[[list[str]], Any]
+    tokens: str  # selects the elements
+    label: str  # gives an element's token
+    hovered: str  # selects what changes where the pointer is
+    change: str  # gives the state of an element
+
+
+OUTLINE = "return getComputedStyle(arguments[0]).outlineStyle"
+TEXT = "return arguments[0].textContent.trim()"
+PICTURES = {
+    "text": Shown(a_text, "mark", TEXT, "mark", OUTLINE),
+    "result": Shown(a_result, "mark", TEXT, "mark", OUTLINE),
+    "matrix": Shown(
+        a_matrix,
+        "thead th",
+        TEXT,
+        "tbody td",
+        "return getComputedStyle(arguments[0], '::after').content",
+    ),
+    "flow diagram": Shown(
+        a_diagram,
+        ".token",
+        "return arguments[0].querySelector('title').textContent",
+        ".token",
+        "return document.getElementById('reading').textContent",
+    ),
+}
+shown = pytest.mark.parametrize("picture", PICTURES.values(), ids=PICTURES)
+
+
+@pytest.fixture
+def opened(browser, tmp_path):
+    """Open a picture as a user does: saved to a file."""
+
+    def open_picture(picture: Any) -> webdriver.Chrome:
+        # Logs of the page before.
+        requested(browser)
+        browser.get_log("browser")
+        save_html(picture, tmp_path / "picture.html")
+        browser.get((tmp_path / "picture.html").as_uri())
+        return browser
+
+    return open_picture
+
+
+def displayed(token: str) -> str:
+    return token.replace("\x1b", "\\x1b")
+
+
+@shown
+def test_tokens_of_every_script_appear_as_text(picture, opened):
+    browser = opened(picture.make(SCRIPTS))
+    found = browser.find_elements(By.CSS_SELECTOR, picture.tokens)
+    labels = [browser.execute_script(picture.label, element) for element in found]
+    assert labels == [displayed(token) for token in SCRIPTS]
+
+
+@shown
+def test_hostile_tokens_make_no_element_and_no_alert(picture, opened):
+    browser = opened(picture.make([HOSTILE, "</script><img src=x>", "b"]))
+    assert browser.find_elements(By.CSS_SELECTOR, "img") == []
+    assert HOSTILE in browser.find_element(By.TAG_NAME, "html").get_property(
+        "textContent"
+    )
+
+
+@shown
+def test_hovering_a_token_changes_the_picture(picture, opened):
+    browser = opened(picture.make(["so", "very", "funny"]))
+    element = browser.find_elements(By.CSS_SELECTOR, picture.hovered)[1]
+    before = browser.execute_script(picture.change, element)
+    ActionChains(browser).move_to_element(element).perform()
+    after = browser.execute_script(picture.change, element)
+    assert before != after
+
+
+@shown
+def test_no_script_fails_and_no_request_leaves_the_page(picture, opened):
+    browser = opened(picture.make(["so", "very", "funny"]))
+    for element in browser.find_elements(By.CSS_SELECTOR, picture.hovered):
+        ActionChains(browser).move_to_element(element).perform()
+    assert browser.get_log("browser") == []
+    addresses = requested(browser)
+    assert addresses[0].startswith("file:")
+    assert all(address.startswith(("file:", "data:")) for address in addresses)
+
+
+@shown
+@pytest.mark.parametrize("n_tokens", [1, 200])
+def test_one_token_and_two_hundred_are_shown(picture, n_tokens, opened):
+    browser = opened(picture.make(["word"] * n_tokens))
+    assert len(browser.find_elements(By.CSS_SELECTOR, picture.tokens)) == n_tokens
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize("make", [a_text, a_matrix])
+def test_a_text_without_tokens_is_shown(make, opened):
+    assert opened(make([])).get_log("browser") == []
+
+
+def test_zero_scores_are_not_painted(opened):
+    records = text_records(torch.zeros(2), ["so", "funny"])
+    browser = opened(visualize_text(records))
+    script = "return getComputedStyle(arguments[0]).backgroundColor"
+    marks = browser.find_elements(By.TAG_NAME, "mark")
+    colours = [browser.execute_script(script, mark) for mark in marks]
+    assert colours == ["rgb(255, 255, 255)"] * 2
+
+
+class TestFlowDiagram:
+    def test_a_hovered_token_tells_its_share_and_highlights_its_flow(self, opened):
+        explanation = an_explanation(3, 5)
+        browser = opened(flow_diagram(explanation, list("abcde")))
+        tokens = browser.find_elements(By.CSS_SELECTOR, ".token")
+        assert browser.find_elements(By.CSS_SELECTOR, ".trace path") == []
+        ActionChains(browser).move_to_element(tokens[2]).perform()
+        reading = browser.find_element(By.ID, "reading").text
+        share = 100 * explanation.scores[0, 2] / explanation.flow_value[0]
+        assert reading.startswith("“c” sends")
+        assert float(reading.split()[3]) == pytest.approx(float(share), rel=0.01)
+        assert "active" in tokens[2].get_attribute("class")
+        assert browser.find_elements(By.CSS_SELECTOR, ".trace path")
+
+    @pytest.mark.parametrize("position", range(4))
+    def test_the_highlighted_flow_is_what_the_token_sends(self, position, opened):
+        explanation = an_explanation(3, 4)
+        browser = opened(flow_diagram(explanation, list("abcd"), threshold=0.05))
+        token = browser.find_elements(By.CSS_SELECTOR, ".token")[position]
+        ActionChains(browser).move_to_element(token).perform()
+        sent = edges_from(explanation.flow[0].tolist(), position)
+        largest = max(sent.values())
+        expected = {edge for edge, flow in sent.items() if flow >= 0.05 * largest}
+        assert highlighted(browser) == expected
+
+    def test_a_click_keeps_the_highlight_and_a_second_one_drops_it(self, opened):
+        browser = opened(a_diagram(["so", "very", "funny"]))
+        one, other = browser.find_elements(By.CSS_SELECTOR, ".token")[:2]
+        one.click()
+        ActionChains(browser).move_to_element(other).perform()
+        assert "“so”" in browser.find_element(By.ID, "reading").text
+        one.click()
+        ActionChains(browser).move_to_element(other).perform()
+        assert "“very”" in browser.find_element(By.ID, "reading").text
+
+    def test_the_range_of_layers_is_chosen(self, opened):
+        browser = opened(flow_diagram(an_explanation(5, 3)))
+        assert rows(browser) == {"input", *(f"layer {row}" for row in range(1, 6))}
+        Select(browser.find_element(By.ID, "from")).select_by_visible_text("layer 2")
+        Select(browser.find_element(By.ID, "to")).select_by_visible_text("layer 4")
+        assert rows(browser) == {"layer 2", "layer 3", "layer 4"}
+        Select(browser.find_element(By.ID, "to")).select_by_visible_text("layer 1")
+        assert rows(browser) == {"input", "layer 1"}
+
+    def test_a_notebook_shows_it_in_a_frame(self, browser, tmp_path):
+        page = tmp_path / "notebook.html"
+        page.write_text(a_diagram(["so", HOSTILE])._repr_html_(), "utf-8")
+        browser.get_log("browser")
+        browser.get(page.as_uri())
+        browser.switch_to.frame(browser.find_element(By.TAG_NAME, "iframe"))
+        tokens = browser.find_elements(By.CSS_SELECTOR, ".token")
+        ActionChains(browser).move_to_element(tokens[0]).perform()
+        assert "“so” sends" in browser.find_element(By.ID, "reading").text
+        browser.switch_to.default_content()
+        assert browser.get_log("browser") == []
+
+    @pytest.mark.parametrize("n_tokens", [12, 64, 200])
+    def test_labels_do_not_overlap(self, n_tokens, opened):
+        words = [f"word{'y' * (place % 9)}" for place in range(n_tokens)]
+        browser = opened(flow_diagram(an_explanation(2, n_tokens), words))
+        boxes = browser.execute_script(
+            "return [...document.querySelectorAll('.token text')].map((text) => {"
+            "const box = text.getBoundingClientRect(); return [box.left, box.right]})"
+        )
+        ordered = sorted(boxes)
+        assert len(ordered) == n_tokens
+        for (_, right), (left, _) in pairwise(ordered):
+            assert right <= left
+
+
+def rows(browser) -> set[str]:
+    names = browser.find_elements(By.CSS_SELECTOR, "text.row")
+    return {name.text for name in names if "drawn" not in name.text}
+
+
+def edges_from(flow: list, position: int) -> dict[tuple[int, int, int], float]:
+    """What a token sends over every edge, in plain loops."""
+    n_tokens = len(flow[0])
+    share = [float(column == position) for column in range(n_tokens)]
+    sent = {}
+    for layer, edges in enumerate(flow):
+        arrived = [0.0] * n_tokens
+        for head in range(n_tokens):
+            for tail in range(n_tokens):
+                amount = edges[head][tail] * share[tail]
+                sent[layer, tail, head] = amount
+                arrived[head] += amount
+        share = [
+            amount / sum(edges[head]) if amount else 0.0
+            for head, amount in enumerate(arrived)
+        ]
+    return sent
+
+
+def highlighted(browser) -> set[tuple[int, int, int]]:
+    """The edges of the trace as (layer, tail, head), read from the drawing."""
+    curves, nodes = browser.execute_script(
+        "const all = (css) => [...document.querySelectorAll(css)];"
+        "return [all('.trace path').map((path) => path.getAttribute('d')).join(''),"
+        "all('.node').map((node) => [node.cx.baseVal.value, node.cy.baseVal.value])]"
+    )
+    columns = sorted({x for x, _ in nodes})
+    levels = sorted({y for _, y in nodes}, reverse=True)
+
+    def nearest(places: list[float], number: str) -> int:
+        return min(range(len(places)), key=lambda at: abs(places[at] - float(number)))
+
+    found = set()
+    for curve in curves.split("M")[1:]:
+        numbers = curve.replace("C", " ").split()
+        tail, head = nearest(columns, numbers[0]), nearest(columns, numbers[-2])
+        found.add((nearest(levels, numbers[1]), tail, head))
+    return found
