@@ -67,11 +67,17 @@ class TokenAxis:
         return bool((argument.diff(dim=1) == 1)[neighbours].all())
 
 
-def rows_of(argument: Any, n_texts: int, rows: Tensor) -> Any:
+def has_rows(argument: Any, n_texts: int) -> bool:
+    """Whether an argument is a tensor with one row per text."""
+    is_array = isinstance(argument, Tensor) and argument.dim() > 0
+    return is_array and len(argument) == n_texts
+
+
+def rows_of(argument: Any, n_texts: int, rows: Tensor | slice) -> Any:
     """Take the rows of an argument that has one per text; others pass through."""
-    if isinstance(argument, Tensor) and argument.dim() > 0 and len(argument) == n_texts:
-        return argument[rows.to(argument.device)]
-    return argument
+    if not has_rows(argument, n_texts):
+        return argument
+    return argument[rows if isinstance(rows, slice) else rows.to(argument.device)]
 
 
 def columns_of(tensor: Tensor, columns: Tensor, axes: tuple[int, ...]) -> Tensor:

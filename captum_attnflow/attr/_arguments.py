@@ -21,6 +21,8 @@ from torch import Tensor
 
 from captum_attnflow._options import check_batch_size
 from captum_attnflow.capture import UnsupportedAttentionError
+from captum_attnflow.targets import repeat_target, target_of_rows
+from captum_attnflow.token_axis import has_rows, rows_of
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class ForwardArguments:
 
     Attributes:
         inputs (tuple[Tensor, ...]): Inputs; dimension 0 is the batch.
-        baselines (tuple[Tensor, ...]): One per input, of its shape or of one row.
+        baselines (tuple[Tensor, ...]): One per input, of its shape.
         target (int, tuple, Tensor or list, optional): Output to attribute.
         additional (tuple, optional): Further arguments.
     """
@@ -95,12 +97,12 @@ class ForwardArguments:
             yield replace(
                 self,
                 inputs=tuple(tensor[rows] for tensor in self.inputs),
-                baselines=tuple(self._rows_of(item, rows) for item in self.baselines),
-                target=self._rows_of_target(rows),
+                baselines=tuple(baseline[rows] for baseline in self.baselines),
+                target=target_of_rows(self.target, rows),
                 additional=None
                 if self.additional is None
                 else tuple(
-                    self._rows_of(argument, rows) for argument in self.additional
+                    rows_of(argument, self.n_rows, rows) for argument in self.additional
                 ),
             )
 
@@ -125,33 +127,12 @@ class ForwardArguments:
             additional=None
             if self.additional is None
             else tuple(
-                _repeat_rows(argument, times) if self._has_rows(argument) else argument
+                _repeat_rows(argument, times)
+                if has_rows(argument, self.n_rows)
+                else argument
                 for argument in self.additional
             ),
         )
-
-    def _rows_of_target(self, rows: slice) -> TargetType:
-        return self.target[rows] if _is_per_example(self.target) else self.target
-
-    def _rows_of(self, argument: Any, rows: slice) -> Any:
-        return argument[rows] if self._has_rows(argument) else argument
-
-    def _has_rows(self, argument: Any) -> bool:
-        is_array = isinstance(argument, Tensor) and argument.dim() > 0
-        return is_array and len(argument) == self.n_rows
-
-
-def repeat_target(target: TargetType, times: int) -> TargetType:
-    """Repeat targets, if there is one per example, block after block."""
-    if not _is_per_example(target):
-        return target
-    return target * times if isinstance(target, list) else target.repeat(times)
-
-
-def _is_per_example(target: TargetType) -> bool:
-    return isinstance(target, list) or (
-        isinstance(target, Tensor) and target.numel() > 1
-    )
 
 
 def _repeat_rows(tensor: Tensor, times: int) -> Tensor:

@@ -32,7 +32,7 @@ from captum._utils.typing import ModuleOrModuleList, TargetType
 from torch import Tensor, nn
 
 from captum_attnflow._options import check_choice
-from captum_attnflow.attr._arguments import ForwardArguments, repeat_target
+from captum_attnflow.attr._arguments import ForwardArguments
 from captum_attnflow.attr._base import AttentionAttribution
 from captum_attnflow.attr._layer import LayerAttentionAttribution, single_layer
 from captum_attnflow.attr._shape import sum_over_tokens
@@ -46,6 +46,7 @@ from captum_attnflow.capture import (
 from captum_attnflow.capture.layer import LayerCalls
 from captum_attnflow.result import Explanation, FlowDiagnostics
 from captum_attnflow.solve import solve_sources
+from captum_attnflow.targets import repeat_target
 
 Sign = Literal["both", "positive"]
 

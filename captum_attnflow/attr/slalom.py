@@ -60,8 +60,9 @@ class SLALOM(PerturbationAttribution):
             black box may take a list of str and return one score, or one row of
             scores, per text.
         multiply_by_inputs (bool): Kept for Captum's signature; no effect.
-        strategy (str): Which queries: ``"eff"``, each distinct token alone, random
-            triples and the text, from which values and importances can be read;
+        strategy (str): Which queries: ``"eff"``, each distinct token alone, triples
+            that pair all tokens equally often, a few halves of the text and the text,
+            from which values and importances can be read;
             ``"fidel"``, the text, each position deleted, each distinct token alone and
             random deletions, all weighted by one over the square of the number of
             deletions; near the text, predictions are closer.

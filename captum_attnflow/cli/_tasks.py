@@ -11,7 +11,7 @@ from captum_attnflow.demo import DEMO_MODEL_PATH
 from captum_attnflow.image import ImageClassifier
 from captum_attnflow.image_attribution import ImageAttribution, ImageOverlays
 from captum_attnflow.text import TextClassifier
-from captum_attnflow.visualization import html_page
+from captum_attnflow.text_generation import GeneratedText, TextGenerator
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,10 @@ class Task:
 
     Attributes:
         load (Callable): Loads by its name what has a method ``explain(batch, method,
-            target, **options)``, which returns one result per input of the batch, for
-            rich to print.
+            target, **options)``, which returns one result per input of the batch, which
+            shows itself.
         unit (str): What one line of the input is.
         default_model (str, optional): Where none is given.
-        page (Callable): Renders results as an HTML document.
         fields (Callable): Makes one result a dictionary for JSON.
         save_picture (Callable, optional): Writes results to a picture file.
     """
@@ -32,7 +31,6 @@ class Task:
     load: Callable[[str], Any]
     unit: str
     default_model: str | None
-    page: Callable[[Sequence[Any]], str]
     fields: Callable[[Any], dict[str, Any]]
     save_picture: Callable[[Sequence[Any], Path], None] | None = None
 
@@ -45,10 +43,6 @@ def _image_fields(result: ImageAttribution) -> dict[str, Any]:
     return {key: value for key, value in asdict(result).items() if key != "pixels"}
 
 
-def _image_page(results: Sequence[ImageAttribution]) -> str:
-    return html_page(ImageOverlays(tuple(results)))
-
-
 def _save_figure(results: Sequence[ImageAttribution], file: Path) -> None:
     ImageOverlays(tuple(results)).figure().savefig(file)
 
@@ -58,14 +52,18 @@ TASKS = {
         load=TextClassifier.load,
         unit="text",
         default_model=str(DEMO_MODEL_PATH),
-        page=html_page,
         fields=_given_fields,
+    ),
+    "text-generation": Task(
+        load=TextGenerator.load,
+        unit="prompt",
+        default_model=None,
+        fields=GeneratedText.to_dict,
     ),
     "image-classification": Task(
         load=ImageClassifier.load,
         unit="image file",
         default_model=None,
-        page=_image_page,
         fields=_image_fields,
         save_picture=_save_figure,
     ),

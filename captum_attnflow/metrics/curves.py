@@ -13,8 +13,8 @@ from typing_extensions import Unpack
 from captum_attnflow.metrics._levels import RemovalOptions, TensorOrTensors
 from captum_attnflow.metrics.table import (
     ALL_TENTHS,
-    area,
     metric_values,
+    summarised_values,
 )
 
 
@@ -36,10 +36,8 @@ def deletion_curve(
     Returns:
         Tensor: Shape ``(B, K)``, float64, in [0, 1]; one value per level.
     """
-    data = (inputs, attributions, baselines, target, additional_forward_args)
-    arguments = (forward_func, *data)
-    values = metric_values("deletion_area", fractions, arguments, options)
-    return values
+    given = (inputs, attributions, baselines, target, additional_forward_args)
+    return metric_values("deletion_area", fractions, options, forward_func, *given)
 
 
 @log_usage()
@@ -62,10 +60,8 @@ def deletion_area(
     Returns:
         Tensor: Shape ``(B,)``, float64, in [0, 1].
     """
-    data = (inputs, attributions, baselines, target, additional_forward_args)
-    arguments = (forward_func, *data)
-    values = metric_values("deletion_area", fractions, arguments, options)
-    return area(values, fractions)
+    given = (inputs, attributions, baselines, target, additional_forward_args)
+    return summarised_values("deletion_area", fractions, options, forward_func, *given)
 
 
 @log_usage()
@@ -88,10 +84,8 @@ def insertion_curve(
     Returns:
         Tensor: Shape ``(B, K)``, float64, in [0, 1]; one value per level.
     """
-    data = (inputs, attributions, baselines, target, additional_forward_args)
-    arguments = (forward_func, *data)
-    values = metric_values("insertion_area", fractions, arguments, options)
-    return values
+    given = (inputs, attributions, baselines, target, additional_forward_args)
+    return metric_values("insertion_area", fractions, options, forward_func, *given)
 
 
 @log_usage()
@@ -114,7 +108,5 @@ def insertion_area(
     Returns:
         Tensor: Shape ``(B,)``, float64, in [0, 1].
     """
-    data = (inputs, attributions, baselines, target, additional_forward_args)
-    arguments = (forward_func, *data)
-    values = metric_values("insertion_area", fractions, arguments, options)
-    return area(values, fractions)
+    given = (inputs, attributions, baselines, target, additional_forward_args)
+    return summarised_values("insertion_area", fractions, options, forward_func, *given)

@@ -14,8 +14,7 @@ from captum_attnflow.metrics._levels import RemovalOptions, TensorOrTensors
 from captum_attnflow.metrics.table import (
     ERASER_LEVELS,
     TENTHS_TO_HALF,
-    mean,
-    metric_values,
+    summarised_values,
 )
 
 
@@ -42,10 +41,8 @@ def aopc(
     Returns:
         Tensor: Shape ``(B,)``, float64, in [-1, 1]; 0 where no token can be removed.
     """
-    data = (inputs, attributions, baselines, target, additional_forward_args)
-    arguments = (forward_func, *data)
-    values = metric_values("aopc", fractions, arguments, options)
-    return mean(values, fractions)
+    given = (inputs, attributions, baselines, target, additional_forward_args)
+    return summarised_values("aopc", fractions, options, forward_func, *given)
 
 
 @log_usage()
@@ -68,10 +65,8 @@ def log_odds(
     Returns:
         Tensor: Shape ``(B,)``, float64; 0 where no token can be removed.
     """
-    data = (inputs, attributions, baselines, target, additional_forward_args)
-    arguments = (forward_func, *data)
-    values = metric_values("log_odds", fractions, arguments, options)
-    return mean(values, fractions)
+    given = (inputs, attributions, baselines, target, additional_forward_args)
+    return summarised_values("log_odds", fractions, options, forward_func, *given)
 
 
 @log_usage()
@@ -97,10 +92,10 @@ def comprehensiveness(
     Returns:
         Tensor: Shape ``(B,)``, float64, in [-1, 1]; 0 where no token can be removed.
     """
-    data = (inputs, attributions, baselines, target, additional_forward_args)
-    arguments = (forward_func, *data)
-    values = metric_values("comprehensiveness", fractions, arguments, options)
-    return mean(values, fractions)
+    given = (inputs, attributions, baselines, target, additional_forward_args)
+    return summarised_values(
+        "comprehensiveness", fractions, options, forward_func, *given
+    )
 
 
 @log_usage()
@@ -126,7 +121,5 @@ def sufficiency(
     Returns:
         Tensor: Shape ``(B,)``, float64, in [-1, 1]; 0 where no token can be removed.
     """
-    data = (inputs, attributions, baselines, target, additional_forward_args)
-    arguments = (forward_func, *data)
-    values = metric_values("sufficiency", fractions, arguments, options)
-    return mean(values, fractions)
+    given = (inputs, attributions, baselines, target, additional_forward_args)
+    return summarised_values("sufficiency", fractions, options, forward_func, *given)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from captum_attnflow._options import check_batch_size, check_choice
 from captum_attnflow.metrics.removal import Removals
+from captum_attnflow.targets import target_of_rows
 from captum_attnflow.token_axis import TokenAxis, columns_of
 
 RemovalMode = Literal["replace", "delete"]
@@ -82,7 +83,8 @@ class TokenRemoval:
                     columns_of(inputs, columns, (1,)),
                     additional_forward_args=self._additional(rows, columns),
                 )
-                selected = _log_probability(output, self._target(rows), self.output)
+                target = target_of_rows(self.target, rows)
+                selected = _log_probability(output, target, self.output)
                 values[sets] = selected.double().cpu()
                 shown.update(len(sets))
         return values
@@ -118,13 +120,6 @@ class TokenRemoval:
             return None
         axis = TokenAxis(self.padding)
         return tuple(axis.take(given, rows, columns) for given in self.additional)
-
-    def _target(self, rows: Tensor) -> TargetType:
-        if isinstance(self.target, list):
-            return [self.target[row] for row in rows.tolist()]
-        if isinstance(self.target, Tensor) and self.target.numel() > 1:
-            return self.target[rows.to(self.target.device)]
-        return self.target
 
 
 def _read_baseline(baselines: Any, inputs: Tensor) -> Tensor:

@@ -98,15 +98,20 @@ METRICS: dict[str, Metric] = {
 
 
 def metric_values(
-    name: str,
-    fractions: Sequence[float],
-    arguments: tuple[Any, ...],
-    options: RemovalOptions,
+    name: str, fractions: Sequence[float], options: RemovalOptions, *arguments: Any
 ) -> Tensor:
     """Evaluate one metric at given levels, before its summary; shape ``(B, K)``."""
     metric = METRICS[name]
     wanted = {name: (metric.value, metric.levels(read_levels(fractions)))}
     return level_values(wanted, *arguments, **options)[name]
+
+
+def summarised_values(
+    name: str, fractions: Sequence[float], options: RemovalOptions, *arguments: Any
+) -> Tensor:
+    """Evaluate one metric at given levels; shape ``(B,)``."""
+    values = metric_values(name, fractions, options, *arguments)
+    return METRICS[name].summary(values, fractions)
 
 
 @log_usage()

@@ -9,6 +9,8 @@ import torch
 from captum._utils.typing import TargetType
 from torch import Tensor
 
+from captum_attnflow.targets import is_per_example
+
 Target = tuple[int, ...]
 
 
@@ -21,11 +23,7 @@ def targets_of_texts(target: TargetType, n_texts: int) -> list[Target] | None:
     """
     if target is None:
         return None
-    if isinstance(target, Tensor):
-        target = target.flatten().tolist()
-        if len(target) == 1:
-            target = target * n_texts
-    each = target if isinstance(target, list) else [target] * n_texts
+    each: Any = target if is_per_example(target) else [target] * n_texts
     if len(each) != n_texts:
         raise ValueError(
             f"{len(each)} targets were given for {n_texts} texts; give one per text, "

@@ -7,7 +7,7 @@ whose tokens it holds, in their order; a position may stand in it repeatedly.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, combinations
+from itertools import chain, combinations, islice
 from math import comb
 from typing import Literal
 
@@ -19,6 +19,8 @@ Query = tuple[int, ...]
 
 # As Leemann et al. draw them in SLALOM-eff.
 SHORT_LENGTH = 3
+# A few random triples per type link all of them; fewer may not.
+_LINKED_BELOW = 4
 # SLALOM-fidel deletes five tokens at most. Deleting up to half of the text instead
 # halves the error at ten deletions and leaves that at one and five as it is.
 LEAST_MOST_DELETIONS = 5
@@ -27,12 +29,16 @@ LEAST_MOST_DELETIONS = 5
 def draw_short(
     types: Sequence[int], n_queries: int, generator: torch.Generator
 ) -> list[Query]:
-    """Draw each type alone, then distinct random triples of types.
+    """Draw each type alone, then distinct triples of types, in random Latin squares.
 
-    The first ``V - 1`` triples each link one more type to those before, so that the
-    first ``2 V - 1`` queries identify a SLALOM function: the single gives the type's
-    value, the triple its importance. The others are i.i.d. uniform over the types, as
-    in SLALOM-eff, but no sequence is drawn twice.
+    Of ``V**2`` triples in a row each pair of types stands at each two places once.
+    Uniform over all triples as SLALOM-eff draws them, they leave less to chance: what
+    a SLALOM function does not fit is mostly of pairs, which its parameters then see
+    in equal parts.
+
+    Of less than ``4 V`` queries, the first ``V - 1`` triples each link one more type
+    to those before. So ``2 V - 1`` queries identify a SLALOM function: the single gives
+    the type's value, the triple its importance.
 
     Args:
         types (sequence of int): Type of each position, from 0 to ``V - 1``.
@@ -49,11 +55,41 @@ def draw_short(
     """
     first = [types.index(kind) for kind in range(max(types) + 1)]
     singles = [(position,) for position in first]
-    chosen = dict.fromkeys(_linking_triples(len(first), generator))
-    for triple in _random_triples(len(first), n_queries, generator):
-        chosen.setdefault(triple)
-    triples = [tuple(first[kind] for kind in triple) for triple in chosen]
+    is_few = n_queries < _LINKED_BELOW * len(first)
+    linking = _linking_triples(len(first), generator) if is_few else ()
+    drawn = chain(linking, _balanced_triples(len(first), generator))
+    distinct = dict.fromkeys(islice(drawn, n_queries))
+    triples = [tuple(first[kind] for kind in triple) for triple in distinct]
     return (singles + triples)[:n_queries]
+
+
+def draw_halves(
+    n_positions: int, n_queries: int, generator: torch.Generator
+) -> list[Query]:
+    """Draw distinct random halves of the text, each in ascending order.
+
+    They tell how tokens weigh in company. A text of less than eight tokens has none:
+    its halves are no longer than triples.
+
+    Args:
+        n_positions (int): Positions of the text.
+        n_queries (int): Most queries.
+        generator (torch.Generator): Source of randomness.
+
+    Examples::
+
+        >>> [half] = draw_halves(8, 1, torch.Generator().manual_seed(0))
+        >>> len(half)
+        4
+    """
+    n_kept = n_positions // 2
+    if n_kept <= SHORT_LENGTH:
+        return []
+    orders = (
+        torch.randperm(n_positions, generator=generator) for _ in range(n_queries)
+    )
+    halves = (tuple(sorted(order[:n_kept].tolist())) for order in orders)
+    return list(dict.fromkeys(halves))
 
 
 def draw_subsets(
@@ -172,21 +208,24 @@ def _linking_triples(n_types: int, generator: torch.Generator) -> Iterator[Query
         yield tuple(triple[place] for place in shuffled)
 
 
-def _random_triples(
-    n_types: int, n_triples: int, generator: torch.Generator
-) -> Iterator[Query]:
-    """Yield as many distinct triples, uniformly, or all that there are."""
-    n_codes = n_types**SHORT_LENGTH
-    if n_codes <= 4 * n_triples:
-        codes = torch.randperm(n_codes, generator=generator)[:n_triples].tolist()
-    else:
-        seen: dict[int, None] = {}
-        while len(seen) < n_triples:
-            drawn = torch.randint(n_codes, (n_triples,), generator=generator)
-            seen.update(dict.fromkeys(drawn.tolist()))
-        codes = list(seen)[:n_triples]
-    for code in codes:
-        yield tuple(code // n_types**place % n_types for place in range(SHORT_LENGTH))
+def _balanced_triples(n_types: int, generator: torch.Generator) -> Iterator[Query]:
+    """Yield all triples of types, each once, one Latin square after the other.
+
+    With types renamed at random at each place, square ``k`` is
+    ``(a, a + d, 2 a + d + k)`` modulo ``V``. For one ``d``, the first two places hold
+    every type once, and the third does if ``V`` is odd.
+    """
+
+    def shuffled() -> list[int]:
+        order: list[int] = torch.randperm(n_types, generator=generator).tolist()
+        return order
+
+    one, two, three = shuffled(), shuffled(), shuffled()
+    for k in shuffled():
+        for d in shuffled():
+            for a in range(n_types):
+                b, c = (a + d) % n_types, (2 * a + d + k) % n_types
+                yield one[a], two[b], three[c]
 
 
 def _deleted_positions(

@@ -58,6 +58,8 @@ def image_overlay(
     scores = attributions[example].detach().double().cpu().permute(1, 2, 0)
     image = images[example].detach().double().cpu().permute(1, 2, 0)
     image = (image - image.amin()) / (image.amax() - image.amin()).clamp_min(1e-12)
+    # Captum blends and masks colour images only.
+    image = image.expand(-1, -1, 3) if image.shape[-1] == 1 else image
     if not _has_sign(scores.sum(-1), sign):
         warnings.warn(
             f"no attribution of image {example} has the sign {sign!r}, so the image is "

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
 
 from captum_attnflow.display import position_labels
 from captum_attnflow.surrogate import SlalomExplanation
@@ -162,7 +163,7 @@ def _write_labels(
     figure.canvas.draw()
     figure.set_layout_engine("none")
     inch = 72 / figure.dpi
-    boxes = [label.get_window_extent() for label in labels]
+    boxes = [Text.get_window_extent(label) for label in labels]  # without arrows
     sizes = np.array([(box.width, box.height) for box in boxes]).reshape(-1, 2) * inch
     at = axes.transData.transform(points) * inch
     places = place_labels(

@@ -86,6 +86,16 @@ def test_twice_the_types_less_one_queries_recover_the_function(n_types, seed):
     assert_recovered(asked(queries, function), function)
 
 
+@pytest.mark.parametrize("n_types", [2, 5, 12, 30])
+@pytest.mark.parametrize("seed", range(4))
+def test_three_balanced_triples_per_type_recover_the_function(n_types, seed):
+    """The fewest without triples that link the types one by one."""
+    function = a_function(n_types, seed)
+    generator = torch.Generator().manual_seed(seed)
+    queries = draw_short(range(n_types), 4 * n_types, generator)
+    assert_recovered(asked(queries, function), function)
+
+
 def test_deletions_of_a_text_with_duplicates_recover_the_function():
     types = [0, 1, 2, 0, 3, 1, 0, 4, 5, 2]
     function = a_function(6)

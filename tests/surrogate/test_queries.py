@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from captum_attnflow.surrogate import (
     count_types,
     draw_deletions,
+    draw_halves,
     draw_random_deletions,
     draw_short,
     draw_subsets,
@@ -67,11 +68,35 @@ def test_each_linking_triple_holds_one_type_more(seed):
     assert seen == set(range(20))
 
 
-def test_triples_are_uniform_over_the_types():
-    queries = draw_short(range(12), 1200, generator())
-    counts = count_types(range(12), queries[23:]).sum(0)
-    # 3,531 draws over 12 types: 294 each, give or take four standard deviations.
-    assert (counts - counts.mean()).abs().max() < 4 * counts.mean().sqrt()
+@pytest.mark.parametrize("n_types", [1, 2, 7, 12])
+def test_each_pair_of_types_stands_at_each_two_places_once(n_types):
+    """In every square of triples in a row."""
+    n_queries = n_types + n_types**3
+    triples = draw_short(range(n_types), n_queries, generator())[n_types:]
+    assert len(triples) == n_types**3
+    everything = sorted(product(range(n_types), repeat=2))
+    for start in range(0, len(triples), n_types**2):
+        square = triples[start : start + n_types**2]
+        for two in combinations(range(3), 2):
+            assert sorted(tuple(t[i] for i in two) for t in square) == everything
+
+
+@pytest.mark.parametrize("n_types", [7, 13])
+def test_a_part_of_a_square_holds_each_type_as_often(n_types):
+    queries = draw_short(range(n_types), 5 * n_types, generator())
+    for start in range(n_types, 5 * n_types, n_types):
+        counts = count_types(range(n_types), queries[start : start + n_types])
+        assert (counts.sum(0) == 3).all()
+
+
+@given(st.integers(1, 30), st.integers(1, 9), st.integers(0, 9))
+def test_halves_are_distinct_and_longer_than_triples(n_positions, n_queries, seed):
+    halves = draw_halves(n_positions, n_queries, generator(seed))
+    assert len(set(halves)) == len(halves) <= n_queries
+    for half in halves:
+        assert 3 < len(half) == n_positions // 2
+        assert list(half) == sorted(set(half))
+        assert set(half) <= set(range(n_positions))
 
 
 def test_deletions_start_with_the_text_each_deletion_and_each_token_alone():

@@ -14,7 +14,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from captum_attnflow.visualization.flow_diagram.layout import Floats, FlowLayout
-from captum_attnflow.visualization.fonts import drawable, label_widths, shortened
+from captum_attnflow.visualization.fonts import (
+    Label,
+    drawable,
+    label_widths,
+    shortened,
+)
 
 FLOW_COLOUR = "#2f6690"
 CUT_COLOUR = "#d9541e"
@@ -128,7 +133,7 @@ def _write_tokens(
     axes: Axes,
     layout: FlowLayout,
     sheet: _Sheet,
-    labels: list[tuple[str, list[str]]],
+    labels: list[Label],
 ) -> None:
     """Write the token of every column, on a tint that deepens with its flow."""
     share = layout.sent / max(layout.sent.max(), np.finfo(float).tiny)
