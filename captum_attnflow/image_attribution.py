@@ -41,7 +41,7 @@ class ImageAttribution:
 
     The value of a notebook's cell is shown as Captum's overlay, and rich prints it as
     a grid of patches: the darker one is, the higher its share of the largest score,
-    green for the target and red against it.
+    green for the target, red and with a minus sign against it.
 
     Attributes:
         image (str): Its file.
@@ -93,7 +93,10 @@ class ImageAttribution:
             text.append("\n")
             for _, share in row:
                 shade = _SHADES[round(abs(share) * (len(_SHADES) - 1))]
-                text.append(2 * shade, "green" if share >= 0 else "red")
+                if share < 0:
+                    text.append(f"{shade}-", "red")  # told also without colours
+                else:
+                    text.append(2 * shade, "green")
         ranked = sorted(self.patches, key=lambda patch: patch.score, reverse=True)
         top = [
             "x {0}-{2}, y {1}-{3}: {score:.3g}".format(*patch.box, score=patch.score)

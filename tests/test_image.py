@@ -146,6 +146,14 @@ class TestPictures:
         assert lines[1 + top // 8][left // 4 : right // 4] == "██"
         assert lines[5].startswith(f"highest: x {left}-{right}, y {top}-{bottom}: ")
 
+    def test_a_terminal_tells_the_sign_without_colours(self, classifier, photo):
+        [result] = classifier.explain([str(photo)], "relevance-flow")
+        grid = terminal_text(result).plain.splitlines()[1:5]
+        cells = [row[i : i + 2] for row in grid for i in range(0, 8, 2)]
+        against = [patch.score < 0 for patch in result.patches]
+        assert any(against)
+        assert [cell.endswith("-") for cell in cells] == against
+
 
 class TestCommand:
     @pytest.mark.parametrize("method", ATTENTION_METHODS)
