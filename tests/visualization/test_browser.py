@@ -172,15 +172,28 @@ class TestFlowDiagram:
         assert "active" in tokens[2].get_attribute("class")
         assert browser.find_elements(By.CSS_SELECTOR, ".trace path")
 
+    @pytest.mark.parametrize("relative_to", ["network", "layer"])
     @pytest.mark.parametrize("position", range(4))
-    def test_the_highlighted_flow_is_what_the_token_sends(self, position, opened):
+    def test_the_highlighted_flow_is_what_the_token_sends(
+        self, position, relative_to, opened
+    ):
         explanation = an_explanation(3, 4)
-        browser = opened(flow_diagram(explanation, list("abcd"), threshold=0.2))
+        browser = opened(
+            flow_diagram(explanation, threshold=0.2, relative_to=relative_to)
+        )
         token = browser.find_elements(By.CSS_SELECTOR, ".token")[position]
         ActionChains(browser).move_to_element(token).perform()
         sent = edges_from(explanation.flow[0].tolist(), position)
-        largest = max(sent.values())
-        shares = {edge: flow / largest for edge, flow in sent.items()}
+        same_layer = relative_to == "layer"
+        shares = {
+            edge: amount
+            / max(
+                other
+                for (layer, _, _), other in sent.items()
+                if layer == edge[0] or not same_layer
+            )
+            for edge, amount in sent.items()
+        }
         found = highlighted(browser)
         assert set(found) == {edge for edge, share in shares.items() if share >= 0.2}
         widest = max(found.values())

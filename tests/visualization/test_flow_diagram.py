@@ -59,7 +59,9 @@ def test_the_picture_says_what_is_not_drawn():
     diagram = flow_diagram(an_explanation(3, 6), threshold=0.25)
     said = diagram.layout.pruning()
     n_edges = len(diagram.layout.layer) + diagram.layout.n_pruned
-    assert f"{diagram.layout.n_pruned} of {n_edges} edges are below 25 %" in said
+    assert said.startswith(
+        f"{diagram.layout.n_pruned} of {n_edges} edges are below 25 %"
+    )
     assert said in [text.get_text() for text in diagram.figure().texts]
     assert said in diagram.to_html()
 
@@ -73,6 +75,23 @@ def test_wider_edges_carry_more():
     ]
     assert layout.width.tolist() == pytest.approx([flow / max(flows) for flow in flows])
     assert flows == sorted(flows)  # the widest are drawn last
+
+
+def test_edges_relative_to_their_layer_show_the_main_ones_of_each():
+    explanation = an_explanation(4, 8)
+    layout = flow_diagram(explanation, threshold=0.5, relative_to="layer").layout
+    flow = explanation.flow[0]
+    assert set(edges(layout)) == {
+        (layer, tail, head)
+        for layer in range(4)
+        for head in range(8)
+        for tail in range(8)
+        if flow[layer, head, tail] >= 0.5 * max(flow[layer].flatten().tolist())
+    }
+    assert {layer for layer, _, _ in edges(layout)} == set(range(4))
+    assert [layout.width[layout.layer == layer].max() for layer in range(4)] == [
+        1.0
+    ] * 4
 
 
 def test_tokens_send_their_scores():
@@ -148,6 +167,8 @@ def test_what_has_no_joint_flow_is_refused_with_the_way_to_one(demo):
         ({"tokens": ["a"]}, "1 tokens were given for 3 positions"),
         ({"threshold": 1.5}, "threshold=1.5"),
         ({"example": 1}, "example=1 is not in a batch of 1"),
+        ({"example": -1}, "example=-1"),
+        ({"relative_to": "row"}, "'network', 'layer'"),
     ],
 )
 def test_bad_input_is_refused(options, words):
