@@ -120,25 +120,24 @@ class State:
     def refined(self, problem: Problem) -> State:
         """The same state in the precision of a problem.
 
-        Flow and room sum to the capacity again, the smaller of the two being kept, and
-        complementarity products stay what they are.
+        Flow and room sum to the capacity again, the smaller of the two being kept.
         """
         room = self.room.to(problem.capacity.dtype)
+        price = self.price.to(room.dtype)
         flow, left = room
-        part = torch.minimum(flow, left)
-        rest = problem.capacity - part
-        is_flow = flow <= left
-        exact = torch.stack(
-            [torch.where(is_flow, part, rest), torch.where(is_flow, rest, part)]
-        )
-        price = self.price.to(room.dtype).mul_(room.div_(exact))
-        return State(exact, price, self.p.to(room.dtype))
+        flow_is_less = flow <= left
+        # An edge that never binds has more room now.
+        price[1].mul_(left)
+        torch.where(flow_is_less, problem.capacity - flow, left, out=left)
+        torch.where(flow_is_less, flow, problem.capacity - left, out=flow)
+        price[1].div_(left)
+        return State(room, price, self.p.to(room.dtype))
 
     def is_interior(self) -> Tensor:
         """Whether flow, room and multipliers of each network are positive, ``(B,)``."""
-        sign = self.room.new_tensor([1.0, -1.0])[:, None, None]
-        inside = (self.room > 0) & (self.price * sign > 0) & self.price.isfinite()
-        return inside.all(2).all(0) & self.p.isfinite().all(2).all(1)
+        inside = self.room.amin(2).amin(0) > 0
+        inside &= (self.price[0].amin(1) > 0) & (self.price[1].amax(1) < 0)
+        return inside & self.product().isfinite() & self.p.isfinite().all(2).all(1)
 
     def product(self) -> Tensor:
         """Mean complementarity product."""

@@ -35,9 +35,11 @@ from captum_attnflow.solve.solution import FlowError, FlowSolution, certified
 # Edges whose arrays a processor's cache holds; more at once take longer each.
 _CACHED_EDGES = 1 << 18
 # Steps far from the optimum are made in float32, where the arrays are large enough for
-# memory to be what they wait for: until the gap is this share of the value.
+# memory to be what they wait for: until the gap is this share of the value, or for
+# this many steps.
 _SINGLE_FROM_TOKENS = 48
-_SINGLE_GAP = 3e-3
+_SINGLE_GAP = 1e-3
+_SINGLE_STEPS = 15
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class BarrierSolver:
         problem: Problem,
         state: State,
         iterations: Tensor,
-        is_done: Callable[[Newton, Tensor], Tensor],
+        is_done: Callable[[Newton, Tensor, int], Tensor],
     ) -> tuple[State, Tensor]:
         """Step until every network is done; count the steps of each.
 
@@ -129,9 +131,9 @@ class BarrierSolver:
         answer = State(**vars(state))
         running = torch.arange(len(iterations), device=iterations.device)
         reached = torch.zeros_like(problem.scale)
-        for _ in range(self.max_iterations + 1):
+        for step in range(self.max_iterations + 1 - int(iterations.max())):
             target = self._target(newton)
-            done = is_done(newton, target)
+            done = is_done(newton, target, step)
             if bool(done.any()):
                 finished = running[done]
                 # Until the first selection the answer shares the state's arrays.
@@ -151,13 +153,13 @@ class BarrierSolver:
             f"(now {self.epsilon}), or check the capacities for extreme ratios"
         )
 
-    def _is_near(self, newton: Newton, target: Tensor) -> Tensor:
+    def _is_near(self, newton: Newton, target: Tensor, step: int) -> Tensor:
         """Whether float32 has no more to give; so for what is no number."""
         gap = newton.mu * newton.problem.n_terms
-        value = newton.problem.value(newton.state.room[0])
-        return ~((gap > _SINGLE_GAP * value) & (newton.mu > target))
+        far = gap > _SINGLE_GAP * newton.problem.value(newton.state.room[0])
+        return ~(far & (newton.mu > target) & (step < _SINGLE_STEPS))
 
-    def _is_done(self, newton: Newton, target: Tensor) -> Tensor:
+    def _is_done(self, newton: Newton, target: Tensor, step: int) -> Tensor:
         return newton.converged(target, self.tolerance)
 
     def _target(self, newton: Newton) -> Tensor:
