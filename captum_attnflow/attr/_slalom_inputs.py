@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from typing_extensions import TypeIs
 
 from captum_attnflow.attr._arguments import ForwardArguments
+from captum_attnflow.attr._layer import layer_templates
 from captum_attnflow.attr._shape import refuse_several
-from captum_attnflow.capture.layer import TensorLike
+from captum_attnflow.capture.layer import TensorLike, record_layer_tensors
 from captum_attnflow.perturbation import (
     DeletableColumns,
     DeletableWords,
@@ -92,44 +93,24 @@ def activations_of(
     arguments: ForwardArguments,
     keep: Tensor | None,
     internal_batch_size: int | None,
-) -> PerturbableTexts:
+) -> tuple[PerturbableTexts, list[TensorLike]]:
     """Read a layer's activations at each position, and those for the baselines.
+
+    Returns:
+        tuple: The texts, and a description of the layer's tensors.
 
     Raises:
         ValueError: If the layer did not run, or has no token axis.
     """
-    seen: list[Tensor] = []
-
-    def record(activation: Tensor) -> Tensor:
-        seen.append(activation.detach().clone())
-        return activation
-
-    at_baseline = replace(arguments, inputs=arguments.baselines, target=None)
-    with torch.no_grad(), replaced_activation(layer, of_input, record):
-        for part in at_baseline.split(internal_batch_size):
-            n_before = len(seen)
-            _run_forward(forward_func, part.inputs, None, part.additional)
-            # Of a layer that runs several times, each time in a row.
-            del seen[n_before + 1 :]
-    if not seen:
-        raise ValueError(
-            f"the layer {type(layer).__name__} did not run in the forward function; "
-            "pass a layer of the model that forward_func calls"
-        )
-    baseline = torch.cat(seen)
-    least = 3 if baseline.is_floating_point() else 2
-    if baseline.dim() < least or len(baseline) != arguments.n_rows:
-        raise ValueError(
-            f"the layer has a tensor of shape {tuple(baseline.shape)} for "
-            f"{arguments.n_rows} texts; its first tensor must be (B, T, D), such as "
-            "the output of the embeddings module, or token ids (B, T)"
-        )
+    baseline, templates = _at_baselines(
+        forward_func, layer, of_input, arguments, internal_batch_size
+    )
     ids = _ids_of(arguments.inputs, baseline.shape[1])
     positions = torch.arange(baseline.shape[1]).expand(baseline.shape[:2])
     kept, padding = _kept_and_padding(
         forward_func, tokenizer, arguments, ids, keep, tuple(positions.shape)
     )
-    return ReplaceableActivations(
+    texts = ReplaceableActivations(
         layer,
         of_input,
         baseline,
@@ -139,6 +120,44 @@ def activations_of(
         kept,
         padding,
     )
+    return texts, templates
+
+
+def _at_baselines(
+    forward_func: Callable[..., Any],
+    layer: nn.Module,
+    of_input: bool,
+    arguments: ForwardArguments,
+    internal_batch_size: int | None,
+) -> tuple[Tensor, list[TensorLike]]:
+    """Run the baselines; take the layer's first tensor, and describe all."""
+    seen: list[Tensor] = []
+
+    def record(activation: Tensor) -> Tensor:
+        seen.append(activation.detach().clone())
+        return activation
+
+    at_baseline = replace(arguments, inputs=arguments.baselines, target=None)
+    with (
+        torch.no_grad(),
+        record_layer_tensors(layer, of_input) as calls,
+        replaced_activation(layer, of_input, record),
+    ):
+        for part in at_baseline.split(internal_batch_size):
+            n_before = len(seen)
+            _run_forward(forward_func, part.inputs, None, part.additional)
+            # Of a layer that runs several times, each time in a row.
+            del seen[n_before + 1 :]
+    templates = layer_templates(layer, calls.calls, arguments.n_rows, 1)
+    baseline = torch.cat(seen)
+    least = 3 if baseline.is_floating_point() else 2
+    if baseline.dim() < least or len(baseline) != arguments.n_rows:
+        raise ValueError(
+            f"the layer has a tensor of shape {tuple(baseline.shape)} for "
+            f"{arguments.n_rows} texts; its first tensor must be (B, T, D), such as "
+            "the output of the embeddings module, or token ids (B, T)"
+        )
+    return baseline, templates
 
 
 def _ids_of(inputs: Sequence[Tensor], n_positions: int) -> Tensor | None:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
+from captum._utils.typing import TargetType
 from torch import Tensor
 
 from captum_attnflow._options import check_batch_size, check_choice
 from captum_attnflow.attr._slalom_links import Answers, link_outputs
-from captum_attnflow.perturbation import PerturbableTexts, Target, ask
+from captum_attnflow.perturbation import PerturbableTexts, ask, targets_of_texts
 from captum_attnflow.surrogate import (
     SCORES,
     Link,
@@ -132,7 +133,7 @@ class _Draw:
 def explain_texts(
     forward_func: Callable[..., Any],
     texts: PerturbableTexts,
-    targets: Sequence[Target] | None,
+    target: TargetType,
     options: SlalomOptions,
     internal_batch_size: int | None = None,
     show_progress: bool = False,
@@ -146,7 +147,7 @@ def explain_texts(
     Args:
         forward_func (Callable): The forward function.
         texts (PerturbableTexts): The texts.
-        targets (sequence of tuple, optional): Per text.
+        target (int, tuple, Tensor or list, optional): As Captum takes it.
         options (SlalomOptions): The options.
         internal_batch_size (int, optional): Most rows per forward pass.
         show_progress (bool): Show Captum's progress bar.
@@ -163,7 +164,7 @@ def explain_texts(
         forward_func,
         texts,
         queries,
-        targets,
+        target,
         options,
         internal_batch_size,
         show_progress,
@@ -201,23 +202,24 @@ def explain_texts(
 def answer_texts(
     forward_func: Callable[..., Any],
     texts: PerturbableTexts,
-    targets: Sequence[Target] | None,
+    target: TargetType,
     options: SlalomOptions,
 ) -> Answers:
     """Ask for the log-odds of the texts alone, one row per text."""
     queries = [[tuple(range(len(types)))] for types in texts.types]
-    return _answers(forward_func, texts, queries, targets, options)
+    return _answers(forward_func, texts, queries, target, options)
 
 
 def _answers(
     forward_func: Callable[..., Any],
     texts: PerturbableTexts,
     queries: Sequence[Sequence[Query]],
-    targets: Sequence[Target] | None,
+    target: TargetType,
     options: SlalomOptions,
     internal_batch_size: int | None = None,
     show_progress: bool = False,
 ) -> Answers:
+    targets = targets_of_texts(target, len(texts.types))
     outputs = ask(
         forward_func, texts, queries, targets, internal_batch_size, show_progress
     )

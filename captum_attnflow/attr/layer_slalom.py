@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
-from captum._utils.common import _format_output, _run_forward
+from captum._utils.common import _format_output
 from captum._utils.typing import BaselineType, ModuleOrModuleList, TargetType
 from captum.attr import LayerAttribution
 from captum.log import log_usage
@@ -14,12 +14,11 @@ from torch import Tensor
 
 from captum_attnflow.attr._arguments import ForwardArguments
 from captum_attnflow.attr._base import TensorOrTensors
-from captum_attnflow.attr._layer import layer_templates, single_layer
+from captum_attnflow.attr._layer import single_layer
 from captum_attnflow.attr._shape import shape_like_layer
 from captum_attnflow.attr._slalom_inputs import activations_of, are_texts
-from captum_attnflow.attr._slalom_warnings import warn_of_importances, warn_of_scores
 from captum_attnflow.attr.slalom import SLALOM
-from captum_attnflow.capture.layer import TensorLike, record_layer_tensors
+from captum_attnflow.capture.layer import TensorLike
 from captum_attnflow.perturbation import PerturbableTexts
 from captum_attnflow.surrogate import Link, Score, SlalomExplanation, Strategy
 
@@ -144,15 +143,11 @@ class LayerSLALOM(SLALOM, LayerAttribution):
         arguments = _read(
             inputs, baselines, target, additional_forward_args, n_steps, method
         )
-        texts = self._activations(
+        texts, templates = self._activations(
             arguments, keep, internal_batch_size, attribute_to_layer_input
         )
         explanation = self._explain(
             texts, target, internal_batch_size, show_progress, hold_out=False
-        )
-        warn_of_scores(explanation, stacklevel=4)
-        templates = self._templates(
-            arguments, internal_batch_size, attribute_to_layer_input
         )
         attributions = shape_like_layer(explanation.scores, templates)
         formatted = _format_output(len(attributions) > 1, attributions)
@@ -184,15 +179,12 @@ class LayerSLALOM(SLALOM, LayerAttribution):
         arguments = _read(
             inputs, baselines, target, additional_forward_args, n_steps, method
         )
-        texts = self._activations(
+        texts, _ = self._activations(
             arguments, keep, internal_batch_size, attribute_to_layer_input
         )
-        explanation = self._explain(
+        return self._explain(
             texts, target, internal_batch_size, show_progress, hold_out=True
         )
-        warn_of_scores(explanation, stacklevel=3)
-        warn_of_importances(explanation, stacklevel=3)
-        return explanation
 
     def _activations(
         self,
@@ -200,7 +192,8 @@ class LayerSLALOM(SLALOM, LayerAttribution):
         keep: Tensor | None,
         internal_batch_size: int | None,
         of_input: bool,
-    ) -> PerturbableTexts:
+    ) -> tuple[PerturbableTexts, list[TensorLike]]:
+        """Read the layer's activations, and describe its tensors."""
         return activations_of(
             self.forward_func,
             self.tokenizer,
@@ -210,18 +203,6 @@ class LayerSLALOM(SLALOM, LayerAttribution):
             keep,
             internal_batch_size,
         )
-
-    def _templates(
-        self,
-        arguments: ForwardArguments,
-        internal_batch_size: int | None,
-        of_input: bool,
-    ) -> list[TensorLike]:
-        layer = single_layer(self.layer)
-        with torch.no_grad(), record_layer_tensors(layer, of_input) as calls:
-            for part in arguments.split(internal_batch_size):
-                _run_forward(self.forward_func, part.inputs, None, part.additional)
-        return layer_templates(layer, calls.calls, arguments.n_rows, 1)
 
 
 def _read(inputs: TensorOrTensors | Sequence[str], *others: Any) -> ForwardArguments:

@@ -22,13 +22,9 @@ from captum_attnflow.attr._slalom_pipeline import (
     answer_texts,
     explain_texts,
 )
-from captum_attnflow.attr._slalom_warnings import (
-    warn_of_caveats,
-    warn_of_importances,
-    warn_of_scores,
-)
+from captum_attnflow.attr._slalom_warnings import warn_of_caveats, warn_of_explanation
 from captum_attnflow.capture.layer import TensorLike
-from captum_attnflow.perturbation import PerturbableTexts, targets_of_texts
+from captum_attnflow.perturbation import PerturbableTexts
 from captum_attnflow.surrogate import Link, Score, SlalomExplanation, Strategy
 
 
@@ -189,8 +185,6 @@ class SLALOM(PerturbationAttribution):
         explanation = self._explain(
             texts, target, internal_batch_size, show_progress, hold_out=False
         )
-        # One frame more than in explain(): Captum wraps attribute() to log its use.
-        warn_of_scores(explanation, stacklevel=4)
         if texts.max_rows == 1 or are_texts(inputs):
             # A language model's target tokens have a row each; texts have no shape.
             template = replace(template, shape=tuple(explanation.scores.shape))
@@ -222,12 +216,9 @@ class SLALOM(PerturbationAttribution):
         texts, _ = self._read(
             inputs, baselines, target, additional_forward_args, n_steps, method, keep
         )
-        explanation = self._explain(
+        return self._explain(
             texts, target, internal_batch_size, show_progress, hold_out=True
         )
-        warn_of_scores(explanation, stacklevel=3)
-        warn_of_importances(explanation, stacklevel=3)
-        return explanation
 
     def has_convergence_delta(self) -> bool:
         """Return True: F(text) - f(text)."""
@@ -263,9 +254,8 @@ class SLALOM(PerturbationAttribution):
             Tensor: Shape ``(B,)``.
         """
         texts, _ = self._read(end_point, start_point, target, additional_forward_args)
-        targets = targets_of_texts(target, len(texts.types))
-        answers = answer_texts(self.forward_func, texts, targets, self.options)
-        warn_of_caveats(answers.caveats, stacklevel=4)
+        answers = answer_texts(self.forward_func, texts, target, self.options)
+        warn_of_caveats(answers.caveats)
         output = torch.cat(answers.columns)
         single = isinstance(attributions, Tensor)
         parts = (attributions,) if single else tuple(attributions)
@@ -300,12 +290,15 @@ class SLALOM(PerturbationAttribution):
         show_progress: bool,
         hold_out: bool,
     ) -> SlalomExplanation:
-        return explain_texts(
+        """Fit the texts, and warn of what the fit leaves open."""
+        explanation = explain_texts(
             self.forward_func,
             texts,
-            targets_of_texts(target, len(texts.types)),
+            target,
             self.options,
             internal_batch_size,
             show_progress,
             hold_out,
         )
+        warn_of_explanation(explanation, in_full=hold_out)
+        return explanation
