@@ -256,6 +256,12 @@ def test_no_token_ends_the_pages_data():
     assert json.loads(data)["tokens"] == tokens
 
 
+def test_a_diagram_among_other_pictures_is_refused():
+    diagram = flow_diagram(an_explanation(1, 2))
+    with pytest.raises(ValueError, match="a page of its own"):
+        html_page([diagram, diagram])
+
+
 def test_the_page_is_its_own_document():
     page = html_page(flow_diagram(an_explanation(1, 2)))
     assert page.startswith("<!DOCTYPE html>")
