@@ -26,7 +26,8 @@ _STYLE = """<style>
 .token-matrix th { font-weight: normal; padding: 2px 5px; white-space: pre; }
 .token-matrix thead th { writing-mode: vertical-rl; transform: rotate(180deg);
   text-align: left; }
-.token-matrix tbody th { text-align: right; }
+.token-matrix tbody th { text-align: right; position: sticky; left: 0;
+  background: white; z-index: 1; }
 .token-matrix td { position: relative; min-width: 18px; height: 20px;
   padding: 0 3px; text-align: center;
   border: 1px solid #e5e7eb; color: black; }
