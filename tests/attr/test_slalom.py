@@ -356,6 +356,22 @@ class TestQueries:
         torch.testing.assert_close(explanation.scores, expected, atol=1e-5, rtol=0)
         assert explanation.type_index[0].tolist() == [0, 1, 2, 3, -1, -1]
 
+    def test_a_mask_whose_name_does_not_say_so_is_told(self):
+        ids = torch.tensor([[5, 9, 0, 0], [8, 0, 11, 12]])
+        flags = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
+
+        def explain(forward):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                SLALOM(forward).attribute(ids, None, 1, (flags,))
+            return [item for item in caught if "attention mask" in str(item.message)]
+
+        [warning] = explain(lambda ids, m: exact(ids))
+        assert "'m' holds zeros and ones" in str(warning.message)
+        assert warning.filename == __file__
+        assert not explain(lambda ids, token_type_ids: exact(ids))
+        assert not explain(lambda ids, mask: exact(ids))
+
     def test_special_tokens_come_from_a_tokenizer_or_a_models_config(self, demo):
         ids = demo.tokenizer("a good film", return_tensors="pt").input_ids
 
