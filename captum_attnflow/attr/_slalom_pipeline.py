@@ -40,7 +40,7 @@ _HELD_OUT = 64
 # and the weight of tokens alone, which fit worse than triples, are tuned on sentences
 # of SST-2's train and dev splits: the more halves, and the more weight on the text, the
 # lower the errors of deletions, and the higher those of triples.
-_SPARE_PER_HALF = 100
+_SPARE_PER_HALF = 50
 _WEIGHT_OF_SINGLES = 0.5
 
 
