@@ -557,6 +557,14 @@ class TestContract:
                 function(token_ids())
             assert {item.filename for item in caught} == {__file__}
 
+    def test_nothing_is_told_twice(self):
+        attribution = SLALOM(lambda ids: torch.zeros(len(ids)), score="importance")
+        for function in (attribution.attribute, attribution.explain):
+            with pytest.warns(UserWarning, match="not identified") as caught:
+                function(token_ids())
+            told = [str(item.message) for item in caught]
+            assert len(set(told)) == len(told)
+
     def test_progress_is_shown_when_asked_for(self, capsys):
         SLALOM(exact).attribute(token_ids(), target=1)
         assert "queries" not in capsys.readouterr().err
@@ -654,6 +662,18 @@ class TestLayer:
             [True] + 7 * [False],
             [True] + 4 * [False] + 3 * [True],
         ]
+
+    def test_the_model_sees_the_queries_and_the_baselines_only(self, model):
+        n_rows = 0
+
+        def counted(ids):
+            nonlocal n_rows
+            n_rows += len(ids)
+            return model(ids).logits
+
+        attribution = LayerSLALOM(counted, model.bert.embeddings, n_samples=60)
+        attribution.attribute(token_ids(2, 8), target=1)
+        assert n_rows == 2 * (60 + 1)
 
     def test_hooks_are_gone_also_after_an_error(self, model):
         layer = model.bert.embeddings
