@@ -108,9 +108,9 @@ class BarrierSolver:
             first = start(network, bound, single)
             near, _ = self._iterate(single, first, iterations, self._is_near)
             state = near.refined(problem)
-            lost = ~state.is_interior()
-            if bool(lost.any()):
-                state.put(lost, start(network, bound, problem).select(lost))
+            astray = ~(state.is_interior() & (_gap(problem, state) <= _SINGLE_GAP))
+            if bool(astray.any()):
+                state.put(astray, start(network, bound, problem).select(astray))
         else:
             state = start(network, bound, problem)
         state, mu = self._iterate(problem, state, iterations, self._is_done)
@@ -155,9 +155,8 @@ class BarrierSolver:
 
     def _is_near(self, newton: Newton, target: Tensor, step: int) -> Tensor:
         """Whether float32 has no more to give; so for what is no number."""
-        gap = newton.mu * newton.problem.n_terms
-        far = gap > _SINGLE_GAP * newton.problem.value(newton.state.room[0])
-        return ~(far & (newton.mu > target) & (step < _SINGLE_STEPS))
+        far = _gap(newton.problem, newton.state) > _SINGLE_GAP
+        return ~far | (newton.mu <= target) | (step == _SINGLE_STEPS)
 
     def _is_done(self, newton: Newton, target: Tensor, step: int) -> Tensor:
         return newton.converged(target, self.tolerance)
@@ -167,6 +166,11 @@ class BarrierSolver:
         if self.mu is not None:
             return (self.mu / problem.scale).to(mu.dtype)
         return self.epsilon * problem.value(newton.state.room[0]) / problem.n_terms
+
+
+def _gap(problem: Problem, state: State) -> Tensor:
+    """Sum of the complementarity products, as a share of the value."""
+    return state.product() * problem.n_terms / problem.value(state.room[0])
 
 
 def _solution(
