@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from captum_attnflow.perturbation import find_special_tokens
-from captum_attnflow.pretrained import logits_by_position
-from captum_attnflow.text import TextClassifier
+from captum_attnflow.tasks.pretrained import logits_by_position
+from captum_attnflow.tasks.text_classification import TextClassifier
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,8 +7,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from captum_attnflow.captum_text import visualize_text
-from captum_attnflow.text_attribution import TextAttribution
+from captum_attnflow.display.captum_text import visualize_text
+from captum_attnflow.tasks.text_attribution import TextAttribution
 from captum_attnflow.visualization.text import text_records
 
 # Tokens of Captum's picture are <mark>.

@@ -14,7 +14,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 
 from captum_attnflow._options import check_example
-from captum_attnflow.display import position_labels
+from captum_attnflow.display.tokens import position_labels
 from captum_attnflow.surrogate import SlalomExplanation
 from captum_attnflow.surrogate.reading import SlalomReading
 from captum_attnflow.visualization.fonts import drawable, shortened
@@ -54,7 +54,7 @@ def slalom_plane(
     Examples::
 
         >>> from captum_attnflow.demo import load_demo_model
-        >>> from captum_attnflow.text import TextClassifier
+        >>> from captum_attnflow.tasks.text_classification import TextClassifier
         >>> classifier = TextClassifier(*load_demo_model())
         >>> [result] = classifier.explain(["a gripping , funny film"], "slalom")
         >>> figure = slalom_plane(result.slalom, result.tokens)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from rich.text import Text
 from torch import Tensor
 
-from captum_attnflow.display import colour, escaped, printable
+from captum_attnflow.display.tokens import colour, escaped, printable
 from captum_attnflow.visualization.fonts import Label, drawable, label_widths, shortened
 
 _LABEL_CELLS = 16

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from captum_attnflow import SLALOM
 from captum_attnflow.perturbation import DeletableColumns, ask, find_special_tokens
 from captum_attnflow.surrogate import QueryData, SlalomModel, count_types
-from captum_attnflow.text import TextClassifier
+from captum_attnflow.tasks.text_classification import TextClassifier
 
 package = pytest.importorskip("slalom_explanations", reason='needs the extra "bench"')
 

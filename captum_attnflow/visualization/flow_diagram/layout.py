@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from captum_attnflow._options import check_choice, check_example
-from captum_attnflow.display import position_labels, printable
+from captum_attnflow.display.tokens import position_labels, printable
 from captum_attnflow.network import LayeredNetwork
 from captum_attnflow.result import Explanation
 

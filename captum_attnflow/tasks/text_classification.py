@@ -19,7 +19,10 @@ from transformers import (
 
 from captum_attnflow.attr import SLALOM, AttentionAttribution
 from captum_attnflow.perturbation import find_special_tokens
-from captum_attnflow.pretrained import (
+from captum_attnflow.result import Explanation
+from captum_attnflow.surrogate import SlalomExplanation
+from captum_attnflow.surrogate.reading import SlalomReading
+from captum_attnflow.tasks.pretrained import (
     ATTENTION_METHODS,
     find_method,
     find_target,
@@ -27,10 +30,7 @@ from captum_attnflow.pretrained import (
     load_pretrained,
     logits_by_position,
 )
-from captum_attnflow.result import Explanation
-from captum_attnflow.surrogate import SlalomExplanation
-from captum_attnflow.surrogate.reading import SlalomReading
-from captum_attnflow.text_attribution import TextAttribution
+from captum_attnflow.tasks.text_attribution import TextAttribution
 
 __all__ = ["METHODS", "TextAttribution", "TextClassifier"]
 
