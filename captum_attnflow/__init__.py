@@ -19,7 +19,6 @@ SLALOM takes another way, by queries alone::
 - :mod:`captum_attnflow.surrogate`: the SLALOM function, its queries, fit and scores.
 - :mod:`captum_attnflow.result`: what ``explain()`` returns.
 - :mod:`captum_attnflow.generation`: what it returns for generated text.
-- :mod:`captum_attnflow.display`, :mod:`captum_attnflow.visualization`: pictures.
 - :mod:`captum_attnflow.tasks`: texts and images in, attributions out, for the shell.
 - :mod:`captum_attnflow.metrics`: faithfulness of any attribution.
 - :mod:`captum_attnflow.study`: methods compared on models and texts.
