@@ -216,10 +216,12 @@ def test_labels_do_not_overlap(n_tokens):
     assert overlapping(figure, [*figure.texts, *texts(figure)]) == []
 
 
-@pytest.mark.parametrize("n_tokens", [1, 10, 40])
-def test_all_text_is_on_the_sheet(n_tokens):
-    tokens = ["m" * 30] * n_tokens
+@pytest.mark.parametrize("dpi", [72, 100, 110, 200])  # hinting widens letters
+@pytest.mark.parametrize("n_tokens", [1, 7, 10, 40])
+def test_all_text_is_on_the_sheet(n_tokens, dpi):
+    tokens = ["m" * 30 if n_tokens != 7 else "m"] * n_tokens
     figure = flow_diagram(an_explanation(2, n_tokens), tokens).figure()
+    figure.set_dpi(dpi)
     [legend] = figure.legends
     written = [*texts(figure), *figure.texts, *legend.get_texts()]
     assert overlapping(figure, written) == []

@@ -29,6 +29,7 @@ _FONT_SIZE = 8
 _UPRIGHT_COLUMNS = 24  # most columns whose labels may stand upright
 _ROW = 0.62  # inches between token layers
 _LEFT, _RIGHT, _TOP = 0.75, 0.85, 0.85
+_HINTING = 1.1  # letters on a coarse grid of pixels are wider than measured
 _HEAD_SIZES = 9, 7  # points of the lines above
 _LEGEND = 4.6  # inches
 _WIDEST_LINE = 4.5  # points
@@ -79,7 +80,7 @@ def draw_flow(layout: FlowLayout) -> Figure:
         n_rows=layout.n_layers + 1,
         column=0.2 if turned else max(longest + 0.12, 0.45),
         label=(longest if turned else 0.2) + 0.15,
-        head=0.3 + max(_LEGEND, *_head_widths(layout)),
+        head=0.3 + _HINTING * max(_LEGEND, *_head_widths(layout)),
         turned=turned,
     )
     figure = Figure(figsize=(sheet.width, sheet.height))
