@@ -19,8 +19,7 @@ SLALOM takes another way, by queries alone::
 - :mod:`captum_attnflow.surrogate`: the SLALOM function, its queries, fit and scores.
 - :mod:`captum_attnflow.result`: what ``explain()`` returns.
 - :mod:`captum_attnflow.text`: texts in, token attributions out, for the shell.
-- :mod:`captum_attnflow.image`: the same for images; their pictures are in
-  :mod:`captum_attnflow.image_picture`.
+- :mod:`captum_attnflow.image`: the same for images.
 - :mod:`captum_attnflow.pretrained`: how both find models, labels and methods.
 - :mod:`captum_attnflow.metrics`: faithfulness of any attribution.
 - :mod:`captum_attnflow.study`: methods compared on models and texts.

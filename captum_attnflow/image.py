@@ -1,9 +1,9 @@
-"""Images in, pixel and patch attributions out: the pipeline behind the command line."""
+"""Images in, patch attributions out: the pipeline behind the command line."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from captum_attnflow.capture import tokens_of_elements
+from captum_attnflow.image_attribution import ImageAttribution, Patch
 from captum_attnflow.pretrained import (
     ATTENTION_METHODS,
     find_method,
@@ -26,55 +27,6 @@ from captum_attnflow.pretrained import (
     labels_of,
     load_pretrained,
 )
-
-
-@dataclass(frozen=True)
-class Patch:
-    """The pixels that make one token.
-
-    Attributes:
-        box (tuple of int): Left, top, right and bottom in pixels of the image that the
-            model sees, right and bottom exclusive.
-        score (float): The token's score.
-    """
-
-    box: tuple[int, int, int, int]
-    score: float
-
-
-@dataclass(frozen=True, eq=False)
-class ImageAttribution:
-    """The attribution of one image.
-
-    Attributes:
-        image (str): Its file.
-        patches (tuple of Patch): In reading order. Tokens without pixels, such as
-            [CLS], are left out.
-        predicted (str): The predicted label.
-        probability (float): Its probability; the raw output of a model with one label.
-        target (str): The label that the scores belong to.
-        flow_value (float): The value of the flow behind the scores.
-        pixels (Tensor): Shape ``(C, H, W)``, in [0, 1], the image as the model sees it:
-            resized and cropped, but not normalised.
-    """
-
-    image: str
-    patches: tuple[Patch, ...]
-    predicted: str
-    probability: float
-    target: str
-    flow_value: float
-    pixels: Tensor = field(repr=False)
-
-    @property
-    def attributions(self) -> Tensor:
-        """Shape ``(C, H, W)``; every pixel has an equal share of its patch's score."""
-        shares = torch.zeros_like(self.pixels)
-        for patch in self.patches:
-            left, top, right, bottom = patch.box
-            area = shares[:, top:bottom, left:right]
-            area[:] = patch.score / area.numel()
-        return shares
 
 
 @dataclass(frozen=True)

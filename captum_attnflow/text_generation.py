@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from captum.attr import TextTokenInput
+from rich.text import Text
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -17,6 +18,7 @@ from transformers import (
 )
 
 from captum_attnflow.attr import GenerationAttribution
+from captum_attnflow.display import printable
 from captum_attnflow.generation import GenerationExplanation
 from captum_attnflow.pretrained import ATTENTION_METHODS, find_method, load_pretrained
 
@@ -34,6 +36,26 @@ class GeneratedText:
     prompt: str
     generated: str
     explanation: GenerationExplanation
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return texts, tokens, scores and log-probabilities, ready for JSON."""
+        explanation = self.explanation
+        return {
+            "prompt": self.prompt,
+            "generated": self.generated,
+            "tokens": explanation.tokens,
+            "generated_tokens": explanation.generated_tokens,
+            "scores": explanation.scores.tolist(),
+            "log_probabilities": explanation.log_probabilities.tolist(),
+            "flow_value": explanation.flow_value.tolist(),
+        }
+
+    def _repr_html_(self) -> str:
+        return self.explanation._repr_html_()
+
+    def __rich__(self) -> Text:
+        heading = Text(f"{printable(self.prompt)} | {printable(self.generated)}\n")
+        return heading + self.explanation.__rich__()
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
-
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -43,9 +42,12 @@ def an_explanation(n_layers: int, n_tokens: int) -> Explanation:
 def overlapping(figure: Figure, texts: list[Text]) -> list[tuple[str, str]]:
     """Pairs of texts whose boxes overlap in the figure as it is drawn."""
     FigureCanvasAgg(figure).draw()
-    boxes = [(text.get_text(), text.get_window_extent()) for text in texts]
+    # Of the text alone: an annotation's own extent includes its arrow.
+    boxes = np.array([Text.get_window_extent(text).extents for text in texts])
+    low, high = boxes[:, :2], boxes[:, 2:]
+    overlap = np.minimum(high[:, None], high) - np.maximum(low[:, None], low) > 0
+    pairs = np.triu(overlap.all(-1), 1).nonzero()
     return [
-        (one, other)
-        for (one, box), (other, its) in combinations(boxes, 2)
-        if box.overlaps(its)
+        (texts[one].get_text(), texts[other].get_text())
+        for one, other in zip(*pairs, strict=True)
     ]

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 from captum_attnflow import GeneralizedAttentionFlow
 from captum_attnflow.cli import app
 from captum_attnflow.image import ImageClassifier
-from captum_attnflow.image_picture import image_figure, image_page, terminal_image
+from captum_attnflow.image_attribution import ImageOverlays
 from captum_attnflow.pretrained import ATTENTION_METHODS
+from captum_attnflow.visualization import html_page, terminal_text
 
 LABELS = {0: "cat", 1: "$dog$ <b>"}
 
@@ -114,11 +115,11 @@ class TestPictures:
     @pytest.mark.parametrize("method", ["generalized-attention-flow", "relevance-flow"])
     def test_the_overlay_shows_the_attributions(self, classifier, photo, method):
         results = classifier.explain([str(photo)] * 2, method)
-        figure = image_figure(results)
+        figure = ImageOverlays(tuple(results)).figure()
         assert len(figure.axes) == 4
         shown, overlay = (axis.images[-1].get_array() for axis in figure.axes[:2])
         picture = results[0].pixels.permute(1, 2, 0).numpy()
-        assert np.abs(np.asarray(shown) / 255 - picture).max() <= 1 / 255
+        assert np.abs(np.asarray(shown) - picture).max() <= 1e-6
         patches = results[0].patches
         by_score = sorted(patches, key=lambda patch: patch.score)
         lowest, highest = (patch.box for patch in (by_score[0], by_score[-1]))
@@ -128,21 +129,30 @@ class TestPictures:
     def test_a_page_escapes_labels_and_files(self, classifier, photo, tmp_path):
         file = tmp_path / "<i>.png"
         file.write_bytes(photo.read_bytes())
-        page = image_page(classifier.explain([str(file)], target=1))
+        [result] = classifier.explain([str(file)], target=1)
+        page = html_page(result)
         assert "&lt;i&gt;.png" in page
         assert "<i>" not in page
         assert page.count("data:image/png;base64,") == 1
-        assert "http" not in page.split("base64,")[0]
+        assert "://" not in page.split("base64,")[0]
 
     def test_a_terminal_shows_rows_of_patches(self, classifier, photo):
         [result] = classifier.explain([str(photo)])
-        lines = terminal_image(result).plain.splitlines()
+        lines = terminal_text(result).plain.splitlines()
         assert result.predicted in lines[0]
         assert [len(line) for line in lines[1:5]] == [8] * 4
         best = max(result.patches, key=lambda patch: patch.score)
         left, top, right, bottom = best.box
         assert lines[1 + top // 8][left // 4 : right // 4] == "██"
         assert lines[5].startswith(f"highest: x {left}-{right}, y {top}-{bottom}: ")
+
+    def test_a_terminal_tells_the_sign_without_colours(self, classifier, photo):
+        [result] = classifier.explain([str(photo)], "relevance-flow")
+        grid = terminal_text(result).plain.splitlines()[1:5]
+        cells = [row[i : i + 2] for row in grid for i in range(0, 8, 2)]
+        against = [patch.score < 0 for patch in result.patches]
+        assert any(against)
+        assert [cell.endswith("-") for cell in cells] == against
 
 
 class TestCommand:

@@ -17,7 +17,8 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-def test_python_blocks_run_one_after_the_other():
+def test_python_blocks_run_one_after_the_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     scope: dict[str, object] = {}
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), scope)

@@ -84,13 +84,13 @@ def only_fitting(parts: Sequence[Tensor], template: TensorLike) -> int:
 def _shape_like_input(
     scores: Tensor, template: TensorLike, index: int, find_tokens: FindTokens | None
 ) -> Tensor:
-    tokens = None
-    if find_tokens is not None and not _tells_tokens(template.shape, scores.shape[1]):
-        tokens = find_tokens(scores.shape[1], index)
+    # In more than three dimensions there may be as many channels as tokens.
+    is_told = find_tokens is None or len(template.shape) <= 3
+    if is_told and _has_tokens(template, scores):
+        return _fill(scores, template)
+    tokens = find_tokens(scores.shape[1], index) if find_tokens is not None else None
     if tokens is not None:
         return _spread(scores, template, tokens)
-    if _has_tokens(template, scores):
-        return _fill(scores, template)
     raise ValueError(
         f"the input has shape {template.shape}, but the attention maps have "
         f"{scores.shape[1]} tokens for {scores.shape[0]} examples; the input is "
@@ -153,7 +153,7 @@ def sum_over_tokens(features: Tensor, n_tokens: int, find_tokens: FindTokens) ->
     """Sum what belongs to each token, the reverse of spreading a score.
 
     Args:
-        features (Tensor): Shape ``(B, T, ...)``, or that of the first input.
+        features (Tensor): Shape ``(B, T)``, ``(B, T, D)`` or that of the first input.
         n_tokens (int): ``T``.
         find_tokens (Callable): See :func:`shape_like_inputs`.
 
@@ -163,28 +163,19 @@ def sum_over_tokens(features: Tensor, n_tokens: int, find_tokens: FindTokens) ->
     Raises:
         ValueError: If the features are not those of so many tokens.
     """
-    told = _tells_tokens(features.shape, n_tokens)
-    tokens = None if told else find_tokens(n_tokens, 0)
+    if 2 <= features.dim() <= 3 and features.shape[1] == n_tokens:
+        return features.reshape(*features.shape[:2], -1).sum(-1)
+    tokens = find_tokens(n_tokens, 0)
     if tokens is not None and tokens.shape == features.shape[1:]:
         owned = tokens.flatten() >= 0
         sums = features.new_zeros(len(features), n_tokens)
         return sums.index_add(1, tokens.flatten()[owned], features.flatten(1)[:, owned])
-    if features.dim() >= 2 and features.shape[1] == n_tokens:
-        return features.reshape(*features.shape[:2], -1).sum(-1)
     raise ValueError(
         f"the path leads through a tensor of shape {tuple(features.shape)}, but the "
         f"attention maps have {n_tokens} tokens for {len(features)} examples; the path "
         "cannot be told apart by token. Pass the tokens or their embeddings as the "
         "first input, or path_steps=0, which takes no path"
     )
-
-
-def _tells_tokens(shape: Sequence[int], n_tokens: int) -> bool:
-    """Whether the shape tells that these are ids ``(B, T)`` or ``(B, T, D)``.
-
-    In more than three dimensions there may be as many tokens as channels.
-    """
-    return 2 <= len(shape) <= 3 and shape[1] == n_tokens
 
 
 def _has_tokens(template: TensorLike, scores: Tensor) -> bool:

@@ -21,8 +21,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 _SOFTMAX = {F.softmax, torch.softmax, torch.Tensor.softmax, torch.special.softmax}
-# Some kernels leave rounding errors where nothing was sent.
-_NOISE = 1e-4
+# Some kernels leave rounding errors where nothing was sent: relative to an element's
+# own gradient, and to the largest, of which a small one may be the difference.
+_NOISE, _NOISE_OF_LARGEST = 1e-4, 1e-6
 
 
 def tokens_of_elements(
@@ -94,7 +95,8 @@ def _read_bits(tokens: Tensor, leaf: Tensor) -> Tensor | None:
             torch.minimum(reached, missed),
             torch.maximum(reached, missed),
         )
-        if bool((weaker > _NOISE * stronger).any()):
+        noise = torch.maximum(_NOISE * stronger, _NOISE_OF_LARGEST * stronger.amax())
+        if bool((weaker > noise).any()):
             return None
         found |= (reached > missed).long() << bit
         makes_none &= stronger == 0

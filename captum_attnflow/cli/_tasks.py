@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from captum_attnflow.demo import DEMO_MODEL_PATH
-from captum_attnflow.image import ImageAttribution, ImageClassifier
-from captum_attnflow.image_picture import image_figure, image_page, terminal_image
+from captum_attnflow.image import ImageClassifier
+from captum_attnflow.image_attribution import ImageAttribution, ImageOverlays
 from captum_attnflow.text import TextClassifier
-from captum_attnflow.visualization import html_page, terminal_text
+from captum_attnflow.text_generation import GeneratedText, TextGenerator
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,10 @@ class Task:
 
     Attributes:
         load (Callable): Loads by its name what has a method ``explain(batch, method,
-            target, **options)``, which returns one result per input of the batch.
+            target, **options)``, which returns one result per input of the batch, which
+            shows itself.
         unit (str): What one line of the input is.
         default_model (str, optional): Where none is given.
-        terminal (Callable): Renders one result for a terminal.
-        page (Callable): Renders results as an HTML document.
         fields (Callable): Makes one result a dictionary for JSON.
         save_picture (Callable, optional): Writes results to a picture file.
     """
@@ -32,8 +31,6 @@ class Task:
     load: Callable[[str], Any]
     unit: str
     default_model: str | None
-    terminal: Callable[[Any], Any]
-    page: Callable[[Sequence[Any]], str]
     fields: Callable[[Any], dict[str, Any]]
     save_picture: Callable[[Sequence[Any], Path], None] | None = None
 
@@ -47,7 +44,7 @@ def _image_fields(result: ImageAttribution) -> dict[str, Any]:
 
 
 def _save_figure(results: Sequence[ImageAttribution], file: Path) -> None:
-    image_figure(results).savefig(file)
+    ImageOverlays(tuple(results)).figure().savefig(file)
 
 
 TASKS = {
@@ -55,16 +52,18 @@ TASKS = {
         load=TextClassifier.load,
         unit="text",
         default_model=str(DEMO_MODEL_PATH),
-        terminal=terminal_text,
-        page=html_page,
         fields=_given_fields,
+    ),
+    "text-generation": Task(
+        load=TextGenerator.load,
+        unit="prompt",
+        default_model=None,
+        fields=GeneratedText.to_dict,
     ),
     "image-classification": Task(
         load=ImageClassifier.load,
         unit="image file",
         default_model=None,
-        terminal=terminal_image,
-        page=image_page,
         fields=_image_fields,
         save_picture=_save_figure,
     ),

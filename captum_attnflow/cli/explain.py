@@ -18,6 +18,7 @@ from captum_attnflow.cli._messages import errors_told
 from captum_attnflow.cli._tasks import TASKS, Task
 from captum_attnflow.surrogate import SCORES
 from captum_attnflow.text import METHODS
+from captum_attnflow.visualization import save_html
 
 _BATCH_SIZE = 16
 _PROGRESS_AFTER_SECONDS = 2
@@ -49,7 +50,14 @@ def explain(
         str, typer.Option(help=f"One of: {', '.join(METHODS)}.")
     ] = "generalized-attention-flow",
     target: Annotated[
-        str | None, typer.Option(help="Label or index; the predicted one by default.")
+        str | None,
+        typer.Option(
+            help="Label or index, or the text that follows a prompt; what the model "
+            "predicts by default."
+        ),
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Most tokens to generate; for text-generation.")
     ] = None,
     residual: Annotated[
         str | None,
@@ -83,6 +91,7 @@ def explain(
         "normalization": normalization,
         "strategy": strategy,
         "score": score,
+        "max_new_tokens": max_new_tokens,
     }
     options: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
     if residual is not None:
@@ -102,9 +111,9 @@ def explain(
             if as_json:
                 print(json.dumps(chosen.fields(result)))
             else:
-                console.print(chosen.terminal(result))
+                console.print(result)
         if html is not None:
-            html.write_text(chosen.page(results), encoding="utf-8")
+            save_html(results, html)
         if output is not None and chosen.save_picture is not None:
             chosen.save_picture(results, output)
 
@@ -128,8 +137,8 @@ def _explain(
     name = model or task.default_model
     if name is None:
         raise ValueError(
-            f"there is no model for an {task.unit} in the package; give --model with a "
-            "folder or a hub id"
+            "the package holds no model for this task; give --model with a folder or "
+            f"a hub id of one that reads each {task.unit}"
         )
     transformers_logging.disable_progress_bar()
     explainer = task.load(name)

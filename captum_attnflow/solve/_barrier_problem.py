@@ -1,4 +1,4 @@
-"""The barrier problem of a batch in flat arrays, a state of it, and a first one."""
+"""The barrier problem of a batch in flat arrays, and a state of it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,11 @@ from torch import Tensor
 
 from captum_attnflow.network import LayeredNetwork
 
-# Start: the capacity-proportional flow at this share of the bound of the value, at
-# most this share of each capacity; multipliers for this relative gap, but at least of
-# the size of potential drops. Chosen for the fewest iterations on random networks
-# with and without free residual edges: smaller multipliers block the steps.
-_START_VALUE = 0.9
-_START_LOAD = 0.7
-_START_GAP = 0.01
-_START_MULTIPLIER = 0.5
 # Room of an edge that never binds, and the inverse of the flow on one that is missing,
-# in units of the value.
+# in units of the value; less in float32, which holds capacities down to the last.
 _UNLIMITED = 1e100
+_UNLIMITED_SINGLE = 1e25
+_LEAST_SINGLE = 1e-20
 
 
 @dataclass(frozen=True)
@@ -31,20 +25,20 @@ class Problem:
     sum and no step length needs a mask.
     """
 
-    capacity: Tensor  # (B, E), in units of scale; _UNLIMITED where not bounded
+    capacity: Tensor  # (B, E), in units of scale; unlimited where not bounded
     alive: Tensor  # (B, E), 1 where there is an edge
-    scale: Tensor  # (B,), upper bound of the value
+    scale: Tensor  # (B,), float64, upper bound of the value
     n_terms: Tensor  # (B,), barrier terms
-    start_flow: Tensor  # (B, E), a conserving flow of value 1
     n_layers: int
     n_tokens: int
+    unlimited: float = _UNLIMITED
 
     @staticmethod
-    def of(network: LayeredNetwork) -> Problem:
+    def of(network: LayeredNetwork, bound: Tensor) -> Problem:
+        """The problem of a trimmed network and its ``node_bound()``."""
         inner = network.capacity.flatten(1)
         terminals = torch.cat([network.source, network.sink], 1).to(inner.dtype)
         alive = torch.cat([inner.sign(), terminals], 1)
-        bound = network.node_bound()
         scale = bound.sum(-1).amin(-1)
         free = torch.full_like(terminals, torch.inf)
         capacity = torch.cat([inner / scale[:, None], free], 1)
@@ -54,7 +48,6 @@ class Problem:
             alive=alive,
             scale=scale,
             n_terms=alive.sum(1) + (capacity < _UNLIMITED).sum(1),
-            start_flow=_proportional_flow(network, bound),
             n_layers=network.n_layers,
             n_tokens=network.n_tokens,
         )
@@ -66,7 +59,21 @@ class Problem:
             alive=self.alive[index],
             scale=self.scale[index],
             n_terms=self.n_terms[index],
-            start_flow=self.start_flow[index],
+        )
+
+    @property
+    def fits_single(self) -> bool:
+        """Whether float32 can hold every capacity."""
+        return bool(self.capacity.amin() >= _LEAST_SINGLE)
+
+    def single(self) -> Problem:
+        """The same problem in float32."""
+        return replace(
+            self,
+            capacity=self.capacity.clamp_max(_UNLIMITED_SINGLE).float(),
+            alive=self.alive.float(),
+            n_terms=self.n_terms.float(),
+            unlimited=_UNLIMITED_SINGLE,
         )
 
     def split(self, edges: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -110,49 +117,32 @@ class State:
         self.price[:, index] = part.price
         self.p[index] = part.p
 
+    def refined(self, problem: Problem) -> State:
+        """The same state in the precision of a problem.
+
+        Flow and room sum to the capacity again, the smaller of the two being kept.
+        """
+        room = self.room.to(problem.capacity.dtype)
+        price = self.price.to(room.dtype)
+        flow, left = room
+        flow_is_less = flow <= left
+        # An edge that never binds has more room now.
+        price[1].mul_(left)
+        torch.where(flow_is_less, problem.capacity - flow, left, out=left)
+        torch.where(flow_is_less, flow, problem.capacity - left, out=flow)
+        price[1].div_(left)
+        return State(room, price, self.p.to(room.dtype))
+
+    def is_interior(self) -> Tensor:
+        """Whether flow, room and multipliers of each network are positive, ``(B,)``."""
+        inside = self.room.amin(2).amin(0) > 0
+        inside &= (self.price[0].amin(1) > 0) & (self.price[1].amax(1) < 0)
+        return inside & self.product().isfinite() & self.p.isfinite().all(2).all(1)
+
     def product(self) -> Tensor:
         """Mean complementarity product."""
         total = dot(self.room[0], self.price[0]) - dot(self.room[1], self.price[1])
         return total / (2 * self.room.shape[-1])
-
-
-def start(problem: Problem) -> State:
-    capacity = problem.capacity
-    flow = torch.minimum(_START_VALUE * problem.start_flow, _START_LOAD * capacity)
-    flow.clamp_min_(1 / _UNLIMITED)
-    room = torch.stack([flow, capacity - flow])
-    price = _START_GAP / problem.n_terms[:, None] / room
-    price[0].clamp_min_(_START_MULTIPLIER)
-    bounded = (capacity < _UNLIMITED).to(capacity.dtype)
-    torch.maximum(price[1], bounded.mul_(_START_MULTIPLIER), out=price[1])
-    price[1].neg_()
-    levels = torch.arange(problem.n_layers + 1, dtype=flow.dtype, device=flow.device)
-    level = (levels + 0.5) / (problem.n_layers + 1) - 1
-    p = level[:, None].expand(len(flow), -1, problem.n_tokens).clone()
-    return State(room=room, price=price, p=p)
-
-
-def _proportional_flow(network: LayeredNetwork, bound: Tensor) -> Tensor:
-    """A flow of value 1 that conserves, positive on every edge of a trimmed network.
-
-    Every node passes its flow on in proportion to the capacity of the paths ahead.
-    """
-    ahead = [network.sink.to(bound.dtype)]
-    weights = []
-    for layer in reversed(range(network.n_layers)):
-        weight = torch.minimum(network.capacity[:, layer], bound[:, layer + 1, :, None])
-        weights.append(weight * ahead[-1][..., None])
-        total = weights[-1].sum(-2)
-        ahead.append(total / total.amax(-1, keepdim=True))
-    throughput = torch.where(network.source, ahead[-1], 0.0)
-    throughput = throughput / throughput.sum(-1, keepdim=True)
-    source, inner = throughput, []
-    for weight in reversed(weights):
-        total = weight.sum(-2)
-        passed_on = throughput / (total + (total == 0))
-        inner.append(weight * passed_on[:, None])
-        throughput = inner[-1].sum(-1)
-    return torch.cat([torch.stack(inner, 1).flatten(1), source, throughput], 1)
 
 
 def dot(left: Tensor, right: Tensor) -> Tensor:

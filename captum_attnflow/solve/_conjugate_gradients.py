@@ -38,10 +38,15 @@ class RankOnePreconditioner:
 
     def solve(self, residual: Tensor) -> Tensor:
         """Apply to residuals of shape ``(B, L + 1, T)``."""
-        seen = (residual[..., None, :] @ self._scaled)[..., 0, :]  # (B, L + 1, 2)
-        coefficients = self._small_inverse @ seen.flatten(1)[..., None]
-        correction = self._scaled @ coefficients.unflatten(1, seen.shape[1:])
-        return torch.addcmul(correction[..., 0], residual, self._inverse_diagonal)
+        # One flat product after the other: the vectors are short, and calls cost more
+        # than they.
+        n_networks, n_nodes, n_tokens = residual.shape
+        scaled = self._scaled.view(-1, n_tokens, 2)
+        seen = torch.bmm(residual.view(-1, 1, n_tokens), scaled)
+        seen = seen.view(n_networks, 2 * n_nodes, 1)
+        coefficients = torch.bmm(self._small_inverse, seen).view(-1, 2, 1)
+        correction = torch.bmm(scaled, coefficients).view(residual.shape)
+        return correction.addcmul_(residual, self._inverse_diagonal)
 
 
 def _small_system(gram: Tensor, total: Tensor) -> Tensor:
@@ -103,12 +108,12 @@ def conjugate_gradients(
 
 
 def _apply(weight: Tensor, diagonal: Tensor, potential: Tensor) -> Tensor:
-    n_networks, n_layers, n_tokens, _ = weight.shape
-    shape = (n_networks, n_layers, n_tokens)
+    n_tokens = weight.shape[-1]
     blocks = weight.flatten(0, 1)
     below = potential[:, :-1].reshape(-1, 1, n_tokens)
     above = potential[:, 1:].reshape(-1, 1, n_tokens)
+    shape = weight.shape[:3]
     image = diagonal * potential
-    image[:, 1:] -= torch.bmm(below, blocks.mT).view(shape)
-    image[:, :-1] -= torch.bmm(above, blocks).view(shape)
+    image[:, 1:].sub_(torch.bmm(below, blocks.mT).view(shape))
+    image[:, :-1].sub_(torch.bmm(above, blocks).view(shape))
     return image

@@ -20,29 +20,26 @@ barrier is constant and drops out. The paper's back edge only rescales ``mu`` by
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from captum_attnflow.network import LayeredNetwork
-from captum_attnflow.solve._barrier_problem import Problem, State, dot, start
-from captum_attnflow.solve._laplacian import Laplacian
+from captum_attnflow.solve._barrier_problem import Problem, State
+from captum_attnflow.solve._barrier_start import start
+from captum_attnflow.solve._newton import Newton
 from captum_attnflow.solve.solution import FlowError, FlowSolution, certified
 
-_STEP_SHARE = 0.999
 # Edges whose arrays a processor's cache holds; more at once take longer each.
 _CACHED_EDGES = 1 << 18
-# Imbalance at a node, in shares of the value: in the answer, left by a predictor, left
-# by the last correctors and by early ones.
-_IMBALANCE = 1e-10
-_PREDICTOR_ACCURACY = 1e-4
-_CORRECTOR_ACCURACY = 1e-11
-_EARLY_ACCURACY = 1e-5
-# Relative change of a flow or multiplier in the step before the last, at most.
-_LAST_FALL = 0.18
-# From this many tokens on, iterating is cheaper than factoring.
-_ITERATIVE_FROM_TOKENS = 48
+# Steps far from the optimum are made in float32, where the arrays are large enough for
+# memory to be what they wait for: until the gap is this share of the value, or for
+# this many steps.
+_SINGLE_FROM_TOKENS = 48
+_SINGLE_GAP = 1e-3
+_SINGLE_STEPS = 15
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ class BarrierSolver:
             from ``mu`` in the answer, positive.
         max_iterations (int): Newton systems to solve before giving up, positive.
         max_edges (int): Edges solved at once, positive; larger batches are solved in
-            parts, to bound memory at about 250 bytes an edge. A CPU solves fewer at
+            parts, to bound memory at about 200 bytes an edge. A CPU solves fewer at
             once where that serves its cache.
 
     Raises:
@@ -103,176 +100,87 @@ class BarrierSolver:
         return FlowSolution.concatenate(parts)
 
     def _solve_part(self, network: LayeredNetwork) -> FlowSolution:
-        problem = Problem.of(network)
-        newton = _Newton(problem, start(problem))
-        answer = State(**vars(newton.state))
-        running = torch.arange(network.n_networks, device=network.capacity.device)
-        mu = torch.zeros_like(problem.scale)
-        iterations = torch.zeros_like(running)
-        for iteration in range(self.max_iterations + 1):
+        bound = network.node_bound()
+        problem = Problem.of(network, bound)
+        iterations = torch.zeros_like(problem.scale, dtype=torch.int64)
+        state = self._start(network, bound, problem, iterations)
+        state, mu = self._iterate(problem, state, iterations, self._is_done)
+        return _solution(network, problem, state, mu, iterations)
+
+    def _start(
+        self,
+        network: LayeredNetwork,
+        bound: Tensor,
+        problem: Problem,
+        iterations: Tensor,
+    ) -> State:
+        """First state in float64, by steps in float32 where these pay."""
+        if problem.n_tokens < _SINGLE_FROM_TOKENS or not problem.fits_single:
+            return start(network, bound, problem)
+        single = problem.single()
+        first = start(network, bound, single)
+        near, _ = self._iterate(single, first, iterations, self._is_near)
+        state = near.refined(problem)
+        astray = ~(state.is_interior() & (_gap(problem, state) <= _SINGLE_GAP))
+        if bool(astray.any()):
+            state.put(astray, start(network, bound, problem).select(astray))
+        return state
+
+    def _iterate(
+        self,
+        problem: Problem,
+        state: State,
+        iterations: Tensor,
+        is_done: Callable[[Newton, Tensor, int], Tensor],
+    ) -> tuple[State, Tensor]:
+        """Step until every network is done; count the steps of each.
+
+        Networks leave the batch when they are done.
+        """
+        newton = Newton(problem, state)
+        answer = State(**vars(state))
+        running = torch.arange(len(iterations), device=iterations.device)
+        reached = torch.zeros_like(problem.scale)
+        for step in range(self.max_iterations + 1 - int(iterations.max())):
             target = self._target(newton)
-            done = newton.converged(target, self.tolerance)
+            done = is_done(newton, target, step)
             if bool(done.any()):
                 finished = running[done]
                 # Until the first selection the answer shares the state's arrays.
-                if len(finished) < network.n_networks:
+                if len(finished) < len(iterations):
                     answer.put(finished, newton.state.select(done))
-                mu[finished], iterations[finished] = target[done], iteration
+                reached[finished] = target[done].to(reached.dtype)
                 running, target = running[~done], target[~done]
                 if len(running) == 0:
-                    return _solution(network, problem, answer, mu, iterations)
+                    return answer, reached
                 newton = newton.select(~done)
             newton.step(target)
+            iterations[running] += 1
         raise FlowError(
             f"the barrier solver did not converge on {len(running)} of "
-            f"{network.n_networks} networks within {self.max_iterations} iterations "
+            f"{len(iterations)} networks within {self.max_iterations} iterations "
             f"(batch rows {running.tolist()[:8]}). Raise max_iterations, or epsilon "
             f"(now {self.epsilon}), or check the capacities for extreme ratios"
         )
 
-    def _target(self, newton: _Newton) -> Tensor:
-        problem = newton.problem
+    def _is_near(self, newton: Newton, target: Tensor, step: int) -> Tensor:
+        """Whether float32 has no more to give; so for what is no number."""
+        far = _gap(newton.problem, newton.state) > _SINGLE_GAP
+        return ~far | (newton.mu <= target) | (step == _SINGLE_STEPS)
+
+    def _is_done(self, newton: Newton, target: Tensor, step: int) -> Tensor:
+        return newton.converged(target, self.tolerance)
+
+    def _target(self, newton: Newton) -> Tensor:
+        problem, mu = newton.problem, newton.mu
         if self.mu is not None:
-            return self.mu / problem.scale
+            return (self.mu / problem.scale).to(mu.dtype)
         return self.epsilon * problem.value(newton.state.room[0]) / problem.n_terms
 
 
-class _Newton:
-    """One predictor-corrector step after the other, in place.
-
-    With ``gradient = (1 / x, -1 / y)`` and ``ratio = dx * gradient`` the Newton
-    equations reduce to ``dx = weight * (push + rise(p + dp))``, where the two pushes
-    sum to ``push``; the predictor has none.
-
-    The edge arrays are memory-bound, hence the buffers: fresh ones would cost more
-    time in page faults than the arithmetic that fills them.
-    """
-
-    def __init__(self, problem: Problem, state: State) -> None:
-        self.problem = problem
-        self.state = state
-        self.mu = state.product()
-        self._iterative = problem.n_tokens >= _ITERATIVE_FROM_TOKENS
-        self._fall = torch.ones_like(problem.scale)  # largest share of a variable used
-        self._signs = state.room.new_tensor([1.0, -1.0])[:, None, None]
-        self._gradient = torch.empty_like(state.room)
-        self._push = torch.empty_like(state.room)
-        self._weight, self._dx, self._spare = torch.empty(
-            3, *state.room.shape[1:], dtype=state.room.dtype, device=state.room.device
-        )
-
-    def select(self, index: Tensor) -> _Newton:
-        return _Newton(self.problem.select(index), self.state.select(index))
-
-    def converged(self, target: Tensor, tolerance: float) -> Tensor:
-        """Whether each network is centred at its target and conserves flow."""
-        state = self.state
-        near = self.mu <= (1 + tolerance) * target
-        if not bool(near.any()):
-            return near
-        for room, price in zip(state.room, state.price, strict=True):
-            product = torch.mul(room, price, out=self._spare).abs_()
-            off = torch.maximum(product.amax(1) - target, target - product.amin(1))
-            near &= off <= tolerance * target
-        lost = self.problem.divergence(state.room[0]).abs().amax((1, 2))
-        return near & (lost <= _IMBALANCE * self.problem.value(state.room[0]))
-
-    def step(self, target: Tensor) -> None:
-        """Move towards the target by a predictor-corrector or a centring step."""
-        mu = self.mu
-        predicting = mu > 1.01 * target
-        laplacian = self._laplacian()
-        imbalance = self.problem.divergence(self.state.room[0])
-        if bool(predicting.any()):
-            aim = self._predict(laplacian, imbalance, mu, target, predicting)
-        else:
-            aim = target
-            self._push.zero_()
-        # The farther from the target, the more imbalance may be left for later. Close
-        # to it steps shrink quadratically, so that the last one tells how far this is.
-        far = torch.maximum(mu / target, self._fall**4 / _LAST_FALL**4).clamp_min(1)
-        accuracy = _CORRECTOR_ACCURACY * far**2
-        change = self._correct(
-            laplacian, imbalance, aim, accuracy.clamp_max(_EARLY_ACCURACY)
-        )
-        self._advance(change)
-        self._iterative = laplacian.iterative
-
-    def _laplacian(self) -> Laplacian:
-        gradient, price = self._gradient, self.state.price
-        torch.div(self._signs, self.state.room, out=gradient)
-        weight = torch.mul(price[0], gradient[0], out=self._weight)
-        weight.addcmul_(price[1], gradient[1])
-        torch.div(self.problem.alive, weight, out=weight)
-        return Laplacian(*self.problem.split(weight), iterative=self._iterative)
-
-    def _predict(
-        self,
-        laplacian: Laplacian,
-        imbalance: Tensor,
-        mu: Tensor,
-        target: Tensor,
-        predicting: Tensor,
-    ) -> Tensor:
-        """Aim straight at the optimum; choose ``mu`` and the second-order terms."""
-        problem, price = self.problem, self.state.price
-        tolerance = _PREDICTOR_ACCURACY * problem.value(self.state.room[0])
-        potential = laplacian.solve(-imbalance, tolerance, at_source=-1.0)
-        rise = problem.rise(potential, at_source=-1.0, out=self._spare)
-        dx = torch.mul(rise, self._weight, out=self._dx)
-        ratio = torch.mul(dx, self._gradient, out=self._push)
-        primal = 1 / (-ratio.amin(-1).amin(0)).clamp_min(1)
-        dual = 1 / (1 + ratio.amax(-1).amax(0)).clamp_min(1)
-        cost = (dot(dx, price[0]) + dot(dx, price[1])) / (2 * dx.shape[1])
-        after = (1 - dual) * mu + ((1 - dual) * primal - dual) * cost
-        after -= primal * dual * dot(dx, rise) / (2 * dx.shape[1])
-        ratio.addcmul_(ratio, ratio).mul_(price)
-        if not bool(predicting.all()):
-            ratio.mul_(predicting[:, None])
-        # Mehrotra's rule, and more centring where the boundary blocks the predictor.
-        sigma = torch.maximum(
-            (after / mu).clamp(0, 1) ** 3, (1 - torch.minimum(primal, dual)) ** 2
-        )
-        return torch.where(predicting, torch.maximum(sigma * mu, target), target)
-
-    def _correct(
-        self, laplacian: Laplacian, imbalance: Tensor, aim: Tensor, accuracy: Tensor
-    ) -> Tensor:
-        """Solve for the step to ``mu = aim``, second-order terms included.
-
-        The change of potential is solved for, not the potential: where an edge has
-        much room its weight is so large that the rounding of ``p`` would unbalance.
-        """
-        problem, push, dx = self.problem, self._push, self._dx
-        push.addcmul_(self._gradient, aim[:, None])
-        force = problem.rise(self.state.p, at_source=-1.0, out=dx)
-        force.add_(push[0]).add_(push[1])
-        forced = problem.divergence(force.mul_(self._weight))
-        tolerance = accuracy * problem.value(self.state.room[0])
-        change = laplacian.solve(-imbalance - forced, tolerance)
-        dx.addcmul_(problem.rise(change, at_source=0.0, out=self._spare), self._weight)
-        return change
-
-    def _advance(self, change: Tensor) -> None:
-        room, price, dx = self.state.room, self.state.price, self._dx
-        ratio = torch.mul(dx, self._gradient, out=self._gradient)
-        self._fall = -ratio.amin(-1).amin(0)
-        primal = _step_length(self._fall)
-        goal = self._push.addcmul_(price, ratio, value=-1)
-        torch.div(goal, price, out=ratio)
-        fall = 1 - ratio.amin(-1).amin(0)
-        dual = _step_length(fall)
-        self._fall = torch.maximum(self._fall, fall)
-        room[0].addcmul_(dx, primal)
-        room[1].addcmul_(dx, primal, value=-1)
-        price.lerp_(goal, dual)
-        self.state.p.addcmul_(change, dual[..., None])
-        self.mu = self.state.product()
-
-
-def _step_length(fall: Tensor) -> Tensor:
-    """Shape ``(B, 1)``: the full step, or nearly to the nearest boundary."""
-    return (_STEP_SHARE / fall.clamp_min(_STEP_SHARE))[:, None]
+def _gap(problem: Problem, state: State) -> Tensor:
+    """Sum of the complementarity products, as a share of the value."""
+    return state.product() * problem.n_terms / problem.value(state.room[0])
 
 
 def _solution(

@@ -18,10 +18,11 @@ from captum_attnflow.display import printable
 _NO_FONT = "Last Resort"
 _MEASURED_DPI = 200  # fine enough that hinting does not count
 
+Label = tuple[str, list[str]]  # what is drawn, in which families
 Floats = npt.NDArray[np.float64]
 
 
-def drawable(text: str) -> tuple[str, list[str]]:
+def drawable(text: str) -> Label:
     r"""Find fonts for a label.
 
     The first installed font that has a character draws it. A character that none has
@@ -31,7 +32,7 @@ def drawable(text: str) -> tuple[str, list[str]]:
         text (str): The label.
 
     Returns:
-        tuple[str, list[str]]: The text to draw and its font families.
+        Label: The text to draw and its font families.
     """
     families: dict[str, None] = {}
     drawn = ""
@@ -66,7 +67,7 @@ def _characters(path: str) -> frozenset[int]:
     return frozenset(() if _NO_FONT in font.family_name else font.get_charmap())
 
 
-def label_widths(labels: Sequence[tuple[str, list[str]]], font_size: float) -> Floats:
+def label_widths(labels: Sequence[Label], font_size: float) -> Floats:
     """Measure labels.
 
     Args:

@@ -37,26 +37,37 @@ class Page(Protocol):
         ...
 
 
-def html_page(picture: ShownInNotebook | Sequence[TextAttribution]) -> str:
+def html_page(picture: ShownInNotebook | Sequence[ShownInNotebook]) -> str:
     """Render a picture as a page of its own.
 
     Args:
-        picture (picture or sequence of TextAttribution): What :func:`visualize_text`
-            or another picture of this package returns, a result of ``explain()``, or
-            text attributions, one row each.
+        picture (picture or sequence): What :func:`visualize_text` or another picture
+            of this package returns, a result of ``explain()``, or several of these;
+            text attributions make one table.
 
     Returns:
         str: A complete HTML document without references to anything outside.
+
+    Raises:
+        ValueError: If a flow diagram is one of several pictures.
     """
     if isinstance(picture, Page):
         return picture.to_html()
-    if isinstance(picture, Sequence):
-        picture = visualize_text(text_records(picture))
-    return _PAGE.format(body=picture._repr_html_())
+    pictures = picture if isinstance(picture, Sequence) else [picture]
+    if any(isinstance(item, Page) for item in pictures):
+        raise ValueError(
+            "a flow diagram is a page of its own, whose script no other page lets run; "
+            "write it to a file of its own"
+        )
+    texts = [item for item in pictures if isinstance(item, TextAttribution)]
+    others = [item for item in pictures if not isinstance(item, TextAttribution)]
+    tables = [visualize_text(text_records(texts))] if texts else []
+    body = "\n".join(item._repr_html_() for item in [*tables, *others])
+    return _PAGE.format(body=body)
 
 
 def save_html(
-    picture: ShownInNotebook | Sequence[TextAttribution], path: str | PathLike[str]
+    picture: ShownInNotebook | Sequence[ShownInNotebook], path: str | PathLike[str]
 ) -> None:
     """Write a picture to a file that any browser opens, without network access.
 

@@ -11,7 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
 
+from captum_attnflow._options import check_example
 from captum_attnflow.display import position_labels
 from captum_attnflow.surrogate import SlalomExplanation
 from captum_attnflow.surrogate.reading import SlalomReading
@@ -47,7 +49,7 @@ def slalom_plane(
         installed font has is drawn as its escape.
 
     Raises:
-        ValueError: If there is not one token per position.
+        ValueError: If there is not one token per position, or no such example.
 
     Examples::
 
@@ -60,7 +62,9 @@ def slalom_plane(
         ['funny', 'gripping', 'film', ',', 'a']
     """
     if isinstance(explanation, SlalomExplanation):
-        everywhere = torch.ones(explanation.type_index.shape[1], dtype=torch.bool)
+        n_examples, n_positions = explanation.type_index.shape
+        check_example(example, n_examples)
+        everywhere = torch.ones(n_positions, dtype=torch.bool)
         explanation = SlalomReading.of(explanation, example, everywhere)
     n_positions = len(explanation.values)
     labels = position_labels(n_positions) if tokens is None else list(tokens)
@@ -162,7 +166,7 @@ def _write_labels(
     figure.canvas.draw()
     figure.set_layout_engine("none")
     inch = 72 / figure.dpi
-    boxes = [label.get_window_extent() for label in labels]
+    boxes = [Text.get_window_extent(label) for label in labels]  # without arrows
     sizes = np.array([(box.width, box.height) for box in boxes]).reshape(-1, 2) * inch
     at = axes.transData.transform(points) * inch
     places = place_labels(

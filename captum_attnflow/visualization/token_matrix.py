@@ -13,9 +13,10 @@ from rich.text import Text
 from torch import Tensor
 
 from captum_attnflow.display import colour, escaped, printable
-from captum_attnflow.visualization.fonts import drawable, shortened
+from captum_attnflow.visualization.fonts import Label, drawable, label_widths, shortened
 
 _LABEL_CELLS = 16
+_FONT_SIZE = 8
 _MOST_NUMBERED_COLUMNS = 16  # wider matrices have no room for numbers
 _COLOURS = LinearSegmentedColormap.from_list(
     "red-white-green", [(1.0, 0.3, 0.3), (1.0, 1.0, 1.0), (0.3, 1.0, 0.3)]
@@ -25,7 +26,8 @@ _STYLE = """<style>
 .token-matrix th { font-weight: normal; padding: 2px 5px; white-space: pre; }
 .token-matrix thead th { writing-mode: vertical-rl; transform: rotate(180deg);
   text-align: left; }
-.token-matrix tbody th { text-align: right; }
+.token-matrix tbody th { text-align: right; position: sticky; left: 0;
+  background: white; z-index: 1; }
 .token-matrix td { position: relative; min-width: 18px; height: 20px;
   padding: 0 3px; text-align: center;
   border: 1px solid #e5e7eb; color: black; }
@@ -69,8 +71,10 @@ class TokenMatrix:
     def figure(self) -> Figure:
         """Draw for a paper; the figure's ``savefig`` writes PDF, PNG or SVG."""
         n_rows, n_columns = self.scores.shape
-        width, height = n_columns * (0.45 if self._is_numbered else 0.19), n_rows * 0.22
-        figure = Figure(figsize=(width + 2.2, height + 1.3), layout="constrained")
+        rows, columns = _labels(self.output_tokens), _labels(self.input_tokens)
+        width = n_columns * (0.45 if self._is_numbered else 0.19) + _longest(rows)
+        height = n_rows * 0.22 + _longest(columns)
+        figure = Figure(figsize=(width + 1.2, height + 0.5), layout="constrained")
         axes = figure.subplots()
         largest = np.nanmax(np.abs(self.scores), initial=0.0) or 1.0
         drawn = axes.imshow(
@@ -83,8 +87,8 @@ class TokenMatrix:
         )
         axes.tick_params(length=0, top=True, labeltop=True, labelbottom=False)
         axes.set_frame_on(False)
-        _label(axes.xaxis, self.input_tokens, rotation=90)
-        _label(axes.yaxis, self.output_tokens, rotation=0)
+        _write(axes.xaxis, columns, rotation=90)
+        _write(axes.yaxis, rows, rotation=0)
         if self._is_numbered:
             for (row, column), score in np.ndenumerate(self.scores):
                 if not np.isnan(score):
@@ -126,12 +130,21 @@ class TokenMatrix:
         return Text("\n").join(lines)
 
 
-def _label(axis: Axis, tokens: Sequence[str], rotation: int) -> None:
+def _labels(tokens: Sequence[str]) -> list[Label]:
+    return [drawable(shortened(token, _LABEL_CELLS)) for token in tokens]
+
+
+def _longest(labels: Sequence[Label]) -> float:
+    return float(label_widths(labels, _FONT_SIZE).max(initial=0.0))
+
+
+def _write(axis: Axis, labels: Sequence[Label], rotation: int) -> None:
     """Write a token at every row or column."""
-    labels = [drawable(shortened(token, _LABEL_CELLS)) for token in tokens]
     axis.set_ticks(range(len(labels)), [text for text, _ in labels])
     for tick, (_, families) in zip(axis.get_ticklabels(), labels, strict=True):
-        tick.set(family=families, rotation=rotation, fontsize=8, parse_math=False)
+        tick.set(
+            family=families, rotation=rotation, fontsize=_FONT_SIZE, parse_math=False
+        )
 
 
 def _cell(score: float, share: float, token: str, numbered: bool) -> str:

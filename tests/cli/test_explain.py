@@ -98,6 +98,7 @@ def test_html_is_written(run, tmp_path):
         ([TEXT, "--model", "/no/such/folder"], "there is no model folder"),
         ([TEXT, "--residual", "much"], "residual='much' is unknown"),
         ([TEXT, "--game", "poker"], "game='poker' is unknown"),
+        ([TEXT, "--normalization", "receptive-field"], "attend to later positions"),
         ([TEXT, "--html", "/no/such/folder/page.html"], "there is no folder"),
         ([TEXT, "--file", "texts.txt"], "give one"),
         (["--file", "/no/such/texts.txt"], "No such file"),

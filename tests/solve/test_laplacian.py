@@ -5,7 +5,7 @@ import torch
 from networks import attention_network
 
 from captum_attnflow import solve_flow
-from captum_attnflow.solve import _laplacian, barrier
+from captum_attnflow.solve import _laplacian, _newton
 from captum_attnflow.solve._laplacian import Laplacian
 
 
@@ -63,9 +63,9 @@ def test_direct_solver_takes_over_where_iterations_do_not_converge(monkeypatch):
 @pytest.mark.parametrize("read_out", [None, 0])
 def test_iterative_and_direct_solver_give_the_same_flow(monkeypatch, read_out):
     network = attention_network(4, 24, n_networks=2, read_out=read_out)
-    monkeypatch.setattr(barrier, "_ITERATIVE_FROM_TOKENS", 1)
+    monkeypatch.setattr(_newton, "_ITERATIVE_FROM_TOKENS", 1)
     iterative = solve_flow(network)
-    monkeypatch.setattr(barrier, "_ITERATIVE_FROM_TOKENS", 1000)
+    monkeypatch.setattr(_newton, "_ITERATIVE_FROM_TOKENS", 1000)
     direct = solve_flow(network)
     assert not torch.equal(iterative.flow, direct.flow)
     difference = (iterative.source_flow - direct.source_flow).abs().amax(1)

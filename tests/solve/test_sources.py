@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import networkx as nx
 import pytest
 import torch
@@ -7,7 +9,8 @@ from hypothesis import given, settings
 from networks import attention_network, networks
 
 from captum_attnflow import BarrierSolver, FlowError, LayeredNetwork, NetworkXSolver
-from captum_attnflow.solve import solve_sources
+from captum_attnflow.capacity import add_residual
+from captum_attnflow.solve import _token_flows, solve_sources
 
 
 def value_alone(network: LayeredNetwork, token: int) -> float:
@@ -29,6 +32,56 @@ def test_every_value_is_a_maximum_flow_of_the_token_alone(network):
     flows = solve_sources(network)
     assert flows.value[0].tolist() == pytest.approx(expected, rel=1e-12, abs=0)
     assert bool((flows.duality_gap <= 1e-6 * flows.value).all())
+
+
+@settings(max_examples=200, deadline=None)
+@given(networks())
+def test_values_over_few_edges_are_maximum_flows_of_the_whole_network(network):
+    expected = [value_alone(network, token) for token in range(network.n_tokens)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_token_flows, "_WIDTHS", (1, 2))
+        patch.setattr(_token_flows, "_LARGEST_SHARE", 2)
+        flows = solve_sources(network)
+    assert flows.value[0].tolist() == pytest.approx(expected, rel=1e-6, abs=0)
+    assert bool((flows.duality_gap <= 1e-6 * flows.value).all())
+
+
+def only_over_few_edges(monkeypatch, width):
+    monkeypatch.setattr(
+        _token_flows,
+        "_stages",
+        lambda tokens: [_token_flows._widest(tokens, width) & (tokens.middle > 0)],
+    )
+
+
+@pytest.mark.parametrize("residual", [None, 0.5])
+def test_the_widest_edges_of_attention_carry_the_flows_of_its_tokens(
+    monkeypatch, residual
+):
+    network = attention_network(6, 40, read_out=0)
+    network = replace(network, capacity=add_residual(network.capacity, residual))
+    expected = solve_sources(network).value
+    only_over_few_edges(monkeypatch, 16)
+    flows = solve_sources(network)
+    torch.testing.assert_close(flows.value, expected, rtol=1e-12, atol=0)
+    assert bool((flows.duality_gap <= 1e-6 * expected).all())
+
+
+def test_a_flow_that_needs_more_edges_is_not_taken_for_a_maximum(monkeypatch):
+    # Each flow fills the layer in the middle.
+    capacity = torch.ones(1, 3, 24, 24, dtype=torch.float64)
+    capacity[0, 1] = torch.rand(24, 24).double() + 0.5
+    capacity[0, [0, 2]] = 30.0
+    terminal = torch.ones(1, 24, dtype=torch.bool)
+    network = LayeredNetwork(capacity, terminal, terminal)
+    flows = solve_sources(network)
+    whole = capacity[0, 1].sum()
+    torch.testing.assert_close(flows.value, whole.expand(1, 24), rtol=1e-12, atol=0)
+    monkeypatch.setattr(_token_flows, "_WIDTHS", (2, 5))
+    monkeypatch.setattr(_token_flows, "_LARGEST_SHARE", 2)
+    assert torch.equal(solve_sources(network).value, flows.value)
+    only_over_few_edges(monkeypatch, 5)
+    assert bool((solve_sources(network).duality_gap > 0.1 * whole).all())
 
 
 @pytest.mark.parametrize("solver", [BarrierSolver(), NetworkXSolver()])

@@ -107,8 +107,9 @@ def test_tokens_of_every_script_appear_as_text(picture, opened):
 
 @shown
 def test_hostile_tokens_make_no_element_and_no_alert(picture, opened):
-    browser = opened(picture.make([HOSTILE, "</script><img src=x>", "b"]))
-    assert browser.find_elements(By.CSS_SELECTOR, "img") == []
+    # The last is short enough for any label.
+    browser = opened(picture.make([HOSTILE, "</script><img src=x>", "<s>x</s>"]))
+    assert browser.find_elements(By.CSS_SELECTOR, "img, s") == []
     assert HOSTILE in browser.find_element(By.TAG_NAME, "html").get_property(
         "textContent"
     )
@@ -171,16 +172,33 @@ class TestFlowDiagram:
         assert "active" in tokens[2].get_attribute("class")
         assert browser.find_elements(By.CSS_SELECTOR, ".trace path")
 
+    @pytest.mark.parametrize("relative_to", ["network", "layer"])
     @pytest.mark.parametrize("position", range(4))
-    def test_the_highlighted_flow_is_what_the_token_sends(self, position, opened):
+    def test_the_highlighted_flow_is_what_the_token_sends(
+        self, position, relative_to, opened
+    ):
         explanation = an_explanation(3, 4)
-        browser = opened(flow_diagram(explanation, list("abcd"), threshold=0.05))
+        browser = opened(
+            flow_diagram(explanation, threshold=0.2, relative_to=relative_to)
+        )
         token = browser.find_elements(By.CSS_SELECTOR, ".token")[position]
         ActionChains(browser).move_to_element(token).perform()
         sent = edges_from(explanation.flow[0].tolist(), position)
-        largest = max(sent.values())
-        expected = {edge for edge, flow in sent.items() if flow >= 0.05 * largest}
-        assert highlighted(browser) == expected
+        same_layer = relative_to == "layer"
+        shares = {
+            edge: amount
+            / max(
+                other
+                for (layer, _, _), other in sent.items()
+                if layer == edge[0] or not same_layer
+            )
+            for edge, amount in sent.items()
+        }
+        found = highlighted(browser)
+        assert set(found) == {edge for edge, share in shares.items() if share >= 0.2}
+        widest = max(found.values())
+        for edge, width in found.items():
+            assert width / widest == pytest.approx(shares[edge], abs=0.05)
 
     def test_a_click_keeps_the_highlight_and_a_second_one_drops_it(self, opened):
         browser = opened(a_diagram(["so", "very", "funny"]))
@@ -251,12 +269,13 @@ def edges_from(flow: list, position: int) -> dict[tuple[int, int, int], float]:
     return sent
 
 
-def highlighted(browser) -> set[tuple[int, int, int]]:
-    """The edges of the trace as (layer, tail, head), read from the drawing."""
+def highlighted(browser) -> dict[tuple[int, int, int], float]:
+    """Widths of the trace's edges (layer, tail, head), read from the drawing."""
     curves, nodes = browser.execute_script(
         "const all = (css) => [...document.querySelectorAll(css)];"
-        "return [all('.trace path').map((path) => path.getAttribute('d')).join(''),"
-        "all('.node').map((node) => [node.cx.baseVal.value, node.cy.baseVal.value])]"
+        "return [all('.trace path').map((path) =>"
+        "[path.getAttribute('d'), path.getAttribute('stroke-width')]), all("
+        "'.node').map((node) => [node.cx.baseVal.value, node.cy.baseVal.value])]"
     )
     columns = sorted({x for x, _ in nodes})
     levels = sorted({y for _, y in nodes}, reverse=True)
@@ -264,9 +283,10 @@ def highlighted(browser) -> set[tuple[int, int, int]]:
     def nearest(places: list[float], number: str) -> int:
         return min(range(len(places)), key=lambda at: abs(places[at] - float(number)))
 
-    found = set()
-    for curve in curves.split("M")[1:]:
-        numbers = curve.replace("C", " ").split()
-        tail, head = nearest(columns, numbers[0]), nearest(columns, numbers[-2])
-        found.add((nearest(levels, numbers[1]), tail, head))
+    found = {}
+    for path, width in curves:
+        for curve in path.split("M")[1:]:
+            numbers = curve.replace("C", " ").split()
+            tail, head = nearest(columns, numbers[0]), nearest(columns, numbers[-2])
+            found[nearest(levels, numbers[1]), tail, head] = float(width)
     return found

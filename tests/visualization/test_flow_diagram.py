@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from models import encoder_decoder, token_ids
 from pictures import HOSTILE, SCRIPTS, an_explanation, overlapping
 
 from captum_attnflow import (
@@ -59,7 +60,9 @@ def test_the_picture_says_what_is_not_drawn():
     diagram = flow_diagram(an_explanation(3, 6), threshold=0.25)
     said = diagram.layout.pruning()
     n_edges = len(diagram.layout.layer) + diagram.layout.n_pruned
-    assert f"{diagram.layout.n_pruned} of {n_edges} edges are below 25 %" in said
+    assert said.startswith(
+        f"{diagram.layout.n_pruned} of {n_edges} edges are below 25 %"
+    )
     assert said in [text.get_text() for text in diagram.figure().texts]
     assert said in diagram.to_html()
 
@@ -73,6 +76,23 @@ def test_wider_edges_carry_more():
     ]
     assert layout.width.tolist() == pytest.approx([flow / max(flows) for flow in flows])
     assert flows == sorted(flows)  # the widest are drawn last
+
+
+def test_edges_relative_to_their_layer_show_the_main_ones_of_each():
+    explanation = an_explanation(4, 8)
+    layout = flow_diagram(explanation, threshold=0.5, relative_to="layer").layout
+    flow = explanation.flow[0]
+    assert set(edges(layout)) == {
+        (layer, tail, head)
+        for layer in range(4)
+        for head in range(8)
+        for tail in range(8)
+        if flow[layer, head, tail] >= 0.5 * max(flow[layer].flatten().tolist())
+    }
+    assert {layer for layer, _, _ in edges(layout)} == set(range(4))
+    assert [layout.width[layout.layer == layer].max() for layer in range(4)] == [
+        1.0
+    ] * 4
 
 
 def test_tokens_send_their_scores():
@@ -113,6 +133,20 @@ def test_padding_is_left_out(demo):
     assert flow_diagram(explanation, tokens).layout.tokens == ("[CLS]", "dull", "[SEP]")
 
 
+def test_an_encoder_decoder_has_the_columns_of_both_sides():
+    model = encoder_decoder("T5")
+    flow = GeneralizedAttentionFlow(
+        lambda encoder, decoder: model(
+            input_ids=encoder, decoder_input_ids=decoder
+        ).logits[:, 1]
+    )
+    explanation = flow.explain((token_ids(1, 3), token_ids(1, 3)), target=3)
+    tokens = ["from", "the", "encoder", "start", "second", "unread"]
+    diagram = flow_diagram(explanation, tokens)
+    assert diagram.layout.tokens == tuple(tokens[:-1])
+    assert diagram.layout.sent == pytest.approx(explanation.scores[0, :5], rel=1e-4)
+
+
 def test_a_rollout_is_drawn_without_a_cut(demo):
     ids = demo.encode(["a gripping , funny film"])["input_ids"]
     rollout = AttentionRollout(lambda ids: demo.model(ids).logits)
@@ -148,6 +182,8 @@ def test_what_has_no_joint_flow_is_refused_with_the_way_to_one(demo):
         ({"tokens": ["a"]}, "1 tokens were given for 3 positions"),
         ({"threshold": 1.5}, "threshold=1.5"),
         ({"example": 1}, "example=1 is not in a batch of 1"),
+        ({"example": -1}, "example=-1"),
+        ({"relative_to": "row"}, "'network', 'layer'"),
     ],
 )
 def test_bad_input_is_refused(options, words):
@@ -180,14 +216,16 @@ def test_labels_do_not_overlap(n_tokens):
     assert overlapping(figure, [*figure.texts, *texts(figure)]) == []
 
 
-def test_labels_are_within_the_sheet():
-    figure = flow_diagram(an_explanation(2, 40), ["m" * 30] * 40).figure()
-    assert overlapping(figure, texts(figure)) == []
-    for label in texts(figure):
-        box = label.get_window_extent()
-        assert figure.bbox.containsx(box.x0)
-        assert figure.bbox.containsx(box.x1)
-        assert figure.bbox.containsy(box.y0)
+@pytest.mark.parametrize("n_tokens", [1, 10, 40])
+def test_all_text_is_on_the_sheet(n_tokens):
+    tokens = ["m" * 30] * n_tokens
+    figure = flow_diagram(an_explanation(2, n_tokens), tokens).figure()
+    [legend] = figure.legends
+    written = [*texts(figure), *figure.texts, *legend.get_texts()]
+    assert overlapping(figure, written) == []
+    for text in written:
+        box = text.get_window_extent()
+        assert figure.bbox.count_contains(box.corners()) == 4, text.get_text()
 
 
 def test_a_flow_of_nothing_is_drawn():
@@ -216,6 +254,12 @@ def test_no_token_ends_the_pages_data():
     assert "alert" not in re.sub(r'id="data">.*?</script>', "", page, flags=re.DOTALL)
     data = re.search(r'id="data">(.*?)</script>', page, re.DOTALL).group(1)
     assert json.loads(data)["tokens"] == tokens
+
+
+def test_a_diagram_among_other_pictures_is_refused():
+    diagram = flow_diagram(an_explanation(1, 2))
+    with pytest.raises(ValueError, match="a page of its own"):
+        html_page([diagram, diagram])
 
 
 def test_the_page_is_its_own_document():

@@ -11,7 +11,11 @@ from matplotlib.figure import Figure
 from captum_attnflow.result import Explanation
 from captum_attnflow.visualization.flow_diagram.figure import draw_flow
 from captum_attnflow.visualization.flow_diagram.interactive import flow_page
-from captum_attnflow.visualization.flow_diagram.layout import FlowLayout, lay_out_flow
+from captum_attnflow.visualization.flow_diagram.layout import (
+    FlowLayout,
+    RelativeTo,
+    lay_out_flow,
+)
 
 __all__ = ["FlowDiagram", "FlowLayout", "flow_diagram"]
 
@@ -55,6 +59,7 @@ def flow_diagram(
     tokens: Sequence[str] | None = None,
     example: int = 0,
     threshold: float = 0.01,
+    relative_to: RelativeTo = "network",
 ) -> FlowDiagram:
     """Draw one example's flow: tokens are columns, token layers rows.
 
@@ -71,6 +76,10 @@ def flow_diagram(
         example (int): Which example of the batch.
         threshold (float): Edges below this share of the largest flow are not drawn;
             the picture says how many they are and what they carry.
+        relative_to (str): The largest flow of the ``"network"``, or of each edge's
+            ``"layer"``, by which widths no longer compare layers, but a layer in which
+            the flow spreads over many edges shows its main ones. Take a threshold of
+            some tenths then.
 
     Returns:
         FlowDiagram: Shows itself in a notebook; ``figure()`` is for papers, and
@@ -78,7 +87,8 @@ def flow_diagram(
 
     Raises:
         ValueError: If there is no joint flow, as for RelevanceFlow; if ``example``,
-            ``threshold`` or the number of tokens is out of range.
+            ``threshold`` or the number of tokens is out of range, or ``relative_to``
+            unknown.
 
     Examples::
 
@@ -93,4 +103,6 @@ def flow_diagram(
         >>> diagram.layout.tokens[4], diagram.layout.n_layers
         ('funny', 3)
     """
-    return FlowDiagram(lay_out_flow(explanation, tokens, example, threshold))
+    return FlowDiagram(
+        lay_out_flow(explanation, tokens, example, threshold, relative_to)
+    )

@@ -14,7 +14,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from captum_attnflow.visualization.flow_diagram.layout import Floats, FlowLayout
-from captum_attnflow.visualization.fonts import drawable, label_widths, shortened
+from captum_attnflow.visualization.fonts import (
+    Label,
+    drawable,
+    label_widths,
+    shortened,
+)
 
 FLOW_COLOUR = "#2f6690"
 CUT_COLOUR = "#d9541e"
@@ -24,7 +29,8 @@ _FONT_SIZE = 8
 _UPRIGHT_COLUMNS = 24  # most columns whose labels may stand upright
 _ROW = 0.62  # inches between token layers
 _LEFT, _RIGHT, _TOP = 0.75, 0.85, 0.85
-_NARROWEST = 5.6  # inches that the lines of text need
+_HEAD_SIZES = 9, 7  # points of the lines above
+_LEGEND = 4.6  # inches
 _WIDEST_LINE = 4.5  # points
 _CURVE_POINTS = 24
 
@@ -37,11 +43,12 @@ class _Sheet:
     n_rows: int
     column: float
     label: float
+    head: float
     turned: bool
 
     @property
     def width(self) -> float:
-        return max(_LEFT + self.column * self.n_columns + _RIGHT, _NARROWEST)
+        return max(_LEFT + self.column * self.n_columns + _RIGHT, self.head)
 
     @property
     def height(self) -> float:
@@ -72,6 +79,7 @@ def draw_flow(layout: FlowLayout) -> Figure:
         n_rows=layout.n_layers + 1,
         column=0.2 if turned else max(longest + 0.12, 0.45),
         label=(longest if turned else 0.2) + 0.15,
+        head=0.3 + max(_LEGEND, *_head_widths(layout)),
         turned=turned,
     )
     figure = Figure(figsize=(sheet.width, sheet.height))
@@ -128,7 +136,7 @@ def _write_tokens(
     axes: Axes,
     layout: FlowLayout,
     sheet: _Sheet,
-    labels: list[tuple[str, list[str]]],
+    labels: list[Label],
 ) -> None:
     """Write the token of every column, on a tint that deepens with its flow."""
     share = layout.sent / max(layout.sent.max(), np.finfo(float).tiny)
@@ -161,15 +169,23 @@ def _write_rows(axes: Axes, layout: FlowLayout, sheet: _Sheet) -> None:
         axes.text(right, float(sheet.y(layer + 0.5)), drawn, ha="left", **style)
 
 
+def _head_widths(layout: FlowLayout) -> list[float]:
+    lines = layout.summary(), layout.pruning()
+    return [
+        float(label_widths([drawable(line)], size)[0])
+        for line, size in zip(lines, _HEAD_SIZES, strict=True)
+    ]
+
+
 def _write_head(figure: Figure, layout: FlowLayout, sheet: _Sheet) -> None:
     x = 0.15 / sheet.width
     top = 1 - 0.12 / sheet.height
-    figure.text(x, top, layout.summary(), fontsize=9, va="top")
+    figure.text(x, top, layout.summary(), fontsize=_HEAD_SIZES[0], va="top")
     figure.text(
         x,
         1 - 0.3 / sheet.height,
         layout.pruning(),
-        fontsize=7,
+        fontsize=_HEAD_SIZES[1],
         color=_MUTED,
         va="top",
     )

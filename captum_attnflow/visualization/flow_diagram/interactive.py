@@ -51,6 +51,8 @@ def _data(layout: FlowLayout) -> str:
             "layers": layout.n_layers,
             "value": layout.value,
             "threshold": layout.threshold,
+            "relativeTo": layout.relative_to,
+            "largest": layout.largest.tolist(),
             "edges": place.tolist(),
             "drawnShare": layout.drawn_share.tolist(),
             "severed": layout.in_cut.astype(int).tolist(),

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from captum_attnflow._options import check_choice, check_example
 from captum_attnflow.display import position_labels, printable
 from captum_attnflow.network import LayeredNetwork
 from captum_attnflow.result import Explanation
@@ -20,6 +22,7 @@ from captum_attnflow.result import Explanation
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 Booleans = npt.NDArray[np.bool_]
+RelativeTo = Literal["network", "layer"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,13 +52,18 @@ class FlowLayout:
         edge_flow (ndarray): Shape ``(L, T, T)``, flow of every edge, drawn or not,
             head before tail as in the network.
         node_flow (ndarray): Shape ``(L + 1, T)``, flow through every node.
+        largest (ndarray): Shape ``(L,)``, the flow that is as wide as edges are drawn.
         layer (ndarray): Shape ``(E,)``, int64, layer of every edge that is drawn, from
-            0, by rising flow: the widest are drawn last.
+            0, by rising width: the widest are drawn last.
         tail (ndarray): Shape ``(E,)``, int64, column below.
         head (ndarray): Shape ``(E,)``, int64, column above.
+        width (ndarray): Shape ``(E,)``, in (0, 1], flow of the edge relative to the
+            largest.
         in_cut (ndarray): Shape ``(E,)``, bool, edges that the minimum cut severs.
         cut (MinimumCut, optional): The minimum cut; None where there is none.
         threshold (float): Edges below this share of the largest flow are not drawn.
+        relative_to (str): Whether the largest flow is that of the ``"network"`` or of
+            the edge's ``"layer"``.
         n_pruned (int): Edges of positive flow that are not drawn.
         drawn_share (ndarray): Shape ``(L,)``, in [0, 1], share of the flow through each
             layer that is drawn. A flow that spreads over thousands of edges leaves none
@@ -66,12 +74,15 @@ class FlowLayout:
     value: float
     edge_flow: Floats
     node_flow: Floats
+    largest: Floats
     layer: Integers
     tail: Integers
     head: Integers
+    width: Floats
     in_cut: Booleans
     cut: MinimumCut | None
     threshold: float
+    relative_to: RelativeTo
     n_pruned: int
     drawn_share: Floats
 
@@ -84,12 +95,6 @@ class FlowLayout:
     def sent(self) -> Floats:
         """Flow that every token sends, shape ``(T,)``."""
         return np.asarray(self.node_flow[0])
-
-    @property
-    def width(self) -> Floats:
-        """Flow of the edges relative to the largest, shape ``(E,)``, in (0, 1]."""
-        flow = self.edge_flow[self.layer, self.head, self.tail]
-        return np.asarray(flow / flow.max(initial=np.finfo(float).tiny))
 
     def summary(self) -> str:
         """Say what flows and what the minimum cut is."""
@@ -108,8 +113,8 @@ class FlowLayout:
         carried = 100 - 100 * self.drawn_share.mean()
         return (
             f"{self.n_pruned:,} of {n_edges:,} edges are below "
-            f"{100 * self.threshold:.3g} % of the largest flow, not drawn, and carry "
-            f"{carried:.0f} % of the flow"
+            f"{100 * self.threshold:.3g} % of the largest flow in the "
+            f"{self.relative_to} and not drawn; they carry {carried:.0f} % of the flow"
         )
 
 
@@ -118,54 +123,42 @@ def lay_out_flow(
     tokens: Sequence[str] | None = None,
     example: int = 0,
     threshold: float = 0.01,
+    relative_to: RelativeTo = "network",
 ) -> FlowLayout:
     """Read one example's flow; see :func:`flow_diagram` for arguments and errors."""
-    if explanation.flow is None:
-        raise ValueError(
-            "this explanation has no joint flow to draw: its scores are values of one "
-            "flow per token. Solve one on its network: solution = "
-            "solve_flow(explanation.network), and draw "
-            "dataclasses.replace(explanation, flow=solution.flow, cut=solution.cut, "
-            "flow_value=solution.value)"
-        )
+    flow, labels = _read(explanation, tokens, example)
+    check_choice("relative_to", relative_to, get_args(RelativeTo))
     if not 0 <= threshold <= 1:
         raise ValueError(
             f"threshold={threshold!r} must be a share of the largest flow, from 0 to 1"
         )
-    n_examples, _, _, n_tokens = explanation.flow.shape
-    if not -n_examples <= example < n_examples:
-        raise ValueError(
-            f"example={example} is not in a batch of {n_examples}; give 0 to "
-            f"{n_examples - 1}"
-        )
-    labels = position_labels(n_tokens) if tokens is None else list(tokens)
-    if len(labels) != n_tokens:
-        raise ValueError(
-            f"{len(labels)} tokens were given for {n_tokens} positions; give one per "
-            "position, special tokens and padding included"
-        )
     network = explanation.network.select(slice(example, example + 1)).trim()
     columns = _live_columns(network)
-    flow = explanation.flow[example].detach().double().cpu().numpy().clip(min=0)
-    flow = flow[:, columns][:, :, columns]  # (L, T, T), head before tail
-    drawn = (flow > 0) & (flow >= threshold * flow.max())
+    flow = flow[:, columns][:, :, columns]
+    largest = (
+        flow.max((1, 2)) if relative_to == "layer" else np.full(len(flow), flow.max())
+    )
+    share = flow / np.maximum(largest, np.finfo(float).tiny)[:, None, None]
+    drawn = (flow > 0) & (share >= threshold)
     layer, head, tail = drawn.nonzero()
-    order = np.argsort(flow[drawn], kind="stable")
+    order = np.argsort(share[drawn], kind="stable")
     layer, head, tail = layer[order], head[order], tail[order]
     cut = _minimum_cut(explanation, network, columns, example)
+    severed = np.zeros_like(drawn) if cut is None else cut.severed
     return FlowLayout(
         tokens=tuple(printable(labels[column]) for column in columns),
         value=float(explanation.flow_value[example]),
         edge_flow=flow,
         node_flow=np.concatenate([flow.sum(1), flow[-1:].sum(2)]),
+        largest=largest,
         layer=layer,
         tail=tail,
         head=head,
+        width=share[layer, head, tail],
+        in_cut=severed[layer, head, tail],
         cut=cut,
-        in_cut=np.zeros(len(layer), bool)
-        if cut is None
-        else cut.severed[layer, head, tail],
         threshold=threshold,
+        relative_to=relative_to,
         n_pruned=int((flow > 0).sum()) - len(layer),
         drawn_share=np.divide(
             (flow * drawn).sum((1, 2)),
@@ -174,6 +167,30 @@ def lay_out_flow(
             where=flow.any((1, 2)),
         ),
     )
+
+
+def _read(
+    explanation: Explanation, tokens: Sequence[str] | None, example: int
+) -> tuple[Floats, list[str]]:
+    """Return the flow, shape ``(L, T, T)``, head before tail, and the labels."""
+    if explanation.flow is None:
+        raise ValueError(
+            "this explanation has no joint flow to draw: its scores are values of one "
+            "flow per token. Solve one on its network: solution = "
+            "solve_flow(explanation.network), and draw "
+            "dataclasses.replace(explanation, flow=solution.flow, cut=solution.cut, "
+            "flow_value=solution.value)"
+        )
+    n_examples, _, _, n_tokens = explanation.flow.shape
+    check_example(example, n_examples)
+    labels = position_labels(n_tokens) if tokens is None else list(tokens)
+    if len(labels) != n_tokens:
+        raise ValueError(
+            f"{len(labels)} tokens were given for {n_tokens} positions; give one per "
+            "position, special tokens and padding included"
+        )
+    flow = explanation.flow[example].detach().double().cpu().numpy().clip(min=0)
+    return flow, labels
 
 
 def _live_columns(network: LayeredNetwork) -> Integers:

@@ -2,12 +2,13 @@
 // Draws the layout that Python computed; see layout.py for what the fields mean.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const { tokens, layers, value, threshold, edges, severed, sourceSide, drawnShare } = data;
+  const { tokens, layers, value, threshold, relativeTo, largest } = data;
+  const { edges, severed, sourceSide, drawnShare } = data;
   const columns = tokens.length;
   const flow = floats(data.flow);  // of edge (layer, head, tail)
   const nodeFlow = flowThroughNodes();
   const widestLine = 7, curveClasses = 24, shownCharacters = 16;
-  const left = 70, right = 84, top = 16, labelGap = 20;
+  const left = 70, right = 80, top = 16, labelGap = 20;
   const main = document.getElementById("diagram");
   const reading = document.getElementById("reading");
   const from = document.getElementById("from"), to = document.getElementById("to");
@@ -63,10 +64,11 @@
   }
 
   function allEdges() {
-    const largest = edges.reduce((most, place) => Math.max(most, flow[place]), 0);
-    return edges.map((place, number) => ({
-      ...ends(place), width: flow[place] / largest, severed: severed[number] === 1,
-    }));
+    return edges.map((place, number) => {
+      const at = ends(place);
+      const width = Math.min(flow[place] / largest[at.layer], 1);  // floats are rounded
+      return { ...at, width, severed: severed[number] === 1 };
+    });
   }
 
   function ends(place) {
@@ -82,7 +84,7 @@
     let share = new Float64Array(columns);
     share[column] = 1;
     const passed = [];
-    let largest = 0;
+    const most = new Float64Array(layers);
     for (let layer = row; layer < layers; layer++) {
       const arrived = new Float64Array(columns);
       for (let head = 0; head < columns; head++) {
@@ -92,16 +94,18 @@
           const amount = flow[place] * share[tail];
           if (amount === 0) continue;
           arrived[head] += amount;
-          largest = Math.max(largest, amount);
+          most[layer] = Math.max(most[layer], amount);
           passed.push([place, amount]);
         }
       }
       share = arrived.map((amount, head) =>
         amount && amount / nodeFlow[(layer + 1) * columns + head]);
     }
+    if (relativeTo === "network") most.fill(Math.max(...most));
     return passed
-      .filter(([, amount]) => amount >= threshold * largest)
-      .map(([place, amount]) => ({ ...ends(place), width: amount / largest }));
+      .map(([place, amount]) => ({ ...ends(place), amount }))
+      .map((edge) => ({ ...edge, width: edge.amount / most[edge.layer] }))
+      .filter(({ width }) => width >= threshold);
   }
 
   function textWidth(texts) {
@@ -121,7 +125,7 @@
     const longest = textWidth(labels) + 10;
     const room = (main.clientWidth - left - right) / columns;
     const turned = room < longest && columns > 12;
-    const column = Math.max(turned ? 19 : longest + 4, Math.min(room, 120));
+    const column = Math.max(turned ? 18 : longest + 4, Math.min(room, 120));
     const row = Math.min(90, Math.max(44, (window.innerHeight - 300) / (topRow - bottom)));
     const height = top + row * (topRow - bottom);
     return {
@@ -196,8 +200,10 @@
     const amount = nodeFlow[row * columns + column];
     const share = value ? 100 * amount / value : 0;
     const where = row ? ` at layer ${row} passes on ` : " sends ";
-    reading.textContent =
-      `“${tokens[column]}”${where}${amount.toPrecision(3)}, ${share.toPrecision(3)} % of the flow`;
+    const token = document.createElement("bdi");  // keeps right-to-left text to itself
+    token.textContent = tokens[column];
+    const numbers = `${amount.toPrecision(3)}, ${share.toPrecision(3)} % of the flow`;
+    reading.replaceChildren("“", token, `”${where}${numbers}`);
   }
 
   function hideTrace(svg) {

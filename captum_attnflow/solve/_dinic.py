@@ -1,0 +1,124 @@
+"""Many maximum flows over one set of edges by SciPy's Dinic algorithm."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_flow
+
+SOURCE, SINK, FIRST = 0, 1, 2
+# SciPy counts flow in int32: the bound of the value becomes _UNITS of it, and an edge
+# that never binds gets more than the whole flow can be.
+_UNITS = 1 << 30
+_UNLIMITED = _UNITS + (_UNITS >> 1)
+# Edges solved in one call: calls cost more than few edges, and many leave the cache.
+_MAX_EDGES_AT_ONCE = 1 << 14
+
+
+class Graph:
+    """Edges in compressed rows; nodes are source, sink, then the others.
+
+    Every edge has an empty reverse edge: SciPy adds those that are missing, and with
+    all of them here its flow has the same entries in the same order.
+
+    Args:
+        tails (array): Shape ``(E,)``, node each edge leaves.
+        heads (array): Shape ``(E,)``, node each edge enters; no edge twice.
+        n_nodes (int): Nodes, source and sink included.
+    """
+
+    def __init__(
+        self, tails: NDArray[np.intp], heads: NDArray[np.intp], n_nodes: int
+    ) -> None:
+        n_edges = len(tails)
+        numbered = csr_array(
+            (
+                np.arange(1, 1 + 2 * n_edges),
+                (np.concatenate([tails, heads]), np.concatenate([heads, tails])),
+            ),
+            shape=(n_nodes, n_nodes),
+        )
+        numbered.sort_indices()
+        place = np.empty(numbered.nnz, np.intp)
+        place[numbered.data - 1] = np.arange(numbered.nnz)
+        self._place = place[:n_edges]
+        self._columns = numbered.indices.astype(np.int32)
+        self._row_starts = numbered.indptr.astype(np.int32)
+
+    def maximum_flows(self, in_units: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Solve copies of the graph that differ in their capacities.
+
+        Args:
+            in_units (array): Shape ``(P, E)``, capacities of ``P`` copies.
+
+        Returns:
+            array: Shape ``(P, E)``, flow per edge in units.
+        """
+        at_once = max(1, _MAX_EDGES_AT_ONCE // len(self._place))
+        parts = range(0, len(in_units), at_once)
+        return np.concatenate(
+            [self._solve_together(in_units[first : first + at_once]) for first in parts]
+        )
+
+    def _solve_together(self, in_units: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Solve the copies in one graph, in which they share source and sink."""
+        n_copies, n_entries = len(in_units), len(self._columns)
+        capacity = np.zeros((n_copies, n_entries), np.int32)
+        capacity[:, self._place] = in_units
+        n_inner = len(self._row_starts) - 1 - FIRST
+        shift = n_inner * np.arange(n_copies, dtype=np.int32)[:, None]
+        columns = np.where(self._columns < FIRST, self._columns, self._columns + shift)
+        # The rows of source and sink run over all copies; then come the copies' own.
+        ends = self._row_starts[1 : 1 + FIRST]
+        lengths = np.diff(self._row_starts)
+        lengths = np.concatenate(
+            [lengths[:FIRST] * n_copies, np.tile(lengths[FIRST:], n_copies)]
+        )
+        graph = csr_array(
+            (
+                _rows_over_copies(capacity, ends),
+                _rows_over_copies(columns, ends),
+                np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
+            ),
+            shape=(len(lengths), len(lengths)),
+        )
+        flat = maximum_flow(graph, SOURCE, SINK).flow.data
+        sizes = np.diff(np.concatenate([[0], ends, [n_entries]]))
+        parts = np.split(flat, np.cumsum(sizes[:-1] * n_copies))
+        flow = np.concatenate(
+            [part.reshape(n_copies, -1) for part in parts], axis=1, dtype=np.int32
+        )
+        return flow[:, self._place]
+
+
+def _rows_over_copies(
+    entries: NDArray[np.int32], ends: NDArray[np.int32]
+) -> NDArray[np.int32]:
+    """From copies ``(P, entries)`` to the rows of one graph."""
+    parts = np.split(entries, ends, axis=1)
+    return np.concatenate([part.reshape(-1) for part in parts])
+
+
+def in_units(
+    capacity: NDArray[np.float64], bound: NDArray[np.float64]
+) -> NDArray[np.int32]:
+    """Round capacities down to units, a :math:`2^{30}`-th of a bound of the value.
+
+    Args:
+        capacity (array): Shape ``(P, E)`` or ``(1, E)``, in ``[0, inf]``.
+        bound (array): Shape ``(P,)``, positive and finite.
+
+    Returns:
+        array: Shape ``(P, E)``.
+    """
+    unlimited: NDArray[np.float64] = capacity * (_UNITS / bound)[:, None]
+    return np.minimum(unlimited, _UNLIMITED, out=unlimited).astype(np.int32)
+
+
+def from_units(
+    flow: NDArray[np.int32], bound: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Flow in units of capacity again: shapes ``(P, E)`` and ``(P,)``."""
+    scaled: NDArray[np.float64] = flow * (bound / _UNITS)[:, None]
+    return scaled

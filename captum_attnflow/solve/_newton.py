@@ -1,0 +1,165 @@
+"""One predictor-corrector step of the barrier problem after the other."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from captum_attnflow.solve._barrier_problem import Problem, State, dot
+from captum_attnflow.solve._laplacian import Laplacian
+
+_STEP_SHARE = 0.999
+# Imbalance at a node, in shares of the value: in the answer, left by a predictor, left
+# by the last correctors and by early ones.
+_IMBALANCE = 1e-10
+_PREDICTOR_ACCURACY = 1e-4
+_CORRECTOR_ACCURACY = 1e-11
+_EARLY_ACCURACY = 1e-5
+# Relative change of a flow or multiplier in the step before the last, at most.
+_LAST_FALL = 0.18
+# From this many tokens on, iterating is cheaper than factoring. Networks that take this
+# many steps are too badly scaled for it: small residuals leave large errors.
+_ITERATIVE_FROM_TOKENS = 48
+_ITERATIVE_STEPS = 50
+
+
+class Newton:
+    """One predictor-corrector step after the other, in place.
+
+    With ``gradient = (1 / x, -1 / y)`` and ``ratio = dx * gradient`` the Newton
+    equations reduce to ``dx = weight * (push + rise(p + dp))``, where the two pushes
+    sum to ``push``; the predictor has none.
+
+    The edge arrays are memory-bound, hence the buffers: fresh ones would cost more
+    time in page faults than the arithmetic that fills them.
+    """
+
+    def __init__(self, problem: Problem, state: State) -> None:
+        self.problem = problem
+        self.state = state
+        self.mu = state.product()
+        self._iterative = problem.n_tokens >= _ITERATIVE_FROM_TOKENS
+        self._n_steps = 0
+        self._fall = torch.ones_like(problem.scale)  # largest share of a variable used
+        self._signs = state.room.new_tensor([1.0, -1.0])[:, None, None]
+        self._gradient = torch.empty_like(state.room)
+        self._push = torch.empty_like(state.room)
+        self._weight, self._dx, self._spare = torch.empty(
+            3, *state.room.shape[1:], dtype=state.room.dtype, device=state.room.device
+        )
+
+    def select(self, index: Tensor) -> Newton:
+        part = Newton(self.problem.select(index), self.state.select(index))
+        part._n_steps = self._n_steps
+        return part
+
+    def converged(self, target: Tensor, tolerance: float) -> Tensor:
+        """Whether each network is centred at its target and conserves flow."""
+        state = self.state
+        near = self.mu <= (1 + tolerance) * target
+        if not bool(near.any()):
+            return near
+        for room, price in zip(state.room, state.price, strict=True):
+            product = torch.mul(room, price, out=self._spare).abs_()
+            off = torch.maximum(product.amax(1) - target, target - product.amin(1))
+            near &= off <= tolerance * target
+        lost = self.problem.divergence(state.room[0]).abs().amax((1, 2))
+        return near & (lost <= _IMBALANCE * self.problem.value(state.room[0]))
+
+    def step(self, target: Tensor) -> None:
+        """Move towards the target by a predictor-corrector or a centring step."""
+        mu = self.mu
+        predicting = mu > 1.01 * target
+        laplacian = self._laplacian()
+        imbalance = self.problem.divergence(self.state.room[0])
+        if bool(predicting.any()):
+            aim = self._predict(laplacian, imbalance, mu, target, predicting)
+        else:
+            aim = target
+            self._push.zero_()
+        # The farther from the target, the more imbalance may be left for later. Close
+        # to it steps shrink quadratically, so that the last one tells how far this is.
+        far = torch.maximum(mu / target, self._fall**4 / _LAST_FALL**4).clamp_min(1)
+        accuracy = _CORRECTOR_ACCURACY * far**2
+        change = self._correct(
+            laplacian, imbalance, aim, accuracy.clamp_max(_EARLY_ACCURACY)
+        )
+        self._advance(change)
+        self._n_steps += 1
+        self._iterative = laplacian.iterative and self._n_steps < _ITERATIVE_STEPS
+
+    def _laplacian(self) -> Laplacian:
+        gradient, price = self._gradient, self.state.price
+        torch.div(self._signs, self.state.room, out=gradient)
+        weight = torch.mul(price[0], gradient[0], out=self._weight)
+        weight.addcmul_(price[1], gradient[1])
+        torch.div(self.problem.alive, weight, out=weight)
+        return Laplacian(*self.problem.split(weight), iterative=self._iterative)
+
+    def _predict(
+        self,
+        laplacian: Laplacian,
+        imbalance: Tensor,
+        mu: Tensor,
+        target: Tensor,
+        predicting: Tensor,
+    ) -> Tensor:
+        """Aim straight at the optimum; choose ``mu`` and the second-order terms."""
+        problem, price = self.problem, self.state.price
+        tolerance = _PREDICTOR_ACCURACY * problem.value(self.state.room[0])
+        potential = laplacian.solve(-imbalance, tolerance, at_source=-1.0)
+        rise = problem.rise(potential, at_source=-1.0, out=self._spare)
+        dx = torch.mul(rise, self._weight, out=self._dx)
+        ratio = torch.mul(dx, self._gradient, out=self._push)
+        primal = 1 / (-ratio.amin(-1).amin(0)).clamp_min(1)
+        dual = 1 / (1 + ratio.amax(-1).amax(0)).clamp_min(1)
+        cost = (dot(dx, price[0]) + dot(dx, price[1])) / (2 * dx.shape[1])
+        after = (1 - dual) * mu + ((1 - dual) * primal - dual) * cost
+        after -= primal * dual * dot(dx, rise) / (2 * dx.shape[1])
+        ratio.addcmul_(ratio, ratio).mul_(price)
+        if not bool(predicting.all()):
+            ratio.mul_(predicting[:, None])
+        # Mehrotra's rule, and more centring where the boundary blocks the predictor.
+        sigma = torch.maximum(
+            (after / mu).clamp(0, 1) ** 3, (1 - torch.minimum(primal, dual)) ** 2
+        )
+        return torch.where(predicting, torch.maximum(sigma * mu, target), target)
+
+    def _correct(
+        self, laplacian: Laplacian, imbalance: Tensor, aim: Tensor, accuracy: Tensor
+    ) -> Tensor:
+        """Solve for the step to ``mu = aim``, second-order terms included.
+
+        The change of potential is solved for, not the potential: where an edge has
+        much room its weight is so large that the rounding of ``p`` would unbalance.
+        """
+        problem, push, dx = self.problem, self._push, self._dx
+        push.addcmul_(self._gradient, aim[:, None])
+        force = problem.rise(self.state.p, at_source=-1.0, out=dx)
+        force.add_(push[0]).add_(push[1])
+        forced = problem.divergence(force.mul_(self._weight))
+        tolerance = accuracy * problem.value(self.state.room[0])
+        change = laplacian.solve(-imbalance - forced, tolerance)
+        dx.addcmul_(problem.rise(change, at_source=0.0, out=self._spare), self._weight)
+        return change
+
+    def _advance(self, change: Tensor) -> None:
+        room, price, dx = self.state.room, self.state.price, self._dx
+        ratio = torch.mul(dx, self._gradient, out=self._gradient)
+        self._fall = -ratio.amin(-1).amin(0)
+        primal = _step_length(self._fall)
+        goal = self._push.addcmul_(price, ratio, value=-1)
+        torch.div(goal, price, out=ratio)
+        fall = 1 - ratio.amin(-1).amin(0)
+        dual = _step_length(fall)
+        self._fall = torch.maximum(self._fall, fall)
+        room[0].addcmul_(dx, primal)
+        room[1].addcmul_(dx, primal, value=-1)
+        price.lerp_(goal, dual)
+        self.state.p.addcmul_(change, dual[..., None])
+        self.mu = self.state.product()
+
+
+def _step_length(fall: Tensor) -> Tensor:
+    """Shape ``(B, 1)``: the full step, or nearly to the nearest boundary."""
+    return (_STEP_SHARE / fall.clamp_min(_STEP_SHARE))[:, None]
