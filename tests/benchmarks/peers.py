@@ -43,7 +43,7 @@ def edges(
     tails = np.concatenate([below + tail, last + sinks, 0 * sources])
     heads = np.concatenate([below + n_tokens + head, 0 * sinks + 1, 2 + sources])
     free = np.full(len(sources) + len(sinks), UNLIMITED)
-    given = np.concatenate([capacity[layer, head, tail], free])
+    given = np.concatenate([capacity[layer, head, tail], free]).clip(max=UNLIMITED)
     return tails, heads, given, last + n_tokens
 
 
