@@ -1,4 +1,4 @@
-"""All tokens of a generated text against Captum's wrapper, in one run."""
+"""All tokens of a generated text against Captum's wrapper, in turns."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from captum.attr import (
     LLMGradientAttribution,
     TextTokenInput,
 )
+from race import Contestant
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from captum_attnflow import (
@@ -19,7 +20,7 @@ from captum_attnflow import (
 )
 from captum_attnflow.demo import load_demo_model
 
-GROUP = "32 generated tokens after 32, 12 x 256 GPT-2"
+OURS = [LayerGeneralizedAttentionFlow, LayerAttentionFlow, LayerRelevanceFlow]
 TARGET = "so very dull and not funny . " * 4 + "a gripping film ."
 
 
@@ -44,31 +45,23 @@ def prompt(tokenizer):
     return prompt
 
 
-def measure(benchmark, attribution, prompt, rounds, **arguments):
-    benchmark.group = GROUP
-    benchmark.pedantic(
-        attribution.attribute,
-        args=(prompt, TARGET),
-        kwargs=arguments,
-        rounds=rounds,
-        warmup_rounds=1 if rounds > 1 else 0,
-        iterations=1,
+def test_all_generated_tokens(race, model, tokenizer, prompt):
+    layer = model.transformer.wte
+
+    def contestant(wrapper, method, **options):
+        attribution = wrapper(method(model, layer), tokenizer)
+        return Contestant(lambda: attribution.attribute(prompt, TARGET), **options)
+
+    race(
+        "32 generated tokens after a prompt of 32, 12 x 256 GPT-2",
+        {method.__name__: contestant(GenerationAttribution, method) for method in OURS},
+        {
+            "LayerGeneralizedAttentionFlow, token by token": contestant(
+                LLMGradientAttribution, LayerGeneralizedAttentionFlow
+            ),
+            "LayerIntegratedGradients, 50 steps": contestant(
+                LLMGradientAttribution, LayerIntegratedGradients, rounds=1
+            ),
+        },
+        rounds=3,
     )
-
-
-@pytest.mark.parametrize(
-    "method", [LayerGeneralizedAttentionFlow, LayerAttentionFlow, LayerRelevanceFlow]
-)
-def test_ours(benchmark, model, tokenizer, prompt, method):
-    attribution = method(model, model.transformer.wte)
-    measure(benchmark, GenerationAttribution(attribution, tokenizer), prompt, 5)
-
-
-def test_the_same_method_step_by_step(benchmark, model, tokenizer, prompt):
-    attribution = LayerGeneralizedAttentionFlow(model, model.transformer.wte)
-    measure(benchmark, LLMGradientAttribution(attribution, tokenizer), prompt, 3)
-
-
-def test_layer_integrated_gradients_with_50_steps(benchmark, model, tokenizer, prompt):
-    attribution = LayerIntegratedGradients(model, model.transformer.wte)
-    measure(benchmark, LLMGradientAttribution(attribution, tokenizer), prompt, 1)
