@@ -10,6 +10,8 @@ from captum.attr import visualization as captum_visualization
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from captum_attnflow.visualization.figures import shown_in_notebooks
+
 Sign = Literal["all", "positive", "negative", "absolute_value"]
 
 
@@ -78,7 +80,7 @@ def image_overlay(
         use_pyplot=False,
         **options,
     )
-    return figure
+    return shown_in_notebooks(figure)
 
 
 def _has_sign(scores: Tensor, sign: Sign) -> bool:

@@ -16,6 +16,7 @@ from matplotlib.text import Text
 from captum_attnflow.display import position_labels
 from captum_attnflow.surrogate import SlalomExplanation
 from captum_attnflow.surrogate.reading import SlalomReading
+from captum_attnflow.visualization.figures import shown_in_notebooks
 from captum_attnflow.visualization.fonts import drawable, shortened
 from captum_attnflow.visualization.label_placement import Floats, place_labels
 
@@ -87,7 +88,7 @@ def slalom_plane(
     axes.margins(0.15)
     _draw_points(axes, points, errors)
     _write_labels(figure, axes, names, points)
-    return figure
+    return shown_in_notebooks(figure)
 
 
 def _distinct(
