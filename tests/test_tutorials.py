@@ -75,9 +75,7 @@ def test_tutorial_shows_in_a_fresh_kernel_what_was_committed(source, tmp_path):
 
 @each_tutorial
 def test_notebook_holds_this_source(source):
-    assert [
-        (cell.cell_type, cell.source) for cell in committed(source).cells
-    ] == [
+    assert [(cell.cell_type, cell.source) for cell in committed(source).cells] == [
         (kind, uncommented(text) if kind == "markdown" else text)
         for kind, text in cells_of_source(source)
     ]
