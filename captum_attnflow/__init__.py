@@ -18,9 +18,8 @@ SLALOM takes another way, by queries alone::
 - :mod:`captum_attnflow.perturbation`: parts of texts, put to a forward function.
 - :mod:`captum_attnflow.surrogate`: the SLALOM function, its queries, fit and scores.
 - :mod:`captum_attnflow.result`: what ``explain()`` returns.
-- :mod:`captum_attnflow.text`: texts in, token attributions out, for the shell.
-- :mod:`captum_attnflow.image`: the same for images.
-- :mod:`captum_attnflow.pretrained`: how both find models, labels and methods.
+- :mod:`captum_attnflow.generation`: what it returns for generated text.
+- :mod:`captum_attnflow.tasks`: texts and images in, attributions out, for the shell.
 - :mod:`captum_attnflow.metrics`: faithfulness of any attribution.
 - :mod:`captum_attnflow.study`: methods compared on models and texts.
 - :mod:`captum_attnflow.display`: how results show themselves.

@@ -26,3 +26,16 @@ def check_choice(name: str, given: object, accepted: Collection[str]) -> None:
     if given not in list(accepted):
         choices = ", ".join(repr(choice) for choice in accepted)
         raise ValueError(f"{name}={given!r} is unknown; give one of {choices}")
+
+
+def check_example(given: int, n_examples: int) -> None:
+    """Refuse what is no index into a batch, counted from 0.
+
+    Raises:
+        ValueError: Saying what was given and how large the batch is.
+    """
+    if not 0 <= given < n_examples:
+        raise ValueError(
+            f"example={given} is not in a batch of {n_examples}; examples are counted "
+            "from 0"
+        )

@@ -8,7 +8,7 @@ import networkx as nx
 from torch import Tensor
 
 from captum_attnflow.capture import TokenSequence
-from captum_attnflow.display import ShownByTokens
+from captum_attnflow.display.tokens import ShownByTokens
 from captum_attnflow.network import LayeredNetwork
 from captum_attnflow.solve import SourceFlows
 

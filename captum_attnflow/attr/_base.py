@@ -193,7 +193,7 @@ class AttentionAttribution(GradientAttribution):
         )
         records = self._capture(arguments, targets)
         for first in records:
-            capacities = len(first.weights) * first.n_tokens**2 * arguments.n_rows
+            capacities = len(first.layers) * first.n_tokens**2 * arguments.n_rows
             n_more = max(0, _MAX_CAPACITIES_AT_ONCE // capacities - 1)
             group = [first, *islice(records, n_more)]
             explanation = self._explain_record(AttentionRecord.concatenate(group))

@@ -23,9 +23,9 @@ from captum_attnflow.perturbation import (
     ReplaceableActivations,
     ReplaceableFeatures,
     find_padding,
+    find_special_tokens,
     read_keep,
     replaced_activation,
-    special_token_ids,
 )
 
 
@@ -180,8 +180,7 @@ def _kept_and_padding(
     if kept is None:
         kept = torch.zeros(n_texts, n_positions, dtype=torch.bool)
         if ids is not None:
-            special = sorted(special_token_ids(forward_func, tokenizer))
-            kept = torch.isin(ids.cpu(), torch.tensor(special, dtype=torch.int64))
+            kept = find_special_tokens(ids.cpu(), forward_func, tokenizer)
     padding = find_padding(
         forward_func,
         len(arguments.inputs),

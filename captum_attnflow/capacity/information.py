@@ -8,7 +8,7 @@ taken from public restatements; the positive part is per head, before the mean.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -20,38 +20,39 @@ Information = Literal["AF", "GF", "AGF", "relevance", "counter-relevance"]
 
 
 def attention(weights: Tensor, gradients: Tensor) -> Tensor:
-    r""":math:`AF = E_h(A)` (Abnar & Zuidema 2020)."""
-    return weights.mean(1)
+    r""":math:`A`, for :math:`AF = E_h(A)` (Abnar & Zuidema 2020)."""
+    return weights
 
 
 def positive_gradient(weights: Tensor, gradients: Tensor) -> Tensor:
-    r""":math:`GF = E_h((G)_+)` where a head attends at all.
+    r""":math:`(G)_+` where the head attends at all, for :math:`GF = E_h((G)_+)`.
 
     A masked key has a gradient but no attention: without the restriction flow would
     pass through padding.
     """
-    return (gradients.clamp_min(0) * (weights > 0)).mean(1)
+    return gradients.clamp_min(0) * (weights > 0)
 
 
 def positive_attention_gradient(weights: Tensor, gradients: Tensor) -> Tensor:
-    r""":math:`AGF = E_h((A \odot G)_+)`, the variant reported best."""
-    return (weights * gradients).clamp_min(0).mean(1)
+    r""":math:`(A \odot G)_+`, for :math:`AGF`, the variant reported best."""
+    return (weights * gradients).clamp_min(0)
 
 
 def relevance(weights: Tensor, gradients: Tensor) -> Tensor:
-    r""":math:`(E_h(A \odot G))_+`: what an edge contributes to the output.
+    r""":math:`A \odot G`: what an edge contributes to the output through a head.
 
-    Gradient times activation; the positive part is taken after the mean over heads, so
-    that heads that contradict each other cancel.
+    Gradient times activation. Without a positive part of its own, so that heads that
+    contradict each other cancel.
     """
-    return (weights * gradients).mean(1).clamp_min(0)
+    return weights * gradients
 
 
 def counter_relevance(weights: Tensor, gradients: Tensor) -> Tensor:
-    r""":math:`(-E_h(A \odot G))_+`: what an edge takes from the output."""
-    return relevance(weights, -gradients)
+    r""":math:`-A \odot G`: what an edge takes from the output through a head."""
+    return -weights * gradients
 
 
+# Of each head; a capacity is the positive part of their mean.
 INFORMATION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "AF": attention,
     "GF": positive_gradient,
@@ -75,7 +76,7 @@ def information_tensor(record: AttentionRecord, information: Information) -> Ten
     Raises:
         UnsupportedAttentionError: If the maps are not of all tokens by all tokens.
     """
-    shapes = [tuple(weights.shape[-2:]) for weights in record.weights]
+    shapes = [layer.shape[-2:] for layer in record.layers]
     expected = [
         (record.sequences[queries].length, record.sequences[keys].length)
         for queries, keys in record.routes
@@ -86,20 +87,26 @@ def information_tensor(record: AttentionRecord, information: Information) -> Ten
             "every layer to map the same tokens to themselves, or those of a decoder "
             f"to those of one encoder. {_why(shapes)}"
         )
-    combine = INFORMATION[information]
+    of_head = INFORMATION[information]
     n_rows, n_tokens = len(record.output), record.n_tokens
-    placed = record.weights[0].new_zeros(
-        (n_rows, len(shapes), n_tokens, n_tokens), dtype=torch.float64
+    placed = torch.zeros(
+        (n_rows, len(shapes), n_tokens, n_tokens),
+        dtype=torch.float64,
+        device=record.output.device,
     )
-    layers = zip(record.weights, record.gradients, record.routes, strict=True)
-    for layer, (weights, gradients, route) in enumerate(layers):
+    for number, (layer, route) in enumerate(
+        zip(record.layers, record.routes, strict=True)
+    ):
         queries, keys = record.positions(route.queries), record.positions(route.keys)
-        # One layer at a time in float64: half-precision products would underflow.
-        placed[:, layer, queries, keys] = combine(weights.double(), gradients.double())
+        total = placed[:, number, queries, keys]
+        for weights, gradients in layer.parts():
+            # In float64: half-precision products would underflow.
+            total += of_head(weights.double(), gradients.double()).sum(1)
+        total.div_(layer.shape[1]).clamp_min_(0)
     return placed
 
 
-def _why(shapes: list[tuple[int, ...]]) -> str:
+def _why(shapes: Sequence[tuple[int, ...]]) -> str:
     if all(queries < keys for queries, keys in shapes):
         return (
             "Every layer has fewer queries than keys. Either a key-value cache holds "

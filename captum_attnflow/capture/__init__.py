@@ -5,6 +5,7 @@ This room knows torch and Captum, never a flow.
 
 from captum_attnflow.capture.attention import capture_attention, capture_targets
 from captum_attnflow.capture.elements import tokens_of_elements
+from captum_attnflow.capture.layers import AttentionLayer, DenseLayer, FusedLayer
 from captum_attnflow.capture.path import InputPath
 from captum_attnflow.capture.record import (
     AttentionRecord,
@@ -14,7 +15,10 @@ from captum_attnflow.capture.record import (
 )
 
 __all__ = [
+    "AttentionLayer",
     "AttentionRecord",
+    "DenseLayer",
+    "FusedLayer",
     "InputPath",
     "Route",
     "TokenSequence",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,8 +15,9 @@ from captum._utils.typing import TargetType
 from torch import Tensor
 
 from captum_attnflow.capture.entries import InputEntries
-from captum_attnflow.capture.interception import AttentionInterception
+from captum_attnflow.capture.interception import AttentionCall, AttentionInterception
 from captum_attnflow.capture.layer import LayerCalls
+from captum_attnflow.capture.layers import AttentionLayer
 from captum_attnflow.capture.path import InputPath
 from captum_attnflow.capture.record import (
     AttentionRecord,
@@ -103,13 +104,13 @@ def capture_targets(
         output = _run(
             forward_func, entries.inputs, additional_forward_args, interception, path
         )
-        maps = [call.weights for call in interception.calls]
-        stacks = find_stacks(maps, [call.values for call in interception.calls])
+        probed = [call.probed for call in interception.calls]
+        stacks = find_stacks(probed, [call.values for call in interception.calls])
     n_missed = interception.missed()
     if n_missed:
         warnings.warn(
             f"{n_missed} softmaxes of the shape of an attention map were "
-            f"not seen to weigh values, {len(maps)} were. If these are attention "
+            f"not seen to weigh values, {len(probed)} were. If these are attention "
             "layers, they are missing from the scores: write them as softmax(...) "
             "followed by matmul or einsum, or as F.scaled_dot_product_attention",
             stacklevel=6,
@@ -123,7 +124,7 @@ def capture_targets(
             selected = _select_output(output, target, inputs[0].shape[0])
             gradients = torch.autograd.grad(
                 torch.unbind(selected),
-                maps + points,
+                probed + points,
                 **{
                     "allow_unused": True,
                     "materialize_grads": True,
@@ -131,35 +132,19 @@ def capture_targets(
                     **(grad_kwargs or {}),
                 },
             )
-        calls = [
-            _CapturedCall(call.weights.detach(), gradient, call.n_heads)
-            for call, gradient in zip(
-                interception.calls, gradients[: len(maps)], strict=True
-            )
-        ]
-        record = _join(stacks, calls, held, selected.detach())
+        record = _join(
+            stacks,
+            interception.calls,
+            gradients[: len(probed)],
+            held,
+            selected.detach(),
+        )
         if path is not None:
             record = replace(
                 record.select(slice(-path.n_examples, None)),
                 input_relevance=path.relevance(gradients[-1]),
             )
         yield record
-
-
-@dataclass(frozen=True)
-class _CapturedCall:
-    weights: Tensor
-    gradient: Tensor
-    n_heads: int | None  # known where batch and heads may share dimension 0
-
-    def n_rows(self, expected: int | None) -> int:
-        """Rows of the batch; ``expected`` settles heads folded in unknown number."""
-        folded = len(self.weights)
-        if self.weights.dim() > 3:
-            return folded
-        if self.n_heads is not None:
-            return folded // self.n_heads
-        return expected if expected and folded % expected == 0 else folded
 
 
 def _run(
@@ -228,7 +213,8 @@ def _select_output(output: Any, target: TargetType, n_rows: int) -> Tensor:
 
 def _join(
     stacks: list[Stack],
-    calls: list[_CapturedCall],
+    calls: list[AttentionCall],
+    gradients: tuple[Tensor, ...],
     held: list[list[tuple[int, ...]]],
     output: Tensor,
 ) -> AttentionRecord:
@@ -253,30 +239,30 @@ def _join(
     chunks = zip(stacks, rows, held, output.split(rows), strict=True)
     return AttentionRecord.concatenate(
         [
-            _record([calls[index] for index in stack.calls], stack.routes, *chunk)
-            for stack, *chunk in chunks
+            _record(
+                [calls[i].layer(gradients[i], n_rows) for i in stack.calls],
+                stack.routes,
+                inputs,
+                chunk_output,
+            )
+            for stack, n_rows, inputs, chunk_output in chunks
         ]
     )
 
 
 def _record(
-    calls: list[_CapturedCall],
+    layers: list[AttentionLayer],
     routes: tuple[Route, ...],
-    n_rows: int,
     inputs: list[tuple[int, ...]],
     output: Tensor,
 ) -> AttentionRecord:
-    lengths = {
-        route.queries: call.weights.shape[-2]
-        for route, call in zip(routes, calls, strict=True)
-    }
-    lengths |= {
-        route.keys: call.weights.shape[-1]
-        for route, call in zip(routes, calls, strict=True)
-    }
+    lengths: dict[int, int] = {}
+    for layer, route in zip(layers, routes, strict=True):
+        lengths.setdefault(route.queries, layer.shape[-2])
+    for layer, route in zip(layers, routes, strict=True):
+        lengths[route.keys] = layer.shape[-1]
     return AttentionRecord(
-        weights=tuple(_by_head(call.weights, n_rows) for call in calls),
-        gradients=tuple(_by_head(call.gradient, n_rows) for call in calls),
+        layers=tuple(layers),
         output=output,
         sequences=tuple(
             TokenSequence(lengths[sequence], holders)
@@ -284,8 +270,3 @@ def _record(
         ),
         routes=routes,
     )
-
-
-def _by_head(tensor: Tensor, n_rows: int) -> Tensor:
-    """Bring heads, in however many dimensions they come, to ``(B, H, Tq, Tk)``."""
-    return tensor.reshape(n_rows, -1, *tensor.shape[-2:])

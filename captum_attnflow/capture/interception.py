@@ -8,9 +8,9 @@ module first. The model, its configuration and its kernels are left as they are.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import FunctionType
 from typing import Any, TypeGuard
 
@@ -21,6 +21,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from captum_attnflow.capture.entries import InputEntries
+from captum_attnflow.capture.layers import (
+    AttentionLayer,
+    DenseLayer,
+    FusedLayer,
+    attention_weights,
+)
 from captum_attnflow.capture.path import InputPath
 
 _SOFTMAX = {F.softmax, torch.softmax, torch.Tensor.softmax, torch.special.softmax}
@@ -78,17 +84,38 @@ class _Softmax:
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """One attention map that ran through the probe.
+    """One call of attention.
 
     Attributes:
-        weights (Tensor): The map, as the rest of the model uses it.
-        values (Tensor): What it weighs.
+        probed (Tensor): What ran through the probe: the map, or the output of a fused
+            kernel, as the rest of the model uses it.
+        values (Tensor): What the map weighs.
         n_heads (int, optional): Heads, where batch and heads share a dimension.
+        fused (Callable, optional): Makes the layer of the gradient in ``probed``;
+            None where that is the map.
     """
 
-    weights: Tensor
+    probed: Tensor
     values: Tensor
     n_heads: int | None
+    fused: Callable[[Tensor], FusedLayer] | None = None
+
+    def n_rows(self, expected: int | None) -> int:
+        """Rows of the batch; ``expected`` settles heads folded in unknown number."""
+        folded = len(self.probed)
+        if self.probed.dim() > 3:
+            return folded
+        if self.n_heads is not None:
+            return folded // self.n_heads
+        return expected if expected and folded % expected == 0 else folded
+
+    def layer(self, gradient: Tensor, n_rows: int) -> AttentionLayer:
+        """Return the layer's attention, given the gradient in what was probed."""
+        if self.fused is not None:
+            return self.fused(gradient)
+        weights = self.probed.detach()
+        shape = (n_rows, -1, *weights.shape[-2:])  # heads come in any dimensions
+        return DenseLayer(weights.reshape(shape), gradient.reshape(shape))
 
 
 class AttentionInterception(TorchFunctionMode):
@@ -246,23 +273,39 @@ class AttentionInterception(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        """Scaled dot-product attention in the open, as its documentation defines it."""
+        """Keep what goes into the fused kernel, or do its work where a map is needed.
+
+        Dropout and folded heads need the map itself.
+        """
+        if query.dim() == 4 and dropout_p == 0:
+            output = F.scaled_dot_product_attention(
+                query,
+                key,
+                value,
+                attn_mask=attn_mask,
+                is_causal=is_causal,
+                scale=scale,
+                **({"enable_gqa": True} if enable_gqa else {}),
+            )
+            fused = partial(
+                FusedLayer,
+                query.detach(),
+                key.detach(),
+                value.detach(),
+                None if attn_mask is None else attn_mask.detach(),
+                is_causal,
+                scale,
+            )
+            shape = (*query.shape[:-1], key.shape[-2])
+            self._softmaxes.append(_Softmax(torch.Size(shape), None, True))
+            probed: Tensor = self.probe(output)
+            self.calls.append(AttentionCall(probed, value, None, fused))
+            return probed
         if enable_gqa:
             groups = query.shape[-3] // key.shape[-3]
             key = key.repeat_interleave(groups, -3)
             value = value.repeat_interleave(groups, -3)
-        scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-        scores = (query * scale) @ key.mT
-        if is_causal:
-            attn_mask = torch.ones_like(scores, dtype=torch.bool).tril()
-        if attn_mask is not None and attn_mask.dtype == torch.bool:
-            scores = scores.masked_fill(~attn_mask, -torch.inf)
-        elif attn_mask is not None:
-            scores = scores + attn_mask
-        precision = scores.dtype if scores.dtype == torch.float64 else torch.float32
-        weights = scores.softmax(-1, dtype=precision).to(scores.dtype)
-        # The fused kernels answer 0 where every key is masked.
-        weights = weights.masked_fill((scores == -torch.inf).all(-1, keepdim=True), 0)
+        weights = attention_weights(query, key, attn_mask, is_causal, scale)
         weights = F.dropout(weights, dropout_p)
         self._mark(weights)
         return self._probe(weights, value) @ value

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from captum_attnflow.capture.layers import AttentionLayer, JoinedLayer
+
 
 class UnsupportedAttentionError(ValueError):
     """The model's attention was not found, or is not of a supported kind."""
@@ -39,11 +41,10 @@ class AttentionRecord:
     """Attention probabilities of one model and the output's gradient in them.
 
     Attributes:
-        weights (tuple[Tensor, ...]): One ``A`` per layer, from the input upwards,
-            each of shape ``(B, H, T, T)`` with queries in rows and keys in columns;
-            probabilities in [0, 1], in the model's dtype. ``H`` may differ by layer.
-        gradients (tuple[Tensor, ...]): ``dy / dA`` of the selected output ``y``, of
-            the same shapes.
+        layers (tuple[AttentionLayer, ...]): From the input upwards; each gives the
+            attention probabilities ``A`` in [0, 1] and ``dy / dA`` of the selected
+            output ``y``, queries in rows and keys in columns, in the model's dtype.
+            The number of heads may differ by layer.
         output (Tensor): Shape ``(B,)``, the selected output ``y``.
         sequences (tuple[TokenSequence, ...]): One, or an encoder's and a decoder's.
             Their positions are counted through, the encoder's first. Left out, it is
@@ -54,8 +55,7 @@ class AttentionRecord:
             embeddings, in units of ``y``; None unless a path was followed.
     """
 
-    weights: tuple[Tensor, ...]
-    gradients: tuple[Tensor, ...]
+    layers: tuple[AttentionLayer, ...]
     output: Tensor
     sequences: tuple[TokenSequence, ...] = ()
     routes: tuple[Route, ...] = ()
@@ -63,18 +63,28 @@ class AttentionRecord:
 
     def __post_init__(self) -> None:
         if not self.routes:
-            object.__setattr__(self, "routes", (Route(0, 0),) * len(self.weights))
+            object.__setattr__(self, "routes", (Route(0, 0),) * len(self.layers))
         if not self.sequences:
-            alone = TokenSequence(int(self.weights[0].shape[-1]), (0,))
+            alone = TokenSequence(self.layers[0].shape[-1], (0,))
             object.__setattr__(self, "sequences", (alone,))
-        for name, tensors in (("weights", self.weights), ("gradients", self.gradients)):
-            for layer, tensor in enumerate(tensors):
-                if not bool(tensor.isfinite().all()):
-                    raise ValueError(
-                        f"the attention {name} of layer {layer} hold NaN or infinite "
-                        "entries. Check the input and the attention mask (a row that "
-                        "masks every key gives NaN), or run the model in float32"
-                    )
+        for number, layer in enumerate(self.layers):
+            fault = layer.fault()
+            if fault is not None:
+                raise ValueError(
+                    f"the attention {fault} of layer {number} hold NaN or infinite "
+                    "entries. Check the input and the attention mask (a row that "
+                    "masks every key gives NaN), or run the model in float32"
+                )
+
+    @property
+    def weights(self) -> tuple[Tensor, ...]:
+        """The maps ``A`` of every layer, each of shape ``(B, H, Tq, Tk)``."""
+        return tuple(layer.maps()[0] for layer in self.layers)
+
+    @property
+    def gradients(self) -> tuple[Tensor, ...]:
+        """The gradients ``dy / dA`` of every layer, of the shapes of the maps."""
+        return tuple(layer.maps()[1] for layer in self.layers)
 
     @property
     def n_tokens(self) -> int:
@@ -96,8 +106,11 @@ class AttentionRecord:
             Tensor: Shape ``(B, T)``, bool.
         """
         # Padded queries may keep a gradient of a head that sees nothing of them.
-        attends = self.weights[-1] > 0
-        queries = ((self.gradients[-1] != 0) & attends).any(-1).any(1)
+        read = [
+            ((gradients != 0) & (weights > 0)).any(-1).any(1)
+            for weights, gradients in self.layers[-1].parts()
+        ]
+        queries = torch.stack(read).any(0)
         read_out = queries.new_zeros(len(queries), self.n_tokens)
         read_out[:, self.positions(self.routes[-1].queries)] = queries
         return read_out
@@ -107,8 +120,7 @@ class AttentionRecord:
         relevance = self.input_relevance
         return replace(
             self,
-            weights=tuple(weights[rows] for weights in self.weights),
-            gradients=tuple(gradients[rows] for gradients in self.gradients),
+            layers=tuple(layer.select(rows) for layer in self.layers),
             output=self.output[rows],
             input_relevance=None if relevance is None else relevance[rows],
         )
@@ -118,17 +130,15 @@ class AttentionRecord:
         """Join the records of consecutive parts of a batch."""
         if len(records) == 1:
             return records[0]
-        weights = zip(*(record.weights for record in records), strict=True)
-        gradients = zip(*(record.gradients for record in records), strict=True)
         relevances = [
             record.input_relevance
             for record in records
             if record.input_relevance is not None
         ]
+        layers = zip(*(record.layers for record in records), strict=True)
         return replace(
             records[0],
-            weights=tuple(torch.cat(parts) for parts in weights),
-            gradients=tuple(torch.cat(parts) for parts in gradients),
+            layers=tuple(JoinedLayer(parts) for parts in layers),
             output=torch.cat([record.output for record in records]),
             input_relevance=torch.cat(relevances) if relevances else None,
         )

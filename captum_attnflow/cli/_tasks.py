@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from captum_attnflow.demo import DEMO_MODEL_PATH
-from captum_attnflow.image import ImageClassifier
-from captum_attnflow.image_attribution import ImageAttribution, ImageOverlays
-from captum_attnflow.text import TextClassifier
-from captum_attnflow.text_generation import GeneratedText, TextGenerator
+from captum_attnflow.tasks.image_attribution import ImageAttribution, ImageOverlays
+from captum_attnflow.tasks.image_classification import ImageClassifier
+from captum_attnflow.tasks.text_classification import TextClassifier
+from captum_attnflow.tasks.text_generation import GeneratedText, TextGenerator
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from captum_attnflow._options import check_choice
 from captum_attnflow.cli._messages import errors_told
 from captum_attnflow.cli._tasks import TASKS, Task
 from captum_attnflow.surrogate import SCORES
-from captum_attnflow.text import METHODS
+from captum_attnflow.tasks.text_classification import METHODS
 from captum_attnflow.visualization import save_html
 
 _BATCH_SIZE = 16

@@ -15,7 +15,7 @@ from captum_attnflow.perturbation.baseline import (
 from captum_attnflow.perturbation.deletion import DeletableColumns
 from captum_attnflow.perturbation.outputs import Target, targets_of_texts
 from captum_attnflow.perturbation.padding import find_padding
-from captum_attnflow.perturbation.special_tokens import read_keep, special_token_ids
+from captum_attnflow.perturbation.special_tokens import find_special_tokens, read_keep
 from captum_attnflow.perturbation.texts import PerturbableTexts
 from captum_attnflow.perturbation.words import DeletableWords
 
@@ -28,8 +28,8 @@ __all__ = [
     "Target",
     "ask",
     "find_padding",
+    "find_special_tokens",
     "read_keep",
     "replaced_activation",
-    "special_token_ids",
     "targets_of_texts",
 ]

@@ -10,7 +10,11 @@ import torch
 from captum._utils.common import _run_forward
 from torch import Tensor, nn
 
-from captum_attnflow.perturbation.texts import Absence, in_order_of_appearance
+from captum_attnflow.perturbation.texts import (
+    Absence,
+    explained_positions,
+    in_order_of_appearance,
+)
 from captum_attnflow.surrogate import Query
 from captum_attnflow.token_axis import rows_of
 
@@ -24,17 +28,11 @@ class _Replaceable:
     def __init__(self, tokens: Tensor, keep: Tensor, padding: Tensor) -> None:
         self.n_positions = tokens.shape[1]
         self._explained = ~keep & ~padding
-        self.types, self.positions = [], []
-        for row, explained in enumerate(self._explained):
-            positions = explained.nonzero()[:, 0].tolist()
-            if not positions:
-                raise ValueError(
-                    f"text {row + 1} of {len(tokens)} has only special tokens and "
-                    "padding; there is nothing to explain. Remove it, or change keep"
-                )
-            self.positions.append(positions)
-            numbers = in_order_of_appearance(tokens[row][positions].tolist())
-            self.types.append(numbers)
+        self.positions = explained_positions(keep, padding)
+        self.types = [
+            in_order_of_appearance(row[positions].tolist())
+            for row, positions in zip(tokens, self.positions, strict=True)
+        ]
 
     def length(self, text: int, query: Query) -> int:
         """Return the same for all: no position is deleted."""

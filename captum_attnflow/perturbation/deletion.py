@@ -10,7 +10,11 @@ import torch
 from captum._utils.common import _run_forward
 from torch import Tensor
 
-from captum_attnflow.perturbation.texts import Absence, in_order_of_appearance
+from captum_attnflow.perturbation.texts import (
+    Absence,
+    explained_positions,
+    in_order_of_appearance,
+)
 from captum_attnflow.surrogate import Query
 from captum_attnflow.token_axis import TokenAxis
 
@@ -46,20 +50,16 @@ class DeletableColumns:
         self._additional = additional
         self._token_axis = TokenAxis(padding)
         self.n_positions = inputs.shape[1]
-        numbers = _number_tokens(inputs)
-        self.types, self.positions = [], []
+        self.positions = explained_positions(keep, padding)
+        self.types = [
+            in_order_of_appearance(row[positions].tolist())
+            for row, positions in zip(
+                _number_tokens(inputs), self.positions, strict=True
+            )
+        ]
         self._kept: list[list[int]] = []
         self._order: list[list[int]] = []
-        for row in range(len(inputs)):
-            kept = (keep[row] & ~padding[row]).tolist()
-            explained = (~keep[row] & ~padding[row]).nonzero()[:, 0].tolist()
-            if not explained:
-                raise ValueError(
-                    f"text {row + 1} of {len(inputs)} has only special tokens and "
-                    "padding; there is nothing to explain. Remove it, or change keep"
-                )
-            self.positions.append(explained)
-            self.types.append(in_order_of_appearance(numbers[row][explained].tolist()))
+        for kept in (keep & ~padding).tolist():
             self._kept.append([index for index, stays in enumerate(kept) if stays])
             # Kept tokens end segments of the others; within one the query decides.
             segments = accumulate(kept)

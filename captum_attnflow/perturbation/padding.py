@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_attnflow._warnings import warn_caller
+
 
 def find_padding(
     forward_func: Callable[..., Any],
@@ -21,7 +23,9 @@ def find_padding(
     The mask is the argument ``(B, T)`` whose parameter has ``mask`` or ``padding`` in
     its name; true means padding in the latter case, a token otherwise. Where the
     forward function does not name its parameters (``*args``), it is the only argument
-    of that shape that holds nothing but zeros and ones, with a one in every row.
+    of that shape that holds nothing but zeros and ones, with a one in every row. Such
+    an argument of another name is no mask; it is warned of, since padding would be
+    taken for tokens.
 
     Args:
         forward_func (Callable): The forward function.
@@ -37,14 +41,18 @@ def find_padding(
     """
     arguments = list(additional or ())
     names = _parameter_names(forward_func, n_inputs, len(arguments))
+    alike = [
+        (name, argument)
+        for name, argument in zip(names, arguments, strict=True)
+        if isinstance(argument, Tensor) and tuple(argument.shape) == shape
+    ]
     found = [
         (name, argument.cpu() != 0)
-        for name, argument in zip(names, arguments, strict=True)
-        if isinstance(argument, Tensor)
-        and tuple(argument.shape) == shape
-        and ("mask" in name or "padding" in name or (not name and _is_mask(argument)))
+        for name, argument in alike
+        if "mask" in name or "padding" in name or (not name and _is_mask(argument))
     ]
     if not found:
+        _warn_of_unread_masks(alike)
         return torch.zeros(shape, dtype=torch.bool)
     if len(found) > 1:
         raise ValueError(
@@ -54,6 +62,17 @@ def find_padding(
         )
     name, mask = found[0]
     return mask if "padding" in name else ~mask
+
+
+def _warn_of_unread_masks(arguments: Sequence[tuple[str, Tensor]]) -> None:
+    for name, argument in arguments:
+        # Token types of pairs of texts are zeros and ones, too.
+        if "type" not in name and _is_mask(argument) and not bool(argument.all()):
+            warn_caller(
+                f"the argument {name!r} holds zeros and ones like an attention mask, "
+                "but its name does not say so, and all positions are taken for tokens. "
+                "If it is one, name forward_func's parameter attention_mask"
+            )
 
 
 def _is_mask(argument: Tensor) -> bool:

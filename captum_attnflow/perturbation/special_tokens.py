@@ -13,18 +13,20 @@ from torch import Tensor, nn
 _NAMES = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
 
 
-def special_token_ids(
-    forward_func: Callable[..., Any], tokenizer: object | None
-) -> frozenset[int]:
-    """Return the ids that frame a text, from the tokenizer or the model's config.
+def find_special_tokens(
+    ids: Tensor, forward_func: Callable[..., Any], tokenizer: object | None
+) -> Tensor:
+    """Find the tokens that frame a text, by the tokenizer or the model's config.
 
     Args:
+        ids (Tensor): Token ids, of any shape.
         forward_func (Callable): The forward function; its config is read if it is a
             model, or a method of one.
         tokenizer (object, optional): A tokenizer of transformers.
 
     Returns:
-        frozenset[int]: Empty if neither knows any; ids are never guessed.
+        Tensor: Bool, shaped like the ids; all ``False`` if neither knows any. Ids are
+        never guessed.
     """
     source: Any = tokenizer
     if source is None:
@@ -32,11 +34,12 @@ def special_token_ids(
         while isinstance(owner, nn.DataParallel):
             owner = owner.module
         source = getattr(owner, "config", None)
-    ids: set[Any] = set()
+    special: set[Any] = set()
     for name in _NAMES:
         given = getattr(source, name, None)
-        ids.update(given if isinstance(given, (list, tuple)) else [given])
-    return frozenset(index for index in ids if isinstance(index, int))
+        special.update(given if isinstance(given, (list, tuple)) else [given])
+    known = sorted(index for index in special if isinstance(index, int))
+    return torch.isin(ids, torch.tensor(known, dtype=ids.dtype, device=ids.device))
 
 
 def read_keep(keep: Tensor | None, shape: tuple[int, int]) -> Tensor | None:

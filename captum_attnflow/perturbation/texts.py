@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
+from torch import Tensor
+
 from captum_attnflow.surrogate import Query
 
 Absence = Literal["deleted", "baseline"]
@@ -51,6 +53,26 @@ class PerturbableTexts(Protocol):
             Whatever the forward function returns.
         """
         ...
+
+
+def explained_positions(keep: Tensor, padding: Tensor) -> list[list[int]]:
+    """List the positions of each text that are neither kept nor padding.
+
+    Args:
+        keep (Tensor): Shape ``(B, T)``, bool, ``True`` at tokens to keep.
+        padding (Tensor): Shape ``(B, T)``, bool, ``True`` at padding.
+
+    Raises:
+        ValueError: If a text has none.
+    """
+    positions = [row.nonzero()[:, 0].tolist() for row in ~keep & ~padding]
+    for number, each in enumerate(positions, 1):
+        if not each:
+            raise ValueError(
+                f"text {number} of {len(positions)} has only special tokens and "
+                "padding; there is nothing to explain. Remove it, or change keep"
+            )
+    return positions
 
 
 def in_order_of_appearance(tokens: Sequence[Any]) -> list[int]:

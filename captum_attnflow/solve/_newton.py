@@ -17,8 +17,10 @@ _CORRECTOR_ACCURACY = 1e-11
 _EARLY_ACCURACY = 1e-5
 # Relative change of a flow or multiplier in the step before the last, at most.
 _LAST_FALL = 0.18
-# From this many tokens on, iterating is cheaper than factoring.
+# From this many tokens on, iterating is cheaper than factoring. Networks that take this
+# many steps are too badly scaled for it: small residuals leave large errors.
 _ITERATIVE_FROM_TOKENS = 48
+_ITERATIVE_STEPS = 50
 
 
 class Newton:
@@ -37,6 +39,7 @@ class Newton:
         self.state = state
         self.mu = state.product()
         self._iterative = problem.n_tokens >= _ITERATIVE_FROM_TOKENS
+        self._n_steps = 0
         self._fall = torch.ones_like(problem.scale)  # largest share of a variable used
         self._signs = state.room.new_tensor([1.0, -1.0])[:, None, None]
         self._gradient = torch.empty_like(state.room)
@@ -46,7 +49,9 @@ class Newton:
         )
 
     def select(self, index: Tensor) -> Newton:
-        return Newton(self.problem.select(index), self.state.select(index))
+        part = Newton(self.problem.select(index), self.state.select(index))
+        part._n_steps = self._n_steps
+        return part
 
     def converged(self, target: Tensor, tolerance: float) -> Tensor:
         """Whether each network is centred at its target and conserves flow."""
@@ -80,7 +85,8 @@ class Newton:
             laplacian, imbalance, aim, accuracy.clamp_max(_EARLY_ACCURACY)
         )
         self._advance(change)
-        self._iterative = laplacian.iterative
+        self._n_steps += 1
+        self._iterative = laplacian.iterative and self._n_steps < _ITERATIVE_STEPS
 
     def _laplacian(self) -> Laplacian:
         gradient, price = self._gradient, self.state.price

@@ -60,7 +60,7 @@ class BarrierSolver:
             from ``mu`` in the answer, positive.
         max_iterations (int): Newton systems to solve before giving up, positive.
         max_edges (int): Edges solved at once, positive; larger batches are solved in
-            parts, to bound memory at about 250 bytes an edge. A CPU solves fewer at
+            parts, to bound memory at about 200 bytes an edge. A CPU solves fewer at
             once where that serves its cache.
 
     Raises:
@@ -103,18 +103,28 @@ class BarrierSolver:
         bound = network.node_bound()
         problem = Problem.of(network, bound)
         iterations = torch.zeros_like(problem.scale, dtype=torch.int64)
-        if problem.n_tokens >= _SINGLE_FROM_TOKENS and problem.fits_single:
-            single = problem.single()
-            first = start(network, bound, single)
-            near, _ = self._iterate(single, first, iterations, self._is_near)
-            state = near.refined(problem)
-            lost = ~state.is_interior()
-            if bool(lost.any()):
-                state.put(lost, start(network, bound, problem).select(lost))
-        else:
-            state = start(network, bound, problem)
+        state = self._start(network, bound, problem, iterations)
         state, mu = self._iterate(problem, state, iterations, self._is_done)
         return _solution(network, problem, state, mu, iterations)
+
+    def _start(
+        self,
+        network: LayeredNetwork,
+        bound: Tensor,
+        problem: Problem,
+        iterations: Tensor,
+    ) -> State:
+        """First state in float64, by steps in float32 where these pay."""
+        if problem.n_tokens < _SINGLE_FROM_TOKENS or not problem.fits_single:
+            return start(network, bound, problem)
+        single = problem.single()
+        first = start(network, bound, single)
+        near, _ = self._iterate(single, first, iterations, self._is_near)
+        state = near.refined(problem)
+        astray = ~(state.is_interior() & (_gap(problem, state) <= _SINGLE_GAP))
+        if bool(astray.any()):
+            state.put(astray, start(network, bound, problem).select(astray))
+        return state
 
     def _iterate(
         self,
@@ -155,9 +165,8 @@ class BarrierSolver:
 
     def _is_near(self, newton: Newton, target: Tensor, step: int) -> Tensor:
         """Whether float32 has no more to give; so for what is no number."""
-        gap = newton.mu * newton.problem.n_terms
-        far = gap > _SINGLE_GAP * newton.problem.value(newton.state.room[0])
-        return ~(far & (newton.mu > target) & (step < _SINGLE_STEPS))
+        far = _gap(newton.problem, newton.state) > _SINGLE_GAP
+        return ~far | (newton.mu <= target) | (step == _SINGLE_STEPS)
 
     def _is_done(self, newton: Newton, target: Tensor, step: int) -> Tensor:
         return newton.converged(target, self.tolerance)
@@ -167,6 +176,11 @@ class BarrierSolver:
         if self.mu is not None:
             return (self.mu / problem.scale).to(mu.dtype)
         return self.epsilon * problem.value(newton.state.room[0]) / problem.n_terms
+
+
+def _gap(problem: Problem, state: State) -> Tensor:
+    """Sum of the complementarity products, as a share of the value."""
+    return state.product() * problem.n_terms / problem.value(state.room[0])
 
 
 def _solution(

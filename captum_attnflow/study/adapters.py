@@ -24,6 +24,7 @@ from captum_attnflow.attr import (
 from captum_attnflow.capacity.information import information_tensor
 from captum_attnflow.capture import AttentionRecord, capture_attention
 from captum_attnflow.study.batch import TextBatch
+from captum_attnflow.tasks.pretrained import logits_by_position
 
 ROWS_AT_ONCE = 64
 """Rows in one forward pass, of methods that take more than one per text."""
@@ -106,12 +107,11 @@ class _FromEmbeddings(nn.Module):
     def __init__(self, batch: TextBatch) -> None:
         super().__init__()
         self.model = batch.model
-        self.names = tuple(batch.others)
+        names = tuple(batch.others)
+        self._logits = logits_by_position(batch.model, names, "inputs_embeds")
 
     def forward(self, embeddings: Tensor, *arguments: Tensor) -> Tensor:
-        others = dict(zip(self.names, arguments, strict=True))
-        logits: Tensor = self.model(inputs_embeds=embeddings, **others).logits
-        return logits
+        return self._logits(embeddings, *arguments)
 
 
 def layer_integrated_gradients(batch: TextBatch, **settings: Any) -> Tensor:

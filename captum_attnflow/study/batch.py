@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from captum_attnflow.perturbation import special_token_ids
-from captum_attnflow.text import TextClassifier
+from captum_attnflow.perturbation import find_special_tokens
+from captum_attnflow.tasks.pretrained import logits_by_position
+from captum_attnflow.tasks.text_classification import TextClassifier
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,15 +43,13 @@ class TextBatch:
         """Encode texts and predict nothing yet; predictions are -1."""
         encoded = classifier.encode(texts)
         ids = encoded.pop("input_ids")
-        special = torch.tensor(
-            sorted(special_token_ids(classifier.model, classifier.tokenizer))
-        )
+        special = find_special_tokens(ids, classifier.model, classifier.tokenizer)
         padding = encoded["attention_mask"] == 0
         return TextBatch(
             model=classifier.model,
             ids=ids,
             others=encoded,
-            special=torch.isin(ids, special.to(ids)) & ~padding,
+            special=special & ~padding,
             padding=padding,
             reference_id=find_token(classifier.tokenizer, reference_token),
             predicted=torch.full_like(ids[:, 0], -1),
@@ -97,9 +96,7 @@ class TextBatch:
 
     def forward(self, ids: Tensor, *arguments: Tensor) -> Tensor:
         """Run the model on token ids; returns logits ``(B, C)``."""
-        further = dict(zip(self.others, arguments, strict=True))
-        logits: Tensor = self.model(input_ids=ids, **further).logits
-        return logits
+        return logits_by_position(self.model, tuple(self.others))(ids, *arguments)
 
 
 def find_token(tokenizer: PreTrainedTokenizerBase, token: str) -> int:

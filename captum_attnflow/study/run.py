@@ -19,7 +19,7 @@ from captum_attnflow.study.plot import save_plot
 from captum_attnflow.study.records import RecordFile
 from captum_attnflow.study.settings import Study
 from captum_attnflow.study.table import Table
-from captum_attnflow.text import TextClassifier
+from captum_attnflow.tasks.text_classification import TextClassifier
 
 _SECONDS_BETWEEN_LOG_LINES = 30
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captum_attnflow.display import ShownByTokens
+from captum_attnflow.display.tokens import ShownByTokens
 from captum_attnflow.surrogate.data import QueryData
 from captum_attnflow.surrogate.fit import SlalomFit
 from captum_attnflow.surrogate.link import Link

@@ -1,6 +1,6 @@
 """Pictures of attributions, over Captum's helpers."""
 
-from captum_attnflow.captum_text import visualize_text
+from captum_attnflow.display.captum_text import visualize_text
 from captum_attnflow.visualization.flow_diagram import FlowDiagram, flow_diagram
 from captum_attnflow.visualization.image import image_overlay
 from captum_attnflow.visualization.page import html_page, save_html

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.cells import cell_len, set_cell_size
 
-from captum_attnflow.display import printable
+from captum_attnflow.display.tokens import printable
 
 # Matplotlib's own font of last resort draws a box that only names the script.
 _NO_FONT = "Last Resort"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from captum.attr import visualization as captum_visualization
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from captum_attnflow._options import check_choice, check_example
 from captum_attnflow.visualization.figures import shown_in_notebooks
 
 Sign = Literal["all", "positive", "negative", "absolute_value"]
@@ -43,7 +44,7 @@ def image_overlay(
         Figure: With the image alone, and a warning, where no attribution has the sign.
 
     Raises:
-        ValueError: If the shapes disagree.
+        ValueError: If the shapes disagree, or there is no such sign or example.
 
     Examples::
 
@@ -57,6 +58,8 @@ def image_overlay(
             f"attributions of shape {tuple(attributions.shape)} were given for images "
             f"of shape {tuple(images.shape)}; give both as (B, C, H, W)"
         )
+    check_choice("sign", sign, get_args(Sign))
+    check_example(example, len(images))
     scores = attributions[example].detach().double().cpu().permute(1, 2, 0)
     image = images[example].detach().double().cpu().permute(1, 2, 0)
     image = (image - image.amin()) / (image.amax() - image.amin()).clamp_min(1e-12)

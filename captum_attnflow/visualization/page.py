@@ -7,8 +7,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from captum_attnflow.captum_text import visualize_text
-from captum_attnflow.text_attribution import TextAttribution
+from captum_attnflow.display.captum_text import visualize_text
+from captum_attnflow.tasks.text_attribution import TextAttribution
 from captum_attnflow.visualization.text import text_records
 
 # Tokens of Captum's picture are <mark>.
@@ -47,10 +47,18 @@ def html_page(picture: ShownInNotebook | Sequence[ShownInNotebook]) -> str:
 
     Returns:
         str: A complete HTML document without references to anything outside.
+
+    Raises:
+        ValueError: If a flow diagram is one of several pictures.
     """
     if isinstance(picture, Page):
         return picture.to_html()
     pictures = picture if isinstance(picture, Sequence) else [picture]
+    if any(isinstance(item, Page) for item in pictures):
+        raise ValueError(
+            "a flow diagram is a page of its own, whose script no other page lets run; "
+            "write it to a file of its own"
+        )
     texts = [item for item in pictures if isinstance(item, TextAttribution)]
     others = [item for item in pictures if not isinstance(item, TextAttribution)]
     tables = [visualize_text(text_records(texts))] if texts else []

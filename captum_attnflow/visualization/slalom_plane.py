@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 
-from captum_attnflow.display import position_labels
+from captum_attnflow._options import check_example
+from captum_attnflow.display.tokens import position_labels
 from captum_attnflow.surrogate import SlalomExplanation
 from captum_attnflow.surrogate.reading import SlalomReading
 from captum_attnflow.visualization.figures import shown_in_notebooks
@@ -49,12 +50,12 @@ def slalom_plane(
         installed font has is drawn as its escape.
 
     Raises:
-        ValueError: If there is not one token per position.
+        ValueError: If there is not one token per position, or no such example.
 
     Examples::
 
         >>> from captum_attnflow.demo import load_demo_model
-        >>> from captum_attnflow.text import TextClassifier
+        >>> from captum_attnflow.tasks.text_classification import TextClassifier
         >>> classifier = TextClassifier(*load_demo_model())
         >>> [result] = classifier.explain(["a gripping , funny film"], "slalom")
         >>> figure = slalom_plane(result.slalom, result.tokens)
@@ -62,7 +63,9 @@ def slalom_plane(
         ['funny', 'gripping', 'film', ',', 'a']
     """
     if isinstance(explanation, SlalomExplanation):
-        everywhere = torch.ones(explanation.type_index.shape[1], dtype=torch.bool)
+        n_examples, n_positions = explanation.type_index.shape
+        check_example(example, n_examples)
+        everywhere = torch.ones(n_positions, dtype=torch.bool)
         explanation = SlalomReading.of(explanation, example, everywhere)
     n_positions = len(explanation.values)
     labels = position_labels(n_positions) if tokens is None else list(tokens)

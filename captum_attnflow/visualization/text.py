@@ -11,9 +11,9 @@ from captum.attr import visualization as captum_visualization
 from torch import Tensor
 from typing_extensions import Unpack
 
-from captum_attnflow.captum_text import safe_record
-from captum_attnflow.display import check_tokens
-from captum_attnflow.text_attribution import TextAttribution
+from captum_attnflow.display.captum_text import safe_record
+from captum_attnflow.display.tokens import check_tokens
+from captum_attnflow.tasks.text_attribution import TextAttribution
 from captum_attnflow.visualization.words import Pieces, Special, shown_tokens
 
 

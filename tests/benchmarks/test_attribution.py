@@ -1,10 +1,15 @@
-"""Whole attributions against LayerIntegratedGradients, in one run."""
+"""Whole attributions against Captum's, in turns."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from captum.attr import LayerIntegratedGradients
+from captum.attr import (
+    LayerGradientXActivation,
+    LayerIntegratedGradients,
+    ShapleyValueSampling,
+)
+from race import Contestant
 from transformers import BertConfig, BertForSequenceClassification
 
 from captum_attnflow import (
@@ -14,7 +19,12 @@ from captum_attnflow import (
     LayerRelevanceFlow,
 )
 
-GROUP = "attribution of a 6 x 384 BERT, 64 tokens, batch 1"
+OURS = [
+    LayerGeneralizedAttentionFlow,
+    LayerAttentionFlow,
+    LayerAttentionRollout,
+    LayerRelevanceFlow,
+]
 
 
 @pytest.fixture(scope="module")
@@ -30,48 +40,38 @@ def model():
     return BertForSequenceClassification(config).eval()
 
 
-@pytest.fixture(scope="module")
-def ids():
-    return torch.randint(1000, 30000, (1, 64))
+@pytest.mark.parametrize("batch", [1, 16])
+def test_whole_attribution(race, model, batch):
+    ids = torch.randint(1000, 30000, (batch, 64))
 
+    def forward(ids):
+        return model(ids).logits
 
-def measure(benchmark, attribution, ids, rounds, **arguments):
-    benchmark.group = GROUP
-    benchmark.pedantic(
-        attribution.attribute,
-        args=(ids,),
-        kwargs={"target": 1, **arguments},
-        rounds=rounds,
-        warmup_rounds=1,
-        iterations=1,
-    )
-
-
-@pytest.mark.parametrize(
-    "method",
-    [
-        LayerGeneralizedAttentionFlow,
-        LayerAttentionFlow,
-        LayerAttentionRollout,
-        LayerRelevanceFlow,
-    ],
-)
-def test_ours(benchmark, model, ids, method):
-    attribution = method(lambda ids: model(ids).logits, model.bert.embeddings)
-    measure(benchmark, attribution, ids, rounds=9)
-
-
-def test_layer_integrated_gradients_with_50_steps(benchmark, model, ids):
-    attribution = LayerIntegratedGradients(
-        lambda ids: model(ids).logits, model.bert.embeddings
-    )
-    measure(benchmark, attribution, ids, rounds=5, n_steps=50)
-
-
-def test_one_forward_and_backward(benchmark, model, ids):
     def passes():
         model.zero_grad()
-        model(ids).logits[:, 1].sum().backward()
+        forward(ids)[:, 1].sum().backward()
 
-    benchmark.group = GROUP
-    benchmark.pedantic(passes, rounds=9, warmup_rounds=1, iterations=1)
+    def contestant(method, rounds=None, **arguments):
+        return Contestant(
+            lambda: method.attribute(ids, target=1, **arguments), rounds=rounds
+        )
+
+    layer = model.bert.embeddings
+    integrated = LayerIntegratedGradients(forward, layer)
+    race(
+        f"attribution of a 6 x 384 BERT, 64 tokens, batch {batch}",
+        {method.__name__: contestant(method(forward, layer)) for method in OURS},
+        {
+            "one forward and backward pass": Contestant(passes),
+            "LayerGradientXActivation": contestant(
+                LayerGradientXActivation(forward, layer)
+            ),
+            "LayerIntegratedGradients, 50 steps": contestant(
+                integrated, rounds=2, n_steps=50, internal_batch_size=64
+            ),
+            "ShapleyValueSampling, 1 sample": contestant(
+                ShapleyValueSampling(forward), rounds=1, n_samples=1
+            ),
+        },
+        rounds=5,
+    )

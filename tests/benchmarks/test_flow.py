@@ -1,84 +1,145 @@
-"""Our flows against networkx, on the same network, in one run."""
+"""Our flows against other packages', on the same networks, in turns."""
 
 from __future__ import annotations
 
-import networkx as nx
 import pytest
 from networks import attention_network
+from peers import (
+    NETWORKX,
+    by_clarabel,
+    by_igraph,
+    by_networkx,
+    by_scipy,
+    prepare_or_tools,
+    prepare_pymaxflow,
+)
+from race import Contestant
 
-from captum_attnflow import solve_flow
+from captum_attnflow import BarrierSolver, solve_flow
+from captum_attnflow.capacity import add_residual
+from captum_attnflow.network import LayeredNetwork
 from captum_attnflow.solve import solve_sources
 
-# networkx' dinitz fails on capacities that are not integers; edmonds_karp and
-# boykov_kolmogorov take minutes where every position is read out.
-ALGORITHMS = {
-    "every position": ["preflow_push"],
-    "one position": ["preflow_push", "boykov_kolmogorov", "shortest_augmenting_path"],
-}
 READ_OUT = {"every position": None, "one position": 0}
-CASES = [(name, (12, 128)) for name in ALGORITHMS]
+# edmonds_karp takes minutes at this size, boykov_kolmogorov where all is read out.
+FAST = {"every position": NETWORKX[:2], "one position": NETWORKX[:3]}
 
 
-def group(name: str, size: tuple[int, int]) -> str:
-    return f"one flow at {size}, {name} read out"
+def exact_peers(network: LayeredNetwork) -> dict[str, Contestant]:
+    return {
+        "igraph": Contestant(by_igraph(network), rounds=3),
+        "SciPy": Contestant(by_scipy(network)),
+        "OR-Tools": Contestant(or_tools, prepare=prepare_or_tools(network)),
+        "PyMaxflow": Contestant(
+            lambda graph: graph.maxflow(), prepare=prepare_pymaxflow(network), rounds=3
+        ),
+    }
 
 
-@pytest.mark.parametrize(("read_out", "size"), CASES)
-def test_ours(benchmark, read_out, size):
-    network = attention_network(*size, read_out=READ_OUT[read_out])
-    benchmark.group = group(read_out, size)
-    benchmark.pedantic(
-        solve_flow, args=(network,), rounds=15, warmup_rounds=3, iterations=1
+def or_tools(solver):
+    solver.solve(0, 1)
+
+
+@pytest.mark.parametrize("read_out", READ_OUT)
+def test_one_flow(race, read_out):
+    network = attention_network(12, 128, read_out=READ_OUT[read_out])
+    batch = attention_network(12, 128, read_out=READ_OUT[read_out], n_networks=8)
+    race(
+        f"one maximum flow at (12, 128), {read_out} read out",
+        {
+            "barrier": Contestant(lambda: solve_flow(network)),
+            "barrier, each of 8": Contestant(lambda: solve_flow(batch), share=8),
+        },
+        {
+            **exact_peers(network),
+            **{
+                f"networkx, {name}": Contestant(by_networkx(network, name), rounds=3)
+                for name in FAST[read_out]
+            },
+        },
     )
 
 
-@pytest.mark.parametrize(("read_out", "size"), CASES)
-def test_ours_in_a_batch_of_8(benchmark, read_out, size):
-    network = attention_network(*size, read_out=READ_OUT[read_out], n_networks=8)
-    benchmark.group = group(read_out, size)
-    benchmark.extra_info["units"] = 8
-    benchmark.pedantic(
-        solve_flow, args=(network,), rounds=5, warmup_rounds=1, iterations=1
-    )
-
-
-@pytest.mark.parametrize(
-    ("read_out", "size", "algorithm"),
-    [(*case, algorithm) for case in CASES for algorithm in ALGORITHMS[case[0]]],
-)
-def test_networkx(benchmark, read_out, size, algorithm):
-    graph = attention_network(*size, read_out=READ_OUT[read_out]).to_networkx()
-    benchmark.group = group(read_out, size)
-    benchmark.pedantic(
-        nx.maximum_flow_value,
-        args=(graph, "source", "sink"),
-        kwargs={"flow_func": getattr(nx.algorithms.flow, algorithm)},
+@pytest.mark.parametrize("read_out", READ_OUT)
+def test_one_flow_of_256_tokens(race, read_out):
+    network = attention_network(12, 256, read_out=READ_OUT[read_out])
+    race(
+        f"one maximum flow at (12, 256), {read_out} read out",
+        {"barrier": Contestant(lambda: solve_flow(network))},
+        {
+            f"networkx, {name}": Contestant(by_networkx(network, name), rounds=1)
+            for name in ("preflow_push", "shortest_augmenting_path")
+        },
         rounds=3,
-        iterations=1,
     )
 
 
-TOKENS = "one flow per token at (6, 32), one position read out"
-
-
-def test_ours_by_token(benchmark):
-    network = attention_network(6, 32, read_out=0)
-    benchmark.group = TOKENS
-    benchmark.pedantic(
-        solve_sources, args=(network,), rounds=9, warmup_rounds=1, iterations=1
+@pytest.mark.parametrize("read_out", READ_OUT)
+def test_one_flow_of_32_tokens(race, read_out):
+    network = attention_network(6, 32, read_out=READ_OUT[read_out])
+    race(
+        f"one maximum flow at (6, 32), {read_out} read out",
+        {"barrier": Contestant(lambda: solve_flow(network))},
+        {
+            **exact_peers(network),
+            **{
+                f"networkx, {name}": Contestant(by_networkx(network, name), rounds=3)
+                for name in NETWORKX
+            },
+        },
     )
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS["one position"])
-def test_networkx_by_token(benchmark, algorithm):
-    graph = attention_network(6, 32, read_out=0).to_networkx()
-    flow_func = getattr(nx.algorithms.flow, algorithm)
+def test_barrier_problem(race):
+    """At a gap of 1e-3, as Clarabel fails at our 1e-6."""
+    network = attention_network(6, 32)
+    solver = BarrierSolver(epsilon=1e-3)
+    mu = solve_flow(network, solver).mu.item()
+    clarabel = Contestant(by_clarabel(network, mu), rounds=3, tells_seconds=True)
+    race(
+        "the barrier problem at (6, 32), every position read out",
+        {"barrier": Contestant(lambda: solve_flow(network, solver))},
+        {"CVXPY with Clarabel (Clarabel's own time)": clarabel},
+    )
 
-    def flows():
-        return [
-            nx.maximum_flow_value(graph, f"0/{token}", "sink", flow_func=flow_func)
-            for token in range(32)
+
+@pytest.mark.parametrize("residual", [0.5, "free"])
+def test_one_flow_per_token(race, residual):
+    """Peers solve a sample of the tokens, and their times are scaled up."""
+    network = attention_network(12, 128, read_out=0)
+    capacity = add_residual(network.capacity, residual)
+    source = network.source & ~network.sink if residual == "free" else network.source
+    network = LayeredNetwork(capacity, source, network.sink)
+
+    def sample(peer, n_tokens, *arguments):
+        solves = [
+            peer(network, *arguments, token=1 + token * 127 // n_tokens)
+            for token in range(n_tokens)
         ]
+        share = n_tokens / 128
+        return Contestant(
+            lambda: [solve() for solve in solves] and None, None, 1, share
+        )
 
-    benchmark.group = TOKENS
-    benchmark.pedantic(flows, rounds=3, iterations=1)
+    race(
+        f"a flow for each of 128 tokens at (12, 128), residual {residual}, one "
+        "position read out (peers: a sample of 8 tokens, networkx 2, scaled up)",
+        {"solve_sources": Contestant(lambda: solve_sources(network))},
+        {
+            "SciPy": sample(by_scipy, 8),
+            "OR-Tools": Contestant(
+                lambda solvers: [or_tools(solver) for solver in solvers],
+                prepare=lambda: [
+                    prepare_or_tools(network, token)() for token in range(1, 128, 16)
+                ],
+                rounds=1,
+                share=8 / 128,
+            ),
+            "igraph": sample(by_igraph, 8),
+            **{
+                f"networkx, {name}": sample(by_networkx, 2, name)
+                for name in ("preflow_push", "shortest_augmenting_path")
+            },
+        },
+        rounds=3,
+    )

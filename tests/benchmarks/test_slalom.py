@@ -26,9 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from captum_attnflow import SLALOM
-from captum_attnflow.perturbation import DeletableColumns, ask, special_token_ids
+from captum_attnflow.perturbation import DeletableColumns, ask, find_special_tokens
 from captum_attnflow.surrogate import QueryData, SlalomModel, count_types
-from captum_attnflow.text import TextClassifier
+from captum_attnflow.tasks.text_classification import TextClassifier
 
 package = pytest.importorskip("slalom_explanations", reason='needs the extra "bench"')
 
@@ -152,9 +152,8 @@ def repaired(monkeypatch):
 
 def held_out(classifier: TextClassifier, ids: Tensor) -> dict[str, QueryData]:
     """Answers to random triples, and to 1, 5 and 10 random deletions."""
-    special = torch.tensor(sorted(special_token_ids(len, classifier.tokenizer)))
     nowhere = torch.zeros(1, len(ids), dtype=torch.bool)
-    keep = torch.isin(ids[None], special)
+    keep = find_special_tokens(ids[None], len, classifier.tokenizer)
     texts = DeletableColumns(ids[None], None, keep, nowhere)
     types, generator = texts.types[0], torch.Generator().manual_seed(12345)
     first = [types.index(kind) for kind in range(max(types) + 1)]

@@ -7,7 +7,16 @@ from captum_attnflow.capacity import (
     build_network,
     information_tensor,
 )
-from captum_attnflow.capture import AttentionRecord, UnsupportedAttentionError
+from captum_attnflow.capture import (
+    AttentionRecord,
+    DenseLayer,
+    UnsupportedAttentionError,
+)
+
+
+def a_dense_record(weights, gradients) -> AttentionRecord:
+    layers = tuple(map(DenseLayer, weights, gradients))
+    return AttentionRecord(layers, torch.zeros(len(weights[0])))
 
 
 def a_record(n_layers: int = 2, n_heads: int = 3, n_tokens: int = 4) -> AttentionRecord:
@@ -17,7 +26,7 @@ def a_record(n_layers: int = 2, n_heads: int = 3, n_tokens: int = 4) -> Attentio
         layer[1, :, :, -1] = 0  # the last token of the second example is masked
     gradients = tuple(torch.randn(shape) for _ in range(n_layers))
     gradients[-1][:, :, 1:] = 0  # read out at the first position
-    return AttentionRecord(weights, gradients, torch.zeros(2))
+    return a_dense_record(weights, gradients)
 
 
 DEFINITIONS = {
@@ -58,10 +67,9 @@ def test_masked_keys_have_no_capacity(information):
 
 def test_half_precision_products_do_not_underflow():
     record = a_record(n_layers=1)
-    tiny = AttentionRecord(
-        weights=tuple((weights * 1e-3).half() for weights in record.weights),
-        gradients=tuple((g.abs() * 1e-5).half() for g in record.gradients),
-        output=record.output,
+    tiny = a_dense_record(
+        [(weights * 1e-3).half() for weights in record.weights],
+        [(gradients.abs() * 1e-5).half() for gradients in record.gradients],
     )
     assert information_tensor(tiny, "AGF")[0, 0, 0].all()
 
@@ -114,6 +122,6 @@ def test_read_out_positions_are_no_sources_of_free_residuals():
 def test_maps_of_different_tokens_are_refused_with_their_shapes():
     shapes = [(1, 1, 4, 4), (1, 1, 2, 4)]
     maps = tuple(torch.rand(shape) for shape in shapes)
-    record = AttentionRecord(maps, maps, torch.zeros(1))
+    record = a_dense_record(maps, maps)
     with pytest.raises(UnsupportedAttentionError, match=r"\(2, 4\)"):
         information_tensor(record, "AF")

@@ -8,7 +8,7 @@ import torch
 from reference.general_transformers import decoder_graph, encoder_decoder_graph
 
 from captum_attnflow.capacity import build_network
-from captum_attnflow.capture import AttentionRecord, Route, TokenSequence
+from captum_attnflow.capture import AttentionRecord, DenseLayer, Route, TokenSequence
 from captum_attnflow.network import SINK, SOURCE
 from captum_attnflow.solve import solve_flow
 
@@ -69,9 +69,8 @@ def test_a_decoder_is_a_causal_network_read_at_the_attributed_position(
     residual, read_out
 ):
     weights = maps(N_DECODER, N_DECODER, causal=True)
-    record = AttentionRecord(
-        tuple(weights), gradients_at(weights, read_out), torch.zeros(1)
-    )
+    layers = map(DenseLayer, weights, gradients_at(weights, read_out))
+    record = AttentionRecord(tuple(layers), torch.zeros(1))
     network = build_network(record, "AF", residual)
     expected = decoder_graph(weights[:, 0, 0].tolist(), read_out, residual)
     assert_same_edges(
@@ -87,8 +86,13 @@ def encoder_decoder_record(read_out):
     stages = [stage for pair in zip(decoder, cross, strict=True) for stage in pair]
     gradients = [torch.rand_like(layer) for layer in (*own, *stages[:-1])]
     record = AttentionRecord(
-        weights=(*own, *stages),
-        gradients=(*gradients, *gradients_at(cross[-1:], read_out)),
+        layers=tuple(
+            map(
+                DenseLayer,
+                (*own, *stages),
+                (*gradients, *gradients_at(cross[-1:], read_out)),
+            )
+        ),
         output=torch.zeros(1),
         sequences=(TokenSequence(N_ENCODER), TokenSequence(N_DECODER)),
         routes=(*[Route(0, 0)] * 2, *[Route(1, 1), Route(1, 0)] * 2),

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from captum_attnflow.cli import app
-from captum_attnflow.text import METHODS
+from captum_attnflow.tasks.text_classification import METHODS
 
 TEXT = "a gripping , funny film"
 

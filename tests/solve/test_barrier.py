@@ -9,6 +9,7 @@ from networks import attention_network, networks
 from reference.barrier import solve_with_cvxpy
 
 from captum_attnflow import BarrierSolver, FlowError, LayeredNetwork, solve_flow
+from captum_attnflow.solve import _newton, barrier
 
 
 def max_flow(network: LayeredNetwork, example: int = 0) -> float:
@@ -33,6 +34,39 @@ def test_solution_is_a_maximum_flow_on_any_network(network):
         solution.flow, solution.source_flow, solution.sink_flow
     )
     assert conserved.abs().max().item() == solution.imbalance.item()
+
+
+@settings(max_examples=200, deadline=None)
+@given(networks())
+def test_first_steps_in_float32_lead_to_a_maximum_flow_on_any_network(network):
+    expected = max_flow(network)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(barrier, "_SINGLE_FROM_TOKENS", 1)
+        patch.setattr(_newton, "_ITERATIVE_FROM_TOKENS", 1)
+        solution = solve_flow(network)
+    assert solution.value.item() == pytest.approx(expected, rel=1e-6, abs=0)
+    assert solution.imbalance.item() <= 1e-9 * solution.value.item()
+
+
+@pytest.mark.parametrize("read_out", [None, 0])
+def test_first_steps_in_float32_change_nothing_in_the_answer(monkeypatch, read_out):
+    network = attention_network(4, 48, n_networks=2, read_out=read_out)
+    solution = solve_flow(network)
+    monkeypatch.setattr(barrier, "_SINGLE_FROM_TOKENS", 1000)
+    expected = solve_flow(network)
+    assert not torch.equal(solution.flow, expected.flow)
+    difference = (solution.source_flow - expected.source_flow).abs().amax(1)
+    assert (difference <= 1e-9 * expected.value).all()
+
+
+@pytest.mark.parametrize("smallest", [1e-12, 1e-35, 1e-60])
+def test_capacities_that_float32_cannot_hold_are_no_obstacle(smallest):
+    network = attention_network(3, 48, read_out=0)
+    network.capacity[:, 1, :, ::2] *= smallest
+    solution = solve_flow(network)
+    exact = solve_flow(network, "scipy").cut_capacity
+    torch.testing.assert_close(solution.value, exact, rtol=1e-6, atol=0)
+    assert bool((solution.flow <= network.capacity).all())
 
 
 @pytest.mark.parametrize("read_out", [None, 0])
@@ -78,8 +112,9 @@ def test_duality_gap_is_the_requested_share_of_the_value():
 
 
 @pytest.mark.parametrize("read_out", [None, 0])
-def test_scores_do_not_depend_on_batch_company(read_out):
-    network = attention_network(4, 16, n_networks=5, read_out=read_out)
+@pytest.mark.parametrize("n_tokens", [16, 48])
+def test_scores_do_not_depend_on_batch_company(read_out, n_tokens):
+    network = attention_network(4, n_tokens, n_networks=5, read_out=read_out)
     network.capacity[2] *= 1e6
     together = solve_flow(network)
     in_parts = solve_flow(network, BarrierSolver(max_edges=1))
@@ -91,9 +126,10 @@ def test_scores_do_not_depend_on_batch_company(read_out):
 
 
 @pytest.mark.parametrize("read_out", [None, 3])
-def test_scores_follow_a_permutation_of_the_tokens(read_out):
-    network = attention_network(6, 32, read_out=read_out)
-    order = torch.randperm(32)
+@pytest.mark.parametrize("n_tokens", [32, 64])
+def test_scores_follow_a_permutation_of_the_tokens(read_out, n_tokens):
+    network = attention_network(6, n_tokens, read_out=read_out)
+    order = torch.randperm(n_tokens)
     permuted = LayeredNetwork(
         network.capacity[..., order, :][..., order],
         network.source[:, order],
@@ -105,9 +141,10 @@ def test_scores_follow_a_permutation_of_the_tokens(read_out):
     assert (scores - again).abs().max() <= 1e-9 * scores.sum()
 
 
-@pytest.mark.parametrize("scale", [1e-12, 1e-3, 1e12])
-def test_scores_scale_with_the_capacities(scale):
-    network = attention_network(4, 12)
+@pytest.mark.parametrize("scale", [1e-60, 1e-12, 1e-3, 1e12])
+@pytest.mark.parametrize("n_tokens", [12, 48])
+def test_scores_scale_with_the_capacities(scale, n_tokens):
+    network = attention_network(4, n_tokens)
     scaled = LayeredNetwork(network.capacity * scale, network.source, network.sink)
     scores = solve_flow(network).source_flow
     error = solve_flow(scaled).source_flow / scale - scores

@@ -1,3 +1,5 @@
+from typing import get_args
+
 import networkx as nx
 import pytest
 import torch
@@ -10,6 +12,8 @@ from captum_attnflow import (
     SciPySolver,
     solve_flow,
 )
+from captum_attnflow.solve import solve_sources
+from captum_attnflow.solve.networkx_solver import Algorithm
 
 EXACT = [
     SciPySolver(),
@@ -27,6 +31,18 @@ def test_exact_solver_certifies_its_flow_by_a_cut(solver):
     assert (solution.imbalance <= 1e-9 * solution.value).all()
     assert (solution.flow <= network.capacity).all()
     assert (solution.duality_gap <= 1e-6 * solution.value).all()
+
+
+@pytest.mark.parametrize("algorithm", get_args(Algorithm))
+@pytest.mark.parametrize("seed", range(4))
+def test_rounding_inside_networkx_does_not_hide_the_cut(algorithm, seed):
+    torch.manual_seed(seed)
+    network = attention_network(3, 10, read_out=0)
+    flows = solve_sources(network, NetworkXSolver(algorithm))
+    torch.testing.assert_close(
+        flows.value, solve_sources(network, "scipy").value, rtol=1e-9, atol=0
+    )
+    assert (flows.duality_gap <= 1e-9 * flows.value).all()
 
 
 @settings(max_examples=300, deadline=None)

@@ -7,12 +7,12 @@ import torch
 from reference.chefer import relevance_of_cls
 from transformers import AutoModelForSequenceClassification
 
-from captum_attnflow import text
 from captum_attnflow.demo import DEMO_MODEL_PATH
 from captum_attnflow.study.adapters import lime_kernel
 from captum_attnflow.study.batch import TextBatch
 from captum_attnflow.study.cost import count_passes
 from captum_attnflow.study.methods import METHODS
+from captum_attnflow.tasks import text_classification
 
 TEXTS = ["a gripping , funny film", "dull and very boring , though well acted", "great"]
 GRADIENT_FREE = ["feature-ablation", "shapley-value-sampling", "kernel-shap", "lime"]
@@ -59,7 +59,8 @@ def test_methods_without_batches_follow_the_seed(batch, name):
 # SLALOM has another seed for each text; the path of Relevance Flow leads through a
 # layer in a study, and through the word embeddings in explain().
 @pytest.mark.parametrize(
-    "name", [n for n in text.METHODS if n not in ("slalom", "relevance-flow")]
+    "name",
+    [n for n in text_classification.METHODS if n not in ("slalom", "relevance-flow")],
 )
 def test_methods_of_the_package_are_those_of_explain(demo, batch, name):
     explained = demo.explain(TEXTS, name)

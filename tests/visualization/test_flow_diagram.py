@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from models import encoder_decoder, token_ids
 from pictures import HOSTILE, SCRIPTS, an_explanation, overlapping
 
 from captum_attnflow import (
@@ -132,6 +133,20 @@ def test_padding_is_left_out(demo):
     assert flow_diagram(explanation, tokens).layout.tokens == ("[CLS]", "dull", "[SEP]")
 
 
+def test_an_encoder_decoder_has_the_columns_of_both_sides():
+    model = encoder_decoder("T5")
+    flow = GeneralizedAttentionFlow(
+        lambda encoder, decoder: model(
+            input_ids=encoder, decoder_input_ids=decoder
+        ).logits[:, 1]
+    )
+    explanation = flow.explain((token_ids(1, 3), token_ids(1, 3)), target=3)
+    tokens = ["from", "the", "encoder", "start", "second", "unread"]
+    diagram = flow_diagram(explanation, tokens)
+    assert diagram.layout.tokens == tuple(tokens[:-1])
+    assert diagram.layout.sent == pytest.approx(explanation.scores[0, :5], rel=1e-4)
+
+
 def test_a_rollout_is_drawn_without_a_cut(demo):
     ids = demo.encode(["a gripping , funny film"])["input_ids"]
     rollout = AttentionRollout(lambda ids: demo.model(ids).logits)
@@ -201,14 +216,18 @@ def test_labels_do_not_overlap(n_tokens):
     assert overlapping(figure, [*figure.texts, *texts(figure)]) == []
 
 
-def test_labels_are_within_the_sheet():
-    figure = flow_diagram(an_explanation(2, 40), ["m" * 30] * 40).figure()
-    assert overlapping(figure, texts(figure)) == []
-    for label in texts(figure):
-        box = label.get_window_extent()
-        assert figure.bbox.containsx(box.x0)
-        assert figure.bbox.containsx(box.x1)
-        assert figure.bbox.containsy(box.y0)
+@pytest.mark.parametrize("dpi", [72, 100, 110, 200])  # hinting widens letters
+@pytest.mark.parametrize("n_tokens", [1, 7, 10, 40])
+def test_all_text_is_on_the_sheet(n_tokens, dpi):
+    tokens = ["m" * 30 if n_tokens != 7 else "m"] * n_tokens
+    figure = flow_diagram(an_explanation(2, n_tokens), tokens).figure()
+    figure.set_dpi(dpi)
+    [legend] = figure.legends
+    written = [*texts(figure), *figure.texts, *legend.get_texts()]
+    assert overlapping(figure, written) == []
+    for text in written:
+        box = text.get_window_extent()
+        assert figure.bbox.count_contains(box.corners()) == 4, text.get_text()
 
 
 def test_a_flow_of_nothing_is_drawn():
@@ -237,6 +256,12 @@ def test_no_token_ends_the_pages_data():
     assert "alert" not in re.sub(r'id="data">.*?</script>', "", page, flags=re.DOTALL)
     data = re.search(r'id="data">(.*?)</script>', page, re.DOTALL).group(1)
     assert json.loads(data)["tokens"] == tokens
+
+
+def test_a_diagram_among_other_pictures_is_refused():
+    diagram = flow_diagram(an_explanation(1, 2))
+    with pytest.raises(ValueError, match="a page of its own"):
+        html_page([diagram, diagram])
 
 
 def test_the_page_is_its_own_document():

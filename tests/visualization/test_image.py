@@ -73,6 +73,18 @@ def test_an_image_of_one_colour_is_shown():
     assert pixels(image_overlay(patches(1), torch.ones(1, 3, 16, 16))).any()
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"example": 2}, "example=2 is not in a batch of 2"),
+        ({"sign": "+"}, "sign='\\+'"),
+    ],
+)
+def test_bad_options_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        image_overlay(patches(), torch.rand(2, 3, 16, 16), **options)
+
+
 def test_shapes_that_disagree_are_refused():
     with pytest.raises(ValueError, match=r"\(1, 3, 8, 8\).*\(1, 3, 4, 4\)"):
         image_overlay(torch.ones(1, 3, 8, 8), torch.ones(1, 3, 4, 4))

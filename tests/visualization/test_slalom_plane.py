@@ -75,6 +75,8 @@ def test_an_explanation_is_read_like_the_reading_of_its_example(demo):
     explanation = slalom.explain(ids, target=1)
     tokens = demo.tokenizer.convert_ids_to_tokens(ids[1])
     found = labels(slalom_plane(explanation, tokens, example=1))
+    with pytest.raises(ValueError, match="example=2 is not in a batch of 2"):
+        slalom_plane(explanation, tokens, example=2)
     assert sorted(found) == sorted(["a", "gripping", ",", "funny", "film"])
 
 

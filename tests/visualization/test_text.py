@@ -12,7 +12,7 @@ from pictures import HOSTILE
 from rich.console import Console
 
 from captum_attnflow.surrogate.reading import SlalomReading
-from captum_attnflow.text import TextAttribution
+from captum_attnflow.tasks.text_classification import TextAttribution
 from captum_attnflow.visualization import (
     html_page,
     save_html,

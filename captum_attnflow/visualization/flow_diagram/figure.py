@@ -29,7 +29,9 @@ _FONT_SIZE = 8
 _UPRIGHT_COLUMNS = 24  # most columns whose labels may stand upright
 _ROW = 0.62  # inches between token layers
 _LEFT, _RIGHT, _TOP = 0.75, 0.85, 0.85
-_NARROWEST = 5.6  # inches that the lines of text need
+_HINTING = 1.1  # letters on a coarse grid of pixels are wider than measured
+_HEAD_SIZES = 9, 7  # points of the lines above
+_LEGEND = 4.6  # inches
 _WIDEST_LINE = 4.5  # points
 _CURVE_POINTS = 24
 
@@ -42,11 +44,12 @@ class _Sheet:
     n_rows: int
     column: float
     label: float
+    head: float
     turned: bool
 
     @property
     def width(self) -> float:
-        return max(_LEFT + self.column * self.n_columns + _RIGHT, _NARROWEST)
+        return max(_LEFT + self.column * self.n_columns + _RIGHT, self.head)
 
     @property
     def height(self) -> float:
@@ -77,6 +80,7 @@ def draw_flow(layout: FlowLayout) -> Figure:
         n_rows=layout.n_layers + 1,
         column=0.2 if turned else max(longest + 0.12, 0.45),
         label=(longest if turned else 0.2) + 0.15,
+        head=0.3 + _HINTING * max(_LEGEND, *_head_widths(layout)),
         turned=turned,
     )
     figure = Figure(figsize=(sheet.width, sheet.height))
@@ -166,15 +170,23 @@ def _write_rows(axes: Axes, layout: FlowLayout, sheet: _Sheet) -> None:
         axes.text(right, float(sheet.y(layer + 0.5)), drawn, ha="left", **style)
 
 
+def _head_widths(layout: FlowLayout) -> list[float]:
+    lines = layout.summary(), layout.pruning()
+    return [
+        float(label_widths([drawable(line)], size)[0])
+        for line, size in zip(lines, _HEAD_SIZES, strict=True)
+    ]
+
+
 def _write_head(figure: Figure, layout: FlowLayout, sheet: _Sheet) -> None:
     x = 0.15 / sheet.width
     top = 1 - 0.12 / sheet.height
-    figure.text(x, top, layout.summary(), fontsize=9, va="top")
+    figure.text(x, top, layout.summary(), fontsize=_HEAD_SIZES[0], va="top")
     figure.text(
         x,
         1 - 0.3 / sheet.height,
         layout.pruning(),
-        fontsize=7,
+        fontsize=_HEAD_SIZES[1],
         color=_MUTED,
         va="top",
     )

@@ -14,8 +14,8 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from captum_attnflow._options import check_choice
-from captum_attnflow.display import position_labels, printable
+from captum_attnflow._options import check_choice, check_example
+from captum_attnflow.display.tokens import position_labels, printable
 from captum_attnflow.network import LayeredNetwork
 from captum_attnflow.result import Explanation
 
@@ -182,11 +182,7 @@ def _read(
             "flow_value=solution.value)"
         )
     n_examples, _, _, n_tokens = explanation.flow.shape
-    if not 0 <= example < n_examples:
-        raise ValueError(
-            f"example={example} is not in a batch of {n_examples}; give 0 to "
-            f"{n_examples - 1}"
-        )
+    check_example(example, n_examples)
     labels = position_labels(n_tokens) if tokens is None else list(tokens)
     if len(labels) != n_tokens:
         raise ValueError(

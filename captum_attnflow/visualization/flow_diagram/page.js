@@ -200,8 +200,10 @@
     const amount = nodeFlow[row * columns + column];
     const share = value ? 100 * amount / value : 0;
     const where = row ? ` at layer ${row} passes on ` : " sends ";
-    reading.textContent =
-      `“${tokens[column]}”${where}${amount.toPrecision(3)}, ${share.toPrecision(3)} % of the flow`;
+    const token = document.createElement("bdi");  // keeps right-to-left text to itself
+    token.textContent = tokens[column];
+    const numbers = `${amount.toPrecision(3)}, ${share.toPrecision(3)} % of the flow`;
+    reading.replaceChildren("“", token, `”${where}${numbers}`);
   }
 
   function hideTrace(svg) {

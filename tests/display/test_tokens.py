@@ -7,7 +7,7 @@ from pictures import HOSTILE, an_explanation
 from rich.console import Console
 
 from captum_attnflow import SLALOM, AttentionFlow, RelevanceFlow
-from captum_attnflow.display import (
+from captum_attnflow.display.tokens import (
     ScoredTokens,
     TokenTable,
     colour,

@@ -90,6 +90,25 @@ def load_pretrained(
     return model.eval(), companion
 
 
+def logits_by_position(
+    model: PreTrainedModel, names: Sequence[str], first: str = "input_ids"
+) -> Callable[..., Tensor]:
+    """Return a forward function as Captum calls it, whose arguments have no names.
+
+    Args:
+        model (PreTrainedModel): With a classification head.
+        names (sequence of str): Of the model's arguments behind the first one.
+        first (str): ``"input_ids"`` or ``"inputs_embeds"``.
+    """
+
+    def forward(inputs: Tensor, *others: Tensor) -> Tensor:
+        further = dict(zip(names, others, strict=True))
+        logits: Tensor = model(**{first: inputs}, **further).logits
+        return logits
+
+    return forward
+
+
 def labels_of(model: PreTrainedModel) -> list[str]:
     """Return a classifier's labels, by index."""
     names = model.config.id2label

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from captum_attnflow import GeneralizedAttentionFlow
 from captum_attnflow.cli import app
-from captum_attnflow.image import ImageClassifier
-from captum_attnflow.image_attribution import ImageOverlays
-from captum_attnflow.pretrained import ATTENTION_METHODS
+from captum_attnflow.tasks.image_attribution import ImageOverlays
+from captum_attnflow.tasks.image_classification import ImageClassifier
+from captum_attnflow.tasks.pretrained import ATTENTION_METHODS
 from captum_attnflow.visualization import html_page, terminal_text
 
 LABELS = {0: "cat", 1: "$dog$ <b>"}

@@ -6,7 +6,7 @@ from captum.attr import TextTokenInput
 from models import VOCABULARY, causal_language_model, encoder_decoder, numbers_tokenizer
 
 from captum_attnflow import AttentionFlow, GenerationAttribution
-from captum_attnflow.text_generation import TextGenerator
+from captum_attnflow.tasks.text_generation import TextGenerator
 
 
 @pytest.fixture(params=["causal", "encoder-decoder"], scope="module")

@@ -9,7 +9,7 @@ from captum.attr import visualization as captum_visualization
 from IPython.display import HTML
 from IPython.utils.capture import capture_output
 
-from captum_attnflow.display import escaped, relative
+from captum_attnflow.display.tokens import escaped, relative
 
 UNKNOWN = "-"
 

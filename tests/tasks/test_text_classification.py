@@ -12,7 +12,7 @@ from models import bert, classifier
 from safetensors.torch import load_file, save_file
 
 from captum_attnflow.demo import DEMO_MODEL_PATH
-from captum_attnflow.text import METHODS, TextClassifier
+from captum_attnflow.tasks.text_classification import METHODS, TextClassifier
 
 TEXTS = ["a gripping , funny film", "dull", "the worst thing i have seen in years"]
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from rich.text import Text
 from torch import Tensor
 
-from captum_attnflow.display import escaped, printable, relative
+from captum_attnflow.display.tokens import escaped, printable, relative
 from captum_attnflow.visualization.fonts import drawable
 from captum_attnflow.visualization.image import image_overlay
 

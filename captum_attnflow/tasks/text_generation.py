@@ -18,9 +18,13 @@ from transformers import (
 )
 
 from captum_attnflow.attr import GenerationAttribution
-from captum_attnflow.display import printable
+from captum_attnflow.display.tokens import printable
 from captum_attnflow.generation import GenerationExplanation
-from captum_attnflow.pretrained import ATTENTION_METHODS, find_method, load_pretrained
+from captum_attnflow.tasks.pretrained import (
+    ATTENTION_METHODS,
+    find_method,
+    load_pretrained,
+)
 
 
 @dataclass(frozen=True)

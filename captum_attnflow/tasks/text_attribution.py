@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.text import Text
 
-from captum_attnflow.captum_text import safe_record, visualize_text
-from captum_attnflow.display import coloured_tokens, printable
+from captum_attnflow.display.captum_text import safe_record, visualize_text
+from captum_attnflow.display.tokens import coloured_tokens, printable
 from captum_attnflow.surrogate.reading import SlalomReading
 
 
@@ -52,8 +52,8 @@ class TextAttribution:
     def labels(self) -> dict[str, Any]:
         """What Captum's record says beside tokens and scores.
 
-        The arguments of :func:`~captum_attnflow.captum_text.safe_record`. The true
-        label is not known.
+        The arguments of :func:`~captum_attnflow.display.captum_text.safe_record`. The
+        true label is not known.
         """
         return {
             "predicted": self.predicted,

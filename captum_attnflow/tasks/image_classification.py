@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from captum_attnflow.capture import tokens_of_elements
-from captum_attnflow.image_attribution import ImageAttribution, Patch
-from captum_attnflow.pretrained import (
+from captum_attnflow.tasks.image_attribution import ImageAttribution, Patch
+from captum_attnflow.tasks.pretrained import (
     ATTENTION_METHODS,
     find_method,
     find_target,

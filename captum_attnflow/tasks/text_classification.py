@@ -18,18 +18,19 @@ from transformers import (
 )
 
 from captum_attnflow.attr import SLALOM, AttentionAttribution
-from captum_attnflow.perturbation import special_token_ids
-from captum_attnflow.pretrained import (
+from captum_attnflow.perturbation import find_special_tokens
+from captum_attnflow.result import Explanation
+from captum_attnflow.surrogate import SlalomExplanation
+from captum_attnflow.surrogate.reading import SlalomReading
+from captum_attnflow.tasks.pretrained import (
     ATTENTION_METHODS,
     find_method,
     find_target,
     labels_of,
     load_pretrained,
+    logits_by_position,
 )
-from captum_attnflow.result import Explanation
-from captum_attnflow.surrogate import SlalomExplanation
-from captum_attnflow.surrogate.reading import SlalomReading
-from captum_attnflow.text_attribution import TextAttribution
+from captum_attnflow.tasks.text_attribution import TextAttribution
 
 __all__ = ["METHODS", "TextAttribution", "TextClassifier"]
 
@@ -118,13 +119,8 @@ class TextClassifier:
         make_attribution = find_method(method, options, METHODS)
         encoded = self.encode(texts)
         ids = encoded.pop("input_ids")
-        names, others = tuple(encoded), tuple(encoded.values())
-
-        def forward(ids: Tensor, *others: Tensor) -> Tensor:
-            further = dict(zip(names, others, strict=True))
-            logits: Tensor = self.model(input_ids=ids, **further).logits
-            return logits
-
+        forward = logits_by_position(self.model, tuple(encoded))
+        others = tuple(encoded.values())
         with torch.no_grad():
             logits = forward(ids, *others)
         predicted = find_target(None, self.labels, logits)
@@ -157,10 +153,10 @@ class TextClassifier:
 
     def _baseline(self, ids: Tensor) -> Tensor:
         """Replace all but special tokens by the mask token, or the unknown one."""
-        special = sorted(special_token_ids(self.model, self.tokenizer))
+        special = find_special_tokens(ids, self.model, self.tokenizer)
         stand_ins = (self.tokenizer.mask_token_id, self.tokenizer.unk_token_id)
         stand_in = next((index for index in stand_ins if index is not None), 0)
-        return ids.where(torch.isin(ids, ids.new_tensor(special)), stand_in)
+        return ids.where(special, stand_in)
 
     def encode(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Turn a batch of texts into the model's arguments.

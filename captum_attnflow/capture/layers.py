@@ -1,0 +1,224 @@
+"""The attention of one layer, as its maps or as what determines them."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+# Entries of a map and its gradient that are formed at once.
+_MAX_ENTRIES_AT_ONCE = 1 << 22
+
+ALL_HEADS = slice(None)
+
+
+class AttentionLayer(ABC):
+    """Attention weights of one layer and the output's gradient in them."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int, int, int]:
+        """Rows ``B``, heads ``H``, queries ``Tq`` and keys ``Tk``."""
+
+    @abstractmethod
+    def maps(self, heads: slice = ALL_HEADS) -> tuple[Tensor, Tensor]:
+        """Return weights ``A`` and gradients ``dy / dA`` of some heads.
+
+        Returns:
+            tuple[Tensor, Tensor]: Each of shape ``(B, heads, Tq, Tk)``.
+        """
+
+    @abstractmethod
+    def select(self, rows: slice) -> AttentionLayer:
+        """Return the attention of some rows."""
+
+    @abstractmethod
+    def fault(self) -> str | None:
+        """Name what holds NaN or infinite entries, if anything does."""
+
+    def parts(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Go through the maps, a few heads at a time where they are large."""
+        n_rows, n_heads, n_queries, n_keys = self.shape
+        at_once = max(1, _MAX_ENTRIES_AT_ONCE // max(1, n_rows * n_queries * n_keys))
+        for first in range(0, n_heads, at_once):
+            yield self.maps(slice(first, first + at_once))
+
+
+@dataclass(frozen=True)
+class DenseLayer(AttentionLayer):
+    """Maps that the model itself has computed.
+
+    Attributes:
+        weights (Tensor): ``A``, shape ``(B, H, Tq, Tk)``.
+        gradients (Tensor): ``dy / dA``, of the same shape.
+    """
+
+    weights: Tensor
+    gradients: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """See :attr:`AttentionLayer.shape`."""
+        n_rows, n_heads, n_queries, n_keys = self.weights.shape
+        return n_rows, n_heads, n_queries, n_keys
+
+    def maps(self, heads: slice = ALL_HEADS) -> tuple[Tensor, Tensor]:
+        """See :meth:`AttentionLayer.maps`."""
+        return self.weights[:, heads], self.gradients[:, heads]
+
+    def select(self, rows: slice) -> DenseLayer:
+        """See :meth:`AttentionLayer.select`."""
+        return DenseLayer(self.weights[rows], self.gradients[rows])
+
+    def fault(self) -> str | None:
+        """See :meth:`AttentionLayer.fault`."""
+        return _first_fault([("weights", self.weights), ("gradients", self.gradients)])
+
+
+@dataclass(frozen=True)
+class FusedLayer(AttentionLayer):
+    r"""What went into and came back to a fused kernel, which forms no map.
+
+    With the gradient :math:`dO` of its output these determine everything:
+    :math:`A = softmax(q k^T)` and :math:`dy / dA = dO\, v^T`. Memory grows with the
+    tokens, and with their square only for the heads that are asked for.
+
+    Attributes:
+        query (Tensor): Shape ``(B, H, Tq, D)``.
+        key (Tensor): Shape ``(B, Hk, Tk, D)``; ``Hk`` divides ``H`` (grouped heads).
+        value (Tensor): Shape ``(B, Hk, Tk, Dv)``.
+        mask (Tensor, optional): See :func:`attention_weights`.
+        is_causal (bool): See :func:`attention_weights`.
+        scale (float, optional): See :func:`attention_weights`.
+        output_gradient (Tensor): ``dO``, shape ``(B, H, Tq, Dv)``.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    is_causal: bool
+    scale: float | None
+    output_gradient: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """See :attr:`AttentionLayer.shape`."""
+        n_rows, n_heads, n_queries, _ = self.query.shape
+        return n_rows, n_heads, n_queries, self.key.shape[2]
+
+    def maps(self, heads: slice = ALL_HEADS) -> tuple[Tensor, Tensor]:
+        """See :meth:`AttentionLayer.maps`."""
+        n_heads = self.query.shape[1]
+        groups = n_heads // self.key.shape[1]
+        group = torch.arange(n_heads, device=self.key.device)[heads] // groups
+        mask = self.mask
+        if mask is not None and mask.dim() > 2 and mask.shape[-3] > 1:
+            mask = mask[..., heads, :, :]
+        weights = attention_weights(
+            self.query[:, heads], self.key[:, group], mask, self.is_causal, self.scale
+        )
+        return weights, self.output_gradient[:, heads] @ self.value[:, group].mT
+
+    def select(self, rows: slice) -> FusedLayer:
+        """See :meth:`AttentionLayer.select`."""
+        mask = self.mask
+        if mask is not None and mask.dim() == 4 and len(mask) > 1:
+            mask = mask[rows]
+        return replace(
+            self,
+            query=self.query[rows],
+            key=self.key[rows],
+            value=self.value[rows],
+            mask=mask,
+            output_gradient=self.output_gradient[rows],
+        )
+
+    def fault(self) -> str | None:
+        """See :meth:`AttentionLayer.fault`."""
+        made_of = [
+            ("weights", self.query),
+            ("weights", self.key),
+            ("gradients", self.value),
+            ("gradients", self.output_gradient),
+        ]
+        return _first_fault(made_of)
+
+
+@dataclass(frozen=True)
+class JoinedLayer(AttentionLayer):
+    """One layer over consecutive parts of a batch.
+
+    Attributes:
+        parts_of_batch (tuple of AttentionLayer): Equal but for their rows.
+    """
+
+    parts_of_batch: tuple[AttentionLayer, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """See :attr:`AttentionLayer.shape`."""
+        n_rows = sum(part.shape[0] for part in self.parts_of_batch)
+        _, n_heads, n_queries, n_keys = self.parts_of_batch[0].shape
+        return n_rows, n_heads, n_queries, n_keys
+
+    def maps(self, heads: slice = ALL_HEADS) -> tuple[Tensor, Tensor]:
+        """See :meth:`AttentionLayer.maps`."""
+        weights, gradients = zip(
+            *(part.maps(heads) for part in self.parts_of_batch), strict=True
+        )
+        return torch.cat(weights), torch.cat(gradients)
+
+    def select(self, rows: slice) -> AttentionLayer:
+        """See :meth:`AttentionLayer.select`."""
+        weights, gradients = self.maps()
+        return DenseLayer(weights[rows], gradients[rows])
+
+    def fault(self) -> str | None:
+        """See :meth:`AttentionLayer.fault`."""
+        return next(filter(None, (part.fault() for part in self.parts_of_batch)), None)
+
+
+def attention_weights(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> Tensor:
+    r"""Scaled dot-product attention weights, as torch's documentation defines them.
+
+    Args:
+        query (Tensor): Shape ``(..., Tq, D)``.
+        key (Tensor): Shape ``(..., Tk, D)``.
+        mask (Tensor, optional): Broadcastable to ``(..., Tq, Tk)``: bool, True where a
+            key is seen, or a float to be added to the scores.
+        is_causal (bool): Whether a query sees no later keys; then there is no mask.
+        scale (float, optional): Factor of the scores; :math:`1 / \sqrt{D}` by default.
+
+    Returns:
+        Tensor: Shape ``(..., Tq, Tk)``. Rows that see no key are 0, as the fused
+        kernels have it.
+    """
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    scores = (query * scale) @ key.mT
+    if is_causal:
+        mask = torch.ones_like(scores, dtype=torch.bool).tril()
+    if mask is not None and mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    elif mask is not None:
+        scores = scores + mask
+    precision = scores.dtype if scores.dtype == torch.float64 else torch.float32
+    weights = scores.softmax(-1, dtype=precision).to(scores.dtype)
+    return weights.masked_fill((scores == -torch.inf).all(-1, keepdim=True), 0)
+
+
+def _first_fault(named: list[tuple[str, Tensor]]) -> str | None:
+    for name, tensor in named:
+        if not bool(tensor.isfinite().all()):
+            return name
+    return None

@@ -1,0 +1,1 @@
+"""How scored tokens look, below all results, so that every result can show itself."""

@@ -1,0 +1,65 @@
+"""How the time of one flow grows with tokens and with layers."""
+
+from __future__ import annotations
+
+from statistics import median
+
+import pytest
+from networks import attention_network
+from peers import by_networkx, by_scipy, prepare_or_tools
+from race import Contestant
+
+from captum_attnflow import solve_flow
+
+TOKENS = [(12, n_tokens) for n_tokens in (16, 32, 64, 128, 256)]
+LAYERS = [(n_layers, 64) for n_layers in (3, 6, 12, 24)]
+
+
+@pytest.fixture(scope="module")
+def medians(request):
+    """Medians per size and contestant, drawn at the end where a file is named."""
+    results: dict[tuple[int, int], dict[str, float]] = {}
+    yield results
+    if (path := request.config.getoption("--plot")) and results:
+        draw(results, path)
+
+
+@pytest.mark.parametrize("size", sorted({*TOKENS, *LAYERS}))
+def test_growth(race, medians, size):
+    network = attention_network(*size)
+    result = race(
+        f"one maximum flow at {size}, every position read out",
+        {"barrier": Contestant(lambda: solve_flow(network))},
+        {
+            "SciPy": Contestant(by_scipy(network)),
+            "OR-Tools": Contestant(
+                lambda solver: solver.solve(0, 1), prepare=prepare_or_tools(network)
+            ),
+            "networkx, preflow_push": Contestant(
+                by_networkx(network, "preflow_push"), rounds=1
+            ),
+        },
+        rounds=5,
+    )
+    medians[size] = {name: median(times) for name, times in result.seconds.items()}
+
+
+def draw(medians, path) -> None:
+    plt = pytest.importorskip("matplotlib.pyplot")
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="tight")
+    for panel, sizes, axis, label in (
+        (panels[0], TOKENS, 1, "tokens (12 layers)"),
+        (panels[1], LAYERS, 0, "layers (64 tokens)"),
+    ):
+        done = [size for size in sizes if size in medians]
+        for name in medians[done[0]]:
+            times = [medians[size][name] for size in done]
+            panel.loglog([size[axis] for size in done], times, "o-", label=name)
+        panel.set_xticks([size[axis] for size in done])
+        panel.set_xticklabels([str(size[axis]) for size in done])
+        panel.minorticks_off()
+        panel.set_xlabel(label)
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("seconds for one flow")
+    panels[0].legend(fontsize=8)
+    figure.savefig(path, dpi=120)
