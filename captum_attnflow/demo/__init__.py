@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from transformers import (
@@ -12,7 +10,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
+
+from captum_attnflow._progress import no_loading_bar
 
 __all__ = ["DEMO_MODEL_PATH", "load_demo_model"]
 
@@ -39,7 +38,7 @@ def load_demo_model() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         >>> print(model.config.id2label[label])
         positive
     """
-    with _without_progress_bar():
+    with no_loading_bar():
         model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
             DEMO_MODEL_PATH, local_files_only=True
         )
@@ -48,15 +47,3 @@ def load_demo_model() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     )
     model.train(False)
     return model, tokenizer
-
-
-@contextmanager
-def _without_progress_bar() -> Iterator[None]:
-    """The model loads in milliseconds; a bar would only litter a notebook."""
-    was_enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            logging.enable_progress_bar()

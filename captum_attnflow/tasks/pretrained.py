@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from captum_attnflow._progress import no_loading_bar
 from captum_attnflow.attr import (
     AttentionAttribution,
     AttentionFlow,
@@ -66,13 +68,14 @@ def load_pretrained(
     options = {"local_files_only": is_folder, "trust_remote_code": False}
     try:
         companion = load_companion(name, **options)
-        model, report = model_class.from_pretrained(
-            name,
-            dtype=torch.float32,
-            use_safetensors=True,
-            output_loading_info=True,
-            **options,
-        )
+        with no_loading_bar() if is_folder else nullcontext():
+            model, report = model_class.from_pretrained(
+                name,
+                dtype=torch.float32,
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
+            )
     # Whatever a broken folder raises, down to the parsers of its files.
     except Exception as error:
         where = "" if is_folder else f"there is no folder {name!r}, and "

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from captum_attnflow._options import check_choice, check_example
+from captum_attnflow.visualization.figures import shown_in_notebooks
 
 Sign = Literal["all", "positive", "negative", "absolute_value"]
 
@@ -82,7 +83,7 @@ def image_overlay(
         use_pyplot=False,
         **options,
     )
-    return figure
+    return shown_in_notebooks(figure)
 
 
 def _has_sign(scores: Tensor, sign: Sign) -> bool:

@@ -17,6 +17,7 @@ from captum_attnflow._options import check_example
 from captum_attnflow.display.tokens import position_labels
 from captum_attnflow.surrogate import SlalomExplanation
 from captum_attnflow.surrogate.reading import SlalomReading
+from captum_attnflow.visualization.figures import shown_in_notebooks
 from captum_attnflow.visualization.fonts import drawable, shortened
 from captum_attnflow.visualization.label_placement import Floats, place_labels
 
@@ -90,7 +91,7 @@ def slalom_plane(
     axes.margins(0.15)
     _draw_points(axes, points, errors)
     _write_labels(figure, axes, names, points)
-    return figure
+    return shown_in_notebooks(figure)
 
 
 def _distinct(

@@ -13,6 +13,7 @@ from rich.text import Text
 from torch import Tensor
 
 from captum_attnflow.display.tokens import colour, escaped, printable
+from captum_attnflow.visualization.figures import shown_in_notebooks
 from captum_attnflow.visualization.fonts import Label, drawable, label_widths, shortened
 
 _LABEL_CELLS = 16
@@ -96,7 +97,7 @@ class TokenMatrix:
                     number.set(ha="center", va="center")
         else:
             figure.colorbar(drawn, shrink=0.8)
-        return figure
+        return shown_in_notebooks(figure)
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{escaped(token)}</th>" for token in self.input_tokens)

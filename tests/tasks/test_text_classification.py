@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+import transformers
 from models import bert, classifier
 from safetensors.torch import load_file, save_file
 
@@ -23,6 +24,13 @@ def test_texts_of_a_batch_are_explained_as_if_alone(demo, method):
         [alone] = demo.explain([text], method)
         assert (alone.tokens, alone.predicted) == (result.tokens, result.predicted)
         assert result.scores == pytest.approx(alone.scores, rel=1e-3, abs=1e-9)
+
+
+def test_loading_a_folder_prints_nothing_and_leaves_progress_bars_on(capfd):
+    transformers.logging.enable_progress_bar()
+    TextClassifier.load(str(DEMO_MODEL_PATH))
+    assert capfd.readouterr() == ("", "")
+    assert transformers.logging.is_progress_bar_enabled()
 
 
 def test_predicted_class_is_attributed_unless_a_target_is_given(demo):

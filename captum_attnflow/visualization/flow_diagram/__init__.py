@@ -9,6 +9,7 @@ from html import escape
 from matplotlib.figure import Figure
 
 from captum_attnflow.result import Explanation
+from captum_attnflow.visualization.figures import shown_in_notebooks
 from captum_attnflow.visualization.flow_diagram.figure import draw_flow
 from captum_attnflow.visualization.flow_diagram.interactive import flow_page
 from captum_attnflow.visualization.flow_diagram.layout import (
@@ -36,7 +37,7 @@ class FlowDiagram:
         It is wide enough that no label touches another, at any number of tokens.
         A character that no installed font has is drawn as its escape.
         """
-        return draw_flow(self.layout)
+        return shown_in_notebooks(draw_flow(self.layout))
 
     def to_html(self) -> str:
         """Return a page of its own, which shows where a token's flow goes.
