@@ -99,6 +99,27 @@ class LayeredNetwork:
             self.capacity[index], self.source[index], self.sink[index]
         )
 
+    def take(self, positions: Tensor) -> LayeredNetwork:
+        """Return the networks over some of the token positions.
+
+        Args:
+            positions (Tensor): Shape ``(P,)``, int64.
+        """
+        return LayeredNetwork(
+            self.capacity[..., positions, :][..., positions],
+            self.source[:, positions],
+            self.sink[:, positions],
+        )
+
+    def used(self) -> Tensor:
+        """Find the positions that have an edge or a terminal in any layer.
+
+        Returns:
+            Tensor: Shape ``(B, T)``, bool.
+        """
+        edge = (self.capacity > 0).any(1)
+        return edge.any(1) | edge.any(2) | self.source | self.sink
+
     def reachable(self) -> tuple[Tensor, Tensor]:
         """Find the nodes that the source reaches and those that reach the sink.
 

@@ -98,3 +98,15 @@ def test_malformed_networks_are_refused(change, message):
     }
     with pytest.raises(ValueError, match=message):
         LayeredNetwork(**{**parts, **change})
+
+
+def test_positions_that_a_network_uses_make_the_same_network():
+    network = attention_network(3, 8, read_out=5, n_networks=2)
+    causal = LayeredNetwork(network.capacity.tril(), network.source, network.sink)
+    trimmed = causal.trim()
+    assert trimmed.used().tolist() == [[True] * 6 + [False] * 2] * 2
+    small = trimmed.take(torch.arange(6))
+    assert torch.equal(small.n_edges, trimmed.n_edges)
+    assert torch.equal(small.capacity, trimmed.capacity[..., :6, :6])
+    assert small.source.all()
+    assert torch.equal(small.sink, trimmed.sink[:, :6])

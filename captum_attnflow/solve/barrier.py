@@ -93,11 +93,16 @@ class BarrierSolver:
         if network.capacity.device.type == "cpu":
             at_once = min(at_once, _CACHED_EDGES)
         at_once = max(1, at_once // network.capacity[0].numel())
-        parts = [
-            self._solve_part(network.select(slice(first, first + at_once)))
-            for first in range(0, network.n_networks, at_once)
-        ]
-        return FlowSolution.concatenate(parts)
+        # Networks of a size together, without the positions that none of them uses:
+        # padding, and what comes after a decoder's read-out.
+        used = network.used()
+        order = used.sum(1).argsort(stable=True)
+        parts = []
+        for index in order.split(at_once):
+            positions = used[index].any(0).nonzero()[:, 0]
+            part = self._solve_part(network.select(index).take(positions))
+            parts.append(part.spread(positions, network.n_tokens))
+        return FlowSolution.concatenate(parts).select(order.argsort())
 
     def _solve_part(self, network: LayeredNetwork) -> FlowSolution:
         bound = network.node_bound()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import torch
@@ -53,6 +53,33 @@ class FlowSolution:
     iterations: Tensor
     cut: Tensor
     cut_capacity: Tensor
+
+    def select(self, index: Tensor) -> FlowSolution:
+        """Return the solutions of some networks of the batch."""
+        return FlowSolution(
+            **{field.name: getattr(self, field.name)[index] for field in fields(self)}
+        )
+
+    def spread(self, positions: Tensor, n_tokens: int) -> FlowSolution:
+        """Return the same flows in networks of more, unused token positions.
+
+        Args:
+            positions (Tensor): Shape ``(P,)``, where the positions of this solution
+                stand among all.
+            n_tokens (int): All positions ``T``.
+        """
+        n_layers = self.flow.shape[1]
+        flow = self.flow.new_zeros(len(self.flow), n_layers, n_tokens, n_tokens)
+        flow[..., positions[:, None], positions] = self.flow
+
+        def spread(nodes: Tensor) -> Tensor:
+            spread = nodes.new_zeros(*nodes.shape[:-1], n_tokens)
+            spread[..., positions] = nodes
+            return spread
+
+        names = ("source_flow", "sink_flow", "potential", "cut")
+        nodes = {name: spread(getattr(self, name)) for name in names}
+        return replace(self, flow=flow, **nodes)
 
     @staticmethod
     def concatenate(parts: Sequence[FlowSolution]) -> FlowSolution:

@@ -188,3 +188,36 @@ def test_options_out_of_range_are_refused(options):
 def test_unknown_solver_is_refused():
     with pytest.raises(ValueError, match=r"solver='simplex' is unknown.*barrier"):
         solve_flow(attention_network(1, 2), "simplex")
+
+
+def test_networks_of_any_length_share_a_batch_in_any_order():
+    """Unused positions are left out while solving, and are back in the answer."""
+    alone, padded = [], []
+    for n_tokens, first in ((3, 2), (8, 0), (5, 1), (3, 4)):
+        network = attention_network(2, n_tokens)
+        alone.append(solve_flow(network))
+        place = slice(first, first + n_tokens)
+        capacity = torch.zeros(1, 2, 8, 8).double()
+        capacity[..., place, place] = network.capacity
+        used = torch.zeros(1, 8, dtype=torch.bool)
+        used[:, place] = True
+        padded.append((LayeredNetwork(capacity, used, used), place))
+    batch = LayeredNetwork(
+        *(
+            torch.cat([getattr(network, name) for network, _ in padded])
+            for name in ("capacity", "source", "sink")
+        )
+    )
+    together = solve_flow(batch, BarrierSolver(max_edges=2 * 2 * 64))
+    assert (together.imbalance <= 1e-9 * together.value).all()
+    torch.testing.assert_close(
+        batch.cut_capacity(together.cut), together.cut_capacity, rtol=1e-12, atol=0
+    )
+    for row, (expected, (_, place)) in enumerate(zip(alone, padded, strict=True)):
+        for name in ("flow", "source_flow", "sink_flow"):
+            mine, theirs = (getattr(part, name) for part in (together, expected))
+            inside = (..., place, place) if name == "flow" else (..., place)
+            torch.testing.assert_close(
+                mine[row][inside], theirs[0], rtol=1e-6, atol=1e-7
+            )
+            assert mine[row].sum().item() == pytest.approx(theirs.sum().item())
