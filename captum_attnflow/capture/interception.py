@@ -287,11 +287,13 @@ class AttentionInterception(TorchFunctionMode):
                 scale=scale,
                 **({"enable_gqa": True} if enable_gqa else {}),
             )
+            # Under autocast the kernel casts what it takes.
+            taken = [part.detach().to(output.dtype) for part in (query, key, value)]
             fused = partial(
                 FusedLayer,
-                query.detach(),
-                key.detach(),
-                value.detach(),
+                taken[0],
+                taken[1],
+                taken[2],
                 None if attn_mask is None else attn_mask.detach(),
                 is_causal,
                 scale,

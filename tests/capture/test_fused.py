@@ -117,6 +117,26 @@ def test_parts_of_a_batch_are_joined_and_selected(kind):
             torch.testing.assert_close(mine, theirs)
 
 
+@pytest.mark.parametrize("kept_float", [0, 1, 2])
+def test_what_autocast_casts_is_read_as_the_kernel_takes_it(kept_float):
+    state = torch.randn(3, 2, 4, 5, 8).bfloat16()
+    parts = [part.float() if i == kept_float else part for i, part in enumerate(state)]
+
+    def forward(query, *others):
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = F.scaled_dot_product_attention(query, *others)
+        return mixed.float().square().sum((1, 2, 3))
+
+    record = capture_attention(forward, (parts[0],), None, tuple(parts[1:]))
+    weights, mixed = attend_openly(*state.double(), 0)
+    mixed.square().sum().backward()
+    for mine, expected in [
+        (record.weights[0], weights.detach()),
+        (record.gradients[0], weights.grad),
+    ]:
+        torch.testing.assert_close(mine.double(), expected, rtol=0.05, atol=0.05)
+
+
 def test_dropout_needs_the_map_and_gets_it():
     query = torch.randn(2, 4, 5, 8).double()
 
