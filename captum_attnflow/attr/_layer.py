@@ -156,8 +156,9 @@ class LayerAttentionAttribution(AttentionAttribution, LayerAttribution):
     ) -> None:
         """Tell (B, T, D) from (T, B, D) where B is T, by a forward pass of one row."""
         layer, first = single_layer(self.layer), next(arguments.split(1))
+        inputs = tuple(tensor.clone() for tensor in first.inputs)
         with record_layer_tensors(layer, of_input) as calls, torch.no_grad():
-            _run_forward(self.forward_func, first.inputs, None, first.additional)
+            _run_forward(self.forward_func, inputs, None, first.additional)
         templates = layer_templates(layer, calls.calls, first.n_rows, 1)
         shape_like_layer(explanation.scores[:1], templates)
 

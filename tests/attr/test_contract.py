@@ -454,6 +454,39 @@ class TestStateAndSurroundings:
         assert not embeddings.requires_grad
         assert embeddings.grad is None
 
+    @pytest.mark.parametrize("requires_grad", [False, True])
+    @every_method
+    def test_models_that_change_embeddings_in_place_change_those_of_no_caller(
+        self, method, requires_grad, forward_embeddings, embeddings
+    ):
+        def in_place(embeddings):
+            embeddings += 0.5
+            return forward_embeddings(embeddings)
+
+        expected = method(forward_embeddings).attribute(embeddings + 0.5, 0.5, target=1)
+        given = embeddings.clone().requires_grad_(requires_grad)
+        for entered in (given, given * 1):  # a leaf, and none
+            attributions = method(in_place).attribute(entered, target=1)
+            torch.testing.assert_close(attributions, expected, rtol=1e-4, atol=1e-6)
+            assert torch.equal(entered, embeddings)
+
+    @pytest.mark.parametrize("at_layer", [False, True])
+    def test_what_is_looked_up_is_changed_in_place_on_a_path(self, at_layer, model):
+        ids, words = token_ids(), model.bert.embeddings.word_embeddings
+
+        def forward(ids, in_place):
+            found = words(ids)
+            embeddings = found.add_(0.5) if in_place else found + 0.5
+            return model(inputs_embeds=embeddings).logits
+
+        layered = LayerRelevanceFlow(forward, words)
+        flow = layered if at_layer else RelevanceFlow(forward)
+        changed, expected = (
+            flow.explain(ids, 3, target=1, additional_forward_args=in_place)
+            for in_place in (True, False)
+        )
+        torch.testing.assert_close(changed.scores, expected.scores)
+
     @every_layer_method
     def test_a_copy_takes_another_forward_function(self, method, model, forward):
         ids = token_ids()
