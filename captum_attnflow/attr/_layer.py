@@ -108,7 +108,7 @@ class LayerAttentionAttribution(AttentionAttribution, LayerAttribution):
             explanation = self._explain(
                 arguments, internal_batch_size, grad_kwargs, calls
             )
-        warn_of_zeros(explanation, stacklevel=4)
+        warn_of_zeros(explanation)
         if arguments.n_rows == explanation.scores.shape[1] > 1:
             self._refuse_sequence_first(
                 arguments, explanation, attribute_to_layer_input
@@ -148,7 +148,7 @@ class LayerAttentionAttribution(AttentionAttribution, LayerAttribution):
             inputs, baselines, target, additional_forward_args, n_steps, method
         )
         explanation = self._explain(arguments, internal_batch_size, grad_kwargs)
-        warn_of_zeros(explanation, stacklevel=3)
+        warn_of_zeros(explanation)
         return explanation
 
     def _refuse_sequence_first(

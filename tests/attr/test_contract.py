@@ -488,6 +488,14 @@ class TestStateAndSurroundings:
         torch.testing.assert_close(changed.scores, expected.scores)
 
     @every_layer_method
+    def test_gradients_of_a_graph_that_is_kept_give_the_same(self, method, model):
+        ids, layer = token_ids(), model.bert.embeddings
+        attribution = method(lambda ids: model(ids).logits, layer)
+        kept = attribution.attribute(ids, 3, 1, grad_kwargs={"create_graph": True})
+        assert not kept.requires_grad
+        torch.testing.assert_close(kept, attribution.attribute(ids, 3, 1))
+
+    @every_layer_method
     def test_a_copy_takes_another_forward_function(self, method, model, forward):
         ids = token_ids()
         original = method(lambda ids: 1 / 0, model.bert.embeddings)
