@@ -106,6 +106,12 @@ def capture_targets(
         )
         probed = [call.probed for call in interception.calls]
         stacks = find_stacks(probed, [call.values for call in interception.calls])
+    if interception.overwritten():
+        raise UnsupportedAttentionError(
+            "an attention mask was changed in place after a fused kernel had used it, "
+            "but the attention map is formed of it afterwards. Let the model make a "
+            'copy of the mask, or load it with attn_implementation="eager"'
+        )
     n_missed = interception.missed()
     if n_missed:
         warn_caller(

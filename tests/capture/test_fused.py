@@ -7,7 +7,12 @@ import torch
 import torch.nn.functional as F
 from models import classifier, token_ids
 
-from captum_attnflow.capture import AttentionRecord, FusedLayer, capture_attention
+from captum_attnflow.capture import (
+    AttentionRecord,
+    FusedLayer,
+    UnsupportedAttentionError,
+    capture_attention,
+)
 from captum_attnflow.capture import layers as capture_layers
 
 
@@ -135,6 +140,20 @@ def test_what_autocast_casts_is_read_as_the_kernel_takes_it(kept_float):
         (record.gradients[0], weights.grad),
     ]:
         torch.testing.assert_close(mine.double(), expected, rtol=0.05, atol=0.05)
+
+
+def test_a_mask_that_is_overwritten_after_its_use_is_refused():
+    """The maps are formed of it afterwards."""
+    query, mask = torch.randn(2, 4, 5, 8), torch.zeros(5, 5)
+
+    def forward(query):
+        for layer in range(2):
+            mask.zero_()[:, layer] = -10
+            query = F.scaled_dot_product_attention(query, query, query, mask)
+        return query.square().sum((1, 2, 3))
+
+    with pytest.raises(UnsupportedAttentionError, match=r"mask.*in place.*copy"):
+        capture_attention(forward, (query,))
 
 
 def test_dropout_needs_the_map_and_gets_it():
