@@ -12,6 +12,7 @@ from captum._utils.typing import BaselineType, ModuleOrModuleList, TargetType
 from captum.attr import LayerAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
+from torch.overrides import BaseTorchFunctionMode
 
 from captum_attnflow.attr._arguments import ForwardArguments
 from captum_attnflow.attr._base import (
@@ -157,7 +158,9 @@ class LayerAttentionAttribution(AttentionAttribution, LayerAttribution):
         """Tell (B, T, D) from (T, B, D) where B is T, by a forward pass of one row."""
         layer, first = single_layer(self.layer), next(arguments.split(1))
         inputs = tuple(tensor.clone() for tensor in first.inputs)
-        with record_layer_tensors(layer, of_input) as calls, torch.no_grad():
+        # A mode keeps torch from its fast path, which makes padded rows nested tensors.
+        mode = BaseTorchFunctionMode()
+        with record_layer_tensors(layer, of_input) as calls, torch.no_grad(), mode:
             _run_forward(self.forward_func, inputs, None, first.additional)
         templates = layer_templates(layer, calls.calls, first.n_rows, 1)
         shape_like_layer(explanation.scores[:1], templates)

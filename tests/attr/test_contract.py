@@ -642,6 +642,17 @@ class TestRefusals:
         alone = attribution.attribute(ids[:1], target=1)
         torch.testing.assert_close(together[:1], alone)
 
+    @pytest.mark.parametrize("frozen", [False, True])
+    @every_layer_method
+    def test_so_are_they_where_torch_would_nest_padded_rows(self, method, frozen):
+        model = TorchEncoder().requires_grad_(not frozen)
+        ids, padding = token_ids(6, 6), torch.zeros(6, 6, dtype=torch.bool)
+        padding[0, 4:] = True
+        attribution = method(model, model.encoder.layers[0])
+        together = attribution.attribute(ids, 3, 1, padding)
+        alone = attribution.attribute(ids[:1], 3, 1, padding[:1])
+        torch.testing.assert_close(together[:1], alone)
+
     @every_layer_method
     def test_layer_that_does_not_run(self, method, forward):
         with pytest.raises(ValueError, match="Linear did not run"):
