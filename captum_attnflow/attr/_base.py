@@ -75,8 +75,9 @@ class AttentionAttribution(GradientAttribution):
         r"""Attribute the selected output to the tokens of the input.
 
         Takes the arguments of ``IntegratedGradients.attribute`` in their order and
-        makes one forward and one backward pass; for pixels, it also runs the first
-        example up to its first attention, to see which token a pixel makes.
+        makes one forward and one backward pass; for pixels, it also runs an example up
+        to its first attention, to see which token a pixel makes, and further examples
+        while pixels are left that make none.
 
         Args:
             inputs (Tensor or tuple[Tensor, ...]): One tensor that holds the tokens:
@@ -284,11 +285,23 @@ class AttentionAttribution(GradientAttribution):
     def _find_tokens(
         self, arguments: ForwardArguments, n_tokens: int, index: int = 0
     ) -> Tensor | None:
-        """Find the token that each element of an input makes."""
-        first = next(arguments.split(1))
-        return tokens_of_elements(
-            self.forward_func, first.inputs, first.additional, n_tokens, index
-        )
+        """Find the token that each element of an input makes.
+
+        All examples have the same layout, but one may hide a part of it: features that
+        a ReLU cuts off have no gradient.
+        """
+        found: Tensor | None = None
+        for one in arguments.split(1):
+            tokens = tokens_of_elements(
+                self.forward_func, one.inputs, one.additional, n_tokens, index
+            )
+            if found is None:
+                found = tokens
+            elif tokens is not None:
+                found = torch.where(found < 0, tokens, found)
+            if found is not None and bool((found >= 0).all()):
+                break
+        return found
 
 
 def warn_of_zeros(explanation: Explanation) -> None:
