@@ -142,6 +142,27 @@ def test_what_autocast_casts_is_read_as_the_kernel_takes_it(kept_float):
         torch.testing.assert_close(mine.double(), expected, rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [3, 200])  # scores beyond the largest half: 65504
+def test_half_precision_is_that_of_the_parts_and_not_of_the_scores(dtype, size):
+    query, key = (size * torch.randn(2, 2, 4, 5, 64).abs()).to(dtype)
+    value = torch.randn(2, 4, 5, 64).to(dtype)
+
+    def forward(query):
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return mixed.float().sum((1, 2, 3))
+
+    record = capture_attention(forward, (query,))
+    weights, mixed = attend_openly(query.double(), key.double(), value.double(), 0)
+    mixed.sum().backward()
+    torch.testing.assert_close(
+        record.weights[0].double(), weights.detach(), rtol=0, atol=1e-5 * size
+    )
+    torch.testing.assert_close(
+        record.gradients[0].double(), weights.grad, rtol=1e-5, atol=1e-5
+    )
+
+
 def test_a_mask_that_is_overwritten_after_its_use_is_refused():
     """The maps are formed of it afterwards."""
     query, mask = torch.randn(2, 4, 5, 8), torch.zeros(5, 5)
