@@ -93,6 +93,8 @@ def traceable(tensor: Tensor) -> Tensor:
     """
     if not tensor.is_floating_point():
         return tensor
+    if tensor.is_inference():
+        tensor = tensor.clone()  # which autograd may track, outside inference mode
     if not tensor.requires_grad:
         tensor = tensor.detach().requires_grad_()
     return tensor.clone()

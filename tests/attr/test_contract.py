@@ -454,6 +454,18 @@ class TestStateAndSurroundings:
         assert not embeddings.requires_grad
         assert embeddings.grad is None
 
+    @every_method
+    def test_inputs_made_in_inference_mode(
+        self, method, forward_embeddings, embeddings
+    ):
+        with torch.inference_mode():
+            given = embeddings.clone()
+        attribution = method(forward_embeddings)
+        torch.testing.assert_close(
+            attribution.attribute(given, target=1),
+            attribution.attribute(embeddings, target=1),
+        )
+
     @pytest.mark.parametrize("requires_grad", [False, True])
     @every_method
     def test_models_that_change_embeddings_in_place_change_those_of_no_caller(
