@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ from captum.attr import GradientAttribution
 from captum.log import log_usage
 from torch import Tensor
 
+from captum_attnflow._warnings import warn_caller
 from captum_attnflow.attr._arguments import ForwardArguments
 from captum_attnflow.attr._shape import shape_like_inputs
 from captum_attnflow.capture import (
@@ -75,8 +75,9 @@ class AttentionAttribution(GradientAttribution):
         r"""Attribute the selected output to the tokens of the input.
 
         Takes the arguments of ``IntegratedGradients.attribute`` in their order and
-        makes one forward and one backward pass; for pixels, it also runs the first
-        example up to its first attention, to see which token a pixel makes.
+        makes one forward and one backward pass; for pixels, it also runs an example up
+        to its first attention, to see which token a pixel makes, and further examples
+        while pixels are left that make none.
 
         Args:
             inputs (Tensor or tuple[Tensor, ...]): One tensor that holds the tokens:
@@ -116,8 +117,7 @@ class AttentionAttribution(GradientAttribution):
             inputs, baselines, target, additional_forward_args, n_steps, method
         )
         explanation = self._explain(arguments, internal_batch_size)
-        # One frame more than in explain(): Captum wraps attribute() to log its use.
-        warn_of_zeros(explanation, stacklevel=4)
+        warn_of_zeros(explanation)
         templates = [TensorLike.of(tensor) for tensor in arguments.inputs]
         attributions = shape_like_inputs(
             explanation.scores,
@@ -150,7 +150,7 @@ class AttentionAttribution(GradientAttribution):
             inputs, baselines, target, additional_forward_args, n_steps, method
         )
         explanation = self._explain(arguments, internal_batch_size)
-        warn_of_zeros(explanation, stacklevel=3)
+        warn_of_zeros(explanation)
         return explanation
 
     def explain_targets(
@@ -199,7 +199,7 @@ class AttentionAttribution(GradientAttribution):
             explanation = self._explain_record(AttentionRecord.concatenate(group))
             for start in range(0, len(explanation.scores), arguments.n_rows):
                 one = explanation.select(slice(start, start + arguments.n_rows))
-                warn_of_zeros(one, stacklevel=3)
+                warn_of_zeros(one)
                 yield one
 
     def has_convergence_delta(self) -> bool:
@@ -285,21 +285,32 @@ class AttentionAttribution(GradientAttribution):
     def _find_tokens(
         self, arguments: ForwardArguments, n_tokens: int, index: int = 0
     ) -> Tensor | None:
-        """Find the token that each element of an input makes."""
-        first = next(arguments.split(1))
-        return tokens_of_elements(
-            self.forward_func, first.inputs, first.additional, n_tokens, index
-        )
+        """Find the token that each element of an input makes.
+
+        All examples have the same layout, but one may hide a part of it: features that
+        a ReLU cuts off have no gradient.
+        """
+        found: Tensor | None = None
+        for one in arguments.split(1):
+            tokens = tokens_of_elements(
+                self.forward_func, one.inputs, one.additional, n_tokens, index
+            )
+            if found is None:
+                found = tokens
+            elif tokens is not None:
+                found = torch.where(found < 0, tokens, found)
+            if found is not None and bool((found >= 0).all()):
+                break
+        return found
 
 
-def warn_of_zeros(explanation: Explanation, stacklevel: int) -> None:
+def warn_of_zeros(explanation: Explanation) -> None:
     """Warn of examples whose scores are all 0, and say why that may be."""
     zero = (explanation.scores == 0).all(1).nonzero()[:, 0].tolist()
     if zero:
-        warnings.warn(
+        warn_caller(
             f"all token scores of the examples {zero} are 0: no path of positive "
             "capacity leads from a token to the position where the output is read. "
             "The output may not depend on the attention (its gradient is 0), or, with "
-            'residual="free", every position is read out',
-            stacklevel=stacklevel,
+            'residual="free", every position is read out'
         )

@@ -12,6 +12,7 @@ from captum._utils.typing import BaselineType, ModuleOrModuleList, TargetType
 from captum.attr import LayerAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
+from torch.overrides import BaseTorchFunctionMode
 
 from captum_attnflow.attr._arguments import ForwardArguments
 from captum_attnflow.attr._base import (
@@ -108,7 +109,7 @@ class LayerAttentionAttribution(AttentionAttribution, LayerAttribution):
             explanation = self._explain(
                 arguments, internal_batch_size, grad_kwargs, calls
             )
-        warn_of_zeros(explanation, stacklevel=4)
+        warn_of_zeros(explanation)
         if arguments.n_rows == explanation.scores.shape[1] > 1:
             self._refuse_sequence_first(
                 arguments, explanation, attribute_to_layer_input
@@ -148,7 +149,7 @@ class LayerAttentionAttribution(AttentionAttribution, LayerAttribution):
             inputs, baselines, target, additional_forward_args, n_steps, method
         )
         explanation = self._explain(arguments, internal_batch_size, grad_kwargs)
-        warn_of_zeros(explanation, stacklevel=3)
+        warn_of_zeros(explanation)
         return explanation
 
     def _refuse_sequence_first(
@@ -156,8 +157,11 @@ class LayerAttentionAttribution(AttentionAttribution, LayerAttribution):
     ) -> None:
         """Tell (B, T, D) from (T, B, D) where B is T, by a forward pass of one row."""
         layer, first = single_layer(self.layer), next(arguments.split(1))
-        with record_layer_tensors(layer, of_input) as calls, torch.no_grad():
-            _run_forward(self.forward_func, first.inputs, None, first.additional)
+        inputs = tuple(tensor.clone() for tensor in first.inputs)
+        # A mode keeps torch from its fast path, which makes padded rows nested tensors.
+        mode = BaseTorchFunctionMode()
+        with record_layer_tensors(layer, of_input) as calls, torch.no_grad(), mode:
+            _run_forward(self.forward_func, inputs, None, first.additional)
         templates = layer_templates(layer, calls.calls, first.n_rows, 1)
         shape_like_layer(explanation.scores[:1], templates)
 

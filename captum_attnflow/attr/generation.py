@@ -85,7 +85,8 @@ class GenerationAttribution(LLMGradientAttribution):
             UnsupportedAttentionError: If the attention is not found or not supported.
             ValueError: If nothing was generated.
         """
-        explanation = self.explain(inp, target, gen_args)
+        generated = self._get_target_tokens(inp, target, gen_args)
+        explanation = self.explain(inp, generated)
         n_prompt = inp.to_model_input().shape[1]
         scores = explanation.scores[:, :n_prompt].float()
         if inp.itp_mask is not None:
@@ -94,12 +95,7 @@ class GenerationAttribution(LLMGradientAttribution):
             seq_attr=scores.sum(0),
             token_attr=scores,
             input_tokens=inp.values,
-            output_tokens=_convert_ids_to_pretty_tokens(
-                torch.tensor(
-                    self.tokenizer.convert_tokens_to_ids(explanation.generated_tokens)
-                ),
-                self.tokenizer,
-            ),
+            output_tokens=_convert_ids_to_pretty_tokens(generated, self.tokenizer),
             output_probs=explanation.log_probabilities.exp(),
             inp=inp,
         )
@@ -143,9 +139,11 @@ class GenerationAttribution(LLMGradientAttribution):
         scores, flow_value, log_probabilities = (
             torch.stack(parts) for parts in zip(*explanations, strict=True)
         )
-        ids = [*torch.cat(inputs, 1)[0], generated[-1]]
+        ids = [*torch.cat(inputs, 1)[0].tolist(), int(generated[-1])]
+        tokens = self.tokenizer.convert_ids_to_tokens(ids)
         return GenerationExplanation(
-            tokens=self.tokenizer.convert_ids_to_tokens(ids),
+            # Vocabularies of models may be larger than those of their tokenizers.
+            tokens=[token or f"<{i}>" for token, i in zip(tokens, ids, strict=True)],
             # The last token is no input to the model and makes no other.
             scores=torch.nn.functional.pad(scores, (0, 1)),
             log_probabilities=log_probabilities,
@@ -198,4 +196,13 @@ class GenerationAttribution(LLMGradientAttribution):
         if not getattr(config, "is_encoder_decoder", False):
             return ()
         generation: Any = getattr(self.model, "generation_config", config)
-        return (generation.decoder_start_token_id,)
+        start = generation.decoder_start_token_id
+        if start is None:
+            start = generation.bos_token_id  # as model.generate() does
+        if start is None:
+            raise ValueError(
+                "the model's generation_config has decoder_start_token_id=None and "
+                "bos_token_id=None, so it is not known what an answer starts with; set "
+                "model.generation_config.decoder_start_token_id"
+            )
+        return (start,)

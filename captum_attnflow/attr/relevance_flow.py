@@ -127,22 +127,28 @@ class RelevanceFlow(AttentionAttribution):
         fractions = torch.cat([midpoints, torch.ones(1)])
         weights = (fractions < 1) / self.path_steps
         at_once = internal_batch_size or len(fractions)
-        chunks = [
-            self._capture_points(arguments, targets, points, weight, grad_kwargs)
-            for points, weight in zip(
-                fractions.split(at_once), weights.split(at_once), strict=True
-            )
-        ]
-        for records in zip(*chunks, strict=True):
-            parts = [
-                r.input_relevance for r in records if r.input_relevance is not None
+        *chunks, last = zip(
+            fractions.split(at_once), weights.split(at_once), strict=True
+        )
+        # Chunk after chunk, so that no two are held at once.
+        before = [
+            [
+                record.input_relevance
+                for record in self._capture_points(
+                    arguments, targets, points, weight, grad_kwargs
+                )
             ]
-            relevance = torch.stack(parts).sum(0)
+            for points, weight in chunks
+        ]
+        records = self._capture_points(arguments, targets, *last, grad_kwargs)
+        for number, record in enumerate(records):
+            parts = [*(chunk[number] for chunk in before), record.input_relevance]
+            relevance = torch.stack([part for part in parts if part is not None])
             yield replace(
-                records[-1],
+                record,
                 input_relevance=sum_over_tokens(
-                    relevance.double(),
-                    records[-1].n_tokens,
+                    relevance.sum(0).double(),
+                    record.n_tokens,
                     partial(self._find_tokens, arguments),
                 ),
             )

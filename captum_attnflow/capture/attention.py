@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -14,6 +13,7 @@ from captum._utils.gradient import _forward_layer_distributed_eval
 from captum._utils.typing import TargetType
 from torch import Tensor
 
+from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture.entries import InputEntries
 from captum_attnflow.capture.interception import AttentionCall, AttentionInterception
 from captum_attnflow.capture.layer import LayerCalls
@@ -106,14 +106,19 @@ def capture_targets(
         )
         probed = [call.probed for call in interception.calls]
         stacks = find_stacks(probed, [call.values for call in interception.calls])
+    if interception.overwritten():
+        raise UnsupportedAttentionError(
+            "an attention mask was changed in place after a fused kernel had used it, "
+            "but the attention map is formed of it afterwards. Let the model make a "
+            'copy of the mask, or load it with attn_implementation="eager"'
+        )
     n_missed = interception.missed()
     if n_missed:
-        warnings.warn(
+        warn_caller(
             f"{n_missed} softmaxes of the shape of an attention map were "
             f"not seen to weigh values, {len(probed)} were. If these are attention "
             "layers, they are missing from the scores: write them as softmax(...) "
-            "followed by matmul or einsum, or as F.scaled_dot_product_attention",
-            stacklevel=6,
+            "followed by matmul or einsum, or as F.scaled_dot_product_attention"
         )
     held = [entries.held_by(stack) for stack in stacks]
     if layer_calls is not None:
@@ -122,7 +127,8 @@ def capture_targets(
     for number, target in enumerate(targets):
         with torch.enable_grad():
             selected = _select_output(output, target, inputs[0].shape[0])
-            gradients = torch.autograd.grad(
+            _refuse_maps_without_gradient(probed)
+            of_all = torch.autograd.grad(
                 torch.unbind(selected),
                 probed + points,
                 **{
@@ -132,6 +138,7 @@ def capture_targets(
                     **(grad_kwargs or {}),
                 },
             )
+        gradients = [gradient.detach() for gradient in of_all]
         record = _join(
             stacks,
             interception.calls,
@@ -211,10 +218,22 @@ def _select_output(output: Any, target: TargetType, n_rows: int) -> Tensor:
     return per_example
 
 
+def _refuse_maps_without_gradient(maps: Sequence[Tensor]) -> None:
+    n_without = sum(not tensor.requires_grad for tensor in maps)
+    if n_without:
+        raise UnsupportedAttentionError(
+            f"{n_without} of {len(maps)} attention calls ran under torch.no_grad() "
+            "inside forward_func, such as those of a frozen backbone or of reentrant "
+            "gradient checkpointing, so that the output has no gradient in them. "
+            "Freeze a backbone by requires_grad_(False) on its parameters instead, "
+            "which leaves nothing in .grad; checkpoint with use_reentrant=False"
+        )
+
+
 def _join(
     stacks: list[Stack],
     calls: list[AttentionCall],
-    gradients: tuple[Tensor, ...],
+    gradients: list[Tensor],
     held: list[list[tuple[int, ...]]],
     output: Tensor,
 ) -> AttentionRecord:

@@ -62,9 +62,11 @@ def tokens_of_elements(
     if not inputs[index].is_floating_point():
         return None
     leaf = inputs[index].detach().clone().requires_grad_()
-    entered = (*inputs[:index], leaf, *inputs[index + 1 :])
     try:
         with torch.enable_grad(), _FirstAttention(n_tokens):
+            # Copies, since models normalise pixels in place.
+            entered = [tensor.clone() for tensor in inputs]
+            entered[index] = leaf.clone()
             _run_forward(forward_func, entered, None, additional_forward_args)
     except _Reached as reached:
         return _read_bits(reached.tokens, leaf)

@@ -22,10 +22,14 @@ class InputEntries:
     """
 
     def __init__(self, inputs: tuple[Tensor, ...]) -> None:
-        self.inputs = tuple(traceable(tensor) for tensor in inputs)
-        self._ids = {
-            index: tensor
-            for index, tensor in enumerate(inputs)
+        # Copies: a tensor that is given twice, and views of one, are told apart.
+        self.inputs = tuple(
+            traceable(tensor) if tensor.is_floating_point() else tensor.clone()
+            for tensor in inputs
+        )
+        self._holder = {
+            tensor.untyped_storage().data_ptr(): index
+            for index, tensor in enumerate(self.inputs)
             if not tensor.is_floating_point()
         }
         self._entries = [
@@ -41,17 +45,11 @@ class InputEntries:
             ids (Tensor): What was looked up. A view of an input, or of a part, is it.
             found (Tensor): What the embedding returned.
         """
-        storage = ids.untyped_storage().data_ptr()
-        begins = {
-            tensor.data_ptr(): index
-            for index, tensor in self._ids.items()
-            if tensor.untyped_storage().data_ptr() == storage
-            and tensor.data_ptr() <= ids.data_ptr()
-        }
-        if not begins:
+        index = self._holder.get(ids.untyped_storage().data_ptr())
+        if index is None:
             return found
         found = traceable(found)
-        self._entries.append((begins[max(begins)], found))
+        self._entries.append((index, found))
         return found
 
     def held_by(self, stack: Stack) -> list[tuple[int, ...]]:
@@ -88,10 +86,15 @@ def sequences_of(tensors: Sequence[Tensor], stack: Stack) -> list[int | None]:
 
 
 def traceable(tensor: Tensor) -> Tensor:
-    """Return a tensor that stands in the autograd graph, if it can.
+    """Return a tensor with a place of its own in the autograd graph, if it can.
 
-    A clone of a leaf, since models add to their embeddings in place.
+    A clone, since models add to their embeddings in place, which a leaf forbids and a
+    user's tensor must not see; and the parts of a split tensor share their place.
     """
-    if tensor.requires_grad or not tensor.is_floating_point():
+    if not tensor.is_floating_point():
         return tensor
-    return tensor.detach().requires_grad_().clone()
+    if tensor.is_inference():
+        tensor = tensor.clone()  # which autograd may track, outside inference mode
+    if not tensor.requires_grad:
+        tensor = tensor.detach().requires_grad_()
+    return tensor.clone()

@@ -135,6 +135,7 @@ class AttentionInterception(TorchFunctionMode):
         self.probe: nn.Module = nn.Identity()
         self.calls: list[AttentionCall] = []
         self._softmaxes: list[_Softmax] = []
+        self._masks: list[tuple[Tensor, int]] = []  # with their versions
         self._marked = WeakTensorKeyDictionary()
         self._probed = WeakTensorKeyDictionary()
         self._n_heads: int | None = None  # of the multi-head attention that runs
@@ -181,6 +182,10 @@ class AttentionInterception(TorchFunctionMode):
             not softmax.reached_values and softmax.shape[-2:] in captured
             for softmax in self._softmaxes
         )
+
+    def overwritten(self) -> int:
+        """Count masks of fused kernels that were changed in place since."""
+        return sum(_version(mask) != version for mask, version in self._masks)
 
     def _run_multi_head_attention(
         self,
@@ -287,11 +292,15 @@ class AttentionInterception(TorchFunctionMode):
                 scale=scale,
                 **({"enable_gqa": True} if enable_gqa else {}),
             )
+            if attn_mask is not None:
+                self._masks.append((attn_mask, _version(attn_mask)))
+            # Under autocast the kernel casts what it takes.
+            taken = [part.detach().to(output.dtype) for part in (query, key, value)]
             fused = partial(
                 FusedLayer,
-                query.detach(),
-                key.detach(),
-                value.detach(),
+                taken[0],
+                taken[1],
+                taken[2],
                 None if attn_mask is None else attn_mask.detach(),
                 is_causal,
                 scale,
@@ -309,6 +318,11 @@ class AttentionInterception(TorchFunctionMode):
         weights = F.dropout(weights, dropout_p)
         self._mark(weights)
         return self._probe(weights, value) @ value
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was changed in place, where torch counts it."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _mixes_values(weights: str, values: str, output: str) -> bool:

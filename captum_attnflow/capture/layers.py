@@ -119,10 +119,19 @@ class FusedLayer(AttentionLayer):
         mask = self.mask
         if mask is not None and mask.dim() > 2 and mask.shape[-3] > 1:
             mask = mask[..., heads, :, :]
-        weights = attention_weights(
-            self.query[:, heads], self.key[:, group], mask, self.is_causal, self.scale
+        # As fused kernels do: the scores of halves may overflow, gradients underflow.
+        precision = torch.promote_types(self.query.dtype, torch.float32)
+        query, key, value, output_gradient = (
+            part.to(precision)
+            for part in (
+                self.query[:, heads],
+                self.key[:, group],
+                self.value[:, group],
+                self.output_gradient[:, heads],
+            )
         )
-        return weights, self.output_gradient[:, heads] @ self.value[:, group].mT
+        weights = attention_weights(query, key, mask, self.is_causal, self.scale)
+        return weights, output_gradient @ value.mT
 
     def select(self, rows: slice) -> FusedLayer:
         """See :meth:`AttentionLayer.select`."""

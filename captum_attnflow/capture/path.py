@@ -176,7 +176,8 @@ class InputPath:
 
     def _place_output(self, start: Tensor, end: Tensor) -> Tensor:
         examples = slice(self.n_examples)
-        return self._place(start[examples], end[examples])
+        # A clone, since models add to their embeddings in place.
+        return self._place(start[examples], end[examples]).clone()
 
     def _place(self, start: Tensor, end: Tensor) -> Tensor:
         start, end = start.detach().to(end), end.detach()

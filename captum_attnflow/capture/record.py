@@ -43,8 +43,8 @@ class AttentionRecord:
     Attributes:
         layers (tuple[AttentionLayer, ...]): From the input upwards; each gives the
             attention probabilities ``A`` in [0, 1] and ``dy / dA`` of the selected
-            output ``y``, queries in rows and keys in columns, in the model's dtype.
-            The number of heads may differ by layer.
+            output ``y``, queries in rows and keys in columns, in the model's dtype; of
+            fused kernels in float32 at least. The number of heads may differ by layer.
         output (Tensor): Shape ``(B,)``, the selected output ``y``.
         sequences (tuple[TokenSequence, ...]): One, or an encoder's and a decoder's.
             Their positions are counted through, the encoder's first. Left out, it is

@@ -157,7 +157,9 @@ class TextGenerator:
             given, target, None if target is not None else generate
         )
         ids = self.tokenizer.convert_tokens_to_ids(explanation.generated_tokens)
-        return GeneratedText(prompt, self.tokenizer.decode(ids), explanation)
+        # Vocabularies of models are padded: there may be no token.
+        known = [token for token in ids if token is not None]
+        return GeneratedText(prompt, self.tokenizer.decode(known), explanation)
 
     @property
     def _pad_token_id(self) -> int | None:

@@ -454,6 +454,59 @@ class TestStateAndSurroundings:
         assert not embeddings.requires_grad
         assert embeddings.grad is None
 
+    @every_method
+    def test_inputs_made_in_inference_mode(
+        self, method, forward_embeddings, embeddings
+    ):
+        with torch.inference_mode():
+            given = embeddings.clone()
+        attribution = method(forward_embeddings)
+        torch.testing.assert_close(
+            attribution.attribute(given, target=1),
+            attribution.attribute(embeddings, target=1),
+        )
+
+    @pytest.mark.parametrize("requires_grad", [False, True])
+    @every_method
+    def test_models_that_change_embeddings_in_place_change_those_of_no_caller(
+        self, method, requires_grad, forward_embeddings, embeddings
+    ):
+        def in_place(embeddings):
+            embeddings += 0.5
+            return forward_embeddings(embeddings)
+
+        expected = method(forward_embeddings).attribute(embeddings + 0.5, 0.5, target=1)
+        given = embeddings.clone().requires_grad_(requires_grad)
+        for entered in (given, given * 1):  # a leaf, and none
+            attributions = method(in_place).attribute(entered, target=1)
+            torch.testing.assert_close(attributions, expected, rtol=1e-4, atol=1e-6)
+            assert torch.equal(entered, embeddings)
+
+    @pytest.mark.parametrize("at_layer", [False, True])
+    def test_what_is_looked_up_is_changed_in_place_on_a_path(self, at_layer, model):
+        ids, words = token_ids(), model.bert.embeddings.word_embeddings
+
+        def forward(ids, in_place):
+            found = words(ids)
+            embeddings = found.add_(0.5) if in_place else found + 0.5
+            return model(inputs_embeds=embeddings).logits
+
+        layered = LayerRelevanceFlow(forward, words)
+        flow = layered if at_layer else RelevanceFlow(forward)
+        changed, expected = (
+            flow.explain(ids, 3, target=1, additional_forward_args=in_place)
+            for in_place in (True, False)
+        )
+        torch.testing.assert_close(changed.scores, expected.scores)
+
+    @every_layer_method
+    def test_gradients_of_a_graph_that_is_kept_give_the_same(self, method, model):
+        ids, layer = token_ids(), model.bert.embeddings
+        attribution = method(lambda ids: model(ids).logits, layer)
+        kept = attribution.attribute(ids, 3, 1, grad_kwargs={"create_graph": True})
+        assert not kept.requires_grad
+        torch.testing.assert_close(kept, attribution.attribute(ids, 3, 1))
+
     @every_layer_method
     def test_a_copy_takes_another_forward_function(self, method, model, forward):
         ids = token_ids()
@@ -599,6 +652,17 @@ class TestRefusals:
         attribution = method(forward, model.bert.embeddings)
         together = attribution.attribute(ids, target=1)
         alone = attribution.attribute(ids[:1], target=1)
+        torch.testing.assert_close(together[:1], alone)
+
+    @pytest.mark.parametrize("frozen", [False, True])
+    @every_layer_method
+    def test_so_are_they_where_torch_would_nest_padded_rows(self, method, frozen):
+        model = TorchEncoder().requires_grad_(not frozen)
+        ids, padding = token_ids(6, 6), torch.zeros(6, 6, dtype=torch.bool)
+        padding[0, 4:] = True
+        attribution = method(model, model.encoder.layers[0])
+        together = attribution.attribute(ids, 3, 1, padding)
+        alone = attribution.attribute(ids[:1], 3, 1, padding[:1])
         torch.testing.assert_close(together[:1], alone)
 
     @every_layer_method

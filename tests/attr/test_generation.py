@@ -17,6 +17,7 @@ from captum_attnflow import (
     GeneralizedAttentionFlow,
     GenerationAttribution,
     GenerationExplanation,
+    LayerGeneralizedAttentionFlow,
     RelevanceFlow,
 )
 
@@ -166,6 +167,22 @@ def test_the_path_of_relevance_flow_leads_through_all_tokens_but_skipped_ones(
     )
 
 
+@pytest.mark.filterwarnings("ignore:.*(Skipping this token|Pretty tokens length)")
+def test_ids_that_the_tokenizer_has_no_token_for_are_shown_as_such(tokenizer, prompt):
+    """Vocabularies of models are padded."""
+    model = causal_language_model(len(tokenizer) + 8)
+    generation = GenerationAttribution(GeneralizedAttentionFlow(model), tokenizer)
+    answer = torch.tensor([len(tokenizer) + 3, 50])
+    assert generation.explain(prompt, answer).generated_tokens == [
+        f"<{len(tokenizer) + 3}>",
+        tokenizer.convert_ids_to_tokens(50),
+    ]
+    expected = LLMGradientAttribution(
+        LayerGeneralizedAttentionFlow(model, model.transformer.wte), tokenizer
+    ).attribute(prompt, answer)
+    assert generation.attribute(prompt, answer).output_tokens == expected.output_tokens
+
+
 def test_captum_plots_the_result(model, tokenizer, prompt):
     generation = GenerationAttribution(GeneralizedAttentionFlow(model), tokenizer)
     result = generation.attribute(prompt, TARGET)
@@ -212,6 +229,14 @@ class TestRefusals:
         generation = GenerationAttribution(GeneralizedAttentionFlow(model), tokenizer)
         with pytest.raises(ValueError, match=r"nothing was generated.*max_new_tokens"):
             generation.explain(prompt, torch.tensor([], dtype=torch.int64))
+
+    def test_an_answer_without_a_token_to_start_with(self):
+        model = encoder_decoder("T5")
+        model.generation_config.decoder_start_token_id = None
+        tokenizer = numbers_tokenizer()
+        generation = GenerationAttribution(GeneralizedAttentionFlow(model), tokenizer)
+        with pytest.raises(ValueError, match=r"decoder_start_token_id.*None"):
+            generation.explain(TextTokenInput("7 8", tokenizer), "9")
 
     def test_scores_with_a_sign_are_not_handed_on(self):
         explanation = GenerationExplanation(

@@ -122,3 +122,18 @@ def test_two_passes_leave_open_whose_tokens_are_meant(method, passes, implementa
     )
     with pytest.raises(UnsupportedAttentionError, match="one pass at a time"):
         attribution.attribute(ids, target=1, additional_forward_args=(ids.flip(1),))
+
+
+@every_method
+def test_a_frozen_backbone_under_no_grad_has_no_gradient(method):
+    frozen, model = TorchEncoder(), TorchEncoder()
+
+    def forward(ids):
+        with torch.no_grad():
+            hidden = frozen.encoder(frozen.embedding(ids))
+        return model.head(model.encoder(hidden).mean(1))
+
+    with pytest.raises(
+        UnsupportedAttentionError, match=r"under torch\.no_grad.*frozen"
+    ):
+        method(forward).attribute(token_ids(), target=1)

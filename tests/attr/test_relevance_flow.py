@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import gc
+import weakref
+
 import networkx as nx
 import pytest
 import torch
@@ -206,6 +209,21 @@ def test_internal_batch_size_bounds_the_rows_and_changes_nothing(model, batch_si
     )
     assert max(rows) <= batch_size
     torch.testing.assert_close(parts, whole)
+
+
+def test_what_a_part_of_the_path_held_is_let_go_before_the_next(model):
+    outputs = []
+
+    def forward(ids):
+        gc.collect()
+        assert all(output() is None for output in outputs)
+        logits = model(ids).logits
+        outputs.append(weakref.ref(logits))
+        return logits
+
+    flow = RelevanceFlow(forward, path_steps=3)
+    flow.attribute(token_ids(1, 6), 3, target=1, internal_batch_size=1)
+    assert len(outputs) == 4
 
 
 def test_arguments_of_one_row_per_example_follow_the_path(model):

@@ -174,6 +174,28 @@ def test_an_image_and_its_caption_share_the_flow():
     assert not of_text[:, 5:].any()
 
 
+def test_a_patch_without_a_gradient_in_one_image_is_found_in_another():
+    model, pixels = PatchEncoder((8, 8), 1), images(16, 16).abs()
+    nn.init.constant_(model.projection.bias, -0.1)
+    model.projection = nn.Sequential(model.projection, nn.ReLU())
+    pixels[0, :, :8, :8] = 0  # all of its features are behind the ReLU's bend
+    attribution = AttentionRollout(model)
+    together = attribution.attribute(pixels, target=1)
+    scores = attribution.explain(pixels, target=1).scores
+    torch.testing.assert_close(together, laid_out(scores, model, pixels, 1))
+
+
+def test_a_model_that_normalises_pixels_in_place_leaves_those_of_the_caller():
+    model, pixels = PatchEncoder((8, 8)), images()
+    given = pixels.clone()
+    attributions = AttentionRollout(
+        lambda pixels: model(pixels.sub_(0.5).div_(0.2))
+    ).attribute(given, target=1)
+    expected = AttentionRollout(model).attribute((pixels - 0.5) / 0.2, target=1)
+    torch.testing.assert_close(attributions, expected)
+    torch.testing.assert_close(given, pixels, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_patches_are_found_in_every_precision(dtype):
     model, pixels = vision_classifier().to(dtype), images().to(dtype)

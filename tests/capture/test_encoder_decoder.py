@@ -63,9 +63,11 @@ def test_each_input_is_found_where_it_enters_though_all_lengths_are_equal(family
     both = torch.stack([encoder_ids, decoder_ids], 1)  # views of one storage
     record = capture_attention(forward, (both[:, 0], both[:, 1]), 3)
     assert [sequence.inputs for sequence in record.sequences] == [(0,), (1,)]
+    record = capture_attention(forward, (encoder_ids, encoder_ids), 3)
+    assert [sequence.inputs for sequence in record.sequences] == [(0,), (1,)]
 
 
-@pytest.mark.parametrize("form", ["ids", "embeddings"])
+@pytest.mark.parametrize("form", ["ids", "embeddings", "parts of one tensor"])
 def test_sides_embedded_before_the_encoder_runs_are_told_apart(form):
     model, ids = TorchTransformer(), (token_ids(2, 5), token_ids(2, 5))
 
@@ -78,6 +80,8 @@ def test_sides_embedded_before_the_encoder_runs_are_told_apart(form):
         record = capture_attention(model, ids, 1)
     else:
         embeddings = (model.source(ids[0]), model.target(ids[1]))
+        if form == "parts of one tensor":
+            embeddings = torch.stack(embeddings).unbind()
         record = capture_attention(from_embeddings, embeddings, 1)
     assert record.routes == ROUTES
     assert [sequence.inputs for sequence in record.sequences] == [(0,), (1,)]

@@ -7,7 +7,12 @@ import torch
 import torch.nn.functional as F
 from models import classifier, token_ids
 
-from captum_attnflow.capture import AttentionRecord, FusedLayer, capture_attention
+from captum_attnflow.capture import (
+    AttentionRecord,
+    FusedLayer,
+    UnsupportedAttentionError,
+    capture_attention,
+)
 from captum_attnflow.capture import layers as capture_layers
 
 
@@ -115,6 +120,61 @@ def test_parts_of_a_batch_are_joined_and_selected(kind):
             strict=True,
         ):
             torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("kept_float", [0, 1, 2])
+def test_what_autocast_casts_is_read_as_the_kernel_takes_it(kept_float):
+    state = torch.randn(3, 2, 4, 5, 8).bfloat16()
+    parts = [part.float() if i == kept_float else part for i, part in enumerate(state)]
+
+    def forward(query, *others):
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = F.scaled_dot_product_attention(query, *others)
+        return mixed.float().square().sum((1, 2, 3))
+
+    record = capture_attention(forward, (parts[0],), None, tuple(parts[1:]))
+    weights, mixed = attend_openly(*state.double(), 0)
+    mixed.square().sum().backward()
+    for mine, expected in [
+        (record.weights[0], weights.detach()),
+        (record.gradients[0], weights.grad),
+    ]:
+        torch.testing.assert_close(mine.double(), expected, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [3, 200])  # scores beyond the largest half: 65504
+def test_half_precision_is_that_of_the_parts_and_not_of_the_scores(dtype, size):
+    query, key = (size * torch.randn(2, 2, 4, 5, 64).abs()).to(dtype)
+    value = torch.randn(2, 4, 5, 64).to(dtype)
+
+    def forward(query):
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return mixed.float().sum((1, 2, 3))
+
+    record = capture_attention(forward, (query,))
+    weights, mixed = attend_openly(query.double(), key.double(), value.double(), 0)
+    mixed.sum().backward()
+    torch.testing.assert_close(
+        record.weights[0].double(), weights.detach(), rtol=0, atol=1e-5 * size
+    )
+    torch.testing.assert_close(
+        record.gradients[0].double(), weights.grad, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_a_mask_that_is_overwritten_after_its_use_is_refused():
+    """The maps are formed of it afterwards."""
+    query, mask = torch.randn(2, 4, 5, 8), torch.zeros(5, 5)
+
+    def forward(query):
+        for layer in range(2):
+            mask.zero_()[:, layer] = -10
+            query = F.scaled_dot_product_attention(query, query, query, mask)
+        return query.square().sum((1, 2, 3))
+
+    with pytest.raises(UnsupportedAttentionError, match=r"mask.*in place.*copy"):
+        capture_attention(forward, (query,))
 
 
 def test_dropout_needs_the_map_and_gets_it():
