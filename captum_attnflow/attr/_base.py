@@ -24,7 +24,7 @@ from captum_attnflow.capture import (
     capture_targets,
     tokens_of_elements,
 )
-from captum_attnflow.capture.layer import LayerCalls, TensorLike
+from captum_attnflow.capture.watched_layer import LayerCalls, TensorLike
 from captum_attnflow.result import Explanation
 
 TensorOrTensors = Tensor | tuple[Tensor, ...]

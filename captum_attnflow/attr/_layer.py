@@ -25,7 +25,7 @@ from captum_attnflow.attr._shape import (
     shape_like_layer,
     split_sequences,
 )
-from captum_attnflow.capture.layer import (
+from captum_attnflow.capture.watched_layer import (
     LayerCall,
     TensorLike,
     record_layer_tensors,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from captum_attnflow.capture import TokenSequence
-from captum_attnflow.capture.layer import TensorLike
+from captum_attnflow.capture.watched_layer import TensorLike
 
 FindTokens = Callable[[int, int], Tensor | None]
 

@@ -15,7 +15,7 @@ from typing_extensions import TypeIs
 from captum_attnflow.attr._arguments import ForwardArguments
 from captum_attnflow.attr._layer import layer_templates
 from captum_attnflow.attr._shape import refuse_several
-from captum_attnflow.capture.layer import TensorLike, record_layer_tensors
+from captum_attnflow.capture.watched_layer import TensorLike, record_layer_tensors
 from captum_attnflow.perturbation import (
     DeletableColumns,
     DeletableWords,

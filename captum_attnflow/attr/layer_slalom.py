@@ -18,7 +18,7 @@ from captum_attnflow.attr._layer import single_layer
 from captum_attnflow.attr._shape import shape_like_layer
 from captum_attnflow.attr._slalom_inputs import activations_of, are_texts
 from captum_attnflow.attr.slalom import SLALOM
-from captum_attnflow.capture.layer import TensorLike
+from captum_attnflow.capture.watched_layer import TensorLike
 from captum_attnflow.perturbation import PerturbableTexts
 from captum_attnflow.surrogate import Link, Score, SlalomExplanation, Strategy
 

@@ -43,7 +43,7 @@ from captum_attnflow.capture import (
     UnsupportedAttentionError,
     capture_targets,
 )
-from captum_attnflow.capture.layer import LayerCalls
+from captum_attnflow.capture.watched_layer import LayerCalls
 from captum_attnflow.result import Explanation, FlowDiagnostics
 from captum_attnflow.solve import solve_sources
 from captum_attnflow.targets import repeat_target

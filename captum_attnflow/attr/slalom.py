@@ -23,7 +23,7 @@ from captum_attnflow.attr._slalom_pipeline import (
     explain_texts,
 )
 from captum_attnflow.attr._slalom_warnings import warn_of_caveats, warn_of_explanation
-from captum_attnflow.capture.layer import TensorLike
+from captum_attnflow.capture.watched_layer import TensorLike
 from captum_attnflow.perturbation import PerturbableTexts
 from captum_attnflow.surrogate import Link, Score, SlalomExplanation, Strategy
 

@@ -4,8 +4,12 @@ This room knows torch and Captum, never a flow.
 """
 
 from captum_attnflow.capture.attention import capture_attention, capture_targets
+from captum_attnflow.capture.attention_layer import (
+    AttentionLayer,
+    DenseLayer,
+    FusedLayer,
+)
 from captum_attnflow.capture.elements import tokens_of_elements
-from captum_attnflow.capture.layers import AttentionLayer, DenseLayer, FusedLayer
 from captum_attnflow.capture.path import InputPath
 from captum_attnflow.capture.record import (
     AttentionRecord,

@@ -14,10 +14,10 @@ from captum._utils.typing import TargetType
 from torch import Tensor
 
 from captum_attnflow._warnings import warn_caller
+from captum_attnflow.capture.attention_call import AttentionCall
+from captum_attnflow.capture.attention_layer import AttentionLayer
 from captum_attnflow.capture.entries import InputEntries
-from captum_attnflow.capture.interception import AttentionCall, AttentionInterception
-from captum_attnflow.capture.layer import LayerCalls
-from captum_attnflow.capture.layers import AttentionLayer
+from captum_attnflow.capture.interception import AttentionInterception
 from captum_attnflow.capture.path import InputPath
 from captum_attnflow.capture.record import (
     AttentionRecord,
@@ -27,6 +27,7 @@ from captum_attnflow.capture.record import (
 )
 from captum_attnflow.capture.streams import Stack, find_stacks
 from captum_attnflow.capture.support import why_none_is_found
+from captum_attnflow.capture.watched_layer import LayerCalls
 
 
 def capture_attention(

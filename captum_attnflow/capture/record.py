@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from captum_attnflow.capture.layers import AttentionLayer, JoinedLayer
+from captum_attnflow.capture.attention_layer import AttentionLayer, JoinedLayer
 
 
 class UnsupportedAttentionError(ValueError):

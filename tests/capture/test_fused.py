@@ -13,7 +13,7 @@ from captum_attnflow.capture import (
     UnsupportedAttentionError,
     capture_attention,
 )
-from captum_attnflow.capture import layers as capture_layers
+from captum_attnflow.capture import attention_layer as capture_layers
 
 
 def attend_openly(query, key, value, mask):
