@@ -99,9 +99,13 @@ class BarrierSolver:
         order = used.sum(1).argsort(stable=True)
         parts = []
         for index in order.split(at_once):
+            part = network.select(index)
             positions = used[index].any(0).nonzero()[:, 0]
-            part = self._solve_part(network.select(index).take(positions))
-            parts.append(part.spread(positions, network.n_tokens))
+            if len(positions) == network.n_tokens:
+                parts.append(self._solve_part(part))
+            else:
+                solution = self._solve_part(part.take(positions))
+                parts.append(solution.spread(positions, network.n_tokens))
         return FlowSolution.concatenate(parts).select(order.argsort())
 
     def _solve_part(self, network: LayeredNetwork) -> FlowSolution:
