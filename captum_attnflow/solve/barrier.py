@@ -37,7 +37,7 @@ _CACHED_EDGES = 1 << 18
 # Steps far from the optimum are made in float32, where the arrays are large enough for
 # memory to be what they wait for: until the gap is this share of the value, or for
 # this many steps.
-_SINGLE_FROM_TOKENS = 48
+_SINGLE_FROM_TOKENS = 96
 _SINGLE_GAP = 1e-3
 _SINGLE_STEPS = 15
 
@@ -92,13 +92,13 @@ class BarrierSolver:
         at_once = self.max_edges
         if network.capacity.device.type == "cpu":
             at_once = min(at_once, _CACHED_EDGES)
-        at_once = max(1, at_once // network.capacity[0].numel())
         # Networks of a size together, without the positions that none of them uses:
         # padding, and what comes after a decoder's read-out.
         used = network.used()
-        order = used.sum(1).argsort(stable=True)
+        sizes, order = used.sum(1).sort(stable=True)
+        edges = network.n_layers * sizes**2
         parts = []
-        for index in order.split(at_once):
+        for index in order.split(_parts(edges.tolist(), at_once)):
             part = network.select(index)
             positions = used[index].any(0).nonzero()[:, 0]
             if len(positions) == network.n_tokens:
@@ -185,6 +185,17 @@ class BarrierSolver:
         if self.mu is not None:
             return (self.mu / problem.scale).to(mu.dtype)
         return self.epsilon * problem.value(newton.state.room[0]) / problem.n_terms
+
+
+def _parts(edges: list[int], at_once: int) -> list[int]:
+    """Cut networks, ordered by their edges, into parts of at most so many or of one."""
+    lengths: list[int] = []
+    for number in edges:
+        if lengths and (lengths[-1] + 1) * number <= at_once:
+            lengths[-1] += 1
+        else:
+            lengths.append(1)
+    return lengths
 
 
 def _gap(problem: Problem, state: State) -> Tensor:

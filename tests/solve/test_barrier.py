@@ -51,6 +51,7 @@ def test_first_steps_in_float32_lead_to_a_maximum_flow_on_any_network(network):
 @pytest.mark.parametrize("read_out", [None, 0])
 def test_first_steps_in_float32_change_nothing_in_the_answer(monkeypatch, read_out):
     network = attention_network(4, 48, n_networks=2, read_out=read_out)
+    monkeypatch.setattr(barrier, "_SINGLE_FROM_TOKENS", 48)
     solution = solve_flow(network)
     monkeypatch.setattr(barrier, "_SINGLE_FROM_TOKENS", 1000)
     expected = solve_flow(network)
@@ -60,7 +61,8 @@ def test_first_steps_in_float32_change_nothing_in_the_answer(monkeypatch, read_o
 
 
 @pytest.mark.parametrize("smallest", [1e-12, 1e-35, 1e-60])
-def test_capacities_that_float32_cannot_hold_are_no_obstacle(smallest):
+def test_capacities_that_float32_cannot_hold_are_no_obstacle(monkeypatch, smallest):
+    monkeypatch.setattr(barrier, "_SINGLE_FROM_TOKENS", 48)
     network = attention_network(3, 48, read_out=0)
     network.capacity[:, 1, :, ::2] *= smallest
     solution = solve_flow(network)
