@@ -11,7 +11,7 @@ from torch import Tensor
 
 from captum_attnflow.solve._cholesky import BlockCholesky
 from captum_attnflow.solve._conjugate_gradients import (
-    RankOnePreconditioner,
+    RedBlackLaplacian,
     conjugate_gradients,
 )
 
@@ -48,12 +48,12 @@ class Laplacian:
         diagonal += (diagonal == 0).to(diagonal.dtype)
         diagonal *= 1 + _RELATIVE_RIDGE
         self.iterative = iterative
-        self._weight = weight.contiguous() if iterative else weight
+        self._weight = weight
         self._diagonal = diagonal
         self._source = source
         self._direct: BlockCholesky | None = None
         if iterative:
-            self._preconditioner = RankOnePreconditioner(rows, columns, diagonal)
+            self._reduced = RedBlackLaplacian(weight, rows, columns, diagonal)
 
     def solve(
         self, right_side: Tensor, tolerance: Tensor, at_source: float = 0.0
@@ -74,12 +74,7 @@ class Laplacian:
             right_side[:, 0] += at_source * self._source
         if self.iterative:
             solution, self.iterative = conjugate_gradients(
-                self._weight,
-                self._diagonal,
-                self._preconditioner,
-                right_side,
-                tolerance,
-                _MAX_ITERATIONS,
+                self._reduced, right_side, tolerance, _MAX_ITERATIONS
             )
             if self.iterative:
                 return solution

@@ -12,7 +12,7 @@ _STEP_SHARE = 0.999
 # Imbalance at a node, in shares of the value: in the answer, left by a predictor, left
 # by the last correctors and by early ones.
 _IMBALANCE = 1e-10
-_PREDICTOR_ACCURACY = 1e-4
+_PREDICTOR_ACCURACY = 1e-5
 _CORRECTOR_ACCURACY = 1e-11
 _EARLY_ACCURACY = 1e-5
 # Relative change of a flow or multiplier in the step before the last, at most.
