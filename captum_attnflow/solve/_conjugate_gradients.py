@@ -15,13 +15,22 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+
+
+class NodeValues:
+    """Values of some layers of nodes, ``(layers, B, T)``, and views for products."""
+
+    def __init__(self, values: Tensor) -> None:
+        n_networks = values.shape[1]
+        self.values = values
+        self.rows = values.view(-1, 1, values.shape[2])
+        self.but_first = self.rows[n_networks:]
+        self.but_last = self.rows[:-n_networks]
 
 
 class RedBlackLaplacian:
     """A batch of Laplacians without their even layers of nodes.
-
-    Vectors stand layer by layer, ``(layers, B, T)``, so that a range of layers is one
-    piece of memory.
 
     Args:
         weight (Tensor): Shape ``(B, L, T, T)``, see :class:`Laplacian`.
@@ -38,111 +47,121 @@ class RedBlackLaplacian:
         self._into_odd = layers[0::2].flatten(0, 1)
         self._out_of_odd = layers[1::2].flatten(0, 1)
         diagonal = diagonal.transpose(0, 1).contiguous()
-        inverse_diagonal = 1 / diagonal
-        self._diagonal = diagonal[1::2].contiguous()
-        self._even_inverse = inverse_diagonal[0::2].contiguous()
+        inverse = 1 / diagonal
+        self._diagonal = diagonal[1::2]
+        self._even_inverse = inverse[0::2]
+        even = NodeValues(torch.empty_like(self._even_inverse))
+        self._even = even.values
+        ends_odd = len(even.values) == len(self._diagonal)
+        self._even_below = even.rows if ends_odd else even.but_last
+        self._even_above = even.but_first
+        self._ends_odd = ends_odd
         self._preconditioner = RankOnePreconditioner(
-            rows.transpose(0, 1), columns.transpose(0, 1), inverse_diagonal
+            rows.transpose(0, 1), columns.transpose(0, 1), inverse
         )
 
-    def reduce(self, right_side: Tensor) -> Tensor:
-        """Right side of the odd layers, from that of all layers."""
-        even = right_side[0::2] * self._even_inverse
-        return self._add_even_to_odd(even, right_side[1::2].clone())
+    def reduce(self, right_side: Tensor) -> NodeValues:
+        """Right side of the odd layers, from ``(L + 1, B, T)`` of all layers."""
+        torch.mul(right_side[0::2], self._even_inverse, out=self._even)
+        odd = NodeValues(right_side[1::2].clone())
+        self._add_even(odd, sign=1)
+        return odd
 
-    def expand(self, solution: Tensor, right_side: Tensor) -> Tensor:
+    def expand(self, solution: NodeValues, right_side: Tensor) -> Tensor:
         """Solution of all layers, from that of the odd ones."""
         whole = torch.empty_like(right_side)
-        whole[1::2] = solution
-        even = self._seen_from_even(solution).add_(right_side[0::2])
-        torch.mul(even, self._even_inverse, out=whole[0::2])
+        whole[1::2] = solution.values
+        self._gather_even(solution)
+        torch.mul(
+            self._even.add_(right_side[0::2]), self._even_inverse, out=whole[0::2]
+        )
         return whole
 
-    def apply(self, odd: Tensor) -> Tensor:
+    def apply(self, odd: NodeValues, out: NodeValues) -> None:
         """Multiply by the reduced matrix."""
-        even = self._seen_from_even(odd).mul_(self._even_inverse)
-        return self._add_even_to_odd(even, odd * self._diagonal, sign=-1)
+        self._gather_even(odd)
+        self._even.mul_(self._even_inverse)
+        torch.mul(odd.values, self._diagonal, out=out.values)
+        self._add_even(out, sign=-1)
 
-    def precondition(self, odd: Tensor) -> Tensor:
+    def precondition(self, odd: NodeValues) -> Tensor:
         """Divide by a matrix that is near."""
         return self._preconditioner.solve(odd)
 
-    def _seen_from_even(self, odd: Tensor) -> Tensor:
-        """Odd potentials, weighted by the edges to each even node."""
-        even = torch.zeros_like(self._even_inverse)
-        _add_product(even[: len(odd)], odd, self._into_odd)
-        _add_product(even[1:], odd[: len(even) - 1], self._out_of_odd.mT)
-        return even
+    def _gather_even(self, odd: NodeValues) -> None:
+        """Sum the odd values that each even node sees."""
+        self._even.zero_()
+        self._even_below.baddbmm_(odd.rows, self._into_odd)
+        self._even_above.baddbmm_(self._below_even(odd), self._out_of_odd.mT)
 
-    def _add_even_to_odd(self, even: Tensor, odd: Tensor, sign: int = 1) -> Tensor:
-        _add_product(odd, even[: len(odd)], self._into_odd.mT, sign)
-        _add_product(odd[: len(even) - 1], even[1:], self._out_of_odd, sign)
-        return odd
+    def _add_even(self, odd: NodeValues, sign: int) -> None:
+        """Add the even values that each odd node sees."""
+        odd.rows.baddbmm_(self._even_below, self._into_odd.mT, alpha=sign)
+        self._below_even(odd).baddbmm_(self._even_above, self._out_of_odd, alpha=sign)
+
+    def _below_even(self, odd: NodeValues) -> Tensor:
+        return odd.but_last if self._ends_odd else odd.rows
 
 
 class RankOnePreconditioner:
-    """Exact solver of the reduced Laplacian whose blocks are replaced by rank one.
+    r"""Exact solver of the reduced Laplacian whose blocks are replaced by rank one.
 
-    With ``basis = [r_{l-1}, c_l]`` per layer, the Woodbury identity leaves ``2 L``
-    unknowns per network: what each layer sees of the one below and of the one above.
-    The inverse of a reduced matrix is a block of the inverse of the whole.
+    Through the even node layer ``m`` the odd layers below and above it see
+    :math:`c_{m-1}` and :math:`r_m` of each other: two numbers per layer. With ``U`` these
+    vectors, ``G`` their products in the even layers and ``H`` those in the odd ones,
+    the reduced matrix is :math:`D - U G U^\top`, and its inverse by Woodbury
+    :math:`D^{-1} + D^{-1} U (1 - G H)^{-1} G U^\top D^{-1}`.
 
     Args:
         rows (Tensor): Shape ``(L, B, T)``, sums of the weights into each node.
         columns (Tensor): Shape ``(L, B, T)``, sums of the weights out of each node.
-        inverse_diagonal (Tensor): Shape ``(L + 1, B, T)``, positive.
+        inverse (Tensor): Shape ``(L + 1, B, T)``, of the diagonal.
     """
 
-    def __init__(self, rows: Tensor, columns: Tensor, inverse_diagonal: Tensor) -> None:
-        basis = inverse_diagonal.new_zeros(
-            *inverse_diagonal.shape[:2], 2, rows.shape[2]
-        )
-        basis[1:, :, 0] = rows
-        basis[:-1, :, 1] = columns
-        scaled = basis * inverse_diagonal[:, :, None]
-        # gram[l] holds the products of r_{l-1} and c_l in the inverse diagonal.
-        gram = scaled @ basis.mT
-        inverse = torch.linalg.inv(_small_system(gram, rows.sum(-1)))
-        n_networks = len(inverse)
-        inverse = inverse.view(n_networks, len(basis), 2, len(basis), 2)
-        inverse = inverse[:, 1::2, :, 1::2].flatten(3, 4).flatten(1, 2)
-        self._small_inverse = inverse.mT
-        self._inverse_diagonal = inverse_diagonal[1::2].contiguous()
-        self._scaled = scaled[1::2].flatten(0, 1)
+    def __init__(self, rows: Tensor, columns: Tensor, inverse: Tensor) -> None:
+        # Of the layer below a node layer and of the layer above, each with half of the
+        # total that divides their product.
+        root = rows.sum(-1, keepdim=True).rsqrt_()
+        below = pad(rows * root, (0, 0, 0, 0, 1, 0))
+        above = pad(columns * root, (0, 0, 0, 0, 0, 1))
+        basis = torch.stack([below, above], 2)
+        scaled = basis * inverse[:, :, None]
+        products = (scaled @ basis.mT).transpose(0, 1)
+        odd = products[:, 1::2]
+        through = _chain(products[:, 0::2], 2 * odd.shape[1])
+        system = through.unflatten(2, (-1, 2)).transpose(1, 2) @ odd
+        system = -system.transpose(1, 2).flatten(2)
+        system.diagonal(dim1=1, dim2=2).add_(1)
+        self._coefficients = torch.linalg.solve(system, through).mT.contiguous()
+        self._inverse = inverse[1::2]
+        self._basis = scaled[1::2].flatten(0, 1)
+        self._products = self._basis.mT
 
-    def solve(self, residual: Tensor) -> Tensor:
+    def solve(self, residual: NodeValues) -> Tensor:
         """Apply to residuals of shape ``((L + 1) // 2, B, T)``."""
-        n_layers, n_networks, n_tokens = residual.shape
-        seen = torch.bmm(residual.view(-1, 1, n_tokens), self._scaled.mT)
+        n_layers, n_networks, _ = residual.values.shape
+        seen = torch.bmm(residual.rows, self._products)
         seen = seen.view(n_layers, n_networks, 2).transpose(0, 1)
-        seen = torch.bmm(seen.reshape(n_networks, 1, -1), self._small_inverse)
+        seen = torch.bmm(seen.reshape(n_networks, 1, -1), self._coefficients)
         seen = seen.view(n_networks, n_layers, 2).transpose(0, 1)
-        correction = torch.bmm(seen.reshape(-1, 1, 2), self._scaled)
-        correction = correction.view(residual.shape)
-        return correction.addcmul_(residual, self._inverse_diagonal)
+        correction = torch.bmm(seen.reshape(-1, 1, 2), self._basis)
+        correction = correction.view(residual.values.shape)
+        return correction.addcmul_(residual.values, self._inverse)
 
 
-def _add_product(out: Tensor, nodes: Tensor, blocks: Tensor, sign: int = 1) -> None:
-    """Add the products of row vectors ``(N, B, T)`` with ``(N * B, T, T)``."""
-    row = (-1, 1, out.shape[-1])
-    out.view(row).baddbmm_(nodes.view(row), blocks, alpha=sign)
+def _chain(even: Tensor, n_unknowns: int) -> Tensor:
+    """Join the even layers' ``(B, layers, 2, 2)`` to a matrix ``(B, N, N)``.
 
-
-def _small_system(gram: Tensor, total: Tensor) -> Tensor:
-    r"""Assemble the equations of the Woodbury coefficients, ``(B, 2 L + 2, 2 L + 2)``.
-
-    In layer ``l`` the coefficient of :math:`r_{l-1}` is
-    :math:`c_{l-1}^\top p_{l-1} / s_{l-1}` and that of :math:`c_l` is
-    :math:`r_l^\top p_{l+1} / s_l`. The two without a neighbour are held at zero.
+    Each stands where the unknown above one odd layer meets that below the next.
     """
-    n_layers, n_networks = total.shape
-    system = gram.new_zeros(n_networks, n_layers + 1, 2, n_layers + 1, 2)
-    system.diagonal(dim1=1, dim2=3).copy_(gram.permute(1, 2, 3, 0).neg_())
-    system[:, 1:, 0, :-1, 1].diagonal(dim1=1, dim2=2).copy_(total.mT)
-    system[:, :-1, 1, 1:, 0].diagonal(dim1=1, dim2=2).copy_(total.mT)
-    system[:, 0, 0, 0, 0] = 1
-    system[:, -1, 1, -1, 1] = 1
-    return system.flatten(3, 4).flatten(1, 2)
+    diagonal = even.diagonal(dim1=2, dim2=3).flatten(1)[:, 1:]
+    # Neither is there anything below the first layer nor above the last.
+    diagonal = pad(diagonal, (0, 1))[:, :n_unknowns]
+    mixed = even[:, 1:, 0, 1]
+    beside = pad(mixed[..., None], (1, 0)).flatten(1)[:, : n_unknowns - 1]
+    beside = pad(beside, (0, n_unknowns - 1 - beside.shape[1]))
+    chain = torch.diag_embed(beside, 1)
+    return torch.diag_embed(diagonal) + chain + chain.mT
 
 
 def conjugate_gradients(
@@ -164,21 +183,25 @@ def conjugate_gradients(
     """
     right_side = right_side.transpose(0, 1).contiguous()
     residual = system.reduce(right_side)
-    solution = torch.zeros_like(residual)
-    direction = torch.zeros_like(residual)
+    solution, direction, image = (
+        NodeValues(torch.zeros_like(residual.values)) for _ in range(3)
+    )
+    tolerance = tolerance.to(right_side.dtype)
     energy = torch.ones_like(tolerance)
     # A system that is solved already has no energy left.
     least = torch.finfo(energy.dtype).tiny
+    small = False
     for _ in range(max_iterations + 1):
-        if bool((residual.abs().amax((0, 2)) <= tolerance).all()):
-            return system.expand(solution, right_side).transpose(0, 1), True
+        small = bool((residual.values.abs().amax((0, 2)) <= tolerance).all())
+        if small:
+            break
         step = system.precondition(residual)
-        energy_before, energy = energy, (step * residual).sum((0, 2))
+        energy_before, energy = energy, (step * residual.values).sum((0, 2))
         momentum = energy / energy_before.clamp_min_(least)
-        direction = step.addcmul_(direction, momentum[:, None])
-        image = system.apply(direction)
-        curvature = (direction * image).sum((0, 2)).clamp_min_(least)
+        direction.values.mul_(momentum[:, None]).add_(step)
+        system.apply(direction, out=image)
+        curvature = (direction.values * image.values).sum((0, 2)).clamp_min_(least)
         length = (energy / curvature)[:, None]
-        solution.addcmul_(direction, length)
-        residual.addcmul_(image, length, value=-1)
-    return system.expand(solution, right_side).transpose(0, 1), False
+        solution.values.addcmul_(direction.values, length)
+        residual.values.addcmul_(image.values, length, value=-1)
+    return system.expand(solution, right_side).transpose(0, 1), small

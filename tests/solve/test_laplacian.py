@@ -29,8 +29,9 @@ def dense_laplacian(weight, source, sink):
 
 @pytest.mark.parametrize("iterative", [False, True])
 @pytest.mark.parametrize("mixing", [0.0, 1.0])
-def test_solution_is_that_of_the_dense_laplacian(iterative, mixing):
-    n_layers, n_tokens = 3, 4
+@pytest.mark.parametrize("n_layers", [1, 2, 3, 4, 5])
+def test_solution_is_that_of_the_dense_laplacian(iterative, mixing, n_layers):
+    n_tokens = 4
     shape = (2, n_layers, n_tokens, n_tokens)
     weight = mixing * torch.rand(shape).double() + torch.eye(n_tokens)
     source, sink = torch.rand(2, 2, n_tokens).double()
@@ -70,3 +71,16 @@ def test_iterative_and_direct_solver_give_the_same_flow(monkeypatch, read_out):
     assert not torch.equal(iterative.flow, direct.flow)
     difference = (iterative.source_flow - direct.source_flow).abs().amax(1)
     assert (difference <= 1e-9 * direct.value).all()
+
+
+@pytest.mark.parametrize("n_layers", [1, 2, 3, 4, 5])
+def test_one_iteration_solves_weights_of_rank_one(monkeypatch, n_layers):
+    monkeypatch.setattr(_laplacian, "_MAX_ITERATIONS", 1)
+    n_networks, n_tokens = 3, 4
+    heads = torch.rand(n_networks, n_layers, n_tokens, 1).double()
+    tails = torch.rand(n_networks, n_layers, 1, n_tokens).double()
+    source, sink = torch.rand(2, n_networks, n_tokens).double()
+    laplacian = Laplacian(heads * tails, source, sink, iterative=True)
+    right_side = torch.randn(n_networks, n_layers + 1, n_tokens).double()
+    laplacian.solve(right_side, torch.full((n_networks,), 1e-10).double())
+    assert laplacian.iterative
