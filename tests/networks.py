@@ -12,8 +12,11 @@ def attention_network(
     n_layers: int, n_tokens: int, *, n_networks: int = 1, read_out: int | None = None
 ) -> LayeredNetwork:
     """Head means of softmaxed Gaussian scores, read out at one position or at all."""
-    scores = torch.randn(n_networks, n_layers, 12, n_tokens, n_tokens)
-    capacity = (2 * scores.double()).softmax(-1).mean(2)
+    shape = (n_networks, n_layers, n_tokens, n_tokens)
+    capacity = torch.empty(shape, dtype=torch.float64)
+    for layer in capacity.flatten(0, 1):
+        scores = torch.randn(12, n_tokens, n_tokens)
+        layer.copy_((2 * scores.double()).softmax(-1).mean(0))
     sink = torch.ones(n_networks, n_tokens, dtype=torch.bool)
     if read_out is not None:
         sink[:] = torch.arange(n_tokens) == read_out

@@ -107,9 +107,9 @@ class RankOnePreconditioner:
     r"""Exact solver of the reduced Laplacian whose blocks are replaced by rank one.
 
     Through the even node layer ``m`` the odd layers below and above it see
-    :math:`c_{m-1}` and :math:`r_m` of each other: two numbers per layer. With ``U`` these
-    vectors, ``G`` their products in the even layers and ``H`` those in the odd ones,
-    the reduced matrix is :math:`D - U G U^\top`, and its inverse by Woodbury
+    :math:`c_{m-1}` and :math:`r_m` of each other: two numbers per layer. With ``U``
+    these vectors, ``G`` their products in the even layers and ``H`` those in the odd
+    ones, the reduced matrix is :math:`D - U G U^\top`, and its inverse by Woodbury
     :math:`D^{-1} + D^{-1} U (1 - G H)^{-1} G U^\top D^{-1}`.
 
     Args:

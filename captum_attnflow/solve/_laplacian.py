@@ -19,8 +19,10 @@ from captum_attnflow.solve._conjugate_gradients import (
 # point. This share of the diagonal keeps its factor real and is far below the
 # accuracy that any step needs.
 _RELATIVE_RIDGE = 1e-14
-# Iterations after which the direct solver is the cheaper one.
+# Iterations after which the direct solver is the cheaper one: its work grows with the
+# cube of the tokens, that of an iteration with their square.
 _MAX_ITERATIONS = 30
+_TOKENS_PER_ITERATION = 6
 
 
 class Laplacian:
@@ -73,8 +75,12 @@ class Laplacian:
             right_side = right_side.clone()
             right_side[:, 0] += at_source * self._source
         if self.iterative:
+            n_tokens = right_side.shape[-1]
             solution, self.iterative = conjugate_gradients(
-                self._reduced, right_side, tolerance, _MAX_ITERATIONS
+                self._reduced,
+                right_side,
+                tolerance,
+                max(_MAX_ITERATIONS, n_tokens // _TOKENS_PER_ITERATION),
             )
             if self.iterative:
                 return solution

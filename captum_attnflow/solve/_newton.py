@@ -38,6 +38,7 @@ class Newton:
         self.problem = problem
         self.state = state
         self.mu = state.product()
+        self.left = torch.zeros_like(self.mu)  # share of mu that the last step left
         self._iterative = problem.n_tokens >= _ITERATIVE_FROM_TOKENS
         self._n_steps = 0
         self._fall = torch.ones_like(problem.scale)  # largest share of a variable used
@@ -157,7 +158,8 @@ class Newton:
         room[1].addcmul_(dx, primal, value=-1)
         price.lerp_(goal, dual)
         self.state.p.addcmul_(change, dual[..., None])
-        self.mu = self.state.product()
+        mu, self.mu = self.mu, self.state.product()
+        self.left = self.mu / mu
 
 
 def _step_length(fall: Tensor) -> Tensor:

@@ -35,11 +35,11 @@ from captum_attnflow.solve.solution import FlowError, FlowSolution, certified
 # Edges whose arrays a processor's cache holds; more at once take longer each.
 _CACHED_EDGES = 1 << 18
 # Steps far from the optimum are made in float32, where the arrays are large enough for
-# memory to be what they wait for: until the gap is this share of the value, or for
-# this many steps.
+# memory to be what they wait for: until the gap is this share of the value, or a step
+# leaves more than this share of it.
 _SINGLE_FROM_TOKENS = 96
 _SINGLE_GAP = 1e-3
-_SINGLE_STEPS = 15
+_STALLED = 0.8
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,10 @@ class BarrierSolver:
             return start(network, bound, problem)
         single = problem.single()
         first = start(network, bound, single)
+        gap = _gap(single, first)
         near, _ = self._iterate(single, first, iterations, self._is_near)
         state = near.refined(problem)
-        astray = ~(state.is_interior() & (_gap(problem, state) <= _SINGLE_GAP))
+        astray = ~(state.is_interior() & (_gap(problem, state) < gap))
         if bool(astray.any()):
             state.put(astray, start(network, bound, problem).select(astray))
         return state
@@ -140,7 +141,7 @@ class BarrierSolver:
         problem: Problem,
         state: State,
         iterations: Tensor,
-        is_done: Callable[[Newton, Tensor, int], Tensor],
+        is_done: Callable[[Newton, Tensor], Tensor],
     ) -> tuple[State, Tensor]:
         """Step until every network is done; count the steps of each.
 
@@ -150,9 +151,9 @@ class BarrierSolver:
         answer = State(**vars(state))
         running = torch.arange(len(iterations), device=iterations.device)
         reached = torch.zeros_like(problem.scale)
-        for step in range(self.max_iterations + 1 - int(iterations.max())):
+        for _ in range(self.max_iterations + 1 - int(iterations.max())):
             target = self._target(newton)
-            done = is_done(newton, target, step)
+            done = is_done(newton, target)
             if bool(done.any()):
                 finished = running[done]
                 # Until the first selection the answer shares the state's arrays.
@@ -172,12 +173,12 @@ class BarrierSolver:
             f"(now {self.epsilon}), or check the capacities for extreme ratios"
         )
 
-    def _is_near(self, newton: Newton, target: Tensor, step: int) -> Tensor:
+    def _is_near(self, newton: Newton, target: Tensor) -> Tensor:
         """Whether float32 has no more to give; so for what is no number."""
         far = _gap(newton.problem, newton.state) > _SINGLE_GAP
-        return ~far | (newton.mu <= target) | (step == _SINGLE_STEPS)
+        return ~far | (newton.mu <= target) | (newton.left > _STALLED)
 
-    def _is_done(self, newton: Newton, target: Tensor, step: int) -> Tensor:
+    def _is_done(self, newton: Newton, target: Tensor) -> Tensor:
         return newton.converged(target, self.tolerance)
 
     def _target(self, newton: Newton) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from statistics import median
 
 import pytest
@@ -42,6 +43,27 @@ def test_growth(race, medians, size):
         rounds=5,
     )
     medians[size] = {name: median(times) for name, times in result.seconds.items()}
+
+
+def test_growth_of_a_step(race):
+    """Steps are few and nearly independent of the tokens; what a step costs is not."""
+
+    def a_step(n_tokens):
+        network = attention_network(12, n_tokens)
+
+        def run():
+            start = time.perf_counter()
+            iterations = solve_flow(network).iterations.item()
+            return (time.perf_counter() - start) / iterations
+
+        return Contestant(run, rounds=2, tells_seconds=True)
+
+    race(
+        "a step of one flow, 12 layers, every position read out",
+        {f"{n_tokens} tokens": a_step(n_tokens) for n_tokens in (512, 1024)},
+        {"2048 tokens": a_step(2048)},
+        rounds=2,
+    )
 
 
 def draw(medians, path) -> None:
