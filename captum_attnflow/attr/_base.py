@@ -18,6 +18,7 @@ from torch import Tensor
 
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.attr._arguments import ForwardArguments
+from captum_attnflow.attr._parts import capture_in_parts
 from captum_attnflow.attr._shape import shape_like_inputs
 from captum_attnflow.capture import (
     AttentionRecord,
@@ -95,7 +96,8 @@ class AttentionAttribution(GradientAttribution):
             n_steps (int): Validated, then ignored: there is no path to integrate.
             method (str): Validated, then ignored.
             internal_batch_size (int, optional): Most rows in one forward pass; more
-                make several passes.
+                make several passes. If ``None``, all rows at once, or half as many as
+                often as memory is short, with a warning.
             return_convergence_delta (bool): Also return the efficiency residual, the
                 sum of an example's token scores minus its flow value.
 
@@ -247,15 +249,14 @@ class AttentionAttribution(GradientAttribution):
         grad_kwargs: dict[str, Any] | None = None,
         layer_calls: LayerCalls | None = None,
     ) -> Explanation:
-        parts = arguments.split(internal_batch_size, self._rows_per_example)
-        record = AttentionRecord.concatenate(
-            [
-                record
-                for part in parts
-                for record in self._capture(
-                    part, [part.target], internal_batch_size, grad_kwargs, layer_calls
-                )
-            ]
+        record = capture_in_parts(
+            lambda part, rows: self._capture(
+                part, [part.target], rows, grad_kwargs, layer_calls
+            ),
+            arguments,
+            internal_batch_size,
+            self._rows_per_example,
+            layer_calls,
         )
         return self._explain_record(record)
 

@@ -67,6 +67,11 @@ class LayerCalls:
         if found and found[0].requires_grad:
             self._entries.append((call, found[0]))
 
+    def forget(self) -> None:
+        """Drop all calls, as of a pass that failed."""
+        self.calls.clear()
+        self._entries.clear()
+
     def locate(self, stacks: Sequence[Stack]) -> None:
         """Note which sequences the calls since the last time belong to."""
         for stack in stacks:

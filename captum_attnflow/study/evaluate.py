@@ -12,6 +12,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from captum_attnflow._memory import is_out_of_memory
 from captum_attnflow.metrics import faithfulness
 from captum_attnflow.study.batch import TextBatch
 from captum_attnflow.study.cost import count_passes
@@ -41,10 +42,10 @@ def evaluate(
     """
     try:
         return _evaluate_together(study, model, method, batch, rows)
-    except (MemoryError, torch.OutOfMemoryError):
-        raise  # of the machine, and gone when the study is continued
     # Whatever a method of a peer raises is a result of the study.
     except Exception as error:
+        if is_out_of_memory(error):
+            raise  # of the machine, and gone when the study is continued
         if len(rows) == 1:
             failure = f"{type(error).__name__}: {error}"
             predicted = int(batch.predicted[0])
