@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captum_attnflow.network import LayeredNetwork
 from captum_attnflow.solve._barrier_problem import Problem, State
 
 # All chosen for the fewest iterations on random networks and on those of two trained
@@ -24,22 +23,25 @@ _GAP = 0.01
 _MULTIPLIER = 0.5
 
 
-def start(network: LayeredNetwork, bound: Tensor, problem: Problem) -> State:
-    """First state of the problem of a trimmed network and its ``node_bound()``."""
+def start(problem: Problem, bound: Tensor) -> State:
+    """First state of a problem.
+
+    Args:
+        problem (Problem): The problem of trimmed networks.
+        bound (Tensor): Shape ``(B, L + 1, T)``, their ``node_bound()``.
+    """
+    bound = (bound / problem.scale[:, None, None]).to(problem.capacity.dtype)
+    inner = problem.split(problem.capacity * problem.alive)[0]
+    _, source, sink = problem.split(problem.alive > 0)
     flow = _proportional_flow(
-        [layer.mT for layer in network.capacity.unbind(1)[::-1]],
-        network.sink,
-        network.source,
-        bound.flip(1),
+        [layer.mT for layer in inner.unbind(1)[::-1]], sink, source, bound.flip(1)
     )
-    flow = _upside_down(flow, network).to(problem.capacity.dtype)
+    flow = _upside_down(flow, problem)
     load = (flow / problem.capacity).amax(1)
     fits = load * _FITTING_SHARE <= 1
     if not bool(fits.all()):
-        other = _proportional_flow(
-            list(network.capacity.unbind(1)), network.source, network.sink, bound
-        )
-        mean = (flow + other.to(flow.dtype)) / 2
+        other = _proportional_flow(list(inner.unbind(1)), source, sink, bound)
+        mean = (flow + other) / 2
         flow = torch.where(fits[:, None], flow, mean)
     share = torch.where(fits, _FITTING_VALUE / load.clamp_min(1), _VALUE)
     most = torch.where(fits, _FITTING_VALUE, _LOAD).to(flow.dtype)
@@ -90,13 +92,10 @@ def _proportional_flow(
     return torch.cat([torch.stack(inner, 1).flatten(1), start, throughput], 1)
 
 
-def _upside_down(flow: Tensor, network: LayeredNetwork) -> Tensor:
+def _upside_down(flow: Tensor, problem: Problem) -> Tensor:
     """Lay out a flow that was made from the sink to the source."""
-    n_layers, n_tokens = network.n_layers, network.n_tokens
-    sizes = [flow.shape[1] - 2 * n_tokens, n_tokens, n_tokens]
-    inner, sink, source = flow.split(sizes, 1)
-    inner = inner.unflatten(1, (n_layers, n_tokens, n_tokens)).flip(1).mT
-    return torch.cat([inner.flatten(1), source, sink], 1)
+    inner, sink, source = problem.split(flow)
+    return torch.cat([inner.flip(1).mT.flatten(1), source, sink], 1)
 
 
 def _rises(problem: Problem, flow: Tensor, fits: Tensor) -> Tensor:

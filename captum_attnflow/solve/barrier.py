@@ -112,28 +112,22 @@ class BarrierSolver:
         bound = network.node_bound()
         problem = Problem.of(network, bound)
         iterations = torch.zeros_like(problem.scale, dtype=torch.int64)
-        state = self._start(network, bound, problem, iterations)
+        state = self._start(problem, bound, iterations)
         state, mu = self._iterate(problem, state, iterations, self._is_done)
         return _solution(network, problem, state, mu, iterations)
 
-    def _start(
-        self,
-        network: LayeredNetwork,
-        bound: Tensor,
-        problem: Problem,
-        iterations: Tensor,
-    ) -> State:
+    def _start(self, problem: Problem, bound: Tensor, iterations: Tensor) -> State:
         """First state in float64, by steps in float32 where these pay."""
         if problem.n_tokens < _SINGLE_FROM_TOKENS or not problem.fits_single:
-            return start(network, bound, problem)
+            return start(problem, bound)
         single = problem.single()
-        first = start(network, bound, single)
-        gap = _gap(single, first)
+        first = start(single, bound)
+        gap = _gap(single, first, first.product())
         near, _ = self._iterate(single, first, iterations, self._is_near)
         state = near.refined(problem)
-        astray = ~(state.is_interior() & (_gap(problem, state) < gap))
+        astray = ~(state.is_interior() & (_gap(problem, state, state.product()) < gap))
         if bool(astray.any()):
-            state.put(astray, start(network, bound, problem).select(astray))
+            state.put(astray, start(problem, bound).select(astray))
         return state
 
     def _iterate(
@@ -175,7 +169,7 @@ class BarrierSolver:
 
     def _is_near(self, newton: Newton, target: Tensor) -> Tensor:
         """Whether float32 has no more to give; so for what is no number."""
-        far = _gap(newton.problem, newton.state) > _SINGLE_GAP
+        far = _gap(newton.problem, newton.state, newton.mu) > _SINGLE_GAP
         return ~far | (newton.mu <= target) | (newton.left > _STALLED)
 
     def _is_done(self, newton: Newton, target: Tensor) -> Tensor:
@@ -199,9 +193,9 @@ def _parts(edges: list[int], at_once: int) -> list[int]:
     return lengths
 
 
-def _gap(problem: Problem, state: State) -> Tensor:
-    """Sum of the complementarity products, as a share of the value."""
-    return state.product() * problem.n_terms / problem.value(state.room[0])
+def _gap(problem: Problem, state: State, mu: Tensor) -> Tensor:
+    """Sum of the complementarity products, of mean ``mu``, as a share of the value."""
+    return mu * problem.n_terms / problem.value(state.room[0])
 
 
 def _solution(

@@ -33,7 +33,8 @@ def test_solution_is_a_maximum_flow_on_any_network(network):
     conserved = network.divergence(
         solution.flow, solution.source_flow, solution.sink_flow
     )
-    assert conserved.abs().max().item() == solution.imbalance.item()
+    difference = conserved.abs().max().item() - solution.imbalance.item()
+    assert abs(difference) <= 1e-13 * value
 
 
 @settings(max_examples=200, deadline=None)
