@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import networkx as nx
 from torch import Tensor
 
+from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture import TokenSequence
 from captum_attnflow.display.tokens import ShownByTokens
 from captum_attnflow.network import LayeredNetwork
@@ -133,3 +134,15 @@ class Explanation(ShownByTokens):
             for example, value in enumerate(self.flow_value.tolist())
         ]
         return headings, self.scores
+
+
+def warn_of_zeros(explanation: Explanation) -> None:
+    """Warn of examples whose scores are all 0, and say why that may be."""
+    zero = (explanation.scores == 0).all(1).nonzero()[:, 0].tolist()
+    if zero:
+        warn_caller(
+            f"all token scores of the examples {zero} are 0: no path of positive "
+            "capacity leads from a token to the position where the output is read. "
+            "The output may not depend on the attention (its gradient is 0), or, with "
+            'residual="free", every position is read out'
+        )

@@ -16,7 +16,6 @@ from captum.attr import GradientAttribution
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_attnflow._warnings import warn_caller
 from captum_attnflow.attr._arguments import ForwardArguments
 from captum_attnflow.attr._parts import capture_in_parts
 from captum_attnflow.attr._shape import shape_like_inputs
@@ -26,7 +25,7 @@ from captum_attnflow.capture import (
     tokens_of_elements,
 )
 from captum_attnflow.capture.watched_layer import LayerCalls, TensorLike
-from captum_attnflow.result import Explanation
+from captum_attnflow.result import Explanation, warn_of_zeros
 
 TensorOrTensors = Tensor | tuple[Tensor, ...]
 
@@ -303,15 +302,3 @@ class AttentionAttribution(GradientAttribution):
             if found is not None and bool((found >= 0).all()):
                 break
         return found
-
-
-def warn_of_zeros(explanation: Explanation) -> None:
-    """Warn of examples whose scores are all 0, and say why that may be."""
-    zero = (explanation.scores == 0).all(1).nonzero()[:, 0].tolist()
-    if zero:
-        warn_caller(
-            f"all token scores of the examples {zero} are 0: no path of positive "
-            "capacity leads from a token to the position where the output is read. "
-            "The output may not depend on the attention (its gradient is 0), or, with "
-            'residual="free", every position is read out'
-        )

@@ -15,11 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import BaseTorchFunctionMode
 
 from captum_attnflow.attr._arguments import ForwardArguments
-from captum_attnflow.attr._base import (
-    AttentionAttribution,
-    TensorOrTensors,
-    warn_of_zeros,
-)
+from captum_attnflow.attr._base import AttentionAttribution, TensorOrTensors
 from captum_attnflow.attr._shape import (
     only_fitting,
     shape_like_layer,
@@ -30,7 +26,7 @@ from captum_attnflow.capture.watched_layer import (
     TensorLike,
     record_layer_tensors,
 )
-from captum_attnflow.result import Explanation
+from captum_attnflow.result import Explanation, warn_of_zeros
 
 
 class LayerAttentionAttribution(AttentionAttribution, LayerAttribution):

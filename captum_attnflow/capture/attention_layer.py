@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -36,9 +37,14 @@ class AttentionLayer(ABC):
     def select(self, rows: slice) -> AttentionLayer:
         """Return the attention of some rows."""
 
-    @abstractmethod
+    @cached_property
     def fault(self) -> str | None:
-        """Name what holds NaN or infinite entries, if anything does."""
+        """What holds NaN or infinite entries, if anything does."""
+        return self._find_fault()
+
+    @abstractmethod
+    def _find_fault(self) -> str | None:
+        """Look at what the weights and the gradients come from."""
 
     def parts(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Go through the maps, a few heads at a time where they are large."""
@@ -74,9 +80,8 @@ class DenseLayer(AttentionLayer):
         """See :meth:`AttentionLayer.select`."""
         return DenseLayer(self.weights[rows], self.gradients[rows])
 
-    def fault(self) -> str | None:
-        """See :meth:`AttentionLayer.fault`."""
-        return _first_fault([("weights", self.weights), ("gradients", self.gradients)])
+    def _find_fault(self) -> str | None:
+        return _first_fault(weights=[self.weights], gradients=[self.gradients])
 
 
 @dataclass(frozen=True)
@@ -147,15 +152,10 @@ class FusedLayer(AttentionLayer):
             output_gradient=self.output_gradient[rows],
         )
 
-    def fault(self) -> str | None:
-        """See :meth:`AttentionLayer.fault`."""
-        made_of = [
-            ("weights", self.query),
-            ("weights", self.key),
-            ("gradients", self.value),
-            ("gradients", self.output_gradient),
-        ]
-        return _first_fault(made_of)
+    def _find_fault(self) -> str | None:
+        return _first_fault(
+            weights=[self.query, self.key], gradients=[self.value, self.output_gradient]
+        )
 
 
 @dataclass(frozen=True)
@@ -187,9 +187,8 @@ class JoinedLayer(AttentionLayer):
         weights, gradients = self.maps()
         return DenseLayer(weights[rows], gradients[rows])
 
-    def fault(self) -> str | None:
-        """See :meth:`AttentionLayer.fault`."""
-        return next(filter(None, (part.fault() for part in self.parts_of_batch)), None)
+    def _find_fault(self) -> str | None:
+        return next(filter(None, (part.fault for part in self.parts_of_batch)), None)
 
 
 def attention_weights(
@@ -226,8 +225,8 @@ def attention_weights(
     return weights.masked_fill((scores == -torch.inf).all(-1, keepdim=True), 0)
 
 
-def _first_fault(named: list[tuple[str, Tensor]]) -> str | None:
-    for name, tensor in named:
-        if not bool(tensor.isfinite().all()):
+def _first_fault(**made_of: list[Tensor]) -> str | None:
+    for name, tensors in made_of.items():
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors):
             return name
     return None

@@ -20,7 +20,8 @@ from captum._utils.common import _run_forward
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-_SOFTMAX = {F.softmax, torch.softmax, torch.Tensor.softmax, torch.special.softmax}
+from captum_attnflow.capture.torch_calls import SOFTMAX
+
 # Some kernels leave rounding errors where nothing was sent: relative to an element's
 # own gradient, and to the largest, of which a small one may be the difference.
 _NOISE, _NOISE_OF_LARGEST = 1e-4, 1e-6
@@ -137,7 +138,7 @@ class _FirstAttention(TorchFunctionMode):
             query = args[0] if args else kwargs["query"]
             if query.shape[0] == self._n_tokens:
                 raise _Reached(_mixed(query).sum(1))
-        if func in _SOFTMAX:
+        if func in SOFTMAX:
             scores = args[0] if args else kwargs["input"]
             if scores.shape[-2:] == (self._n_tokens, self._n_tokens):
                 # A token's score of itself knows no other token.

@@ -24,49 +24,7 @@ from captum_attnflow.capture.attention_call import AttentionCall
 from captum_attnflow.capture.attention_layer import FusedLayer, attention_weights
 from captum_attnflow.capture.entries import InputEntries
 from captum_attnflow.capture.path import InputPath
-
-_SOFTMAX = {F.softmax, torch.softmax, torch.Tensor.softmax, torch.special.softmax}
-_PRODUCT = {
-    torch.matmul,
-    torch.Tensor.matmul,
-    torch.Tensor.__matmul__,
-    torch.bmm,
-    torch.Tensor.bmm,
-}
-# Calls that keep queries in the last dimension but one and keys in the last.
-_TRANSPARENT = {
-    "__getitem__",
-    "__truediv__",
-    "alpha_dropout",
-    "bfloat16",
-    "clamp",
-    "clone",
-    "contiguous",
-    "div",
-    "div_",
-    "double",
-    "dropout",
-    "dropout_",
-    "expand",
-    "flatten",
-    "float",
-    "half",
-    "masked_fill",
-    "masked_fill_",
-    "mul",
-    "mul_",
-    "nan_to_num",
-    "reshape",
-    "squeeze",
-    "to",
-    "true_divide",
-    "type",
-    "type_as",
-    "unflatten",
-    "unsqueeze",
-    "view",
-    "where",
-}
+from captum_attnflow.capture.torch_calls import PRODUCT, SOFTMAX, TRANSPARENT
 
 
 @dataclass
@@ -115,15 +73,15 @@ class AttentionInterception(TorchFunctionMode):
             return self._run_multi_head_attention(func, args, kwargs)
         if func is F.embedding:
             return self._look_up(func, args, kwargs)
-        if func in _PRODUCT:
+        if func in PRODUCT:
             args, kwargs = self._probe_left_operand(args, kwargs)
             return func(*args, **kwargs)
         if func is torch.einsum or func is torch.functional.einsum:
             return func(*self._probe_einsum(args), **kwargs)
         output = func(*args, **kwargs)
-        if func in _SOFTMAX:
+        if func in SOFTMAX:
             self._mark_softmax(output, args, kwargs)
-        elif func.__name__ in _TRANSPARENT and isinstance(output, Tensor):
+        elif func.__name__ in TRANSPARENT and isinstance(output, Tensor):
             self._follow(output, args)
         return output
 
@@ -243,33 +201,9 @@ class AttentionInterception(TorchFunctionMode):
         Dropout and folded heads need the map itself.
         """
         if query.dim() == 4 and dropout_p == 0:
-            output = F.scaled_dot_product_attention(
-                query,
-                key,
-                value,
-                attn_mask=attn_mask,
-                is_causal=is_causal,
-                scale=scale,
-                **({"enable_gqa": True} if enable_gqa else {}),
+            return self._attend_fused(
+                query, key, value, attn_mask, is_causal, scale, enable_gqa
             )
-            if attn_mask is not None:
-                self._masks.append((attn_mask, _version(attn_mask)))
-            # Under autocast the kernel casts what it takes.
-            taken = [part.detach().to(output.dtype) for part in (query, key, value)]
-            fused = partial(
-                FusedLayer,
-                taken[0],
-                taken[1],
-                taken[2],
-                None if attn_mask is None else attn_mask.detach(),
-                is_causal,
-                scale,
-            )
-            shape = (*query.shape[:-1], key.shape[-2])
-            self._softmaxes.append(_Softmax(torch.Size(shape), None, True))
-            probed: Tensor = self.probe(output)
-            self.calls.append(AttentionCall(probed, value, None, fused))
-            return probed
         if enable_gqa:
             groups = query.shape[-3] // key.shape[-3]
             key = key.repeat_interleave(groups, -3)
@@ -278,6 +212,44 @@ class AttentionInterception(TorchFunctionMode):
         weights = F.dropout(weights, dropout_p)
         self._mark(weights)
         return self._probe(weights, value) @ value
+
+    def _attend_fused(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        is_causal: bool,
+        scale: float | None,
+        enable_gqa: bool,
+    ) -> Tensor:
+        output = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            is_causal=is_causal,
+            scale=scale,
+            **({"enable_gqa": True} if enable_gqa else {}),
+        )
+        if mask is not None:
+            self._masks.append((mask, _version(mask)))
+            mask = mask.detach()
+        # Under autocast the kernel casts what it takes.
+        fused = partial(
+            FusedLayer,
+            query.detach().to(output.dtype),
+            key.detach().to(output.dtype),
+            value.detach().to(output.dtype),
+            mask,
+            is_causal,
+            scale,
+        )
+        shape = torch.Size((*query.shape[:-1], key.shape[-2]))
+        self._softmaxes.append(_Softmax(shape, None, True))
+        probed: Tensor = self.probe(output)
+        self.calls.append(AttentionCall(probed, value, None, fused))
+        return probed
 
 
 def _version(tensor: Tensor) -> int:

@@ -68,12 +68,11 @@ class AttentionRecord:
             alone = TokenSequence(self.layers[0].shape[-1], (0,))
             object.__setattr__(self, "sequences", (alone,))
         for number, layer in enumerate(self.layers):
-            fault = layer.fault()
-            if fault is not None:
+            if layer.fault is not None:
                 raise ValueError(
-                    f"the attention {fault} of layer {number} hold NaN or infinite "
-                    "entries. Check the input and the attention mask (a row that "
-                    "masks every key gives NaN), or run the model in float32"
+                    f"the attention {layer.fault} of layer {number} hold NaN or "
+                    "infinite entries. Check the input and the attention mask (a row "
+                    "that masks every key gives NaN), or run the model in float32"
                 )
 
     @property
