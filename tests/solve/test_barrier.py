@@ -61,6 +61,18 @@ def test_first_steps_in_float32_change_nothing_in_the_answer(monkeypatch, read_o
     assert (difference <= 1e-9 * expected.value).all()
 
 
+def test_steps_in_float32_that_gain_nothing_are_few_and_lose_nothing(monkeypatch):
+    network = attention_network(6, 48, n_networks=4)
+    monkeypatch.setattr(barrier, "_SINGLE_FROM_TOKENS", 1000)
+    expected = solve_flow(network)
+    monkeypatch.setattr(barrier, "_SINGLE_FROM_TOKENS", 48)
+    monkeypatch.setattr(barrier, "_SINGLE_GAP", 1e-12)
+    solution = solve_flow(network)
+    assert (solution.iterations <= 2 * expected.iterations).all()
+    difference = (solution.source_flow - expected.source_flow).abs().amax(1)
+    assert (difference <= 1e-9 * expected.value).all()
+
+
 @pytest.mark.parametrize("smallest", [1e-12, 1e-35, 1e-60])
 def test_capacities_that_float32_cannot_hold_are_no_obstacle(monkeypatch, smallest):
     monkeypatch.setattr(barrier, "_SINGLE_FROM_TOKENS", 48)

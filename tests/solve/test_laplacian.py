@@ -61,6 +61,18 @@ def test_direct_solver_takes_over_where_iterations_do_not_converge(monkeypatch):
     torch.testing.assert_close(solution, direct.solve(right_side, tolerance))
 
 
+def test_the_more_tokens_the_longer_the_iterative_solver_goes_on(monkeypatch):
+    monkeypatch.setattr(_laplacian, "_MAX_ITERATIONS", 1)
+    weight = torch.rand(1, 3, 24, 24).double()
+    source, sink = torch.ones(2, 1, 24).double()
+    right_side, tolerance = torch.randn(1, 4, 24).double(), torch.tensor([1e-9])
+    for tokens_per_iteration, goes_on in ((24, False), (1, True)):
+        monkeypatch.setattr(_laplacian, "_TOKENS_PER_ITERATION", tokens_per_iteration)
+        laplacian = Laplacian(weight, source, sink, iterative=True)
+        laplacian.solve(right_side, tolerance)
+        assert laplacian.iterative == goes_on
+
+
 @pytest.mark.parametrize("read_out", [None, 0])
 def test_iterative_and_direct_solver_give_the_same_flow(monkeypatch, read_out):
     network = attention_network(4, 24, n_networks=2, read_out=read_out)
