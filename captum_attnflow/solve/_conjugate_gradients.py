@@ -121,7 +121,8 @@ class RankOnePreconditioner:
     def __init__(self, rows: Tensor, columns: Tensor, inverse: Tensor) -> None:
         # Of the layer below a node layer and of the layer above, each with half of the
         # total that divides their product.
-        root = rows.sum(-1, keepdim=True).rsqrt_()
+        total = rows.sum(-1, keepdim=True)
+        root = total.clamp_min_(torch.finfo(total.dtype).tiny).rsqrt_()
         below = pad(rows * root, (0, 0, 0, 0, 1, 0))
         above = pad(columns * root, (0, 0, 0, 0, 0, 1))
         basis = torch.stack([below, above], 2)
@@ -132,7 +133,9 @@ class RankOnePreconditioner:
         system = through.unflatten(2, (-1, 2)).transpose(1, 2) @ odd
         system = -system.transpose(1, 2).flatten(2)
         system.diagonal(dim1=1, dim2=2).add_(1)
-        self._coefficients = torch.linalg.solve(system, through).mT.contiguous()
+        # No error where it is singular: the iterations show whether it serves.
+        coefficients, _ = torch.linalg.solve_ex(system, through)
+        self._coefficients = coefficients.mT.contiguous()
         self._inverse = inverse[1::2]
         self._basis = scaled[1::2].flatten(0, 1)
         self._products = self._basis.mT

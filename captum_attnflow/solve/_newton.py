@@ -7,6 +7,7 @@ from torch import Tensor
 
 from captum_attnflow.solve._barrier_problem import Problem, State, dot
 from captum_attnflow.solve._laplacian import Laplacian
+from captum_attnflow.solve._scratch import scratch_like
 
 _STEP_SHARE = 0.999
 # Imbalance at a node, in shares of the value: in the answer, left by a predictor, left
@@ -30,8 +31,8 @@ class Newton:
     equations reduce to ``dx = weight * (push + rise(p + dp))``, where the two pushes
     sum to ``push``; the predictor has none.
 
-    The edge arrays are memory-bound, hence the buffers: fresh ones would cost more
-    time in page faults than the arithmetic that fills them.
+    Scratch arrays hold nothing between two calls, so that all that are made in a
+    thread share them.
     """
 
     def __init__(self, problem: Problem, state: State) -> None:
@@ -43,11 +44,9 @@ class Newton:
         self._n_steps = 0
         self._fall = torch.ones_like(problem.scale)  # largest share of a variable used
         self._signs = state.room.new_tensor([1.0, -1.0])[:, None, None]
-        self._gradient = torch.empty_like(state.room)
-        self._push = torch.empty_like(state.room)
-        self._weight, self._dx, self._spare = torch.empty(
-            3, *state.room.shape[1:], dtype=state.room.dtype, device=state.room.device
-        )
+        scratch = scratch_like(state.room[0], 7)
+        self._gradient, self._push = scratch[:2], scratch[2:4]
+        self._weight, self._dx, self._spare = scratch[4:]
 
     def select(self, index: Tensor) -> Newton:
         part = Newton(self.problem.select(index), self.state.select(index))

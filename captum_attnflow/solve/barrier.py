@@ -96,17 +96,20 @@ class BarrierSolver:
         # padding, and what comes after a decoder's read-out.
         used = network.used()
         sizes, order = used.sum(1).sort(stable=True)
+        in_order = bool((order.diff() > 0).all())
         edges = network.n_layers * sizes**2
         parts = []
         for index in order.split(_parts(edges.tolist(), at_once)):
-            part = network.select(index)
+            is_whole = in_order and len(index) == network.n_networks
+            part = network if is_whole else network.select(index)
             positions = used[index].any(0).nonzero()[:, 0]
             if len(positions) == network.n_tokens:
                 parts.append(self._solve_part(part))
             else:
                 solution = self._solve_part(part.take(positions))
                 parts.append(solution.spread(positions, network.n_tokens))
-        return FlowSolution.concatenate(parts).select(order.argsort())
+        solution = FlowSolution.concatenate(parts)
+        return solution if in_order else solution.select(order.argsort())
 
     def _solve_part(self, network: LayeredNetwork) -> FlowSolution:
         bound = network.node_bound()

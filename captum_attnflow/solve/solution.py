@@ -84,6 +84,8 @@ class FlowSolution:
     @staticmethod
     def concatenate(parts: Sequence[FlowSolution]) -> FlowSolution:
         """Join the solutions of consecutive parts of a batch."""
+        if len(parts) == 1:
+            return parts[0]
         return FlowSolution(
             **{
                 field.name: torch.cat([getattr(part, field.name) for part in parts])

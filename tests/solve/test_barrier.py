@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import networkx as nx
 import numpy as np
 import pytest
@@ -236,3 +238,25 @@ def test_networks_of_any_length_share_a_batch_in_any_order():
                 mine[row][inside], theirs[0], rtol=1e-6, atol=1e-7
             )
             assert mine[row].sum().item() == pytest.approx(theirs.sum().item())
+
+
+def test_scratch_memory_is_kept_apart_by_threads_and_from_answers():
+    networks = [attention_network(3, n_tokens) for n_tokens in (8, 48, 8, 48)]
+    expected = [solve_flow(network).flow for network in networks]
+    with ThreadPoolExecutor(4) as pool:
+        solved = list(pool.map(solve_flow, networks * 8))
+    for number, solution in enumerate(solved):
+        torch.testing.assert_close(solution.flow, expected[number % 4])
+
+
+def test_a_solve_under_inference_mode_leaves_nothing_behind_for_others():
+    def solve_twice():
+        network = attention_network(2, 8)
+        with torch.inference_mode():
+            first = solve_flow(network)
+        return first.value.clone(), solve_flow(network).value
+
+    # A thread of its own has no scratch memory yet.
+    with ThreadPoolExecutor(1) as pool:
+        first, second = pool.submit(solve_twice).result()
+    torch.testing.assert_close(first, second)
