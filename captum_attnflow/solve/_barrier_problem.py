@@ -37,12 +37,15 @@ class Problem:
     def of(network: LayeredNetwork, bound: Tensor) -> Problem:
         """The problem of a trimmed network and its ``node_bound()``."""
         inner = network.capacity.flatten(1)
-        terminals = torch.cat([network.source, network.sink], 1).to(inner.dtype)
-        alive = torch.cat([inner.sign(), terminals], 1)
+        terminals = torch.cat([network.source, network.sink], 1)
         scale = bound.sum(-1).amin(-1)
-        free = torch.full_like(terminals, torch.inf)
-        capacity = torch.cat([inner / scale[:, None], free], 1)
-        capacity.add_(1 - alive, alpha=_UNLIMITED).clamp_max_(_UNLIMITED)
+        n_inner, n_edges = inner.shape[1], inner.shape[1] + terminals.shape[1]
+        alive = inner.new_empty(len(inner), n_edges)
+        torch.sign(inner, out=alive[:, :n_inner])
+        alive[:, n_inner:] = terminals
+        capacity = torch.full_like(alive, _UNLIMITED)
+        torch.div(inner, scale[:, None], out=capacity[:, :n_inner])
+        capacity.masked_fill_(alive == 0, _UNLIMITED).clamp_max_(_UNLIMITED)
         return Problem(
             capacity=capacity,
             alive=alive,
@@ -70,7 +73,7 @@ class Problem:
         """The same problem in float32."""
         return replace(
             self,
-            capacity=self.capacity.clamp_max(_UNLIMITED_SINGLE).float(),
+            capacity=self.capacity.float().clamp_max_(_UNLIMITED_SINGLE),
             alive=self.alive.float(),
             n_terms=self.n_terms.float(),
             unlimited=_UNLIMITED_SINGLE,

@@ -208,7 +208,7 @@ def _solution(
     mu: Tensor,
     iterations: Tensor,
 ) -> FlowSolution:
-    edges = state.room[0] * problem.alive * problem.scale[:, None]
+    edges = (state.room[0] * problem.alive).mul_(problem.scale[:, None])
     flow, source_flow, sink_flow = problem.split(edges)
     return certified(
         network,

@@ -20,7 +20,8 @@ def solve_flow(
     zero flow.
 
     Args:
-        network (LayeredNetwork): The networks; capacities are taken in float64.
+        network (LayeredNetwork): The networks; capacities are taken in float64, and no
+            gradient passes to them.
         solver (str or FlowSolver): ``"barrier"`` (unique flow, batched),
             ``"scipy"`` or ``"networkx"`` (exact, one arbitrary maximum flow), or an
             instance of :class:`BarrierSolver`, :class:`SciPySolver` or
@@ -48,7 +49,9 @@ def solve_flow(
     chosen = find_solver(solver)
     from_source, to_sink = network.reachable()
     live = from_source & to_sink
-    trimmed = replace(network, capacity=network.capacity.double()).restrict(live)
+    trimmed = replace(network, capacity=network.capacity.detach().double()).restrict(
+        live
+    )
     _refuse_unbounded(trimmed)
     # A reachable dead end stands on the source's side of every minimum cut.
     idle_potential = -(from_source & ~to_sink).to(trimmed.capacity.dtype)

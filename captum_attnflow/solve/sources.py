@@ -70,7 +70,7 @@ def solve_sources(
     chosen = find_solver(solver)
     network = replace(
         network,
-        capacity=network.capacity.double(),
+        capacity=network.capacity.detach().double(),
         source=torch.ones_like(network.source),
     ).trim()
     if isinstance(chosen, SciPySolver):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import networkx as nx
 import numpy as np
@@ -11,7 +12,7 @@ from networks import attention_network, networks
 from reference.barrier import solve_with_cvxpy
 
 from captum_attnflow import BarrierSolver, FlowError, LayeredNetwork, solve_flow
-from captum_attnflow.solve import _newton, barrier
+from captum_attnflow.solve import _newton, barrier, solve_sources
 
 
 def max_flow(network: LayeredNetwork, example: int = 0) -> float:
@@ -260,3 +261,12 @@ def test_a_solve_under_inference_mode_leaves_nothing_behind_for_others():
     with ThreadPoolExecutor(1) as pool:
         first, second = pool.submit(solve_twice).result()
     torch.testing.assert_close(first, second)
+
+
+@pytest.mark.parametrize("solve", [solve_flow, solve_sources])
+def test_capacities_may_belong_to_a_graph(solve):
+    network = attention_network(2, 8)
+    expected = solve(network).value
+    value = solve(replace(network, capacity=network.capacity.requires_grad_())).value
+    assert not value.requires_grad
+    torch.testing.assert_close(value, expected)
