@@ -1,8 +1,8 @@
 r"""Preconditioned conjugate gradients: the iterative solver, ``O(L T^2)`` a sweep.
 
-Edges join neighbouring layers only, so every other layer of nodes is eliminated at no
-cost (red-black ordering): its diagonal blocks are diagonal. What is left needs half
-the iterations.
+Edges join neighbouring layers only, so every other layer of nodes is eliminated
+exactly (red-black ordering): its own block is diagonal. What is left needs half the
+iterations, each of the same two products.
 
 Attention mixes fast: the weights between two layers are close to a matrix of rank one.
 The preconditioner replaces each block :math:`W_l` by
@@ -53,8 +53,8 @@ class RedBlackLaplacian:
         even = NodeValues(torch.empty_like(self._even_inverse))
         self._even = even.values
         ends_odd = len(even.values) == len(self._diagonal)
-        self._even_below = even.rows if ends_odd else even.but_last
-        self._even_above = even.but_first
+        self._even_below_odd = even.rows if ends_odd else even.but_last
+        self._even_above_odd = even.but_first
         self._ends_odd = ends_odd
         self._preconditioner = RankOnePreconditioner(
             rows.transpose(0, 1), columns.transpose(0, 1), inverse
@@ -91,15 +91,17 @@ class RedBlackLaplacian:
     def _gather_even(self, odd: NodeValues) -> None:
         """Sum the odd values that each even node sees."""
         self._even.zero_()
-        self._even_below.baddbmm_(odd.rows, self._into_odd)
-        self._even_above.baddbmm_(self._below_even(odd), self._out_of_odd.mT)
+        self._even_below_odd.baddbmm_(odd.rows, self._into_odd)
+        self._even_above_odd.baddbmm_(self._odd_below_even(odd), self._out_of_odd.mT)
 
     def _add_even(self, odd: NodeValues, sign: int) -> None:
         """Add the even values that each odd node sees."""
-        odd.rows.baddbmm_(self._even_below, self._into_odd.mT, alpha=sign)
-        self._below_even(odd).baddbmm_(self._even_above, self._out_of_odd, alpha=sign)
+        odd.rows.baddbmm_(self._even_below_odd, self._into_odd.mT, alpha=sign)
+        self._odd_below_even(odd).baddbmm_(
+            self._even_above_odd, self._out_of_odd, alpha=sign
+        )
 
-    def _below_even(self, odd: NodeValues) -> Tensor:
+    def _odd_below_even(self, odd: NodeValues) -> Tensor:
         return odd.but_last if self._ends_odd else odd.rows
 
 

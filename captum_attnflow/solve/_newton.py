@@ -16,12 +16,14 @@ _IMBALANCE = 1e-10
 _PREDICTOR_ACCURACY = 1e-5
 _CORRECTOR_ACCURACY = 1e-11
 _EARLY_ACCURACY = 1e-5
+# The same after a step that gained little: where weights differ by many orders, small
+# residuals leave large errors. Where that does not help, the layers are factored.
+_CAREFUL_ACCURACY = 1e-8
+_LITTLE = 0.7
 # Relative change of a flow or multiplier in the step before the last, at most.
 _LAST_FALL = 0.18
-# From this many tokens on, iterating is cheaper than factoring. Networks that take this
-# many steps are too badly scaled for it: small residuals leave large errors.
+# From this many tokens on, iterating is cheaper than factoring.
 _ITERATIVE_FROM_TOKENS = 48
-_ITERATIVE_STEPS = 50
 
 
 class Newton:
@@ -41,7 +43,7 @@ class Newton:
         self.mu = state.product()
         self.left = torch.zeros_like(self.mu)  # share of mu that the last step left
         self._iterative = problem.n_tokens >= _ITERATIVE_FROM_TOKENS
-        self._n_steps = 0
+        self._early_accuracy = _EARLY_ACCURACY
         self._fall = torch.ones_like(problem.scale)  # largest share of a variable used
         self._signs = state.room.new_tensor([1.0, -1.0])[:, None, None]
         scratch = scratch_like(state.room[0], 7)
@@ -50,7 +52,8 @@ class Newton:
 
     def select(self, index: Tensor) -> Newton:
         part = Newton(self.problem.select(index), self.state.select(index))
-        part._n_steps = self._n_steps
+        part.left, part._fall = self.left[index], self._fall[index]
+        part._iterative, part._early_accuracy = self._iterative, self._early_accuracy
         return part
 
     def converged(self, target: Tensor, tolerance: float) -> Tensor:
@@ -82,11 +85,15 @@ class Newton:
         far = torch.maximum(mu / target, self._fall**4 / _LAST_FALL**4).clamp_min(1)
         accuracy = _CORRECTOR_ACCURACY * far**2
         change = self._correct(
-            laplacian, imbalance, aim, accuracy.clamp_max(_EARLY_ACCURACY)
+            laplacian, imbalance, aim, accuracy.clamp_max(self._early_accuracy)
         )
+        fall = self._fall
         self._advance(change)
-        self._n_steps += 1
-        self._iterative = laplacian.iterative and self._n_steps < _ITERATIVE_STEPS
+        self._iterative = laplacian.iterative
+        gained = torch.where(predicting, self.left, self._fall / fall) <= _LITTLE
+        if self._iterative and not bool(gained.all()):
+            self._iterative = self._early_accuracy > _CAREFUL_ACCURACY
+            self._early_accuracy = _CAREFUL_ACCURACY
 
     def _laplacian(self) -> Laplacian:
         gradient, price = self._gradient, self.state.price

@@ -17,7 +17,7 @@ _MOST_KEPT_BYTES = 1 << 26
 
 class _Kept(threading.local):
     def __init__(self) -> None:
-        self.memory = torch.empty(0, dtype=torch.uint8)
+        self.memory = torch.empty(0, dtype=torch.uint8, device="cpu")
 
 
 _KEPT = _Kept()
@@ -39,5 +39,5 @@ def scratch_like(array: Tensor, count: int) -> Tensor:
     if _KEPT.memory.numel() < n_bytes:
         # Whoever is first may work under inference mode, and others not.
         with torch.inference_mode(False):
-            _KEPT.memory = torch.empty(n_bytes, dtype=torch.uint8)
+            _KEPT.memory = torch.empty(n_bytes, dtype=torch.uint8, device="cpu")
     return _KEPT.memory[:n_bytes].view(array.dtype).view(count, *array.shape)

@@ -171,7 +171,7 @@ class BarrierSolver:
         )
 
     def _is_near(self, newton: Newton, target: Tensor) -> Tensor:
-        """Whether float32 has no more to give; so for what is no number."""
+        """Whether to go on in float64: near, at the target, stalled or not a number."""
         far = _gap(newton.problem, newton.state, newton.mu) > _SINGLE_GAP
         return ~far | (newton.mu <= target) | (newton.left > _STALLED)
 
@@ -214,8 +214,9 @@ def _solution(
         network,
         # Scaling back may round a saturated edge past its capacity.
         flow=torch.minimum(flow, network.capacity),
-        source_flow=source_flow,
-        sink_flow=sink_flow,
+        # Not views, which would keep all edges in memory.
+        source_flow=source_flow.clone(),
+        sink_flow=sink_flow.clone(),
         potential=state.p,
         mu=mu * problem.scale,
         duality_gap=state.product() * problem.n_terms * problem.scale,

@@ -76,6 +76,51 @@ def test_steps_in_float32_that_gain_nothing_are_few_and_lose_nothing(monkeypatch
     assert (difference <= 1e-9 * expected.value).all()
 
 
+def pattern_network(kind: str, n_layers: int, noise: float) -> LayeredNetwork:
+    """Attention that does not mix: one token to one, but for weak noise."""
+    n_tokens = 64
+    place = torch.arange(n_tokens)
+    capacity = noise * torch.rand(1, n_layers, n_tokens, n_tokens).double()
+    for layer in capacity[0]:
+        keys = torch.randperm(n_tokens) if kind == "permutation" else (place - 1) % 64
+        layer[place, keys] += 1
+    everywhere = torch.ones(1, n_tokens, dtype=torch.bool)
+    return LayeredNetwork(
+        capacity.tril() if kind == "previous" else capacity, everywhere, everywhere
+    )
+
+
+@pytest.mark.parametrize("kind", ["permutation", "previous"])
+@pytest.mark.parametrize("n_layers", [2, 6])
+@pytest.mark.parametrize("noise", [1e-4, 1e-6])
+def test_networks_that_do_not_mix_take_few_more_steps_than_exact_ones(
+    monkeypatch, kind, n_layers, noise
+):
+    made = [pattern_network(kind, n_layers, noise) for _ in range(3)]
+    solutions = [solve_flow(network) for network in made]
+    monkeypatch.setattr(_newton, "_ITERATIVE_FROM_TOKENS", 1000)
+    for network, solution in zip(made, solutions, strict=True):
+        direct = solve_flow(network)
+        assert solution.iterations.item() <= 1.5 * direct.iterations.item() + 10
+        torch.testing.assert_close(solution.value, direct.value, rtol=1e-8, atol=0)
+
+
+def test_small_results_do_not_keep_all_edges_in_memory():
+    solution = solve_flow(attention_network(6, 64))
+    for nodes in (solution.source_flow, solution.sink_flow):
+        assert nodes.untyped_storage().nbytes() == nodes.nbytes
+
+
+def test_scratch_memory_stands_where_the_network_does():
+    def solve():
+        network = attention_network(2, 8)
+        with torch.device("meta"):
+            return solve_flow(network).value
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(solve).result().device.type == "cpu"
+
+
 @pytest.mark.parametrize("smallest", [1e-12, 1e-35, 1e-60])
 def test_capacities_that_float32_cannot_hold_are_no_obstacle(monkeypatch, smallest):
     monkeypatch.setattr(barrier, "_SINGLE_FROM_TOKENS", 48)
