@@ -163,7 +163,8 @@ class AttentionAttribution(GradientAttribution):
     ) -> Iterator[Explanation]:
         """Explain several outputs from one forward pass, a backward pass for each.
 
-        The flows of several targets are solved together.
+        The flows of several targets are solved together. The pass is over all rows,
+        also where memory is short: give fewer.
 
         Args:
             inputs (Tensor or tuple[Tensor, ...]): As in :meth:`attribute`.

@@ -77,7 +77,8 @@ class LayerAttentionAttribution(AttentionAttribution, LayerAttribution):
             additional_forward_args (Any, optional): Passed on behind ``inputs``.
             n_steps (int): Validated, then ignored.
             method (str): Validated, then ignored.
-            internal_batch_size (int, optional): Most rows in one forward pass.
+            internal_batch_size (int, optional): Most rows in one forward pass; if
+                ``None``, all, or as many as memory holds.
             return_convergence_delta (bool): Also return the efficiency residual, the
                 sum of an example's token scores minus its flow value: 0 in the joint
                 game, and no measure of convergence in the independent one.

@@ -35,24 +35,29 @@ def capture_in_parts(
     Raises:
         RuntimeError: If memory is short for the rows that were asked for, or for one.
     """
-    n_rows, at_once = arguments.n_rows * rows_per_example, internal_batch_size
+    rows, at_once = arguments.n_rows * rows_per_example, internal_batch_size
     while True:
         try:
-            parts = arguments.split(at_once, rows_per_example)
-            return AttentionRecord.concatenate(
-                [record for part in parts for record in capture(part, at_once)]
-            )
+            records = [
+                record
+                for part in arguments.split(at_once, rows_per_example)
+                for record in capture(part, at_once)
+            ]
+            break
         except (MemoryError, RuntimeError) as error:
-            last = at_once == 1 or n_rows == 1 or internal_batch_size is not None
-            if last or not is_out_of_memory(error):
+            given = internal_batch_size is not None
+            if given or rows == 1 or not is_out_of_memory(error):
                 raise
         # Behind the exception, which holds the tensors of the pass that failed.
-        failed = at_once or n_rows
-        at_once = (failed + 1) // 2
+        failed, rows = rows, (rows + 1) // 2
+        if rows > rows_per_example:
+            rows -= rows % rows_per_example
+        at_once = rows
         if layer_calls is not None:
             layer_calls.forget()
         warn_caller(
             f"a forward and backward pass of {failed} rows did not fit into memory; "
-            f"going on with {at_once} at once. internal_batch_size={at_once} saves "
-            "the pass that failed"
+            f"going on with {rows} at once. internal_batch_size={rows} saves the pass "
+            "that failed"
         )
+    return AttentionRecord.concatenate(records)

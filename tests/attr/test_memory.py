@@ -16,7 +16,12 @@ CPU_ERROR = (
     "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate "
     "memory: you tried to allocate 1099511627776 bytes. Error code 12"
 )
-ERRORS = [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError(CPU_ERROR)]
+ERRORS = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError(CPU_ERROR),
+    RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+]
 
 
 def forward_of_few_rows(model, n_rows, error):
@@ -46,6 +51,16 @@ def test_rows_are_halved_until_they_fit_and_the_user_is_told(error):
         ids, target=0
     )
     torch.testing.assert_close(scores, expected)
+
+
+@pytest.mark.filterwarnings("ignore:a forward and backward pass")
+def test_paths_are_halved_by_whole_examples_and_then_by_their_points():
+    model = bert()
+    ids = token_ids(5)
+    forward, rows_seen = forward_of_few_rows(model, 2, ERRORS[0])
+    layer = model.bert.embeddings
+    LayerRelevanceFlow(forward, layer, path_steps=2).attribute(ids, target=0)
+    assert rows_seen[:4] == [15, 6, 3, 2]
 
 
 @pytest.mark.parametrize("method", [LayerGeneralizedAttentionFlow, LayerRelevanceFlow])
