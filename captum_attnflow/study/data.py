@@ -158,7 +158,15 @@ def _rows_of_file(path: Path) -> Rows:
 
 def _rows_of_table(path: Path, **dialect: Any) -> Rows:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        yield from csv.DictReader(file, strict=True, **dialect)
+        reader = csv.DictReader(file, strict=True, **dialect)
+        for row in reader:
+            if None in row:
+                raise ValueError(
+                    f"line {reader.line_num} of {path} has more cells than the header "
+                    f"names, {reader.fieldnames}. Where a text holds the separator "
+                    'itself, write .csv and put the text into double quotes: "a, b"'
+                )
+            yield row
 
 
 def _rows_of_tsv(path: Path) -> Rows:

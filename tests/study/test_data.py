@@ -131,6 +131,8 @@ def test_labels_are_optional(tmp_path):
         ("texts.tsv", b"", "holds no rows"),
         ("texts.tsv", b"text\n\xff\xfe\n", "is no UTF-8 tsv file"),
         ("texts.csv", b'text\n"open\n', "is no UTF-8 csv file"),
+        ("texts.csv", b"text\na , b\n", "line 2 of .* has more cells than .*'text'"),
+        ("texts.tsv", b"text\tlabel\na\tb\t1\n", "line 2 of .* has more cells"),
         ("texts.jsonl", b'{"text": "a"}\n{"text"\n', "line 2 of .* is no JSON"),
         ("texts.jsonl", b"[1]\n", "line 1 of .* is no JSON object"),
         ("texts.parquet", b"PAR0", "is no Parquet file"),
