@@ -21,18 +21,18 @@ class Labels(TypedDict, total=False):
     """What a record says beside tokens and scores: an entry per text.
 
     Attributes:
-        predicted (sequence of str): The predicted labels.
+        predicted (sequence of str or int, or Tensor): The predicted labels.
         probability (sequence of float or Tensor): Their probabilities.
-        true_label (sequence of str): The true labels.
-        target (sequence of str): The labels that were attributed.
+        true_label (sequence of str or int, or Tensor): The true labels.
+        target (sequence of str or int, or Tensor): The labels that were attributed.
         convergence (sequence of float or Tensor): The convergence scores, as
             ``return_convergence_delta=True`` gives them.
     """
 
-    predicted: Sequence[str]
+    predicted: Sequence[str | int] | Tensor
     probability: Sequence[float] | Tensor
-    true_label: Sequence[str]
-    target: Sequence[str]
+    true_label: Sequence[str | int] | Tensor
+    target: Sequence[str | int] | Tensor
     convergence: Sequence[float] | Tensor
 
 
@@ -100,7 +100,7 @@ def text_records(
         (['gripping', '&lt;b&gt;'], tensor([ 1.0000, -0.5000]))
     """
     rows = _rows(attributions, tokens)
-    columns: dict[str, Any] = dict(labels)
+    columns = {name: _column(name, given) for name, given in labels.items()}
     for name, column in {**columns, "word_ids": word_ids or rows}.items():
         if len(column) != len(rows):
             raise ValueError(
@@ -119,6 +119,19 @@ def text_records(
         )
         records.append(safe_record(*shown, **{"total": sum(row.scores), **known}))
     return records
+
+
+def _column(name: str, given: Any) -> list[Any]:
+    """Entries of a label, those that are names or class indices as text."""
+    is_scalar = isinstance(given, Tensor) and given.dim() == 0
+    if isinstance(given, str) or is_scalar or not hasattr(given, "__len__"):
+        raise ValueError(
+            f"{name}={given!r} is no list; give an entry per text, such as "
+            f"{name}=[{given!r}]"
+        )
+    entries = given.tolist() if isinstance(given, Tensor) else list(given)
+    is_number = name in ("probability", "convergence")
+    return entries if is_number else [str(entry) for entry in entries]
 
 
 def _rows(

@@ -269,3 +269,8 @@ def test_the_page_is_its_own_document():
     assert page.startswith("<!DOCTYPE html>")
     assert page.count("<html") == 1
     assert not re.search(r'(src|href)="(?!data:)', page)
+
+
+def test_what_is_no_explanation_of_a_flow_is_refused():
+    with pytest.raises(ValueError, match=r"a dict has no flow to draw.*slalom_plane"):
+        flow_diagram({"values": torch.ones(1, 4)})

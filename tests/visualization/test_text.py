@@ -187,6 +187,16 @@ class TestRecordsOfAnyAttribution:
         assert "- (-)" in page.text
         assert "nan" not in page.text
 
+    @pytest.mark.parametrize("target", [[0, 1], torch.tensor([0, 1]), ("0", "1")])
+    def test_labels_are_what_attribute_takes(self, target):
+        records = text_records(torch.ones(2, 1), [["a"], ["b"]], target=target)
+        assert [record.attr_class for record in records] == ["0", "1"]
+
+    @pytest.mark.parametrize("target", [1, "positive", torch.tensor(1)])
+    def test_one_label_for_all_is_refused(self, target):
+        with pytest.raises(ValueError, match="give an entry per text, such as target="):
+            text_records(torch.ones(2, 1), [["a"], ["b"]], target=target)
+
     def test_words_are_merged_and_special_tokens_hidden_on_request(self):
         options = {"special_tokens": ["[CLS]"], "special": "hidden"}
         scores = torch.tensor([3.0, 1.0, 0.5, -2.0])

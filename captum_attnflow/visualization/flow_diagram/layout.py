@@ -173,6 +173,11 @@ def _read(
     explanation: Explanation, tokens: Sequence[str] | None, example: int
 ) -> tuple[Floats, list[str]]:
     """Return the flow, shape ``(L, T, T)``, head before tail, and the labels."""
+    if not isinstance(explanation, Explanation):
+        raise ValueError(
+            f"a {type(explanation).__name__} has no flow to draw; give what explain() "
+            "of a flow method returns. slalom_plane draws SLALOM's"
+        )
     if explanation.flow is None:
         raise ValueError(
             "this explanation has no joint flow to draw: its scores are values of one "
