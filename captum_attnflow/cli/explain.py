@@ -176,6 +176,11 @@ def _lines(file: Path | None) -> list[str]:
             content = file.read_text("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file or 'standard input'} is not UTF-8: {error}") from error
+    except OSError as error:
+        raise ValueError(
+            f"--file {file} cannot be read: {error.strerror}; give a text file with "
+            "one text per line, or - for standard input"
+        ) from error
     return [line.rstrip("\r") for line in content.removesuffix("\n").split("\n")]
 
 

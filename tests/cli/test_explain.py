@@ -101,7 +101,7 @@ def test_html_is_written(run, tmp_path):
         ([TEXT, "--normalization", "receptive-field"], "attend to later positions"),
         ([TEXT, "--html", "/no/such/folder/page.html"], "there is no folder"),
         ([TEXT, "--file", "texts.txt"], "give one"),
-        (["--file", "/no/such/texts.txt"], "No such file"),
+        (["--file", "/no/such/texts.txt"], "cannot be read: No such file"),
         ([TEXT, "--method", "attention-rollout", "--game", "joint"], "no option"),
         ([TEXT, "--html", "."], "give a file"),
     ],
