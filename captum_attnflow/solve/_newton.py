@@ -16,10 +16,12 @@ _IMBALANCE = 1e-10
 _PREDICTOR_ACCURACY = 1e-5
 _CORRECTOR_ACCURACY = 1e-11
 _EARLY_ACCURACY = 1e-5
-# The same after a step that gained little: where weights differ by many orders, small
-# residuals leave large errors. Where that does not help, the layers are factored.
+# The same after a step that gained little, leaving more than this share: where weights
+# differ by many orders, small residuals leave large errors. After so many such steps on
+# end the layers are factored.
 _CAREFUL_ACCURACY = 1e-8
 _LITTLE = 0.7
+_MOST_STALLED = 4
 # Relative change of a flow or multiplier in the step before the last, at most.
 _LAST_FALL = 0.18
 # From this many tokens on, iterating is cheaper than factoring.
@@ -41,7 +43,7 @@ class Newton:
         self.problem = problem
         self.state = state
         self.mu = state.product()
-        self.left = torch.zeros_like(self.mu)  # share of mu that the last step left
+        self.stalled = torch.zeros_like(self.mu)  # steps on end that gained little
         self._iterative = problem.n_tokens >= _ITERATIVE_FROM_TOKENS
         self._early_accuracy = _EARLY_ACCURACY
         self._fall = torch.ones_like(problem.scale)  # largest share of a variable used
@@ -52,7 +54,7 @@ class Newton:
 
     def select(self, index: Tensor) -> Newton:
         part = Newton(self.problem.select(index), self.state.select(index))
-        part.left, part._fall = self.left[index], self._fall[index]
+        part.stalled, part._fall = self.stalled[index], self._fall[index]
         part._iterative, part._early_accuracy = self._iterative, self._early_accuracy
         return part
 
@@ -89,11 +91,12 @@ class Newton:
         )
         fall = self._fall
         self._advance(change)
-        self._iterative = laplacian.iterative
-        gained = torch.where(predicting, self.left, self._fall / fall) <= _LITTLE
-        if self._iterative and not bool(gained.all()):
-            self._iterative = self._early_accuracy > _CAREFUL_ACCURACY
+        left = torch.where(predicting, self.mu / mu, self._fall / fall)
+        self.stalled = (self.stalled + 1) * (left > _LITTLE)
+        most_stalled = int(self.stalled.max())
+        if most_stalled:
             self._early_accuracy = _CAREFUL_ACCURACY
+        self._iterative = laplacian.iterative and most_stalled < _MOST_STALLED
 
     def _laplacian(self) -> Laplacian:
         gradient, price = self._gradient, self.state.price
@@ -164,8 +167,7 @@ class Newton:
         room[1].addcmul_(dx, primal, value=-1)
         price.lerp_(goal, dual)
         self.state.p.addcmul_(change, dual[..., None])
-        mu, self.mu = self.mu, self.state.product()
-        self.left = self.mu / mu
+        self.mu = self.state.product()
 
 
 def _step_length(fall: Tensor) -> Tensor:

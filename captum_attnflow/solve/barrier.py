@@ -35,11 +35,11 @@ from captum_attnflow.solve.solution import FlowError, FlowSolution, certified
 # Edges whose arrays a processor's cache holds; more at once take longer each.
 _CACHED_EDGES = 1 << 18
 # Steps far from the optimum are made in float32, where the arrays are large enough for
-# memory to be what they wait for: until the gap is this share of the value, or a step
-# leaves more than this share of it.
+# memory to be what they wait for: until the gap is this share of the value, or so many
+# steps on end gain little.
 _SINGLE_FROM_TOKENS = 96
 _SINGLE_GAP = 1e-3
-_STALLED = 0.8
+_SINGLE_STALLED = 3
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class BarrierSolver:
     def _is_near(self, newton: Newton, target: Tensor) -> Tensor:
         """Whether to go on in float64: near, at the target, stalled or not a number."""
         far = _gap(newton.problem, newton.state, newton.mu) > _SINGLE_GAP
-        return ~far | (newton.mu <= target) | (newton.left > _STALLED)
+        return ~far | (newton.mu <= target) | (newton.stalled >= _SINGLE_STALLED)
 
     def _is_done(self, newton: Newton, target: Tensor) -> Tensor:
         return newton.converged(target, self.tolerance)
