@@ -18,10 +18,11 @@ _CORRECTOR_ACCURACY = 1e-11
 _EARLY_ACCURACY = 1e-5
 # The same after a step that gained little, leaving more than this share: where weights
 # differ by many orders, small residuals leave large errors. After so many such steps on
-# end the layers are factored.
+# end the layers are factored; the more tokens, the dearer that is.
 _CAREFUL_ACCURACY = 1e-8
 _LITTLE = 0.7
 _MOST_STALLED = 4
+_TOKENS_PER_STALLED = 128
 # Relative change of a flow or multiplier in the step before the last, at most.
 _LAST_FALL = 0.18
 # From this many tokens on, iterating is cheaper than factoring.
@@ -96,7 +97,8 @@ class Newton:
         most_stalled = int(self.stalled.max())
         if most_stalled:
             self._early_accuracy = _CAREFUL_ACCURACY
-        self._iterative = laplacian.iterative and most_stalled < _MOST_STALLED
+        patience = max(_MOST_STALLED, self.problem.n_tokens // _TOKENS_PER_STALLED)
+        self._iterative = laplacian.iterative and most_stalled < patience
 
     def _laplacian(self) -> Laplacian:
         gradient, price = self._gradient, self.state.price
