@@ -1,6 +1,6 @@
 """Contestants that take turns in one process, and the ratios of their times.
 
-Machines drift and are shared. Each round runs every contestant once, and a ratio is
+Machines drift and are shared. Each round times every contestant once, and a ratio is
 taken within a round, so that both sides have met the same machine. (pytest-benchmark
 finishes one contestant before it starts the next.)
 """
@@ -71,14 +71,17 @@ def race(
     peers: dict[str, Contestant],
     rounds: int = 7,
 ) -> Race:
-    """Run everybody once without a clock, but for slow ones, then in turns."""
+    """Let contestants take turns.
+
+    In each turn a contestant of all rounds runs once without a clock, to find caches
+    and memory as its own last run leaves them, not as another's does; slow ones, which
+    run in fewer rounds, do not notice.
+    """
     result = Race(title, list(ours))
-    everybody = {**ours, **peers}
-    for contestant in everybody.values():
-        if contestant.rounds is None:
-            contestant.time()
     for turn in range(rounds):
-        for name, contestant in everybody.items():
+        for name, contestant in {**ours, **peers}.items():
+            if contestant.rounds is None:
+                contestant.time()
             if contestant.rounds is None or turn < contestant.rounds:
                 result.seconds.setdefault(name, []).append(contestant.time())
     return result
