@@ -66,15 +66,12 @@ class TextClassifier:
     def load(name: str) -> TextClassifier:
         """Load a classifier from a local folder or by its hub id.
 
-        Only safetensors weights are read and no code of the model's repository runs.
-
         Args:
-            name (str): A folder saved by ``save_pretrained``, or a hub id. A folder
-                is read without network access.
+            name (str): As :func:`load_pretrained` takes it, which says what is read.
 
         Raises:
-            FileNotFoundError: If there is no such folder and ``name`` is no hub id.
-            ValueError: If the model cannot be loaded as a sequence classifier.
+            FileNotFoundError: As :func:`load_pretrained`.
+            ValueError: As :func:`load_pretrained`, or if all tokens are special ones.
         """
         model, tokenizer = load_pretrained(
             name,
