@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from textwrap import shorten
@@ -17,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from captum_attnflow._warnings import warn_caller
 from captum_attnflow.attr import SLALOM, AttentionAttribution
 from captum_attnflow.perturbation import find_special_tokens
 from captum_attnflow.result import Explanation
@@ -176,10 +176,9 @@ class TextClassifier:
         if limit is not None:
             for text, ids in zip(texts, self._ids(texts), strict=True):
                 if len(ids) > limit:
-                    warnings.warn(
+                    warn_caller(
                         f"the text {shorten(text, 40)!r} has {len(ids)} tokens and is "
-                        f"truncated to the model's limit of {limit}",
-                        stacklevel=3,
+                        f"truncated to the model's limit of {limit}"
                     )
         encoded: dict[str, Tensor] = self.tokenizer(
             list(texts),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, Literal, get_args
 
 import torch
@@ -11,6 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from captum_attnflow._options import check_choice, check_example
+from captum_attnflow._warnings import warn_caller
 from captum_attnflow.visualization.figures import shown_in_notebooks
 
 Sign = Literal["all", "positive", "negative", "absolute_value"]
@@ -66,10 +66,9 @@ def image_overlay(
     # Captum blends and masks colour images only.
     image = image.expand(-1, -1, 3) if image.shape[-1] == 1 else image
     if not _has_sign(scores.sum(-1), sign):
-        warnings.warn(
+        warn_caller(
             f"no attribution of image {example} has the sign {sign!r}, so the image is "
-            "shown alone",
-            stacklevel=2,
+            "shown alone"
         )
         method = "original_image"
         # Captum scales by the largest score, whatever the method.

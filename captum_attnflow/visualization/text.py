@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -11,6 +10,7 @@ from captum.attr import visualization as captum_visualization
 from torch import Tensor
 from typing_extensions import Unpack
 
+from captum_attnflow._warnings import warn_caller
 from captum_attnflow.display.captum_text import safe_record
 from captum_attnflow.display.tokens import check_tokens
 from captum_attnflow.tasks.text_attribution import TextAttribution
@@ -164,10 +164,9 @@ def _rows(
     scores = scores.sum(-1) if scores.dim() == 3 else scores
     check_tokens(texts, scores)
     if not scores.isfinite().all():
-        warnings.warn(
+        warn_caller(
             f"{int((~scores.isfinite()).sum())} token scores are not finite and are "
-            "shown as 0; a division by a sum or norm of 0 gives such",
-            stacklevel=3,
+            "shown as 0; a division by a sum or norm of 0 gives such"
         )
     # Captum's picture would paint NaN in full green.
     scores = scores.nan_to_num(0.0, 0.0, 0.0)
