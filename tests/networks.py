@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from hypothesis import strategies as st
 
+from captum_attnflow import FlowSolution
 from captum_attnflow.network import LayeredNetwork
 
 
@@ -48,3 +49,9 @@ def networks(draw: st.DrawFn) -> LayeredNetwork:
         capacity = torch.where(identity, torch.inf, capacity)
         source &= ~sink
     return LayeredNetwork(capacity, source, sink)
+
+
+def assert_same_scores(solution: FlowSolution, expected: FlowSolution) -> None:
+    """Whether scores agree to 1e-9 of the value."""
+    difference = (solution.source_flow - expected.source_flow).abs().amax(1)
+    assert (difference <= 1e-9 * expected.value).all()

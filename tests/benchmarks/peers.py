@@ -7,6 +7,7 @@ own graph is never timed.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -87,6 +88,10 @@ def prepare_or_tools(network: LayeredNetwork, token: int | None = None) -> Solve
         return solver
 
     return prepare
+
+
+def solve_or_tools(solver: Any) -> None:
+    solver.solve(0, 1)
 
 
 def prepare_pymaxflow(network: LayeredNetwork, token: int | None = None) -> Solve:

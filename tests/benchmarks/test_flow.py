@@ -12,6 +12,7 @@ from peers import (
     by_scipy,
     prepare_or_tools,
     prepare_pymaxflow,
+    solve_or_tools,
 )
 from race import Contestant
 
@@ -29,15 +30,11 @@ def exact_peers(network: LayeredNetwork) -> dict[str, Contestant]:
     return {
         "igraph": Contestant(by_igraph(network), rounds=3),
         "SciPy": Contestant(by_scipy(network)),
-        "OR-Tools": Contestant(or_tools, prepare=prepare_or_tools(network)),
+        "OR-Tools": Contestant(solve_or_tools, prepare=prepare_or_tools(network)),
         "PyMaxflow": Contestant(
             lambda graph: graph.maxflow(), prepare=prepare_pymaxflow(network), rounds=3
         ),
     }
-
-
-def or_tools(solver):
-    solver.solve(0, 1)
 
 
 @pytest.mark.parametrize("read_out", READ_OUT)
@@ -128,7 +125,7 @@ def test_one_flow_per_token(race, residual):
         {
             "SciPy": sample(by_scipy, 8),
             "OR-Tools": Contestant(
-                lambda solvers: [or_tools(solver) for solver in solvers],
+                lambda solvers: [solve_or_tools(solver) for solver in solvers],
                 prepare=lambda: [
                     prepare_or_tools(network, token)() for token in range(1, 128, 16)
                 ],

@@ -7,7 +7,7 @@ from statistics import median
 
 import pytest
 from networks import attention_network
-from peers import by_networkx, by_scipy, prepare_or_tools
+from peers import by_networkx, by_scipy, prepare_or_tools, solve_or_tools
 from race import Contestant
 
 from captum_attnflow import solve_flow
@@ -34,9 +34,7 @@ def test_growth(race, medians, size):
         {"barrier": Contestant(lambda: solve_flow(network))},
         {
             "SciPy": Contestant(by_scipy(network)),
-            "OR-Tools": Contestant(
-                lambda solver: solver.solve(0, 1), prepare=prepare_or_tools(network)
-            ),
+            "OR-Tools": Contestant(solve_or_tools, prepare=prepare_or_tools(network)),
             "networkx, preflow_push": Contestant(
                 by_networkx(network, "preflow_push"), rounds=1
             ),
