@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from captum_attnflow.network import LayeredNetwork
+from captum_attnflow.solve._workspace import WORKSPACE
 
 # Room of an edge that never binds, and the inverse of the flow on one that is missing,
 # in units of the value; less in float32, which holds capacities down to the last.
@@ -40,11 +41,11 @@ class Problem:
         terminals = torch.cat([network.source, network.sink], 1)
         scale = bound.sum(-1).amin(-1)
         n_inner, n_edges = inner.shape[1], inner.shape[1] + terminals.shape[1]
-        alive = inner.new_empty(len(inner), n_edges)
+        alive, capacity = WORKSPACE.empty((2, len(inner), n_edges), like=inner)
         torch.sign(inner, out=alive[:, :n_inner])
         alive[:, n_inner:] = terminals
-        capacity = torch.full_like(alive, _UNLIMITED)
         torch.div(inner, scale[:, None], out=capacity[:, :n_inner])
+        capacity[:, n_inner:] = _UNLIMITED
         capacity.masked_fill_(alive == 0, _UNLIMITED).clamp_max_(_UNLIMITED)
         return Problem(
             capacity=capacity,
@@ -71,10 +72,12 @@ class Problem:
 
     def single(self) -> Problem:
         """The same problem in float32."""
+        like = self.capacity.new_empty(0, dtype=torch.float32)
+        alive, capacity = WORKSPACE.empty((2, *self.capacity.shape), like=like)
         return replace(
             self,
-            capacity=self.capacity.float().clamp_max_(_UNLIMITED_SINGLE),
-            alive=self.alive.float(),
+            capacity=capacity.copy_(self.capacity).clamp_max_(_UNLIMITED_SINGLE),
+            alive=alive.copy_(self.alive),
             n_terms=self.n_terms.float(),
             unlimited=_UNLIMITED_SINGLE,
         )
@@ -108,9 +111,17 @@ class Problem:
 class State:
     """Flow and room, and what a unit more of flow costs in each: ``z`` and ``-s``."""
 
-    room: Tensor  # (2, B, E): x and y, kept apart since u - x cancels
+    room: Tensor  # (2, B, E): x and -y, kept apart since x - u cancels
     price: Tensor  # (2, B, E): z and -s, at the optimum mu times the barrier's gradient
     p: Tensor  # (B, L + 1, T) potential
+
+    @staticmethod
+    def empty(problem: Problem) -> State:
+        """A state that is still to be filled, in the workspace."""
+        capacity = problem.capacity
+        room, price = WORKSPACE.empty((2, 2, *capacity.shape), like=capacity)
+        nodes = (len(capacity), problem.n_layers + 1, problem.n_tokens)
+        return State(room, price, capacity.new_empty(nodes))
 
     def select(self, index: Tensor) -> State:
         return State(self.room[:, index], self.price[:, index], self.p[index])
@@ -120,31 +131,34 @@ class State:
         self.price[:, index] = part.price
         self.p[index] = part.p
 
-    def refined(self, problem: Problem) -> State:
-        """The same state in the precision of a problem.
+    def refine(self, coarse: State, problem: Problem) -> None:
+        """Take over a state of less precision.
 
         Flow and room sum to the capacity again, the smaller of the two being kept.
         """
-        room = self.room.to(problem.capacity.dtype)
-        price = self.price.to(room.dtype)
-        flow, left = room
-        flow_is_less = flow <= left
+        flow, left = self.room.copy_(coarse.room)
+        price = self.price.copy_(coarse.price)
+        self.p.copy_(coarse.p)
         # An edge that never binds has more room now.
         price[1].mul_(left)
-        torch.where(flow_is_less, problem.capacity - flow, left, out=left)
-        torch.where(flow_is_less, flow, problem.capacity - left, out=flow)
+        with WORKSPACE.frame():
+            spare = WORKSPACE.empty(flow.shape, like=flow)
+            flow_is_less = torch.add(flow, left, out=spare) <= 0
+            torch.sub(flow, problem.capacity, out=spare)
+            torch.where(flow_is_less, spare, left, out=left)
+            torch.add(problem.capacity, left, out=spare)
+            torch.where(flow_is_less, flow, spare, out=flow)
         price[1].div_(left)
-        return State(room, price, self.p.to(room.dtype))
 
     def is_interior(self) -> Tensor:
         """Whether flow, room and multipliers of each network are positive, ``(B,)``."""
-        inside = self.room.amin(2).amin(0) > 0
+        inside = (self.room[0].amin(1) > 0) & (self.room[1].amax(1) < 0)
         inside &= (self.price[0].amin(1) > 0) & (self.price[1].amax(1) < 0)
         return inside & self.product().isfinite() & self.p.isfinite().all(2).all(1)
 
     def product(self) -> Tensor:
         """Mean complementarity product."""
-        total = dot(self.room[0], self.price[0]) - dot(self.room[1], self.price[1])
+        total = dot(self.room[0], self.price[0]) + dot(self.room[1], self.price[1])
         return total / (2 * self.room.shape[-1])
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from captum_attnflow.solve._barrier_problem import Problem, State
+from captum_attnflow.solve._workspace import WORKSPACE
 
 # All chosen for the fewest iterations on random networks and on those of two trained
 # classifiers. A flow that reaches this share of the bound of the value within the
@@ -23,115 +26,126 @@ _GAP = 0.01
 _MULTIPLIER = 0.5
 
 
-def start(problem: Problem, bound: Tensor) -> State:
-    """First state of a problem.
+def start(problem: Problem, bound: Tensor, state: State) -> None:
+    """Fill in the first state of a problem.
 
     Args:
         problem (Problem): The problem of trimmed networks.
         bound (Tensor): Shape ``(B, L + 1, T)``, their ``node_bound()``.
+        state (State): Overwritten.
     """
-    bound = (bound / problem.scale[:, None, None]).to(problem.capacity.dtype)
-    inner = problem.split(problem.capacity * problem.alive)[0]
-    _, source, sink = problem.split(problem.alive > 0)
-    flow = _proportional_flow(
-        [layer.mT for layer in inner.unbind(1)[::-1]], sink, source, bound.flip(1)
+    with WORKSPACE.frame():
+        spare = WORKSPACE.empty((2, *problem.capacity.shape), like=problem.capacity)
+        fits = _fill_flow(problem, bound, state.room[0], spare)
+        rises = _rises(problem, state.room[0], fits, spare[0])
+        potential = rises.cumsum(1)[:, :-1] - 1
+        state.p.copy_(potential[..., None].expand_as(state.p))
+        torch.sub(state.room[0], problem.capacity, out=state.room[1])
+        _fill_prices(problem, state, rises, fits, spare[0])
+
+
+def _fill_flow(problem: Problem, bound: Tensor, flow: Tensor, spare: Tensor) -> Tensor:
+    """Write a flow, and tell where it fits within the capacities, ``(B,)``."""
+    bound = (bound / problem.scale[:, None, None]).to(flow.dtype)
+    # A missing edge has unlimited room.
+    capacity = torch.mul(problem.capacity, problem.alive, out=spare[0])
+    inner = problem.split(capacity)[0].unbind(1)
+    first, last = (terminal > 0 for terminal in problem.split(problem.alive)[1:])
+    # From the sink to the source, where layers and edges stand upside down.
+    layers, sent, received = problem.split(flow)
+    _fill_proportionally(
+        [layer.mT for layer in layers.unbind(1)[::-1]],
+        (received, sent),
+        [layer.mT for layer in inner[::-1]],
+        (last, first),
+        bound.flip(1),
     )
-    flow = _upside_down(flow, problem)
-    load = (flow / problem.capacity).amax(1)
+    load = torch.div(flow, problem.capacity, out=spare[1]).amax(1)
     fits = load * _FITTING_SHARE <= 1
     if not bool(fits.all()):
-        other = _proportional_flow(list(inner.unbind(1)), source, sink, bound)
-        mean = (flow + other) / 2
-        flow = torch.where(fits[:, None], flow, mean)
+        layers, sent, received = problem.split(spare[1])
+        _fill_proportionally(
+            layers.unbind(1), (sent, received), inner, (first, last), bound
+        )
+        flow.lerp_(spare[1], torch.where(fits, 0.0, 0.5).to(flow.dtype)[:, None])
     share = torch.where(fits, _FITTING_VALUE / load.clamp_min(1), _VALUE)
     most = torch.where(fits, _FITTING_VALUE, _LOAD).to(flow.dtype)
-    flow = torch.minimum(flow * share[:, None], problem.capacity * most[:, None])
+    most_of_edge = torch.mul(problem.capacity, most[:, None], out=spare[0])
+    torch.minimum(flow.mul_(share[:, None]), most_of_edge, out=flow)
     flow.clamp_min_(1 / problem.unlimited)
-    rises = _rises(problem, flow, fits)
-    potential = rises.cumsum(1)[:, :-1] - 1
-    room = torch.stack([flow, problem.capacity - flow])
-    return State(
-        room=room,
-        price=_prices(problem, room, rises, fits),
-        p=potential[..., None].repeat(1, 1, problem.n_tokens),
-    )
+    return fits
 
 
-def _proportional_flow(
-    layers: list[Tensor], first: Tensor, last: Tensor, bound: Tensor
-) -> Tensor:
-    """A flow of value 1 that conserves, positive on every edge of a trimmed network.
+def _fill_proportionally(
+    flow: Sequence[Tensor],
+    terminal_flow: tuple[Tensor, Tensor],
+    capacity: Sequence[Tensor],
+    terminals: tuple[Tensor, Tensor],
+    bound: Tensor,
+) -> None:
+    """Write a flow of value 1 that conserves, positive on edges of a trimmed network.
 
     Every node passes its flow on in proportion to the capacity of the paths ahead, so
     that the layer that is passed first is filled evenly.
 
     Args:
-        layers (list of Tensor): Capacities ``(B, T, T)`` to heads from tails.
-        first (Tensor): Shape ``(B, T)``, bool, nodes at which the flow starts.
-        last (Tensor): Shape ``(B, T)``, bool, nodes at which it ends.
+        flow (sequence of Tensor): Layers ``(B, T, T)`` to heads from tails, written.
+        terminal_flow (tuple of Tensor): Each ``(B, T)``, the flow into the first
+            nodes and out of the last, written.
+        capacity (sequence of Tensor): Laid out as ``flow``.
+        terminals (tuple of Tensor): Each ``(B, T)``, bool, where the flow starts and
+            where it ends.
         bound (Tensor): Shape ``(B, L + 1, T)``, bounds of the flow through nodes.
-
-    Returns:
-        Tensor: Shape ``(B, E)``, laid out as the edges of :class:`Problem`.
     """
-    ahead = [last.to(bound.dtype)]
-    weights = []
-    for layer in reversed(range(len(layers))):
-        weight = torch.minimum(layers[layer], bound[:, layer + 1, :, None])
-        weights.append(weight * ahead[-1][..., None])
-        total = weights[-1].sum(-2)
-        ahead.append(total / total.amax(-1, keepdim=True))
-    throughput = torch.where(first, ahead[-1], 0.0)
-    throughput = throughput / throughput.sum(-1, keepdim=True)
-    start, inner = throughput, []
-    for weight in reversed(weights):
-        total = weight.sum(-2)
-        passed_on = throughput / (total + (total == 0))
-        inner.append(weight * passed_on[:, None])
-        throughput = inner[-1].sum(-1)
-    return torch.cat([torch.stack(inner, 1).flatten(1), start, throughput], 1)
+    ahead = terminals[1].to(bound.dtype)
+    totals = []
+    for layer in reversed(range(len(flow))):
+        # To begin with, the weight of each edge.
+        torch.minimum(capacity[layer], bound[:, layer + 1, :, None], out=flow[layer])
+        total = flow[layer].mul_(ahead[..., None]).sum(-2)
+        totals.append(total + (total == 0))
+        ahead = total / total.amax(-1, keepdim=True)
+    throughput = torch.where(terminals[0], ahead, 0.0)
+    throughput /= throughput.sum(-1, keepdim=True)
+    terminal_flow[0].copy_(throughput)
+    for layer, total in zip(flow, reversed(totals), strict=True):
+        throughput = layer.mul_((throughput / total)[:, None]).sum(-1)
+    terminal_flow[1].copy_(throughput)
 
 
-def _upside_down(flow: Tensor, problem: Problem) -> Tensor:
-    """Lay out a flow that was made from the sink to the source."""
-    inner, sink, source = problem.split(flow)
-    return torch.cat([inner.flip(1).mT.flatten(1), source, sink], 1)
-
-
-def _rises(problem: Problem, flow: Tensor, fits: Tensor) -> Tensor:
+def _rises(problem: Problem, flow: Tensor, fits: Tensor, spare: Tensor) -> Tensor:
     """Rise of the potential from the source on, ``(B, L + 2)``, of sum 1.
 
     A layer of edges rises by their mean load, and all by the same where the flow does
     not fit; the terminals' edges by half the least.
     """
-    inner = problem.split(flow)[0].flatten(2)
-    capacity = problem.split(problem.capacity)[0].flatten(2)
-    load = (inner * (inner / capacity)).sum(2) / inner.sum(2)
-    rise = torch.where(fits[:, None], load + _LEAST_RISE, 1.0)
+    loaded = torch.div(flow, problem.capacity, out=spare).mul_(flow)
+    loaded, total = (problem.split(edges)[0].sum((2, 3)) for edges in (loaded, flow))
+    rise = torch.where(fits[:, None], loaded / total + _LEAST_RISE, 1.0)
     half = rise.amin(1, keepdim=True) / 2
     rises = torch.cat([half, rise, half], 1)
     return rises / rises.sum(1, keepdim=True)
 
 
-def _prices(problem: Problem, room: Tensor, rises: Tensor, fits: Tensor) -> Tensor:
-    """Multipliers of one gap over all edges, at least what the potentials ask for."""
-    gap = torch.where(fits, _FITTING_GAP, _GAP).to(room.dtype) / problem.n_terms
-    price = gap[:, None] / room
-    if_fits = fits.to(room.dtype)[:, None]
+def _fill_prices(
+    problem: Problem, state: State, rises: Tensor, fits: Tensor, spare: Tensor
+) -> None:
+    """Write multipliers of one gap over all edges, at least what potentials ask for."""
+    gap = torch.where(fits, _FITTING_GAP, _GAP).to(spare.dtype) / problem.n_terms
+    torch.div(gap[:, None], state.room, out=state.price)
+    if_fits = fits.to(spare.dtype)[:, None]
     least = if_fits * rises + (1 - if_fits) * _MULTIPLIER
-    for lower, upper, capacity, layers in zip(
-        problem.split(price[0]),
-        problem.split(price[1]),
-        problem.split(problem.capacity),
+    for lower, upper, needed, layers in zip(
+        problem.split(state.price[0]),
+        problem.split(state.price[1]),
+        problem.split(spare),
         (slice(1, -1), slice(0, 1), slice(-1, None)),
         strict=True,
     ):
         one_per_layer = (..., *[None] * (lower.dim() - 2))
-        needed = least[:, layers][one_per_layer]
-        torch.maximum(lower, needed, out=lower)
+        least_of_layer = least[:, layers][one_per_layer]
+        torch.maximum(lower, least_of_layer, out=lower)
         # Where the flow fits, the two differ by the rise of the potential.
-        needed = needed + if_fits[one_per_layer] * lower
-        needed *= capacity < problem.unlimited
-        torch.maximum(upper, needed, out=upper)
-    price[1].neg_()
-    return price
+        torch.mul(lower, -if_fits[one_per_layer], out=needed).sub_(least_of_layer)
+    unlimited = problem.capacity >= problem.unlimited
+    torch.minimum(state.price[1], spare.masked_fill_(unlimited, 0.0), out=state.price[1])

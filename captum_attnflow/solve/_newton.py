@@ -7,7 +7,7 @@ from torch import Tensor
 
 from captum_attnflow.solve._barrier_problem import Problem, State, dot
 from captum_attnflow.solve._laplacian import Laplacian
-from captum_attnflow.solve._scratch import scratch_like
+from captum_attnflow.solve._workspace import WORKSPACE
 
 _STEP_SHARE = 0.999
 # Imbalance at a node, in shares of the value: in the answer, left by a predictor, left
@@ -32,29 +32,39 @@ _ITERATIVE_FROM_TOKENS = 48
 class Newton:
     """One predictor-corrector step after the other, in place.
 
-    With ``gradient = (1 / x, -1 / y)`` and ``ratio = dx * gradient`` the Newton
+    With ``ratio = dx / room``, whose halves belong to ``x`` and ``-y``, the Newton
     equations reduce to ``dx = weight * (push + rise(p + dp))``, where the two pushes
     sum to ``push``; the predictor has none.
 
-    Scratch arrays hold nothing between two calls, so that all that are made in a
-    thread share them.
+    Args:
+        problem (Problem): The problem.
+        state (State): Where to start; overwritten by each step.
+        scratch (Tensor): Flat memory for seven numbers an edge.
     """
 
-    def __init__(self, problem: Problem, state: State) -> None:
+    def __init__(self, problem: Problem, state: State, scratch: Tensor) -> None:
         self.problem = problem
         self.state = state
         self.mu = state.product()
         self.stalled = torch.zeros_like(self.mu)  # steps on end that gained little
         self._iterative = problem.n_tokens >= _ITERATIVE_FROM_TOKENS
         self._early_accuracy = _EARLY_ACCURACY
-        self._fall = torch.ones_like(problem.scale)  # largest share of a variable used
-        self._signs = state.room.new_tensor([1.0, -1.0])[:, None, None]
-        scratch = scratch_like(state.room[0], 7)
-        self._gradient, self._push = scratch[:2], scratch[2:4]
-        self._weight, self._dx, self._spare = scratch[4:]
+        self._fall = torch.ones_like(self.mu)  # largest share of a variable used
+        self._scratch = scratch
+        edges = scratch[: 7 * state.room[0].numel()].view(7, *state.room[0].shape)
+        self._ratio, self._push = edges[:2], edges[2:4]
+        self._weight, self._dx, self._spare = edges[4:]
+
+    @staticmethod
+    def of(problem: Problem, state: State) -> Newton:
+        """Start with memory of the workspace."""
+        n_edges = state.room[0].numel()
+        return Newton(problem, state, WORKSPACE.empty((7 * n_edges,), like=state.room))
 
     def select(self, index: Tensor) -> Newton:
-        part = Newton(self.problem.select(index), self.state.select(index))
+        part = Newton(
+            self.problem.select(index), self.state.select(index), self._scratch
+        )
         part.stalled, part._fall = self.stalled[index], self._fall[index]
         part._iterative, part._early_accuracy = self._iterative, self._early_accuracy
         return part
@@ -65,10 +75,9 @@ class Newton:
         near = self.mu <= (1 + tolerance) * target
         if not bool(near.any()):
             return near
-        for room, price in zip(state.room, state.price, strict=True):
-            product = torch.mul(room, price, out=self._spare).abs_()
-            off = torch.maximum(product.amax(1) - target, target - product.amin(1))
-            near &= off <= tolerance * target
+        product = torch.mul(state.room, state.price, out=self._ratio)
+        most, least = product.amax(-1).amax(0), product.amin(-1).amin(0)
+        near &= torch.maximum(most - target, target - least) <= tolerance * target
         lost = self.problem.divergence(state.room[0]).abs().amax((1, 2))
         return near & (lost <= _IMBALANCE * self.problem.value(state.room[0]))
 
@@ -101,10 +110,9 @@ class Newton:
         self._iterative = laplacian.iterative and most_stalled < patience
 
     def _laplacian(self) -> Laplacian:
-        gradient, price = self._gradient, self.state.price
-        torch.div(self._signs, self.state.room, out=gradient)
-        weight = torch.mul(price[0], gradient[0], out=self._weight)
-        weight.addcmul_(price[1], gradient[1])
+        room, price = self.state.room, self.state.price
+        weight = torch.div(price[0], room[0], out=self._weight)
+        weight.addcdiv_(price[1], room[1])
         torch.div(self.problem.alive, weight, out=weight)
         return Laplacian(*self.problem.split(weight), iterative=self._iterative)
 
@@ -122,7 +130,7 @@ class Newton:
         potential = laplacian.solve(-imbalance, tolerance, at_source=-1.0)
         rise = problem.rise(potential, at_source=-1.0, out=self._spare)
         dx = torch.mul(rise, self._weight, out=self._dx)
-        ratio = torch.mul(dx, self._gradient, out=self._push)
+        ratio = torch.div(dx, self.state.room, out=self._push)
         primal = 1 / (-ratio.amin(-1).amin(0)).clamp_min(1)
         dual = 1 / (1 + ratio.amax(-1).amax(0)).clamp_min(1)
         cost = (dot(dx, price[0]) + dot(dx, price[1])) / (2 * dx.shape[1])
@@ -146,7 +154,7 @@ class Newton:
         much room its weight is so large that the rounding of ``p`` would unbalance.
         """
         problem, push, dx = self.problem, self._push, self._dx
-        push.addcmul_(self._gradient, aim[:, None])
+        push.addcdiv_(aim[:, None], self.state.room)
         force = problem.rise(self.state.p, at_source=-1.0, out=dx)
         force.add_(push[0]).add_(push[1])
         forced = problem.divergence(force.mul_(self._weight))
@@ -157,7 +165,7 @@ class Newton:
 
     def _advance(self, change: Tensor) -> None:
         room, price, dx = self.state.room, self.state.price, self._dx
-        ratio = torch.mul(dx, self._gradient, out=self._gradient)
+        ratio = torch.div(dx, room, out=self._ratio)
         self._fall = -ratio.amin(-1).amin(0)
         primal = _step_length(self._fall)
         goal = self._push.addcmul_(price, ratio, value=-1)
@@ -165,8 +173,7 @@ class Newton:
         fall = 1 - ratio.amin(-1).amin(0)
         dual = _step_length(fall)
         self._fall = torch.maximum(self._fall, fall)
-        room[0].addcmul_(dx, primal)
-        room[1].addcmul_(dx, primal, value=-1)
+        room.addcmul_(dx, primal)
         price.lerp_(goal, dual)
         self.state.p.addcmul_(change, dual[..., None])
         self.mu = self.state.product()

@@ -30,6 +30,7 @@ from captum_attnflow.network import LayeredNetwork
 from captum_attnflow.solve._barrier_problem import Problem, State
 from captum_attnflow.solve._barrier_start import start
 from captum_attnflow.solve._newton import Newton
+from captum_attnflow.solve._workspace import WORKSPACE
 from captum_attnflow.solve.solution import FlowError, FlowSolution, certified
 
 # Edges whose arrays a processor's cache holds; more at once take longer each.
@@ -112,26 +113,35 @@ class BarrierSolver:
         return solution if in_order else solution.select(order.argsort())
 
     def _solve_part(self, network: LayeredNetwork) -> FlowSolution:
-        bound = network.node_bound()
-        problem = Problem.of(network, bound)
-        iterations = torch.zeros_like(problem.scale, dtype=torch.int64)
-        state = self._start(problem, bound, iterations)
-        state, mu = self._iterate(problem, state, iterations, self._is_done)
-        return _solution(network, problem, state, mu, iterations)
+        with WORKSPACE.frame():
+            bound = network.node_bound()
+            problem = Problem.of(network, bound)
+            iterations = torch.zeros_like(problem.scale, dtype=torch.int64)
+            state = State.empty(problem)
+            self._start(problem, bound, state, iterations)
+            state, mu = self._iterate(problem, state, iterations, self._is_done)
+            return _solution(network, problem, state, mu, iterations)
 
-    def _start(self, problem: Problem, bound: Tensor, iterations: Tensor) -> State:
-        """First state in float64, by steps in float32 where these pay."""
+    def _start(
+        self, problem: Problem, bound: Tensor, state: State, iterations: Tensor
+    ) -> None:
+        """Fill in a first state in float64, by steps in float32 where these pay."""
         if problem.n_tokens < _SINGLE_FROM_TOKENS or not problem.fits_single:
-            return start(problem, bound)
-        single = problem.single()
-        first = start(single, bound)
-        gap = _gap(single, first, first.product())
-        near, _ = self._iterate(single, first, iterations, self._is_near)
-        state = near.refined(problem)
+            start(problem, bound, state)
+            return
+        with WORKSPACE.frame():
+            single = problem.single()
+            coarse = State.empty(single)
+            start(single, bound, coarse)
+            gap = _gap(single, coarse, coarse.product())
+            coarse, _ = self._iterate(single, coarse, iterations, self._is_near)
+            state.refine(coarse, problem)
         astray = ~(state.is_interior() & (_gap(problem, state, state.product()) < gap))
         if bool(astray.any()):
-            state.put(astray, start(problem, bound).select(astray))
-        return state
+            with WORKSPACE.frame():
+                fresh = State.empty(problem)
+                start(problem, bound, fresh)
+                state.put(astray, fresh.select(astray))
 
     def _iterate(
         self,
@@ -144,7 +154,7 @@ class BarrierSolver:
 
         Networks leave the batch when they are done.
         """
-        newton = Newton(problem, state)
+        newton = Newton.of(problem, state)
         answer = State(**vars(state))
         running = torch.arange(len(iterations), device=iterations.device)
         reached = torch.zeros_like(problem.scale)
@@ -208,7 +218,8 @@ def _solution(
     mu: Tensor,
     iterations: Tensor,
 ) -> FlowSolution:
-    edges = (state.room[0] * problem.alive).mul_(problem.scale[:, None])
+    edges = WORKSPACE.empty(problem.alive.shape, like=problem.alive)
+    torch.mul(state.room[0], problem.alive, out=edges).mul_(problem.scale[:, None])
     flow, source_flow, sink_flow = problem.split(edges)
     return certified(
         network,
