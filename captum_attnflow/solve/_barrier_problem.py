@@ -51,7 +51,7 @@ class Problem:
             capacity=capacity,
             alive=alive,
             scale=scale,
-            n_terms=alive.sum(1) + (capacity < _UNLIMITED).sum(1),
+            n_terms=alive.sum(1) + (capacity < _UNLIMITED).count_nonzero(1),
             n_layers=network.n_layers,
             n_tokens=network.n_tokens,
         )

@@ -148,4 +148,6 @@ def _fill_prices(
         # Where the flow fits, the two differ by the rise of the potential.
         torch.mul(lower, -if_fits[one_per_layer], out=needed).sub_(least_of_layer)
     unlimited = problem.capacity >= problem.unlimited
-    torch.minimum(state.price[1], spare.masked_fill_(unlimited, 0.0), out=state.price[1])
+    torch.minimum(
+        state.price[1], spare.masked_fill_(unlimited, 0.0), out=state.price[1]
+    )

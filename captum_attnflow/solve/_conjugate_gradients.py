@@ -13,6 +13,8 @@ networks of mixing attention it needs 1 to 8 iterations for eight digits.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -46,19 +48,18 @@ class RedBlackLaplacian:
         # Blocks whose tail is even and head odd, and blocks whose tail is odd.
         self._into_odd = layers[0::2].flatten(0, 1)
         self._out_of_odd = layers[1::2].flatten(0, 1)
-        diagonal = diagonal.transpose(0, 1).contiguous()
+        self._tails_of_odd = self._into_odd.mT
+        self._heads_of_odd = self._out_of_odd.mT
         inverse = 1 / diagonal
-        self._diagonal = diagonal[1::2]
-        self._even_inverse = inverse[0::2]
+        self._diagonal = diagonal.transpose(0, 1)[1::2]
+        self._even_inverse = inverse.transpose(0, 1)[0::2].contiguous()
         even = NodeValues(torch.empty_like(self._even_inverse))
         self._even = even.values
         ends_odd = len(even.values) == len(self._diagonal)
         self._even_below_odd = even.rows if ends_odd else even.but_last
         self._even_above_odd = even.but_first
         self._ends_odd = ends_odd
-        self._preconditioner = RankOnePreconditioner(
-            rows.transpose(0, 1), columns.transpose(0, 1), inverse
-        )
+        self._preconditioner = RankOnePreconditioner(rows, columns, inverse)
 
     def reduce(self, right_side: Tensor) -> NodeValues:
         """Right side of the odd layers, from ``(L + 1, B, T)`` of all layers."""
@@ -92,11 +93,11 @@ class RedBlackLaplacian:
         """Sum the odd values that each even node sees."""
         self._even.zero_()
         self._even_below_odd.baddbmm_(odd.rows, self._into_odd)
-        self._even_above_odd.baddbmm_(self._odd_below_even(odd), self._out_of_odd.mT)
+        self._even_above_odd.baddbmm_(self._odd_below_even(odd), self._heads_of_odd)
 
     def _add_even(self, odd: NodeValues, sign: int) -> None:
         """Add the even values that each odd node sees."""
-        odd.rows.baddbmm_(self._even_below_odd, self._into_odd.mT, alpha=sign)
+        odd.rows.baddbmm_(self._even_below_odd, self._tails_of_odd, alpha=sign)
         self._odd_below_even(odd).baddbmm_(
             self._even_above_odd, self._out_of_odd, alpha=sign
         )
@@ -108,65 +109,63 @@ class RedBlackLaplacian:
 class RankOnePreconditioner:
     r"""Exact solver of the reduced Laplacian whose blocks are replaced by rank one.
 
-    Through the even node layer ``m`` the odd layers below and above it see
-    :math:`c_{m-1}` and :math:`r_m` of each other: two numbers per layer. With ``U``
-    these vectors, ``G`` their products in the even layers and ``H`` those in the odd
-    ones, the reduced matrix is :math:`D - U G U^\top`, and its inverse by Woodbury
-    :math:`D^{-1} + D^{-1} U (1 - G H)^{-1} G U^\top D^{-1}`.
+    Neighbouring layers see two numbers of each other: a block couples :math:`c_l^\top x`
+    below it with :math:`r_l^\top x` above it. With ``V`` these vectors, scaled by
+    :math:`s_l^{-1/2}`, and ``K`` the exchange of the two numbers of each block, the
+    Laplacian is :math:`D - V K V^\top`, and its inverse by Woodbury, as :math:`K^2 = 1`,
+    :math:`D^{-1} + D^{-1} V (K - V^\top D^{-1} V)^{-1} V^\top D^{-1}`. The inverse of the
+    reduced Laplacian is the part of it that belongs to the odd layers.
 
     Args:
-        rows (Tensor): Shape ``(L, B, T)``, sums of the weights into each node.
-        columns (Tensor): Shape ``(L, B, T)``, sums of the weights out of each node.
-        inverse (Tensor): Shape ``(L + 1, B, T)``, of the diagonal.
+        rows (Tensor): Shape ``(B, L, T)``, sums of the weights into each node.
+        columns (Tensor): Shape ``(B, L, T)``, sums of the weights out of each node.
+        inverse (Tensor): Shape ``(B, L + 1, T)``, of the diagonal.
     """
 
     def __init__(self, rows: Tensor, columns: Tensor, inverse: Tensor) -> None:
-        # Of the layer below a node layer and of the layer above, each with half of the
-        # total that divides their product.
+        n_networks, n_layers, n_tokens = inverse.shape
         total = rows.sum(-1, keepdim=True)
         root = total.clamp_min_(torch.finfo(total.dtype).tiny).rsqrt_()
-        below = pad(rows * root, (0, 0, 0, 0, 1, 0))
-        above = pad(columns * root, (0, 0, 0, 0, 0, 1))
-        basis = torch.stack([below, above], 2)
+        # Two vectors a node layer, of the block below and of the block above. None is
+        # below the first nor above the last: these two see each other, as nothing.
+        basis = torch.stack(
+            [pad(rows * root, (0, 0, 1, 0)), pad(columns * root, (0, 0, 0, 1))], 2
+        )
         scaled = basis * inverse[:, :, None]
-        products = (scaled @ basis.mT).transpose(0, 1)
-        odd = products[:, 1::2]
-        through = _chain(products[:, 0::2], 2 * odd.shape[1])
-        system = through.unflatten(2, (-1, 2)).transpose(1, 2) @ odd
-        system = -system.transpose(1, 2).flatten(2)
-        system.diagonal(dim1=1, dim2=2).add_(1)
+        exchange = _exchange(n_layers, inverse.dtype, inverse.device)
+        system = exchange.repeat(n_networks, 1, 1)
+        grid = (n_networks, n_layers, 2, n_layers, 2)
+        own = system.view(grid).diagonal(dim1=1, dim2=3)
+        own -= (scaled @ basis.mT).permute(0, 2, 3, 1)
         # No error where it is singular: the iterations show whether it serves.
-        coefficients, _ = torch.linalg.solve_ex(system, through)
-        self._coefficients = coefficients.mT.contiguous()
-        self._inverse = inverse[1::2]
-        self._basis = scaled[1::2].flatten(0, 1)
-        self._products = self._basis.mT
+        coefficients, _ = torch.linalg.inv_ex(system)
+        coefficients = coefficients.view(grid)[:, 1::2, :, 1::2].permute(0, 3, 1, 2, 4)
+        odd = scaled[:, 1::2]
+        corrections = coefficients.flatten(2, 3) @ odd
+        self._corrections = corrections.transpose(1, 2).flatten(2)
+        self._products = odd.transpose(0, 1).flatten(0, 1).mT
+        self._inverse = inverse.transpose(0, 1)[1::2]
 
     def solve(self, residual: NodeValues) -> Tensor:
         """Apply to residuals of shape ``((L + 1) // 2, B, T)``."""
-        n_layers, n_networks, _ = residual.values.shape
+        n_layers, n_networks, n_tokens = residual.values.shape
         seen = torch.bmm(residual.rows, self._products)
         seen = seen.view(n_layers, n_networks, 2).transpose(0, 1)
-        seen = torch.bmm(seen.reshape(n_networks, 1, -1), self._coefficients)
-        seen = seen.view(n_networks, n_layers, 2).transpose(0, 1)
-        correction = torch.bmm(seen.reshape(-1, 1, 2), self._basis)
-        correction = correction.view(residual.values.shape)
+        correction = torch.bmm(seen.reshape(n_networks, 1, -1), self._corrections)
+        correction = correction.view(n_networks, n_layers, n_tokens).transpose(0, 1)
         return correction.addcmul_(residual.values, self._inverse)
 
 
-def _chain(even: Tensor, n_unknowns: int) -> Tensor:
-    """Join the even layers' ``(B, layers, 2, 2)`` to a matrix ``(B, N, N)``.
+@lru_cache(maxsize=16)
+def _exchange(n_layers: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The matrix that exchanges the second of a layer's numbers and the next's first.
 
-    Each stands where the unknown above one odd layer meets that below the next.
+    Returns:
+        Tensor: Shape ``(2 * n_layers, 2 * n_layers)``.
     """
-    diagonal = even.diagonal(dim1=2, dim2=3).flatten(1)[:, 1:]
-    # Neither is there anything below the first layer nor above the last.
-    diagonal = pad(diagonal, (0, 1))[:, :n_unknowns]
-    mixed = even[:, 1:, 0, 1]
-    beside = pad(mixed[..., None], (1, 0)).flatten(1)[:, : n_unknowns - 1]
-    beside = pad(beside, (0, n_unknowns - 1 - beside.shape[1]))
-    chain = torch.diag_embed(beside, 1)
-    return torch.diag_embed(diagonal) + chain + chain.mT
+    layers = torch.eye(n_layers, dtype=dtype, device=device)
+    swap = torch.eye(2, dtype=dtype, device=device).flip(0)
+    return torch.kron(layers, swap).roll((1, 1), (0, 1))
 
 
 def conjugate_gradients(
@@ -196,17 +195,17 @@ def conjugate_gradients(
     # A system that is solved already has no energy left.
     least = torch.finfo(energy.dtype).tiny
     small = False
-    for _ in range(max_iterations + 1):
-        small = bool((residual.values.abs().amax((0, 2)) <= tolerance).all())
-        if small:
-            break
+    for _ in range(max_iterations):
         step = system.precondition(residual)
         energy_before, energy = energy, (step * residual.values).sum((0, 2))
         momentum = energy / energy_before.clamp_min_(least)
-        direction.values.mul_(momentum[:, None]).add_(step)
+        torch.addcmul(step, direction.values, momentum[:, None], out=direction.values)
         system.apply(direction, out=image)
         curvature = (direction.values * image.values).sum((0, 2)).clamp_min_(least)
         length = (energy / curvature)[:, None]
         solution.values.addcmul_(direction.values, length)
         residual.values.addcmul_(image.values, length, value=-1)
+        small = bool((residual.values.abs().amax((0, 2)) <= tolerance).all())
+        if small:
+            break
     return system.expand(solution, right_side).transpose(0, 1), small

@@ -47,7 +47,7 @@ class Laplacian:
         rows, columns = weight.sum(-1), weight.sum(-2)
         diagonal = torch.cat([source[:, None], rows], 1)
         diagonal += torch.cat([columns, sink[:, None]], 1)
-        diagonal += (diagonal == 0).to(diagonal.dtype)
+        diagonal.masked_fill_(diagonal == 0, 1.0)
         diagonal *= 1 + _RELATIVE_RIDGE
         self.iterative = iterative
         self._weight = weight

@@ -23,6 +23,8 @@ _CAREFUL_ACCURACY = 1e-8
 _LITTLE = 0.7
 _MOST_STALLED = 4
 _TOKENS_PER_STALLED = 128
+# From a mu of this many targets on, steps only centre.
+_NEAR = 2.0
 # Relative change of a flow or multiplier in the step before the last, at most.
 _LAST_FALL = 0.18
 # From this many tokens on, iterating is cheaper than factoring.
@@ -39,7 +41,7 @@ class Newton:
     Args:
         problem (Problem): The problem.
         state (State): Where to start; overwritten by each step.
-        scratch (Tensor): Flat memory for seven numbers an edge.
+        scratch (Tensor): Flat memory for six numbers an edge.
     """
 
     def __init__(self, problem: Problem, state: State, scratch: Tensor) -> None:
@@ -51,15 +53,15 @@ class Newton:
         self._early_accuracy = _EARLY_ACCURACY
         self._fall = torch.ones_like(self.mu)  # largest share of a variable used
         self._scratch = scratch
-        edges = scratch[: 7 * state.room[0].numel()].view(7, *state.room[0].shape)
+        edges = scratch[: 6 * state.room[0].numel()].view(6, *state.room[0].shape)
         self._ratio, self._push = edges[:2], edges[2:4]
-        self._weight, self._dx, self._spare = edges[4:]
+        self._weight, self._dx = edges[4:]
 
     @staticmethod
     def of(problem: Problem, state: State) -> Newton:
         """Start with memory of the workspace."""
         n_edges = state.room[0].numel()
-        return Newton(problem, state, WORKSPACE.empty((7 * n_edges,), like=state.room))
+        return Newton(problem, state, WORKSPACE.empty((6 * n_edges,), like=state.room))
 
     def select(self, index: Tensor) -> Newton:
         part = Newton(
@@ -72,7 +74,7 @@ class Newton:
     def converged(self, target: Tensor, tolerance: float) -> Tensor:
         """Whether each network is centred at its target and conserves flow."""
         state = self.state
-        near = self.mu <= (1 + tolerance) * target
+        near = (self.mu <= (1 + tolerance) * target) & (self._fall <= _LAST_FALL)
         if not bool(near.any()):
             return near
         product = torch.mul(state.room, state.price, out=self._ratio)
@@ -84,7 +86,7 @@ class Newton:
     def step(self, target: Tensor) -> None:
         """Move towards the target by a predictor-corrector or a centring step."""
         mu = self.mu
-        predicting = mu > 1.01 * target
+        predicting = mu > _NEAR * target
         laplacian = self._laplacian()
         imbalance = self.problem.divergence(self.state.room[0])
         if bool(predicting.any()):
@@ -128,7 +130,7 @@ class Newton:
         problem, price = self.problem, self.state.price
         tolerance = _PREDICTOR_ACCURACY * problem.value(self.state.room[0])
         potential = laplacian.solve(-imbalance, tolerance, at_source=-1.0)
-        rise = problem.rise(potential, at_source=-1.0, out=self._spare)
+        rise = problem.rise(potential, at_source=-1.0, out=self._ratio[0])
         dx = torch.mul(rise, self._weight, out=self._dx)
         ratio = torch.div(dx, self.state.room, out=self._push)
         primal = 1 / (-ratio.amin(-1).amin(0)).clamp_min(1)
@@ -160,7 +162,9 @@ class Newton:
         forced = problem.divergence(force.mul_(self._weight))
         tolerance = accuracy * problem.value(self.state.room[0])
         change = laplacian.solve(-imbalance - forced, tolerance)
-        dx.addcmul_(problem.rise(change, at_source=0.0, out=self._spare), self._weight)
+        dx.addcmul_(
+            problem.rise(change, at_source=0.0, out=self._ratio[0]), self._weight
+        )
         return change
 
     def _advance(self, change: Tensor) -> None:
