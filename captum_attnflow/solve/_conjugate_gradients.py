@@ -36,14 +36,12 @@ class RedBlackLaplacian:
 
     Args:
         weight (Tensor): Shape ``(B, L, T, T)``, see :class:`Laplacian`.
-        rows (Tensor): Shape ``(B, L, T)``, sums of the weights into each node.
-        columns (Tensor): Shape ``(B, L, T)``, sums of the weights out of each node.
+        sums (Tensor): Shape ``(B, L + 1, 2, T)``, sums of the weights into each node
+            and out of it, terminals included.
         diagonal (Tensor): Shape ``(B, L + 1, T)``, positive.
     """
 
-    def __init__(
-        self, weight: Tensor, rows: Tensor, columns: Tensor, diagonal: Tensor
-    ) -> None:
+    def __init__(self, weight: Tensor, sums: Tensor, diagonal: Tensor) -> None:
         layers = weight.transpose(0, 1)
         # Blocks whose tail is even and head odd, and blocks whose tail is odd.
         self._into_odd = layers[0::2].flatten(0, 1)
@@ -59,7 +57,7 @@ class RedBlackLaplacian:
         self._even_below_odd = even.rows if ends_odd else even.but_last
         self._even_above_odd = even.but_first
         self._ends_odd = ends_odd
-        self._preconditioner = RankOnePreconditioner(rows, columns, inverse)
+        self._preconditioner = RankOnePreconditioner(sums, inverse)
 
     def reduce(self, right_side: Tensor) -> NodeValues:
         """Right side of the odd layers, from ``(L + 1, B, T)`` of all layers."""
@@ -117,20 +115,17 @@ class RankOnePreconditioner:
     reduced Laplacian is the part of it that belongs to the odd layers.
 
     Args:
-        rows (Tensor): Shape ``(B, L, T)``, sums of the weights into each node.
-        columns (Tensor): Shape ``(B, L, T)``, sums of the weights out of each node.
+        sums (Tensor): Shape ``(B, L + 1, 2, T)``, see :class:`RedBlackLaplacian`.
         inverse (Tensor): Shape ``(B, L + 1, T)``, of the diagonal.
     """
 
-    def __init__(self, rows: Tensor, columns: Tensor, inverse: Tensor) -> None:
-        n_networks, n_layers, n_tokens = inverse.shape
-        total = rows.sum(-1, keepdim=True)
+    def __init__(self, sums: Tensor, inverse: Tensor) -> None:
+        n_networks, n_layers, _ = inverse.shape
+        total = sums[:, 1:, 0].sum(-1)
         root = total.clamp_min_(torch.finfo(total.dtype).tiny).rsqrt_()
         # Two vectors a node layer, of the block below and of the block above. None is
         # below the first nor above the last: these two see each other, as nothing.
-        basis = torch.stack(
-            [pad(rows * root, (0, 0, 1, 0)), pad(columns * root, (0, 0, 0, 1))], 2
-        )
+        basis = sums * pad(root, (1, 1)).unfold(1, 2, 1)[..., None]
         scaled = basis * inverse[:, :, None]
         exchange = _exchange(n_layers, inverse.dtype, inverse.device)
         system = exchange.repeat(n_networks, 1, 1)

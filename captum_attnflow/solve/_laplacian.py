@@ -44,18 +44,20 @@ class Laplacian:
     def __init__(
         self, weight: Tensor, source: Tensor, sink: Tensor, iterative: bool
     ) -> None:
-        rows, columns = weight.sum(-1), weight.sum(-2)
-        diagonal = torch.cat([source[:, None], rows], 1)
-        diagonal += torch.cat([columns, sink[:, None]], 1)
-        diagonal.masked_fill_(diagonal == 0, 1.0)
-        diagonal *= 1 + _RELATIVE_RIDGE
+        n_networks, n_layers, n_tokens, _ = weight.shape
+        sums = weight.new_empty(n_networks, n_layers + 1, 2, n_tokens)
+        torch.sum(weight, -1, out=sums[:, 1:, 0])
+        torch.sum(weight, -2, out=sums[:, :-1, 1])
+        sums[:, 0, 0], sums[:, -1, 1] = source, sink
+        diagonal = sums.sum(2)
+        diagonal.masked_fill_(diagonal == 0, 1.0).mul_(1 + _RELATIVE_RIDGE)
         self.iterative = iterative
         self._weight = weight
         self._diagonal = diagonal
         self._source = source
         self._direct: BlockCholesky | None = None
         if iterative:
-            self._reduced = RedBlackLaplacian(weight, rows, columns, diagonal)
+            self._reduced = RedBlackLaplacian(weight, sums, diagonal)
 
     def solve(
         self, right_side: Tensor, tolerance: Tensor, at_source: float = 0.0

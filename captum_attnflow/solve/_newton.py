@@ -56,6 +56,11 @@ class Newton:
         edges = scratch[: 6 * state.room[0].numel()].view(6, *state.room[0].shape)
         self._ratio, self._push = edges[:2], edges[2:4]
         self._weight, self._dx = edges[4:]
+        self._rise = self._ratio[0]
+        self._flow_parts, self._weight_parts, self._dx_parts, self._rise_parts = (
+            problem.split(edges)
+            for edges in (state.room[0], self._weight, self._dx, self._rise)
+        )
 
     @staticmethod
     def of(problem: Problem, state: State) -> Newton:
@@ -80,7 +85,7 @@ class Newton:
         product = torch.mul(state.room, state.price, out=self._ratio)
         most, least = product.amax(-1).amax(0), product.amin(-1).amin(0)
         near &= torch.maximum(most - target, target - least) <= tolerance * target
-        lost = self.problem.divergence(state.room[0]).abs().amax((1, 2))
+        lost = self.problem.divergence(self._flow_parts).abs().amax((1, 2))
         return near & (lost <= _IMBALANCE * self.problem.value(state.room[0]))
 
     def step(self, target: Tensor) -> None:
@@ -88,7 +93,7 @@ class Newton:
         mu = self.mu
         predicting = mu > _NEAR * target
         laplacian = self._laplacian()
-        imbalance = self.problem.divergence(self.state.room[0])
+        imbalance = self.problem.divergence(self._flow_parts)
         if bool(predicting.any()):
             aim = self._predict(laplacian, imbalance, mu, target, predicting)
         else:
@@ -116,7 +121,7 @@ class Newton:
         weight = torch.div(price[0], room[0], out=self._weight)
         weight.addcdiv_(price[1], room[1])
         torch.div(self.problem.alive, weight, out=weight)
-        return Laplacian(*self.problem.split(weight), iterative=self._iterative)
+        return Laplacian(*self._weight_parts, iterative=self._iterative)
 
     def _predict(
         self,
@@ -130,14 +135,14 @@ class Newton:
         problem, price = self.problem, self.state.price
         tolerance = _PREDICTOR_ACCURACY * problem.value(self.state.room[0])
         potential = laplacian.solve(-imbalance, tolerance, at_source=-1.0)
-        rise = problem.rise(potential, at_source=-1.0, out=self._ratio[0])
-        dx = torch.mul(rise, self._weight, out=self._dx)
+        problem.rise(potential, at_source=-1.0, out=self._rise_parts)
+        dx = torch.mul(self._rise, self._weight, out=self._dx)
         ratio = torch.div(dx, self.state.room, out=self._push)
         primal = 1 / (-ratio.amin(-1).amin(0)).clamp_min(1)
         dual = 1 / (1 + ratio.amax(-1).amax(0)).clamp_min(1)
         cost = (dot(dx, price[0]) + dot(dx, price[1])) / (2 * dx.shape[1])
         after = (1 - dual) * mu + ((1 - dual) * primal - dual) * cost
-        after -= primal * dual * dot(dx, rise) / (2 * dx.shape[1])
+        after -= primal * dual * dot(dx, self._rise) / (2 * dx.shape[1])
         ratio.addcmul_(ratio, ratio).mul_(price)
         if not bool(predicting.all()):
             ratio.mul_(predicting[:, None])
@@ -157,14 +162,13 @@ class Newton:
         """
         problem, push, dx = self.problem, self._push, self._dx
         push.addcdiv_(aim[:, None], self.state.room)
-        force = problem.rise(self.state.p, at_source=-1.0, out=dx)
-        force.add_(push[0]).add_(push[1])
-        forced = problem.divergence(force.mul_(self._weight))
+        problem.rise(self.state.p, at_source=-1.0, out=self._dx_parts)
+        dx.add_(push[0]).add_(push[1]).mul_(self._weight)
+        forced = problem.divergence(self._dx_parts)
         tolerance = accuracy * problem.value(self.state.room[0])
         change = laplacian.solve(-imbalance - forced, tolerance)
-        dx.addcmul_(
-            problem.rise(change, at_source=0.0, out=self._ratio[0]), self._weight
-        )
+        problem.rise(change, at_source=0.0, out=self._rise_parts)
+        dx.addcmul_(self._rise, self._weight)
         return change
 
     def _advance(self, change: Tensor) -> None:
