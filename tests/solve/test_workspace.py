@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from networks import attention_network
+
+from captum_attnflow import solve_flow
+from captum_attnflow.solve import _workspace
+from captum_attnflow.solve._workspace import Workspace
+
+
+@pytest.fixture
+def workspace():
+    return Workspace()
+
+
+def addresses(array):
+    start = array.data_ptr()
+    return range(start, start + array.nbytes)
+
+
+def take_three(workspace):
+    with workspace.frame():
+        first = workspace.empty((3, 5), like=torch.empty(0, dtype=torch.float64))
+        with workspace.frame():
+            inner = workspace.empty((100,), like=torch.empty(0))
+        second = workspace.empty((7,), like=torch.empty(0))
+    return first, inner, second
+
+
+def test_arrays_have_the_shape_and_dtype_asked_for(workspace):
+    for _ in range(2):
+        first, inner, second = take_three(workspace)
+        assert (first.shape, first.dtype) == ((3, 5), torch.float64)
+        assert (inner.shape, inner.dtype) == ((100,), torch.float32)
+        assert (second.shape, second.dtype) == ((7,), torch.float32)
+
+
+def test_memory_of_a_frame_is_used_again_after_it_and_not_within(workspace):
+    take_three(workspace)
+    kept = take_three(workspace)
+    again = take_three(workspace)
+    assert [a.data_ptr() for a in kept] == [a.data_ptr() for a in again]
+    first, inner, second = map(addresses, again)
+    assert inner.start == second.start
+    assert first.stop <= second.start
+
+
+def test_memory_is_taken_back_after_an_error(workspace):
+    def fail():
+        with workspace.frame():
+            workspace.empty((10,), like=torch.empty(0))
+            raise RuntimeError("wrong")
+
+    take_three(workspace)
+    before, *_ = take_three(workspace)
+    with pytest.raises(RuntimeError, match="wrong"):
+        fail()
+    after, *_ = take_three(workspace)
+    assert after.data_ptr() == before.data_ptr()
+
+
+def test_no_more_than_the_limit_is_kept(workspace, monkeypatch):
+    monkeypatch.setattr(_workspace, "_MOST_KEPT_BYTES", 128)
+    for _ in range(2):
+        first, inner, _ = take_three(workspace)
+        assert inner.untyped_storage().nbytes() == inner.nbytes
+    assert first.untyped_storage().nbytes() == 128
+
+
+def test_no_answer_shares_the_workspace():
+    for _ in range(2):
+        solution = solve_flow(attention_network(3, 8, n_networks=2))
+    before = {name: value.clone() for name, value in vars(solution).items()}
+    _workspace.WORKSPACE._memory.fill_(255)
+    for name, value in vars(solution).items():
+        torch.testing.assert_close(value, before[name], msg=name)
