@@ -16,9 +16,6 @@ _UNLIMITED = 1e100
 _UNLIMITED_SINGLE = 1e25
 _LEAST_SINGLE = 1e-20
 
-# Inner edges (B, L, T, T), those of the source (B, T) and those of the sink (B, T).
-Parts = tuple[Tensor, Tensor, Tensor]
-
 
 @dataclass(frozen=True)
 class Problem:
@@ -85,7 +82,7 @@ class Problem:
             unlimited=_UNLIMITED_SINGLE,
         )
 
-    def split(self, edges: Tensor) -> Parts:
+    def split(self, edges: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Views of the inner edges and of those of the source and of the sink."""
         inner, source, sink = edges.split(
             [edges.shape[1] - 2 * self.n_tokens, self.n_tokens, self.n_tokens], 1
@@ -95,19 +92,6 @@ class Problem:
 
     def value(self, flow: Tensor) -> Tensor:
         return flow[:, -self.n_tokens :].sum(1)
-
-    def divergence(self, flow: Parts) -> Tensor:
-        inner, source, sink = flow
-        return torch.cat([source[:, None], inner.sum(-1)], 1) - torch.cat(
-            [inner.sum(-2), sink[:, None]], 1
-        )
-
-    def rise(self, potential: Tensor, at_source: float, out: Parts) -> None:
-        """Write potential at the head minus potential at the tail of every edge."""
-        inner, source, sink = out
-        torch.sub(potential[:, 1:, :, None], potential[:, :-1, None, :], out=inner)
-        torch.sub(potential[:, 0], at_source, out=source)
-        torch.neg(potential[:, -1], out=sink)
 
 
 @dataclass

@@ -108,8 +108,8 @@ def _fill_proportionally(
     throughput = torch.where(terminals[0], ahead, 0.0)
     throughput /= throughput.sum(-1, keepdim=True)
     terminal_flow[0].copy_(throughput)
-    for layer, total in zip(flow, reversed(totals), strict=True):
-        throughput = layer.mul_((throughput / total)[:, None]).sum(-1)
+    for edges, total in zip(flow, reversed(totals), strict=True):
+        throughput = edges.mul_((throughput / total)[:, None]).sum(-1)
     terminal_flow[1].copy_(throughput)
 
 
@@ -135,9 +135,8 @@ def _fill_prices(
     torch.div(gap[:, None], state.room, out=state.price)
     if_fits = fits.to(spare.dtype)[:, None]
     least = if_fits * rises + (1 - if_fits) * _MULTIPLIER
-    for lower, upper, needed, layers in zip(
+    for lower, needed, layers in zip(
         problem.split(state.price[0]),
-        problem.split(state.price[1]),
         problem.split(spare),
         (slice(1, -1), slice(0, 1), slice(-1, None)),
         strict=True,
@@ -148,6 +147,5 @@ def _fill_prices(
         # Where the flow fits, the two differ by the rise of the potential.
         torch.mul(lower, -if_fits[one_per_layer], out=needed).sub_(least_of_layer)
     unlimited = problem.capacity >= problem.unlimited
-    torch.minimum(
-        state.price[1], spare.masked_fill_(unlimited, 0.0), out=state.price[1]
-    )
+    upper = state.price[1]
+    torch.minimum(upper, spare.masked_fill_(unlimited, 0.0), out=upper)

@@ -107,12 +107,13 @@ class RedBlackLaplacian:
 class RankOnePreconditioner:
     r"""Exact solver of the reduced Laplacian whose blocks are replaced by rank one.
 
-    Neighbouring layers see two numbers of each other: a block couples :math:`c_l^\top x`
-    below it with :math:`r_l^\top x` above it. With ``V`` these vectors, scaled by
-    :math:`s_l^{-1/2}`, and ``K`` the exchange of the two numbers of each block, the
-    Laplacian is :math:`D - V K V^\top`, and its inverse by Woodbury, as :math:`K^2 = 1`,
-    :math:`D^{-1} + D^{-1} V (K - V^\top D^{-1} V)^{-1} V^\top D^{-1}`. The inverse of the
-    reduced Laplacian is the part of it that belongs to the odd layers.
+    Neighbouring layers see two numbers of each other: a block couples
+    :math:`c_l^\top x` below it with :math:`r_l^\top x` above it. With ``V`` these
+    vectors, scaled by :math:`s_l^{-1/2}`, and ``K`` the exchange of the two numbers of
+    each block, the Laplacian is :math:`D - V K V^\top`, and its inverse by Woodbury, as
+    :math:`K^2 = 1`,
+    :math:`D^{-1} + D^{-1} V (K - V^\top D^{-1} V)^{-1} V^\top D^{-1}`. The inverse of
+    the reduced Laplacian is the part of it that belongs to the odd layers.
 
     Args:
         sums (Tensor): Shape ``(B, L + 1, 2, T)``, see :class:`RedBlackLaplacian`.

@@ -156,7 +156,7 @@ class BarrierSolver:
 
         Networks leave the batch when they are done.
         """
-        newton = Newton.of(problem, state)
+        newton = Newton(problem, state)
         answer = State(**vars(state))
         running = torch.arange(len(iterations), device=iterations.device)
         reached = torch.zeros_like(problem.scale)
