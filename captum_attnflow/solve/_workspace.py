@@ -22,46 +22,42 @@ _ALIGNMENT = 64
 class Workspace(threading.local):
     """Hands out uninitialised arrays, and takes those of a frame back at its end.
 
-    Of what a thread asks for at a time, up to 128 MiB of the CPU's memory are kept for
-    the next time. Everything else is ordinary memory.
+    Of what the largest frame of a thread asked for, up to 128 MiB of the CPU's memory
+    are kept for the next one. Everything else is ordinary memory.
     """
 
     def __init__(self) -> None:
         self._memory = torch.empty(0, dtype=torch.uint8, device="cpu")
         self._used = 0
-        self._most_used = 0
 
     @contextmanager
-    def frame(self) -> Iterator[None]:
+    def frame(self, n_bytes: int = 0) -> Iterator[None]:
         """Give back at the end what was handed out within.
 
         No array from within may be used, or seen by anybody, after that.
+
+        Args:
+            n_bytes (int): What will be handed out; of no effect within another frame.
         """
         before = self._used
+        needed = min(n_bytes, _MOST_KEPT_BYTES)
+        if not before and self._memory.numel() < needed:
+            # Whoever is first may work under inference mode, and others not.
+            with torch.inference_mode(False):
+                self._memory = torch.empty(needed, dtype=torch.uint8, device="cpu")
         try:
             yield
         finally:
             self._used = before
-            if not before:
-                self._keep_what_was_needed()
 
     def empty(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Return an array of a shape, with the dtype and the device of another."""
-        n_bytes = math.prod(shape) * like.element_size()
-        start, end = self._used, self._used + n_bytes
-        if like.device.type == "cpu":
-            self._used = -(-end // _ALIGNMENT) * _ALIGNMENT
-            self._most_used = max(self._most_used, self._used)
+        start = self._used
+        end = start + math.prod(shape) * like.element_size()
         if like.device.type != "cpu" or end > self._memory.numel():
             return like.new_empty(shape)
+        self._used = -(-end // _ALIGNMENT) * _ALIGNMENT
         return self._memory[start:end].view(like.dtype).view(shape)
-
-    def _keep_what_was_needed(self) -> None:
-        needed = min(self._most_used, _MOST_KEPT_BYTES)
-        if self._memory.numel() < needed:
-            # Whoever is first may work under inference mode, and others not.
-            with torch.inference_mode(False):
-                self._memory = torch.empty(needed, dtype=torch.uint8, device="cpu")
 
 
 WORKSPACE = Workspace()

@@ -35,6 +35,9 @@ from captum_attnflow.solve.solution import FlowError, FlowSolution, certified
 
 # Edges whose arrays a processor's cache holds; more at once take longer each.
 _CACHED_EDGES = 1 << 18
+# What a solve takes from the workspace, by the edge and for terminals.
+_BYTES_AN_EDGE = 104
+_MORE_BYTES = 1 << 16
 # Steps far from the optimum are made in float32, where the arrays are large enough for
 # memory to be what they wait for: until the gap is this share of the value, or so many
 # steps on end gain little.
@@ -113,7 +116,7 @@ class BarrierSolver:
         return solution if in_order else solution.select(order.argsort())
 
     def _solve_part(self, network: LayeredNetwork) -> FlowSolution:
-        with WORKSPACE.frame():
+        with WORKSPACE.frame(_BYTES_AN_EDGE * network.capacity.numel() + _MORE_BYTES):
             # A sixth of the time of many small operations is autograd's.
             with torch.inference_mode():
                 bound = network.node_bound()

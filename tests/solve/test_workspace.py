@@ -20,7 +20,7 @@ def addresses(array):
 
 
 def take_three(workspace):
-    with workspace.frame():
+    with workspace.frame(1024):
         first = workspace.empty((3, 5), like=torch.empty(0, dtype=torch.float64))
         with workspace.frame():
             inner = workspace.empty((100,), like=torch.empty(0))
@@ -37,10 +37,9 @@ def test_arrays_have_the_shape_and_dtype_asked_for(workspace):
 
 
 def test_memory_of_a_frame_is_used_again_after_it_and_not_within(workspace):
-    take_three(workspace)
-    kept = take_three(workspace)
+    before = take_three(workspace)
     again = take_three(workspace)
-    assert [a.data_ptr() for a in kept] == [a.data_ptr() for a in again]
+    assert [a.data_ptr() for a in before] == [a.data_ptr() for a in again]
     first, inner, second = map(addresses, again)
     assert inner.start == second.start
     assert first.stop <= second.start
@@ -48,11 +47,10 @@ def test_memory_of_a_frame_is_used_again_after_it_and_not_within(workspace):
 
 def test_memory_is_taken_back_after_an_error(workspace):
     def fail():
-        with workspace.frame():
+        with workspace.frame(1024):
             workspace.empty((10,), like=torch.empty(0))
             raise RuntimeError("wrong")
 
-    take_three(workspace)
     before, *_ = take_three(workspace)
     with pytest.raises(RuntimeError, match="wrong"):
         fail()
@@ -66,6 +64,26 @@ def test_no_more_than_the_limit_is_kept(workspace, monkeypatch):
         first, inner, _ = take_three(workspace)
         assert inner.untyped_storage().nbytes() == inner.nbytes
     assert first.untyped_storage().nbytes() == 128
+
+
+@pytest.mark.parametrize("size", [(2, 8, 2), (3, 96, 1), (3, 96, 3)])
+def test_a_solve_takes_no_more_than_it_announces(monkeypatch, size):
+    n_layers, n_tokens, n_networks = size
+    network = attention_network(n_layers, n_tokens, n_networks=n_networks)
+    network.capacity[:, 0, 0, 0] = torch.inf
+    handed_out = []
+    empty = Workspace.empty
+
+    def watch(self, shape, like):
+        array = empty(self, shape, like)
+        handed_out.append(array.untyped_storage().data_ptr())
+        return array
+
+    monkeypatch.setattr(Workspace, "empty", watch)
+    workspace = _workspace.WORKSPACE
+    monkeypatch.setattr(workspace, "_memory", torch.empty(0, dtype=torch.uint8))
+    solve_flow(network)
+    assert set(handed_out) == {workspace._memory.data_ptr()}
 
 
 def test_no_answer_shares_the_workspace():
