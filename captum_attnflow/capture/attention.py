@@ -28,6 +28,7 @@ from captum_attnflow.capture.record import (
 from captum_attnflow.capture.streams import Stack, find_stacks
 from captum_attnflow.capture.support import why_none_is_found
 from captum_attnflow.capture.watched_layer import LayerCalls
+from captum_attnflow.targets import target_of_rows
 
 
 def capture_attention(
@@ -127,7 +128,12 @@ def capture_targets(
     points = [] if path is None else [path.points_entered()]
     for number, target in enumerate(targets):
         with torch.enable_grad():
-            selected = _select_output(output, target, inputs[0].shape[0])
+            selected = _select_output(
+                output,
+                target,
+                n_rows=len(inputs[0]),
+                n_examples=len(inputs[0]) if path is None else path.n_examples,
+            )
             _refuse_maps_without_gradient(probed)
             of_all = torch.autograd.grad(
                 torch.unbind(selected),
@@ -183,7 +189,9 @@ def _run(
     return output
 
 
-def _select_output(output: Any, target: TargetType, n_rows: int) -> Tensor:
+def _select_output(
+    output: Any, target: TargetType, n_rows: int, n_examples: int
+) -> Tensor:
     if not isinstance(output, Tensor):
         raise ValueError(
             f"forward_func returned a {type(output).__name__}; Captum needs a tensor. "
@@ -195,19 +203,21 @@ def _select_output(output: Any, target: TargetType, n_rows: int) -> Tensor:
             f"forward_func returned shape {shape} for {n_rows} inputs; the first "
             "dimension must be the batch, one row per input"
         )
+    # The caller knows of the examples, not of the points of their paths.
+    given, shape = target_of_rows(target, slice(n_examples)), (n_examples, *shape[1:])
     try:
         selected = _select_targets(output, target)
     except (AssertionError, IndexError, RuntimeError) as error:
         raise ValueError(
-            f"target={target!r} does not select from an output of shape {shape}: "
+            f"target={given!r} does not select from an output of shape {shape}: "
             f"{error}. Give one index per example into the dimensions after the first "
             f"(for classes: 0 to {shape[-1] - 1})"
         ) from error
     if selected[0].numel() != 1:
         raise ValueError(
-            f"target={target!r} leaves shape {tuple(selected.shape)} of the output "
-            f"{shape}; one number per example is needed. Pass target, for example the "
-            "predicted class: output.argmax(-1)"
+            f"target={given!r} leaves shape {(n_examples, *selected.shape[1:])} of the "
+            f"output {shape}; one number per example is needed. Pass target, for "
+            "example the predicted class: output.argmax(-1)"
         )
     if not selected.requires_grad:
         raise ValueError(

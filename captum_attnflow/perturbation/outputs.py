@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index as as_index
 from typing import Any
 
 import torch
@@ -20,6 +21,9 @@ def targets_of_texts(target: TargetType, n_texts: int) -> list[Target] | None:
     Args:
         target (int, tuple, Tensor or list, optional): As in ``IntegratedGradients``.
         n_texts (int): Texts in the batch.
+
+    Raises:
+        ValueError: If the targets are not one per text, or no indices.
     """
     if target is None:
         return None
@@ -29,7 +33,16 @@ def targets_of_texts(target: TargetType, n_texts: int) -> list[Target] | None:
             f"{len(each)} targets were given for {n_texts} texts; give one per text, "
             "or one for all"
         )
-    return [index if isinstance(index, tuple) else (int(index),) for index in each]
+    try:
+        return [
+            tuple(map(as_index, index if isinstance(index, tuple) else (index,)))
+            for index in each
+        ]
+    except TypeError as error:
+        raise ValueError(
+            f"target={target!r} is no index: {error}. Give an integer, a tuple of "
+            "integers, or a list or tensor of one for each text"
+        ) from error
 
 
 def select_classes(

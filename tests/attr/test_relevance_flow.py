@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import weakref
 
 import networkx as nx
@@ -94,6 +95,12 @@ class TestDirectEdges:
         with pytest.raises(ValueError, match="target"):
             LayerRelevanceFlow(forward, layer).attribute(token_ids(2, 6), 3, target=9)
         assert len(layer._forward_hooks) == before
+
+    @pytest.mark.parametrize("target", [[0, 9], torch.tensor([0, 9])])
+    def test_a_wrong_target_is_told_as_it_was_given(self, forward, target):
+        told = rf"target={re.escape(repr(target))} .* output of shape \(2, 2\)"
+        with pytest.raises(ValueError, match=told):
+            RelevanceFlow(forward).attribute(token_ids(2, 6), 3, target=target)
 
     def test_embeddings_as_inputs_are_moved_themselves(self, model):
         embeddings = model.bert.embeddings.word_embeddings(token_ids(2, 6)).detach()

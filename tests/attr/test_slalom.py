@@ -780,6 +780,11 @@ class TestRefusals:
         with pytest.raises(ValueError, match="target"):
             SLALOM(exact).attribute(token_ids(1, 5), target=target)
 
+    @pytest.mark.parametrize("target", ["x", 1.5, ("a",), [1.5], torch.tensor(1.5)])
+    def test_target_that_is_no_index(self, target):
+        with pytest.raises(ValueError, match=r"target=.* is no index"):
+            SLALOM(exact).attribute(token_ids(1, 5), target=target)
+
     def test_text_of_special_tokens_only(self):
         ids = torch.tensor([[1, 5, 2], [1, 2, 2]])
         with pytest.raises(ValueError, match=r"text 2 of 2 has only special tokens"):
