@@ -1,7 +1,10 @@
 """The command line: the library's functions, from the shell."""
 
+from typing import Annotated
+
 import typer
 
+from captum_attnflow._version import __version__
 from captum_attnflow.cli.explain import explain
 from captum_attnflow.cli.study import study
 
@@ -15,6 +18,22 @@ app.command()(explain)
 app.command()(study)
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(__version__)
+        raise typer.Exit
+
+
 @app.callback()
-def _main() -> None:
+def _main(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the version and exit.",
+            callback=_print_version,
+            is_eager=True,
+        ),
+    ] = False,
+) -> None:
     """Attention flow attributions for transformers."""
