@@ -78,9 +78,14 @@ def coloured_tokens(tokens: Sequence[str], scores: Sequence[float]) -> Text:
     text = Text()
     for token, share in zip(tokens, relative(scores), strict=True):
         text.append(f" {printable(token)} ", f"black on {colour(share)}")
+    return text.append(f"\n{highest(tokens, scores)}")
+
+
+def highest(tokens: Sequence[str], scores: Sequence[float]) -> str:
+    """Name the tokens of the highest scores, with their scores."""
     ranked = sorted(zip(scores, tokens, strict=True), reverse=True)
     top = [f"{printable(token)} {score:.3g}" for score, token in ranked]
-    return text.append(f"\nhighest: {', '.join(top[:_N_TOP_TOKENS]) or 'no token'}")
+    return f"highest: {', '.join(top[:_N_TOP_TOKENS]) or 'no token'}"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from rich.text import Text
 from torch import Tensor
 
-from captum_attnflow.display.tokens import colour, escaped, printable
+from captum_attnflow.display.tokens import colour, escaped, highest, printable
 from captum_attnflow.visualization.figures import shown_in_notebooks
 from captum_attnflow.visualization.fonts import Label, drawable, label_widths, shortened
 
@@ -122,12 +122,15 @@ class TokenMatrix:
 
     def __rich__(self) -> Text:
         lines = []
-        for output, shares in zip(self.output_tokens, self.shares, strict=True):
+        for output, scores, shares in zip(
+            self.output_tokens, self.scores, self.shares, strict=True
+        ):
+            seen = np.flatnonzero(~np.isnan(scores))
+            tokens = [self.input_tokens[column] for column in seen]
             line = Text().append(f"{printable(output)}: ", "bold")
-            for token, share in zip(self.input_tokens, shares, strict=True):
-                if not np.isnan(share):
-                    line.append(f" {printable(token)} ", f"black on {colour(share)}")
-            lines.append(line)
+            for token, share in zip(tokens, shares[seen], strict=True):
+                line.append(f" {printable(token)} ", f"black on {colour(share)}")
+            lines.append(line.append(f"\n  {highest(tokens, scores[seen])}"))
         return Text("\n").join(lines)
 
 
@@ -195,8 +198,8 @@ def token_matrix(
         >>> matrix.scores
         array([[ 0.5 ,   nan],
                [ 0.25, -1.  ]])
-        >>> matrix.__rich__().plain.splitlines()
-        ['fun:  so ', 'ny:  so  fun ']
+        >>> matrix.__rich__().plain.splitlines()[-2:]
+        ['ny:  so  fun ', '  highest: so 0.25, fun -1']
     """
     shape = (len(output_tokens), len(input_tokens))
     if tuple(attributions.shape) != shape:

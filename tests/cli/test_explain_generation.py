@@ -34,7 +34,7 @@ def test_a_prompt_is_continued_and_every_step_is_a_row(run):
     lines = run("7 8 9", "--max-new-tokens", "3").stdout.splitlines()
     assert lines[0] == f"7 8 9 | {found['generated']}"
     for step, (line, token) in enumerate(
-        zip(lines[1:], found["generated_tokens"], strict=True)
+        zip(lines[1::2], found["generated_tokens"], strict=True)
     ):
         assert line.split() == [f"{token}:", *found["tokens"][: 3 + step]]
 

@@ -21,13 +21,23 @@ def test_what_comes_after_a_token_is_blank():
         [False, False, False, False, False],
     ]
     assert matrix._repr_html_().count('class="blank"') == 3 + 1  # and the corner
-    assert [line.split() for line in matrix.__rich__().plain.splitlines()] == [
+    lines = matrix.__rich__().plain.splitlines()
+    assert [line.split() for line in lines[::2]] == [
         ["time:", "Once", "upon", "a"],
         ["there:", "Once", "upon", "a", "time"],
         ["was:", "Once", "upon", "a", "time", "there"],
     ]
     numbers = [text.get_text() for text in matrix.figure().axes[0].texts]
     assert numbers == ["1"] * 12
+
+
+def test_the_terminal_names_the_highest_scores_of_every_row():
+    scores = torch.tensor([[0.5, -2.0, 7.0], [0.25, 1.0, 3.0]])
+    matrix = token_matrix(scores, ["a", "b", "c"], ["c", "d"], n_prompt=2)
+    assert matrix.__rich__().plain.splitlines()[1::2] == [
+        "  highest: a 0.5, b -2",
+        "  highest: c 3, b 1, a 0.25",
+    ]
 
 
 def test_scores_are_coloured_relative_to_the_largest_of_the_matrix():
