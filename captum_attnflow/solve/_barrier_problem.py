@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from captum_attnflow.network import LayeredNetwork
-from captum_attnflow.solve._workspace import WORKSPACE
+from captum_attnflow.solve._workspace import workspace
 
 # Room of an edge that never binds, and the inverse of the flow on one that is missing,
 # in units of the value; less in float32, which holds capacities down to the last.
@@ -41,7 +41,7 @@ class Problem:
         terminals = torch.cat([network.source, network.sink], 1)
         scale = bound.sum(-1).amin(-1)
         n_inner, n_edges = inner.shape[1], inner.shape[1] + terminals.shape[1]
-        alive, capacity = WORKSPACE.empty((2, len(inner), n_edges), like=inner)
+        alive, capacity = workspace().empty((2, len(inner), n_edges), like=inner)
         torch.sign(inner, out=alive[:, :n_inner])
         alive[:, n_inner:] = terminals
         torch.div(inner, scale[:, None], out=capacity[:, :n_inner])
@@ -73,7 +73,7 @@ class Problem:
     def single(self) -> Problem:
         """The same problem in float32."""
         like = self.capacity.new_empty(0, dtype=torch.float32)
-        alive, capacity = WORKSPACE.empty((2, *self.capacity.shape), like=like)
+        alive, capacity = workspace().empty((2, *self.capacity.shape), like=like)
         return replace(
             self,
             capacity=capacity.copy_(self.capacity).clamp_max_(_UNLIMITED_SINGLE),
@@ -96,7 +96,10 @@ class Problem:
 
 @dataclass
 class State:
-    """Flow and room, and what a unit more of flow costs in each: ``z`` and ``-s``."""
+    """Flow and room left, and what a unit more of flow costs in each.
+
+    The second of each two has a sign, so that a change of flow changes both alike.
+    """
 
     room: Tensor  # (2, B, E): x and -y, kept apart since x - u cancels
     price: Tensor  # (2, B, E): z and -s, at the optimum mu times the barrier's gradient
@@ -106,7 +109,7 @@ class State:
     def empty(problem: Problem) -> State:
         """A state that is still to be filled, in the workspace."""
         capacity = problem.capacity
-        room, price = WORKSPACE.empty((2, 2, *capacity.shape), like=capacity)
+        room, price = workspace().empty((2, 2, *capacity.shape), like=capacity)
         nodes = (len(capacity), problem.n_layers + 1, problem.n_tokens)
         return State(room, price, capacity.new_empty(nodes))
 
@@ -121,15 +124,15 @@ class State:
     def refine(self, coarse: State, problem: Problem) -> None:
         """Take over a state of less precision.
 
-        Flow and room sum to the capacity again, the smaller of the two being kept.
+        ``x`` and ``y`` sum to the capacity again, the smaller of the two being kept.
         """
         flow, left = self.room.copy_(coarse.room)
         price = self.price.copy_(coarse.price)
         self.p.copy_(coarse.p)
         # An edge that never binds has more room now.
         price[1].mul_(left)
-        with WORKSPACE.frame():
-            spare = WORKSPACE.empty(flow.shape, like=flow)
+        with workspace().frame():
+            spare = workspace().empty(flow.shape, like=flow)
             flow_is_less = torch.add(flow, left, out=spare) <= 0
             torch.sub(flow, problem.capacity, out=spare)
             torch.where(flow_is_less, spare, left, out=left)

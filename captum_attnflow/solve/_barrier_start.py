@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from captum_attnflow.solve._barrier_problem import Problem, State
-from captum_attnflow.solve._workspace import WORKSPACE
+from captum_attnflow.solve._workspace import workspace
 
 # All chosen for the fewest iterations on random networks and on those of two trained
 # classifiers. A flow that reaches this share of the bound of the value within the
@@ -34,8 +34,8 @@ def start(problem: Problem, bound: Tensor, state: State) -> None:
         bound (Tensor): Shape ``(B, L + 1, T)``, their ``node_bound()``.
         state (State): Overwritten.
     """
-    with WORKSPACE.frame():
-        spare = WORKSPACE.empty((2, *problem.capacity.shape), like=problem.capacity)
+    with workspace().frame():
+        spare = workspace().empty((2, *problem.capacity.shape), like=problem.capacity)
         fits = _fill_flow(problem, bound, state.room[0], spare)
         rises = _rises(problem, state.room[0], fits, spare[0])
         potential = rises.cumsum(1)[:, :-1] - 1

@@ -55,9 +55,16 @@ class EdgeBlock:
             problem.n_tokens,
         )
         self._has_terminals = edges.stop == problem.capacity.shape[1]
-        self._tails = (slice(None), layers)
-        self._heads = (slice(None), slice(layers.start + 1, layers.stop + 1), heads)
-        self._per_tail, self._per_head = (*self._tails, None), (*self._heads, None)
+        self._tail_nodes = (slice(None), layers)
+        self._head_nodes = (
+            slice(None),
+            slice(layers.start + 1, layers.stop + 1),
+            heads,
+        )
+        self._per_tail, self._per_head = (
+            (*self._tail_nodes, None),
+            (*self._head_nodes, None),
+        )
         self._alive = problem.alive[:, edges]
         self._room, self._price = state.room[..., edges], state.price[..., edges]
         self._push = arrays[:2, :, edges]
@@ -164,8 +171,8 @@ class EdgeBlock:
 
     def _add_divergence(self, flow: tuple[Tensor, ...], divergence: Tensor) -> None:
         inner, source, sink = flow
-        divergence[self._heads].add_(inner.sum(-1))
-        divergence[self._tails].sub_(inner.sum(-2))
+        divergence[self._head_nodes].add_(inner.sum(-1))
+        divergence[self._tail_nodes].sub_(inner.sum(-2))
         if self._has_terminals:
             divergence[:, 0].add_(source)
             divergence[:, -1].sub_(sink)

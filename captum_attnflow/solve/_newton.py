@@ -10,7 +10,7 @@ from torch import Tensor
 from captum_attnflow.solve._barrier_problem import Problem, State
 from captum_attnflow.solve._edge_block import EdgeBlock, cut
 from captum_attnflow.solve._laplacian import Laplacian
-from captum_attnflow.solve._workspace import WORKSPACE
+from captum_attnflow.solve._workspace import workspace
 
 _STEP_SHARE = 0.999
 # Imbalance at a node, in shares of the value: in the answer, left by a predictor, left
@@ -28,9 +28,10 @@ _MOST_STALLED = 4
 _TOKENS_PER_STALLED = 128
 # From a mu of this many targets on, steps only centre.
 _NEAR = 2.0
-# Relative change of a flow or multiplier in the step before the last, at most.
+# Relative change of a flow or multiplier in the step before the last, at most. A step
+# that changes more than this does not end centred, and is not asked whether it does.
 _LAST_FALL = 0.18
-# Of an array, in a block of edges.
+# Of an array, in a block of edges; for the cache of a CPU.
 _BLOCK_BYTES = 1 << 21
 # From this many tokens on, iterating is cheaper than factoring.
 _ITERATIVE_FROM_TOKENS = 48
@@ -60,12 +61,14 @@ class Newton:
         self._early_accuracy = _EARLY_ACCURACY
         self._fall = torch.ones_like(self.stalled)  # largest share of a variable used
         shape, like = problem.capacity.shape, problem.capacity
-        places = cut(problem, _BLOCK_BYTES // like.element_size())
+        on_cpu = like.device.type == "cpu"
+        at_once = _BLOCK_BYTES // like.element_size() if on_cpu else shape.numel()
+        places = cut(problem, at_once)
         n_arrays = 4 * shape.numel()
         longest = max(place.edges.stop - place.edges.start for place in places)
         n_spare = 2 * longest * shape[0]
         if memory is None or memory.numel() < n_arrays + n_spare:
-            memory = WORKSPACE.empty((n_arrays + n_spare,), like=like)
+            memory = workspace().empty((n_arrays + n_spare,), like=like)
         self._memory = memory
         arrays = memory[:n_arrays].view(4, *shape)
         spare = memory[n_arrays:]

@@ -14,16 +14,16 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-# A thread that needs more at a time keeps none of what is beyond.
+# Of what is needed at a time, no more is kept.
 _MOST_KEPT_BYTES = 1 << 27
 _ALIGNMENT = 64
 
 
-class Workspace(threading.local):
+class Workspace:
     """Hands out uninitialised arrays, and takes those of a frame back at its end.
 
-    Of what the largest frame of a thread asked for, up to 128 MiB of the CPU's memory
-    are kept for the next one. Everything else is ordinary memory.
+    Of what the largest frame asked for, up to 128 MiB of the CPU's memory are kept for
+    the next one. Everything else is ordinary memory.
     """
 
     def __init__(self) -> None:
@@ -60,4 +60,14 @@ class Workspace(threading.local):
         return self._memory[start:end].view(like.dtype).view(shape)
 
 
-WORKSPACE = Workspace()
+class _Thread(threading.local):
+    def __init__(self) -> None:
+        self.workspace = Workspace()
+
+
+_THREAD = _Thread()
+
+
+def workspace() -> Workspace:
+    """Return the workspace of this thread."""
+    return _THREAD.workspace

@@ -30,14 +30,14 @@ from captum_attnflow.network import LayeredNetwork
 from captum_attnflow.solve._barrier_problem import Problem, State
 from captum_attnflow.solve._barrier_start import start
 from captum_attnflow.solve._newton import Newton
-from captum_attnflow.solve._workspace import WORKSPACE
+from captum_attnflow.solve._workspace import workspace
 from captum_attnflow.solve.solution import FlowError, FlowSolution, certified
 
 # Edges whose arrays a processor's cache holds; more at once take longer each.
 _CACHED_EDGES = 1 << 18
-# What a solve takes from the workspace, by the edge and for terminals.
+# What a solve takes from the workspace, by the edge and for gaps between arrays.
 _BYTES_AN_EDGE = 104
-_MORE_BYTES = 1 << 16
+_MORE_BYTES = 1 << 12
 # Steps far from the optimum are made in float32, where the arrays are large enough for
 # memory to be what they wait for: until the gap is this share of the value, or so many
 # steps on end gain little.
@@ -64,7 +64,7 @@ class BarrierSolver:
             from ``mu`` in the answer, positive.
         max_iterations (int): Newton systems to solve before giving up, positive.
         max_edges (int): Edges solved at once, positive; larger batches are solved in
-            parts, to bound memory at about 200 bytes an edge. A CPU solves fewer at
+            parts, to bound memory at about 120 bytes an edge. A CPU solves fewer at
             once where that serves its cache.
 
     Raises:
@@ -88,6 +88,7 @@ class BarrierSolver:
                 f"tolerance={self.tolerance} must be positive"
             )
 
+    @torch.no_grad()
     def solve(self, network: LayeredNetwork) -> FlowSolution:
         """Solve a batch of trimmed networks, each with a path to the sink.
 
@@ -116,9 +117,9 @@ class BarrierSolver:
         return solution if in_order else solution.select(order.argsort())
 
     def _solve_part(self, network: LayeredNetwork) -> FlowSolution:
-        with WORKSPACE.frame(_BYTES_AN_EDGE * network.capacity.numel() + _MORE_BYTES):
-            # A sixth of the time of many small operations is autograd's.
-            with torch.inference_mode():
+        n_edges = network.capacity.numel() + 2 * network.source.numel()
+        with workspace().frame(_BYTES_AN_EDGE * n_edges + _MORE_BYTES):
+            with _untracked():
                 bound = network.node_bound()
                 problem = Problem.of(network, bound)
                 iterations = torch.zeros_like(problem.scale, dtype=torch.int64)
@@ -134,7 +135,7 @@ class BarrierSolver:
         if problem.n_tokens < _SINGLE_FROM_TOKENS or not problem.fits_single:
             start(problem, bound, state)
             return
-        with WORKSPACE.frame():
+        with workspace().frame():
             single = problem.single()
             coarse = State.empty(single)
             start(single, bound, coarse)
@@ -143,7 +144,7 @@ class BarrierSolver:
             state.refine(coarse, problem)
         astray = ~(state.is_interior() & (_gap(problem, state, state.product()) < gap))
         if bool(astray.any()):
-            with WORKSPACE.frame():
+            with workspace().frame():
                 fresh = State.empty(problem)
                 start(problem, bound, fresh)
                 state.put(astray, fresh.select(astray))
@@ -200,6 +201,15 @@ class BarrierSolver:
         return self.epsilon * problem.value(newton.state.room[0]) / problem.n_terms
 
 
+def _untracked() -> torch.no_grad | torch.inference_mode:
+    """Switch autograd off, by inference mode, which saves a sixth of the time.
+
+    Not within a transform of ``torch.func``, which does not know inference tensors.
+    """
+    transformed = torch._C._functorch.maybe_current_level() is not None
+    return torch.no_grad() if transformed else torch.inference_mode()
+
+
 def _parts(edges: list[int], at_once: int) -> list[int]:
     """Cut networks, ordered by their edges, into parts of at most so many or of one."""
     lengths: list[int] = []
@@ -223,7 +233,7 @@ def _solution(
     mu: Tensor,
     iterations: Tensor,
 ) -> FlowSolution:
-    edges = WORKSPACE.empty(problem.alive.shape, like=problem.alive)
+    edges = workspace().empty(problem.alive.shape, like=problem.alive)
     torch.mul(state.room[0], problem.alive, out=edges).mul_(problem.scale[:, None])
     flow, source_flow, sink_flow = problem.split(edges)
     return certified(

@@ -70,6 +70,7 @@ def test_steps_in_float32_that_gain_nothing_are_few_and_lose_nothing(monkeypatch
     monkeypatch.setattr(barrier, "_SINGLE_FROM_TOKENS", 48)
     monkeypatch.setattr(barrier, "_SINGLE_GAP", 1e-12)
     solution = solve_flow(network)
+    # Rounding decides how soon float32 lets go of each network.
     assert solution.iterations.sum() <= 2 * expected.iterations.sum()
     assert_same_scores(solution, expected)
 
@@ -320,10 +321,40 @@ def test_a_solve_under_inference_mode_leaves_nothing_behind_for_others():
     torch.testing.assert_close(first, second)
 
 
-@pytest.mark.parametrize("solve", [solve_flow, solve_sources])
+def test_answers_are_ordinary_tensors():
+    for network in (attention_network(2, 8), attention_network(2, 8, n_networks=3)):
+        for name, value in vars(solve_flow(network)).items():
+            assert not value.is_inference(), name
+
+
+@pytest.mark.parametrize("of_capacity", [False, True])
+def test_a_solve_may_stand_within_a_functional_transform(of_capacity):
+    network = attention_network(2, 8)
+    expected = solve_flow(network).source_flow
+
+    def weighted(weight):
+        scale = 1 + 0 * weight.sum() if of_capacity else 1.0
+        scaled = replace(network, capacity=network.capacity * scale)
+        return (weight * solve_flow(scaled).source_flow).sum()
+
+    weight = torch.rand_like(expected)
+    torch.testing.assert_close(torch.func.grad(weighted)(weight), expected)
+    _, along = torch.func.jvp(weighted, (weight,), (torch.ones_like(weight),))
+    torch.testing.assert_close(along, expected.sum())
+
+
+def test_a_solve_may_stand_within_a_compiled_function():
+    network = attention_network(2, 8)
+    expected = solve_flow(network).value
+    compiled = torch.compile(lambda x: x * solve_flow(network).value, backend="eager")
+    torch.testing.assert_close(compiled(torch.tensor(2.0)), 2 * expected)
+
+
+@pytest.mark.parametrize("solve", [solve_flow, solve_sources, BarrierSolver().solve])
 def test_capacities_may_belong_to_a_graph(solve):
     network = attention_network(2, 8)
     expected = solve(network).value
-    value = solve(replace(network, capacity=network.capacity.requires_grad_())).value
-    assert not value.requires_grad
-    torch.testing.assert_close(value, expected)
+    network = replace(network, capacity=network.capacity.requires_grad_())
+    solution = solve(network)
+    assert not any(value.requires_grad for value in vars(solution).values())
+    torch.testing.assert_close(solution.value, expected)

@@ -58,6 +58,31 @@ def test_memory_is_taken_back_after_an_error(workspace):
     assert after.data_ptr() == before.data_ptr()
 
 
+def test_arrays_start_at_cache_lines_of_their_own(workspace):
+    with workspace.frame(1024):
+        first = workspace.empty((3,), like=torch.empty(0))
+        second = workspace.empty((3,), like=torch.empty(0))
+    assert second.data_ptr() - first.data_ptr() == 64
+
+
+def test_a_frame_within_another_takes_what_is_there(workspace):
+    with workspace.frame(64):
+        outer = workspace.empty((16,), like=torch.empty(0))
+        with workspace.frame(1024):
+            inner = workspace.empty((16,), like=torch.empty(0))
+        with workspace.frame(1024):
+            pass
+    assert inner.untyped_storage().nbytes() == inner.nbytes
+    assert take_three(workspace)[0].data_ptr() != outer.data_ptr()
+
+
+def test_memory_made_under_inference_mode_serves_others(workspace):
+    with torch.inference_mode():
+        take_three(workspace)
+    first, *_ = take_three(workspace)
+    first.fill_(1.0).requires_grad_()
+
+
 def test_no_more_than_the_limit_is_kept(workspace, monkeypatch):
     monkeypatch.setattr(_workspace, "_MOST_KEPT_BYTES", 128)
     for _ in range(2):
@@ -66,7 +91,7 @@ def test_no_more_than_the_limit_is_kept(workspace, monkeypatch):
     assert first.untyped_storage().nbytes() == 128
 
 
-@pytest.mark.parametrize("size", [(2, 8, 2), (3, 96, 1), (3, 96, 3)])
+@pytest.mark.parametrize("size", [(2, 8, 2), (2, 4, 1000), (3, 96, 1), (3, 96, 3)])
 def test_a_solve_takes_no_more_than_it_announces(monkeypatch, size):
     n_layers, n_tokens, n_networks = size
     network = attention_network(n_layers, n_tokens, n_networks=n_networks)
@@ -80,7 +105,7 @@ def test_a_solve_takes_no_more_than_it_announces(monkeypatch, size):
         return array
 
     monkeypatch.setattr(Workspace, "empty", watch)
-    workspace = _workspace.WORKSPACE
+    workspace = _workspace.workspace()
     monkeypatch.setattr(workspace, "_memory", torch.empty(0, dtype=torch.uint8))
     solve_flow(network)
     assert set(handed_out) == {workspace._memory.data_ptr()}
@@ -90,6 +115,6 @@ def test_no_answer_shares_the_workspace():
     for _ in range(2):
         solution = solve_flow(attention_network(3, 8, n_networks=2))
     before = {name: value.clone() for name, value in vars(solution).items()}
-    _workspace.WORKSPACE._memory.fill_(255)
+    _workspace.workspace()._memory.fill_(255)
     for name, value in vars(solution).items():
         torch.testing.assert_close(value, before[name], msg=name)
