@@ -29,6 +29,7 @@ class Workspace:
     def __init__(self) -> None:
         self._memory = torch.empty(0, dtype=torch.uint8, device="cpu")
         self._used = 0
+        self._n_frames = 0
 
     @contextmanager
     def frame(self, n_bytes: int = 0) -> Iterator[None]:
@@ -41,20 +42,26 @@ class Workspace:
         """
         before = self._used
         needed = min(n_bytes, _MOST_KEPT_BYTES)
-        if not before and self._memory.numel() < needed:
+        if not self._n_frames and self._memory.numel() < needed:
             # Whoever is first may work under inference mode, and others not.
             with torch.inference_mode(False):
                 self._memory = torch.empty(needed, dtype=torch.uint8, device="cpu")
+        self._n_frames += 1
         try:
             yield
         finally:
+            self._n_frames -= 1
             self._used = before
 
     def empty(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Return an array of a shape, with the dtype and the device of another."""
+        """Return an array of a shape, with the dtype and the device of another.
+
+        Outside of all frames it is ordinary memory.
+        """
         start = self._used
         end = start + math.prod(shape) * like.element_size()
-        if like.device.type != "cpu" or end > self._memory.numel():
+        is_kept = self._n_frames and end <= self._memory.numel()
+        if like.device.type != "cpu" or not is_kept:
             return like.new_empty(shape)
         self._used = -(-end // _ALIGNMENT) * _ALIGNMENT
         return self._memory[start:end].view(like.dtype).view(shape)

@@ -76,6 +76,15 @@ def test_a_frame_within_another_takes_what_is_there(workspace):
     assert take_three(workspace)[0].data_ptr() != outer.data_ptr()
 
 
+def test_an_array_outside_of_all_frames_is_its_own(workspace):
+    take_three(workspace)
+    alone = workspace.empty((16,), like=torch.empty(0))
+    assert alone.untyped_storage().nbytes() == alone.nbytes
+    with workspace.frame(2048):
+        array = workspace.empty((512,), like=torch.empty(0))
+    assert array.untyped_storage().nbytes() == 2048
+
+
 def test_memory_made_under_inference_mode_serves_others(workspace):
     with torch.inference_mode():
         take_three(workspace)
