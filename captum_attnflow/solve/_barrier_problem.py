@@ -84,11 +84,7 @@ class Problem:
 
     def split(self, edges: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Views of the inner edges and of those of the source and of the sink."""
-        inner, source, sink = edges.split(
-            [edges.shape[1] - 2 * self.n_tokens, self.n_tokens, self.n_tokens], 1
-        )
-        shape = (len(edges), self.n_layers, self.n_tokens, self.n_tokens)
-        return inner.view(shape), source, sink
+        return split(edges, (self.n_layers, self.n_tokens, self.n_tokens))
 
     def value(self, flow: Tensor) -> Tensor:
         return flow[:, -self.n_tokens :].sum(1)
@@ -148,8 +144,22 @@ class State:
 
     def product(self) -> Tensor:
         """Mean complementarity product."""
-        total = dot(self.room[0], self.price[0]) + dot(self.room[1], self.price[1])
-        return total / (2 * self.room.shape[-1])
+        return total_product(self.room, self.price) / (2 * self.room.shape[-1])
+
+
+def split(
+    edges: Tensor, shape: tuple[int, int, int], has_terminals: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Views of flat edges: the inner ones in a shape, the source's and the sink's."""
+    n_terminals = shape[-1] if has_terminals else 0
+    n_inner = edges.shape[1] - 2 * n_terminals
+    inner, source, sink = edges.split([n_inner, n_terminals, n_terminals], 1)
+    return inner.unflatten(1, shape), source, sink
+
+
+def total_product(room: Tensor, price: Tensor) -> Tensor:
+    """Sum of the complementarity products of each network, ``(B,)``."""
+    return dot(room[0], price[0]) + dot(room[1], price[1])
 
 
 def dot(left: Tensor, right: Tensor) -> Tensor:

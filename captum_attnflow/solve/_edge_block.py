@@ -12,7 +12,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from captum_attnflow.solve._barrier_problem import Problem, State, dot
+from captum_attnflow.solve._barrier_problem import (
+    Problem,
+    State,
+    dot,
+    split,
+    total_product,
+)
 
 
 @dataclass(frozen=True)
@@ -49,11 +55,6 @@ class EdgeBlock:
         place: Place,
     ) -> None:
         layers, heads, edges = place.layers, place.heads, place.edges
-        self._shape = (
-            layers.stop - layers.start,
-            heads.stop - heads.start,
-            problem.n_tokens,
-        )
         self._has_terminals = edges.stop == problem.capacity.shape[1]
         self._tail_nodes = (slice(None), layers)
         self._head_nodes = (
@@ -72,8 +73,10 @@ class EdgeBlock:
         shape = self._room.shape
         self._ratio = spare[: shape.numel()].view(shape)
         self._rise = self._ratio[0]
+        n_layers, n_heads = layers.stop - layers.start, heads.stop - heads.start
         self._flow_parts, self._dx_parts, self._rise_parts = (
-            self._split(edges) for edges in (self._room[0], self._dx, self._rise)
+            split(part, (n_layers, n_heads, problem.n_tokens), self._has_terminals)
+            for part in (self._room[0], self._dx, self._rise)
         )
 
     def weigh(self) -> None:
@@ -145,20 +148,12 @@ class EdgeBlock:
     def measure(self, divergence: Tensor) -> Tensor:
         """Sum the complementarity products, ``(B,)``; add the flow's divergence."""
         self._add_divergence(self._flow_parts, divergence)
-        room, price = self._room, self._price
-        return dot(room[0], price[0]) + dot(room[1], price[1])
+        return total_product(self._room, self._price)
 
     def extreme_products(self) -> tuple[Tensor, Tensor]:
         """The least and the largest complementarity product, each ``(B,)``."""
         product = torch.mul(self._room, self._price, out=self._ratio)
         return product.amin(-1).amin(0), product.amax(-1).amax(0)
-
-    def _split(self, edges: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Views of the edges between tokens, of the source's and of the sink's."""
-        n_tokens = self._shape[-1] if self._has_terminals else 0
-        n_inner = edges.shape[1] - 2 * n_tokens
-        inner, source, sink = edges.split([n_inner, n_tokens, n_tokens], 1)
-        return inner.unflatten(1, self._shape), source, sink
 
     def _set_rise(
         self, potential: Tensor, at_source: float, out: tuple[Tensor, ...]

@@ -48,6 +48,7 @@ class Newton:
 
     Attributes:
         mu (Tensor): Shape ``(B,)``, mean complementarity product.
+        value (Tensor): Shape ``(B,)``, flow into the sink.
         stalled (Tensor): Shape ``(B,)``, steps on end that gained little.
     """
 
@@ -96,11 +97,11 @@ class Newton:
             off = torch.maximum(most - target, target - least)
             near &= off <= tolerance * target
         lost = self._imbalance.abs().amax((1, 2))
-        return near & (lost <= _IMBALANCE * self.problem.value(self.state.room[0]))
+        return near & (lost <= _IMBALANCE * self.value)
 
     def step(self, target: Tensor) -> None:
         """Move towards the target by a predictor-corrector or a centring step."""
-        mu, value = self.mu, self.problem.value(self.state.room[0])
+        mu, value = self.mu, self.value
         predicting = mu > _NEAR * target
         for block in self._blocks:
             block.weigh()
@@ -167,6 +168,7 @@ class Newton:
         self._imbalance = torch.zeros_like(self.state.p)
         totals = [block.measure(self._imbalance) for block in self._blocks]
         self.mu = reduce(torch.add, totals) / (2 * self.problem.capacity.shape[1])
+        self.value = self.problem.value(self.state.room[0])
 
 
 def _step_length(fall: Tensor) -> Tensor:

@@ -198,7 +198,7 @@ class BarrierSolver:
         problem, mu = newton.problem, newton.mu
         if self.mu is not None:
             return (self.mu / problem.scale).to(mu.dtype)
-        return self.epsilon * problem.value(newton.state.room[0]) / problem.n_terms
+        return self.epsilon * newton.value / problem.n_terms
 
 
 def _untracked() -> torch.no_grad | torch.inference_mode:
