@@ -173,10 +173,11 @@ class LayeredNetwork:
             on a path of edges that never bind, where the maximum flow is unbounded.
         """
         infinity = self.capacity.new_tensor(torch.inf)
+        bounded = torch.empty_like(self.capacity[:, 0])
         arriving = [torch.where(self.source, infinity, 0.0)]
         for layer in range(self.n_layers):
-            edge = self.capacity[:, layer]
-            arriving.append(torch.minimum(edge, arriving[-1][:, None]).sum(-1))
+            torch.minimum(self.capacity[:, layer], arriving[-1][:, None], out=bounded)
+            arriving.append(bounded.sum(-1))
         return torch.minimum(torch.stack(arriving, 1), self.leaving_bound())
 
     def leaving_bound(self) -> Tensor:
@@ -187,10 +188,11 @@ class LayeredNetwork:
             path to the sink of edges that never bind.
         """
         infinity = self.capacity.new_tensor(torch.inf)
+        bounded = torch.empty_like(self.capacity[:, 0])
         leaving = [torch.where(self.sink, infinity, 0.0)]
         for layer in reversed(range(self.n_layers)):
-            edge = self.capacity[:, layer]
-            leaving.append(torch.minimum(edge, leaving[-1][..., None]).sum(-2))
+            torch.minimum(self.capacity[:, layer], leaving[-1][..., None], out=bounded)
+            leaving.append(bounded.sum(-2))
         return torch.stack(leaving[::-1], 1)
 
     def divergence(
@@ -220,8 +222,15 @@ class LayeredNetwork:
         Returns:
             Tensor: Shape ``(B,)``, an upper bound of every flow's value.
         """
-        crossing = cut[:, :-1, None, :] & ~cut[:, 1:, :, None]
-        total = torch.where(crossing, self.capacity, 0.0).sum((1, 2, 3))
+        tails, heads = cut[:, :-1].flatten(0, 1), ~cut[:, 1:].flatten(0, 1)
+        capacity = self.capacity.flatten(0, 1)
+        total = torch.bmm(capacity, tails[..., None].to(capacity.dtype))[..., 0]
+        total = torch.where(heads, total, 0.0)
+        if not bool(total.isfinite().all()):
+            # Not a product: inf * 0 is NaN.
+            crossing = tails[:, None, :] & heads[:, :, None]
+            total = torch.where(crossing, capacity, 0.0).sum(2)
+        total = total.unflatten(0, cut[:, 1:].shape[:2]).sum((1, 2))
         through_terminal = (self.source & ~cut[:, 0]).any(-1)
         through_terminal |= (self.sink & cut[:, -1]).any(-1)
         return torch.where(through_terminal, torch.inf, total)
