@@ -27,10 +27,11 @@ import torch
 from torch import Tensor
 
 from captum_attnflow.network import LayeredNetwork
-from captum_attnflow.solve._barrier_problem import Problem, State
-from captum_attnflow.solve._barrier_start import start
-from captum_attnflow.solve._newton import Newton
-from captum_attnflow.solve._workspace import workspace
+from captum_attnflow.solve._barrier.by_torch.passes import TorchPasses
+from captum_attnflow.solve._barrier.newton import Newton
+from captum_attnflow.solve._barrier.problem import Problem, State
+from captum_attnflow.solve._barrier.start import start
+from captum_attnflow.solve._barrier.workspace import workspace
 from captum_attnflow.solve.solution import FlowError, FlowSolution, certified
 
 # Edges whose arrays a processor's cache holds; more at once take longer each.
@@ -160,7 +161,7 @@ class BarrierSolver:
 
         Networks leave the batch when they are done.
         """
-        newton = Newton(problem, state)
+        newton = Newton(problem, state, TorchPasses)
         answer = State(**vars(state))
         running = torch.arange(len(iterations), device=iterations.device)
         reached = torch.zeros_like(problem.scale)
@@ -206,8 +207,12 @@ def _untracked() -> torch.no_grad | torch.inference_mode:
 
     Not within a transform of ``torch.func``, which does not know inference tensors.
     """
-    transformed = torch._C._functorch.maybe_current_level() is not None
-    return torch.no_grad() if transformed else torch.inference_mode()
+    return torch.no_grad() if _is_transformed() else torch.inference_mode()
+
+
+def _is_transformed() -> bool:
+    """Whether a transform of ``torch.func`` is at work, which wraps all tensors."""
+    return torch._C._functorch.maybe_current_level() is not None
 
 
 def _parts(edges: list[int], at_once: int) -> list[int]:

@@ -7,12 +7,19 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from networks import assert_same_scores, attention_network, networks
 from reference.barrier import solve_with_cvxpy
 
 from captum_attnflow import BarrierSolver, FlowError, LayeredNetwork, solve_flow
-from captum_attnflow.solve import _newton, barrier, solve_sources
+from captum_attnflow.solve import barrier, solve_sources
+from captum_attnflow.solve._barrier.by_torch import passes as torch_passes
+
+pytestmark = pytest.mark.usefixtures("passes")
+# The fixture is the same for all examples.
+ANY_NETWORK = settings(
+    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 def max_flow(network: LayeredNetwork, example: int = 0) -> float:
@@ -21,7 +28,7 @@ def max_flow(network: LayeredNetwork, example: int = 0) -> float:
     return nx.maximum_flow_value(graph, "source", "sink", flow_func=algorithm)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(ANY_NETWORK, max_examples=300)
 @given(networks())
 def test_solution_is_a_maximum_flow_on_any_network(network):
     expected = max_flow(network)
@@ -40,13 +47,13 @@ def test_solution_is_a_maximum_flow_on_any_network(network):
     assert abs(difference) <= 1e-13 * value
 
 
-@settings(max_examples=200, deadline=None)
+@settings(ANY_NETWORK, max_examples=200)
 @given(networks())
-def test_first_steps_in_float32_lead_to_a_maximum_flow_on_any_network(network):
+def test_first_steps_in_float32_lead_to_a_maximum_flow_on_any_network(passes, network):
     expected = max_flow(network)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(barrier, "_SINGLE_FROM_TOKENS", 1)
-        patch.setattr(_newton, "_ITERATIVE_FROM_TOKENS", 1)
+        patch.setattr(passes, "iterative_from_tokens", 1)
         solution = solve_flow(network)
     assert solution.value.item() == pytest.approx(expected, rel=1e-6, abs=0)
     assert solution.imbalance.item() <= 1e-9 * solution.value.item()
@@ -94,11 +101,11 @@ def pattern_network(kind: str, n_layers: int, noise: float) -> LayeredNetwork:
 @pytest.mark.parametrize("n_layers", [2, 6])
 @pytest.mark.parametrize("noise", [1e-4, 1e-6])
 def test_networks_that_do_not_mix_take_few_more_steps_than_exact_ones(
-    monkeypatch, kind, n_layers, noise
+    monkeypatch, passes, kind, n_layers, noise
 ):
     made = [pattern_network(kind, n_layers, noise) for _ in range(3)]
     solutions = [solve_flow(network) for network in made]
-    monkeypatch.setattr(_newton, "_ITERATIVE_FROM_TOKENS", 1000)
+    monkeypatch.setattr(passes, "iterative_from_tokens", 1000)
     for network, solution in zip(made, solutions, strict=True):
         direct = solve_flow(network)
         assert solution.iterations.item() <= 1.5 * direct.iterations.item() + 10
@@ -112,7 +119,7 @@ def test_blocks_of_edges_change_nothing_in_the_answer(
 ):
     batch = attention_network(5, 12, n_networks=3, read_out=read_out)
     expected = solve_flow(batch)
-    monkeypatch.setattr(_newton, "_BLOCK_BYTES", 8 * edges_of_a_block)
+    monkeypatch.setattr(torch_passes, "_BLOCK_BYTES", 8 * edges_of_a_block)
     solution = solve_flow(batch)
     assert_same_scores(solution, expected)
     torch.testing.assert_close(solution.flow, expected.flow, rtol=1e-6, atol=1e-9)

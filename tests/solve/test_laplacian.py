@@ -5,8 +5,13 @@ import torch
 from networks import assert_same_scores, attention_network
 
 from captum_attnflow import solve_flow
-from captum_attnflow.solve import _laplacian, _newton
-from captum_attnflow.solve._laplacian import Laplacian
+from captum_attnflow.solve._barrier import laplacian as module
+from captum_attnflow.solve._barrier.laplacian import Laplacian, node_sums
+
+
+def solver_of(passes, weight, source, sink, iterative=True):
+    sums = node_sums(weight, source, sink)
+    return Laplacian(weight, sums, passes.iterative_solver if iterative else None)
 
 
 def dense_laplacian(weight, source, sink):
@@ -30,13 +35,13 @@ def dense_laplacian(weight, source, sink):
 @pytest.mark.parametrize("iterative", [False, True])
 @pytest.mark.parametrize("mixing", [0.0, 1.0])
 @pytest.mark.parametrize("n_layers", [1, 2, 3, 4, 5])
-def test_solution_is_that_of_the_dense_laplacian(iterative, mixing, n_layers):
+def test_solution_is_that_of_the_dense_laplacian(passes, iterative, mixing, n_layers):
     n_tokens = 4
     shape = (2, n_layers, n_tokens, n_tokens)
     weight = mixing * torch.rand(shape).double() + torch.eye(n_tokens)
     source, sink = torch.rand(2, 2, n_tokens).double()
     right_side = torch.randn(2, n_layers + 1, n_tokens).double()
-    laplacian = Laplacian(weight, source, sink, iterative=iterative)
+    laplacian = solver_of(passes, weight, source, sink, iterative)
     tolerance = torch.full((2,), 1e-13).double()
     solution = laplacian.solve(right_side, tolerance, at_source=-2.0)
     for example in range(2):
@@ -48,50 +53,50 @@ def test_solution_is_that_of_the_dense_laplacian(iterative, mixing, n_layers):
         )
 
 
-def test_direct_solver_takes_over_where_iterations_do_not_converge(monkeypatch):
-    monkeypatch.setattr(_laplacian, "_MAX_ITERATIONS", 1)
+def test_direct_solver_takes_over_where_iterations_do_not_converge(monkeypatch, passes):
+    monkeypatch.setattr(module, "_MAX_ITERATIONS", 1)
     weight = torch.rand(1, 3, 4, 4).double() ** 8 + torch.eye(4)
     source, sink = torch.ones(2, 1, 4).double()
     right_side = torch.randn(1, 4, 4).double()
     tolerance = torch.full((1,), 1e-13).double()
-    laplacian = Laplacian(weight, source, sink, iterative=True)
+    laplacian = solver_of(passes, weight, source, sink)
     solution = laplacian.solve(right_side, tolerance)
     assert not laplacian.iterative
-    direct = Laplacian(weight, source, sink, iterative=False)
+    direct = solver_of(passes, weight, source, sink, iterative=False)
     torch.testing.assert_close(solution, direct.solve(right_side, tolerance))
 
 
-def test_the_more_tokens_the_longer_the_iterative_solver_goes_on(monkeypatch):
-    monkeypatch.setattr(_laplacian, "_MAX_ITERATIONS", 1)
+def test_the_more_tokens_the_longer_the_iterative_solver_goes_on(monkeypatch, passes):
+    monkeypatch.setattr(module, "_MAX_ITERATIONS", 1)
     weight = torch.rand(1, 3, 24, 24).double()
     source, sink = torch.ones(2, 1, 24).double()
     right_side, tolerance = torch.randn(1, 4, 24).double(), torch.tensor([1e-9])
     for tokens_per_iteration, goes_on in ((24, False), (1, True)):
-        monkeypatch.setattr(_laplacian, "_TOKENS_PER_ITERATION", tokens_per_iteration)
-        laplacian = Laplacian(weight, source, sink, iterative=True)
+        monkeypatch.setattr(module, "_TOKENS_PER_ITERATION", tokens_per_iteration)
+        laplacian = solver_of(passes, weight, source, sink)
         laplacian.solve(right_side, tolerance)
         assert laplacian.iterative == goes_on
 
 
 @pytest.mark.parametrize("read_out", [None, 0])
-def test_iterative_and_direct_solver_give_the_same_flow(monkeypatch, read_out):
+def test_iterative_and_direct_solver_give_the_same_flow(monkeypatch, passes, read_out):
     network = attention_network(4, 24, n_networks=2, read_out=read_out)
-    monkeypatch.setattr(_newton, "_ITERATIVE_FROM_TOKENS", 1)
+    monkeypatch.setattr(passes, "iterative_from_tokens", 1)
     iterative = solve_flow(network)
-    monkeypatch.setattr(_newton, "_ITERATIVE_FROM_TOKENS", 1000)
+    monkeypatch.setattr(passes, "iterative_from_tokens", 1000)
     direct = solve_flow(network)
     assert not torch.equal(iterative.flow, direct.flow)
     assert_same_scores(iterative, direct)
 
 
 @pytest.mark.parametrize("n_layers", [1, 2, 3, 4, 5])
-def test_one_iteration_solves_weights_of_rank_one(monkeypatch, n_layers):
-    monkeypatch.setattr(_laplacian, "_MAX_ITERATIONS", 1)
+def test_one_iteration_solves_weights_of_rank_one(monkeypatch, passes, n_layers):
+    monkeypatch.setattr(module, "_MAX_ITERATIONS", 1)
     n_networks, n_tokens = 3, 4
     heads = torch.rand(n_networks, n_layers, n_tokens, 1).double()
     tails = torch.rand(n_networks, n_layers, 1, n_tokens).double()
     source, sink = torch.rand(2, n_networks, n_tokens).double()
-    laplacian = Laplacian(heads * tails, source, sink, iterative=True)
+    laplacian = solver_of(passes, heads * tails, source, sink)
     right_side = torch.randn(n_networks, n_layers + 1, n_tokens).double()
     laplacian.solve(right_side, torch.full((n_networks,), 1e-10).double())
     assert laplacian.iterative

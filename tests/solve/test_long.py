@@ -9,7 +9,6 @@ import pytest
 from networks import attention_network
 
 from captum_attnflow import solve_flow
-from captum_attnflow.solve import _newton
 
 SOLVE = """
 import resource
@@ -41,11 +40,11 @@ def peak_of_a_solution(n_tokens: int) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("read_out", [None, 0])
 def test_conjugate_gradients_give_the_scores_of_block_cholesky_at_512_tokens(
-    monkeypatch, read_out
+    monkeypatch, passes, read_out
 ):
     network = attention_network(12, 512, read_out=read_out)
     scores = solve_flow(network).source_flow
-    monkeypatch.setattr(_newton, "_ITERATIVE_FROM_TOKENS", 1000)
+    monkeypatch.setattr(passes, "iterative_from_tokens", 1000)
     direct = solve_flow(network)
     error = (scores - direct.source_flow).abs().max()
     assert 0 < error <= 1e-5 * direct.source_flow.max()

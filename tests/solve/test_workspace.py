@@ -5,8 +5,8 @@ import torch
 from networks import attention_network
 
 from captum_attnflow import solve_flow
-from captum_attnflow.solve import _workspace
-from captum_attnflow.solve._workspace import Workspace
+from captum_attnflow.solve._barrier import workspace as module
+from captum_attnflow.solve._barrier.workspace import Workspace
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_memory_made_under_inference_mode_serves_others(workspace):
 
 
 def test_no_more_than_the_limit_is_kept(workspace, monkeypatch):
-    monkeypatch.setattr(_workspace, "_MOST_KEPT_BYTES", 128)
+    monkeypatch.setattr(module, "_MOST_KEPT_BYTES", 128)
     for _ in range(2):
         first, inner, _ = take_three(workspace)
         assert inner.untyped_storage().nbytes() == inner.nbytes
@@ -114,7 +114,7 @@ def test_a_solve_takes_no_more_than_it_announces(monkeypatch, size):
         return array
 
     monkeypatch.setattr(Workspace, "empty", watch)
-    workspace = _workspace.workspace()
+    workspace = module.workspace()
     monkeypatch.setattr(workspace, "_memory", torch.empty(0, dtype=torch.uint8))
     solve_flow(network)
     assert set(handed_out) == {workspace._memory.data_ptr()}
@@ -124,6 +124,6 @@ def test_no_answer_shares_the_workspace():
     for _ in range(2):
         solution = solve_flow(attention_network(3, 8, n_networks=2))
     before = {name: value.clone() for name, value in vars(solution).items()}
-    _workspace.workspace()._memory.fill_(255)
+    module.workspace()._memory.fill_(255)
     for name, value in vars(solution).items():
         torch.testing.assert_close(value, before[name], msg=name)

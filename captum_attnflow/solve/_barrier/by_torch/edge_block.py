@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from captum_attnflow.solve._barrier_problem import (
+from captum_attnflow.solve._barrier.problem import (
     Problem,
     State,
     dot,
@@ -33,9 +33,7 @@ class Place:
 class EdgeBlock:
     """The edges at one place in all arrays of a step, and the passes over them.
 
-    With ``ratio = dx / room``, whose halves belong to ``x`` and ``-y``, the Newton
-    equations reduce to ``dx = weight * (push + rise(p + dp))``, where the two pushes
-    sum to ``push``, and the rise is that of the potential along an edge.
+    See :class:`EdgePasses` for what they compute.
 
     Args:
         problem (Problem): The problem.

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from functools import reduce
-
 import torch
 from torch import Tensor
 
-from captum_attnflow.solve._barrier_problem import Problem, State
-from captum_attnflow.solve._edge_block import EdgeBlock, cut
-from captum_attnflow.solve._laplacian import Laplacian
-from captum_attnflow.solve._workspace import workspace
+from captum_attnflow.solve._barrier.laplacian import Laplacian
+from captum_attnflow.solve._barrier.passes import EdgePasses
+from captum_attnflow.solve._barrier.problem import Problem, State
 
 _STEP_SHARE = 0.999
 # Imbalance at a node, in shares of the value: in the answer, left by a predictor, left
@@ -31,10 +28,6 @@ _NEAR = 2.0
 # Relative change of a flow or multiplier in the step before the last, at most. A step
 # that changes more than this does not end centred, and is not asked whether it does.
 _LAST_FALL = 0.18
-# Of an array, in a block of edges; for the cache of a CPU.
-_BLOCK_BYTES = 1 << 21
-# From this many tokens on, iterating is cheaper than factoring.
-_ITERATIVE_FROM_TOKENS = 48
 
 
 class Newton:
@@ -43,6 +36,7 @@ class Newton:
     Args:
         problem (Problem): The problem.
         state (State): Where to start; overwritten by each step.
+        passes (type): What does the work on the edges.
         memory (Tensor, optional): Flat memory to work in; by default, or if it is not
             enough, the workspace's.
 
@@ -53,35 +47,27 @@ class Newton:
     """
 
     def __init__(
-        self, problem: Problem, state: State, memory: Tensor | None = None
+        self,
+        problem: Problem,
+        state: State,
+        passes: type[EdgePasses],
+        memory: Tensor | None = None,
     ) -> None:
         self.problem = problem
         self.state = state
         self.stalled = torch.zeros_like(problem.n_terms)
-        self._iterative = problem.n_tokens >= _ITERATIVE_FROM_TOKENS
+        self._iterative = problem.n_tokens >= passes.iterative_from_tokens
         self._early_accuracy = _EARLY_ACCURACY
         self._fall = torch.ones_like(self.stalled)  # largest share of a variable used
-        shape, like = problem.capacity.shape, problem.capacity
-        on_cpu = like.device.type == "cpu"
-        at_once = _BLOCK_BYTES // like.element_size() if on_cpu else shape.numel()
-        places = cut(problem, at_once)
-        n_arrays = 4 * shape.numel()
-        longest = max(place.edges.stop - place.edges.start for place in places)
-        n_spare = 2 * longest * shape[0]
-        if memory is None or memory.numel() < n_arrays + n_spare:
-            memory = workspace().empty((n_arrays + n_spare,), like=like)
-        self._memory = memory
-        arrays = memory[:n_arrays].view(4, *shape)
-        spare = memory[n_arrays:]
-        self._weights = problem.split(arrays[2])
-        self._blocks = [
-            EdgeBlock(problem, state, arrays, spare, place) for place in places
-        ]
-        self._measure()
+        self._passes = passes(problem, state, memory)
+        self._note(*self._passes.measure())
 
     def select(self, index: Tensor) -> Newton:
         part = Newton(
-            self.problem.select(index), self.state.select(index), self._memory
+            self.problem.select(index),
+            self.state.select(index),
+            type(self._passes),
+            self._passes.memory,
         )
         part.stalled, part._fall = self.stalled[index], self._fall[index]
         part._iterative, part._early_accuracy = self._iterative, self._early_accuracy
@@ -92,10 +78,9 @@ class Newton:
         near = (self.mu <= (1 + tolerance) * target) & (self._fall <= _LAST_FALL)
         if not bool(near.any()):
             return near
-        for block in self._blocks:
-            least, most = block.extreme_products()
-            off = torch.maximum(most - target, target - least)
-            near &= off <= tolerance * target
+        least, most = self._passes.extreme_products()
+        off = torch.maximum(most - target, target - least)
+        near &= off <= tolerance * target
         lost = self._imbalance.abs().amax((1, 2))
         return near & (lost <= _IMBALANCE * self.value)
 
@@ -103,26 +88,26 @@ class Newton:
         """Move towards the target by a predictor-corrector or a centring step."""
         mu, value = self.mu, self.value
         predicting = mu > _NEAR * target
-        for block in self._blocks:
-            block.weigh()
-        laplacian = Laplacian(*self._weights, iterative=self._iterative)
+        sums = self._passes.weigh()
+        laplacian = Laplacian(
+            self._passes.weight,
+            sums,
+            self._passes.iterative_solver if self._iterative else None,
+        )
         if bool(predicting.any()):
             tolerance = _PREDICTOR_ACCURACY * value
             potential = laplacian.solve(-self._imbalance, tolerance, at_source=-1.0)
             aim = self._predict(potential, target, predicting)
         else:
             aim = target
-            for block in self._blocks:
-                block.centre()
+            self._passes.centre()
         # The farther from the target, the more imbalance may be left for later. Close
         # to it steps shrink quadratically, so that the last one tells how far this is.
         far = torch.maximum(mu / target, self._fall**4 / _LAST_FALL**4).clamp_min(1)
         accuracy = (_CORRECTOR_ACCURACY * far**2).clamp_max(self._early_accuracy)
         # The change of potential is solved for, not the potential: where an edge has
         # much room its weight is so large that the rounding of it would unbalance.
-        lost = self._imbalance.clone()
-        for block in self._blocks:
-            block.force(aim, self.state.p, lost)
+        lost = self._passes.force(aim, self.state.p).add_(self._imbalance)
         change = laplacian.solve(-lost, accuracy * value)
         fall = self._fall
         self._advance(change)
@@ -137,15 +122,13 @@ class Newton:
     def _predict(self, potential: Tensor, target: Tensor, predicting: Tensor) -> Tensor:
         """Choose ``mu`` by the step straight at the optimum."""
         mu = self.mu
-        among = None if bool(predicting.all()) else predicting
-        passes = [block.predict(potential, among) for block in self._blocks]
-        least, most, cost, gain = zip(*passes, strict=True)
-        primal = 1 / (-reduce(torch.minimum, least)).clamp_min(1)
-        dual = 1 / (1 + reduce(torch.maximum, most)).clamp_min(1)
+        least, most, cost, gain = self._passes.predict(potential, predicting)
+        primal = 1 / (-least).clamp_min(1)
+        dual = 1 / (1 + most).clamp_min(1)
         n_products = 2 * self.problem.capacity.shape[1]
         after = (1 - dual) * mu
-        after += ((1 - dual) * primal - dual) * reduce(torch.add, cost) / n_products
-        after -= primal * dual * reduce(torch.add, gain) / n_products
+        after += ((1 - dual) * primal - dual) * cost / n_products
+        after -= primal * dual * gain / n_products
         # Mehrotra's rule, and more centring where the boundary blocks the predictor.
         sigma = torch.maximum(
             (after / mu).clamp(0, 1) ** 3, (1 - torch.minimum(primal, dual)) ** 2
@@ -153,21 +136,16 @@ class Newton:
         return torch.where(predicting, torch.maximum(sigma * mu, target), target)
 
     def _advance(self, change: Tensor) -> None:
-        falls = [block.turn(change) for block in self._blocks]
-        of_room, of_price = (
-            reduce(torch.maximum, each) for each in zip(*falls, strict=True)
-        )
+        of_room, of_price = self._passes.turn(change)
         primal, dual = _step_length(of_room), _step_length(of_price)
         self._fall = torch.maximum(of_room, of_price)
-        for block in self._blocks:
-            block.move(primal, dual)
+        measured = self._passes.move(primal, dual)
         self.state.p.addcmul_(change, dual[:, None, None])
-        self._measure()
+        self._note(*measured)
 
-    def _measure(self) -> None:
-        self._imbalance = torch.zeros_like(self.state.p)
-        totals = [block.measure(self._imbalance) for block in self._blocks]
-        self.mu = reduce(torch.add, totals) / (2 * self.problem.capacity.shape[1])
+    def _note(self, imbalance: Tensor, total: Tensor) -> None:
+        self._imbalance = imbalance
+        self.mu = total / (2 * self.problem.capacity.shape[1])
         self.value = self.problem.value(self.state.room[0])
 
 

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from captum_attnflow.solve._barrier.laplacian import IterativeSolver
+
 
 class NodeValues:
     """Values of some layers of nodes, ``(layers, B, T)``, and views for products."""
@@ -164,44 +166,39 @@ def _exchange(n_layers: int, dtype: torch.dtype, device: torch.device) -> Tensor
     return torch.kron(layers, swap).roll((1, 1), (0, 1))
 
 
-def conjugate_gradients(
-    system: RedBlackLaplacian,
-    right_side: Tensor,
-    tolerance: Tensor,
-    max_iterations: int,
-) -> tuple[Tensor, bool]:
-    """Solve Laplacian systems until every residual is small at every node.
+class TorchConjugateGradients(IterativeSolver):
+    """Conjugate gradients by torch, on any device."""
 
-    Args:
-        system (RedBlackLaplacian): The systems.
-        right_side (Tensor): Shape ``(B, L + 1, T)``.
-        tolerance (Tensor): Shape ``(B,)``, largest residual at a node.
-        max_iterations (int): Iterations before giving up.
+    def __init__(self, weight: Tensor, sums: Tensor, diagonal: Tensor) -> None:
+        self._system = RedBlackLaplacian(weight, sums, diagonal)
 
-    Returns:
-        tuple[Tensor, bool]: The solution and whether all residuals are small.
-    """
-    right_side = right_side.transpose(0, 1).contiguous()
-    residual = system.reduce(right_side)
-    solution, direction, image = (
-        NodeValues(torch.zeros_like(residual.values)) for _ in range(3)
-    )
-    tolerance = tolerance.to(right_side.dtype)
-    energy = torch.ones_like(tolerance)
-    # A system that is solved already has no energy left.
-    least = torch.finfo(energy.dtype).tiny
-    small = False
-    for _ in range(max_iterations):
-        step = system.precondition(residual)
-        energy_before, energy = energy, (step * residual.values).sum((0, 2))
-        momentum = energy / energy_before.clamp_min_(least)
-        torch.addcmul(step, direction.values, momentum[:, None], out=direction.values)
-        system.apply(direction, out=image)
-        curvature = (direction.values * image.values).sum((0, 2)).clamp_min_(least)
-        length = (energy / curvature)[:, None]
-        solution.values.addcmul_(direction.values, length)
-        residual.values.addcmul_(image.values, length, value=-1)
-        small = bool((residual.values.abs().amax((0, 2)) <= tolerance).all())
-        if small:
-            break
-    return system.expand(solution, right_side).transpose(0, 1), small
+    def solve(
+        self, right_side: Tensor, tolerance: Tensor, max_iterations: int
+    ) -> tuple[Tensor, bool]:
+        system = self._system
+        right_side = right_side.transpose(0, 1).contiguous()
+        residual = system.reduce(right_side)
+        solution, direction, image = (
+            NodeValues(torch.zeros_like(residual.values)) for _ in range(3)
+        )
+        tolerance = tolerance.to(right_side.dtype)
+        energy = torch.ones_like(tolerance)
+        # A system that is solved already has no energy left.
+        least = torch.finfo(energy.dtype).tiny
+        small = False
+        for _ in range(max_iterations):
+            step = system.precondition(residual)
+            energy_before, energy = energy, (step * residual.values).sum((0, 2))
+            momentum = energy / energy_before.clamp_min_(least)
+            torch.addcmul(
+                step, direction.values, momentum[:, None], out=direction.values
+            )
+            system.apply(direction, out=image)
+            curvature = (direction.values * image.values).sum((0, 2)).clamp_min_(least)
+            length = (energy / curvature)[:, None]
+            solution.values.addcmul_(direction.values, length)
+            residual.values.addcmul_(image.values, length, value=-1)
+            small = bool((residual.values.abs().amax((0, 2)) <= tolerance).all())
+            if small:
+                break
+        return system.expand(solution, right_side).transpose(0, 1), small

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from captum_attnflow.network import LayeredNetwork
-from captum_attnflow.solve._workspace import workspace
+from captum_attnflow.solve._barrier.workspace import workspace
 
 # Room of an edge that never binds, and the inverse of the flow on one that is missing,
 # in units of the value; less in float32, which holds capacities down to the last.

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from captum_attnflow.solve._barrier_problem import Problem, State
-from captum_attnflow.solve._workspace import workspace
+from captum_attnflow.solve._barrier.problem import Problem, State
+from captum_attnflow.solve._barrier.workspace import workspace
 
 # All chosen for the fewest iterations on random networks and on those of two trained
 # classifiers. A flow that reaches this share of the bound of the value within the
