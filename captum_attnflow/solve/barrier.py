@@ -22,13 +22,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 
+from captum_attnflow._warnings import warn_caller
 from captum_attnflow.network import LayeredNetwork
 from captum_attnflow.solve._barrier.by_torch.passes import TorchPasses
 from captum_attnflow.solve._barrier.newton import Newton
+from captum_attnflow.solve._barrier.passes import EdgePasses
 from captum_attnflow.solve._barrier.problem import Problem, State
 from captum_attnflow.solve._barrier.start import start
 from captum_attnflow.solve._barrier.workspace import workspace
@@ -67,8 +70,13 @@ class BarrierSolver:
         max_edges (int): Edges solved at once, positive; larger batches are solved in
             parts, to bound memory at about 120 bytes an edge. A CPU solves fewer at
             once where that serves its cache.
+        compiled (bool, optional): Whether passes over the edges are fused and compiled
+            by Numba (the extra ``compiled``), on CPUs: the same answer, several times
+            as fast. The first solve takes seconds to compile; the result is kept on
+            disk. By default, wherever Numba is installed.
 
     Raises:
+        ImportError: If ``compiled`` is ``True`` and Numba is not installed.
         ValueError: If an option is out of its range.
     """
 
@@ -77,6 +85,7 @@ class BarrierSolver:
     tolerance: float = 1e-6
     max_iterations: int = 200
     max_edges: int = 1 << 21
+    compiled: bool | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.epsilon < 1:
@@ -87,6 +96,12 @@ class BarrierSolver:
             raise ValueError(
                 f"max_iterations={self.max_iterations}, max_edges={self.max_edges} and "
                 f"tolerance={self.tolerance} must be positive"
+            )
+        if self.compiled and _numba_passes() is None:
+            raise ImportError(
+                "compiled=True needs Numba, which is not installed or does not work. "
+                "Install it by pip install 'captum-attnflow[compiled]', or leave "
+                "compiled at None"
             )
 
     @torch.no_grad()
@@ -161,7 +176,7 @@ class BarrierSolver:
 
         Networks leave the batch when they are done.
         """
-        newton = Newton(problem, state, TorchPasses)
+        newton = Newton(problem, state, self._passes(state))
         answer = State(**vars(state))
         running = torch.arange(len(iterations), device=iterations.device)
         reached = torch.zeros_like(problem.scale)
@@ -186,6 +201,13 @@ class BarrierSolver:
             f"(batch rows {running.tolist()[:8]}). Raise max_iterations, or epsilon "
             f"(now {self.epsilon}), or check the capacities for extreme ratios"
         )
+
+    def _passes(self, state: State) -> type[EdgePasses]:
+        """What does the work on the edges."""
+        is_traced = torch.compiler.is_compiling() or _is_transformed()
+        if is_traced or self.compiled is False or state.p.device.type != "cpu":
+            return TorchPasses
+        return _numba_passes() or TorchPasses
 
     def _is_near(self, newton: Newton, target: Tensor) -> Tensor:
         """Whether to go on in float64: near, at the target, stalled or not a number."""
@@ -213,6 +235,21 @@ def _untracked() -> torch.no_grad | torch.inference_mode:
 def _is_transformed() -> bool:
     """Whether a transform of ``torch.func`` is at work, which wraps all tensors."""
     return torch._C._functorch.maybe_current_level() is not None
+
+
+@cache
+def _numba_passes() -> type[EdgePasses] | None:
+    """The passes compiled by Numba, where it is installed."""
+    try:
+        from captum_attnflow.solve._barrier.by_numba.passes import NumbaPasses
+    except ModuleNotFoundError as error:
+        if error.name == "numba":
+            return None
+        raise
+    except ImportError as error:
+        warn_caller(f"flows are solved without Numba, which cannot be loaded: {error}")
+        return None
+    return NumbaPasses
 
 
 def _parts(edges: list[int], at_once: int) -> list[int]:

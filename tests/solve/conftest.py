@@ -2,10 +2,15 @@ from __future__ import annotations
 
 import pytest
 
+from captum_attnflow.solve import barrier
 from captum_attnflow.solve._barrier.by_torch.passes import TorchPasses
 
 
-@pytest.fixture
-def passes():
-    """What does the work on the edges."""
-    return TorchPasses
+@pytest.fixture(params=["numba", "torch"])
+def passes(request, monkeypatch):
+    """Each implementation of the work on the edges, as what all solves choose."""
+    if request.param == "torch":
+        monkeypatch.setattr(barrier, "_numba_passes", lambda: None)
+        return TorchPasses
+    pytest.importorskip("numba")
+    return barrier._numba_passes()

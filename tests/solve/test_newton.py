@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from networks import attention_network
@@ -23,19 +25,45 @@ def states_of_six_steps(batch, target, passes):
         yield [state.room.clone(), state.price.clone(), state.p.clone()]
 
 
+def assert_same_steps(found, expected):
+    for states in zip(found, expected, strict=True):
+        for one, other in zip(*states, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-12)
+
+
+def batch_and_target(n_centring, read_out, n_tokens=12):
+    batch = attention_network(5, n_tokens, n_networks=3, read_out=read_out)
+    target = torch.tensor([1e-9, 1e-9, 1e-9]).double()
+    target[:n_centring] = 1e3
+    return batch.trim(), target
+
+
 @pytest.mark.parametrize("edges_of_a_block", [2 * 3 * 12**2, 3 * 5 * 12, 1])
 @pytest.mark.parametrize("n_centring", [0, 1, 3])
 @pytest.mark.parametrize("read_out", [None, 0])
 def test_steps_are_the_same_in_blocks_of_any_size(
     monkeypatch, edges_of_a_block, n_centring, read_out
 ):
-    batch = attention_network(5, 12, n_networks=3, read_out=read_out).trim()
-    target = torch.tensor([1e-9, 1e-9, 1e-9]).double()
-    target[:n_centring] = 1e3
-    whole = list(states_of_six_steps(batch, target, TorchPasses))
+    batch, target = batch_and_target(n_centring, read_out)
+    expected = list(states_of_six_steps(batch, target, TorchPasses))
     monkeypatch.setattr(torch_passes, "_BLOCK_BYTES", 8 * edges_of_a_block)
-    for expected, found in zip(
-        whole, states_of_six_steps(batch, target, TorchPasses), strict=True
-    ):
-        for one, other in zip(expected, found, strict=True):
-            torch.testing.assert_close(other, one, rtol=1e-6, atol=1e-12)
+    assert_same_steps(states_of_six_steps(batch, target, TorchPasses), expected)
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 7])
+@pytest.mark.parametrize("n_centring", [0, 1, 3])
+@pytest.mark.parametrize("read_out", [None, 0])
+def test_compiled_steps_are_those_of_torch(
+    monkeypatch, n_threads, n_centring, read_out
+):
+    numba_passes = pytest.importorskip(
+        "captum_attnflow.solve._barrier.by_numba.passes", exc_type=ImportError
+    )
+    monkeypatch.setattr(numba_passes, "n_threads", lambda _: n_threads)
+    monkeypatch.setattr(numba_passes, "threads", lambda _: nullcontext())
+    # Systems are factored, since iterations leave different residuals.
+    monkeypatch.setattr(numba_passes.NumbaPasses, "iterative_from_tokens", 1000)
+    batch, target = batch_and_target(n_centring, read_out)
+    expected = states_of_six_steps(batch, target, TorchPasses)
+    found = states_of_six_steps(batch, target, numba_passes.NumbaPasses)
+    assert_same_steps(found, expected)

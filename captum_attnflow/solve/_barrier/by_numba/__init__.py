@@ -1,0 +1,1 @@
+"""Passes over the edges and conjugate gradients compiled by Numba, for CPUs."""

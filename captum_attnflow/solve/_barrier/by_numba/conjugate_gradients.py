@@ -1,0 +1,40 @@
+"""Conjugate gradients compiled by Numba, on CPUs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from captum_attnflow.solve._barrier.by_numba import laplacian_kernels as kernels
+from captum_attnflow.solve._barrier.by_numba.threads import n_threads, threads
+from captum_attnflow.solve._barrier.laplacian import IterativeSolver
+
+
+class NumbaConjugateGradients(IterativeSolver):
+    """The method of :class:`TorchConjugateGradients`, a solve being one call."""
+
+    def __init__(self, weight: Tensor, sums: Tensor, diagonal: Tensor) -> None:
+        self._n_threads = n_threads(weight.numel())
+        inverse = 1 / diagonal
+        basis = torch.empty_like(sums)
+        chain = weight.new_empty(*weight.shape[:2], 4)
+        kernels.set_preconditioner(
+            sums.numpy(), inverse.numpy(), basis.numpy(), chain.numpy()
+        )
+        system = (weight, diagonal, inverse, basis, chain)
+        self._system = [tensor.numpy() for tensor in system]
+
+    def solve(
+        self, right_side: Tensor, tolerance: Tensor, max_iterations: int
+    ) -> tuple[Tensor, bool]:
+        solution = torch.empty_like(right_side, memory_format=torch.contiguous_format)
+        with threads(self._n_threads):
+            small = kernels.conjugate_gradients(
+                self._n_threads,
+                *self._system,
+                right_side.contiguous().numpy(),
+                tolerance.to(right_side.dtype).numpy(),
+                max_iterations,
+                solution.numpy(),
+            )
+        return solution, bool(small)

@@ -1,0 +1,338 @@
+"""The passes over the edges of a Newton step, fused and compiled by Numba.
+
+Each pass reads an edge's numbers once, and writes nothing by the edge but the new state
+and its weight: what a pass needs of an earlier one it computes again, since memory is
+slower than arithmetic. What they compute is told in :class:`NumbaPasses`.
+
+The edges of a network are rows of ``T``: the heads of the inner layers one after the
+other, then the source's edges, then the sink's. Rows whose edges have their tails in
+common are a *group*. A part of the work is every so many blocks of groups. It gathers
+sums in lanes, one for each position of a row, and so compiles to vector instructions
+without leave to reorder sums: a change of flow is to be rounded the same way by all.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+
+from captum_attnflow.solve._barrier.by_numba.compiling import compiled
+
+
+@compiled(fastmath={"reassoc"})
+def _sum(values):
+    total = values.dtype.type(0)
+    for j in range(values.size):
+        total += values[j]
+    return total
+
+
+@compiled()
+def _place(task, n_blocks, n_layers, n_tokens):
+    """Network and group of a task, its first row, and its rows within the group."""
+    n_groups = n_layers + 2
+    network, group = task // (n_groups * n_blocks), task // n_blocks % n_groups
+    n_rows = n_tokens if group < n_layers else 1
+    first = group * n_tokens if group <= n_layers else n_layers * n_tokens + 1
+    block = task % n_blocks
+    start, stop = block * n_rows // n_blocks, (block + 1) * n_rows // n_blocks
+    return network, group, first, start, stop
+
+
+@compiled()
+def _set_tail(potential, group, n_layers, at_source, out):
+    """Write the potentials of a group's tails, for heads as :func:`_head` has them."""
+    if group < n_layers:
+        out[:] = potential[group]
+    elif group == n_layers:
+        out[:] = at_source - potential[0]
+    else:
+        out[:] = potential[n_layers]
+
+
+@compiled()
+def _head(potential, group, row, n_layers):
+    """Potential of a row's head; terminals' edges count as if into one at 0."""
+    if group < n_layers:
+        return potential[group + 1, row]
+    return potential.dtype.type(0)
+
+
+@compiled()
+def _push(per_room, price, dx, second_order, aim):
+    ratio = dx * per_room
+    return second_order * (ratio + ratio * ratio) * price + aim * per_room
+
+
+@compiled()
+def add_columns(columns, n_blocks, n_layers, sums):
+    """Add what each task summed over heads to the sums of the nodes.
+
+    Args:
+        columns (array): Shape ``(tasks, T)``.
+        n_blocks (int): Blocks of a group.
+        n_layers (int): Layers of edges.
+        sums (array): Shape ``(B, L + 1, 2, T)``, into each node and out of it.
+    """
+    n_groups = n_layers + 2
+    for task in range(len(columns)):
+        network, group = task // (n_groups * n_blocks), task // n_blocks % n_groups
+        if group < n_layers:
+            sums[network, group, 1] += columns[task]
+        elif group == n_layers:
+            sums[network, 0, 0] += columns[task]
+        else:
+            sums[network, n_layers, 1] += columns[task]
+
+
+@compiled()
+def predict(
+    part, n_parts, n_blocks, n_layers, n_tokens, room, price, weight, predictor, out
+):
+    """Set least and most ratio, cost and gain of the predictor by task, ``(tasks, 4)``.
+
+    Args:
+        part (int): Which of the parts to do.
+        n_parts (int): Parts in all.
+        n_blocks (int): Blocks of a group.
+        n_layers (int): Layers of edges.
+        n_tokens (int): Tokens.
+        room (array): Shape ``(2, B, E)``.
+        price (array): Shape ``(2, B, E)``.
+        weight (array): Shape ``(B, E)``.
+        predictor (array): Shape ``(B, L + 1, T)``, potential.
+        out (array): Shape ``(tasks, 4)``.
+    """
+    tail = np.empty(n_tokens, weight.dtype)
+    lanes = np.empty((4, n_tokens), weight.dtype)
+    least, most, cost, gain = lanes[0], lanes[1], lanes[2], lanes[3]
+    for task in range(part, len(out), n_parts):
+        network, group, first, start, stop = _place(task, n_blocks, n_layers, n_tokens)
+        _set_tail(predictor[network], group, n_layers, -1, tail)
+        all_x, all_y = room[0, network], room[1, network]
+        all_z, all_s = price[0, network], price[1, network]
+        all_w = weight[network]
+        least[:], most[:], cost[:], gain[:] = 0, 0, 0, 0
+        for row in range(start, stop):
+            begin = (first + row) * n_tokens
+            end = begin + n_tokens
+            x, y, w = all_x[begin:end], all_y[begin:end], all_w[begin:end]
+            z, s = all_z[begin:end], all_s[begin:end]
+            head = _head(predictor[network], group, row, n_layers)
+            for j in range(n_tokens):
+                rise = head - tail[j]
+                dx = w[j] * rise
+                ratio_x, ratio_y = dx / x[j], dx / y[j]
+                least[j] = min(least[j], min(ratio_x, ratio_y))
+                most[j] = max(most[j], max(ratio_x, ratio_y))
+                cost[j] += dx * (z[j] + s[j])
+                gain[j] += dx * rise
+        out[task, 0], out[task, 1] = least.min(), most.max()
+        out[task, 2], out[task, 3] = _sum(cost), _sum(gain)
+
+
+@compiled()
+def force(
+    part,
+    n_parts,
+    n_blocks,
+    n_layers,
+    n_tokens,
+    room,
+    price,
+    weight,
+    second_order,
+    aim,
+    predictor,
+    potential,
+    columns,
+    sums,
+):
+    """Sum the change of flow that leaves the potential, by column and by head."""
+    lanes = np.empty((3, n_tokens), weight.dtype)
+    one = weight.dtype.type(1)
+    tail_predicted, tail, dx = lanes[0], lanes[1], lanes[2]
+    for task in range(part, len(columns), n_parts):
+        network, group, first, start, stop = _place(task, n_blocks, n_layers, n_tokens)
+        _set_tail(predictor[network], group, n_layers, -1, tail_predicted)
+        _set_tail(potential[network], group, n_layers, -1, tail)
+        all_x, all_y = room[0, network], room[1, network]
+        all_z, all_s = price[0, network], price[1, network]
+        all_w = weight[network]
+        second, mu = second_order[network], aim[network]
+        column = columns[task]
+        column[:] = 0
+        for row in range(start, stop):
+            begin = (first + row) * n_tokens
+            end = begin + n_tokens
+            x, y, w = all_x[begin:end], all_y[begin:end], all_w[begin:end]
+            z, s = all_z[begin:end], all_s[begin:end]
+            head_predicted = _head(predictor[network], group, row, n_layers)
+            head = _head(potential[network], group, row, n_layers)
+            for j in range(n_tokens):
+                predicted = w[j] * (head_predicted - tail_predicted[j])
+                push_x = _push(one / x[j], z[j], predicted, second, mu)
+                push_y = _push(one / y[j], s[j], predicted, second, mu)
+                dx[j] = w[j] * (head - tail[j] + push_x + push_y)
+                column[j] += dx[j]
+            if group < n_layers:
+                sums[network, group + 1, 0, row] += _sum(dx)
+
+
+@compiled()
+def turn(
+    part,
+    n_parts,
+    n_blocks,
+    n_layers,
+    n_tokens,
+    room,
+    price,
+    weight,
+    second_order,
+    aim,
+    predictor,
+    potential,
+    change,
+    out,
+):
+    """Set the least ratio and the least share of a price that is left, by task."""
+    lanes = np.empty((5, n_tokens), weight.dtype)
+    one = weight.dtype.type(1)
+    tail_predicted, tail, tail_change = lanes[0], lanes[1], lanes[2]
+    least, left = lanes[3], lanes[4]
+    for task in range(part, len(out), n_parts):
+        network, group, first, start, stop = _place(task, n_blocks, n_layers, n_tokens)
+        _set_tail(predictor[network], group, n_layers, -1, tail_predicted)
+        _set_tail(potential[network], group, n_layers, -1, tail)
+        _set_tail(change[network], group, n_layers, 0, tail_change)
+        all_x, all_y = room[0, network], room[1, network]
+        all_z, all_s = price[0, network], price[1, network]
+        all_w = weight[network]
+        second, mu = second_order[network], aim[network]
+        least[:], left[:] = 0, 1
+        for row in range(start, stop):
+            begin = (first + row) * n_tokens
+            end = begin + n_tokens
+            x, y, w = all_x[begin:end], all_y[begin:end], all_w[begin:end]
+            z, s = all_z[begin:end], all_s[begin:end]
+            head_predicted = _head(predictor[network], group, row, n_layers)
+            head = _head(potential[network], group, row, n_layers)
+            head_change = _head(change[network], group, row, n_layers)
+            for j in range(n_tokens):
+                per_x, per_y = one / x[j], one / y[j]
+                predicted = w[j] * (head_predicted - tail_predicted[j])
+                push_x = _push(per_x, z[j], predicted, second, mu)
+                push_y = _push(per_y, s[j], predicted, second, mu)
+                dx = w[j] * (head - tail[j] + push_x + push_y)
+                dx += w[j] * (head_change - tail_change[j])
+                ratio_x, ratio_y = dx * per_x, dx * per_y
+                least[j] = min(least[j], min(ratio_x, ratio_y))
+                left_z = push_x / z[j] - ratio_x
+                left_s = push_y / s[j] - ratio_y
+                left[j] = min(left[j], min(left_z, left_s))
+        out[task, 0], out[task, 1] = least.min(), left.min()
+
+
+@compiled()
+def settle(
+    part,
+    n_parts,
+    n_blocks,
+    n_layers,
+    n_tokens,
+    room,
+    price,
+    weight,
+    second_order,
+    aim,
+    predictor,
+    potential,
+    change,
+    primal,
+    dual,
+    moves,
+    alive,
+    weight_columns,
+    weight_sums,
+    flow_columns,
+    flow_sums,
+    out,
+):
+    """Step by shares of the way; set the weights, and sum what the next step needs."""
+    one = weight.dtype.type(1)
+    lanes = np.empty((6, n_tokens), weight.dtype)
+    tail_predicted, tail, tail_change = lanes[0], lanes[1], lanes[2]
+    total, least, most = lanes[3], lanes[4], lanes[5]
+    for task in range(part, len(out), n_parts):
+        network, group, first, start, stop = _place(task, n_blocks, n_layers, n_tokens)
+        _set_tail(predictor[network], group, n_layers, -1, tail_predicted)
+        _set_tail(potential[network], group, n_layers, -1, tail)
+        _set_tail(change[network], group, n_layers, 0, tail_change)
+        all_x, all_y = room[0, network], room[1, network]
+        all_z, all_s = price[0, network], price[1, network]
+        all_w, all_alive = weight[network], alive[network]
+        second, mu = second_order[network], aim[network]
+        of_room, of_price = primal[network], dual[network]
+        weight_column, flow_column = weight_columns[task], flow_columns[task]
+        weight_column[:], flow_column[:] = 0, 0
+        total[:], least[:], most[:] = 0, np.inf, -np.inf
+        for row in range(start, stop):
+            begin = (first + row) * n_tokens
+            end = begin + n_tokens
+            x, y, w = all_x[begin:end], all_y[begin:end], all_w[begin:end]
+            z, s, is_edge = all_z[begin:end], all_s[begin:end], all_alive[begin:end]
+            if moves:
+                head_predicted = _head(predictor[network], group, row, n_layers)
+                head = _head(potential[network], group, row, n_layers)
+                head_change = _head(change[network], group, row, n_layers)
+                for j in range(n_tokens):
+                    per_x, per_y = one / x[j], one / y[j]
+                    predicted = w[j] * (head_predicted - tail_predicted[j])
+                    push_x = _push(per_x, z[j], predicted, second, mu)
+                    push_y = _push(per_y, s[j], predicted, second, mu)
+                    dx = w[j] * (head - tail[j] + push_x + push_y)
+                    dx += w[j] * (head_change - tail_change[j])
+                    z[j] += of_price * (push_x - z[j] * (dx * per_x) - z[j])
+                    s[j] += of_price * (push_y - s[j] * (dx * per_y) - s[j])
+                    x[j] += of_room * dx
+                    y[j] += of_room * dx
+            for j in range(n_tokens):
+                product_x, product_y = x[j] * z[j], y[j] * s[j]
+                total[j] += product_x + product_y
+                least[j] = min(least[j], min(product_x, product_y))
+                most[j] = max(most[j], max(product_x, product_y))
+            for j in range(n_tokens):
+                w[j] = is_edge[j] / (z[j] / x[j] + s[j] / y[j])
+            for j in range(n_tokens):
+                weight_column[j] += w[j]
+                flow_column[j] += x[j]
+            if group < n_layers:
+                weight_sums[network, group + 1, 0, row] += _sum(w)
+                flow_sums[network, group + 1, 0, row] += _sum(x)
+        out[task, 0] = _sum(total)
+        out[task, 1], out[task, 2] = least.min(), most.max()
+
+
+@compiled(parallel=True)
+def predict_parallel(n_parts, *arguments):
+    for part in prange(n_parts):
+        predict(part, n_parts, *arguments)
+
+
+@compiled(parallel=True)
+def force_parallel(n_parts, *arguments):
+    for part in prange(n_parts):
+        force(part, n_parts, *arguments)
+
+
+@compiled(parallel=True)
+def turn_parallel(n_parts, *arguments):
+    for part in prange(n_parts):
+        turn(part, n_parts, *arguments)
+
+
+@compiled(parallel=True)
+def settle_parallel(n_parts, *arguments):
+    for part in prange(n_parts):
+        settle(part, n_parts, *arguments)

@@ -1,0 +1,160 @@
+"""The passes over all edges that a Newton step makes, compiled by Numba: on CPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captum_attnflow.solve._barrier.by_numba import edge_kernels as kernels
+from captum_attnflow.solve._barrier.by_numba.conjugate_gradients import (
+    NumbaConjugateGradients,
+)
+from captum_attnflow.solve._barrier.by_numba.threads import n_threads, threads
+from captum_attnflow.solve._barrier.passes import EdgePasses
+from captum_attnflow.solve._barrier.problem import Problem, State
+from captum_attnflow.solve._barrier.workspace import workspace
+
+# Tasks a thread at least, for an even share.
+_TASKS_A_THREAD = 4
+
+
+class NumbaPasses(EdgePasses):
+    """The passes of :class:`EdgePasses`, each one loop over the edges.
+
+    Of what belongs to an edge only the weights are kept from one pass to the next; a
+    step's change of flow and its new prices follow from the potentials. With ``w``
+    the weight, ``rise`` that of a potential along an edge and ``second`` 1 in steps
+    with second-order terms and else 0,
+
+        predicted = w * rise(predictor)
+        push = second * (r + r ** 2) * price + aim / room,    r = predicted / room
+        dx = w * (rise(p) + push_x + push_y) + w * rise(change)
+        new price = push - price * dx / room
+    """
+
+    iterative_solver = NumbaConjugateGradients
+    iterative_from_tokens = 1
+
+    def __init__(
+        self, problem: Problem, state: State, memory: Tensor | None = None
+    ) -> None:
+        shape, like = problem.capacity.shape, problem.capacity
+        if memory is None or memory.numel() < shape.numel():
+            memory = workspace().empty((shape.numel(),), like=like)
+        self.memory = memory
+        weights = memory[: shape.numel()].view(shape)
+        self.weight, _, _ = problem.split(weights)
+        self._state = state
+        self._like = like
+        n_networks, n_layers = shape[0], problem.n_layers
+        self._n_threads = n_threads(shape.numel())
+        n_tasks = _TASKS_A_THREAD * self._n_threads
+        n_blocks = min(problem.n_tokens, -(-n_tasks // (n_networks * n_layers)))
+        self._tasks = (n_networks, (n_layers + 2) * n_blocks)
+        self._shape = (n_blocks, n_layers, problem.n_tokens)
+        self._arrays = _numpy(state.room, state.price, weights)
+        self._alive = problem.alive.numpy()
+        self._second_order = torch.zeros_like(problem.n_terms)
+
+    def weigh(self) -> Tensor:
+        return self._sums
+
+    def predict(self, potential: Tensor, among: Tensor) -> tuple[Tensor, ...]:
+        self._predictor = potential.contiguous()
+        self._second_order = among.to(potential.dtype)
+        found = self._like.new_empty(*self._tasks, 4)
+        self._run(
+            kernels.predict,
+            kernels.predict_parallel,
+            *_numpy(self._predictor, found.flatten(0, 1)),
+        )
+        least, most, cost, gain = found.unbind(2)
+        return least.amin(1), most.amax(1), cost.sum(1), gain.sum(1)
+
+    def centre(self) -> None:
+        self._predictor = self._state.p
+        self._second_order = torch.zeros_like(self._second_order)
+
+    def force(self, aim: Tensor, potential: Tensor) -> Tensor:
+        self._step = _numpy(
+            self._second_order, aim, self._predictor, potential.contiguous()
+        )
+        columns, sums = self._new_columns(), self._new_sums()
+        self._run(
+            kernels.force, kernels.force_parallel, *self._step, *_numpy(columns, sums)
+        )
+        return self._divergence(columns, sums)
+
+    def turn(self, change: Tensor) -> tuple[Tensor, Tensor]:
+        self._step = (*self._step, change.contiguous().numpy())
+        found = self._like.new_empty(*self._tasks, 2)
+        self._run(
+            kernels.turn,
+            kernels.turn_parallel,
+            *self._step,
+            found.flatten(0, 1).numpy(),
+        )
+        least, left = found.amin(1).unbind(1)
+        return -least, 1 - left
+
+    def move(self, primal: Tensor, dual: Tensor) -> tuple[Tensor, Tensor]:
+        return self._settle(*self._step, *_numpy(primal, dual), True)
+
+    def measure(self) -> tuple[Tensor, Tensor]:
+        per_network = self._second_order.numpy()
+        per_node = self._state.p.numpy()
+        ignored = (*[per_network] * 2, *[per_node] * 3, *[per_network] * 2)
+        return self._settle(*ignored, False)
+
+    def _settle(self, *step: object) -> tuple[Tensor, Tensor]:
+        weight_columns, flow_columns = self._new_columns(), self._new_columns()
+        self._sums, sums = self._new_sums(), self._new_sums()
+        self._found = self._like.new_empty(*self._tasks, 3)
+        self._run(
+            kernels.settle,
+            kernels.settle_parallel,
+            *step,
+            self._alive,
+            *_numpy(weight_columns, self._sums, flow_columns, sums),
+            self._found.flatten(0, 1).numpy(),
+        )
+        self._add_columns(weight_columns, self._sums)
+        return self._divergence(flow_columns, sums), self._found[..., 0].sum(1)
+
+    def extreme_products(self) -> tuple[Tensor, Tensor]:
+        return self._found[..., 1].amin(1), self._found[..., 2].amax(1)
+
+    def _run(
+        self,
+        serial: Callable[..., None],
+        parallel: Callable[..., None],
+        *arguments: object,
+    ) -> None:
+        if self._n_threads == 1:
+            serial(0, 1, *self._shape, *self._arrays, *arguments)
+            return
+        with threads(self._n_threads):
+            parallel(self._n_threads, *self._shape, *self._arrays, *arguments)
+
+    def _new_columns(self) -> Tensor:
+        n_networks, tasks = self._tasks
+        return self._like.new_empty(n_networks * tasks, self._shape[2])
+
+    def _new_sums(self) -> Tensor:
+        n_networks, n_nodes, n_tokens = self._state.p.shape
+        return self._like.new_zeros(n_networks, n_nodes, 2, n_tokens)
+
+    def _add_columns(self, columns: Tensor, sums: Tensor) -> None:
+        n_blocks, n_layers, _ = self._shape
+        kernels.add_columns(columns.numpy(), n_blocks, n_layers, sums.numpy())
+
+    def _divergence(self, columns: Tensor, sums: Tensor) -> Tensor:
+        self._add_columns(columns, sums)
+        return sums[:, :, 0] - sums[:, :, 1]
+
+
+def _numpy(*tensors: Tensor) -> tuple[np.ndarray, ...]:
+    return tuple(tensor.numpy() for tensor in tensors)

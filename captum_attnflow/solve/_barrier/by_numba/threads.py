@@ -1,0 +1,48 @@
+"""How many threads Numba may use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numba
+import torch
+
+# Fewer edges are not worth a second thread.
+_EDGES_A_THREAD = 1 << 13
+# OpenMP ends a process that forked after its first use, if it is used again.
+_PROCESS = os.getpid()
+
+
+def n_threads(n_edges: int) -> int:
+    """As many as torch uses, but one where more are not safe or not worth it."""
+    most = min(
+        torch.get_num_threads(),
+        numba.config.NUMBA_NUM_THREADS,
+        -(-n_edges // _EDGES_A_THREAD),
+    )
+    return most if most > 1 and _are_safe() else 1
+
+
+def _are_safe() -> bool:
+    """Whether any of Python's threads may start Numba's, in this process."""
+    if os.getpid() != _PROCESS:
+        return False
+    # Which layer of threads there is shows once it is up.
+    numba.set_num_threads(numba.get_num_threads())
+    return bool(numba.threading_layer() != "workqueue")
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Let Numba use so many threads within."""
+    if number == 1:
+        yield
+        return
+    before = numba.get_num_threads()
+    numba.set_num_threads(number)
+    try:
+        yield
+    finally:
+        numba.set_num_threads(before)

@@ -1,0 +1,137 @@
+"""How the solver chooses Numba, and gets on with what surrounds it."""
+
+from __future__ import annotations
+
+import builtins
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from networks import attention_network
+
+from captum_attnflow import BarrierSolver, solve_flow
+from captum_attnflow.solve import barrier
+from captum_attnflow.solve._barrier.by_torch.passes import TorchPasses
+
+numba = pytest.importorskip("numba")
+from captum_attnflow.solve._barrier.by_numba import compiling, threads  # noqa: E402
+from captum_attnflow.solve._barrier.by_numba.passes import NumbaPasses  # noqa: E402
+
+
+@pytest.fixture
+def chosen(monkeypatch):
+    """The implementations that solves have chosen."""
+    chosen = set()
+    for passes in (TorchPasses, NumbaPasses):
+        init = passes.__init__
+
+        def watch(self, *arguments, init=init):
+            chosen.add(type(self))
+            init(self, *arguments)
+
+        monkeypatch.setattr(passes, "__init__", watch)
+    return chosen
+
+
+@pytest.fixture
+def loading_fails(monkeypatch):
+    """Let the import of what Numba compiles fail with an error."""
+    barrier._numba_passes.cache_clear()
+
+    def fail_with(error):
+        load = builtins.__import__
+
+        def fail(name, *arguments, **options):
+            if name.endswith("by_numba.passes"):
+                raise error
+            return load(name, *arguments, **options)
+
+        monkeypatch.setattr(builtins, "__import__", fail)
+
+    yield fail_with
+    monkeypatch.undo()
+    barrier._numba_passes.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("compiled", "passes"),
+    [(None, NumbaPasses), (True, NumbaPasses), (False, TorchPasses)],
+)
+def test_the_option_decides_what_does_the_work(chosen, compiled, passes):
+    solve_flow(attention_network(2, 8), BarrierSolver(compiled=compiled))
+    assert chosen == {passes}
+
+
+def test_without_numba_torch_does_the_work_unless_asked_otherwise(
+    chosen, loading_fails
+):
+    loading_fails(ModuleNotFoundError("No module named 'numba'", name="numba"))
+    solve_flow(attention_network(2, 8))
+    assert chosen == {TorchPasses}
+    with pytest.raises(ImportError, match=r"captum-attnflow\[compiled\]"):
+        BarrierSolver(compiled=True)
+
+
+def test_numba_that_cannot_be_loaded_is_told_and_done_without(chosen, loading_fails):
+    loading_fails(ImportError("Numba needs another NumPy"))
+    with pytest.warns(UserWarning, match="without Numba.*needs another NumPy"):
+        solve_flow(attention_network(2, 8))
+    assert chosen == {TorchPasses}
+
+
+def test_a_defect_of_ours_is_not_taken_for_a_missing_numba(loading_fails):
+    loading_fails(ModuleNotFoundError("No module named 'typo'", name="typo"))
+    with pytest.raises(ModuleNotFoundError, match="typo"):
+        solve_flow(attention_network(2, 8))
+
+
+def test_functions_are_compiled_where_no_folder_can_keep_them(monkeypatch):
+    def njit(cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return numba.njit(**options)
+
+    monkeypatch.setattr(compiling, "njit", njit)
+    assert compiling.compiled()(lambda number: number + 1)(1) == 2
+
+
+def test_a_solve_leaves_the_number_of_threads_as_it_was():
+    numba.set_num_threads(1)
+    try:
+        solve_flow(attention_network(4, 96))
+        assert numba.get_num_threads() == 1
+    finally:
+        numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_no_more_threads_are_used_than_torch_uses(monkeypatch, n_threads):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: n_threads)
+    assert threads.n_threads(1 << 20) == min(n_threads, numba.config.NUMBA_NUM_THREADS)
+    assert threads.n_threads(100) == 1
+
+
+def test_one_thread_works_where_others_are_not_safe(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(numba, "threading_layer", lambda: "workqueue")
+    assert threads.n_threads(1 << 20) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_one_thread_works_after_a_fork():
+    solve_flow(attention_network(4, 96))
+    child = os.fork()
+    if child == 0:
+        os._exit(threads.n_threads(1 << 20))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+
+
+def test_threads_may_solve_at_the_same_time():
+    networks = [attention_network(4, 96) for _ in range(8)]
+    expected = [solve_flow(network) for network in networks]
+    with ThreadPoolExecutor(4) as pool:
+        solutions = list(pool.map(solve_flow, networks))
+    for solution, alone in zip(solutions, expected, strict=True):
+        torch.testing.assert_close(solution.flow, alone.flow)
