@@ -48,6 +48,8 @@ _MORE_BYTES = 1 << 12
 _SINGLE_FROM_TOKENS = 96
 _SINGLE_GAP = 1e-3
 _SINGLE_STALLED = 3
+# Below this share of the value weights may go on in float32.
+_NEAR_GAP = 1e-2
 
 
 @dataclass(frozen=True)
@@ -140,17 +142,26 @@ class BarrierSolver:
                 problem = Problem.of(network, bound)
                 iterations = torch.zeros_like(problem.scale, dtype=torch.int64)
                 state = State.empty(problem)
-                self._start(problem, bound, state, iterations)
-                state, mu = self._iterate(problem, state, iterations, self._is_done)
-            return _solution(network, problem, state, mu, iterations)
+                near = self._start(problem, bound, state, iterations)
+                state, mu = self._iterate(
+                    problem, state, iterations, self._is_done, may_round=near
+                )
+                gap = state.product() * problem.n_terms
+                # In place, for lack of further use. Missing edges carry nothing.
+                state.room[0].mul_(problem.alive).mul_(problem.scale[:, None])
+            return _solution(network, problem, state, mu, gap, iterations)
 
     def _start(
         self, problem: Problem, bound: Tensor, state: State, iterations: Tensor
-    ) -> None:
-        """Fill in a first state in float64, by steps in float32 where these pay."""
+    ) -> bool:
+        """Fill in a first state in float64, by steps in float32 where these pay.
+
+        Returns:
+            bool: Whether float32 has led all networks near their optima.
+        """
         if problem.n_tokens < _SINGLE_FROM_TOKENS or not problem.fits_single:
             start(problem, bound, state)
-            return
+            return False
         with workspace().frame():
             single = problem.single()
             coarse = State.empty(single)
@@ -158,12 +169,14 @@ class BarrierSolver:
             gap = _gap(single, coarse, coarse.product())
             coarse, _ = self._iterate(single, coarse, iterations, self._is_near)
             state.refine(coarse, problem)
-        astray = ~(state.is_interior() & (_gap(problem, state, state.product()) < gap))
+        reached = _gap(problem, state, state.product())
+        astray = ~(state.is_interior() & (reached < gap))
         if bool(astray.any()):
             with workspace().frame():
                 fresh = State.empty(problem)
                 start(problem, bound, fresh)
                 state.put(astray, fresh.select(astray))
+        return not bool((astray | (reached > _NEAR_GAP)).any())
 
     def _iterate(
         self,
@@ -171,12 +184,13 @@ class BarrierSolver:
         state: State,
         iterations: Tensor,
         is_done: Callable[[Newton, Tensor], Tensor],
+        may_round: bool = False,
     ) -> tuple[State, Tensor]:
         """Step until every network is done; count the steps of each.
 
         Networks leave the batch when they are done.
         """
-        newton = Newton(problem, state, self._passes(state))
+        newton = Newton(problem, state, self._passes(state), may_round)
         answer = State(**vars(state))
         running = torch.arange(len(iterations), device=iterations.device)
         reached = torch.zeros_like(problem.scale)
@@ -273,11 +287,10 @@ def _solution(
     problem: Problem,
     state: State,
     mu: Tensor,
+    gap: Tensor,
     iterations: Tensor,
 ) -> FlowSolution:
-    edges = workspace().empty(problem.alive.shape, like=problem.alive)
-    torch.mul(state.room[0], problem.alive, out=edges).mul_(problem.scale[:, None])
-    flow, source_flow, sink_flow = problem.split(edges)
+    flow, source_flow, sink_flow = problem.split(state.room[0])
     return certified(
         network,
         # Scaling back may round a saturated edge past its capacity.
@@ -287,6 +300,6 @@ def _solution(
         sink_flow=sink_flow.clone(),
         potential=state.p.clone(),
         mu=mu * problem.scale,
-        duality_gap=state.product() * problem.n_terms * problem.scale,
+        duality_gap=gap * problem.scale,
         iterations=iterations.clone(),
     )

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from statistics import median
 
 import pytest
+import torch
 from networks import attention_network
 from peers import by_networkx, by_scipy, prepare_or_tools, solve_or_tools
 from race import Contestant
 
 from captum_attnflow import solve_flow
-from captum_attnflow.solve import barrier
+from captum_attnflow.solve._barrier.newton import Newton
 
 TOKENS = [(12, n_tokens) for n_tokens in (16, 32, 64, 128, 256)]
 LAYERS = [(n_layers, 64) for n_layers in (3, 6, 12, 24)]
@@ -46,22 +48,45 @@ def test_growth(race, medians, size):
 
 def test_growth_of_a_step(race, monkeypatch):
     """In float64 alone: how many steps float32 can make differs from size to size."""
-    monkeypatch.setattr(barrier, "_SINGLE_FROM_TOKENS", 1 << 30)
+    seconds = []
+    step = Newton.step
+
+    def timed(newton, target):
+        start = time.perf_counter()
+        step(newton, target)
+        if newton.state.p.dtype == torch.float64:
+            seconds.append(time.perf_counter() - start)
+
+    monkeypatch.setattr(Newton, "step", timed)
 
     def a_step(n_tokens):
         network = attention_network(12, n_tokens)
 
         def run():
-            start = time.perf_counter()
-            iterations = solve_flow(network).iterations.item()
-            return (time.perf_counter() - start) / iterations
+            seconds.clear()
+            solve_flow(network)
+            return median(seconds)
 
-        return Contestant(run, rounds=2, tells_seconds=True)
+        return Contestant(run, rounds=3, tells_seconds=True)
 
     race(
         "a step of one flow in float64, 12 layers, every position read out",
         {f"{n_tokens} tokens": a_step(n_tokens) for n_tokens in (512, 1024)},
         {"2048 tokens": a_step(2048)},
+        rounds=3,
+    )
+
+
+def test_long_sequences(race):
+    race(
+        "one maximum flow of 12 layers, every position read out",
+        {
+            f"{n_tokens} tokens": Contestant(
+                partial(solve_flow, attention_network(12, n_tokens)), rounds=2
+            )
+            for n_tokens in (512, 1024, 2048)
+        },
+        {},
         rounds=2,
     )
 

@@ -8,15 +8,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from networks import attention_network
+from networks import assert_same_scores, attention_network
 
-from captum_attnflow import BarrierSolver, solve_flow
+from captum_attnflow import BarrierSolver, LayeredNetwork, solve_flow
 from captum_attnflow.solve import barrier
 from captum_attnflow.solve._barrier.by_torch.passes import TorchPasses
 
 numba = pytest.importorskip("numba")
 from captum_attnflow.solve._barrier.by_numba import compiling, threads  # noqa: E402
-from captum_attnflow.solve._barrier.by_numba.passes import NumbaPasses  # noqa: E402
+from captum_attnflow.solve._barrier.by_numba import passes as numba_passes  # noqa: E402
+
+NumbaPasses = numba_passes.NumbaPasses
 
 
 @pytest.fixture
@@ -52,6 +54,58 @@ def loading_fails(monkeypatch):
     yield fail_with
     monkeypatch.undo()
     barrier._numba_passes.cache_clear()
+
+
+def everywhere(capacity):
+    ends = torch.ones(capacity[:, 0, 0].shape, dtype=torch.bool)
+    return LayeredNetwork(capacity, ends, ends)
+
+
+@pytest.fixture
+def rounded(monkeypatch):
+    """The types that weights had in the last steps in float64."""
+    monkeypatch.setattr(barrier, "_SINGLE_FROM_TOKENS", 24)
+    dtypes = []
+    weigh = NumbaPasses.weigh
+
+    def watch(self):
+        if self._state.p.dtype == torch.float64:
+            dtypes.append(self.weight.dtype)
+        return weigh(self)
+
+    monkeypatch.setattr(NumbaPasses, "weigh", watch)
+    return dtypes
+
+
+@pytest.mark.parametrize("read_out", [None, 0])
+def test_rounded_weights_change_nothing_in_the_answer(monkeypatch, rounded, read_out):
+    network = attention_network(4, 48, n_networks=2, read_out=read_out)
+    solution = solve_flow(network)
+    assert set(rounded) == {torch.float32}
+    monkeypatch.setattr(barrier, "_NEAR_GAP", 0.0)
+    rounded.clear()
+    expected = solve_flow(network)
+    assert set(rounded) == {torch.float64}
+    assert not torch.equal(solution.flow, expected.flow)
+    assert_same_scores(solution, expected)
+    assert (solution.iterations - expected.iterations).abs().max() <= 1
+
+
+def test_weights_are_not_rounded_far_from_the_optimum(rounded):
+    capacity = torch.rand(4, 5, 24, 1).double() ** 4 * torch.rand(4, 5, 1, 24) ** 4
+    network = everywhere(1e-7 * capacity + torch.eye(24))
+    solution = solve_flow(network)
+    assert rounded[0] == torch.float64
+    assert_same_scores(solution, solve_flow(network, BarrierSolver(compiled=False)))
+
+
+def test_a_step_goes_as_far_as_it_was_found_to_be_allowed():
+    # Over 30 orders of magnitude a price may be the rest of a difference of far larger
+    # numbers, and negative if that is rounded differently when it is taken.
+    exponent = 30 * (torch.rand(30, 2, 48, 48).double() - 0.5)
+    solution = solve_flow(everywhere(10**exponent))
+    expected = solve_flow(everywhere(10**exponent), BarrierSolver(compiled=False))
+    assert_same_scores(solution, expected)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ class BlockCholesky:
         for layer in range(weight.shape[1]):
             factor, _ = torch.linalg.cholesky_ex(block)
             coupling = torch.linalg.solve_triangular(
-                factor, weight[:, layer].mT, upper=False
+                factor, weight[:, layer].mT.to(block.dtype), upper=False
             )
             self._factors.append(factor)
             self._couplings.append(coupling)

@@ -37,6 +37,7 @@ class Newton:
         problem (Problem): The problem.
         state (State): Where to start; overwritten by each step.
         passes (type): What does the work on the edges.
+        may_round (bool): Whether it may round weights, see :class:`EdgePasses`.
         memory (Tensor, optional): Flat memory to work in; by default, or if it is not
             enough, the workspace's.
 
@@ -51,6 +52,7 @@ class Newton:
         problem: Problem,
         state: State,
         passes: type[EdgePasses],
+        may_round: bool = False,
         memory: Tensor | None = None,
     ) -> None:
         self.problem = problem
@@ -59,7 +61,7 @@ class Newton:
         self._iterative = problem.n_tokens >= passes.iterative_from_tokens
         self._early_accuracy = _EARLY_ACCURACY
         self._fall = torch.ones_like(self.stalled)  # largest share of a variable used
-        self._passes = passes(problem, state, memory)
+        self._passes = passes(problem, state, memory, may_round)
         self._note(*self._passes.measure())
 
     def select(self, index: Tensor) -> Newton:
@@ -67,7 +69,7 @@ class Newton:
             self.problem.select(index),
             self.state.select(index),
             type(self._passes),
-            self._passes.memory,
+            memory=self._passes.memory,
         )
         part.stalled, part._fall = self.stalled[index], self._fall[index]
         part._iterative, part._early_accuracy = self._iterative, self._early_accuracy
@@ -116,6 +118,8 @@ class Newton:
         most_stalled = int(self.stalled.max())
         if most_stalled:
             self._early_accuracy = _CAREFUL_ACCURACY
+        if bool((predicting & (self.stalled > 0)).any()):
+            self._passes.weigh_exactly()
         patience = max(_MOST_STALLED, self.problem.n_tokens // _TOKENS_PER_STALLED)
         self._iterative = laplacian.iterative and most_stalled < patience
 

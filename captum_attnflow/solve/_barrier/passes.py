@@ -22,6 +22,8 @@ class EdgePasses(Protocol):
         state (State): A state of it, changed by :meth:`move`.
         memory (Tensor, optional): Flat memory to work in; by default, or if it is not
             enough, the workspace's.
+        may_round (bool): Whether weights may be held in float32, as serves a state near
+            the optimum.
 
     Attributes:
         memory (Tensor): The memory worked in.
@@ -36,11 +38,19 @@ class EdgePasses(Protocol):
     weight: Tensor
 
     def __init__(
-        self, problem: Problem, state: State, memory: Tensor | None = None
+        self,
+        problem: Problem,
+        state: State,
+        memory: Tensor | None = None,
+        may_round: bool = False,
     ) -> None: ...
 
     def weigh(self) -> Tensor:
         """Set the weights, and sum them as :func:`node_sums` does."""
+        ...
+
+    def weigh_exactly(self) -> None:
+        """Hold weights as precisely as the state from now on."""
         ...
 
     def predict(self, potential: Tensor, among: Tensor) -> tuple[Tensor, ...]:

@@ -27,7 +27,7 @@ class Problem:
     """
 
     capacity: Tensor  # (B, E), in units of scale; unlimited where not bounded
-    alive: Tensor  # (B, E), 1 where there is an edge
+    alive: Tensor  # (B, E), bool, where there is an edge
     scale: Tensor  # (B,), float64, upper bound of the value
     n_terms: Tensor  # (B,), barrier terms
     n_layers: int
@@ -41,17 +41,19 @@ class Problem:
         terminals = torch.cat([network.source, network.sink], 1)
         scale = bound.sum(-1).amin(-1)
         n_inner, n_edges = inner.shape[1], inner.shape[1] + terminals.shape[1]
-        alive, capacity = workspace().empty((2, len(inner), n_edges), like=inner)
-        torch.sign(inner, out=alive[:, :n_inner])
+        alive = workspace().empty((len(inner), n_edges), like=terminals)
+        capacity = workspace().empty(alive.shape, like=inner)
+        torch.gt(inner, 0, out=alive[:, :n_inner])
         alive[:, n_inner:] = terminals
         torch.div(inner, scale[:, None], out=capacity[:, :n_inner])
         capacity[:, n_inner:] = _UNLIMITED
-        capacity.masked_fill_(alive == 0, _UNLIMITED).clamp_max_(_UNLIMITED)
+        capacity.masked_fill_(~alive, _UNLIMITED).clamp_max_(_UNLIMITED)
+        n_terms = alive.count_nonzero(1) + (capacity < _UNLIMITED).count_nonzero(1)
         return Problem(
             capacity=capacity,
             alive=alive,
             scale=scale,
-            n_terms=alive.sum(1) + (capacity < _UNLIMITED).count_nonzero(1),
+            n_terms=n_terms.to(inner.dtype),
             n_layers=network.n_layers,
             n_tokens=network.n_tokens,
         )
@@ -73,11 +75,10 @@ class Problem:
     def single(self) -> Problem:
         """The same problem in float32."""
         like = self.capacity.new_empty(0, dtype=torch.float32)
-        alive, capacity = workspace().empty((2, *self.capacity.shape), like=like)
+        capacity = workspace().empty(self.capacity.shape, like=like)
         return replace(
             self,
             capacity=capacity.copy_(self.capacity).clamp_max_(_UNLIMITED_SINGLE),
-            alive=alive.copy_(self.alive),
             n_terms=self.n_terms.float(),
             unlimited=_UNLIMITED_SINGLE,
         )

@@ -50,7 +50,7 @@ def _fill_flow(problem: Problem, bound: Tensor, flow: Tensor, spare: Tensor) -> 
     # A missing edge has unlimited room.
     capacity = torch.mul(problem.capacity, problem.alive, out=spare[0])
     inner = problem.split(capacity)[0].unbind(1)
-    first, last = (terminal > 0 for terminal in problem.split(problem.alive)[1:])
+    _, first, last = problem.split(problem.alive)
     # From the sink to the source, where layers and edges stand upside down.
     layers, sent, received = problem.split(flow)
     _fill_proportionally(

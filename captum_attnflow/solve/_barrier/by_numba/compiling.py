@@ -9,18 +9,18 @@ from numba import njit
 
 
 def compiled(
-    fastmath: set[str] | None = None, parallel: bool = False
+    any_order: bool = False, parallel: bool = False
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Compile a function at its first call, and keep the result on disk.
 
     Args:
-        fastmath (set of str, optional): What LLVM may do to arithmetic; by default it
-            may fuse multiplications with additions and reorders nothing.
+        any_order (bool): Whether arithmetic may be reordered and fused, as vector
+            instructions need for sums. Without, equal expressions have equal results.
         parallel (bool): Whether its ``prange`` loops run in threads.
     """
     options = {
         "error_model": "numpy",
-        "fastmath": {"contract", "nsz"} if fastmath is None else fastmath,
+        "fastmath": {"contract", "nsz", "reassoc"} if any_order else set(),
         "nogil": True,
         "parallel": parallel,
     }

@@ -17,7 +17,7 @@ class NumbaConjugateGradients(IterativeSolver):
         self._n_threads = n_threads(weight.numel())
         inverse = 1 / diagonal
         basis = torch.empty_like(sums)
-        chain = weight.new_empty(*weight.shape[:2], 4)
+        chain = sums.new_empty(*weight.shape[:2], 4)
         kernels.set_preconditioner(
             sums.numpy(), inverse.numpy(), basis.numpy(), chain.numpy()
         )

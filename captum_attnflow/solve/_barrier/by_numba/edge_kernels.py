@@ -8,7 +8,7 @@ The edges of a network are rows of ``T``: the heads of the inner layers one afte
 other, then the source's edges, then the sink's. Rows whose edges have their tails in
 common are a *group*. A part of the work is every so many blocks of groups. It gathers
 sums in lanes, one for each position of a row, and so compiles to vector instructions
-without leave to reorder sums: a change of flow is to be rounded the same way by all.
+though nothing may be reordered: a step and how far it may go are to be rounded alike.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numba import prange
 from captum_attnflow.solve._barrier.by_numba.compiling import compiled
 
 
-@compiled(fastmath={"reassoc"})
+@compiled(any_order=True)
 def _sum(values):
     total = values.dtype.type(0)
     for j in range(values.size):
@@ -103,8 +103,8 @@ def predict(
         predictor (array): Shape ``(B, L + 1, T)``, potential.
         out (array): Shape ``(tasks, 4)``.
     """
-    tail = np.empty(n_tokens, weight.dtype)
-    lanes = np.empty((4, n_tokens), weight.dtype)
+    tail = np.empty(n_tokens, room.dtype)
+    lanes = np.empty((4, n_tokens), room.dtype)
     least, most, cost, gain = lanes[0], lanes[1], lanes[2], lanes[3]
     for task in range(part, len(out), n_parts):
         network, group, first, start, stop = _place(task, n_blocks, n_layers, n_tokens)
@@ -149,8 +149,8 @@ def force(
     sums,
 ):
     """Sum the change of flow that leaves the potential, by column and by head."""
-    lanes = np.empty((3, n_tokens), weight.dtype)
-    one = weight.dtype.type(1)
+    lanes = np.empty((3, n_tokens), room.dtype)
+    one = room.dtype.type(1)
     tail_predicted, tail, dx = lanes[0], lanes[1], lanes[2]
     for task in range(part, len(columns), n_parts):
         network, group, first, start, stop = _place(task, n_blocks, n_layers, n_tokens)
@@ -197,8 +197,8 @@ def turn(
     out,
 ):
     """Set the least ratio and the least share of a price that is left, by task."""
-    lanes = np.empty((5, n_tokens), weight.dtype)
-    one = weight.dtype.type(1)
+    lanes = np.empty((5, n_tokens), room.dtype)
+    one = room.dtype.type(1)
     tail_predicted, tail, tail_change = lanes[0], lanes[1], lanes[2]
     least, left = lanes[3], lanes[4]
     for task in range(part, len(out), n_parts):
@@ -228,8 +228,8 @@ def turn(
                 dx += w[j] * (head_change - tail_change[j])
                 ratio_x, ratio_y = dx * per_x, dx * per_y
                 least[j] = min(least[j], min(ratio_x, ratio_y))
-                left_z = push_x / z[j] - ratio_x
-                left_s = push_y / s[j] - ratio_y
+                left_z = (push_x - z[j] * ratio_x) / z[j]
+                left_s = (push_y - s[j] * ratio_y) / s[j]
                 left[j] = min(left[j], min(left_z, left_s))
         out[task, 0], out[task, 1] = least.min(), left.min()
 
@@ -260,10 +260,10 @@ def settle(
     out,
 ):
     """Step by shares of the way; set the weights, and sum what the next step needs."""
-    one = weight.dtype.type(1)
-    lanes = np.empty((6, n_tokens), weight.dtype)
+    one = room.dtype.type(1)
+    lanes = np.empty((7, n_tokens), room.dtype)
     tail_predicted, tail, tail_change = lanes[0], lanes[1], lanes[2]
-    total, least, most = lanes[3], lanes[4], lanes[5]
+    total, least, most, row_weight = lanes[3], lanes[4], lanes[5], lanes[6]
     for task in range(part, len(out), n_parts):
         network, group, first, start, stop = _place(task, n_blocks, n_layers, n_tokens)
         _set_tail(predictor[network], group, n_layers, -1, tail_predicted)
@@ -305,10 +305,11 @@ def settle(
             for j in range(n_tokens):
                 w[j] = is_edge[j] / (z[j] / x[j] + s[j] / y[j])
             for j in range(n_tokens):
+                row_weight[j] = w[j]
                 weight_column[j] += w[j]
                 flow_column[j] += x[j]
             if group < n_layers:
-                weight_sums[network, group + 1, 0, row] += _sum(w)
+                weight_sums[network, group + 1, 0, row] += _sum(row_weight)
                 flow_sums[network, group + 1, 0, row] += _sum(x)
         out[task, 0] = _sum(total)
         out[task, 1], out[task, 2] = least.min(), most.max()

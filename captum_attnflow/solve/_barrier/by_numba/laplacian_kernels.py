@@ -12,25 +12,22 @@ from numba import prange
 
 from captum_attnflow.solve._barrier.by_numba.compiling import compiled
 
-# Sums may be reordered, and so be vector instructions.
-_ANY_ORDER = {"contract", "nsz", "reassoc"}
 
-
-@compiled(_ANY_ORDER)
+@compiled(any_order=True)
 def _dot(left, right):
-    total = left.dtype.type(0)
+    total = right.dtype.type(0)
     for j in range(left.size):
         total += left[j] * right[j]
     return total
 
 
-@compiled(_ANY_ORDER)
+@compiled(any_order=True)
 def _add_scaled(values, scale, out):
     for j in range(out.size):
         out[j] += scale * values[j]
 
 
-@compiled(_ANY_ORDER)
+@compiled(any_order=True)
 def _even_layers(
     part, n_parts, running, weight, inverse, odd, seen, to_odd, gathers, scatters
 ):
@@ -51,7 +48,7 @@ def _even_layers(
     """
     n_networks, n_layers = weight.shape[:2]
     n_even, n_tokens = seen.shape[1:]
-    gathered = np.empty(n_tokens, weight.dtype)
+    gathered = np.empty(n_tokens, seen.dtype)
     for task in range(part, n_networks * n_even, n_parts):
         network, index = task // n_even, task % n_even
         if not running[network]:
@@ -89,7 +86,7 @@ def _even_layers_parallel(n_parts, *arguments):
         _even_layers(part, n_parts, *arguments)
 
 
-@compiled(_ANY_ORDER)
+@compiled(any_order=True)
 def _eliminate(n_parts, running, weight, inverse, odd, seen, to_odd, gathers, scatters):
     if n_parts == 1:
         _even_layers(
@@ -101,7 +98,7 @@ def _eliminate(n_parts, running, weight, inverse, odd, seen, to_odd, gathers, sc
         )
 
 
-@compiled(_ANY_ORDER)
+@compiled(any_order=True)
 def _odd_share(to_odd, network, index, position):
     """What an odd node sees of the even layers."""
     share = to_odd[network, index, 1, position]
@@ -110,7 +107,7 @@ def _odd_share(to_odd, network, index, position):
     return share
 
 
-@compiled(_ANY_ORDER)
+@compiled(any_order=True)
 def set_preconditioner(sums, inverse, basis, chain):
     """Prepare the exact solver of the Laplacian with blocks of rank one.
 
@@ -165,7 +162,7 @@ def set_preconditioner(sums, inverse, basis, chain):
             chain[network, layer, 3] = coupling
 
 
-@compiled(_ANY_ORDER)
+@compiled(any_order=True)
 def _precondition(network, residual, inverse, basis, chain, out):
     n_layers = chain.shape[1]
     n_odd, n_tokens = residual.shape[1:]
@@ -197,7 +194,7 @@ def _precondition(network, residual, inverse, basis, chain, out):
             out[network, index, j] = value
 
 
-@compiled(_ANY_ORDER)
+@compiled(any_order=True)
 def conjugate_gradients(
     n_parts,
     weight,
@@ -226,7 +223,7 @@ def conjugate_gradients(
     """
     n_networks, n_nodes, n_tokens = right_side.shape
     n_odd, n_even = n_nodes // 2, (n_nodes + 1) // 2
-    dtype = weight.dtype
+    dtype = right_side.dtype
     least = np.finfo(dtype).tiny
     running = np.ones(n_networks, np.bool_)
     even = np.empty((n_networks, n_even, n_tokens), dtype)

@@ -25,7 +25,10 @@ class NumbaPasses(EdgePasses):
     """The passes of :class:`EdgePasses`, each one loop over the edges.
 
     Of what belongs to an edge only the weights are kept from one pass to the next; a
-    step's change of flow and its new prices follow from the potentials. With ``w``
+    step's change of flow and its new prices follow from the potentials. Weights are
+    held in float32 where they may: the linear systems and the change of flow take the
+    same ones, so that it conserves, and what the rounding leaves of a step falls to
+    the next. With ``w``
     the weight, ``rise`` that of a potential along an edge and ``second`` 1 in steps
     with second-order terms and else 0,
 
@@ -39,14 +42,17 @@ class NumbaPasses(EdgePasses):
     iterative_from_tokens = 1
 
     def __init__(
-        self, problem: Problem, state: State, memory: Tensor | None = None
+        self,
+        problem: Problem,
+        state: State,
+        memory: Tensor | None = None,
+        may_round: bool = False,
     ) -> None:
         shape, like = problem.capacity.shape, problem.capacity
         if memory is None or memory.numel() < shape.numel():
-            memory = workspace().empty((shape.numel(),), like=like)
-        self.memory = memory
-        weights = memory[: shape.numel()].view(shape)
-        self.weight, _, _ = problem.split(weights)
+            like_weight = torch.empty(0) if may_round else like
+            memory = workspace().empty((shape.numel(),), like=like_weight)
+        self._problem = problem
         self._state = state
         self._like = like
         n_networks, n_layers = shape[0], problem.n_layers
@@ -55,12 +61,24 @@ class NumbaPasses(EdgePasses):
         n_blocks = min(problem.n_tokens, -(-n_tasks // (n_networks * n_layers)))
         self._tasks = (n_networks, (n_layers + 2) * n_blocks)
         self._shape = (n_blocks, n_layers, problem.n_tokens)
-        self._arrays = _numpy(state.room, state.price, weights)
         self._alive = problem.alive.numpy()
         self._second_order = torch.zeros_like(problem.n_terms)
+        self._hold_weights(memory)
+
+    def _hold_weights(self, memory: Tensor) -> None:
+        self.memory = memory
+        shape = self._problem.capacity.shape
+        weights = memory[: shape.numel()].view(shape)
+        self.weight, _, _ = self._problem.split(weights)
+        self._arrays = _numpy(self._state.room, self._state.price, weights)
 
     def weigh(self) -> Tensor:
         return self._sums
+
+    def weigh_exactly(self) -> None:
+        if self.memory.dtype != self._like.dtype:
+            self._hold_weights(torch.empty_like(self._like).view(-1))
+            self.measure()
 
     def predict(self, potential: Tensor, among: Tensor) -> tuple[Tensor, ...]:
         self._predictor = potential.contiguous()

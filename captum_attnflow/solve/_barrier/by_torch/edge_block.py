@@ -38,7 +38,8 @@ class EdgeBlock:
     Args:
         problem (Problem): The problem.
         state (State): A state of it, changed by :meth:`move`.
-        arrays (Tensor): Shape ``(4, B, E)``, memory for push, weight and dx.
+        arrays (Tensor): Shape ``(5, B, E)``, memory for push, weight and dx, and 1
+            where there is an edge.
         spare (Tensor): Flat memory for two numbers an edge of the block, which hold
             nothing between two calls.
         place (Place): Where the block stands.
@@ -64,10 +65,10 @@ class EdgeBlock:
             (*self._tail_nodes, None),
             (*self._head_nodes, None),
         )
-        self._alive = problem.alive[:, edges]
+        self._alive = arrays[4, :, edges]
         self._room, self._price = state.room[..., edges], state.price[..., edges]
         self._push = arrays[:2, :, edges]
-        self._weight, self._dx = arrays[2:, :, edges]
+        self._weight, self._dx = arrays[2:4, :, edges]
         shape = self._room.shape
         self._ratio = spare[: shape.numel()].view(shape)
         self._rise = self._ratio[0]

@@ -27,19 +27,24 @@ class TorchPasses(EdgePasses):
     iterative_from_tokens = 48
 
     def __init__(
-        self, problem: Problem, state: State, memory: Tensor | None = None
+        self,
+        problem: Problem,
+        state: State,
+        memory: Tensor | None = None,
+        may_round: bool = False,
     ) -> None:
         shape, like = problem.capacity.shape, problem.capacity
         on_cpu = like.device.type == "cpu"
         at_once = _BLOCK_BYTES // like.element_size() if on_cpu else shape.numel()
         places = cut(problem, at_once)
-        n_arrays = 4 * shape.numel()
+        n_arrays = 5 * shape.numel()
         longest = max(place.edges.stop - place.edges.start for place in places)
         n_spare = 2 * longest * shape[0]
         if memory is None or memory.numel() < n_arrays + n_spare:
             memory = workspace().empty((n_arrays + n_spare,), like=like)
         self.memory = memory
-        arrays = memory[:n_arrays].view(4, *shape)
+        arrays = memory[:n_arrays].view(5, *shape)
+        arrays[4] = problem.alive
         self.weight, self._source, self._sink = problem.split(arrays[2])
         self._state = state
         self._blocks = [
@@ -51,6 +56,9 @@ class TorchPasses(EdgePasses):
         for block in self._blocks:
             block.weigh()
         return node_sums(self.weight, self._source, self._sink)
+
+    def weigh_exactly(self) -> None:
+        """Nothing to do: they always are."""
 
     def predict(self, potential: Tensor, among: Tensor) -> tuple[Tensor, ...]:
         chosen = None if bool(among.all()) else among
