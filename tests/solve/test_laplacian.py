@@ -6,6 +6,10 @@ from networks import assert_same_scores, attention_network
 
 from captum_attnflow import solve_flow
 from captum_attnflow.solve._barrier import laplacian as module
+from captum_attnflow.solve._barrier.by_torch import conjugate_gradients
+from captum_attnflow.solve._barrier.by_torch.conjugate_gradients import (
+    TorchConjugateGradients,
+)
 from captum_attnflow.solve._barrier.laplacian import Laplacian, node_sums
 
 
@@ -100,3 +104,20 @@ def test_one_iteration_solves_weights_of_rank_one(monkeypatch, passes, n_layers)
     right_side = torch.randn(n_networks, n_layers + 1, n_tokens).double()
     laplacian.solve(right_side, torch.full((n_networks,), 1e-10).double())
     assert laplacian.iterative
+
+
+@pytest.mark.parametrize("max_iterations", [2, 5, 30])
+def test_residuals_may_be_asked_for_after_some_iterations(monkeypatch, max_iterations):
+    weight = torch.rand(3, 4, 24, 24).double() ** torch.tensor([1.0, 2.0, 8.0]).view(
+        3, 1, 1, 1
+    )
+    sums = node_sums(weight, *torch.ones(2, 3, 24).double())
+    right_side, tolerance = torch.randn(3, 5, 24).double(), torch.full((3,), 1e-9)
+    answers = []
+    for at_once in (1, 4):
+        monkeypatch.setitem(conjugate_gradients._ITERATIONS_A_CHECK, "cpu", at_once)
+        solver = TorchConjugateGradients(weight, sums, sums.sum(2))
+        answers.append(solver.solve(right_side, tolerance, max_iterations))
+    (expected, is_small), (solution, is_small_later) = answers
+    assert is_small == is_small_later
+    torch.testing.assert_close(solution, expected, rtol=0, atol=1e-8)
