@@ -10,7 +10,7 @@ import numba
 import torch
 
 # Fewer edges are not worth a second thread.
-_EDGES_A_THREAD = 1 << 13
+_EDGES_A_THREAD = 1 << 15
 # OpenMP ends a process that forked after its first use, if it is used again.
 _PROCESS = os.getpid()
 
