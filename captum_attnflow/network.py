@@ -224,7 +224,8 @@ class LayeredNetwork:
         """
         tails, heads = cut[:, :-1].flatten(0, 1), ~cut[:, 1:].flatten(0, 1)
         capacity = self.capacity.flatten(0, 1)
-        total = torch.bmm(capacity, tails[..., None].to(capacity.dtype))[..., 0]
+        with torch.autocast(capacity.device.type, enabled=False):
+            total = torch.bmm(capacity, tails[..., None].to(capacity.dtype))[..., 0]
         total = torch.where(heads, total, 0.0)
         if not bool(total.isfinite().all()):
             # Not a product: inf * 0 is NaN.

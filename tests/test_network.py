@@ -110,3 +110,24 @@ def test_positions_that_a_network_uses_make_the_same_network():
     assert torch.equal(small.capacity, trimmed.capacity[..., :6, :6])
     assert small.source.all()
     assert torch.equal(small.sink, trimmed.sink[:, :6])
+
+
+@pytest.mark.parametrize("never_binding", [False, True])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_capacity_of_a_cut_is_the_sum_over_its_edges(never_binding, autocast):
+    network = attention_network(3, 7, n_networks=2)
+    if never_binding:
+        network.capacity[0, 1, 2, 3] = torch.inf
+    cut = torch.rand(2, 4, 7) < 0.5
+    cut[:, 0], cut[:, -1] = True, False
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        found = network.cut_capacity(cut)
+    for example in range(2):
+        expected = sum(
+            network.capacity[example, layer, head, tail]
+            for layer in range(3)
+            for head in range(7)
+            for tail in range(7)
+            if cut[example, layer, tail] and not cut[example, layer + 1, head]
+        )
+        torch.testing.assert_close(found[example], expected)

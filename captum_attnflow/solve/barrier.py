@@ -74,8 +74,8 @@ class BarrierSolver:
             once where that serves its cache.
         compiled (bool, optional): Whether passes over the edges are fused and compiled
             by Numba (the extra ``compiled``), on CPUs: the same answer, several times
-            as fast. The first solve takes seconds to compile; the result is kept on
-            disk. By default, wherever Numba is installed.
+            as fast. The first solve of a kind compiles for up to a minute, and the
+            result is kept on disk. By default, wherever Numba is installed.
 
     Raises:
         ImportError: If ``compiled`` is ``True`` and Numba is not installed.
@@ -253,16 +253,20 @@ def _is_transformed() -> bool:
 
 @cache
 def _numba_passes() -> type[EdgePasses] | None:
-    """The passes compiled by Numba, where it is installed."""
+    """The passes compiled by Numba, where it is installed and works."""
     try:
-        from captum_attnflow.solve._barrier.by_numba.passes import NumbaPasses
-    except ModuleNotFoundError as error:
-        if error.name == "numba":
-            return None
-        raise
-    except ImportError as error:
-        warn_caller(f"flows are solved without Numba, which cannot be loaded: {error}")
+        import numba  # noqa: F401
+    except Exception as error:
+        if not (isinstance(error, ModuleNotFoundError) and error.name == "numba"):
+            # It depends on what else is installed in ways that it tells by any error.
+            warn_caller(
+                "flows are solved without Numba, which is installed but cannot be "
+                f"loaded ({type(error).__name__}: {error}). Reinstall it by pip "
+                "install 'captum-attnflow[compiled]', or uninstall it"
+            )
         return None
+    from captum_attnflow.solve._barrier.by_numba.passes import NumbaPasses
+
     return NumbaPasses
 
 

@@ -121,3 +121,38 @@ def test_residuals_may_be_asked_for_after_some_iterations(monkeypatch, max_itera
     (expected, is_small), (solution, is_small_later) = answers
     assert is_small == is_small_later
     torch.testing.assert_close(solution, expected, rtol=0, atol=1e-8)
+
+
+def test_each_network_stops_by_itself_at_its_tolerance(passes):
+    weight = torch.rand(4, 5, 32, 32).double()
+    weight[1] **= 20
+    weight[3] = torch.eye(32) + 1e-2 * weight[3]
+    source, sink = torch.ones(2, 4, 32).double()
+    right_side = torch.rand(4, 6, 32).double()
+    right_side[2] = 0
+    tolerance = torch.tensor([1e-1, 1e-9, 1e-9, 1e-4]).double()
+    sums = node_sums(weight, source, sink)
+
+    def solve(chosen):
+        part = sums[chosen]
+        solver = passes.iterative_solver(weight[chosen], part, part.sum(2))
+        return solver.solve(right_side[chosen], tolerance[chosen], 60)
+
+    solution, is_small = solve(slice(None))
+    assert is_small
+    for example in range(4):
+        dense = dense_laplacian(weight[example], source[example], sink[example])
+        residual = right_side[example].flatten() - dense @ solution[example].flatten()
+        assert residual.abs().max() <= 1.01 * tolerance[example]
+        alone, _ = solve(slice(example, example + 1))
+        error = (solution[example] - alone[0]).abs().max()
+        assert error <= 10 * tolerance[example]
+    assert (solution[2] == 0).all()
+
+
+def test_a_solution_that_is_no_number_is_not_taken_for_one(passes):
+    weight = torch.rand(1, 3, 8, 8).double()
+    sums = node_sums(weight, *torch.ones(2, 1, 8).double())
+    right_side = torch.full((1, 4, 8), torch.nan).double()
+    solver = passes.iterative_solver(weight, sums, sums.sum(2))
+    assert not solver.solve(right_side, torch.ones(1).double(), 20)[1]

@@ -22,7 +22,10 @@ def states_of_six_steps(batch, target, passes):
         newton.step(target)
         products = (state.room * state.price).sum((0, 2)) / (2 * state.room.shape[2])
         torch.testing.assert_close(newton.mu, products)
-        yield [state.room.clone(), state.price.clone(), state.p.clone()]
+        least, most = newton._passes.extreme_products()
+        extremes = (state.room * state.price).transpose(0, 1).flatten(1).aminmax(dim=1)
+        torch.testing.assert_close((least, most), tuple(extremes))
+        yield [state.room.clone(), state.price.clone(), state.p.clone(), newton._fall]
 
 
 def assert_same_steps(found, expected):

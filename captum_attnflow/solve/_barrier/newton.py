@@ -118,8 +118,6 @@ class Newton:
         most_stalled = int(self.stalled.max())
         if most_stalled:
             self._early_accuracy = _CAREFUL_ACCURACY
-            if bool((predicting & (self.stalled > 0)).any()):
-                self._passes.weigh_exactly()
         patience = max(_MOST_STALLED, self.problem.n_tokens // _TOKENS_PER_STALLED)
         self._iterative = laplacian.iterative and most_stalled < patience
 

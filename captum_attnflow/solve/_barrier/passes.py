@@ -49,10 +49,6 @@ class EdgePasses(Protocol):
         """Set the weights, and sum them as :func:`node_sums` does."""
         ...
 
-    def weigh_exactly(self) -> None:
-        """Hold weights as precisely as the state from now on."""
-        ...
-
     def predict(self, potential: Tensor, among: Tensor) -> tuple[Tensor, ...]:
         """Set the second-order terms of the step straight at the optimum.
 
@@ -87,7 +83,7 @@ class EdgePasses(Protocol):
 
         Returns:
             tuple[Tensor, Tensor]: Shape ``(B,)``, the largest shares by which a room
-            and a price would fall.
+            and a price would fall, at most 0 where none would.
         """
         ...
 

@@ -1,8 +1,8 @@
 """Conjugate gradients on a batch of layered networks, compiled by Numba.
 
-The same method as :mod:`._conjugate_gradients`, in one call. A part of the work are the
-even layers of nodes of every so many, each with the edges into it and out of it, which
-so are read from memory once for both of their products. Each network stops by itself.
+The same method as :class:`TorchConjugateGradients`, in one call. A part of the work is
+every so many of the even layers of nodes, each with the edges into it and out of it,
+which so are read from memory once for both products. Each network stops by itself.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _even_layers(
         part (int): Which of the parts to do.
         n_parts (int): Parts in all.
         running (array): Shape ``(B,)``, bool, networks to treat.
-        weight (array): Shape ``(B, L, T, T)``, rows of the heads.
+        weight (array): Shape ``(B, L * T * T)`` or longer, rows of the heads.
         inverse (array): Shape ``(B, L + 1, T)``, of the diagonal.
         odd (array): Shape ``(B, (L + 1) // 2, T)``, values of odd layers.
         seen (array): Shape ``(B, L // 2 + 1, T)``, right side, and then the values.
@@ -46,8 +46,9 @@ def _even_layers(
         gathers (bool): Whether odd values add to the right side.
         scatters (bool): Whether to write ``to_odd``.
     """
-    n_networks, n_layers = weight.shape[:2]
-    n_even, n_tokens = seen.shape[1:]
+    n_layers = inverse.shape[1] - 1
+    n_networks, n_even, n_tokens = seen.shape
+    n_block = n_tokens * n_tokens
     gathered = np.empty(n_tokens, seen.dtype)
     for task in range(part, n_networks * n_even, n_parts):
         network, index = task // n_even, task % n_even
@@ -55,29 +56,33 @@ def _even_layers(
             continue
         layer = 2 * index
         even, scale = seen[network, index], inverse[network, layer]
+        all_edges = weight[network]
         # Apart from the right side, which may be so large that small terms are lost.
         gathered[:] = 0
         if gathers and layer < n_layers:
-            edges, above = weight[network, layer], odd[network, index]
+            first, above = layer * n_block, odd[network, index]
             for i in range(n_tokens):
-                _add_scaled(edges[i], above[i], gathered)
+                edges = all_edges[first + i * n_tokens : first + (i + 1) * n_tokens]
+                _add_scaled(edges, above[i], gathered)
         if layer == 0:
             for i in range(n_tokens):
                 even[i] = (even[i] + gathered[i]) * scale[i]
         else:
-            edges, below = weight[network, layer - 1], odd[network, index - 1]
+            first, below = (layer - 1) * n_block, odd[network, index - 1]
             share = to_odd[network, index, 0]
             share[:] = 0
             for i in range(n_tokens):
+                edges = all_edges[first + i * n_tokens : first + (i + 1) * n_tokens]
                 if gathers:
-                    gathered[i] += _dot(edges[i], below)
+                    gathered[i] += _dot(edges, below)
                 even[i] = (even[i] + gathered[i]) * scale[i]
                 if scatters:
-                    _add_scaled(edges[i], even[i], share)
+                    _add_scaled(edges, even[i], share)
         if scatters and layer < n_layers:
-            edges, share = weight[network, layer], to_odd[network, index, 1]
+            first, share = layer * n_block, to_odd[network, index, 1]
             for i in range(n_tokens):
-                share[i] = _dot(edges[i], even)
+                edges = all_edges[first + i * n_tokens : first + (i + 1) * n_tokens]
+                share[i] = _dot(edges, even)
 
 
 @compiled(parallel=True)
@@ -211,7 +216,7 @@ def conjugate_gradients(
 
     Args:
         n_parts (int): Threads to use.
-        weight (array): Shape ``(B, L, T, T)``, rows of the heads.
+        weight (array): Shape ``(B, L * T * T)`` or longer, rows of the heads.
         diagonal (array): Shape ``(B, L + 1, T)``.
         inverse (array): Shape ``(B, L + 1, T)``, of the diagonal.
         basis (array): Shape ``(B, L + 1, 2, T)``, see :func:`set_preconditioner`.
@@ -272,20 +277,20 @@ def conjugate_gradients(
                     )
             curvature = _dot(direction[network].ravel(), step[network].ravel())
             length = energy[network] / max(curvature, least)
-            largest = dtype.type(0)
+            small = True
             for index in range(n_odd):
                 for j in range(n_tokens):
                     solution[network, index, j] += length * direction[network, index, j]
                     residual[network, index, j] -= length * step[network, index, j]
-                    largest = max(largest, abs(residual[network, index, j]))
-            # Not so if it is not a number.
-            running[network] = not largest <= tolerance[network]
+                    # Not so if it is not a number.
+                    small &= abs(residual[network, index, j]) <= tolerance[network]
+            running[network] = not small
         if not running.any():
             break
-    small = not running.any()
+    all_small = not running.any()
     running[:] = True
     even[:] = right_side[:, 0::2]
     _eliminate(n_parts, running, weight, inverse, solution, even, to_odd, True, False)
     out[:, 0::2] = even
     out[:, 1::2] = solution
-    return small
+    return all_small

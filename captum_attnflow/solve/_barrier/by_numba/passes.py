@@ -50,9 +50,13 @@ class NumbaPasses(EdgePasses):
     ) -> None:
         shape, like = problem.capacity.shape, problem.capacity
         if memory is None or memory.numel() < shape.numel():
-            like_weight = torch.empty(0) if may_round else like
+            dtype = torch.float32 if may_round else like.dtype
+            like_weight = like.new_empty(0, dtype=dtype)
             memory = workspace().empty((shape.numel(),), like=like_weight)
-        self._problem = problem
+        self.memory = memory
+        weights = memory[: shape.numel()].view(shape)
+        self.weight, _, _ = problem.split(weights)
+        self._arrays = _numpy(state.room, state.price, weights)
         self._state = state
         self._like = like
         n_networks, n_layers = shape[0], problem.n_layers
@@ -63,22 +67,9 @@ class NumbaPasses(EdgePasses):
         self._shape = (n_blocks, n_layers, problem.n_tokens)
         self._alive = problem.alive.numpy()
         self._second_order = torch.zeros_like(problem.n_terms)
-        self._hold_weights(memory)
-
-    def _hold_weights(self, memory: Tensor) -> None:
-        self.memory = memory
-        shape = self._problem.capacity.shape
-        weights = memory[: shape.numel()].view(shape)
-        self.weight, _, _ = self._problem.split(weights)
-        self._arrays = _numpy(self._state.room, self._state.price, weights)
 
     def weigh(self) -> Tensor:
         return self._sums
-
-    def weigh_exactly(self) -> None:
-        if self.memory.dtype != self._like.dtype:
-            self._hold_weights(torch.empty_like(self._like).view(-1))
-            self.measure()
 
     def predict(self, potential: Tensor, among: Tensor) -> tuple[Tensor, ...]:
         self._predictor = potential.contiguous()

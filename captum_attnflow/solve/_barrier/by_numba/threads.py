@@ -11,7 +11,7 @@ import torch
 
 # Fewer edges are not worth a second thread.
 _EDGES_A_THREAD = 1 << 15
-# OpenMP ends a process that forked after its first use, if it is used again.
+# OpenMP ends a process that uses it, was forked, and uses it again.
 _PROCESS = os.getpid()
 
 
@@ -29,9 +29,13 @@ def _are_safe() -> bool:
     """Whether any of Python's threads may start Numba's, in this process."""
     if os.getpid() != _PROCESS:
         return False
-    # Which layer of threads there is shows once it is up.
-    numba.set_num_threads(numba.get_num_threads())
-    return bool(numba.threading_layer() != "workqueue")
+    try:
+        # Which layer of threads there is shows once it is up.
+        numba.set_num_threads(numba.get_num_threads())
+        return bool(numba.threading_layer() != "workqueue")
+    except (ImportError, ValueError):
+        # The layer that the user chose is not there.
+        return False
 
 
 @contextmanager

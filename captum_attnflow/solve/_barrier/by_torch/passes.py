@@ -57,9 +57,6 @@ class TorchPasses(EdgePasses):
             block.weigh()
         return node_sums(self.weight, self._source, self._sink)
 
-    def weigh_exactly(self) -> None:
-        """Nothing to do: they always are."""
-
     def predict(self, potential: Tensor, among: Tensor) -> tuple[Tensor, ...]:
         chosen = None if bool(among.all()) else among
         passes = [block.predict(potential, chosen) for block in self._blocks]
