@@ -42,12 +42,13 @@ def _place(task, n_blocks, n_layers, n_tokens):
 @compiled()
 def _set_tail(potential, group, n_layers, at_source, out):
     """Write the potentials of a group's tails, for heads as :func:`_head` has them."""
-    if group < n_layers:
-        out[:] = potential[group]
-    elif group == n_layers:
-        out[:] = at_source - potential[0]
-    else:
-        out[:] = potential[n_layers]
+    for j in range(out.size):
+        if group < n_layers:
+            out[j] = potential[group, j]
+        elif group == n_layers:
+            out[j] = at_source - potential[0, j]
+        else:
+            out[j] = potential[n_layers, j]
 
 
 @compiled()
@@ -77,12 +78,13 @@ def add_columns(columns, n_blocks, n_layers, sums):
     n_groups = n_layers + 2
     for task in range(len(columns)):
         network, group = task // (n_groups * n_blocks), task // n_blocks % n_groups
-        if group < n_layers:
-            sums[network, group, 1] += columns[task]
-        elif group == n_layers:
-            sums[network, 0, 0] += columns[task]
-        else:
-            sums[network, n_layers, 1] += columns[task]
+        node, side = group, 1
+        if group == n_layers:
+            node, side = 0, 0
+        elif group > n_layers:
+            node = n_layers
+        for j in range(columns.shape[1]):
+            sums[network, node, side, j] += columns[task, j]
 
 
 @compiled()
@@ -318,22 +320,22 @@ def settle(
 @compiled(parallel=True)
 def predict_parallel(n_parts, *arguments):
     for part in prange(n_parts):
-        predict(part, n_parts, *arguments)
+        predict(np.int64(part), n_parts, *arguments)
 
 
 @compiled(parallel=True)
 def force_parallel(n_parts, *arguments):
     for part in prange(n_parts):
-        force(part, n_parts, *arguments)
+        force(np.int64(part), n_parts, *arguments)
 
 
 @compiled(parallel=True)
 def turn_parallel(n_parts, *arguments):
     for part in prange(n_parts):
-        turn(part, n_parts, *arguments)
+        turn(np.int64(part), n_parts, *arguments)
 
 
 @compiled(parallel=True)
 def settle_parallel(n_parts, *arguments):
     for part in prange(n_parts):
-        settle(part, n_parts, *arguments)
+        settle(np.int64(part), n_parts, *arguments)

@@ -88,7 +88,7 @@ def _even_layers(
 @compiled(parallel=True)
 def _even_layers_parallel(n_parts, *arguments):
     for part in prange(n_parts):
-        _even_layers(part, n_parts, *arguments)
+        _even_layers(np.int64(part), n_parts, *arguments)
 
 
 @compiled(any_order=True)
@@ -101,6 +101,14 @@ def _eliminate(n_parts, running, weight, inverse, odd, seen, to_odd, gathers, sc
         _even_layers_parallel(
             n_parts, running, weight, inverse, odd, seen, to_odd, gathers, scatters
         )
+
+
+@compiled(any_order=True)
+def _copy_even(nodes, out):
+    for network in range(out.shape[0]):
+        for index in range(out.shape[1]):
+            for j in range(out.shape[2]):
+                out[network, index, j] = nodes[network, 2 * index, j]
 
 
 @compiled(any_order=True)
@@ -238,8 +246,10 @@ def conjugate_gradients(
     residual = np.empty_like(solution)
     step = np.empty_like(solution)
     energy = np.ones(n_networks, dtype)
-    even[:] = right_side[:, 0::2]
-    _eliminate(n_parts, running, weight, inverse, solution, even, to_odd, False, True)
+    _copy_even(right_side, even)
+    # Literals would be compiled for one by one.
+    yes, no = n_parts > 0, n_parts < 1
+    _eliminate(n_parts, running, weight, inverse, solution, even, to_odd, no, yes)
     for network in range(n_networks):
         for index in range(n_odd):
             for j in range(n_tokens):
@@ -261,9 +271,7 @@ def conjugate_gradients(
                         + momentum * direction[network, index, j]
                     )
         even[:] = 0
-        _eliminate(
-            n_parts, running, weight, inverse, direction, even, to_odd, True, True
-        )
+        _eliminate(n_parts, running, weight, inverse, direction, even, to_odd, yes, yes)
         for network in range(n_networks):
             if not running[network]:
                 continue
@@ -289,8 +297,11 @@ def conjugate_gradients(
             break
     all_small = not running.any()
     running[:] = True
-    even[:] = right_side[:, 0::2]
-    _eliminate(n_parts, running, weight, inverse, solution, even, to_odd, True, False)
-    out[:, 0::2] = even
-    out[:, 1::2] = solution
+    _copy_even(right_side, even)
+    _eliminate(n_parts, running, weight, inverse, solution, even, to_odd, yes, no)
+    for network in range(n_networks):
+        for node in range(n_nodes):
+            of_node = solution if node % 2 else even
+            for j in range(n_tokens):
+                out[network, node, j] = of_node[network, node // 2, j]
     return all_small
