@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import builtins
 import os
+from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from networks import assert_same_scores, attention_network
 
 from captum_attnflow import BarrierSolver, LayeredNetwork, solve_flow
@@ -175,6 +178,26 @@ def test_functions_are_compiled_where_no_folder_can_keep_them(monkeypatch):
 
     monkeypatch.setattr(compiling, "njit", njit)
     assert compiling.compiled()(lambda number: number + 1)(1) == 2
+
+
+def test_compiling_waits_for_other_processes_that_do(monkeypatch, tmp_path):
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+
+    def add_one(number):
+        return number + 1
+
+    kernel = compiling.compiled()(add_one)
+    folder = Path(kernel.stats.cache_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(1) as pool:
+        with FileLock(folder / "captum_attnflow.lock"):
+            answer = pool.submit(kernel, 1)
+            with pytest.raises(futures.TimeoutError):
+                answer.result(timeout=1)
+            assert not list(folder.glob("*.nbc"))
+        assert answer.result() == 2
+    assert list(folder.glob("*.nbc"))
+    assert kernel(2) == 3
 
 
 def test_a_solve_leaves_the_number_of_threads_as_it_was():

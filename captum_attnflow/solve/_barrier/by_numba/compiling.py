@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache, wraps
+from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from numba import njit
 
 
@@ -26,12 +29,37 @@ def compiled(
     }
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        kernel: Callable[..., Any]
+        kernel: Any
         try:
             kernel = njit(cache=True, **options)(function)
         except RuntimeError:
             # No folder to keep it in can be written to.
             kernel = njit(**options)(function)
-        return kernel
+        else:
+            _compile_one_at_a_time(kernel)
+        dispatcher: Callable[..., Any] = kernel
+        return dispatcher
 
     return decorate
+
+
+def _compile_one_at_a_time(kernel: Any) -> None:
+    """Let no two processes look up or keep what they compile at once.
+
+    Numba does not see to that: of two that keep the same function for different types,
+    one may later load the code of the other, which ends the process.
+    """
+    compile_for = kernel.compile
+
+    @wraps(compile_for)
+    def locked(signature: Any) -> Any:
+        with _lock(kernel.stats.cache_path):
+            return compile_for(signature)
+
+    kernel.compile = locked
+
+
+@cache
+def _lock(folder: str) -> FileLock:
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return FileLock(Path(folder) / "captum_attnflow.lock")
