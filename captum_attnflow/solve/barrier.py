@@ -73,8 +73,8 @@ class BarrierSolver:
             parts, to bound memory at about 120 bytes an edge. A CPU solves fewer at
             once where that serves its cache.
         compiled (bool, optional): Whether passes over the edges are fused and compiled
-            by Numba (the extra ``compiled``), on CPUs: the same answer, several times
-            as fast. The first solve of a kind compiles for up to a minute, and the
+            by Numba (the extra ``compiled``), on CPUs: the same answer, in about half
+            the time. The first solve of a kind compiles for up to a minute, and the
             result is kept on disk. By default, wherever Numba is installed.
 
     Raises:
