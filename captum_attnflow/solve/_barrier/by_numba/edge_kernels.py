@@ -66,6 +66,21 @@ def _push(per_room, price, dx, second_order, aim):
 
 
 @compiled()
+def _forced(per_x, per_y, z, s, w, rise_predicted, rise, second_order, aim):
+    """Both pushes on an edge, and its change of flow if the potential stayed."""
+    predicted = w * rise_predicted
+    push_x = _push(per_x, z, predicted, second_order, aim)
+    push_y = _push(per_y, s, predicted, second_order, aim)
+    return push_x, push_y, w * (rise + push_x + push_y)
+
+
+@compiled()
+def _goal(push, price, ratio):
+    """The price that a full step leads to."""
+    return push - price * ratio
+
+
+@compiled()
 def add_columns(columns, n_blocks, n_layers, sums):
     """Add what each task summed over heads to the sums of the nodes.
 
@@ -75,15 +90,15 @@ def add_columns(columns, n_blocks, n_layers, sums):
         n_layers (int): Layers of edges.
         sums (array): Shape ``(B, L + 1, 2, T)``, into each node and out of it.
     """
-    n_groups = n_layers + 2
+    n_tokens = columns.shape[1]
     for task in range(len(columns)):
-        network, group = task // (n_groups * n_blocks), task // n_blocks % n_groups
+        network, group, _, _, _ = _place(task, n_blocks, n_layers, n_tokens)
         node, side = group, 1
         if group == n_layers:
             node, side = 0, 0
         elif group > n_layers:
             node = n_layers
-        for j in range(columns.shape[1]):
+        for j in range(n_tokens):
             sums[network, node, side, j] += columns[task, j]
 
 
@@ -172,10 +187,10 @@ def force(
             head_predicted = _head(predictor[network], group, row, n_layers)
             head = _head(potential[network], group, row, n_layers)
             for j in range(n_tokens):
-                predicted = w[j] * (head_predicted - tail_predicted[j])
-                push_x = _push(one / x[j], z[j], predicted, second, mu)
-                push_y = _push(one / y[j], s[j], predicted, second, mu)
-                dx[j] = w[j] * (head - tail[j] + push_x + push_y)
+                _, _, dx[j] = _forced(
+                    *(one / x[j], one / y[j], z[j], s[j], w[j]),
+                    *(head_predicted - tail_predicted[j], head - tail[j], second, mu),
+                )
                 column[j] += dx[j]
             if group < n_layers:
                 sums[network, group + 1, 0, row] += _sum(dx)
@@ -223,15 +238,15 @@ def turn(
             head_change = _head(change[network], group, row, n_layers)
             for j in range(n_tokens):
                 per_x, per_y = one / x[j], one / y[j]
-                predicted = w[j] * (head_predicted - tail_predicted[j])
-                push_x = _push(per_x, z[j], predicted, second, mu)
-                push_y = _push(per_y, s[j], predicted, second, mu)
-                dx = w[j] * (head - tail[j] + push_x + push_y)
+                push_x, push_y, dx = _forced(
+                    *(per_x, per_y, z[j], s[j], w[j]),
+                    *(head_predicted - tail_predicted[j], head - tail[j], second, mu),
+                )
                 dx += w[j] * (head_change - tail_change[j])
                 ratio_x, ratio_y = dx * per_x, dx * per_y
                 least[j] = min(least[j], min(ratio_x, ratio_y))
-                left_z = (push_x - z[j] * ratio_x) / z[j]
-                left_s = (push_y - s[j] * ratio_y) / s[j]
+                left_z = _goal(push_x, z[j], ratio_x) / z[j]
+                left_s = _goal(push_y, s[j], ratio_y) / s[j]
                 left[j] = min(left[j], min(left_z, left_s))
         out[task, 0], out[task, 1] = least.min(), left.min()
 
@@ -290,13 +305,18 @@ def settle(
                 head_change = _head(change[network], group, row, n_layers)
                 for j in range(n_tokens):
                     per_x, per_y = one / x[j], one / y[j]
-                    predicted = w[j] * (head_predicted - tail_predicted[j])
-                    push_x = _push(per_x, z[j], predicted, second, mu)
-                    push_y = _push(per_y, s[j], predicted, second, mu)
-                    dx = w[j] * (head - tail[j] + push_x + push_y)
+                    push_x, push_y, dx = _forced(
+                        *(per_x, per_y, z[j], s[j], w[j]),
+                        *(
+                            head_predicted - tail_predicted[j],
+                            head - tail[j],
+                            second,
+                            mu,
+                        ),
+                    )
                     dx += w[j] * (head_change - tail_change[j])
-                    z[j] += of_price * (push_x - z[j] * (dx * per_x) - z[j])
-                    s[j] += of_price * (push_y - s[j] * (dx * per_y) - s[j])
+                    z[j] += of_price * (_goal(push_x, z[j], dx * per_x) - z[j])
+                    s[j] += of_price * (_goal(push_y, s[j], dx * per_y) - s[j])
                     x[j] += of_room * dx
                     y[j] += of_room * dx
             for j in range(n_tokens):

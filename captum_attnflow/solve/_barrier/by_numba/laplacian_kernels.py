@@ -28,6 +28,14 @@ def _add_scaled(values, scale, out):
 
 
 @compiled(any_order=True)
+def _block(weights, layer, n_tokens):
+    """The weights of one layer, ``(T, T)``."""
+    length = n_tokens * n_tokens
+    block = weights[layer * length : (layer + 1) * length]
+    return block.reshape((n_tokens, n_tokens))
+
+
+@compiled(any_order=True)
 def _even_layers(
     part, n_parts, running, weight, inverse, odd, seen, to_odd, gathers, scatters
 ):
@@ -48,7 +56,6 @@ def _even_layers(
     """
     n_layers = inverse.shape[1] - 1
     n_networks, n_even, n_tokens = seen.shape
-    n_block = n_tokens * n_tokens
     gathered = np.empty(n_tokens, seen.dtype)
     for task in range(part, n_networks * n_even, n_parts):
         network, index = task // n_even, task % n_even
@@ -56,33 +63,32 @@ def _even_layers(
             continue
         layer = 2 * index
         even, scale = seen[network, index], inverse[network, layer]
-        all_edges = weight[network]
         # Apart from the right side, which may be so large that small terms are lost.
         gathered[:] = 0
         if gathers and layer < n_layers:
-            first, above = layer * n_block, odd[network, index]
+            above = odd[network, index]
+            edges = _block(weight[network], layer, n_tokens)
             for i in range(n_tokens):
-                edges = all_edges[first + i * n_tokens : first + (i + 1) * n_tokens]
-                _add_scaled(edges, above[i], gathered)
+                _add_scaled(edges[i], above[i], gathered)
         if layer == 0:
             for i in range(n_tokens):
                 even[i] = (even[i] + gathered[i]) * scale[i]
         else:
-            first, below = (layer - 1) * n_block, odd[network, index - 1]
+            below = odd[network, index - 1]
+            edges = _block(weight[network], layer - 1, n_tokens)
             share = to_odd[network, index, 0]
             share[:] = 0
             for i in range(n_tokens):
-                edges = all_edges[first + i * n_tokens : first + (i + 1) * n_tokens]
                 if gathers:
-                    gathered[i] += _dot(edges, below)
+                    gathered[i] += _dot(edges[i], below)
                 even[i] = (even[i] + gathered[i]) * scale[i]
                 if scatters:
-                    _add_scaled(edges, even[i], share)
+                    _add_scaled(edges[i], even[i], share)
         if scatters and layer < n_layers:
-            first, share = layer * n_block, to_odd[network, index, 1]
+            share = to_odd[network, index, 1]
+            edges = _block(weight[network], layer, n_tokens)
             for i in range(n_tokens):
-                edges = all_edges[first + i * n_tokens : first + (i + 1) * n_tokens]
-                share[i] = _dot(edges, even)
+                share[i] = _dot(edges[i], even)
 
 
 @compiled(parallel=True)

@@ -28,9 +28,8 @@ class NumbaPasses(EdgePasses):
     step's change of flow and its new prices follow from the potentials. Weights are
     held in float32 where they may: the linear systems and the change of flow take the
     same ones, so that it conserves, and what the rounding leaves of a step falls to
-    the next. With ``w``
-    the weight, ``rise`` that of a potential along an edge and ``second`` 1 in steps
-    with second-order terms and else 0,
+    the next. With ``w`` the weight, ``rise`` that of a potential along an edge and
+    ``second`` 1 in steps with second-order terms and else 0,
 
         predicted = w * rise(predictor)
         push = second * (r + r ** 2) * price + aim / room,    r = predicted / room
