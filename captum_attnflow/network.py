@@ -13,6 +13,8 @@ import networkx as nx
 import torch
 from torch import Tensor
 
+from captum_attnflow._large_arrays import empty
+
 SOURCE = "source"
 SINK = "sink"
 
@@ -117,7 +119,7 @@ class LayeredNetwork:
         Returns:
             Tensor: Shape ``(B, T)``, bool.
         """
-        edge = (self.capacity > 0).any(1)
+        edge = self.capacity.amax(1) > 0
         return edge.any(1) | edge.any(2) | self.source | self.sink
 
     def reachable(self) -> tuple[Tensor, Tensor]:
@@ -128,14 +130,16 @@ class LayeredNetwork:
             ``(B, L + 1, T)``, bool.
         """
         # Counts of edges from reached nodes: products are faster than logic.
-        edge = (self.capacity > 0).float()
         from_source = [self.source.float()]
+        edge = torch.empty_like(self.capacity[:, 0], dtype=torch.float32)
         for layer in range(self.n_layers):
-            count = torch.bmm(from_source[-1][:, None], edge[:, layer].mT)[:, 0]
+            edge.copy_(self.capacity[:, layer] > 0)
+            count = torch.bmm(from_source[-1][:, None], edge.mT)[:, 0]
             from_source.append(count.clamp_max_(1))
         to_sink = [self.sink.float()]
         for layer in reversed(range(self.n_layers)):
-            count = torch.bmm(to_sink[-1][:, None], edge[:, layer])[:, 0]
+            edge.copy_(self.capacity[:, layer] > 0)
+            count = torch.bmm(to_sink[-1][:, None], edge)[:, 0]
             to_sink.append(count.clamp_max_(1))
         return torch.stack(from_source, 1) > 0, torch.stack(to_sink[::-1], 1) > 0
 
@@ -156,11 +160,13 @@ class LayeredNetwork:
         """
         if bool(live.all()):
             return self
-        dead = ~(live[:, 1:, :, None] & live[:, :-1, None, :])
+        capacity = empty(self.capacity.shape, like=self.capacity).copy_(self.capacity)
+        # Not a product: inf * 0 is NaN.
+        capacity.masked_fill_(~live[:, 1:, :, None], 0.0)
+        capacity.masked_fill_(~live[:, :-1, None, :], 0.0)
         return replace(
             self,
-            # Not a product: inf * 0 is NaN.
-            capacity=self.capacity.masked_fill(dead, 0.0),
+            capacity=capacity,
             source=self.source & live[:, 0],
             sink=self.sink & live[:, -1],
         )

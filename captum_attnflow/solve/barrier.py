@@ -27,6 +27,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from captum_attnflow._large_arrays import empty
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.network import LayeredNetwork
 from captum_attnflow.solve._barrier.by_torch.passes import TorchPasses
@@ -148,7 +149,8 @@ class BarrierSolver:
                 )
                 gap = state.product() * problem.n_terms
                 # In place, for lack of further use. Missing edges carry nothing.
-                state.room[0].mul_(problem.alive).mul_(problem.scale[:, None])
+                flow = state.room[0].masked_fill_(~problem.alive, 0.0)
+                flow.mul_(problem.scale[:, None])
             return _solution(network, problem, state, mu, gap, iterations)
 
     def _start(
@@ -298,7 +300,9 @@ def _solution(
     return certified(
         network,
         # Scaling back may round a saturated edge past its capacity.
-        flow=torch.minimum(flow, network.capacity),
+        flow=torch.minimum(
+            flow, network.capacity, out=empty(flow.shape, like=network.capacity)
+        ),
         # Not views, which would keep all edges in memory, nor inference tensors.
         source_flow=source_flow.clone(),
         sink_flow=sink_flow.clone(),

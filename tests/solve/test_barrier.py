@@ -11,7 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from networks import assert_same_scores, attention_network, networks
 from reference.barrier import solve_with_cvxpy
 
-from captum_attnflow import BarrierSolver, FlowError, LayeredNetwork, solve_flow
+from captum_attnflow import (
+    BarrierSolver,
+    FlowError,
+    LayeredNetwork,
+    _large_arrays,
+    solve_flow,
+)
 from captum_attnflow.solve import barrier, solve_sources
 from captum_attnflow.solve._barrier.by_torch import passes as torch_passes
 
@@ -336,9 +342,14 @@ def test_answers_are_ordinary_tensors():
             assert not value.is_inference(), name
 
 
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("of_capacity", [False, True])
-def test_a_solve_may_stand_within_a_functional_transform(of_capacity):
-    network = attention_network(2, 8)
+def test_a_solve_may_stand_within_a_functional_transform(
+    monkeypatch, of_capacity, large
+):
+    if large:
+        monkeypatch.setattr(_large_arrays, "_LARGE_BYTES", 0)
+    network = attention_network(2, 8, read_out=0)
     expected = solve_flow(network).source_flow
 
     def weighted(weight):
@@ -352,8 +363,11 @@ def test_a_solve_may_stand_within_a_functional_transform(of_capacity):
     torch.testing.assert_close(along, expected.sum())
 
 
-def test_a_solve_may_stand_within_a_compiled_function():
-    network = attention_network(2, 8)
+@pytest.mark.parametrize("large", [False, True])
+def test_a_solve_may_stand_within_a_compiled_function(monkeypatch, large):
+    if large:
+        monkeypatch.setattr(_large_arrays, "_LARGE_BYTES", 0)
+    network = attention_network(2, 8, read_out=0)
     expected = solve_flow(network).value
     compiled = torch.compile(lambda x: x * solve_flow(network).value, backend="eager")
     torch.testing.assert_close(compiled(torch.tensor(2.0)), 2 * expected)

@@ -48,12 +48,16 @@ class Problem:
         torch.div(inner, scale[:, None], out=capacity[:, :n_inner])
         capacity[:, n_inner:] = _UNLIMITED
         capacity.masked_fill_(~alive, _UNLIMITED).clamp_max_(_UNLIMITED)
-        n_terms = alive.count_nonzero(1) + (capacity < _UNLIMITED).count_nonzero(1)
+        with workspace().frame():
+            # Sums of what is not a float would copy it to fresh memory.
+            count = workspace().empty(alive.shape, like=inner)
+            n_terms = count.copy_(alive).sum(1)
+            n_terms += torch.lt(capacity, _UNLIMITED, out=count).sum(1)
         return Problem(
             capacity=capacity,
             alive=alive,
             scale=scale,
-            n_terms=n_terms.to(inner.dtype),
+            n_terms=n_terms,
             n_layers=network.n_layers,
             n_tokens=network.n_tokens,
         )

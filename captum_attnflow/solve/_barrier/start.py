@@ -48,7 +48,8 @@ def _fill_flow(problem: Problem, bound: Tensor, flow: Tensor, spare: Tensor) -> 
     """Write a flow, and tell where it fits within the capacities, ``(B,)``."""
     bound = (bound / problem.scale[:, None, None]).to(flow.dtype)
     # A missing edge has unlimited room.
-    capacity = torch.mul(problem.capacity, problem.alive, out=spare[0])
+    nothing = problem.capacity.new_zeros(())
+    capacity = torch.where(problem.alive, problem.capacity, nothing, out=spare[0])
     inner = problem.split(capacity)[0].unbind(1)
     _, first, last = problem.split(problem.alive)
     # From the sink to the source, where layers and edges stand upside down.

@@ -11,8 +11,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor
+
+from captum_attnflow._large_arrays import empty, empty_bytes
 
 # Of what is needed at a time, no more is kept.
 _MOST_KEPT_BYTES = 1 << 27
@@ -23,11 +24,11 @@ class Workspace:
     """Hands out uninitialised arrays, and takes those of a frame back at its end.
 
     Of what the largest frame asked for, up to 128 MiB of the CPU's memory are kept for
-    the next one. Everything else is ordinary memory.
+    the next one. Beyond what a frame announced, arrays are ordinary memory.
     """
 
     def __init__(self) -> None:
-        self._memory = torch.empty(0, dtype=torch.uint8, device="cpu")
+        self._memory = empty_bytes(0)
         self._used = 0
         self._n_frames = 0
 
@@ -41,17 +42,17 @@ class Workspace:
             n_bytes (int): What will be handed out; of no effect within another frame.
         """
         before = self._used
-        needed = min(n_bytes, _MOST_KEPT_BYTES)
-        if not self._n_frames and self._memory.numel() < needed:
-            # Whoever is first may work under inference mode, and others not.
-            with torch.inference_mode(False):
-                self._memory = torch.empty(needed, dtype=torch.uint8, device="cpu")
+        if not self._n_frames and self._memory.numel() < n_bytes:
+            self._memory = empty_bytes(0)  # given back first
+            self._memory = empty_bytes(n_bytes)
         self._n_frames += 1
         try:
             yield
         finally:
             self._n_frames -= 1
             self._used = before
+            if not self._n_frames and self._memory.numel() > _MOST_KEPT_BYTES:
+                self._memory = empty_bytes(0)
 
     def empty(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Return an array of a shape, with the dtype and the device of another.
@@ -62,7 +63,7 @@ class Workspace:
         end = start + math.prod(shape) * like.element_size()
         is_kept = self._n_frames and end <= self._memory.numel()
         if like.device.type != "cpu" or not is_kept:
-            return like.new_empty(shape)
+            return empty(shape, like)
         self._used = -(-end // _ALIGNMENT) * _ALIGNMENT
         return self._memory[start:end].view(like.dtype).view(shape)
 
