@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from captum_attnflow.solve import barrier
+from captum_attnflow.solve._barrier import implementation
 from captum_attnflow.solve._barrier.by_torch.passes import TorchPasses
 
 
@@ -10,7 +10,7 @@ from captum_attnflow.solve._barrier.by_torch.passes import TorchPasses
 def passes(request, monkeypatch):
     """Each implementation of the work on the edges, as what all solves choose."""
     if request.param == "torch":
-        monkeypatch.setattr(barrier, "_numba_passes", lambda: None)
+        monkeypatch.setattr(implementation, "numba_passes", lambda: None)
         return TorchPasses
     pytest.importorskip("numba")
-    return barrier._numba_passes()
+    return implementation.numba_passes()

@@ -13,8 +13,8 @@ from captum_attnflow.solve._barrier.problem import Problem, State
 from captum_attnflow.solve._barrier.start import start
 
 
-def states_of_six_steps(batch, target, passes):
-    problem = Problem.of(batch, batch.node_bound())
+def states_of_six_steps(batch, target, passes, dtype=torch.float64):
+    problem = Problem.of(batch, batch.node_bound(), dtype)
     state = State.empty(problem)
     start(problem, batch.node_bound(), state)
     newton = Newton(problem, state, passes)
@@ -22,9 +22,6 @@ def states_of_six_steps(batch, target, passes):
         newton.step(target)
         products = (state.room * state.price).sum((0, 2)) / (2 * state.room.shape[2])
         torch.testing.assert_close(newton.mu, products)
-        least, most = newton._passes.extreme_products()
-        extremes = (state.room * state.price).transpose(0, 1).flatten(1).aminmax(dim=1)
-        torch.testing.assert_close((least, most), tuple(extremes))
         yield [state.room.clone(), state.price.clone(), state.p.clone(), newton._fall]
 
 

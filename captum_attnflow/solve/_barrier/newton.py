@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from captum_attnflow.solve._barrier.closed_form import exact_sum
 from captum_attnflow.solve._barrier.laplacian import Laplacian
 from captum_attnflow.solve._barrier.passes import EdgePasses
 from captum_attnflow.solve._barrier.problem import Problem, State
 
 _STEP_SHARE = 0.999
-# Imbalance at a node, in shares of the value: in the answer, left by a predictor, left
-# by the last correctors and by early ones.
-_IMBALANCE = 1e-10
+# Imbalance at a node, in shares of the value: left by a predictor, left by the last
+# correctors and by early ones.
 _PREDICTOR_ACCURACY = 1e-5
 _CORRECTOR_ACCURACY = 1e-11
 _EARLY_ACCURACY = 1e-5
@@ -25,9 +25,10 @@ _MOST_STALLED = 4
 _TOKENS_PER_STALLED = 128
 # From a mu of this many targets on, steps only centre.
 _NEAR = 2.0
-# Relative change of a flow or multiplier in the step before the last, at most. A step
-# that changes more than this does not end centred, and is not asked whether it does.
-_LAST_FALL = 0.18
+# Relative change of a flow or multiplier in the last step, at most, and how much the
+# mean product may exceed the target after it.
+_LAST_FALL = 0.5
+_LAST_EXCESS = 0.01
 
 
 class Newton:
@@ -37,7 +38,6 @@ class Newton:
         problem (Problem): The problem.
         state (State): Where to start; overwritten by each step.
         passes (type): What does the work on the edges.
-        may_round (bool): Whether it may round weights, see :class:`EdgePasses`.
         memory (Tensor, optional): Flat memory to work in; by default, or if it is not
             enough, the workspace's.
 
@@ -45,6 +45,7 @@ class Newton:
         mu (Tensor): Shape ``(B,)``, mean complementarity product.
         value (Tensor): Shape ``(B,)``, flow into the sink.
         stalled (Tensor): Shape ``(B,)``, steps on end that gained little.
+        iterative (bool): Whether linear systems are still solved by iterating.
     """
 
     def __init__(
@@ -52,16 +53,15 @@ class Newton:
         problem: Problem,
         state: State,
         passes: type[EdgePasses],
-        may_round: bool = False,
         memory: Tensor | None = None,
     ) -> None:
         self.problem = problem
         self.state = state
         self.stalled = torch.zeros_like(problem.n_terms)
-        self._iterative = problem.n_tokens >= passes.iterative_from_tokens
+        self.iterative = problem.n_tokens >= passes.iterative_from_tokens
         self._early_accuracy = _EARLY_ACCURACY
         self._fall = torch.ones_like(self.stalled)  # largest share of a variable used
-        self._passes = passes(problem, state, memory, may_round)
+        self._passes = passes(problem, state, memory)
         self._note(*self._passes.measure())
 
     def select(self, index: Tensor) -> Newton:
@@ -72,19 +72,13 @@ class Newton:
             memory=self._passes.memory,
         )
         part.stalled, part._fall = self.stalled[index], self._fall[index]
-        part._iterative, part._early_accuracy = self._iterative, self._early_accuracy
+        part.iterative, part._early_accuracy = self.iterative, self._early_accuracy
         return part
 
-    def converged(self, target: Tensor, tolerance: float) -> Tensor:
-        """Whether each network is centred at its target and conserves flow."""
-        near = (self.mu <= (1 + tolerance) * target) & (self._fall <= _LAST_FALL)
-        if not bool(near.any()):
-            return near
-        least, most = self._passes.extreme_products()
-        off = torch.maximum(most - target, target - least)
-        near &= off <= tolerance * target
-        lost = self._imbalance.abs().amax((1, 2))
-        return near & (lost <= _IMBALANCE * self.value)
+    def is_near(self, target: Tensor) -> Tensor:
+        """Whether each network is near enough to its optimum for the dual method."""
+        reached = self.mu <= (1 + _LAST_EXCESS) * target
+        return reached & (self._fall <= _LAST_FALL)
 
     def step(self, target: Tensor) -> None:
         """Move towards the target by a predictor-corrector or a centring step."""
@@ -94,7 +88,7 @@ class Newton:
         laplacian = Laplacian(
             self._passes.weight,
             sums,
-            self._passes.iterative_solver if self._iterative else None,
+            self._passes.iterative_solver if self.iterative else None,
         )
         if bool(predicting.any()):
             tolerance = _PREDICTOR_ACCURACY * value
@@ -119,7 +113,7 @@ class Newton:
         if most_stalled:
             self._early_accuracy = _CAREFUL_ACCURACY
         patience = max(_MOST_STALLED, self.problem.n_tokens // _TOKENS_PER_STALLED)
-        self._iterative = laplacian.iterative and most_stalled < patience
+        self.iterative = laplacian.iterative and most_stalled < patience
 
     def _predict(self, potential: Tensor, target: Tensor, predicting: Tensor) -> Tensor:
         """Choose ``mu`` by the step straight at the optimum."""
@@ -142,7 +136,8 @@ class Newton:
         primal, dual = _step_length(of_room), _step_length(of_price)
         self._fall = torch.maximum(of_room, of_price)
         measured = self._passes.move(primal, dual)
-        self.state.p.addcmul_(change, dual[:, None, None])
+        state = self.state
+        state.p, state.rest = exact_sum(state.p, change * dual[:, None, None])
         self._note(*measured)
 
     def _note(self, imbalance: Tensor, total: Tensor) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
+from captum_attnflow.solve._barrier.closed_form import ClosedForm
 from captum_attnflow.solve._barrier.laplacian import IterativeSolver
 from captum_attnflow.solve._barrier.problem import Problem, State
 
@@ -22,18 +24,20 @@ class EdgePasses(Protocol):
         state (State): A state of it, changed by :meth:`move`.
         memory (Tensor, optional): Flat memory to work in; by default, or if it is not
             enough, the workspace's.
-        may_round (bool): Whether weights may be held in float32, as serves a state near
-            the optimum.
 
     Attributes:
+        dtypes (tuple): Of the edges, to be tried in turn until all networks are solved.
         memory (Tensor): The memory worked in.
         weight (Tensor): Shape ``(B, L, T, T)``, of the inner edges.
         iterative_solver (type): What solves Laplacian systems as fast.
         iterative_from_tokens (int): From how many tokens on it is the cheaper one.
+        closed_form (type): What does the work on the edges near the optimum.
     """
 
+    dtypes: ClassVar[tuple[torch.dtype, ...]]
     iterative_solver: ClassVar[type[IterativeSolver]]
     iterative_from_tokens: ClassVar[int]
+    closed_form: ClassVar[type[ClosedForm]]
     memory: Tensor
     weight: Tensor
 
@@ -42,7 +46,6 @@ class EdgePasses(Protocol):
         problem: Problem,
         state: State,
         memory: Tensor | None = None,
-        may_round: bool = False,
     ) -> None: ...
 
     def weigh(self) -> Tensor:
@@ -93,8 +96,4 @@ class EdgePasses(Protocol):
 
     def measure(self) -> tuple[Tensor, Tensor]:
         """Return the flow's divergence and the sum of complementarity products."""
-        ...
-
-    def extreme_products(self) -> tuple[Tensor, Tensor]:
-        """The least and the largest complementarity product, each ``(B,)``."""
         ...

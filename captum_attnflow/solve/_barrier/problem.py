@@ -11,10 +11,9 @@ from captum_attnflow.network import LayeredNetwork
 from captum_attnflow.solve._barrier.workspace import workspace
 
 # Room of an edge that never binds, and the inverse of the flow on one that is missing,
-# in units of the value; less in float32, which holds capacities down to the last.
-_UNLIMITED = 1e100
-_UNLIMITED_SINGLE = 1e25
-_LEAST_SINGLE = 1e-20
+# in units of the value; and the least capacity to be told from none.
+_UNLIMITED = {torch.float64: 1e100, torch.float32: 1e25}
+_LEAST = {torch.float64: 0.0, torch.float32: 1e-20}
 
 
 @dataclass(frozen=True)
@@ -32,27 +31,39 @@ class Problem:
     n_terms: Tensor  # (B,), barrier terms
     n_layers: int
     n_tokens: int
-    unlimited: float = _UNLIMITED
+    unlimited: float
 
     @staticmethod
-    def of(network: LayeredNetwork, bound: Tensor) -> Problem:
+    def of(network: LayeredNetwork, bound: Tensor, dtype: torch.dtype) -> Problem:
         """The problem of a trimmed network and its ``node_bound()``."""
         inner = network.capacity.flatten(1)
         terminals = torch.cat([network.source, network.sink], 1)
         scale = bound.sum(-1).amin(-1)
+        unlimited = _UNLIMITED[dtype]
         n_inner, n_edges = inner.shape[1], inner.shape[1] + terminals.shape[1]
         alive = workspace().empty((len(inner), n_edges), like=terminals)
-        capacity = workspace().empty(alive.shape, like=inner)
+        capacity = workspace().empty(alive.shape, like=inner.new_empty(0, dtype=dtype))
         torch.gt(inner, 0, out=alive[:, :n_inner])
         alive[:, n_inner:] = terminals
-        torch.div(inner, scale[:, None], out=capacity[:, :n_inner])
-        capacity[:, n_inner:] = _UNLIMITED
-        capacity.masked_fill_(~alive, _UNLIMITED).clamp_max_(_UNLIMITED)
         with workspace().frame():
-            # Sums of what is not a float would copy it to fresh memory.
-            count = workspace().empty(alive.shape, like=inner)
-            n_terms = count.copy_(alive).sum(1)
-            n_terms += torch.lt(capacity, _UNLIMITED, out=count).sum(1)
+            # Scaled before it is rounded; to divide into another dtype would be slow.
+            layers, _, _ = split(
+                capacity, (network.n_layers, network.n_tokens, network.n_tokens)
+            )
+            scaled = workspace().empty(layers[:, 0].shape, like=inner)
+            for layer, rounded in enumerate(layers.unbind(1)):
+                given = network.capacity[:, layer]
+                rounded.copy_(torch.div(given, scale[:, None, None], out=scaled))
+        capacity[:, n_inner:] = unlimited
+        capacity.masked_fill_(~alive, unlimited).clamp_max_(unlimited)
+        with workspace().frame():
+            # As numbers, by row: other sums would copy all to fresh memory.
+            count = workspace().empty(alive.shape, like=capacity)
+            rows = count.unflatten(1, (-1, network.n_tokens))
+            count.copy_(alive)
+            n_terms = rows.sum(2).double().sum(1)
+            torch.lt(capacity, unlimited, out=count)
+            n_terms += rows.sum(2).double().sum(1)
         return Problem(
             capacity=capacity,
             alive=alive,
@@ -60,6 +71,7 @@ class Problem:
             n_terms=n_terms,
             n_layers=network.n_layers,
             n_tokens=network.n_tokens,
+            unlimited=unlimited,
         )
 
     def select(self, index: Tensor) -> Problem:
@@ -72,27 +84,17 @@ class Problem:
         )
 
     @property
-    def fits_single(self) -> bool:
-        """Whether float32 can hold every capacity."""
-        return bool(self.capacity.amin() >= _LEAST_SINGLE)
-
-    def single(self) -> Problem:
-        """The same problem in float32."""
-        like = self.capacity.new_empty(0, dtype=torch.float32)
-        capacity = workspace().empty(self.capacity.shape, like=like)
-        return replace(
-            self,
-            capacity=capacity.copy_(self.capacity).clamp_max_(_UNLIMITED_SINGLE),
-            n_terms=self.n_terms.float(),
-            unlimited=_UNLIMITED_SINGLE,
-        )
+    def is_precise(self) -> bool:
+        """Whether the dtype of the edges can hold every capacity."""
+        return bool(self.capacity.amin() >= _LEAST[self.capacity.dtype])
 
     def split(self, edges: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Views of the inner edges and of those of the source and of the sink."""
         return split(edges, (self.n_layers, self.n_tokens, self.n_tokens))
 
     def value(self, flow: Tensor) -> Tensor:
-        return flow[:, -self.n_tokens :].sum(1)
+        """Flow into the sink, ``(B,)``."""
+        return flow[:, -self.n_tokens :].double().sum(1)
 
 
 @dataclass
@@ -100,11 +102,15 @@ class State:
     """Flow and room left, and what a unit more of flow costs in each.
 
     The second of each two has a sign, so that a change of flow changes both alike.
+    Edges are held in the dtype of the problem, and nodes in float64.
     """
 
     room: Tensor  # (2, B, E): x and -y, kept apart since x - u cancels
     price: Tensor  # (2, B, E): z and -s, at the optimum mu times the barrier's gradient
     p: Tensor  # (B, L + 1, T) potential
+    rest: (
+        Tensor  # (B, L + 1, T), what is lost in ``p`` by the rounding of the last step
+    )
 
     @staticmethod
     def empty(problem: Problem) -> State:
@@ -112,44 +118,13 @@ class State:
         capacity = problem.capacity
         room, price = workspace().empty((2, 2, *capacity.shape), like=capacity)
         nodes = (len(capacity), problem.n_layers + 1, problem.n_tokens)
-        return State(room, price, capacity.new_empty(nodes))
+        p, rest = problem.n_terms.new_zeros(2, *nodes)
+        return State(room, price, p, rest)
 
     def select(self, index: Tensor) -> State:
-        return State(self.room[:, index], self.price[:, index], self.p[index])
-
-    def put(self, index: Tensor, part: State) -> None:
-        self.room[:, index] = part.room
-        self.price[:, index] = part.price
-        self.p[index] = part.p
-
-    def refine(self, coarse: State, problem: Problem) -> None:
-        """Take over a state of less precision.
-
-        ``x`` and ``y`` sum to the capacity again, the smaller of the two being kept.
-        """
-        flow, left = self.room.copy_(coarse.room)
-        price = self.price.copy_(coarse.price)
-        self.p.copy_(coarse.p)
-        # An edge that never binds has more room now.
-        price[1].mul_(left)
-        with workspace().frame():
-            spare = workspace().empty(flow.shape, like=flow)
-            flow_is_less = torch.add(flow, left, out=spare) <= 0
-            torch.sub(flow, problem.capacity, out=spare)
-            torch.where(flow_is_less, spare, left, out=left)
-            torch.add(problem.capacity, left, out=spare)
-            torch.where(flow_is_less, flow, spare, out=flow)
-        price[1].div_(left)
-
-    def is_interior(self) -> Tensor:
-        """Whether flow, room and multipliers of each network are positive, ``(B,)``."""
-        inside = (self.room[0].amin(1) > 0) & (self.room[1].amax(1) < 0)
-        inside &= (self.price[0].amin(1) > 0) & (self.price[1].amax(1) < 0)
-        return inside & self.product().isfinite() & self.p.isfinite().all(2).all(1)
-
-    def product(self) -> Tensor:
-        """Mean complementarity product."""
-        return total_product(self.room, self.price) / (2 * self.room.shape[-1])
+        return State(
+            self.room[:, index], self.price[:, index], self.p[index], self.rest[index]
+        )
 
 
 def split(
@@ -160,16 +135,3 @@ def split(
     n_inner = edges.shape[1] - 2 * n_terminals
     inner, source, sink = edges.split([n_inner, n_terminals, n_terminals], 1)
     return inner.unflatten(1, shape), source, sink
-
-
-def total_product(room: Tensor, price: Tensor) -> Tensor:
-    """Sum of the complementarity products of each network, ``(B,)``."""
-    return dot(room[0], price[0]) + dot(room[1], price[1])
-
-
-def dot(left: Tensor, right: Tensor) -> Tensor:
-    """Inner product per network, without a product array in memory."""
-    if len(left) == 1:
-        # As fast as memory, which a batched product of one is not.
-        return torch.dot(left[0], right[0])[None]
-    return torch.bmm(left[:, None], right[..., None])[:, 0, 0]

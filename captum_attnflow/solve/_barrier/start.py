@@ -132,7 +132,8 @@ def _fill_prices(
     problem: Problem, state: State, rises: Tensor, fits: Tensor, spare: Tensor
 ) -> None:
     """Write multipliers of one gap over all edges, at least what potentials ask for."""
-    gap = torch.where(fits, _FITTING_GAP, _GAP).to(spare.dtype) / problem.n_terms
+    gap = torch.where(fits, _FITTING_GAP, _GAP) / problem.n_terms
+    gap = gap.to(spare.dtype)
     torch.div(gap[:, None], state.room, out=state.price)
     if_fits = fits.to(spare.dtype)[:, None]
     least = if_fits * rises + (1 - if_fits) * _MULTIPLIER

@@ -20,7 +20,7 @@ from captum_attnflow.solve._barrier.by_numba.compiling import compiled
 
 
 @compiled(any_order=True)
-def _sum(values):
+def sum_of(values):
     total = values.dtype.type(0)
     for j in range(values.size):
         total += values[j]
@@ -120,9 +120,10 @@ def predict(
         predictor (array): Shape ``(B, L + 1, T)``, potential.
         out (array): Shape ``(tasks, 4)``.
     """
-    tail = np.empty(n_tokens, room.dtype)
-    lanes = np.empty((4, n_tokens), room.dtype)
-    least, most, cost, gain = lanes[0], lanes[1], lanes[2], lanes[3]
+    of_nodes = np.empty((3, n_tokens), predictor.dtype)
+    tail, cost, gain = of_nodes[0], of_nodes[1], of_nodes[2]
+    lanes = np.empty((2, n_tokens), room.dtype)
+    least, most = lanes[0], lanes[1]
     for task in range(part, len(out), n_parts):
         network, group, first, start, stop = _place(task, n_blocks, n_layers, n_tokens)
         _set_tail(predictor[network], group, n_layers, -1, tail)
@@ -137,7 +138,7 @@ def predict(
             z, s = all_z[begin:end], all_s[begin:end]
             head = _head(predictor[network], group, row, n_layers)
             for j in range(n_tokens):
-                rise = head - tail[j]
+                rise = room.dtype.type(head - tail[j])
                 dx = w[j] * rise
                 ratio_x, ratio_y = dx / x[j], dx / y[j]
                 least[j] = min(least[j], min(ratio_x, ratio_y))
@@ -145,7 +146,7 @@ def predict(
                 cost[j] += dx * (z[j] + s[j])
                 gain[j] += dx * rise
         out[task, 0], out[task, 1] = least.min(), most.max()
-        out[task, 2], out[task, 3] = _sum(cost), _sum(gain)
+        out[task, 2], out[task, 3] = sum_of(cost), sum_of(gain)
 
 
 @compiled()
@@ -166,9 +167,9 @@ def force(
     sums,
 ):
     """Sum the change of flow that leaves the potential, by column and by head."""
-    lanes = np.empty((3, n_tokens), room.dtype)
     one = room.dtype.type(1)
-    tail_predicted, tail, dx = lanes[0], lanes[1], lanes[2]
+    of_nodes = np.empty((3, n_tokens), potential.dtype)
+    tail_predicted, tail, dx = of_nodes[0], of_nodes[1], of_nodes[2]
     for task in range(part, len(columns), n_parts):
         network, group, first, start, stop = _place(task, n_blocks, n_layers, n_tokens)
         _set_tail(predictor[network], group, n_layers, -1, tail_predicted)
@@ -176,7 +177,8 @@ def force(
         all_x, all_y = room[0, network], room[1, network]
         all_z, all_s = price[0, network], price[1, network]
         all_w = weight[network]
-        second, mu = second_order[network], aim[network]
+        second = room.dtype.type(second_order[network])
+        mu = room.dtype.type(aim[network])
         column = columns[task]
         column[:] = 0
         for row in range(start, stop):
@@ -189,11 +191,12 @@ def force(
             for j in range(n_tokens):
                 _, _, dx[j] = _forced(
                     *(one / x[j], one / y[j], z[j], s[j], w[j]),
-                    *(head_predicted - tail_predicted[j], head - tail[j], second, mu),
+                    room.dtype.type(head_predicted - tail_predicted[j]),
+                    *(room.dtype.type(head - tail[j]), second, mu),
                 )
                 column[j] += dx[j]
             if group < n_layers:
-                sums[network, group + 1, 0, row] += _sum(dx)
+                sums[network, group + 1, 0, row] += sum_of(dx)
 
 
 @compiled()
@@ -214,10 +217,11 @@ def turn(
     out,
 ):
     """Set the least ratio and the least share of a price that is left, by task."""
-    lanes = np.empty((5, n_tokens), room.dtype)
     one = room.dtype.type(1)
-    tail_predicted, tail, tail_change = lanes[0], lanes[1], lanes[2]
-    least, left = lanes[3], lanes[4]
+    lanes = np.empty((2, n_tokens), room.dtype)
+    least, left = lanes[0], lanes[1]
+    of_nodes = np.empty((3, n_tokens), potential.dtype)
+    tail_predicted, tail, tail_change = of_nodes[0], of_nodes[1], of_nodes[2]
     for task in range(part, len(out), n_parts):
         network, group, first, start, stop = _place(task, n_blocks, n_layers, n_tokens)
         _set_tail(predictor[network], group, n_layers, -1, tail_predicted)
@@ -226,7 +230,8 @@ def turn(
         all_x, all_y = room[0, network], room[1, network]
         all_z, all_s = price[0, network], price[1, network]
         all_w = weight[network]
-        second, mu = second_order[network], aim[network]
+        second = room.dtype.type(second_order[network])
+        mu = room.dtype.type(aim[network])
         least[:], left[:] = 0, 1
         for row in range(start, stop):
             begin = (first + row) * n_tokens
@@ -240,9 +245,10 @@ def turn(
                 per_x, per_y = one / x[j], one / y[j]
                 push_x, push_y, dx = _forced(
                     *(per_x, per_y, z[j], s[j], w[j]),
-                    *(head_predicted - tail_predicted[j], head - tail[j], second, mu),
+                    room.dtype.type(head_predicted - tail_predicted[j]),
+                    *(room.dtype.type(head - tail[j]), second, mu),
                 )
-                dx += w[j] * (head_change - tail_change[j])
+                dx += w[j] * room.dtype.type(head_change - tail_change[j])
                 ratio_x, ratio_y = dx * per_x, dx * per_y
                 least[j] = min(least[j], min(ratio_x, ratio_y))
                 left_z = _goal(push_x, z[j], ratio_x) / z[j]
@@ -269,7 +275,7 @@ def settle(
     primal,
     dual,
     moves,
-    alive,
+    is_alive,
     weight_columns,
     weight_sums,
     flow_columns,
@@ -277,10 +283,10 @@ def settle(
     out,
 ):
     """Step by shares of the way; set the weights, and sum what the next step needs."""
-    one = room.dtype.type(1)
-    lanes = np.empty((7, n_tokens), room.dtype)
-    tail_predicted, tail, tail_change = lanes[0], lanes[1], lanes[2]
-    total, least, most, row_weight = lanes[3], lanes[4], lanes[5], lanes[6]
+    one, none = room.dtype.type(1), room.dtype.type(0)
+    of_nodes = np.empty((6, n_tokens), potential.dtype)
+    tail_predicted, tail, tail_change = of_nodes[0], of_nodes[1], of_nodes[2]
+    total, row_weight, row_flow = of_nodes[3], of_nodes[4], of_nodes[5]
     for task in range(part, len(out), n_parts):
         network, group, first, start, stop = _place(task, n_blocks, n_layers, n_tokens)
         _set_tail(predictor[network], group, n_layers, -1, tail_predicted)
@@ -288,17 +294,19 @@ def settle(
         _set_tail(change[network], group, n_layers, 0, tail_change)
         all_x, all_y = room[0, network], room[1, network]
         all_z, all_s = price[0, network], price[1, network]
-        all_w, all_alive = weight[network], alive[network]
-        second, mu = second_order[network], aim[network]
-        of_room, of_price = primal[network], dual[network]
+        all_w, all_edges = weight[network], is_alive[network]
+        second = room.dtype.type(second_order[network])
+        mu = room.dtype.type(aim[network])
+        of_room = room.dtype.type(primal[network])
+        of_price = room.dtype.type(dual[network])
         weight_column, flow_column = weight_columns[task], flow_columns[task]
         weight_column[:], flow_column[:] = 0, 0
-        total[:], least[:], most[:] = 0, np.inf, -np.inf
+        total[:] = 0
         for row in range(start, stop):
             begin = (first + row) * n_tokens
             end = begin + n_tokens
             x, y, w = all_x[begin:end], all_y[begin:end], all_w[begin:end]
-            z, s, is_edge = all_z[begin:end], all_s[begin:end], all_alive[begin:end]
+            z, s, is_edge = all_z[begin:end], all_s[begin:end], all_edges[begin:end]
             if moves:
                 head_predicted = _head(predictor[network], group, row, n_layers)
                 head = _head(potential[network], group, row, n_layers)
@@ -307,34 +315,26 @@ def settle(
                     per_x, per_y = one / x[j], one / y[j]
                     push_x, push_y, dx = _forced(
                         *(per_x, per_y, z[j], s[j], w[j]),
-                        *(
-                            head_predicted - tail_predicted[j],
-                            head - tail[j],
-                            second,
-                            mu,
-                        ),
+                        room.dtype.type(head_predicted - tail_predicted[j]),
+                        *(room.dtype.type(head - tail[j]), second, mu),
                     )
-                    dx += w[j] * (head_change - tail_change[j])
+                    dx += w[j] * room.dtype.type(head_change - tail_change[j])
                     z[j] += of_price * (_goal(push_x, z[j], dx * per_x) - z[j])
                     s[j] += of_price * (_goal(push_y, s[j], dx * per_y) - s[j])
                     x[j] += of_room * dx
                     y[j] += of_room * dx
             for j in range(n_tokens):
-                product_x, product_y = x[j] * z[j], y[j] * s[j]
-                total[j] += product_x + product_y
-                least[j] = min(least[j], min(product_x, product_y))
-                most[j] = max(most[j], max(product_x, product_y))
+                total[j] += x[j] * z[j] + y[j] * s[j]
+                alive = one if is_edge[j] else none
+                w[j] = alive / (z[j] / x[j] + s[j] / y[j])
             for j in range(n_tokens):
-                w[j] = is_edge[j] / (z[j] / x[j] + s[j] / y[j])
-            for j in range(n_tokens):
-                row_weight[j] = w[j]
+                row_weight[j], row_flow[j] = w[j], x[j]
                 weight_column[j] += w[j]
                 flow_column[j] += x[j]
             if group < n_layers:
-                weight_sums[network, group + 1, 0, row] += _sum(row_weight)
-                flow_sums[network, group + 1, 0, row] += _sum(x)
-        out[task, 0] = _sum(total)
-        out[task, 1], out[task, 2] = least.min(), most.max()
+                weight_sums[network, group + 1, 0, row] += sum_of(row_weight)
+                flow_sums[network, group + 1, 0, row] += sum_of(row_flow)
+        out[task] = sum_of(total)
 
 
 @compiled(parallel=True)

@@ -9,27 +9,23 @@ import torch
 from torch import Tensor
 
 from captum_attnflow.solve._barrier.by_numba import edge_kernels as kernels
+from captum_attnflow.solve._barrier.by_numba.closed_form import NumbaClosedForm
 from captum_attnflow.solve._barrier.by_numba.conjugate_gradients import (
     NumbaConjugateGradients,
 )
-from captum_attnflow.solve._barrier.by_numba.threads import n_threads, threads
+from captum_attnflow.solve._barrier.by_numba.threads import n_blocks, n_threads, threads
 from captum_attnflow.solve._barrier.passes import EdgePasses
 from captum_attnflow.solve._barrier.problem import Problem, State
 from captum_attnflow.solve._barrier.workspace import workspace
-
-# Tasks a thread at least, for an even share.
-_TASKS_A_THREAD = 4
 
 
 class NumbaPasses(EdgePasses):
     """The passes of :class:`EdgePasses`, each one loop over the edges.
 
     Of what belongs to an edge only the weights are kept from one pass to the next; a
-    step's change of flow and its new prices follow from the potentials. Weights are
-    held in float32 where they may: the linear systems and the change of flow take the
-    same ones, so that it conserves, and what the rounding leaves of a step falls to
-    the next. With ``w`` the weight, ``rise`` that of a potential along an edge and
-    ``second`` 1 in steps with second-order terms and else 0,
+    step's change of flow and its new prices follow from the potentials. With ``w`` the
+    weight, ``rise`` that of a potential along an edge and ``second`` 1 in steps with
+    second-order terms and else 0,
 
         predicted = w * rise(predictor)
         push = second * (r + r ** 2) * price + aim / room,    r = predicted / room
@@ -37,33 +33,31 @@ class NumbaPasses(EdgePasses):
         new price = push - price * dx / room
     """
 
+    dtypes = (torch.float32, torch.float64)
     iterative_solver = NumbaConjugateGradients
     iterative_from_tokens = 1
+    closed_form = NumbaClosedForm
 
     def __init__(
         self,
         problem: Problem,
         state: State,
         memory: Tensor | None = None,
-        may_round: bool = False,
     ) -> None:
         shape, like = problem.capacity.shape, problem.capacity
         if memory is None or memory.numel() < shape.numel():
-            dtype = torch.float32 if may_round else like.dtype
-            like_weight = like.new_empty(0, dtype=dtype)
-            memory = workspace().empty((shape.numel(),), like=like_weight)
+            memory = workspace().empty((shape.numel(),), like=like)
         self.memory = memory
         weights = memory[: shape.numel()].view(shape)
         self.weight, _, _ = problem.split(weights)
         self._arrays = _numpy(state.room, state.price, weights)
         self._state = state
-        self._like = like
+        self._like = state.p
         n_networks, n_layers = shape[0], problem.n_layers
         self._n_threads = n_threads(shape.numel())
-        n_tasks = _TASKS_A_THREAD * self._n_threads
-        n_blocks = min(problem.n_tokens, -(-n_tasks // (n_networks * n_layers)))
-        self._tasks = (n_networks, (n_layers + 2) * n_blocks)
-        self._shape = (n_blocks, n_layers, problem.n_tokens)
+        blocks = n_blocks(self._n_threads, n_networks * n_layers, problem.n_tokens)
+        self._tasks = (n_networks, (n_layers + 2) * blocks)
+        self._shape = (blocks, n_layers, problem.n_tokens)
         self._alive = problem.alive.numpy()
         self._second_order = torch.zeros_like(problem.n_terms)
 
@@ -120,20 +114,17 @@ class NumbaPasses(EdgePasses):
     def _settle(self, *step: object) -> tuple[Tensor, Tensor]:
         weight_columns, flow_columns = self._new_columns(), self._new_columns()
         self._sums, sums = self._new_sums(), self._new_sums()
-        self._found = self._like.new_empty(*self._tasks, 3)
+        totals = self._like.new_empty(self._tasks)
         self._run(
             kernels.settle,
             kernels.settle_parallel,
             *step,
             self._alive,
             *_numpy(weight_columns, self._sums, flow_columns, sums),
-            self._found.flatten(0, 1).numpy(),
+            totals.flatten().numpy(),
         )
         self._add_columns(weight_columns, self._sums)
-        return self._divergence(flow_columns, sums), self._found[..., 0].sum(1)
-
-    def extreme_products(self) -> tuple[Tensor, Tensor]:
-        return self._found[..., 1].amin(1), self._found[..., 2].amax(1)
+        return self._divergence(flow_columns, sums), totals.sum(1)
 
     def _run(
         self,
@@ -156,8 +147,8 @@ class NumbaPasses(EdgePasses):
         return self._like.new_zeros(n_networks, n_nodes, 2, n_tokens)
 
     def _add_columns(self, columns: Tensor, sums: Tensor) -> None:
-        n_blocks, n_layers, _ = self._shape
-        kernels.add_columns(columns.numpy(), n_blocks, n_layers, sums.numpy())
+        blocks, n_layers, _ = self._shape
+        kernels.add_columns(columns.numpy(), blocks, n_layers, sums.numpy())
 
     def _divergence(self, columns: Tensor, sums: Tensor) -> Tensor:
         self._add_columns(columns, sums)

@@ -11,6 +11,8 @@ import torch
 
 # Fewer edges are not worth a second thread.
 _EDGES_A_THREAD = 1 << 15
+# Tasks a thread at least, for an even share.
+_TASKS_A_THREAD = 4
 # OpenMP ends a process that uses it, was forked, and uses it again.
 _PROCESS = os.getpid()
 
@@ -23,6 +25,11 @@ def n_threads(n_edges: int) -> int:
         -(-n_edges // _EDGES_A_THREAD),
     )
     return most if most > 1 and _are_safe() else 1
+
+
+def n_blocks(number: int, n_layers: int, n_tokens: int) -> int:
+    """Blocks of a layer's heads, for tasks enough for so many threads."""
+    return min(n_tokens, -(-_TASKS_A_THREAD * number // n_layers))
 
 
 def _are_safe() -> bool:

@@ -12,13 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from captum_attnflow.solve._barrier.problem import (
-    Problem,
-    State,
-    dot,
-    split,
-    total_product,
-)
+from captum_attnflow.solve._barrier.problem import Problem, State, split
 
 
 @dataclass(frozen=True)
@@ -147,12 +141,8 @@ class EdgeBlock:
     def measure(self, divergence: Tensor) -> Tensor:
         """Sum the complementarity products, ``(B,)``; add the flow's divergence."""
         self._add_divergence(self._flow_parts, divergence)
-        return total_product(self._room, self._price)
-
-    def extreme_products(self) -> tuple[Tensor, Tensor]:
-        """The least and the largest complementarity product, each ``(B,)``."""
-        product = torch.mul(self._room, self._price, out=self._ratio)
-        return product.amin(-1).amin(0), product.amax(-1).amax(0)
+        products = dot(self._room[0], self._price[0])
+        return products + dot(self._room[1], self._price[1])
 
     def _set_rise(
         self, potential: Tensor, at_source: float, out: tuple[Tensor, ...]
@@ -170,6 +160,14 @@ class EdgeBlock:
         if self._has_terminals:
             divergence[:, 0].add_(source)
             divergence[:, -1].sub_(sink)
+
+
+def dot(left: Tensor, right: Tensor) -> Tensor:
+    """Inner product per network, without a product array in memory."""
+    if len(left) == 1:
+        # As fast as memory, which a batched product of one is not.
+        return torch.dot(left[0], right[0])[None]
+    return torch.bmm(left[:, None], right[..., None])[:, 0, 0]
 
 
 def cut(problem: Problem, most: int) -> list[Place]:

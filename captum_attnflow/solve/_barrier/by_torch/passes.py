@@ -7,6 +7,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from captum_attnflow.solve._barrier.by_torch.closed_form import TorchClosedForm
 from captum_attnflow.solve._barrier.by_torch.conjugate_gradients import (
     TorchConjugateGradients,
 )
@@ -23,15 +24,17 @@ _BLOCK_BYTES = 1 << 21
 class TorchPasses(EdgePasses):
     """The passes of :class:`EdgePasses`, block by block."""
 
+    # Float32 is too coarse for nodes, and products of matrices need one dtype.
+    dtypes = (torch.float64,)
     iterative_solver = TorchConjugateGradients
     iterative_from_tokens = 48
+    closed_form = TorchClosedForm
 
     def __init__(
         self,
         problem: Problem,
         state: State,
         memory: Tensor | None = None,
-        may_round: bool = False,
     ) -> None:
         shape, like = problem.capacity.shape, problem.capacity
         on_cpu = like.device.type == "cpu"
@@ -92,8 +95,3 @@ class TorchPasses(EdgePasses):
         divergence = torch.zeros_like(self._state.p)
         totals = [block.measure(divergence) for block in self._blocks]
         return divergence, reduce(torch.add, totals)
-
-    def extreme_products(self) -> tuple[Tensor, Tensor]:
-        extremes = [block.extreme_products() for block in self._blocks]
-        least, most = zip(*extremes, strict=True)
-        return reduce(torch.minimum, least), reduce(torch.maximum, most)

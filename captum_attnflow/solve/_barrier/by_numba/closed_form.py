@@ -1,0 +1,73 @@
+"""Flows and weights in closed form, on CPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from captum_attnflow.network import LayeredNetwork
+from captum_attnflow.solve._barrier.by_numba import closed_form_kernels as kernels
+from captum_attnflow.solve._barrier.by_numba.threads import n_blocks, n_threads, threads
+from captum_attnflow.solve._barrier.closed_form import (
+    UNLIMITED,
+    ClosedForm,
+    Potential,
+)
+from captum_attnflow.solve._barrier.workspace import workspace
+
+
+class NumbaClosedForm(ClosedForm):
+    """The passes of :class:`ClosedForm`, each one loop over the edges.
+
+    Weights are held in float32: the Newton steps that they serve converge all the same.
+    """
+
+    def __init__(self, network: LayeredNetwork, scale: Tensor) -> None:
+        capacity = network.capacity.contiguous()
+        self._shape = capacity.shape
+        self._like = capacity
+        like_weight = capacity.new_empty(0, dtype=torch.float32)
+        self.weight = workspace().empty(self._shape, like=like_weight)
+        self._n_threads = n_threads(capacity.numel())
+        n_networks, n_layers, n_tokens, _ = self._shape
+        self._n_blocks = n_blocks(self._n_threads, n_networks * n_layers, n_tokens)
+        most = UNLIMITED * scale
+        self._network = tuple(tensor.numpy() for tensor in (capacity, most, scale))
+
+    def weigh(self, potential: Potential, mu: Tensor) -> tuple[Tensor, Tensor]:
+        n_networks, n_layers, n_tokens, _ = self._shape
+        columns = self._like.new_empty(
+            n_networks * n_layers * self._n_blocks, 2, n_tokens
+        )
+        into = self._like.new_empty(2, n_networks, n_layers, n_tokens)
+        self._run(
+            *(kernels.weigh, kernels.weigh_parallel, potential, mu),
+            *(self.weight, columns, into),
+        )
+        blocks = columns.view(n_networks, n_layers, self._n_blocks, 2, n_tokens)
+        out_of = blocks.sum(2)
+        flows, weights = (
+            torch.stack([into[part], out_of[:, :, part]]) for part in range(2)
+        )
+        return flows, weights
+
+    def fill(self, potential: Potential, mu: Tensor, flow: Tensor) -> None:
+        self._run(kernels.fill, kernels.fill_parallel, potential, mu, flow)
+
+    def _run(
+        self,
+        serial: Callable[..., None],
+        parallel: Callable[..., None],
+        potential: Potential,
+        mu: Tensor,
+        *out: Tensor,
+    ) -> None:
+        tensors = (potential.high, potential.low, mu, *out)
+        arrays = tuple(tensor.numpy() for tensor in tensors)
+        if self._n_threads == 1:
+            serial(0, 1, self._n_blocks, *self._network, *arrays)
+            return
+        with threads(self._n_threads):
+            parallel(self._n_threads, self._n_blocks, *self._network, *arrays)

@@ -1,0 +1,109 @@
+"""Newton's method on the dual problem, whose unknowns are the potentials alone.
+
+It ends what :class:`Newton` began: near the optimum it converges quadratically, and
+since flows follow from the potentials it needs no array of edges but their weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from captum_attnflow.network import LayeredNetwork
+from captum_attnflow.solve._barrier.closed_form import ClosedForm, Potential
+from captum_attnflow.solve._barrier.laplacian import IterativeSolver, Laplacian
+
+# Imbalance at a node in the answer, in shares of the value; and what a linear system
+# may leave, in shares of the imbalance before and of the value.
+_IMBALANCE = 1e-10
+_ACCURACY = 1e-4
+_LEAST_ACCURACY = 1e-12
+
+
+class DualNewton:
+    """One Newton step on the potentials of a batch after the other.
+
+    Args:
+        network (LayeredNetwork): Trimmed networks.
+        edges (ClosedForm): What does the work on their edges.
+        potential (Potential): Where to start, near the optimum.
+        mu (Tensor): Shape ``(B,)``, barrier weight to start with.
+        target (Callable): Gives the barrier weight for flow values, both ``(B,)``.
+        iterative_solver (type, optional): What to try first on linear systems.
+
+    Attributes:
+        potential (Potential): Of the nodes.
+        mu (Tensor): Shape ``(B,)``, barrier weight.
+        source_flow (Tensor): Shape ``(B, T)``, flow from the source.
+        sink_flow (Tensor): Shape ``(B, T)``, flow to the sink.
+        lost (Tensor): Shape ``(B,)``, largest imbalance at a node as a share of the
+            value.
+    """
+
+    def __init__(
+        self,
+        network: LayeredNetwork,
+        edges: ClosedForm,
+        potential: Potential,
+        mu: Tensor,
+        target: Callable[[Tensor], Tensor],
+        iterative_solver: type[IterativeSolver] | None,
+    ) -> None:
+        self.potential = potential
+        self.mu = mu
+        self._network = network
+        self._edges = edges
+        self._find_target = target
+        self._iterative_solver = iterative_solver
+        self._measure()
+
+    @property
+    def conserves(self) -> Tensor:
+        """Whether what enters each node leaves it, ``(B,)``, bool."""
+        return self.lost <= _IMBALANCE
+
+    def is_at_target(self, tolerance: float) -> Tensor:
+        """Whether the barrier weight is the value's own, but for this share of it."""
+        return (self.mu - self._target).abs() <= tolerance * self._target
+
+    def step(self, tolerance: float) -> None:
+        """Solve for flows that conserve; see :meth:`is_at_target`."""
+        laplacian = Laplacian(self._edges.weight, self._sums, self._iterative_solver)
+        accuracy = (_ACCURACY * self.lost).clamp_min(_LEAST_ACCURACY) * self._value
+        self.potential.add(laplacian.solve(-self._imbalance, accuracy))
+        if not laplacian.iterative:
+            self._iterative_solver = None
+        # Values tell nothing while flow is lost: the two would chase each other.
+        stays = self.is_at_target(tolerance) | ~self.conserves
+        self.mu = torch.where(stays, self.mu, self._target)
+        self._measure()
+
+    def _measure(self) -> None:
+        mu, high, low = self.mu, self.potential.high, self.potential.low
+        flows, weights = self._edges.weigh(self.potential, mu)
+        source, sink = self._network.source, self._network.sink
+        per_fall = mu[:, None]
+        self.source_flow = torch.where(
+            source, -per_fall / ((high[:, 0] + 1) + low[:, 0]), 0.0
+        )
+        self.sink_flow = torch.where(sink, per_fall / (high[:, -1] + low[:, -1]), 0.0)
+        self._value = self.sink_flow.sum(1)
+        self._target = self._find_target(self._value)
+        into, out_of = _with_terminals(flows, self.source_flow, self.sink_flow)
+        self._imbalance = into - out_of
+        self.lost = self._imbalance.abs().amax((1, 2)) / self._value
+        source_weight, sink_weight = (
+            flow.square() / mu[:, None] for flow in (self.source_flow, self.sink_flow)
+        )
+        sums = _with_terminals(weights, source_weight, sink_weight)
+        self._sums = torch.stack(sums, 2)
+
+
+def _with_terminals(
+    inner: Tensor, source: Tensor, sink: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Sums into the nodes and out of them, ``(B, L + 1, T)`` each."""
+    into = torch.cat([source[:, None], inner[0]], 1)
+    return into, torch.cat([inner[1], sink[:, None]], 1)

@@ -1,0 +1,51 @@
+"""Which implementation works on the edges, and how autograd is kept out of it."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+
+from captum_attnflow._warnings import warn_caller
+from captum_attnflow.solve._barrier.by_torch.passes import TorchPasses
+from captum_attnflow.solve._barrier.passes import EdgePasses
+
+
+def choose_passes(compiled: bool | None, device: torch.device) -> type[EdgePasses]:
+    """Torch's on GPUs and where other code traces; else as asked, or Numba's."""
+    is_traced = torch.compiler.is_compiling() or _is_transformed()
+    if is_traced or compiled is False or device.type != "cpu":
+        return TorchPasses
+    return numba_passes() or TorchPasses
+
+
+@cache
+def numba_passes() -> type[EdgePasses] | None:
+    """The passes compiled by Numba, where it is installed and works."""
+    try:
+        import numba  # noqa: F401
+    except Exception as error:
+        if not (isinstance(error, ModuleNotFoundError) and error.name == "numba"):
+            # It depends on what else is installed in ways that it tells by any error.
+            warn_caller(
+                "flows are solved without Numba, which is installed but cannot be "
+                f"loaded ({type(error).__name__}: {error}). Reinstall it by pip "
+                "install 'captum-attnflow[compiled]', or uninstall it"
+            )
+        return None
+    from captum_attnflow.solve._barrier.by_numba.passes import NumbaPasses
+
+    return NumbaPasses
+
+
+def untracked() -> torch.no_grad | torch.inference_mode:
+    """Switch autograd off, by inference mode, which saves a sixth of the time.
+
+    Not within a transform of ``torch.func``, which does not know inference tensors.
+    """
+    return torch.no_grad() if _is_transformed() else torch.inference_mode()
+
+
+def _is_transformed() -> bool:
+    """Whether a transform of ``torch.func`` is at work, which wraps all tensors."""
+    return torch._C._functorch.maybe_current_level() is not None
