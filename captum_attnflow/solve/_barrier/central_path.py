@@ -27,8 +27,10 @@ from captum_attnflow.solve.solution import FlowError, FlowSolution, certified
 # What a solve takes from the workspace: arrays of edges, and for gaps between them.
 _ARRAYS = 13
 _MORE_BYTES = 1 << 12
-# Steps on end that gain little before a dtype is given up for the next.
+# Steps on end that gain little, and steps that only centre, before edges in float32
+# are given up.
 _MOST_STALLED = 6
+_MOST_CENTRING = 8
 # Steps of the dual method, which converges in a few where it does.
 _DUAL_STEPS = 12
 
@@ -184,13 +186,14 @@ def _approach(
     )
     newton = Newton(problem, state, passes)
     running = torch.arange(len(bound), device=bound.device)
-    may_stall = problem.capacity.dtype == torch.float64
+    is_coarse = problem.capacity.dtype == torch.float32
     while True:
         target = aim.target(newton.problem.scale, newton.problem.n_terms, newton.value)
         near = newton.is_near(target)
         fails = ~newton.mu.isfinite() | (iterations[running] >= aim.max_iterations)
-        if not may_stall:
+        if is_coarse:
             fails |= newton.stalled >= _MOST_STALLED
+            fails |= newton.centring >= _MOST_CENTRING
         leaves = near | fails
         if bool(leaves.any()):
             rows = running[leaves]

@@ -20,6 +20,8 @@ from captum_attnflow.solve._barrier.laplacian import IterativeSolver, Laplacian
 _IMBALANCE = 1e-10
 _ACCURACY = 1e-4
 _LEAST_ACCURACY = 1e-12
+# Layers are factored after a step that leaves more than this share of the imbalance.
+_LITTLE = 0.5
 
 
 class DualNewton:
@@ -73,12 +75,15 @@ class DualNewton:
         laplacian = Laplacian(self._edges.weight, self._sums, self._iterative_solver)
         accuracy = (_ACCURACY * self.lost).clamp_min(_LEAST_ACCURACY) * self._value
         self.potential.add(laplacian.solve(-self._imbalance, accuracy))
-        if not laplacian.iterative:
-            self._iterative_solver = None
         # Values tell nothing while flow is lost: the two would chase each other.
         stays = self.is_at_target(tolerance) | ~self.conserves
         self.mu = torch.where(stays, self.mu, self._target)
+        lost = self.lost
         self._measure()
+        # Small residuals leave large errors where weights differ by many orders.
+        gains_little = (self.lost > _LITTLE * lost) & stays & ~self.conserves
+        if not laplacian.iterative or bool(gains_little.any()):
+            self._iterative_solver = None
 
     def _measure(self) -> None:
         mu, high, low = self.mu, self.potential.high, self.potential.low

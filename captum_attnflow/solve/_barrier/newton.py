@@ -18,10 +18,12 @@ _CORRECTOR_ACCURACY = 1e-11
 _EARLY_ACCURACY = 1e-5
 # The same after a step that gained little, leaving more than this share: where weights
 # differ by many orders, small residuals leave large errors. After so many such steps on
-# end the layers are factored; the more tokens, the dearer that is.
+# end, or steps that only centre beyond enough, the layers are factored; the more
+# tokens, the dearer that is.
 _CAREFUL_ACCURACY = 1e-8
 _LITTLE = 0.7
 _MOST_STALLED = 4
+_ENOUGH_CENTRING = 4
 _TOKENS_PER_STALLED = 128
 # From a mu of this many targets on, steps only centre.
 _NEAR = 2.0
@@ -45,6 +47,7 @@ class Newton:
         mu (Tensor): Shape ``(B,)``, mean complementarity product.
         value (Tensor): Shape ``(B,)``, flow into the sink.
         stalled (Tensor): Shape ``(B,)``, steps on end that gained little.
+        centring (Tensor): Shape ``(B,)``, steps that only centred.
         iterative (bool): Whether linear systems are still solved by iterating.
     """
 
@@ -60,6 +63,7 @@ class Newton:
         self.stalled = torch.zeros_like(problem.n_terms)
         self.iterative = problem.n_tokens >= passes.iterative_from_tokens
         self._early_accuracy = _EARLY_ACCURACY
+        self.centring = torch.zeros_like(self.stalled)
         self._fall = torch.ones_like(self.stalled)  # largest share of a variable used
         self._passes = passes(problem, state, memory)
         self._note(*self._passes.measure())
@@ -72,6 +76,7 @@ class Newton:
             memory=self._passes.memory,
         )
         part.stalled, part._fall = self.stalled[index], self._fall[index]
+        part.centring = self.centring[index]
         part.iterative, part._early_accuracy = self.iterative, self._early_accuracy
         return part
 
@@ -109,11 +114,13 @@ class Newton:
         self._advance(change)
         left = torch.where(predicting, self.mu / mu, self._fall / fall)
         self.stalled = (self.stalled + 1) * (left > _LITTLE)
+        self.centring += ~predicting
         most_stalled = int(self.stalled.max())
         if most_stalled:
             self._early_accuracy = _CAREFUL_ACCURACY
+        longest = torch.maximum(self.stalled, self.centring - _ENOUGH_CENTRING).max()
         patience = max(_MOST_STALLED, self.problem.n_tokens // _TOKENS_PER_STALLED)
-        self.iterative = laplacian.iterative and most_stalled < patience
+        self.iterative = laplacian.iterative and int(longest) < patience
 
     def _predict(self, potential: Tensor, target: Tensor, predicting: Tensor) -> Tensor:
         """Choose ``mu`` by the step straight at the optimum."""
