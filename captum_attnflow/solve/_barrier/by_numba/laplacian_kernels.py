@@ -36,9 +36,7 @@ def _block(weights, layer, n_tokens):
 
 
 @compiled(any_order=True)
-def _even_layers(
-    part, n_parts, running, weight, inverse, odd, seen, to_odd, gathers, scatters
-):
+def _even_layers(part, n_parts, running, weight, inverse, odd, seen, to_odd, gathers):
     """Eliminate even layers: set their values, and what odd layers see of these.
 
     Args:
@@ -52,7 +50,6 @@ def _even_layers(
         to_odd (array): Shape ``(B, L // 2 + 1, 2, T)``, written: the share of the layer
             below and of that above.
         gathers (bool): Whether odd values add to the right side.
-        scatters (bool): Whether to write ``to_odd``.
     """
     n_layers = inverse.shape[1] - 1
     n_networks, n_even, n_tokens = seen.shape
@@ -82,9 +79,8 @@ def _even_layers(
                 if gathers:
                     gathered[i] += _dot(edges[i], below)
                 even[i] = (even[i] + gathered[i]) * scale[i]
-                if scatters:
-                    _add_scaled(edges[i], even[i], share)
-        if scatters and layer < n_layers:
+                _add_scaled(edges[i], even[i], share)
+        if layer < n_layers:
             share = to_odd[network, index, 1]
             edges = _block(weight[network], layer, n_tokens)
             for i in range(n_tokens):
@@ -98,14 +94,12 @@ def _even_layers_parallel(n_parts, *arguments):
 
 
 @compiled(any_order=True)
-def _eliminate(n_parts, running, weight, inverse, odd, seen, to_odd, gathers, scatters):
+def _eliminate(n_parts, running, weight, inverse, odd, seen, to_odd, gathers):
     if n_parts == 1:
-        _even_layers(
-            0, 1, running, weight, inverse, odd, seen, to_odd, gathers, scatters
-        )
+        _even_layers(0, 1, running, weight, inverse, odd, seen, to_odd, gathers)
     else:
         _even_layers_parallel(
-            n_parts, running, weight, inverse, odd, seen, to_odd, gathers, scatters
+            n_parts, running, weight, inverse, odd, seen, to_odd, gathers
         )
 
 
@@ -246,6 +240,7 @@ def conjugate_gradients(
     least = np.finfo(dtype).tiny
     running = np.ones(n_networks, np.bool_)
     even = np.empty((n_networks, n_even, n_tokens), dtype)
+    even_solution = np.zeros_like(even)
     to_odd = np.zeros((n_networks, n_even, 2, n_tokens), dtype)
     solution = np.zeros((n_networks, n_odd, n_tokens), dtype)
     direction = np.zeros_like(solution)
@@ -253,9 +248,9 @@ def conjugate_gradients(
     step = np.empty_like(solution)
     energy = np.ones(n_networks, dtype)
     _copy_even(right_side, even)
-    # Literals would be compiled for one by one.
-    yes, no = n_parts > 0, n_parts < 1
-    _eliminate(n_parts, running, weight, inverse, solution, even, to_odd, no, yes)
+    # A literal would be compiled for by itself.
+    gathers = n_parts < 1
+    _eliminate(n_parts, running, weight, inverse, solution, even, to_odd, gathers)
     for network in range(n_networks):
         for index in range(n_odd):
             for j in range(n_tokens):
@@ -277,7 +272,9 @@ def conjugate_gradients(
                         + momentum * direction[network, index, j]
                     )
         even[:] = 0
-        _eliminate(n_parts, running, weight, inverse, direction, even, to_odd, yes, yes)
+        _eliminate(
+            n_parts, running, weight, inverse, direction, even, to_odd, not gathers
+        )
         for network in range(n_networks):
             if not running[network]:
                 continue
@@ -298,16 +295,19 @@ def conjugate_gradients(
                     residual[network, index, j] -= length * step[network, index, j]
                     # Not so if it is not a number.
                     small &= abs(residual[network, index, j]) <= tolerance[network]
+            # Even nodes follow from the odd ones, as these from the directions.
+            _add_scaled(even[network].ravel(), length, even_solution[network].ravel())
             running[network] = not small
         if not running.any():
             break
     all_small = not running.any()
-    running[:] = True
-    _copy_even(right_side, even)
-    _eliminate(n_parts, running, weight, inverse, solution, even, to_odd, yes, no)
     for network in range(n_networks):
         for node in range(n_nodes):
-            of_node = solution if node % 2 else even
             for j in range(n_tokens):
-                out[network, node, j] = of_node[network, node // 2, j]
+                if node % 2:
+                    value = solution[network, node // 2, j]
+                else:
+                    value = right_side[network, node, j] * inverse[network, node, j]
+                    value += even_solution[network, node // 2, j]
+                out[network, node, j] = value
     return all_small
