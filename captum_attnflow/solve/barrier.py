@@ -1,4 +1,4 @@
-r"""The barrier problem, solved in batch by a primal-dual predictor-corrector.
+r"""The barrier problem, solved in batch: primal and dual together, and then the dual.
 
 Generalized Attention Flow (Azarkhalili & Libbrecht 2025, Eq. 12) regularises the
 maximum flow, seen as a minimum-cost circulation, by a logarithmic barrier:
@@ -12,6 +12,9 @@ a potential ``p`` per node that is -1 at the source and 0 at the sink, the optim
 
 .. math::
     z - s = p_{tail} - p_{head}, \qquad x z = \mu, \qquad y s = \mu.
+
+A predictor-corrector leads near it. There the flows follow from the potentials in
+closed form, and Newton's method on these alone ends it.
 
 Here the terminals' edges and edges that never bind have ``u = inf``: their upper
 barrier is constant and drops out. The paper's back edge only rescales ``mu`` by
@@ -47,16 +50,17 @@ class BarrierSolver:
         epsilon (float): Relative duality gap, in (0, 1).
         mu (float, optional): Absolute barrier weight in units of capacity, positive,
             the same for all networks. Overrides ``epsilon``.
-        tolerance (float): Largest relative deviation of a complementarity product
-            from ``mu`` in the answer, positive.
+        tolerance (float): Largest relative deviation of the answer's ``mu``, to which
+            all its complementarity products are equal, from the one asked for,
+            positive.
         max_iterations (int): Newton systems to solve before giving up, positive.
         max_edges (int): Edges solved at once, positive; larger batches are solved in
-            parts, to bound memory at about 120 bytes an edge. A CPU solves fewer at
-            once where that serves its cache.
+            parts, to bound memory at about 120 bytes an edge, or 50 where ``compiled``.
+            A CPU solves fewer at once where that serves its cache.
         compiled (bool, optional): Whether passes over the edges are fused and compiled
-            by Numba (the extra ``compiled``), on CPUs: the same answer, in about half
-            the time. The first solve of a kind compiles for up to a minute, and the
-            result is kept on disk. By default, wherever Numba is installed.
+            by Numba (the extra ``compiled``), on CPUs: the same answer, in a half to a
+            third of the time. The first solve of a kind compiles for up to a minute,
+            and the result is kept on disk. By default, wherever Numba is installed.
 
     Raises:
         ImportError: If ``compiled`` is ``True`` and Numba is not installed.

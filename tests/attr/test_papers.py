@@ -87,15 +87,16 @@ def test_flow_value_on_real_networks_is_networkx_maximum(
 
 
 def test_scores_on_a_real_network_equal_those_of_a_generic_convex_solver(forward, demo):
-    # On longer texts Clarabel itself stops at about 1e-5; see the next test for those.
+    # On longer texts, and at some barrier weights of a smaller gap, Clarabel itself
+    # stops at about 1e-5; see the next test for those.
     ids = demo.tokenizer("dull", return_tensors="pt").input_ids
     network = GeneralizedAttentionFlow(forward).explain(ids, target=1).network
-    solution = solve_flow(network, BarrierSolver(epsilon=1e-3))
+    solution = solve_flow(network, BarrierSolver(epsilon=1e-2))
     value = solution.value.item()
     scaled = LayeredNetwork(network.capacity / value, network.source, network.sink)
     expected = value * solve_with_cvxpy(scaled.trim(), solution.mu.item() / value)
     error = np.abs(solution.source_flow[0].numpy() - expected)
-    assert error.max() <= 1e-5 * value
+    assert error.max() <= 1e-6 * value
 
 
 @pytest.mark.parametrize("residual", [None, 0.5])

@@ -7,7 +7,6 @@ from functools import partial
 from statistics import median
 
 import pytest
-import torch
 from networks import attention_network
 from peers import by_networkx, by_scipy, prepare_or_tools, solve_or_tools
 from race import Contestant
@@ -47,15 +46,14 @@ def test_growth(race, medians, size):
 
 
 def test_growth_of_a_step(race, monkeypatch):
-    """In float64 alone: how many steps float32 can make differs from size to size."""
+    """Steps towards the central path; the one to three onto it take less each."""
     seconds = []
     step = Newton.step
 
     def timed(newton, target):
         start = time.perf_counter()
         step(newton, target)
-        if newton.state.p.dtype == torch.float64:
-            seconds.append(time.perf_counter() - start)
+        seconds.append(time.perf_counter() - start)
 
     monkeypatch.setattr(Newton, "step", timed)
 
@@ -67,13 +65,13 @@ def test_growth_of_a_step(race, monkeypatch):
             solve_flow(network)
             return median(seconds)
 
-        return Contestant(run, rounds=3, tells_seconds=True)
+        return Contestant(run, tells_seconds=True)
 
     race(
-        "a step of one flow in float64, 12 layers, every position read out",
+        "a step of one flow, 12 layers, every position read out",
         {f"{n_tokens} tokens": a_step(n_tokens) for n_tokens in (512, 1024)},
         {"2048 tokens": a_step(2048)},
-        rounds=3,
+        rounds=5,
     )
 
 

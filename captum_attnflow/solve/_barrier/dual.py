@@ -41,7 +41,7 @@ class DualNewton:
         source_flow (Tensor): Shape ``(B, T)``, flow from the source.
         sink_flow (Tensor): Shape ``(B, T)``, flow to the sink.
         lost (Tensor): Shape ``(B,)``, largest imbalance at a node as a share of the
-            value.
+            value; infinite where potentials stand for no flow.
     """
 
     def __init__(
@@ -98,7 +98,10 @@ class DualNewton:
         self._target = self._find_target(self._value)
         into, out_of = _with_terminals(flows, self.source_flow, self.sink_flow)
         self._imbalance = into - out_of
-        self.lost = self._imbalance.abs().amax((1, 2)) / self._value
+        # Edges that never bind have a second, meaningless branch below 0.
+        positive = (self.source_flow >= 0).all(1) & (self.sink_flow >= 0).all(1)
+        lost = self._imbalance.abs().amax((1, 2)) / self._value
+        self.lost = torch.where(positive, lost, torch.inf)
         source_weight, sink_weight = (
             flow.square() / mu[:, None] for flow in (self.source_flow, self.sink_flow)
         )
