@@ -15,6 +15,7 @@ from torch import Tensor
 
 # NumPy asks for large pages from this size on.
 _LARGE_BYTES = 1 << 22
+_LINE_BYTES = 64
 
 
 def empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -27,7 +28,12 @@ def empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
 
 
 def empty_bytes(number: int) -> Tensor:
-    """Return memory of the CPU, ``(number,)``, as a tensor for any later use."""
+    """Return memory of the CPU, ``(number,)``, as a tensor for any later use.
+
+    It begins with a line of the cache.
+    """
     # Whoever is first may work under inference mode, and others not.
     with torch.inference_mode(False):
-        return torch.from_numpy(np.empty(number, np.uint8))
+        memory = np.empty(number + _LINE_BYTES, np.uint8)
+        start = -memory.ctypes.data % _LINE_BYTES
+        return torch.from_numpy(memory[start : start + number])

@@ -23,7 +23,7 @@ barrier is constant and drops out. The paper's back edge only rescales ``mu`` by
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -97,6 +97,8 @@ class BarrierSolver:
 
         :func:`solve_flow` trims first and takes any network.
         """
+        if network.capacity.dtype != torch.float64:
+            network = replace(network, capacity=network.capacity.double())
         aim = Aim(self.epsilon, self.mu, self.tolerance, self.max_iterations)
         passes = implementation.choose_passes(self.compiled, network.capacity.device)
         at_once = self.max_edges

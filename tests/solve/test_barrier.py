@@ -67,10 +67,11 @@ def test_iterations_lead_to_a_maximum_flow_on_any_network(passes, network):
 
 @pytest.mark.parametrize("rows", [[0], [1, 3], [0, 1, 2, 3]])
 @pytest.mark.parametrize("is_near", [False, True])
-def test_networks_that_one_dtype_does_not_solve_are_solved_by_the_next(
-    monkeypatch, passes, rows, is_near
+@pytest.mark.parametrize("dtypes", [2 * (torch.float64,), (torch.float64,)])
+def test_networks_that_one_attempt_does_not_solve_are_solved_by_the_next(
+    monkeypatch, passes, rows, is_near, dtypes
 ):
-    monkeypatch.setattr(passes, "dtypes", (torch.float64, torch.float64))
+    monkeypatch.setattr(passes, "dtypes", dtypes)
     network = attention_network(4, 24, n_networks=4)
     expected = solve_flow(network)
     calls = []
@@ -86,10 +87,70 @@ def test_networks_that_one_dtype_does_not_solve_are_solved_by_the_next(
 
     monkeypatch.setattr(central_path, "_approach", fails_first)
     solution = solve_flow(network)
-    assert len(calls) == 2
+    assert calls == [4, len(rows)]
     assert_same_scores(solution, expected)
+    torch.testing.assert_close(solution.flow, expected.flow, rtol=1e-5, atol=1e-9)
     again = solution.iterations > expected.iterations + 3
-    assert set(rows) <= set(again.nonzero()[:, 0].tolist())
+    assert again.nonzero()[:, 0].tolist() == rows
+
+
+def test_a_network_that_is_never_solved_is_told_and_no_other(monkeypatch):
+    def fails(*arguments, made=central_path._approach):
+        end = made(*arguments)
+        end.near[-1] = False
+        return end
+
+    monkeypatch.setattr(central_path, "_approach", fails)
+    with pytest.raises(FlowError, match=r"on 1 of 3 networks .*rows \[2\]"):
+        solve_flow(attention_network(4, 8, n_networks=3))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 6), (8, 12), (3, 24)])
+@pytest.mark.parametrize("epsilon", [0.5, 0.9, 0.99])
+@pytest.mark.parametrize("read_out", [None, 0])
+def test_wide_gaps_may_be_asked_for(shape, epsilon, read_out):
+    # The barrier weight then depends on the value as much as the value on it.
+    network = attention_network(*shape, n_networks=3, read_out=read_out)
+    solution = solve_flow(network, BarrierSolver(epsilon=epsilon))
+    gap = solution.duality_gap / solution.value
+    torch.testing.assert_close(gap, torch.full_like(gap, epsilon), rtol=2e-6, atol=0)
+    assert (solution.imbalance <= 1e-9 * solution.value).all()
+    assert solution.iterations.max() <= 15
+
+
+def test_as_many_iterations_are_made_as_allowed():
+    network = attention_network(4, 24)
+    needed = solve_flow(network).iterations.item()
+    exactly = solve_flow(network, BarrierSolver(max_iterations=needed))
+    assert exactly.iterations.item() == needed
+    for limit in range(1, needed):
+        with pytest.raises(FlowError, match=f"in {limit} iterations"):
+            solve_flow(network, BarrierSolver(max_iterations=limit))
+
+
+@pytest.mark.parametrize("scale", [1e-311, 1e250])
+def test_edges_that_never_bind_may_stand_beside_extreme_capacities(scale):
+    network = attention_network(3, 6)
+    expected = free_diagonal(network)
+    scaled = free_diagonal(replace(network, capacity=network.capacity * scale))
+    scores = solve_flow(scaled).source_flow / scale
+    error = (scores - solve_flow(expected).source_flow).abs().max()
+    # Below 1e-308 numbers lose places.
+    assert error <= (1e-4 if scale < 1 else 1e-9)
+
+
+def free_diagonal(network: LayeredNetwork) -> LayeredNetwork:
+    capacity = network.capacity.clone()
+    capacity[:, 0].diagonal(dim1=1, dim2=2).fill_(torch.inf)
+    return replace(network, capacity=capacity)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_solver_itself_takes_capacities_of_any_dtype(dtype):
+    network = attention_network(3, 6)
+    network = replace(network, capacity=network.capacity.to(dtype))
+    precise = replace(network, capacity=network.capacity.double())
+    assert_same_scores(BarrierSolver().solve(network), BarrierSolver().solve(precise))
 
 
 @pytest.mark.parametrize("epsilon", [0.5, 1e-9, 1e-12])

@@ -62,6 +62,7 @@ def test_arrays_start_at_cache_lines_of_their_own(workspace):
     with workspace.frame(1024):
         first = workspace.empty((3,), like=torch.empty(0))
         second = workspace.empty((3,), like=torch.empty(0))
+    assert first.data_ptr() % 64 == 0
     assert second.data_ptr() - first.data_ptr() == 64
 
 

@@ -24,15 +24,17 @@ from captum_attnflow.solve._barrier.start import start
 from captum_attnflow.solve._barrier.workspace import workspace
 from captum_attnflow.solve.solution import FlowError, FlowSolution, certified
 
-# What a solve takes from the workspace: arrays of edges, and for gaps between them.
-_ARRAYS = 13
+# Bytes of the workspace for gaps between arrays.
 _MORE_BYTES = 1 << 12
 # Steps on end that gain little, and steps that only centre, before edges in float32
 # are given up.
-_MOST_STALLED = 6
+_MOST_STALLED = 10
 _MOST_CENTRING = 8
-# Steps of the dual method, which converges in a few where it does.
-_DUAL_STEPS = 12
+# Relative change in the last step before the dual method takes over; less where it has
+# gone astray from there.
+_LAST_FALLS = (0.5, 0.05, 1e-3)
+# Steps of the dual method, which takes one to three where the gap is small.
+_DUAL_STEPS = 30
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,9 @@ class Aim:
 def solve_batch(
     network: LayeredNetwork, aim: Aim, passes: type[EdgePasses]
 ) -> FlowSolution:
-    """Solve with edges in one dtype, and in the next where the first does not serve.
+    """Solve with edges in one dtype, and again where this does not serve.
+
+    In the next dtype; then going on nearer to the optimum before the dual method.
 
     Args:
         network (LayeredNetwork): Trimmed networks.
@@ -68,11 +72,13 @@ def solve_batch(
     iterations = torch.zeros(len(bound), dtype=torch.int64, device=bound.device)
     left = torch.arange(len(bound), device=bound.device)
     rows, solutions = [], []
-    for dtype in passes.dtypes:
+    attempts = [(dtype, _LAST_FALLS[0]) for dtype in passes.dtypes]
+    attempts += [(passes.dtypes[-1], last_fall) for last_fall in _LAST_FALLS[1:]]
+    for attempt in attempts:
         is_whole = len(left) == len(bound)
         part = network if is_whole else network.select(left)
         made = iterations[left]
-        solved, solution = _attempt(part, bound[left], aim, passes, dtype, made)
+        solved, solution = _attempt(part, bound[left], aim, passes, *attempt, made)
         iterations[left] = made
         if solution is not None:
             rows.append(left[solved])
@@ -83,9 +89,10 @@ def solve_batch(
     else:
         raise FlowError(
             f"the barrier solver did not converge on {len(left)} of {len(bound)} "
-            f"networks within {aim.max_iterations} iterations (batch rows "
-            f"{left.tolist()[:8]}). Raise max_iterations, or epsilon (now "
-            f"{aim.epsilon}), or check the capacities for extreme ratios"
+            f"networks in {int(iterations[left].max())} iterations (rows "
+            f"{left.tolist()[:8]} of those solved together). Raise max_iterations (now "
+            f"{aim.max_iterations}) or epsilon (now {aim.epsilon}), or check the "
+            "capacities for extreme ratios"
         )
     if len(solutions) == 1:
         return solutions[0]
@@ -98,21 +105,20 @@ def _attempt(
     aim: Aim,
     passes: type[EdgePasses],
     dtype: torch.dtype,
+    last_fall: float,
     iterations: Tensor,
 ) -> tuple[Tensor, FlowSolution | None]:
-    """Solve with edges in a dtype; count iterations on.
+    """Solve with edges in a dtype, see :meth:`Newton.is_near`; count iterations on.
 
     Returns:
         tuple: Which networks are solved, ``(B,)``, and the solution of these.
     """
     n_edges = network.capacity.numel() + 2 * network.source.numel()
-    n_bytes = _ARRAYS * dtype.itemsize * n_edges + _MORE_BYTES
-    with workspace().frame(n_bytes):
+    n_bytes = passes.n_arrays * dtype.itemsize * n_edges + _MORE_BYTES
+    with workspace().frame(n_bytes if bound.device.type == "cpu" else 0):
         with workspace().frame(), untracked():
             problem = Problem.of(network, bound, dtype)
-            if not problem.is_precise:
-                return torch.zeros_like(iterations, dtype=torch.bool), None
-            end = _approach(problem, bound, aim, passes, iterations)
+            end = _approach(problem, bound, aim, passes, last_fall, iterations)
             scale, n_terms = problem.scale, problem.n_terms
         near = end.near.nonzero()[:, 0]
         if not len(near):
@@ -170,6 +176,7 @@ def _approach(
     bound: Tensor,
     aim: Aim,
     passes: type[EdgePasses],
+    last_fall: float,
     iterations: Tensor,
 ) -> _End:
     """Step until every network is near its optimum or given up; count its steps.
@@ -179,7 +186,7 @@ def _approach(
     state = State.empty(problem)
     start(problem, bound, state)
     end = _End(
-        Potential(torch.empty_like(state.p), torch.empty_like(state.p)),
+        Potential(torch.empty_like(state.p), torch.zeros_like(state.p)),
         mu=torch.empty_like(problem.scale),
         near=torch.zeros_like(problem.scale, dtype=torch.bool),
         iterative=True,
@@ -189,8 +196,9 @@ def _approach(
     is_coarse = problem.capacity.dtype == torch.float32
     while True:
         target = aim.target(newton.problem.scale, newton.problem.n_terms, newton.value)
-        near = newton.is_near(target)
-        fails = ~newton.mu.isfinite() | (iterations[running] >= aim.max_iterations)
+        near = newton.is_near(target, last_fall) & newton.problem.is_precise
+        fails = ~newton.mu.isfinite() | ~newton.problem.is_precise
+        fails |= iterations[running] >= aim.max_iterations
         if is_coarse:
             fails |= newton.stalled >= _MOST_STALLED
             fails |= newton.centring >= _MOST_CENTRING
@@ -198,7 +206,6 @@ def _approach(
         if bool(leaves.any()):
             rows = running[leaves]
             end.potential.high[rows] = newton.state.p[leaves]
-            end.potential.low[rows] = newton.state.rest[leaves]
             end.mu[rows], end.near[rows] = target[leaves], near[leaves]
             stays = ~leaves
             running, target = running[stays], target[stays]
@@ -211,16 +218,16 @@ def _approach(
 
 
 def _finish(dual: DualNewton, aim: Aim, iterations: Tensor) -> Tensor:
-    """Step until every network is solved, or one cannot be; tell which are.
+    """Step until every network is solved or cannot be; tell which are.
 
     Returns:
         Tensor: Shape ``(B,)``, bool.
     """
     for _ in range(_DUAL_STEPS):
         done = dual.conserves & dual.is_at_target(aim.tolerance)
-        # Far from the optimum, where no step may lead back, or not a number.
-        if bool(done.all() | ~(dual.lost < 1).all()):
+        goes_on = ~done & ~dual.is_astray & (iterations < aim.max_iterations)
+        if not bool(goes_on.any()):
             break
         dual.step(aim.tolerance)
-        iterations += 1
+        iterations += goes_on
     return dual.conserves & dual.is_at_target(aim.tolerance)

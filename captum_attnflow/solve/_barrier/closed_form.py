@@ -19,9 +19,6 @@ from torch import Tensor
 
 from captum_attnflow.network import LayeredNetwork
 
-# Capacity of an edge that never binds, in units of the value.
-UNLIMITED = 1e100
-
 
 @dataclass
 class Potential:

@@ -20,6 +20,10 @@ from captum_attnflow.solve._barrier.laplacian import IterativeSolver, Laplacian
 _IMBALANCE = 1e-10
 _ACCURACY = 1e-4
 _LEAST_ACCURACY = 1e-12
+# The barrier weight follows the value where no more is lost than this share of how far
+# it is off. By how much a change of it may change the value's own is bounded.
+_LOST_WHILE_FOLLOWING = 1e-2
+_SLOPES = (-10.0, 0.9)
 # Layers are factored after a step that leaves more than this share of the imbalance.
 _LITTLE = 0.5
 
@@ -59,6 +63,7 @@ class DualNewton:
         self._edges = edges
         self._find_target = target
         self._iterative_solver = iterative_solver
+        self._last = (torch.zeros_like(mu), torch.full_like(mu, torch.nan))
         self._measure()
 
     @property
@@ -70,20 +75,51 @@ class DualNewton:
         """Whether the barrier weight is the value's own, but for this share of it."""
         return (self.mu - self._target).abs() <= tolerance * self._target
 
+    @property
+    def is_astray(self) -> Tensor:
+        """Whether each network is so far off that no step may lead back, ``(B,)``."""
+        return ~(self.lost < 1)
+
     def step(self, tolerance: float) -> None:
-        """Solve for flows that conserve; see :meth:`is_at_target`."""
+        """Solve for flows that conserve; see :meth:`is_at_target`.
+
+        Networks astray stay where they are.
+        """
+        self._follow_target(tolerance)
+        astray = self.is_astray
+        if bool(astray.any()):
+            for values in (self._edges.weight, self._sums, self._imbalance):
+                values[astray] = 0
         laplacian = Laplacian(self._edges.weight, self._sums, self._iterative_solver)
-        accuracy = (_ACCURACY * self.lost).clamp_min(_LEAST_ACCURACY) * self._value
+        before = self.lost
+        accuracy = (_ACCURACY * before).clamp_min(_LEAST_ACCURACY) * self._value
+        accuracy = torch.where(astray, 1.0, accuracy)
         self.potential.add(laplacian.solve(-self._imbalance, accuracy))
-        # Values tell nothing while flow is lost: the two would chase each other.
-        stays = self.is_at_target(tolerance) | ~self.conserves
-        self.mu = torch.where(stays, self.mu, self._target)
-        lost = self.lost
         self._measure()
         # Small residuals leave large errors where weights differ by many orders.
-        gains_little = (self.lost > _LITTLE * lost) & stays & ~self.conserves
+        gains_little = (self.lost > _LITTLE * before) & ~self.conserves & ~astray
         if not laplacian.iterative or bool(gains_little.any()):
             self._iterative_solver = None
+
+    def _follow_target(self, tolerance: float) -> None:
+        """Let the barrier weight follow the value, by secants.
+
+        Not while much flow is lost, when values tell nothing of the optimum's.
+        """
+        mu, target = self.mu, self._target
+        off = (mu - target).abs() / target
+        follows = (off > tolerance) & (self.lost <= _LOST_WHILE_FOLLOWING * off)
+        if not bool(follows.any()):
+            return
+        last_mu, last_target = self._last
+        slope = ((target - last_target) / (mu - last_mu)).nan_to_num(0.0, 0.0, 0.0)
+        better = mu + (target - mu) / (1 - slope.clamp(*_SLOPES))
+        self._last = (
+            torch.where(follows, mu, last_mu),
+            torch.where(follows, target, last_target),
+        )
+        self.mu = torch.where(follows & (better > 0), better, mu)
+        self._measure()
 
     def _measure(self) -> None:
         mu, high, low = self.mu, self.potential.high, self.potential.low

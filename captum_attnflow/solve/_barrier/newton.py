@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captum_attnflow.solve._barrier.closed_form import exact_sum
 from captum_attnflow.solve._barrier.laplacian import Laplacian
 from captum_attnflow.solve._barrier.passes import EdgePasses
 from captum_attnflow.solve._barrier.problem import Problem, State
@@ -27,10 +26,10 @@ _ENOUGH_CENTRING = 4
 _TOKENS_PER_STALLED = 128
 # From a mu of this many targets on, steps only centre.
 _NEAR = 2.0
-# Relative change of a flow or multiplier in the last step, at most, and how much the
-# mean product may exceed the target after it.
-_LAST_FALL = 0.5
+# How much the mean product may exceed the target after the last step.
 _LAST_EXCESS = 0.01
+# Relative change of a flow or multiplier in a step from which on accuracy counts.
+_SMALL_FALL = 0.5
 
 
 class Newton:
@@ -80,10 +79,16 @@ class Newton:
         part.iterative, part._early_accuracy = self.iterative, self._early_accuracy
         return part
 
-    def is_near(self, target: Tensor) -> Tensor:
-        """Whether each network is near enough to its optimum for the dual method."""
+    def is_near(self, target: Tensor, last_fall: float) -> Tensor:
+        """Whether each network is near its optimum.
+
+        Args:
+            target (Tensor): Shape ``(B,)``, barrier weight.
+            last_fall (float): Relative change of a flow or multiplier in the last step,
+                at most.
+        """
         reached = self.mu <= (1 + _LAST_EXCESS) * target
-        return reached & (self._fall <= _LAST_FALL)
+        return reached & (self._fall <= last_fall)
 
     def step(self, target: Tensor) -> None:
         """Move towards the target by a predictor-corrector or a centring step."""
@@ -104,7 +109,7 @@ class Newton:
             self._passes.centre()
         # The farther from the target, the more imbalance may be left for later. Close
         # to it steps shrink quadratically, so that the last one tells how far this is.
-        far = torch.maximum(mu / target, self._fall**4 / _LAST_FALL**4).clamp_min(1)
+        far = torch.maximum(mu / target, self._fall**4 / _SMALL_FALL**4).clamp_min(1)
         accuracy = (_CORRECTOR_ACCURACY * far**2).clamp_max(self._early_accuracy)
         # The change of potential is solved for, not the potential: where an edge has
         # much room its weight is so large that the rounding of it would unbalance.
@@ -143,8 +148,7 @@ class Newton:
         primal, dual = _step_length(of_room), _step_length(of_price)
         self._fall = torch.maximum(of_room, of_price)
         measured = self._passes.move(primal, dual)
-        state = self.state
-        state.p, state.rest = exact_sum(state.p, change * dual[:, None, None])
+        self.state.p.addcmul_(change, dual[:, None, None])
         self._note(*measured)
 
     def _note(self, imbalance: Tensor, total: Tensor) -> None:

@@ -27,6 +27,7 @@ class EdgePasses(Protocol):
 
     Attributes:
         dtypes (tuple): Of the edges, to be tried in turn until all networks are solved.
+        n_arrays (int): How many arrays of edges a solve needs.
         memory (Tensor): The memory worked in.
         weight (Tensor): Shape ``(B, L, T, T)``, of the inner edges.
         iterative_solver (type): What solves Laplacian systems as fast.
@@ -35,6 +36,7 @@ class EdgePasses(Protocol):
     """
 
     dtypes: ClassVar[tuple[torch.dtype, ...]]
+    n_arrays: ClassVar[int]
     iterative_solver: ClassVar[type[IterativeSolver]]
     iterative_from_tokens: ClassVar[int]
     closed_form: ClassVar[type[ClosedForm]]

@@ -12,7 +12,8 @@ from captum_attnflow.solve._barrier.workspace import workspace
 
 # Room of an edge that never binds, and the inverse of the flow on one that is missing,
 # in units of the value; and the least capacity to be told from none.
-_UNLIMITED = {torch.float64: 1e100, torch.float32: 1e25}
+UNLIMITED = 1e100
+_UNLIMITED = {torch.float64: UNLIMITED, torch.float32: 1e25}
 _LEAST = {torch.float64: 0.0, torch.float32: 1e-20}
 
 
@@ -29,6 +30,7 @@ class Problem:
     alive: Tensor  # (B, E), bool, where there is an edge
     scale: Tensor  # (B,), float64, upper bound of the value
     n_terms: Tensor  # (B,), barrier terms
+    is_precise: Tensor  # (B,), bool, whether the dtype can hold every capacity
     n_layers: int
     n_tokens: int
     unlimited: float
@@ -51,11 +53,16 @@ class Problem:
                 capacity, (network.n_layers, network.n_tokens, network.n_tokens)
             )
             scaled = workspace().empty(layers[:, 0].shape, like=inner)
+            is_precise = torch.ones_like(scale, dtype=torch.bool)
             for layer, rounded in enumerate(layers.unbind(1)):
                 given = network.capacity[:, layer]
                 rounded.copy_(torch.div(given, scale[:, None, None], out=scaled))
+                if unlimited < UNLIMITED:
+                    binds = (scaled >= unlimited) & (scaled < UNLIMITED)
+                    is_precise &= ~binds.flatten(1).any(1)
         capacity[:, n_inner:] = unlimited
         capacity.masked_fill_(~alive, unlimited).clamp_max_(unlimited)
+        is_precise &= capacity.amin(1) >= _LEAST[dtype]
         with workspace().frame():
             # As numbers, by row: other sums would copy all to fresh memory.
             count = workspace().empty(alive.shape, like=capacity)
@@ -69,6 +76,7 @@ class Problem:
             alive=alive,
             scale=scale,
             n_terms=n_terms,
+            is_precise=is_precise,
             n_layers=network.n_layers,
             n_tokens=network.n_tokens,
             unlimited=unlimited,
@@ -81,12 +89,8 @@ class Problem:
             alive=self.alive[index],
             scale=self.scale[index],
             n_terms=self.n_terms[index],
+            is_precise=self.is_precise[index],
         )
-
-    @property
-    def is_precise(self) -> bool:
-        """Whether the dtype of the edges can hold every capacity."""
-        return bool(self.capacity.amin() >= _LEAST[self.capacity.dtype])
 
     def split(self, edges: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Views of the inner edges and of those of the source and of the sink."""
@@ -108,9 +112,6 @@ class State:
     room: Tensor  # (2, B, E): x and -y, kept apart since x - u cancels
     price: Tensor  # (2, B, E): z and -s, at the optimum mu times the barrier's gradient
     p: Tensor  # (B, L + 1, T) potential
-    rest: (
-        Tensor  # (B, L + 1, T), what is lost in ``p`` by the rounding of the last step
-    )
 
     @staticmethod
     def empty(problem: Problem) -> State:
@@ -118,13 +119,10 @@ class State:
         capacity = problem.capacity
         room, price = workspace().empty((2, 2, *capacity.shape), like=capacity)
         nodes = (len(capacity), problem.n_layers + 1, problem.n_tokens)
-        p, rest = problem.n_terms.new_zeros(2, *nodes)
-        return State(room, price, p, rest)
+        return State(room, price, problem.n_terms.new_empty(nodes))
 
     def select(self, index: Tensor) -> State:
-        return State(
-            self.room[:, index], self.price[:, index], self.p[index], self.rest[index]
-        )
+        return State(self.room[:, index], self.price[:, index], self.p[index])
 
 
 def split(

@@ -10,11 +10,8 @@ from torch import Tensor
 from captum_attnflow.network import LayeredNetwork
 from captum_attnflow.solve._barrier.by_numba import closed_form_kernels as kernels
 from captum_attnflow.solve._barrier.by_numba.threads import n_blocks, n_threads, threads
-from captum_attnflow.solve._barrier.closed_form import (
-    UNLIMITED,
-    ClosedForm,
-    Potential,
-)
+from captum_attnflow.solve._barrier.closed_form import ClosedForm, Potential
+from captum_attnflow.solve._barrier.problem import UNLIMITED
 from captum_attnflow.solve._barrier.workspace import workspace
 
 
@@ -33,8 +30,7 @@ class NumbaClosedForm(ClosedForm):
         self._n_threads = n_threads(capacity.numel())
         n_networks, n_layers, n_tokens, _ = self._shape
         self._n_blocks = n_blocks(self._n_threads, n_networks * n_layers, n_tokens)
-        most = UNLIMITED * scale
-        self._network = tuple(tensor.numpy() for tensor in (capacity, most, scale))
+        self._network = (capacity.numpy(), scale.numpy(), UNLIMITED)
 
     def weigh(self, potential: Potential, mu: Tensor) -> tuple[Tensor, Tensor]:
         n_networks, n_layers, n_tokens, _ = self._shape

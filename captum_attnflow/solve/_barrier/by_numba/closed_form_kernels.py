@@ -36,7 +36,18 @@ def _lesser_share(fall, capacity, per_mu):
 
 @compiled()
 def weigh(
-    part, n_parts, n_blocks, capacity, most, scale, high, low, mu, weight, columns, rows
+    part,
+    n_parts,
+    n_blocks,
+    capacity,
+    scale,
+    unlimited,
+    high,
+    low,
+    mu,
+    weight,
+    columns,
+    rows,
 ):
     """Set the weights; sum weights and flows by column of each task and by head.
 
@@ -45,8 +56,8 @@ def weigh(
         n_parts (int): Parts in all.
         n_blocks (int): Blocks of a layer.
         capacity (array): Shape ``(B, L, T, T)``.
-        most (array): Shape ``(B,)``, capacity of edges that never bind.
         scale (array): Shape ``(B,)``, unit of flows.
+        unlimited (float): Capacity of edges that never bind, in that unit.
         high (array): Shape ``(B, L + 1, T)``, greater part of the potential.
         low (array): Shape ``(B, L + 1, T)``, the rest of it.
         mu (array): Shape ``(B,)``.
@@ -61,8 +72,7 @@ def weigh(
     for task in range(part, len(columns), n_parts):
         network, layer, start, stop = _place(task, n_blocks, n_layers, n_tokens)
         tail_high, tail_low = high[network, layer], low[network, layer]
-        unlimited, per_scale = most[network], 1 / scale[network]
-        per_mu = 1 / mu[network]
+        unit, per_mu = scale[network], 1 / mu[network]
         flow_column, weight_column = columns[task, 0], columns[task, 1]
         flow_column[:], weight_column[:] = 0, 0
         for row in range(start, stop):
@@ -71,7 +81,7 @@ def weigh(
             edges, out = capacity[network, layer, row], weight[network, layer, row]
             for j in range(n_tokens):
                 fall[j] = (tail_high[j] - head_high) + (tail_low[j] - head_low)
-                room = min(edges[j], unlimited) * per_scale
+                room = min(edges[j] / unit, unlimited)
                 share, is_flow = _lesser_share(fall[j], room, per_mu)
                 lesser, other = room * share, 1 - share
                 flows[j] = lesser if is_flow else room * other
@@ -86,24 +96,25 @@ def weigh(
 
 
 @compiled()
-def fill(part, n_parts, n_blocks, capacity, most, scale, high, low, mu, flow):
+def fill(part, n_parts, n_blocks, capacity, scale, unlimited, high, low, mu, flow):
     """Write the flows, ``(B, L, T, T)``, in units of the capacities."""
     n_networks, n_layers, n_tokens, _ = capacity.shape
     n_tasks = n_networks * n_layers * n_blocks
     for task in range(part, n_tasks, n_parts):
         network, layer, start, stop = _place(task, n_blocks, n_layers, n_tokens)
         tail_high, tail_low = high[network, layer], low[network, layer]
-        unlimited, per_scale = most[network], 1 / scale[network]
-        per_mu = 1 / mu[network]
+        unit, per_mu = scale[network], 1 / mu[network]
         for row in range(start, stop):
             head_high = high[network, layer + 1, row]
             head_low = low[network, layer + 1, row]
             edges, out = capacity[network, layer, row], flow[network, layer, row]
             for j in range(n_tokens):
                 fall = (tail_high[j] - head_high) + (tail_low[j] - head_low)
-                room = min(edges[j], unlimited)
-                share, is_flow = _lesser_share(fall, room * per_scale, per_mu)
-                out[j] = room * (share if is_flow else 1 - share)
+                room = min(edges[j] / unit, unlimited)
+                share, is_flow = _lesser_share(fall, room, per_mu)
+                filled = room * (share if is_flow else 1 - share)
+                # Scaling back may round a saturated edge past its capacity.
+                out[j] = min(filled * unit, edges[j])
 
 
 @compiled(parallel=True)

@@ -34,6 +34,7 @@ class NumbaPasses(EdgePasses):
     """
 
     dtypes = (torch.float32, torch.float64)
+    n_arrays = 8
     iterative_solver = NumbaConjugateGradients
     iterative_from_tokens = 1
     closed_form = NumbaClosedForm

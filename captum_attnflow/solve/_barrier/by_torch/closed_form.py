@@ -6,11 +6,8 @@ import torch
 from torch import Tensor
 
 from captum_attnflow.network import LayeredNetwork
-from captum_attnflow.solve._barrier.closed_form import (
-    UNLIMITED,
-    ClosedForm,
-    Potential,
-)
+from captum_attnflow.solve._barrier.closed_form import ClosedForm, Potential
+from captum_attnflow.solve._barrier.problem import UNLIMITED
 from captum_attnflow.solve._barrier.workspace import workspace
 
 
@@ -44,7 +41,7 @@ class TorchClosedForm(ClosedForm):
         for layer in range(flow.shape[1]):
             room, share, is_flow = self._lesser_share(layer, potential, mu)
             of_flow = torch.where(is_flow, share, 1 - share)
-            torch.mul(room.mul_(self._scale), of_flow, out=flow[:, layer])
+            torch.mul(room.mul_(of_flow), self._scale, out=flow[:, layer])
         # Scaling back may round a saturated edge past its capacity.
         torch.minimum(flow, self._capacity, out=flow)
 

@@ -26,6 +26,7 @@ class TorchPasses(EdgePasses):
 
     # Float32 is too coarse for nodes, and products of matrices need one dtype.
     dtypes = (torch.float64,)
+    n_arrays = 13
     iterative_solver = TorchConjugateGradients
     iterative_from_tokens = 48
     closed_form = TorchClosedForm
