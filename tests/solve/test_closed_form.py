@@ -99,14 +99,15 @@ def dual_of(network, passes, potential):
 
 def test_steps_lead_back_to_the_optimum_quadratically(passes):
     network = attention_network(3, 6, read_out=0).trim()
-    shift = 1e-4 * torch.rand(1, 4, 6).double()
+    shift = 1e-6 * torch.rand(1, 4, 6).double()
     solution, dual = dual_of(network, passes, shift)
     lost = [dual.lost.item()]
     while not dual.conserves.all():
         dual.step(1e-6)
         lost.append(dual.lost.item())
-        assert lost[-1] <= max(10 * lost[-2] ** 1.5, 1e-12)
-    assert lost[0] > 1e-4
+        assert lost[-1] <= max(10 * lost[-2] ** 1.5, 1e-11)
+        assert len(lost) < 8
+    assert lost[0] > 1e-6
     error = (dual.source_flow - solution.source_flow).abs().max()
     assert error <= 1e-9 * solution.value.item()
 
