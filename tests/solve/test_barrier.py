@@ -192,6 +192,47 @@ def test_networks_that_do_not_mix_take_few_more_steps_than_exact_ones(
         torch.testing.assert_close(solution.value, direct.value, rtol=1e-8, atol=0)
 
 
+@pytest.mark.parametrize("read_out", [None, -1])
+@pytest.mark.parametrize(("sharpness", "most"), [(1, 40), (3, 50), (10, 80)])
+def test_causal_attention_of_many_layers_takes_few_steps(read_out, sharpness, most):
+    # A flow that starts in proportion to capacities gathers at the first tokens, and
+    # leaves edges with room for all of it 30 orders of magnitude below that.
+    future = torch.full((96, 96), -torch.inf).double().triu(1)
+    scores = sharpness * torch.randn(1, 12, 96, 96).double() + future
+    everywhere = torch.ones(1, 96, dtype=torch.bool)
+    sink = everywhere.clone()
+    if read_out is not None:
+        sink[:, :read_out] = False
+    network = LayeredNetwork(scores.softmax(-1), everywhere, sink)
+    solution = solve_flow(network)
+    exact = solve_flow(network, "scipy").cut_capacity
+    torch.testing.assert_close(solution.value, exact, rtol=2e-6, atol=0)
+    assert solution.iterations.item() <= most
+
+
+def test_where_the_last_method_starts_too_far_it_starts_again_from_nearer(
+    monkeypatch, passes
+):
+    falls = []
+
+    def watch(*arguments, made=central_path._attempt):
+        falls.append(arguments[5])
+        return made(*arguments)
+
+    monkeypatch.setattr(central_path, "_attempt", watch)
+    monkeypatch.setattr(central_path, "_LAST_FALLS", (1.0, 0.05, 1e-3))
+    monkeypatch.setattr(passes, "dtypes", (torch.float64,))
+    capacity = torch.full((1, 1, 8, 8), 1 / 8).double()
+    capacity[..., 0, :] = 0.01
+    everywhere = torch.ones(1, 8, dtype=torch.bool)
+    network = LayeredNetwork(capacity, everywhere, everywhere)
+    solution = solve_flow(network, BarrierSolver(epsilon=0.01))
+    assert falls == [1.0, 0.05]
+    expected = solve_with_cvxpy(network, solution.mu.item())
+    error = np.abs(solution.source_flow[0].numpy() - expected).max()
+    assert error <= 1e-5 * solution.value.item()
+
+
 @pytest.mark.parametrize("read_out", [None, 0])
 @pytest.mark.parametrize("edges_of_a_block", [2 * 3 * 12**2, 3 * 5 * 12, 1])
 def test_blocks_of_edges_change_nothing_in_the_answer(
@@ -223,7 +264,7 @@ def test_the_workspace_stands_where_the_network_does():
         assert pool.submit(solve).result().device.type == "cpu"
 
 
-@pytest.mark.parametrize("smallest", [1e-12, 1e-35, 1e-60])
+@pytest.mark.parametrize("smallest", [1e-12, 1e-35, 1e-60, 1e-120])
 def test_capacities_that_float32_cannot_hold_are_no_obstacle(smallest):
     network = attention_network(3, 48, read_out=0)
     network.capacity[:, 1, :, ::2] *= smallest

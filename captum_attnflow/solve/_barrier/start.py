@@ -23,7 +23,10 @@ _LEAST_RISE = 1e-3
 _VALUE = 0.9
 _LOAD = 0.7
 _GAP = 0.01
-_MULTIPLIER = 0.5
+_MULTIPLIER = 0.1
+# Every edge carries this share more of its capacity or of what a node at its ends may
+# pass on: one with room but next to no flow would have products of very different size.
+_LEAST_LOAD = 0.01
 
 
 def start(problem: Problem, bound: Tensor, state: State) -> None:
@@ -46,7 +49,7 @@ def start(problem: Problem, bound: Tensor, state: State) -> None:
 
 def _fill_flow(problem: Problem, bound: Tensor, flow: Tensor, spare: Tensor) -> Tensor:
     """Write a flow, and tell where it fits within the capacities, ``(B,)``."""
-    bound = (bound / problem.scale[:, None, None]).to(flow.dtype)
+    bound = (bound / problem.scale[:, None, None]).clamp_max(1).to(flow.dtype)
     # A missing edge has unlimited room.
     nothing = problem.capacity.new_zeros(())
     capacity = torch.where(problem.alive, problem.capacity, nothing, out=spare[0])
@@ -71,9 +74,14 @@ def _fill_flow(problem: Problem, bound: Tensor, flow: Tensor, spare: Tensor) -> 
         flow.lerp_(spare[1], torch.where(fits, 0.0, 0.5).to(flow.dtype)[:, None])
     share = torch.where(fits, _FITTING_VALUE / load.clamp_min(1), _VALUE)
     most = torch.where(fits, _FITTING_VALUE, _LOAD).to(flow.dtype)
-    most_of_edge = torch.mul(problem.capacity, most[:, None], out=spare[0])
+    most_of_edge = torch.mul(problem.capacity, most[:, None], out=spare[1])
     torch.minimum(flow.mul_(share[:, None]), most_of_edge, out=flow)
-    flow.clamp_min_(1 / problem.unlimited)
+    inside, sent, received = problem.split(capacity)
+    inside.clamp_max_(bound[:, :-1, None]).clamp_max_(bound[:, 1:, :, None])
+    sent.clamp_max_(bound[:, 0])
+    received.clamp_max_(bound[:, -1])
+    flow.add_(capacity, alpha=_LEAST_LOAD)
+    flow.masked_fill_(~problem.alive, 1 / problem.unlimited)
     return fits
 
 
