@@ -28,7 +28,7 @@ from captum_attnflow.solve.solution import FlowError, FlowSolution, certified
 _MORE_BYTES = 1 << 12
 # Steps on end that gain little, and steps that only centre, before edges in float32
 # are given up.
-_MOST_STALLED = 10
+_MOST_STALLED = 20
 _MOST_CENTRING = 8
 # Relative change in the last step before the dual method takes over; less where it has
 # gone astray from there.
@@ -130,7 +130,7 @@ def _attempt(
         # Made out here, as no part of the answer is to be an inference tensor.
         flow = empty(network.capacity.shape, like=network.capacity)
         with workspace().frame(), untracked():
-            edges = passes.closed_form(network, scale)
+            edges = passes.closed_form(network, scale, dtype)
             dual = DualNewton(
                 network,
                 edges,

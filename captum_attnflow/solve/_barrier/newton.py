@@ -17,13 +17,11 @@ _CORRECTOR_ACCURACY = 1e-11
 _EARLY_ACCURACY = 1e-5
 # The same after a step that gained little, leaving more than this share: where weights
 # differ by many orders, small residuals leave large errors. After so many such steps on
-# end, or steps that only centre beyond enough, the layers are factored; the more
-# tokens, the dearer that is.
+# end, or steps that only centre beyond enough, the layers are factored.
 _CAREFUL_ACCURACY = 1e-8
 _LITTLE = 0.7
-_MOST_STALLED = 4
+_PATIENCE = 12
 _ENOUGH_CENTRING = 4
-_TOKENS_PER_STALLED = 128
 # From a mu of this many targets on, steps only centre.
 _NEAR = 2.0
 # How much the mean product may exceed the target after the last step.
@@ -66,6 +64,7 @@ class Newton:
         self._fall = torch.ones_like(self.stalled)  # largest share of a variable used
         self._passes = passes(problem, state, memory)
         self._note(*self._passes.measure())
+        self._least_mu = self.mu
 
     def select(self, index: Tensor) -> Newton:
         part = Newton(
@@ -75,7 +74,7 @@ class Newton:
             memory=self._passes.memory,
         )
         part.stalled, part._fall = self.stalled[index], self._fall[index]
-        part.centring = self.centring[index]
+        part.centring, part._least_mu = self.centring[index], self._least_mu[index]
         part.iterative, part._early_accuracy = self.iterative, self._early_accuracy
         return part
 
@@ -117,15 +116,14 @@ class Newton:
         change = laplacian.solve(-lost, accuracy * value)
         fall = self._fall
         self._advance(change)
-        left = torch.where(predicting, self.mu / mu, self._fall / fall)
+        left = torch.where(predicting, self.mu / self._least_mu, self._fall / fall)
+        self._least_mu = torch.minimum(self._least_mu, self.mu)
         self.stalled = (self.stalled + 1) * (left > _LITTLE)
         self.centring += ~predicting
-        most_stalled = int(self.stalled.max())
-        if most_stalled:
+        if bool(self.stalled.any()):
             self._early_accuracy = _CAREFUL_ACCURACY
         longest = torch.maximum(self.stalled, self.centring - _ENOUGH_CENTRING).max()
-        patience = max(_MOST_STALLED, self.problem.n_tokens // _TOKENS_PER_STALLED)
-        self.iterative = laplacian.iterative and int(longest) < patience
+        self.iterative = laplacian.iterative and int(longest) < _PATIENCE
 
     def _predict(self, potential: Tensor, target: Tensor, predicting: Tensor) -> Tensor:
         """Choose ``mu`` by the step straight at the optimum."""
