@@ -37,7 +37,7 @@ def some_layer(n_tokens=5):
 def test_flows_solve_the_condition_of_each_edge(passes, mu):
     network, potential = some_layer()
     scale = torch.tensor([1.0, 3.0]).double()
-    edges = passes.closed_form(network, scale)
+    edges = passes.closed_form(network, scale, passes.dtypes[0])
     flow = torch.empty_like(network.capacity)
     edges.fill(potential, torch.full_like(scale, mu), flow)
     high = potential.high
@@ -54,7 +54,7 @@ def test_flows_solve_the_condition_of_each_edge(passes, mu):
 def test_weights_are_how_flows_fall_with_the_potential(passes):
     network, potential = some_layer()
     scale, mu = torch.ones(2).double(), torch.tensor([1e-2, 1e-3]).double()
-    edges = passes.closed_form(network, scale)
+    edges = passes.closed_form(network, scale, passes.dtypes[0])
     flows, weights = edges.weigh(potential, mu)
     flow = torch.empty_like(network.capacity)
     edges.fill(potential, mu, flow)
@@ -89,7 +89,7 @@ def dual_of(network, passes, potential):
     scale = torch.ones_like(solution.mu)
     return solution, DualNewton(
         network,
-        passes.closed_form(network, scale),
+        passes.closed_form(network, scale, passes.dtypes[0]),
         Potential(solution.potential + potential, torch.zeros_like(potential)),
         solution.mu,
         lambda _: solution.mu,

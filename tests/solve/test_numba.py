@@ -115,6 +115,17 @@ def test_float32_does_for_attention(dtypes, n_tokens, is_causal):
     torch.testing.assert_close(solution.mu, expected.mu, rtol=2e-6, atol=0)
 
 
+def test_weights_that_float32_cannot_hold_are_held_in_float64():
+    # The last method would see some nodes without any weight.
+    generator = torch.Generator().manual_seed(4)
+    scores = 20 * torch.randn(1, 12, 24, 24, generator=generator).double()
+    future = torch.full((24, 24), -torch.inf).double().triu(1)
+    network = everywhere((scores + future).softmax(-1))
+    solution = solve_flow(network, BarrierSolver(epsilon=0.01))
+    expected = solve_flow(network, BarrierSolver(epsilon=0.01, compiled=False))
+    assert_same_scores(solution, expected)
+
+
 def test_a_step_goes_as_far_as_it_was_found_to_be_allowed():
     # Over 30 orders of magnitude a price may be the rest of a difference of far larger
     # numbers, and negative if that is rounded differently when it is taken.

@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from captum_attnflow.network import LayeredNetwork
@@ -53,6 +54,7 @@ class ClosedForm(Protocol):
     Args:
         network (LayeredNetwork): Trimmed networks.
         scale (Tensor): Shape ``(B,)``, unit of flows, potentials being without one.
+        dtype (dtype): Of the weights, where the implementation has a choice.
 
     Attributes:
         weight (Tensor): Shape ``(B, L, T, T)``, of the inner edges.
@@ -60,7 +62,9 @@ class ClosedForm(Protocol):
 
     weight: Tensor
 
-    def __init__(self, network: LayeredNetwork, scale: Tensor) -> None: ...
+    def __init__(
+        self, network: LayeredNetwork, scale: Tensor, dtype: torch.dtype
+    ) -> None: ...
 
     def weigh(self, potential: Potential, mu: Tensor) -> tuple[Tensor, Tensor]:
         """Set the weights.

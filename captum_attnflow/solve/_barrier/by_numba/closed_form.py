@@ -18,14 +18,16 @@ from captum_attnflow.solve._barrier.workspace import workspace
 class NumbaClosedForm(ClosedForm):
     """The passes of :class:`ClosedForm`, each one loop over the edges.
 
-    Weights are held in float32: the Newton steps that they serve converge all the same.
+    With weights in float32, the Newton steps that they serve converge all the same.
     """
 
-    def __init__(self, network: LayeredNetwork, scale: Tensor) -> None:
+    def __init__(
+        self, network: LayeredNetwork, scale: Tensor, dtype: torch.dtype
+    ) -> None:
         capacity = network.capacity.contiguous()
         self._shape = capacity.shape
         self._like = capacity
-        like_weight = capacity.new_empty(0, dtype=torch.float32)
+        like_weight = capacity.new_empty(0, dtype=dtype)
         self.weight = workspace().empty(self._shape, like=like_weight)
         self._n_threads = n_threads(capacity.numel())
         n_networks, n_layers, n_tokens, _ = self._shape

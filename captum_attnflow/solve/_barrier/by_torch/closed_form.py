@@ -14,7 +14,9 @@ from captum_attnflow.solve._barrier.workspace import workspace
 class TorchClosedForm(ClosedForm):
     """The passes of :class:`ClosedForm`, layer by layer."""
 
-    def __init__(self, network: LayeredNetwork, scale: Tensor) -> None:
+    def __init__(
+        self, network: LayeredNetwork, scale: Tensor, dtype: torch.dtype
+    ) -> None:
         self._capacity = network.capacity
         self._scale = scale[:, None, None]
         self.weight = workspace().empty(network.capacity.shape, like=network.capacity)
