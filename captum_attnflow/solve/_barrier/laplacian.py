@@ -20,7 +20,7 @@ _RELATIVE_RIDGE = 1e-14
 # Iterations after which the direct solver is the cheaper one: its work grows with the
 # cube of the tokens, that of an iteration with their square.
 _MAX_ITERATIONS = 30
-_TOKENS_PER_ITERATION = 6
+_TOKENS_PER_ITERATION = 2
 
 
 class IterativeSolver(Protocol):

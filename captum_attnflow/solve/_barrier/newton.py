@@ -20,7 +20,7 @@ _EARLY_ACCURACY = 1e-5
 # end, or steps that only centre beyond enough, the layers are factored.
 _CAREFUL_ACCURACY = 1e-8
 _LITTLE = 0.7
-_PATIENCE = 12
+_PATIENCE = 20
 _ENOUGH_CENTRING = 4
 # From a mu of this many targets on, steps only centre.
 _NEAR = 2.0
