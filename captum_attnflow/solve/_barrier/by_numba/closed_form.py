@@ -9,7 +9,11 @@ from torch import Tensor
 
 from captum_attnflow.network import LayeredNetwork
 from captum_attnflow.solve._barrier.by_numba import closed_form_kernels as kernels
-from captum_attnflow.solve._barrier.by_numba.threads import n_blocks, n_threads, threads
+from captum_attnflow.solve._barrier.by_numba.threads import (
+    n_blocks,
+    n_threads,
+    run_in_parts,
+)
 from captum_attnflow.solve._barrier.closed_form import ClosedForm, Potential
 from captum_attnflow.solve._barrier.problem import UNLIMITED
 from captum_attnflow.solve._barrier.workspace import workspace
@@ -64,8 +68,5 @@ class NumbaClosedForm(ClosedForm):
     ) -> None:
         tensors = (potential.high, potential.low, mu, *out)
         arrays = tuple(tensor.numpy() for tensor in tensors)
-        if self._n_threads == 1:
-            serial(0, 1, self._n_blocks, *self._network, *arrays)
-            return
-        with threads(self._n_threads):
-            parallel(self._n_threads, self._n_blocks, *self._network, *arrays)
+        common = (self._n_blocks, *self._network)
+        run_in_parts(self._n_threads, serial, parallel, *common, *arrays)

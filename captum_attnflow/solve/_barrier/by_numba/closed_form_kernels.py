@@ -27,11 +27,12 @@ def _place(task, n_blocks, n_layers, n_tokens):
 
 
 @compiled()
-def _lesser_share(fall, capacity, per_mu):
-    """The lesser of flow and room, as a share of the capacity; whether it is flow."""
-    quotient = capacity * fall * per_mu
+def _lesser_share(capacity, fall_high, fall_low, unit, unlimited, per_mu):
+    """The capacity; the lesser of flow and room, as a share; whether it is the flow."""
+    capacity = min(capacity / unit, unlimited)
+    quotient = capacity * (fall_high + fall_low) * per_mu
     root = math.sqrt(quotient * quotient + 4)
-    return 2 / (abs(quotient) + 2 + root), quotient > 0
+    return capacity, 2 / (abs(quotient) + 2 + root), quotient > 0
 
 
 @compiled()
@@ -66,7 +67,6 @@ def weigh(
         rows (array): Shape ``(2, B, L, T)``, written, the same.
     """
     _, n_layers, n_tokens, _ = capacity.shape
-    fall = np.empty(n_tokens, high.dtype)
     flows = np.empty(n_tokens, high.dtype)
     weights = np.empty(n_tokens, high.dtype)
     for task in range(part, len(columns), n_parts):
@@ -80,12 +80,13 @@ def weigh(
             head_low = low[network, layer + 1, row]
             edges, out = capacity[network, layer, row], weight[network, layer, row]
             for j in range(n_tokens):
-                fall[j] = (tail_high[j] - head_high) + (tail_low[j] - head_low)
-                room = min(edges[j] / unit, unlimited)
-                share, is_flow = _lesser_share(fall[j], room, per_mu)
-                lesser, other = room * share, 1 - share
-                flows[j] = lesser if is_flow else room * other
-                across = lesser * other
+                total, share, is_flow = _lesser_share(
+                    *(edges[j], tail_high[j] - head_high, tail_low[j] - head_low),
+                    *(unit, unlimited, per_mu),
+                )
+                other = 1 - share
+                flows[j] = total * (share if is_flow else other)
+                across = total * share * other
                 out[j] = across * across * per_mu / (share * share + other * other)
             for j in range(n_tokens):
                 weights[j] = out[j]
@@ -109,10 +110,11 @@ def fill(part, n_parts, n_blocks, capacity, scale, unlimited, high, low, mu, flo
             head_low = low[network, layer + 1, row]
             edges, out = capacity[network, layer, row], flow[network, layer, row]
             for j in range(n_tokens):
-                fall = (tail_high[j] - head_high) + (tail_low[j] - head_low)
-                room = min(edges[j] / unit, unlimited)
-                share, is_flow = _lesser_share(fall, room, per_mu)
-                filled = room * (share if is_flow else 1 - share)
+                total, share, is_flow = _lesser_share(
+                    *(edges[j], tail_high[j] - head_high, tail_low[j] - head_low),
+                    *(unit, unlimited, per_mu),
+                )
+                filled = total * (share if is_flow else 1 - share)
                 # Scaling back may round a saturated edge past its capacity.
                 out[j] = min(filled * unit, edges[j])
 

@@ -13,7 +13,11 @@ from captum_attnflow.solve._barrier.by_numba.closed_form import NumbaClosedForm
 from captum_attnflow.solve._barrier.by_numba.conjugate_gradients import (
     NumbaConjugateGradients,
 )
-from captum_attnflow.solve._barrier.by_numba.threads import n_blocks, n_threads, threads
+from captum_attnflow.solve._barrier.by_numba.threads import (
+    n_blocks,
+    n_threads,
+    run_in_parts,
+)
 from captum_attnflow.solve._barrier.passes import EdgePasses
 from captum_attnflow.solve._barrier.problem import Problem, State
 from captum_attnflow.solve._barrier.workspace import workspace
@@ -133,11 +137,8 @@ class NumbaPasses(EdgePasses):
         parallel: Callable[..., None],
         *arguments: object,
     ) -> None:
-        if self._n_threads == 1:
-            serial(0, 1, *self._shape, *self._arrays, *arguments)
-            return
-        with threads(self._n_threads):
-            parallel(self._n_threads, *self._shape, *self._arrays, *arguments)
+        common = (*self._shape, *self._arrays)
+        run_in_parts(self._n_threads, serial, parallel, *common, *arguments)
 
     def _new_columns(self) -> Tensor:
         n_networks, tasks = self._tasks

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numba
@@ -57,3 +57,24 @@ def threads(number: int) -> Iterator[None]:
         yield
     finally:
         numba.set_num_threads(before)
+
+
+def run_in_parts(
+    number: int,
+    serial: Callable[..., None],
+    parallel: Callable[..., None],
+    *arguments: object,
+) -> None:
+    """Run a kernel whose work is cut into parts, in so many threads.
+
+    Args:
+        number (int): Threads, and parts.
+        serial (Callable): Does one part: which, of how many, and the arguments.
+        parallel (Callable): Does all parts: of how many, and the arguments.
+        arguments (object): Passed on.
+    """
+    if number == 1:
+        serial(0, 1, *arguments)
+        return
+    with threads(number):
+        parallel(number, *arguments)
