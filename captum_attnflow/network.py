@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from captum_attnflow._large_arrays import empty
+from captum_attnflow._options import check_example
 
 SOURCE = "source"
 SINK = "sink"
@@ -34,8 +35,8 @@ class LayeredNetwork:
             the super-sink, by an edge that never binds.
 
     Raises:
-        ValueError: If shapes disagree, a terminal is not bool, or a capacity is
-            negative or NaN.
+        ValueError: If one is no tensor, shapes disagree, a terminal is not bool,
+            capacities are not floats, or one is negative or NaN.
 
     Examples::
 
@@ -55,6 +56,7 @@ class LayeredNetwork:
     sink: Tensor
 
     def __post_init__(self) -> None:
+        self._refuse_other_types()
         shape = tuple(self.capacity.shape)
         if len(shape) != 4 or shape[-1] != shape[-2] or 0 in shape[1:]:
             raise ValueError(
@@ -73,6 +75,20 @@ class LayeredNetwork:
         if self.capacity.numel() and not bool(self.capacity.amin() >= 0):
             raise ValueError(
                 "capacity holds negative or NaN entries; capacities lie in [0, inf]"
+            )
+
+    def _refuse_other_types(self) -> None:
+        for name in ("capacity", "source", "sink"):
+            given = getattr(self, name)
+            if not isinstance(given, Tensor):
+                raise ValueError(
+                    f"{name} is a {type(given).__name__}; give a tensor, such as "
+                    "torch.as_tensor(...)"
+                )
+        if not self.capacity.is_floating_point():
+            raise ValueError(
+                f"capacity is a Tensor of {self.capacity.dtype}; give one of floats, "
+                "such as capacity.double()"
             )
 
     @property
@@ -263,8 +279,10 @@ class LayeredNetwork:
                 batch, such as :attr:`FlowSolution.flow`.
 
         Raises:
-            ValueError: If ``tokens`` has not one text per position.
+            ValueError: If there is no such example, or ``tokens`` has not one text per
+                position.
         """
+        check_example(example, self.n_networks)
         if tokens is not None and len(tokens) != self.n_tokens:
             raise ValueError(
                 f"{len(tokens)} tokens were given for {self.n_tokens} positions; "

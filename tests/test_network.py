@@ -78,6 +78,12 @@ def test_wrong_number_of_tokens_is_refused():
         attention_network(1, 3).to_networkx(tokens=["a", "b"])
 
 
+@pytest.mark.parametrize("example", [-1, 2])
+def test_graph_of_an_example_that_is_not_there_is_refused(example):
+    with pytest.raises(ValueError, match=f"example={example} is not in a batch of 2"):
+        attention_network(1, 3, n_networks=2).to_networkx(example)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -87,6 +93,9 @@ def test_wrong_number_of_tokens_is_refused():
         ({"capacity": torch.full((1, 2, 3, 3), torch.nan)}, "negative or NaN"),
         ({"source": torch.ones(1, 4, dtype=torch.bool)}, "source has shape"),
         ({"sink": torch.ones(1, 3)}, "sink has shape"),
+        ({"capacity": torch.ones(1, 2, 3, 3).numpy()}, "capacity is a ndarray"),
+        ({"capacity": torch.ones(1, 2, 3, 3).int()}, "capacity is a Tensor .*int32"),
+        ({"source": [[True] * 3]}, "source is a list"),
     ],
 )
 def test_malformed_networks_are_refused(change, message):

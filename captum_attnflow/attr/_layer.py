@@ -188,7 +188,7 @@ def single_layer(given: ModuleOrModuleList) -> nn.Module:
     """Return the one layer that was given, alone or in a list.
 
     Raises:
-        ValueError: If several were given.
+        ValueError: If several were given, or something else.
     """
     layers = given if isinstance(given, list) else [given]
     if len(layers) != 1:
@@ -198,7 +198,12 @@ def single_layer(given: ModuleOrModuleList) -> nn.Module:
             "type embeddings). Attribute to one layer, such as the whole "
             "embeddings module"
         )
-    layer: nn.Module = layers[0]
+    layer = layers[0]
+    if not isinstance(layer, nn.Module):
+        raise ValueError(
+            f"layer={layer!r} is no module; give a part of the model itself, such as "
+            "its embeddings module"
+        )
     return layer
 
 

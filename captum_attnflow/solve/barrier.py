@@ -24,6 +24,7 @@ barrier is constant and drops out. The paper's back edge only rescales ``mu`` by
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from numbers import Real
 
 import torch
 
@@ -64,6 +65,7 @@ class BarrierSolver:
 
     Raises:
         ImportError: If ``compiled`` is ``True`` and Numba is not installed.
+        TypeError: If an option is of another type.
         ValueError: If an option is out of its range.
     """
 
@@ -75,6 +77,13 @@ class BarrierSolver:
     compiled: bool | None = None
 
     def __post_init__(self) -> None:
+        for name in ("epsilon", "mu", "tolerance", "max_iterations", "max_edges"):
+            given = getattr(self, name)
+            is_number = isinstance(given, Real) and not isinstance(given, bool)
+            if not is_number and not (name == "mu" and given is None):
+                raise TypeError(f"{name}={given!r} must be a number")
+        if self.compiled not in (None, True, False):
+            raise TypeError(f"compiled={self.compiled!r} must be True, False or None")
         if not 0 < self.epsilon < 1:
             raise ValueError(f"epsilon={self.epsilon} must lie in (0, 1)")
         if self.mu is not None and not self.mu > 0:

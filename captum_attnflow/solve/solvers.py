@@ -24,7 +24,7 @@ def find_solver(solver: SolverName | FlowSolver) -> FlowSolver:
     Raises:
         ValueError: If the name is unknown, or it is no solver.
     """
-    if not isinstance(solver, str) and hasattr(solver, "solve"):
+    if not isinstance(solver, (str, type)) and hasattr(solver, "solve"):
         return solver
     if solver not in list(SOLVERS):
         raise ValueError(

@@ -617,6 +617,12 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"2 layers were given.*embeddings module"):
             method(forward, layers).attribute(token_ids(), target=1)
 
+    @every_layer_method
+    @pytest.mark.parametrize("layer", [None, "embeddings"])
+    def test_layer_that_is_no_module(self, method, layer, forward):
+        with pytest.raises(ValueError, match=f"layer={layer!r} is no module; give"):
+            method(forward, layer).attribute(token_ids(), target=1)
+
     @every_method
     def test_input_that_is_no_tokens(self, method, model):
         project = torch.randn(5, 4 * 32).double()

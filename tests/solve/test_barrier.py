@@ -367,6 +367,16 @@ def test_networks_without_a_path_get_the_zero_flow_among_others():
     )
 
 
+@pytest.mark.parametrize(
+    "option",
+    [{"epsilon": "1e-3"}, {"mu": True}, {"max_iterations": None}, {"compiled": "yes"}],
+)
+def test_options_of_other_types_are_refused(option):
+    (name,) = option
+    with pytest.raises(TypeError, match=f"{name}={option[name]!r} must be"):
+        BarrierSolver(**option)
+
+
 def test_unbounded_flow_is_refused():
     capacity = torch.full((1, 2, 2, 2), torch.inf)
     everywhere = torch.ones(1, 2, dtype=torch.bool)
@@ -390,9 +400,10 @@ def test_options_out_of_range_are_refused(options):
         BarrierSolver(**options)
 
 
-def test_unknown_solver_is_refused():
-    with pytest.raises(ValueError, match=r"solver='simplex' is unknown.*barrier"):
-        solve_flow(attention_network(1, 2), "simplex")
+@pytest.mark.parametrize("solver", ["simplex", BarrierSolver])
+def test_unknown_solver_is_refused(solver):
+    with pytest.raises(ValueError, match=r"is unknown.*barrier.*an instance such as"):
+        solve_flow(attention_network(1, 2), solver)
 
 
 def test_networks_of_any_length_share_a_batch_in_any_order():
