@@ -143,6 +143,7 @@ def warn_of_zeros(explanation: Explanation) -> None:
         warn_caller(
             f"all token scores of the examples {zero} are 0: no path of positive "
             "capacity leads from a token to the position where the output is read. "
-            "The output may not depend on the attention (its gradient is 0), or, with "
-            'residual="free", every position is read out'
+            "The output may not depend on the attention (its gradient is 0), only "
+            "attention that lowers it may lead there (its relevance is clamped at 0), "
+            'or, with residual="free", every position is read out'
         )

@@ -23,9 +23,9 @@ def solve_flow(
         network (LayeredNetwork): The networks; capacities are taken in float64, and no
             gradient passes to them.
         solver (str or FlowSolver): ``"barrier"`` (unique flow, batched),
-            ``"scipy"`` or ``"networkx"`` (exact, one arbitrary maximum flow), or an
-            instance of :class:`BarrierSolver`, :class:`SciPySolver` or
-            :class:`NetworkXSolver`.
+            ``"networkx"`` (exact, one arbitrary maximum flow), ``"scipy"`` (the same,
+            exact in units whose size it tells), or an instance of
+            :class:`BarrierSolver`, :class:`SciPySolver` or :class:`NetworkXSolver`.
 
     Returns:
         FlowSolution: Values, flows and certificates, in float64.
