@@ -7,11 +7,12 @@ from functools import partial
 from statistics import median
 
 import pytest
+import torch
 from networks import attention_network
 from peers import by_networkx, by_scipy, prepare_or_tools, solve_or_tools
 from race import Contestant
 
-from captum_attnflow import solve_flow
+from captum_attnflow import LayeredNetwork, solve_flow
 from captum_attnflow.solve._barrier.newton import Newton
 
 TOKENS = [(12, n_tokens) for n_tokens in (16, 32, 64, 128, 256)]
@@ -45,6 +46,27 @@ def test_growth(race, medians, size):
     medians[size] = {name: median(times) for name, times in result.seconds.items()}
 
 
+@pytest.mark.parametrize("n_tokens", [128, 256])
+def test_causal_attention(race, n_tokens):
+    everywhere = torch.ones(1, n_tokens, dtype=torch.bool)
+    future = torch.full((n_tokens, n_tokens), -torch.inf).triu(1)
+    attention = (torch.randn(1, 12, n_tokens, n_tokens) + future).double().softmax(-1)
+    capacity = (attention + torch.eye(n_tokens)) / 2
+    last = torch.arange(n_tokens)[None] == n_tokens - 1
+    network = LayeredNetwork(capacity, everywhere, last)
+    race(
+        f"one maximum flow of causal attention at {(12, n_tokens)}, the last read out",
+        {"barrier": Contestant(lambda: solve_flow(network))},
+        {
+            "SciPy": Contestant(by_scipy(network)),
+            "networkx, preflow_push": Contestant(
+                by_networkx(network, "preflow_push"), rounds=1
+            ),
+        },
+        rounds=3,
+    )
+
+
 def test_growth_of_a_step(race, monkeypatch):
     """Steps towards the central path; the one to three onto it take less each."""
     seconds = []
@@ -71,7 +93,7 @@ def test_growth_of_a_step(race, monkeypatch):
         "a step of one flow, 12 layers, every position read out",
         {f"{n_tokens} tokens": a_step(n_tokens) for n_tokens in (512, 1024)},
         {"2048 tokens": a_step(2048)},
-        rounds=5,
+        rounds=9,
     )
 
 
