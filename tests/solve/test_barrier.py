@@ -193,7 +193,7 @@ def test_networks_that_do_not_mix_take_few_more_steps_than_exact_ones(
 
 
 @pytest.mark.parametrize("read_out", [None, -1])
-@pytest.mark.parametrize(("sharpness", "most"), [(1, 40), (3, 50), (10, 80)])
+@pytest.mark.parametrize(("sharpness", "most"), [(1, 30), (3, 45), (10, 55)])
 def test_causal_attention_of_many_layers_takes_few_steps(read_out, sharpness, most):
     # A flow that starts in proportion to capacities gathers at the first tokens, and
     # leaves edges with room for all of it 30 orders of magnitude below that.
@@ -369,11 +369,11 @@ def test_networks_without_a_path_get_the_zero_flow_among_others():
 
 @pytest.mark.parametrize(
     "option",
-    [{"epsilon": "1e-3"}, {"mu": True}, {"max_iterations": None}, {"compiled": "yes"}],
+    [{"epsilon": "1e-3"}, {"mu": True}, {"max_iterations": 9.5}, {"compiled": "yes"}],
 )
 def test_options_of_other_types_are_refused(option):
     (name,) = option
-    with pytest.raises(TypeError, match=f"{name}={option[name]!r} must be"):
+    with pytest.raises(ValueError, match=f"{name}={option[name]!r} must be"):
         BarrierSolver(**option)
 
 

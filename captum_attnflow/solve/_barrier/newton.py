@@ -15,12 +15,14 @@ _STEP_SHARE = 0.999
 _PREDICTOR_ACCURACY = 1e-5
 _CORRECTOR_ACCURACY = 1e-11
 _EARLY_ACCURACY = 1e-5
-# The same after a step that gained little, leaving more than this share: where weights
+# The same once a step has gained little, leaving more than this share: where weights
 # differ by many orders, small residuals leave large errors. After so many such steps on
-# end, or steps that only centre beyond enough, the layers are factored.
+# end, or steps that only centre beyond enough, the layers are factored; the more
+# tokens, the dearer that is. The most are fewer than float32 is given up after.
 _CAREFUL_ACCURACY = 1e-8
 _LITTLE = 0.7
-_PATIENCE = 20
+_LEAST_PATIENCE, _MOST_PATIENCE = 4, 16
+_TOKENS_PER_STALLED = 24
 _ENOUGH_CENTRING = 4
 # From a mu of this many targets on, steps only centre.
 _NEAR = 2.0
@@ -43,7 +45,7 @@ class Newton:
     Attributes:
         mu (Tensor): Shape ``(B,)``, mean complementarity product.
         value (Tensor): Shape ``(B,)``, flow into the sink.
-        stalled (Tensor): Shape ``(B,)``, steps on end that gained little.
+        stalled (Tensor): Shape ``(B,)``, steps since the last that gained much.
         centring (Tensor): Shape ``(B,)``, steps that only centred.
         iterative (bool): Whether linear systems are still solved by iterating.
     """
@@ -64,7 +66,7 @@ class Newton:
         self._fall = torch.ones_like(self.stalled)  # largest share of a variable used
         self._passes = passes(problem, state, memory)
         self._note(*self._passes.measure())
-        self._least_mu = self.mu
+        self._gained = self._progress()
 
     def select(self, index: Tensor) -> Newton:
         part = Newton(
@@ -74,7 +76,7 @@ class Newton:
             memory=self._passes.memory,
         )
         part.stalled, part._fall = self.stalled[index], self._fall[index]
-        part.centring, part._least_mu = self.centring[index], self._least_mu[index]
+        part.centring, part._gained = self.centring[index], self._gained[:, index]
         part.iterative, part._early_accuracy = self.iterative, self._early_accuracy
         return part
 
@@ -116,14 +118,18 @@ class Newton:
         change = laplacian.solve(-lost, accuracy * value)
         fall = self._fall
         self._advance(change)
-        left = torch.where(predicting, self.mu / self._least_mu, self._fall / fall)
-        self._least_mu = torch.minimum(self._least_mu, self.mu)
-        self.stalled = (self.stalled + 1) * (left > _LITTLE)
+        progress = self._progress()
+        gains = (progress <= _LITTLE * self._gained).any(0)
+        gains = torch.where(predicting, gains, self._fall <= _LITTLE * fall)
+        self._gained = torch.where(gains, progress, self._gained)
+        self.stalled = (self.stalled + 1) * ~gains
         self.centring += ~predicting
         if bool(self.stalled.any()):
             self._early_accuracy = _CAREFUL_ACCURACY
         longest = torch.maximum(self.stalled, self.centring - _ENOUGH_CENTRING).max()
-        self.iterative = laplacian.iterative and int(longest) < _PATIENCE
+        patience = self.problem.n_tokens // _TOKENS_PER_STALLED
+        patience = max(_LEAST_PATIENCE, min(patience, _MOST_PATIENCE))
+        self.iterative = laplacian.iterative and int(longest) < patience
 
     def _predict(self, potential: Tensor, target: Tensor, predicting: Tensor) -> Tensor:
         """Choose ``mu`` by the step straight at the optimum."""
@@ -148,6 +154,10 @@ class Newton:
         measured = self._passes.move(primal, dual)
         self.state.p.addcmul_(change, dual[:, None, None])
         self._note(*measured)
+
+    def _progress(self) -> Tensor:
+        """What is to fall: ``mu``, and the largest imbalance at a node, ``(2, B)``."""
+        return torch.stack([self.mu, self._imbalance.abs().amax((1, 2))])
 
     def _note(self, imbalance: Tensor, total: Tensor) -> None:
         self._imbalance = imbalance

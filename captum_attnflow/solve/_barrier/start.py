@@ -1,4 +1,4 @@
-"""Where the barrier solver starts: a conserving flow, and potentials that suit it."""
+"""Where the barrier solver starts: a flow that nearly conserves, and its potentials."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ _VALUE = 0.9
 _LOAD = 0.7
 _GAP = 0.01
 _MULTIPLIER = 0.1
-# Every edge carries this share more of its capacity or of what a node at its ends may
-# pass on: one with room but next to no flow would have products of very different size.
-_LEAST_LOAD = 0.01
+# Every edge carries so much more, as a share of its capacity or of what the nodes at
+# its ends may pass on, if that is less: one with room but next to no flow would have
+# products of very different size.
+_EXTRA_SHARE = 0.01
 
 
 def start(problem: Problem, bound: Tensor, state: State) -> None:
@@ -80,7 +81,7 @@ def _fill_flow(problem: Problem, bound: Tensor, flow: Tensor, spare: Tensor) -> 
     inside.clamp_max_(bound[:, :-1, None]).clamp_max_(bound[:, 1:, :, None])
     sent.clamp_max_(bound[:, 0])
     received.clamp_max_(bound[:, -1])
-    flow.add_(capacity, alpha=_LEAST_LOAD)
+    flow.add_(capacity, alpha=_EXTRA_SHARE)
     flow.masked_fill_(~problem.alive, 1 / problem.unlimited)
     return fits
 
