@@ -24,7 +24,7 @@ barrier is constant and drops out. The paper's back edge only rescales ``mu`` by
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from numbers import Real
+from numbers import Integral, Real
 
 import torch
 
@@ -65,8 +65,7 @@ class BarrierSolver:
 
     Raises:
         ImportError: If ``compiled`` is ``True`` and Numba is not installed.
-        TypeError: If an option is of another type.
-        ValueError: If an option is out of its range.
+        ValueError: If an option is of another type, or out of its range.
     """
 
     epsilon: float = 1e-6
@@ -77,13 +76,20 @@ class BarrierSolver:
     compiled: bool | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epsilon", "mu", "tolerance", "max_iterations", "max_edges"):
+        for name, kind in (
+            ("epsilon", Real),
+            ("mu", Real),
+            ("tolerance", Real),
+            ("max_iterations", Integral),
+            ("max_edges", Integral),
+        ):
             given = getattr(self, name)
-            is_number = isinstance(given, Real) and not isinstance(given, bool)
-            if not is_number and not (name == "mu" and given is None):
-                raise TypeError(f"{name}={given!r} must be a number")
-        if self.compiled not in (None, True, False):
-            raise TypeError(f"compiled={self.compiled!r} must be True, False or None")
+            is_kind = isinstance(given, kind) and not isinstance(given, bool)
+            if not is_kind and not (name == "mu" and given is None):
+                wanted = "an integer" if kind is Integral else "a number"
+                raise ValueError(f"{name}={given!r} must be {wanted}")
+        if not (self.compiled is None or isinstance(self.compiled, bool)):
+            raise ValueError(f"compiled={self.compiled!r} must be True, False or None")
         if not 0 < self.epsilon < 1:
             raise ValueError(f"epsilon={self.epsilon} must lie in (0, 1)")
         if self.mu is not None and not self.mu > 0:
