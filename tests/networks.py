@@ -25,6 +25,18 @@ def attention_network(
     return LayeredNetwork(capacity, source, sink)
 
 
+def everywhere(capacity: torch.Tensor) -> LayeredNetwork:
+    """Networks that start and are read out at every position."""
+    ends = torch.ones(capacity[:, 0, 0].shape, dtype=torch.bool)
+    return LayeredNetwork(capacity, ends, ends)
+
+
+def on_gpu(network: LayeredNetwork) -> LayeredNetwork:
+    return LayeredNetwork(
+        network.capacity.cuda(), network.source.cuda(), network.sink.cuda()
+    )
+
+
 @st.composite
 def networks(draw: st.DrawFn) -> LayeredNetwork:
     """Small networks of any sparsity, of scales from 1e-12 to 1e12, some with free

@@ -6,13 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from networks import attention_network
+from networks import attention_network, on_gpu
 from race import Contestant
 from transformers import BertConfig, BertForSequenceClassification
 
 from captum_attnflow import (
     BarrierSolver,
-    LayeredNetwork,
     LayerGeneralizedAttentionFlow,
     solve_flow,
 )
@@ -34,13 +33,10 @@ def finished(run: Callable[[], object]) -> Contestant:
 
 
 def test_long_network(race):
-    network = attention_network(32, 2048)
-    on_gpu = LayeredNetwork(
-        network.capacity.cuda(), network.source.cuda(), network.sink.cuda()
-    )
+    network = on_gpu(attention_network(32, 2048))
     race(
         "one maximum flow at (32, 2048) on a GPU, every position read out",
-        {"barrier": finished(lambda: solve_flow(on_gpu))},
+        {"barrier": finished(lambda: solve_flow(network))},
         {},
         rounds=3,
     )

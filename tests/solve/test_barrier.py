@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from networks import assert_same_scores, attention_network, networks
+from networks import (
+    assert_same_scores,
+    attention_network,
+    everywhere,
+    networks,
+)
 from reference.barrier import solve_with_cvxpy
 
 from captum_attnflow import (
@@ -171,10 +176,7 @@ def pattern_network(kind: str, n_layers: int, noise: float) -> LayeredNetwork:
     for layer in capacity[0]:
         keys = torch.randperm(n_tokens) if kind == "permutation" else (place - 1) % 64
         layer[place, keys] += 1
-    everywhere = torch.ones(1, n_tokens, dtype=torch.bool)
-    return LayeredNetwork(
-        capacity.tril() if kind == "previous" else capacity, everywhere, everywhere
-    )
+    return everywhere(capacity.tril() if kind == "previous" else capacity)
 
 
 @pytest.mark.parametrize("kind", ["permutation", "previous"])
@@ -199,11 +201,9 @@ def test_causal_attention_of_many_layers_takes_few_steps(read_out, sharpness, mo
     # leaves edges with room for all of it 30 orders of magnitude below that.
     future = torch.full((96, 96), -torch.inf).double().triu(1)
     scores = sharpness * torch.randn(1, 12, 96, 96).double() + future
-    everywhere = torch.ones(1, 96, dtype=torch.bool)
-    sink = everywhere.clone()
+    network = everywhere(scores.softmax(-1))
     if read_out is not None:
-        sink[:, :read_out] = False
-    network = LayeredNetwork(scores.softmax(-1), everywhere, sink)
+        network = replace(network, sink=torch.arange(96)[None] == 96 + read_out)
     solution = solve_flow(network)
     exact = solve_flow(network, "scipy").cut_capacity
     torch.testing.assert_close(solution.value, exact, rtol=2e-6, atol=0)
@@ -224,8 +224,7 @@ def test_where_the_last_method_starts_too_far_it_starts_again_from_nearer(
     monkeypatch.setattr(passes, "dtypes", (torch.float64,))
     capacity = torch.full((1, 1, 8, 8), 1 / 8).double()
     capacity[..., 0, :] = 0.01
-    everywhere = torch.ones(1, 8, dtype=torch.bool)
-    network = LayeredNetwork(capacity, everywhere, everywhere)
+    network = everywhere(capacity)
     solution = solve_flow(network, BarrierSolver(epsilon=0.01))
     assert falls == [1.0, 0.05]
     expected = solve_with_cvxpy(network, solution.mu.item())
@@ -379,9 +378,8 @@ def test_options_of_other_types_are_refused(option):
 
 def test_unbounded_flow_is_refused():
     capacity = torch.full((1, 2, 2, 2), torch.inf)
-    everywhere = torch.ones(1, 2, dtype=torch.bool)
     with pytest.raises(FlowError, match="unbounded"):
-        solve_flow(LayeredNetwork(capacity, everywhere, everywhere))
+        solve_flow(everywhere(capacity))
 
 
 def test_iteration_limit_is_an_error_and_never_a_silent_zero():

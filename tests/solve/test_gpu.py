@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from networks import attention_network
+from networks import attention_network, on_gpu
 
-from captum_attnflow import LayeredNetwork, solve_flow
+from captum_attnflow import solve_flow
 from captum_attnflow.solve import solve_sources
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-
-
-def on_gpu(network: LayeredNetwork) -> LayeredNetwork:
-    return LayeredNetwork(
-        network.capacity.cuda(), network.source.cuda(), network.sink.cuda()
-    )
 
 
 @pytest.mark.parametrize("n_tokens", [16, 64])

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
-from networks import assert_same_scores, attention_network
+from networks import assert_same_scores, attention_network, everywhere
 
-from captum_attnflow import BarrierSolver, LayeredNetwork, solve_flow
+from captum_attnflow import BarrierSolver, solve_flow
 from captum_attnflow.solve._barrier import central_path, implementation
 from captum_attnflow.solve._barrier.by_torch.passes import TorchPasses
 
@@ -57,11 +57,6 @@ def loading_fails(monkeypatch):
     yield fail_with
     monkeypatch.undo()
     implementation.numba_passes.cache_clear()
-
-
-def everywhere(capacity):
-    ends = torch.ones(capacity[:, 0, 0].shape, dtype=torch.bool)
-    return LayeredNetwork(capacity, ends, ends)
 
 
 @pytest.mark.parametrize("read_out", [None, 0])
