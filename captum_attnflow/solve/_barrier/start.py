@@ -38,14 +38,13 @@ def start(problem: Problem, bound: Tensor, state: State) -> None:
         bound (Tensor): Shape ``(B, L + 1, T)``, their ``node_bound()``.
         state (State): Overwritten.
     """
-    with workspace().frame():
-        spare = workspace().empty((2, *problem.capacity.shape), like=problem.capacity)
-        fits = _fill_flow(problem, bound, state.room[0], spare)
-        rises = _rises(problem, state.room[0], fits, spare[0])
-        potential = rises.cumsum(1)[:, :-1] - 1
-        state.p.copy_(potential[..., None].expand_as(state.p))
-        torch.sub(state.room[0], problem.capacity, out=state.room[1])
-        _fill_prices(problem, state, rises, fits, spare[0])
+    spare = state.price  # the last to be filled
+    fits = _fill_flow(problem, bound, state.room[0], spare)
+    rises = _rises(problem, state.room[0], fits, spare[0])
+    potential = rises.cumsum(1)[:, :-1] - 1
+    state.p.copy_(potential[..., None].expand_as(state.p))
+    torch.sub(state.room[0], problem.capacity, out=state.room[1])
+    _fill_prices(problem, state, rises, fits)
 
 
 def _fill_flow(problem: Problem, bound: Tensor, flow: Tensor, spare: Tensor) -> Tensor:
@@ -137,26 +136,26 @@ def _rises(problem: Problem, flow: Tensor, fits: Tensor, spare: Tensor) -> Tenso
     return rises / rises.sum(1, keepdim=True)
 
 
-def _fill_prices(
-    problem: Problem, state: State, rises: Tensor, fits: Tensor, spare: Tensor
-) -> None:
+def _fill_prices(problem: Problem, state: State, rises: Tensor, fits: Tensor) -> None:
     """Write multipliers of one gap over all edges, at least what potentials ask for."""
     gap = torch.where(fits, _FITTING_GAP, _GAP) / problem.n_terms
-    gap = gap.to(spare.dtype)
+    gap = gap.to(state.price.dtype)
     torch.div(gap[:, None], state.room, out=state.price)
-    if_fits = fits.to(spare.dtype)[:, None]
+    if_fits = fits.to(state.price.dtype)[:, None]
     least = if_fits * rises + (1 - if_fits) * _MULTIPLIER
-    for lower, needed, layers in zip(
-        problem.split(state.price[0]),
-        problem.split(spare),
-        (slice(1, -1), slice(0, 1), slice(-1, None)),
-        strict=True,
-    ):
-        one_per_layer = (..., *[None] * (lower.dim() - 2))
-        least_of_layer = least[:, layers][one_per_layer]
-        torch.maximum(lower, least_of_layer, out=lower)
-        # Where the flow fits, the two differ by the rise of the potential.
-        torch.mul(lower, -if_fits[one_per_layer], out=needed).sub_(least_of_layer)
-    unlimited = problem.capacity >= problem.unlimited
     upper = state.price[1]
-    torch.minimum(upper, spare.masked_fill_(unlimited, 0.0), out=upper)
+    with workspace().frame():
+        spare = workspace().empty(upper.shape, like=upper)
+        for lower, needed, layers in zip(
+            problem.split(state.price[0]),
+            problem.split(spare),
+            (slice(1, -1), slice(0, 1), slice(-1, None)),
+            strict=True,
+        ):
+            one_per_layer = (..., *[None] * (lower.dim() - 2))
+            least_of_layer = least[:, layers][one_per_layer]
+            torch.maximum(lower, least_of_layer, out=lower)
+            # Where the flow fits, the two differ by the rise of the potential.
+            torch.mul(lower, -if_fits[one_per_layer], out=needed).sub_(least_of_layer)
+        unlimited = problem.capacity >= problem.unlimited
+        torch.minimum(upper, spare.masked_fill_(unlimited, 0.0), out=upper)
