@@ -18,7 +18,11 @@ from captum_attnflow.solve._barrier import central_path, implementation
 from captum_attnflow.solve._barrier.by_torch.passes import TorchPasses
 
 numba = pytest.importorskip("numba")
-from captum_attnflow.solve._barrier.by_numba import compiling, threads  # noqa: E402
+from captum_attnflow.solve._barrier.by_numba import (  # noqa: E402
+    compiling,
+    threads,
+    weights,
+)
 from captum_attnflow.solve._barrier.by_numba import passes as numba_passes  # noqa: E402
 
 NumbaPasses = numba_passes.NumbaPasses
@@ -260,3 +264,27 @@ def test_threads_may_solve_at_the_same_time():
         solutions = list(pool.map(solve_flow, networks))
     for solution, alone in zip(solutions, expected, strict=True):
         torch.testing.assert_close(solution.flow, alone.flow)
+
+
+@numba.njit
+def _through(array, values):
+    for i in range(values.size):
+        array[i] = weights.encode(values[i], array)
+        values[i] = weights.decode(array[i])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weights_are_rounded_as_torch_rounds_them(dtype):
+    # All positive numbers of float32, subnormal ones among them, 0 and infinity.
+    bits = torch.randint(0, 0x7F800000, (100_000,), dtype=torch.int32)
+    values = torch.cat([bits, torch.tensor([0, 1, 0x7F800000]).int()])
+    values = values[
+        values % (1 << 16) != 1 << 15
+    ]  # halfway, where torch rounds to even
+    values = values.view(torch.float32).to(dtype)
+    kept = torch.empty(values.shape, dtype=weights.weight_dtype(dtype))
+    expected = values.to(kept.dtype)
+    found = values.clone()
+    _through(*weights.arrays(kept, found))
+    torch.testing.assert_close(kept, expected, rtol=0, atol=0)
+    torch.testing.assert_close(found, expected.to(dtype), rtol=0, atol=0)

@@ -14,6 +14,7 @@ from captum_attnflow.solve._barrier.by_numba.threads import (
     n_threads,
     run_in_parts,
 )
+from captum_attnflow.solve._barrier.by_numba.weights import arrays, weight_dtype
 from captum_attnflow.solve._barrier.closed_form import ClosedForm, Potential
 from captum_attnflow.solve._barrier.problem import UNLIMITED
 from captum_attnflow.solve._barrier.workspace import workspace
@@ -31,7 +32,7 @@ class NumbaClosedForm(ClosedForm):
         capacity = network.capacity.contiguous()
         self._shape = capacity.shape
         self._like = capacity
-        like_weight = capacity.new_empty(0, dtype=dtype)
+        like_weight = capacity.new_empty(0, dtype=weight_dtype(dtype))
         self.weight = workspace().empty(self._shape, like=like_weight)
         self._n_threads = n_threads(capacity.numel())
         n_networks, n_layers, n_tokens, _ = self._shape
@@ -66,7 +67,6 @@ class NumbaClosedForm(ClosedForm):
         mu: Tensor,
         *out: Tensor,
     ) -> None:
-        tensors = (potential.high, potential.low, mu, *out)
-        arrays = tuple(tensor.numpy() for tensor in tensors)
-        common = (self._n_blocks, *self._network)
-        run_in_parts(self._n_threads, serial, parallel, *common, *arrays)
+        edges = (self._n_blocks, *self._network)
+        others = arrays(potential.high, potential.low, mu, *out)
+        run_in_parts(self._n_threads, serial, parallel, *edges, *others)

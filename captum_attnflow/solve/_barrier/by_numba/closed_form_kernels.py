@@ -12,6 +12,7 @@ from numba import prange
 
 from captum_attnflow.solve._barrier.by_numba.compiling import compiled
 from captum_attnflow.solve._barrier.by_numba.edge_kernels import sum_of
+from captum_attnflow.solve._barrier.by_numba.weights import decode, encode
 
 
 @compiled()
@@ -87,9 +88,11 @@ def weigh(
                 other = 1 - share
                 flows[j] = total * (share if is_flow else other)
                 across = total * share * other
-                out[j] = across * across * per_mu / (share * share + other * other)
+                out[j] = encode(
+                    across * across * per_mu / (share * share + other * other), out
+                )
             for j in range(n_tokens):
-                weights[j] = out[j]
+                weights[j] = decode(out[j])
                 flow_column[j] += flows[j]
                 weight_column[j] += weights[j]
             rows[0, network, layer, row] = sum_of(flows)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from captum_attnflow.solve._barrier.by_numba import laplacian_kernels as kernels
 from captum_attnflow.solve._barrier.by_numba.threads import n_threads, threads
+from captum_attnflow.solve._barrier.by_numba.weights import arrays
 from captum_attnflow.solve._barrier.laplacian import IterativeSolver
 
 
@@ -18,11 +19,8 @@ class NumbaConjugateGradients(IterativeSolver):
         inverse = 1 / diagonal
         basis = torch.empty_like(sums)
         chain = sums.new_empty(*weight.shape[:2], 4)
-        kernels.set_preconditioner(
-            sums.numpy(), inverse.numpy(), basis.numpy(), chain.numpy()
-        )
-        system = (_in_rows(weight), diagonal, inverse, basis, chain)
-        self._system = [tensor.numpy() for tensor in system]
+        kernels.set_preconditioner(*arrays(sums, inverse, basis, chain))
+        self._system = arrays(_in_rows(weight), diagonal, inverse, basis, chain)
 
     def solve(
         self, right_side: Tensor, tolerance: Tensor, max_iterations: int

@@ -17,6 +17,7 @@ import numpy as np
 from numba import prange
 
 from captum_attnflow.solve._barrier.by_numba.compiling import compiled
+from captum_attnflow.solve._barrier.by_numba.weights import decode, encode
 
 
 @compiled(any_order=True)
@@ -139,7 +140,7 @@ def predict(
             head = _head(predictor[network], group, row, n_layers)
             for j in range(n_tokens):
                 rise = room.dtype.type(head - tail[j])
-                dx = w[j] * rise
+                dx = decode(w[j]) * rise
                 ratio_x, ratio_y = dx / x[j], dx / y[j]
                 least[j] = min(least[j], min(ratio_x, ratio_y))
                 most[j] = max(most[j], max(ratio_x, ratio_y))
@@ -190,7 +191,7 @@ def force(
             head = _head(potential[network], group, row, n_layers)
             for j in range(n_tokens):
                 _, _, dx[j] = _forced(
-                    *(one / x[j], one / y[j], z[j], s[j], w[j]),
+                    *(one / x[j], one / y[j], z[j], s[j], decode(w[j])),
                     room.dtype.type(head_predicted - tail_predicted[j]),
                     *(room.dtype.type(head - tail[j]), second, mu),
                 )
@@ -244,11 +245,11 @@ def turn(
             for j in range(n_tokens):
                 per_x, per_y = one / x[j], one / y[j]
                 push_x, push_y, dx = _forced(
-                    *(per_x, per_y, z[j], s[j], w[j]),
+                    *(per_x, per_y, z[j], s[j], decode(w[j])),
                     room.dtype.type(head_predicted - tail_predicted[j]),
                     *(room.dtype.type(head - tail[j]), second, mu),
                 )
-                dx += w[j] * room.dtype.type(head_change - tail_change[j])
+                dx += decode(w[j]) * room.dtype.type(head_change - tail_change[j])
                 ratio_x, ratio_y = dx * per_x, dx * per_y
                 least[j] = min(least[j], min(ratio_x, ratio_y))
                 left_z = _goal(push_x, z[j], ratio_x) / z[j]
@@ -314,11 +315,11 @@ def settle(
                 for j in range(n_tokens):
                     per_x, per_y = one / x[j], one / y[j]
                     push_x, push_y, dx = _forced(
-                        *(per_x, per_y, z[j], s[j], w[j]),
+                        *(per_x, per_y, z[j], s[j], decode(w[j])),
                         room.dtype.type(head_predicted - tail_predicted[j]),
                         *(room.dtype.type(head - tail[j]), second, mu),
                     )
-                    dx += w[j] * room.dtype.type(head_change - tail_change[j])
+                    dx += decode(w[j]) * room.dtype.type(head_change - tail_change[j])
                     z[j] += of_price * (_goal(push_x, z[j], dx * per_x) - z[j])
                     s[j] += of_price * (_goal(push_y, s[j], dx * per_y) - s[j])
                     x[j] += of_room * dx
@@ -326,10 +327,10 @@ def settle(
             for j in range(n_tokens):
                 total[j] += x[j] * z[j] + y[j] * s[j]
                 alive = one if is_edge[j] else none
-                w[j] = alive / (z[j] / x[j] + s[j] / y[j])
+                w[j] = encode(alive / (z[j] / x[j] + s[j] / y[j]), w)
             for j in range(n_tokens):
-                row_weight[j], row_flow[j] = w[j], x[j]
-                weight_column[j] += w[j]
+                row_weight[j], row_flow[j] = decode(w[j]), x[j]
+                weight_column[j] += decode(w[j])
                 flow_column[j] += x[j]
             if group < n_layers:
                 weight_sums[network, group + 1, 0, row] += sum_of(row_weight)

@@ -11,20 +11,21 @@ import numpy as np
 from numba import prange
 
 from captum_attnflow.solve._barrier.by_numba.compiling import compiled
+from captum_attnflow.solve._barrier.by_numba.weights import decode
 
 
 @compiled(any_order=True)
 def _dot(left, right):
     total = right.dtype.type(0)
     for j in range(left.size):
-        total += left[j] * right[j]
+        total += decode(left[j]) * right[j]
     return total
 
 
 @compiled(any_order=True)
 def _add_scaled(values, scale, out):
     for j in range(out.size):
-        out[j] += scale * values[j]
+        out[j] += scale * decode(values[j])
 
 
 @compiled(any_order=True)

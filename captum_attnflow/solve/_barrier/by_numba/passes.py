@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from captum_attnflow.solve._barrier.by_numba.threads import (
     n_threads,
     run_in_parts,
 )
+from captum_attnflow.solve._barrier.by_numba.weights import arrays, weight_dtype
 from captum_attnflow.solve._barrier.passes import EdgePasses
 from captum_attnflow.solve._barrier.problem import Problem, State
 from captum_attnflow.solve._barrier.workspace import workspace
@@ -38,7 +38,7 @@ class NumbaPasses(EdgePasses):
     """
 
     dtypes = (torch.float32, torch.float64)
-    n_arrays = 8
+    n_arrays = 7
     iterative_solver = NumbaConjugateGradients
     iterative_from_tokens = 1
     closed_form = NumbaClosedForm
@@ -51,11 +51,12 @@ class NumbaPasses(EdgePasses):
     ) -> None:
         shape, like = problem.capacity.shape, problem.capacity
         if memory is None or memory.numel() < shape.numel():
+            like = like.new_empty(0, dtype=weight_dtype(like.dtype))
             memory = workspace().empty((shape.numel(),), like=like)
         self.memory = memory
         weights = memory[: shape.numel()].view(shape)
         self.weight, _, _ = problem.split(weights)
-        self._arrays = _numpy(state.room, state.price, weights)
+        self._arrays = arrays(state.room, state.price, weights)
         self._state = state
         self._like = state.p
         n_networks, n_layers = shape[0], problem.n_layers
@@ -76,7 +77,7 @@ class NumbaPasses(EdgePasses):
         self._run(
             kernels.predict,
             kernels.predict_parallel,
-            *_numpy(self._predictor, found.flatten(0, 1)),
+            *arrays(self._predictor, found.flatten(0, 1)),
         )
         least, most, cost, gain = found.unbind(2)
         return least.amin(1), most.amax(1), cost.sum(1), gain.sum(1)
@@ -86,12 +87,12 @@ class NumbaPasses(EdgePasses):
         self._second_order = torch.zeros_like(self._second_order)
 
     def force(self, aim: Tensor, potential: Tensor) -> Tensor:
-        self._step = _numpy(
+        self._step = arrays(
             self._second_order, aim, self._predictor, potential.contiguous()
         )
         columns, sums = self._new_columns(), self._new_sums()
         self._run(
-            kernels.force, kernels.force_parallel, *self._step, *_numpy(columns, sums)
+            kernels.force, kernels.force_parallel, *self._step, *arrays(columns, sums)
         )
         return self._divergence(columns, sums)
 
@@ -108,7 +109,7 @@ class NumbaPasses(EdgePasses):
         return -least, 1 - left
 
     def move(self, primal: Tensor, dual: Tensor) -> tuple[Tensor, Tensor]:
-        return self._settle(*self._step, *_numpy(primal, dual), True)
+        return self._settle(*self._step, *arrays(primal, dual), True)
 
     def measure(self) -> tuple[Tensor, Tensor]:
         per_network = self._second_order.numpy()
@@ -125,7 +126,7 @@ class NumbaPasses(EdgePasses):
             kernels.settle_parallel,
             *step,
             self._alive,
-            *_numpy(weight_columns, self._sums, flow_columns, sums),
+            *arrays(weight_columns, self._sums, flow_columns, sums),
             totals.flatten().numpy(),
         )
         self._add_columns(weight_columns, self._sums)
@@ -155,7 +156,3 @@ class NumbaPasses(EdgePasses):
     def _divergence(self, columns: Tensor, sums: Tensor) -> Tensor:
         self._add_columns(columns, sums)
         return sums[:, :, 0] - sums[:, :, 1]
-
-
-def _numpy(*tensors: Tensor) -> tuple[np.ndarray, ...]:
-    return tuple(tensor.numpy() for tensor in tensors)
