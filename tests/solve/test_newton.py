@@ -68,3 +68,38 @@ def test_compiled_steps_are_those_of_torch(
     expected = states_of_six_steps(batch, target, TorchPasses)
     found = states_of_six_steps(batch, target, numba_passes.NumbaPasses)
     assert_same_steps(found, expected)
+
+
+def test_prices_keep_to_the_potential_though_weights_are_rounded():
+    numba_passes = pytest.importorskip(
+        "captum_attnflow.solve._barrier.by_numba.passes", exc_type=ImportError
+    )
+    batch, target = batch_and_target(0, None, n_tokens=24)
+    problem = Problem.of(batch, batch.node_bound(), torch.float32)
+    state = State.empty(problem)
+    start(problem, batch.node_bound(), state)
+
+    class Recorded(numba_passes.NumbaPasses):
+        def move(self, primal, dual):
+            shares.append((primal, dual))
+            return super().move(primal, dual)
+
+    def excess():
+        """By how much the two prices of an edge differ from what is asked for."""
+        excess = state.price.double().sum(0)
+        inner, source, sink = problem.split(excess)
+        inner += state.p[:, 1:, :, None] - state.p[:, :-1, None, :]
+        source += state.p[:, 0] + 1
+        sink -= state.p[:, -1]
+        return excess
+
+    shares = []
+    newton = Newton(problem, state, Recorded)
+    for _ in range(8):
+        before = excess(), state.room.double(), state.price.double().abs().amax(0)
+        newton.step(target)
+        primal, dual = (share[:, None] for share in shares[-1])
+        growth = ((state.room - before[1]) / before[1]).abs().amax(0) / primal
+        error = (excess() - (1 - dual) * before[0]).abs()
+        allowed = 1e-6 * before[2] * (1 + growth)
+        assert (error <= allowed)[problem.alive].all()

@@ -76,6 +76,19 @@ def _forced(per_x, per_y, z, s, w, rise_predicted, rise, second_order, aim):
 
 
 @compiled()
+def _seen_by_prices(per_x, per_y, z, s, w, dx):
+    """The change of flow times the exact weight over the rounded one.
+
+    By this one prices keep the difference that the potential asks for, whatever the
+    rounding. A flow that grows much would leave its price with that error alone.
+    """
+    one = np.float32(1)
+    error = one - w * (z * per_x + s * per_y)
+    # But for its cube the inverse of 1 - error. Of no use where no flow can change.
+    return dx * (one + error + error * error) if w > 0 else dx
+
+
+@compiled()
 def _goal(push, price, ratio):
     """The price that a full step leads to."""
     return push - price * ratio
@@ -250,10 +263,10 @@ def turn(
                     *(room.dtype.type(head - tail[j]), second, mu),
                 )
                 dx += decode(w[j]) * room.dtype.type(head_change - tail_change[j])
-                ratio_x, ratio_y = dx * per_x, dx * per_y
-                least[j] = min(least[j], min(ratio_x, ratio_y))
-                left_z = _goal(push_x, z[j], ratio_x) / z[j]
-                left_s = _goal(push_y, s[j], ratio_y) / s[j]
+                least[j] = min(least[j], min(dx * per_x, dx * per_y))
+                dx = _seen_by_prices(per_x, per_y, z[j], s[j], decode(w[j]), dx)
+                left_z = _goal(push_x, z[j], dx * per_x) / z[j]
+                left_s = _goal(push_y, s[j], dx * per_y) / s[j]
                 left[j] = min(left[j], min(left_z, left_s))
         out[task, 0], out[task, 1] = least.min(), left.min()
 
@@ -320,10 +333,11 @@ def settle(
                         *(room.dtype.type(head - tail[j]), second, mu),
                     )
                     dx += decode(w[j]) * room.dtype.type(head_change - tail_change[j])
-                    z[j] += of_price * (_goal(push_x, z[j], dx * per_x) - z[j])
-                    s[j] += of_price * (_goal(push_y, s[j], dx * per_y) - s[j])
                     x[j] += of_room * dx
                     y[j] += of_room * dx
+                    dx = _seen_by_prices(per_x, per_y, z[j], s[j], decode(w[j]), dx)
+                    z[j] += of_price * (_goal(push_x, z[j], dx * per_x) - z[j])
+                    s[j] += of_price * (_goal(push_y, s[j], dx * per_y) - s[j])
             for j in range(n_tokens):
                 total[j] += x[j] * z[j] + y[j] * s[j]
                 alive = one if is_edge[j] else none
