@@ -114,7 +114,7 @@ class Newton:
         accuracy = (_CORRECTOR_ACCURACY * far**2).clamp_max(self._early_accuracy)
         # The change of potential is solved for, not the potential: where an edge has
         # much room its weight is so large that the rounding of it would unbalance.
-        lost = self._passes.force(aim, self.state.p).add_(self._imbalance)
+        lost = self._passes.force(aim).add_(self._imbalance)
         change = laplacian.solve(-lost, accuracy * value)
         fall = self._fall
         self._advance(change)

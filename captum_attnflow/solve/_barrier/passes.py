@@ -71,12 +71,11 @@ class EdgePasses(Protocol):
         """Set no second-order terms."""
         ...
 
-    def force(self, aim: Tensor, potential: Tensor) -> Tensor:
+    def force(self, aim: Tensor) -> Tensor:
         """Aim at a ``mu``, and change the flow as if the potential stayed.
 
         Args:
             aim (Tensor): Shape ``(B,)``.
-            potential (Tensor): Shape ``(B, L + 1, T)``.
 
         Returns:
             Tensor: Shape ``(B, L + 1, T)``, divergence of the change.

@@ -77,10 +77,10 @@ def _forced(per_x, per_y, z, s, w, rise_predicted, rise, second_order, aim):
 
 @compiled()
 def _seen_by_prices(per_x, per_y, z, s, w, dx):
-    """The change of flow times the exact weight over the rounded one.
+    """The change of flow, times the exact weight over the rounded one.
 
-    By this one prices keep the difference that the potential asks for, whatever the
-    rounding. A flow that grows much would leave its price with that error alone.
+    Prices that change by it keep to what the potential asks for, though the weight is
+    rounded. Else a flow that grows much would leave its price with the error alone.
     """
     one = np.float32(1)
     error = one - w * (z * per_x + s * per_y)
@@ -118,9 +118,27 @@ def add_columns(columns, n_blocks, n_layers, sums):
 
 @compiled()
 def predict(
-    part, n_parts, n_blocks, n_layers, n_tokens, room, price, weight, predictor, out
+    part,
+    n_parts,
+    n_blocks,
+    n_layers,
+    n_tokens,
+    room,
+    price,
+    weight,
+    second_order,
+    predictor,
+    potential,
+    fixed_columns,
+    fixed_sums,
+    mu_columns,
+    mu_sums,
+    out,
 ):
-    """Set least and most ratio, cost and gain of the predictor by task, ``(tasks, 4)``.
+    """Look at the predictor, and sum the change of flow that leaves the potential.
+
+    That change is linear in the aim, which is not known yet: summed by column and by
+    head, a fixed part and what is to be multiplied by the aim.
 
     Args:
         part (int): Which of the parts to do.
@@ -131,60 +149,23 @@ def predict(
         room (array): Shape ``(2, B, E)``.
         price (array): Shape ``(2, B, E)``.
         weight (array): Shape ``(B, E)``.
-        predictor (array): Shape ``(B, L + 1, T)``, potential.
-        out (array): Shape ``(tasks, 4)``.
+        second_order (array): Shape ``(B,)``, 1 with second-order terms and else 0.
+        predictor (array): Shape ``(B, L + 1, T)``, potential after that step.
+        potential (array): Shape ``(B, L + 1, T)``, as it is.
+        fixed_columns (array): Shape ``(tasks, T)``, written.
+        fixed_sums (array): Shape ``(B, L + 1, 2, T)``, added to.
+        mu_columns (array): Shape ``(tasks, T)``, written.
+        mu_sums (array): Shape ``(B, L + 1, 2, T)``, added to.
+        out (array): Shape ``(tasks, 4)``, written: the predictor's least and most
+            ratio, cost and gain.
     """
-    of_nodes = np.empty((3, n_tokens), predictor.dtype)
-    tail, cost, gain = of_nodes[0], of_nodes[1], of_nodes[2]
+    one, none = room.dtype.type(1), room.dtype.type(0)
+    of_nodes = np.empty((6, n_tokens), predictor.dtype)
+    tail_predicted, tail, cost = of_nodes[0], of_nodes[1], of_nodes[2]
+    gain, fixed, per_mu = of_nodes[3], of_nodes[4], of_nodes[5]
     lanes = np.empty((2, n_tokens), room.dtype)
     least, most = lanes[0], lanes[1]
     for task in range(part, len(out), n_parts):
-        network, group, first, start, stop = _place(task, n_blocks, n_layers, n_tokens)
-        _set_tail(predictor[network], group, n_layers, -1, tail)
-        all_x, all_y = room[0, network], room[1, network]
-        all_z, all_s = price[0, network], price[1, network]
-        all_w = weight[network]
-        least[:], most[:], cost[:], gain[:] = 0, 0, 0, 0
-        for row in range(start, stop):
-            begin = (first + row) * n_tokens
-            end = begin + n_tokens
-            x, y, w = all_x[begin:end], all_y[begin:end], all_w[begin:end]
-            z, s = all_z[begin:end], all_s[begin:end]
-            head = _head(predictor[network], group, row, n_layers)
-            for j in range(n_tokens):
-                rise = room.dtype.type(head - tail[j])
-                dx = decode(w[j]) * rise
-                ratio_x, ratio_y = dx / x[j], dx / y[j]
-                least[j] = min(least[j], min(ratio_x, ratio_y))
-                most[j] = max(most[j], max(ratio_x, ratio_y))
-                cost[j] += dx * (z[j] + s[j])
-                gain[j] += dx * rise
-        out[task, 0], out[task, 1] = least.min(), most.max()
-        out[task, 2], out[task, 3] = sum_of(cost), sum_of(gain)
-
-
-@compiled()
-def force(
-    part,
-    n_parts,
-    n_blocks,
-    n_layers,
-    n_tokens,
-    room,
-    price,
-    weight,
-    second_order,
-    aim,
-    predictor,
-    potential,
-    columns,
-    sums,
-):
-    """Sum the change of flow that leaves the potential, by column and by head."""
-    one = room.dtype.type(1)
-    of_nodes = np.empty((3, n_tokens), potential.dtype)
-    tail_predicted, tail, dx = of_nodes[0], of_nodes[1], of_nodes[2]
-    for task in range(part, len(columns), n_parts):
         network, group, first, start, stop = _place(task, n_blocks, n_layers, n_tokens)
         _set_tail(predictor[network], group, n_layers, -1, tail_predicted)
         _set_tail(potential[network], group, n_layers, -1, tail)
@@ -192,9 +173,9 @@ def force(
         all_z, all_s = price[0, network], price[1, network]
         all_w = weight[network]
         second = room.dtype.type(second_order[network])
-        mu = room.dtype.type(aim[network])
-        column = columns[task]
-        column[:] = 0
+        fixed_column, mu_column = fixed_columns[task], mu_columns[task]
+        fixed_column[:], mu_column[:] = 0, 0
+        least[:], most[:], cost[:], gain[:] = 0, 0, 0, 0
         for row in range(start, stop):
             begin = (first + row) * n_tokens
             end = begin + n_tokens
@@ -203,14 +184,25 @@ def force(
             head_predicted = _head(predictor[network], group, row, n_layers)
             head = _head(potential[network], group, row, n_layers)
             for j in range(n_tokens):
-                _, _, dx[j] = _forced(
-                    *(one / x[j], one / y[j], z[j], s[j], decode(w[j])),
-                    room.dtype.type(head_predicted - tail_predicted[j]),
-                    *(room.dtype.type(head - tail[j]), second, mu),
-                )
-                column[j] += dx[j]
+                per_x, per_y, edge = one / x[j], one / y[j], decode(w[j])
+                rise = room.dtype.type(head_predicted - tail_predicted[j])
+                dx = edge * rise
+                ratio_x, ratio_y = dx * per_x, dx * per_y
+                least[j] = min(least[j], min(ratio_x, ratio_y))
+                most[j] = max(most[j], max(ratio_x, ratio_y))
+                cost[j] += dx * (z[j] + s[j])
+                gain[j] += dx * rise
+                push = _push(per_x, z[j], dx, second, none)
+                push += _push(per_y, s[j], dx, second, none)
+                fixed[j] = edge * (room.dtype.type(head - tail[j]) + push)
+                per_mu[j] = edge * (per_x + per_y)
+                fixed_column[j] += fixed[j]
+                mu_column[j] += per_mu[j]
             if group < n_layers:
-                sums[network, group + 1, 0, row] += sum_of(dx)
+                fixed_sums[network, group + 1, 0, row] += sum_of(fixed)
+                mu_sums[network, group + 1, 0, row] += sum_of(per_mu)
+        out[task, 0], out[task, 1] = least.min(), most.max()
+        out[task, 2], out[task, 3] = sum_of(cost), sum_of(gain)
 
 
 @compiled()
@@ -224,9 +216,9 @@ def turn(
     price,
     weight,
     second_order,
-    aim,
     predictor,
     potential,
+    aim,
     change,
     out,
 ):
@@ -282,9 +274,9 @@ def settle(
     price,
     weight,
     second_order,
-    aim,
     predictor,
     potential,
+    aim,
     change,
     primal,
     dual,
@@ -356,12 +348,6 @@ def settle(
 def predict_parallel(n_parts, *arguments):
     for part in prange(n_parts):
         predict(np.int64(part), n_parts, *arguments)
-
-
-@compiled(parallel=True)
-def force_parallel(n_parts, *arguments):
-    for part in prange(n_parts):
-        force(np.int64(part), n_parts, *arguments)
 
 
 @compiled(parallel=True)

@@ -35,6 +35,10 @@ class NumbaPasses(EdgePasses):
         push = second * (r + r ** 2) * price + aim / room,    r = predicted / room
         dx = w * (rise(p) + push_x + push_y) + w * rise(change)
         new price = push - price * dx / room
+
+    The change of flow that leaves the potential is linear in the aim, so that one pass
+    does for the predictor and for it. In new prices ``dx`` counts as if ``w`` were not
+    rounded.
     """
 
     dtypes = (torch.float32, torch.float64)
@@ -65,36 +69,39 @@ class NumbaPasses(EdgePasses):
         self._tasks = (n_networks, (n_layers + 2) * blocks)
         self._shape = (blocks, n_layers, problem.n_tokens)
         self._alive = problem.alive.numpy()
-        self._second_order = torch.zeros_like(problem.n_terms)
+        self._nothing = torch.zeros_like(problem.n_terms)
 
     def weigh(self) -> Tensor:
         return self._sums
 
     def predict(self, potential: Tensor, among: Tensor) -> tuple[Tensor, ...]:
-        self._predictor = potential.contiguous()
-        self._second_order = among.to(potential.dtype)
-        found = self._like.new_empty(*self._tasks, 4)
-        self._run(
-            kernels.predict,
-            kernels.predict_parallel,
-            *arrays(self._predictor, found.flatten(0, 1)),
-        )
+        found = self._begin(potential.contiguous(), among.to(potential.dtype))
         least, most, cost, gain = found.unbind(2)
         return least.amin(1), most.amax(1), cost.sum(1), gain.sum(1)
 
     def centre(self) -> None:
-        self._predictor = self._state.p
-        self._second_order = torch.zeros_like(self._second_order)
+        self._begin(self._state.p, self._nothing)
 
-    def force(self, aim: Tensor, potential: Tensor) -> Tensor:
-        self._step = arrays(
-            self._second_order, aim, self._predictor, potential.contiguous()
-        )
-        columns, sums = self._new_columns(), self._new_sums()
+    def _begin(self, predictor: Tensor, second_order: Tensor) -> Tensor:
+        """Begin a step; return what :func:`kernels.predict` finds, by task."""
+        self._step = arrays(second_order, predictor, self._state.p)
+        fixed_columns, mu_columns = self._new_columns(), self._new_columns()
+        fixed_sums, mu_sums = self._new_sums(), self._new_sums()
+        found = self._like.new_empty(*self._tasks, 4)
         self._run(
-            kernels.force, kernels.force_parallel, *self._step, *arrays(columns, sums)
+            kernels.predict,
+            kernels.predict_parallel,
+            *self._step,
+            *arrays(fixed_columns, fixed_sums, mu_columns, mu_sums),
+            found.flatten(0, 1).numpy(),
         )
-        return self._divergence(columns, sums)
+        self._fixed = self._divergence(fixed_columns, fixed_sums)
+        self._per_mu = self._divergence(mu_columns, mu_sums)
+        return found
+
+    def force(self, aim: Tensor) -> Tensor:
+        self._step = (*self._step, aim.numpy())
+        return self._fixed.addcmul_(self._per_mu, aim[:, None, None])
 
     def turn(self, change: Tensor) -> tuple[Tensor, Tensor]:
         self._step = (*self._step, change.contiguous().numpy())
@@ -112,10 +119,9 @@ class NumbaPasses(EdgePasses):
         return self._settle(*self._step, *arrays(primal, dual), True)
 
     def measure(self) -> tuple[Tensor, Tensor]:
-        per_network = self._second_order.numpy()
-        per_node = self._state.p.numpy()
-        ignored = (*[per_network] * 2, *[per_node] * 3, *[per_network] * 2)
-        return self._settle(*ignored, False)
+        per_network, per_node = arrays(self._nothing, self._state.p)
+        step = (per_network, per_node, per_node, per_network, per_node)
+        return self._settle(*step, per_network, per_network, False)  # ignored
 
     def _settle(self, *step: object) -> tuple[Tensor, Tensor]:
         weight_columns, flow_columns = self._new_columns(), self._new_columns()

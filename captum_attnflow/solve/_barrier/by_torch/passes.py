@@ -76,10 +76,10 @@ class TorchPasses(EdgePasses):
         for block in self._blocks:
             block.centre()
 
-    def force(self, aim: Tensor, potential: Tensor) -> Tensor:
-        divergence = torch.zeros_like(potential)
+    def force(self, aim: Tensor) -> Tensor:
+        divergence = torch.zeros_like(self._state.p)
         for block in self._blocks:
-            block.force(aim, potential, divergence)
+            block.force(aim, self._state.p, divergence)
         return divergence
 
     def turn(self, change: Tensor) -> tuple[Tensor, Tensor]:
