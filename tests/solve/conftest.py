@@ -1,8 +1,11 @@
 from __future__ import annotations
 
-import pytest
+from typing import NamedTuple
 
-from captum_attnflow.solve._barrier import implementation
+import pytest
+import torch
+
+from captum_attnflow.solve._barrier import central_path, implementation
 from captum_attnflow.solve._barrier.by_torch.passes import TorchPasses
 
 
@@ -14,3 +17,25 @@ def passes(request, monkeypatch):
         return TorchPasses
     pytest.importorskip("numba")
     return implementation.numba_passes()
+
+
+class Attempt(NamedTuple):
+    """At solving a batch, see :func:`central_path.solve_batch`."""
+
+    dtype: torch.dtype
+    last_fall: float
+    solved: list[bool]
+
+
+@pytest.fixture
+def attempts(monkeypatch):
+    """The attempts of all solves, in turn."""
+    made = []
+
+    def watch(*arguments, attempt=central_path._attempt):
+        solved, solution = attempt(*arguments)
+        made.append(Attempt(*arguments[4:6], solved.tolist()))
+        return solved, solution
+
+    monkeypatch.setattr(central_path, "_attempt", watch)
+    return made

@@ -74,41 +74,46 @@ def test_edges_in_float32_change_nothing_in_the_answer(monkeypatch, read_out):
     torch.testing.assert_close(solution.flow, expected.flow, rtol=1e-5, atol=1e-9)
 
 
-@pytest.fixture
-def dtypes(monkeypatch):
-    """The dtypes of the edges in which networks were solved."""
-    found = []
-    attempt = central_path._attempt
-
-    def watch(*arguments):
-        solved, solution = attempt(*arguments)
-        found.append((arguments[4], solved.tolist()))
-        return solved, solution
-
-    monkeypatch.setattr(central_path, "_attempt", watch)
-    return found
-
-
 @pytest.mark.parametrize("extreme", [1e-30, 1e28, 1e60])
-def test_only_what_float32_cannot_hold_is_solved_in_float64(dtypes, extreme):
+def test_only_what_float32_cannot_hold_is_solved_in_float64(attempts, extreme):
     network = attention_network(3, 24, n_networks=3)
     network.capacity[1, 1, 3, 5] = extreme
     solution = solve_flow(network, BarrierSolver(epsilon=1e-3))
-    assert dtypes == [(torch.float32, [True, False, True]), (torch.float64, [True])]
+    assert [(attempt.dtype, attempt.solved) for attempt in attempts] == [
+        (torch.float32, [True, False, True]),
+        (torch.float64, [True]),
+    ]
     expected = solve_flow(network, BarrierSolver(epsilon=1e-3, compiled=False))
     assert_same_scores(solution, expected)
     torch.testing.assert_close(solution.mu, expected.mu, rtol=2e-6, atol=0)
 
 
+def test_nothing_is_started_where_float32_holds_no_network(monkeypatch, attempts):
+    started = []
+
+    def watch(problem, *arguments, start=central_path.start):
+        started.append(problem.capacity.dtype)
+        start(problem, *arguments)
+
+    monkeypatch.setattr(central_path, "start", watch)
+    network = attention_network(3, 24, n_networks=2)
+    network.capacity[:, 1, 3, 5] = 1e60
+    solve_flow(network)
+    assert [attempt.solved for attempt in attempts] == [[False, False], [True, True]]
+    assert started == [torch.float64]
+
+
 @pytest.mark.parametrize("n_tokens", [32, 96])
 @pytest.mark.parametrize("is_causal", [False, True])
-def test_float32_does_for_attention(dtypes, n_tokens, is_causal):
+def test_float32_does_for_attention(attempts, n_tokens, is_causal):
     logits = torch.randn(2, 6, 4, n_tokens, n_tokens).double()
     if is_causal:
         logits += torch.full((n_tokens, n_tokens), -torch.inf).triu(1)
     network = everywhere(logits.softmax(-1).mean(2))
     solution = solve_flow(network)
-    assert dtypes == [(torch.float32, [True, True])]
+    (attempt,) = attempts
+    assert attempt.dtype == torch.float32
+    assert attempt.solved == [True, True]
     expected = solve_flow(network, BarrierSolver(compiled=False))
     assert_same_scores(solution, expected)
     torch.testing.assert_close(solution.mu, expected.mu, rtol=2e-6, atol=0)

@@ -17,7 +17,7 @@ from captum_attnflow.network import LayeredNetwork
 from captum_attnflow.solve._barrier.closed_form import Potential
 from captum_attnflow.solve._barrier.dual import DualNewton
 from captum_attnflow.solve._barrier.implementation import untracked
-from captum_attnflow.solve._barrier.newton import Newton
+from captum_attnflow.solve._barrier.newton import MOST_PATIENCE, Newton
 from captum_attnflow.solve._barrier.passes import EdgePasses
 from captum_attnflow.solve._barrier.problem import Problem, State
 from captum_attnflow.solve._barrier.start import start
@@ -26,9 +26,9 @@ from captum_attnflow.solve.solution import FlowError, FlowSolution, certified
 
 # Bytes of the workspace for gaps between arrays.
 _MORE_BYTES = 1 << 12
-# Steps on end that gain little, and steps that only centre, before edges in float32
-# are given up.
-_MOST_STALLED = 20
+# Steps on end that gain little, some of them with factored layers, and steps that only
+# centre, before edges in float32 are given up.
+_MOST_STALLED = MOST_PATIENCE + 4
 _MOST_CENTRING = 8
 # Relative change in the last step before the dual method takes over; less where it has
 # gone astray from there.
@@ -118,6 +118,8 @@ def _attempt(
     with workspace().frame(n_bytes if bound.device.type == "cpu" else 0):
         with workspace().frame(), untracked():
             problem = Problem.of(network, bound, dtype)
+            if not bool(problem.is_precise.any()):
+                return torch.zeros_like(iterations, dtype=torch.bool), None
             end = _approach(problem, bound, aim, passes, last_fall, iterations)
             scale, n_terms = problem.scale, problem.n_terms
         near = end.near.nonzero()[:, 0]

@@ -18,10 +18,10 @@ _EARLY_ACCURACY = 1e-5
 # The same once a step has gained little, leaving more than this share: where weights
 # differ by many orders, small residuals leave large errors. After so many such steps on
 # end, or steps that only centre beyond enough, the layers are factored; the more
-# tokens, the dearer that is. The most are fewer than float32 is given up after.
+# tokens, the dearer that is.
 _CAREFUL_ACCURACY = 1e-8
 _LITTLE = 0.7
-_LEAST_PATIENCE, _MOST_PATIENCE = 4, 16
+_LEAST_PATIENCE, MOST_PATIENCE = 4, 16
 _TOKENS_PER_STALLED = 24
 _ENOUGH_CENTRING = 4
 # From a mu of this many targets on, steps only centre.
@@ -128,7 +128,7 @@ class Newton:
             self._early_accuracy = _CAREFUL_ACCURACY
         longest = torch.maximum(self.stalled, self.centring - _ENOUGH_CENTRING).max()
         patience = self.problem.n_tokens // _TOKENS_PER_STALLED
-        patience = max(_LEAST_PATIENCE, min(patience, _MOST_PATIENCE))
+        patience = max(_LEAST_PATIENCE, min(patience, MOST_PATIENCE))
         self.iterative = laplacian.iterative and int(longest) < patience
 
     def _predict(self, potential: Tensor, target: Tensor, predicting: Tensor) -> Tensor:
