@@ -70,14 +70,20 @@ def test_compiled_steps_are_those_of_torch(
     assert_same_steps(found, expected)
 
 
-def test_prices_keep_to_the_potential_though_weights_are_rounded():
+@pytest.mark.parametrize("n_threads", [1, 2])
+@pytest.mark.parametrize("read_out", [None, 0])
+def test_steps_conserve_and_prices_keep_to_the_potential_though_weights_are_rounded(
+    monkeypatch, n_threads, read_out
+):
     numba_passes = pytest.importorskip(
         "captum_attnflow.solve._barrier.by_numba.passes", exc_type=ImportError
     )
-    batch, target = batch_and_target(0, None, n_tokens=24)
+    monkeypatch.setattr(numba_passes, "n_threads", lambda _: n_threads)
+    batch, target = batch_and_target(0, read_out, n_tokens=24)
     problem = Problem.of(batch, batch.node_bound(), torch.float32)
     state = State.empty(problem)
     start(problem, batch.node_bound(), state)
+    shares = []
 
     class Recorded(numba_passes.NumbaPasses):
         def move(self, primal, dual):
@@ -93,13 +99,19 @@ def test_prices_keep_to_the_potential_though_weights_are_rounded():
         sink -= state.p[:, -1]
         return excess
 
-    shares = []
+    def imbalance():
+        inner, source, sink = problem.split(state.room[0].double())
+        into = torch.cat([source[:, None], inner.sum(3)], 1)
+        return into - torch.cat([inner.sum(2), sink[:, None]], 1)
+
     newton = Newton(problem, state, Recorded)
     for _ in range(8):
-        before = excess(), state.room.double(), state.price.double().abs().amax(0)
+        room, price = state.room.double(), state.price.double().abs().amax(0)
+        before, unbalanced = excess(), imbalance()
         newton.step(target)
         primal, dual = (share[:, None] for share in shares[-1])
-        growth = ((state.room - before[1]) / before[1]).abs().amax(0) / primal
-        error = (excess() - (1 - dual) * before[0]).abs()
-        allowed = 1e-6 * before[2] * (1 + growth)
-        assert (error <= allowed)[problem.alive].all()
+        growth = ((state.room - room) / room).abs().amax(0) / primal
+        error = (excess() - (1 - dual) * before).abs()
+        assert (error <= 4e-6 * price * (1 + growth))[problem.alive].all()
+        left = imbalance() - (1 - primal[..., None]) * unbalanced
+        assert (left.abs().amax((1, 2)) <= 2e-5 * newton.value).all()

@@ -280,7 +280,7 @@ def _through(array, values):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_weights_are_rounded_as_torch_rounds_them(dtype):
-    # All positive numbers of float32, subnormal ones among them, 0 and infinity.
+    # Of positive numbers of float32, with subnormal ones among them, 0 and infinity.
     bits = torch.randint(0, 0x7F800000, (100_000,), dtype=torch.int32)
     values = torch.cat([bits, torch.tensor([0, 1, 0x7F800000]).int()])
     values = values[

@@ -1,7 +1,8 @@
 """From a batch of networks to their flows: towards the central path, and then onto it.
 
-:class:`Newton` leads to the barrier weight asked for, with edges in float32, which
-halves the memory that each step reads. :class:`DualNewton` ends it in float64.
+:class:`Newton` leads to the barrier weight asked for, at first with edges in
+float32, which halves the memory that each step reads. :class:`DualNewton` ends it in
+float64.
 """
 
 from __future__ import annotations

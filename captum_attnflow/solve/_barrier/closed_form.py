@@ -54,7 +54,8 @@ class ClosedForm(Protocol):
     Args:
         network (LayeredNetwork): Trimmed networks.
         scale (Tensor): Shape ``(B,)``, unit of flows, potentials being without one.
-        dtype (dtype): Of the weights, where the implementation has a choice.
+        dtype (dtype): Of the edges on the way here, where that tells how exact the
+            weights need to be.
 
     Attributes:
         weight (Tensor): Shape ``(B, L, T, T)``, of the inner edges.

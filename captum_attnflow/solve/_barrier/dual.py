@@ -1,7 +1,8 @@
 """Newton's method on the dual problem, whose unknowns are the potentials alone.
 
-It ends what :class:`Newton` began: near the optimum it converges quadratically, and
-since flows follow from the potentials it needs no array of edges but their weights.
+It ends what :class:`Newton` began: near the optimum it converges quadratically, or by
+a factor of the weights' rounding a step. Since flows follow from the potentials it
+needs no array of edges but their weights.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ class Newton:
             aim = target
             self._passes.centre()
         # The farther from the target, the more imbalance may be left for later. Close
-        # to it steps shrink quadratically, so that the last one tells how far this is.
+        # to it steps shrink fast, so that the last one tells how far this is.
         far = torch.maximum(mu / target, self._fall**4 / _SMALL_FALL**4).clamp_min(1)
         accuracy = (_CORRECTOR_ACCURACY * far**2).clamp_max(self._early_accuracy)
         # The change of potential is solved for, not the potential: where an edge has

@@ -51,11 +51,11 @@ class EdgePasses(Protocol):
     ) -> None: ...
 
     def weigh(self) -> Tensor:
-        """Set the weights, and sum them as :func:`node_sums` does."""
+        """Have the weights set, and sum them as :func:`node_sums` does."""
         ...
 
     def predict(self, potential: Tensor, among: Tensor) -> tuple[Tensor, ...]:
-        """Set the second-order terms of the step straight at the optimum.
+        """Begin a step by the second-order terms of that straight at the optimum.
 
         Args:
             potential (Tensor): Shape ``(B, L + 1, T)``, after that step.
@@ -68,7 +68,7 @@ class EdgePasses(Protocol):
         ...
 
     def centre(self) -> None:
-        """Set no second-order terms."""
+        """Begin a step without predictor and second-order terms."""
         ...
 
     def force(self, aim: Tensor) -> Tensor:

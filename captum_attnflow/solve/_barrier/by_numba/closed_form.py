@@ -23,7 +23,7 @@ from captum_attnflow.solve._barrier.workspace import workspace
 class NumbaClosedForm(ClosedForm):
     """The passes of :class:`ClosedForm`, each one loop over the edges.
 
-    With weights in float32, the Newton steps that they serve converge all the same.
+    Rounded weights serve Newton's steps all the same, which measure the flows anew.
     """
 
     def __init__(

@@ -2,7 +2,8 @@
 
 Each pass reads an edge's numbers once, and writes nothing by the edge but the new state
 and its weight: what a pass needs of an earlier one it computes again, since memory is
-slower than arithmetic. What they compute is told in :class:`NumbaPasses`.
+slower than arithmetic. What they compute is told in :class:`NumbaPasses`. Weights are
+kept as :mod:`weights` tells.
 
 The edges of a network are rows of ``T``: the heads of the inner layers one after the
 other, then the source's edges, then the sink's. Rows whose edges have their tails in
@@ -76,15 +77,15 @@ def _forced(per_x, per_y, z, s, w, rise_predicted, rise, second_order, aim):
 
 
 @compiled()
-def _seen_by_prices(per_x, per_y, z, s, w, dx):
-    """The change of flow, times the exact weight over the rounded one.
+def _unrounded(per_x, per_y, z, s, w, dx):
+    """The change of flow as if the weight had not been rounded.
 
-    Prices that change by it keep to what the potential asks for, though the weight is
-    rounded. Else a flow that grows much would leave its price with the error alone.
+    Prices that change by it keep to what the potential asks for. Else a flow that grows
+    much would leave its price with little but the error of the weight.
     """
     one = np.float32(1)
     error = one - w * (z * per_x + s * per_y)
-    # But for its cube the inverse of 1 - error. Of no use where no flow can change.
+    # 1 / (1 - error), but for error ** 3. A weight of 0 has no other to tell.
     return dx * (one + error + error * error) if w > 0 else dx
 
 
@@ -138,7 +139,9 @@ def predict(
     """Look at the predictor, and sum the change of flow that leaves the potential.
 
     That change is linear in the aim, which is not known yet: summed by column and by
-    head, a fixed part and what is to be multiplied by the aim.
+    head, a fixed part and what is to be multiplied by the aim. Either is rounded for
+    itself, and so is off from the change that is made by a last place of flow or room,
+    whose own rounding unbalances as much.
 
     Args:
         part (int): Which of the parts to do.
@@ -256,7 +259,7 @@ def turn(
                 )
                 dx += decode(w[j]) * room.dtype.type(head_change - tail_change[j])
                 least[j] = min(least[j], min(dx * per_x, dx * per_y))
-                dx = _seen_by_prices(per_x, per_y, z[j], s[j], decode(w[j]), dx)
+                dx = _unrounded(per_x, per_y, z[j], s[j], decode(w[j]), dx)
                 left_z = _goal(push_x, z[j], dx * per_x) / z[j]
                 left_s = _goal(push_y, s[j], dx * per_y) / s[j]
                 left[j] = min(left[j], min(left_z, left_s))
@@ -327,7 +330,7 @@ def settle(
                     dx += decode(w[j]) * room.dtype.type(head_change - tail_change[j])
                     x[j] += of_room * dx
                     y[j] += of_room * dx
-                    dx = _seen_by_prices(per_x, per_y, z[j], s[j], decode(w[j]), dx)
+                    dx = _unrounded(per_x, per_y, z[j], s[j], decode(w[j]), dx)
                     z[j] += of_price * (_goal(push_x, z[j], dx * per_x) - z[j])
                     s[j] += of_price * (_goal(push_y, s[j], dx * per_y) - s[j])
             for j in range(n_tokens):

@@ -69,7 +69,7 @@ class NumbaPasses(EdgePasses):
         self._tasks = (n_networks, (n_layers + 2) * blocks)
         self._shape = (blocks, n_layers, problem.n_tokens)
         self._alive = problem.alive.numpy()
-        self._nothing = torch.zeros_like(problem.n_terms)
+        self._no_second_order = torch.zeros_like(problem.n_terms)
 
     def weigh(self) -> Tensor:
         return self._sums
@@ -80,18 +80,18 @@ class NumbaPasses(EdgePasses):
         return least.amin(1), most.amax(1), cost.sum(1), gain.sum(1)
 
     def centre(self) -> None:
-        self._begin(self._state.p, self._nothing)
+        self._begin(self._state.p, self._no_second_order)
 
     def _begin(self, predictor: Tensor, second_order: Tensor) -> Tensor:
-        """Begin a step; return what :func:`kernels.predict` finds, by task."""
-        self._step = arrays(second_order, predictor, self._state.p)
+        """Begin a step; return what is found of its predictor, by task."""
+        self._begun = arrays(second_order, predictor, self._state.p)
         fixed_columns, mu_columns = self._new_columns(), self._new_columns()
         fixed_sums, mu_sums = self._new_sums(), self._new_sums()
         found = self._like.new_empty(*self._tasks, 4)
         self._run(
             kernels.predict,
             kernels.predict_parallel,
-            *self._step,
+            *self._begun,
             *arrays(fixed_columns, fixed_sums, mu_columns, mu_sums),
             found.flatten(0, 1).numpy(),
         )
@@ -100,11 +100,11 @@ class NumbaPasses(EdgePasses):
         return found
 
     def force(self, aim: Tensor) -> Tensor:
-        self._step = (*self._step, aim.numpy())
-        return self._fixed.addcmul_(self._per_mu, aim[:, None, None])
+        self._step = (*self._begun, aim.numpy())
+        return self._fixed.addcmul(self._per_mu, aim[:, None, None])
 
     def turn(self, change: Tensor) -> tuple[Tensor, Tensor]:
-        self._step = (*self._step, change.contiguous().numpy())
+        self._step = (*self._step[:4], change.contiguous().numpy())
         found = self._like.new_empty(*self._tasks, 2)
         self._run(
             kernels.turn,
@@ -119,9 +119,9 @@ class NumbaPasses(EdgePasses):
         return self._settle(*self._step, *arrays(primal, dual), True)
 
     def measure(self) -> tuple[Tensor, Tensor]:
-        per_network, per_node = arrays(self._nothing, self._state.p)
-        step = (per_network, per_node, per_node, per_network, per_node)
-        return self._settle(*step, per_network, per_network, False)  # ignored
+        per_network, per_node = arrays(self._no_second_order, self._state.p)
+        unused_step = (per_network, per_node, per_node, per_network, per_node)
+        return self._settle(*unused_step, per_network, per_network, False)
 
     def _settle(self, *step: object) -> tuple[Tensor, Tensor]:
         weight_columns, flow_columns = self._new_columns(), self._new_columns()
