@@ -62,18 +62,9 @@ def _head(potential, group, row, n_layers):
 
 
 @compiled()
-def _push(per_room, price, dx, second_order, aim):
+def _second_order_push(per_room, price, dx, second_order):
     ratio = dx * per_room
-    return second_order * (ratio + ratio * ratio) * price + aim * per_room
-
-
-@compiled()
-def _forced(per_x, per_y, z, s, w, rise_predicted, rise, second_order, aim):
-    """Both pushes on an edge, and its change of flow if the potential stayed."""
-    predicted = w * rise_predicted
-    push_x = _push(per_x, z, predicted, second_order, aim)
-    push_y = _push(per_y, s, predicted, second_order, aim)
-    return push_x, push_y, w * (rise + push_x + push_y)
+    return second_order * (ratio + ratio * ratio) * price
 
 
 @compiled()
@@ -90,9 +81,16 @@ def _unrounded(per_x, per_y, z, s, w, dx):
 
 
 @compiled()
-def _goal(push, price, ratio):
-    """The price that a full step leads to."""
-    return push - price * ratio
+def _full_step(
+    per_x, per_y, z, s, w, rise_predicted, rise, rise_of_change, second_order, aim
+):
+    """The change of an edge's flow, and both prices that it leads to."""
+    predicted = w * rise_predicted
+    push_x = _second_order_push(per_x, z, predicted, second_order) + aim * per_x
+    push_y = _second_order_push(per_y, s, predicted, second_order) + aim * per_y
+    dx = w * (rise + push_x + push_y) + w * rise_of_change
+    seen = _unrounded(per_x, per_y, z, s, w, dx)
+    return dx, push_x - z * (seen * per_x), push_y - s * (seen * per_y)
 
 
 @compiled()
@@ -162,7 +160,7 @@ def predict(
         out (array): Shape ``(tasks, 4)``, written: the predictor's least and most
             ratio, cost and gain.
     """
-    one, none = room.dtype.type(1), room.dtype.type(0)
+    one = room.dtype.type(1)
     of_nodes = np.empty((6, n_tokens), predictor.dtype)
     tail_predicted, tail, cost = of_nodes[0], of_nodes[1], of_nodes[2]
     gain, fixed, per_mu = of_nodes[3], of_nodes[4], of_nodes[5]
@@ -195,8 +193,8 @@ def predict(
                 most[j] = max(most[j], max(ratio_x, ratio_y))
                 cost[j] += dx * (z[j] + s[j])
                 gain[j] += dx * rise
-                push = _push(per_x, z[j], dx, second, none)
-                push += _push(per_y, s[j], dx, second, none)
+                push = _second_order_push(per_x, z[j], dx, second)
+                push += _second_order_push(per_y, s[j], dx, second)
                 fixed[j] = edge * (room.dtype.type(head - tail[j]) + push)
                 per_mu[j] = edge * (per_x + per_y)
                 fixed_column[j] += fixed[j]
@@ -252,17 +250,15 @@ def turn(
             head_change = _head(change[network], group, row, n_layers)
             for j in range(n_tokens):
                 per_x, per_y = one / x[j], one / y[j]
-                push_x, push_y, dx = _forced(
+                dx, goal_z, goal_s = _full_step(
                     *(per_x, per_y, z[j], s[j], decode(w[j])),
                     room.dtype.type(head_predicted - tail_predicted[j]),
-                    *(room.dtype.type(head - tail[j]), second, mu),
+                    room.dtype.type(head - tail[j]),
+                    room.dtype.type(head_change - tail_change[j]),
+                    *(second, mu),
                 )
-                dx += decode(w[j]) * room.dtype.type(head_change - tail_change[j])
                 least[j] = min(least[j], min(dx * per_x, dx * per_y))
-                dx = _unrounded(per_x, per_y, z[j], s[j], decode(w[j]), dx)
-                left_z = _goal(push_x, z[j], dx * per_x) / z[j]
-                left_s = _goal(push_y, s[j], dx * per_y) / s[j]
-                left[j] = min(left[j], min(left_z, left_s))
+                left[j] = min(left[j], min(goal_z / z[j], goal_s / s[j]))
         out[task, 0], out[task, 1] = least.min(), left.min()
 
 
@@ -321,18 +317,17 @@ def settle(
                 head = _head(potential[network], group, row, n_layers)
                 head_change = _head(change[network], group, row, n_layers)
                 for j in range(n_tokens):
-                    per_x, per_y = one / x[j], one / y[j]
-                    push_x, push_y, dx = _forced(
-                        *(per_x, per_y, z[j], s[j], decode(w[j])),
+                    dx, goal_z, goal_s = _full_step(
+                        *(one / x[j], one / y[j], z[j], s[j], decode(w[j])),
                         room.dtype.type(head_predicted - tail_predicted[j]),
-                        *(room.dtype.type(head - tail[j]), second, mu),
+                        room.dtype.type(head - tail[j]),
+                        room.dtype.type(head_change - tail_change[j]),
+                        *(second, mu),
                     )
-                    dx += decode(w[j]) * room.dtype.type(head_change - tail_change[j])
                     x[j] += of_room * dx
                     y[j] += of_room * dx
-                    dx = _unrounded(per_x, per_y, z[j], s[j], decode(w[j]), dx)
-                    z[j] += of_price * (_goal(push_x, z[j], dx * per_x) - z[j])
-                    s[j] += of_price * (_goal(push_y, s[j], dx * per_y) - s[j])
+                    z[j] += of_price * (goal_z - z[j])
+                    s[j] += of_price * (goal_s - s[j])
             for j in range(n_tokens):
                 total[j] += x[j] * z[j] + y[j] * s[j]
                 alive = one if is_edge[j] else none
