@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from functools import partial
 from statistics import median
 
 import pytest
 import torch
-from networks import attention_network
+from networks import attention_network, everywhere
 from peers import by_networkx, by_scipy, prepare_or_tools, solve_or_tools
 from race import Contestant
 
-from captum_attnflow import LayeredNetwork, solve_flow
+from captum_attnflow import solve_flow
 from captum_attnflow.solve._barrier.newton import Newton
 
 TOKENS = [(12, n_tokens) for n_tokens in (16, 32, 64, 128, 256)]
@@ -48,12 +49,11 @@ def test_growth(race, medians, size):
 
 @pytest.mark.parametrize("n_tokens", [128, 256])
 def test_causal_attention(race, n_tokens):
-    everywhere = torch.ones(1, n_tokens, dtype=torch.bool)
     future = torch.full((n_tokens, n_tokens), -torch.inf).triu(1)
     attention = (torch.randn(1, 12, n_tokens, n_tokens) + future).double().softmax(-1)
     capacity = (attention + torch.eye(n_tokens)) / 2
     last = torch.arange(n_tokens)[None] == n_tokens - 1
-    network = LayeredNetwork(capacity, everywhere, last)
+    network = replace(everywhere(capacity), sink=last)
     race(
         f"one maximum flow of causal attention at {(12, n_tokens)}, the last read out",
         {"barrier": Contestant(lambda: solve_flow(network))},
