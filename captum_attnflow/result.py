@@ -57,15 +57,17 @@ class Explanation(ShownByTokens):
             attention maps, 0 on masked padding. Never negative, but for Relevance
             Flow.
         flow_value (Tensor): Shape ``(B,)``, float64, value of the joint flow; 1 for
-            attention rollout, whose flow is the product of matrices itself. Relevance
-            Flow solves no joint flow: its value is the sum of the scores.
+            attention rollout, whose flow is the product of matrices itself, and for the
+            relevance of Chefer et al., which starts from 1 and is not conserved.
+            Relevance Flow solves no joint flow: its value is the sum of the scores.
         network (LayeredNetwork): The joint network of each example.
         flow (Tensor, optional): Shape ``(B, L, T, T)``, float64, the joint flow per
-            edge, laid out as ``network.capacity``; None for Relevance Flow.
+            edge, laid out as ``network.capacity``; None for Relevance Flow and the
+            relevance of Chefer et al.
         cut (Tensor, optional): Shape ``(B, L + 1, T)``, bool, ``True`` on the source's
             side of a minimum cut; None where no joint flow is solved.
         diagnostics (FlowDiagnostics, optional): How well the flows behind the scores
-            were solved; None for attention rollout.
+            were solved; None for attention rollout and the relevance of Chefer et al.
         against (Explanation, optional): The flows over negative relevance, which the
             scores of Relevance Flow are less; None for other methods.
         direct (Tensor, optional): Shape ``(B, T)``, float64, what the direct edges of

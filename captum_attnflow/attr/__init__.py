@@ -9,6 +9,10 @@ from captum_attnflow.attr.attention_rollout import (
     AttentionRollout,
     LayerAttentionRollout,
 )
+from captum_attnflow.attr.chefer_relevance import (
+    CheferRelevance,
+    LayerCheferRelevance,
+)
 from captum_attnflow.attr.generalized_attention_flow import (
     GeneralizedAttentionFlow,
     LayerGeneralizedAttentionFlow,
@@ -27,11 +31,13 @@ __all__ = [
     "AttentionAttribution",
     "AttentionFlow",
     "AttentionRollout",
+    "CheferRelevance",
     "GeneralizedAttentionFlow",
     "GenerationAttribution",
     "LayerAttentionAttribution",
     "LayerAttentionFlow",
     "LayerAttentionRollout",
+    "LayerCheferRelevance",
     "LayerGeneralizedAttentionFlow",
     "LayerRelevanceFlow",
     "LayerSLALOM",

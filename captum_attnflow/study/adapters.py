@@ -209,20 +209,6 @@ def last_layer_attention(batch: TextBatch) -> Tensor:
     return torch.einsum("bi,bij->bj", read_out, last)
 
 
-def chefer_relevance(batch: TextBatch) -> Tensor:
-    r"""Relevance of Chefer et al. (ICCV 2021), at the read-out positions.
-
-    Their rule for self-attention: :math:`\bar A = E_h((\nabla A \odot A)_+)`,
-    :math:`R \leftarrow R + \bar A R` layer by layer, from :math:`R = I`.
-    """
-    record, read_out = _capture(batch)
-    layers = information_tensor(record, "AGF")  # (B, L, T, T)
-    relevance = torch.eye(record.n_tokens, dtype=layers.dtype).to(layers)
-    for layer in layers.unbind(1):
-        relevance = relevance + layer @ relevance
-    return torch.einsum("bi,bij->bj", read_out, relevance)
-
-
 def random_scores(batch: TextBatch) -> Tensor:
     """Draw uniform scores."""
     return torch.rand(batch.ids.shape)

@@ -24,6 +24,7 @@ from torch import Tensor
 from captum_attnflow.attr import (
     AttentionFlow,
     AttentionRollout,
+    CheferRelevance,
     GeneralizedAttentionFlow,
     LayerRelevanceFlow,
     RelevanceFlow,
@@ -31,7 +32,6 @@ from captum_attnflow.attr import (
 from captum_attnflow.study.adapters import (
     ROWS_AT_ONCE,
     attention_method,
-    chefer_relevance,
     embedding_method,
     last_layer_attention,
     layer_integrated_gradients,
@@ -108,7 +108,7 @@ METHODS: dict[str, Method] = {
         "attention of the last layer at the read-out position, mean over heads",
     ),
     "chefer-relevance": Method(
-        chefer_relevance,
+        attention_method(CheferRelevance),
         "relevance propagation of Chefer et al. (2021) at the read-out position",
     ),
     "integrated-gradients": Method(

@@ -17,6 +17,7 @@ from captum_attnflow.attr import (
     AttentionAttribution,
     AttentionFlow,
     AttentionRollout,
+    CheferRelevance,
     GeneralizedAttentionFlow,
     RelevanceFlow,
 )
@@ -25,6 +26,7 @@ ATTENTION_METHODS: dict[str, Callable[..., AttentionAttribution]] = {
     "generalized-attention-flow": GeneralizedAttentionFlow,
     "attention-flow": AttentionFlow,
     "attention-rollout": AttentionRollout,
+    "chefer-relevance": CheferRelevance,
     "relevance-flow": RelevanceFlow,
 }
 

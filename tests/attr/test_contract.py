@@ -30,19 +30,28 @@ import captum_attnflow
 from captum_attnflow import (
     AttentionFlow,
     AttentionRollout,
+    CheferRelevance,
     GeneralizedAttentionFlow,
     LayerAttentionFlow,
     LayerAttentionRollout,
+    LayerCheferRelevance,
     LayerGeneralizedAttentionFlow,
     LayerRelevanceFlow,
     RelevanceFlow,
     UnsupportedAttentionError,
 )
 
-METHODS = [AttentionFlow, AttentionRollout, GeneralizedAttentionFlow, RelevanceFlow]
+METHODS = [
+    AttentionFlow,
+    AttentionRollout,
+    CheferRelevance,
+    GeneralizedAttentionFlow,
+    RelevanceFlow,
+]
 LAYER_METHODS = [
     LayerAttentionFlow,
     LayerAttentionRollout,
+    LayerCheferRelevance,
     LayerGeneralizedAttentionFlow,
     LayerRelevanceFlow,
 ]
@@ -88,6 +97,7 @@ def test_public_names_are_these():
         "AttentionFlow",
         "AttentionRollout",
         "BarrierSolver",
+        "CheferRelevance",
         "Explanation",
         "FlowError",
         "FlowSolution",
@@ -96,6 +106,7 @@ def test_public_names_are_these():
         "GenerationExplanation",
         "LayerAttentionFlow",
         "LayerAttentionRollout",
+        "LayerCheferRelevance",
         "LayerGeneralizedAttentionFlow",
         "LayerRelevanceFlow",
         "LayerSLALOM",

@@ -20,6 +20,7 @@ METHODS = [
     ("AttentionFlow", {"game": "joint"}),
     ("AttentionRollout", {}),
     ("AttentionRollout", {"residual": None}),
+    ("CheferRelevance", {}),
     ("GeneralizedAttentionFlow", {}),
     ("GeneralizedAttentionFlow", {"residual": "free", "game": "independent"}),
     ("RelevanceFlow", {"path_steps": 0}),

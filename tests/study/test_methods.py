@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from reference.chefer import relevance_of_cls
+from reference.chefer import relevance_of
 from transformers import AutoModelForSequenceClassification
 
 from captum_attnflow.demo import DEMO_MODEL_PATH
@@ -76,7 +76,7 @@ def test_chefer_relevance_equals_its_definition(batch, eager):
     scores = scores_of("chefer-relevance", batch)
     for row, length in enumerate(batch.lengths):
         ids, target = batch.ids[row, :length], int(batch.predicted[row])
-        wanted = torch.tensor(relevance_of_cls(eager, ids, target))
+        wanted = torch.tensor(relevance_of(eager, ids, (target,))[0])
         torch.testing.assert_close(scores[row, :length], wanted, rtol=1e-4, atol=1e-6)
 
 
