@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BertForSequenceClassification,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
@@ -73,7 +73,7 @@ def distillation_examples(
 
 @torch.no_grad()
 def project_embeddings(
-    model: BertForSequenceClassification,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     teacher: Path,
 ) -> None:

@@ -1,8 +1,9 @@
-"""Trains the packaged sentiment model: a tokenizer and a three-layer BERT.
+"""Trains the packaged sentiment model, a three-layer BERT, or one of another kind.
 
 Run as ``python -m captum_attnflow.demo.train --data DIR --output DIR [--teacher DIR]``.
 With a teacher the model learns from the teacher's logits as well as from the labels;
-without one it learns from the labels alone.
+without one it learns from the labels alone. ``--architecture`` chooses the kind, from
+those of :mod:`captum_attnflow.demo.architectures`.
 """
 
 from __future__ import annotations
@@ -21,13 +22,12 @@ from tqdm import tqdm
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BertConfig,
-    BertForSequenceClassification,
     BertTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
+from captum_attnflow.demo.architectures import ARCHITECTURES, build_model
 from captum_attnflow.demo.batches import (
     MAX_TOKENS,
     Examples,
@@ -43,7 +43,6 @@ from captum_attnflow.demo.distillation import (
 )
 
 EMBEDDING_LR_FACTOR = 0.1
-LABELS = {0: "negative", 1: "positive"}
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -64,21 +63,6 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> BertTokenizer:
     pieces = sorted(set(trained.get_vocab()) - set(SPECIAL_TOKENS))
     vocab = {piece: index for index, piece in enumerate(SPECIAL_TOKENS + pieces)}
     return BertTokenizer(vocab=vocab, model_max_length=MAX_TOKENS)
-
-
-def build_model(vocab_size: int) -> BertForSequenceClassification:
-    """Builds the untrained classifier."""
-    config = BertConfig(
-        vocab_size=vocab_size,
-        hidden_size=128,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        intermediate_size=512,
-        max_position_embeddings=MAX_TOKENS,
-        id2label=LABELS,
-        label2id={name: index for index, name in LABELS.items()},
-    )
-    return BertForSequenceClassification(config)
 
 
 def batch_loss(logits: Tensor, examples: Examples, indices: Tensor) -> Tensor:
@@ -163,6 +147,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="model folder")
     parser.add_argument("--teacher", type=Path, help="teacher model folder")
     parser.add_argument(
+        "--architecture",
+        choices=ARCHITECTURES,
+        default="bert",
+        help="kind of model",
+    )
+    parser.add_argument(
         "--perturbed",
         type=int,
         default=180_000,
@@ -185,7 +175,7 @@ def main() -> None:
     dev = read_examples(args.data / "dev.words.tsv")
     sentences = read_examples(args.data / "train.tsv").texts
     tokenizer = train_tokenizer(sentences, args.vocab_size)
-    model = build_model(len(tokenizer))
+    model = build_model(args.architecture, tokenizer)
     examples = Examples(phrases.texts[: args.limit], phrases.labels[: args.limit])
     if args.teacher is not None:
         project_embeddings(model, tokenizer, args.teacher)
