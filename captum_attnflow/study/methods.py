@@ -41,6 +41,8 @@ from captum_attnflow.study.adapters import (
     random_scores,
     slalom,
 )
+from captum_attnflow.study.decompx import decompx
+from captum_attnflow.study.ifr import information_flow_routes
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,16 @@ METHODS: dict[str, Method] = {
     "chefer-relevance": Method(
         attention_method(CheferRelevance),
         "relevance propagation of Chefer et al. (2021) at the read-out position",
+    ),
+    "decompx": Method(
+        decompx,
+        "DecompX (Modarressi et al. 2023): parts of the logit, from the weights of "
+        "BERT-like and GPT-2-like models",
+    ),
+    "ifr": Method(
+        information_flow_routes,
+        "information flow routes (Ferrando & Voita 2024): shares of messages in L1, "
+        "from the weights of BERT-like, GPT-2-like and Llama-like models",
     ),
     "integrated-gradients": Method(
         embedding_method(IntegratedGradients, has_baseline=True),
