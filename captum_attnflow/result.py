@@ -8,7 +8,7 @@ import networkx as nx
 from torch import Tensor
 
 from captum_attnflow._warnings import warn_caller
-from captum_attnflow.capture import TokenSequence
+from captum_attnflow.capture import Propagation, TokenSequence
 from captum_attnflow.display.tokens import ShownByTokens
 from captum_attnflow.network import LayeredNetwork
 from captum_attnflow.solve import SourceFlows
@@ -44,6 +44,25 @@ class FlowDiagnostics:
         return FlowDiagnostics(
             self.duality_gap[rows], self.imbalance[rows], self.iterations[rows]
         )
+
+
+@dataclass(frozen=True, eq=False)
+class ConservationDiagnostics:
+    """How well a conserved flow keeps what it says, and by which rules it came about.
+
+    Attributes:
+        imbalance (Tensor): Shape ``(B,)``, float64, largest difference at a node
+            between what enters and what leaves, in units of the output.
+        propagation (Propagation, optional): What rules met what operations; None for
+            the plain gradient.
+    """
+
+    imbalance: Tensor
+    propagation: Propagation | None
+
+    def select(self, rows: slice) -> ConservationDiagnostics:
+        """Return the diagnostics of some examples."""
+        return replace(self, imbalance=self.imbalance[rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +104,7 @@ class Explanation(ShownByTokens):
     network: LayeredNetwork
     flow: Tensor | None
     cut: Tensor | None = None
-    diagnostics: FlowDiagnostics | None = None
+    diagnostics: FlowDiagnostics | ConservationDiagnostics | None = None
     against: Explanation | None = None
     direct: Tensor | None = None
     unnormalized_scores: Tensor | None = None

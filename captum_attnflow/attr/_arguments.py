@@ -34,12 +34,14 @@ class ForwardArguments:
         baselines (tuple[Tensor, ...]): One per input, of its shape.
         target (int, tuple, Tensor or list, optional): Output to attribute.
         additional (tuple, optional): Further arguments.
+        has_baselines (bool): Whether baselines were given; otherwise they are 0.
     """
 
     inputs: tuple[Tensor, ...]
     baselines: tuple[Tensor, ...]
     target: TargetType
     additional: tuple[Any, ...] | None
+    has_baselines: bool
 
     @staticmethod
     def read(
@@ -70,6 +72,7 @@ class ForwardArguments:
             baselines=_tensorize_baseline(tensors, formatted_baselines),
             target=target,
             additional=_format_additional_forward_args(additional_forward_args),
+            has_baselines=baselines is not None,
         )
 
     @property

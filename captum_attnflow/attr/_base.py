@@ -21,6 +21,7 @@ from captum_attnflow.attr._parts import capture_in_parts
 from captum_attnflow.attr._shape import shape_like_inputs
 from captum_attnflow.capture import (
     AttentionRecord,
+    Rules,
     capture_targets,
     tokens_of_elements,
 )
@@ -52,7 +53,11 @@ class AttentionAttribution(GradientAttribution):
         self._multiply_by_inputs = multiply_by_inputs
 
     @property
-    def _rows_per_example(self) -> int:
+    def _rules(self) -> Rules:
+        """How gradients propagate."""
+        return "gradient"
+
+    def _rows_per_example(self, arguments: ForwardArguments) -> int:
         """Rows of a forward pass."""
         return 1
 
@@ -255,7 +260,7 @@ class AttentionAttribution(GradientAttribution):
             ),
             arguments,
             internal_batch_size,
-            self._rows_per_example,
+            self._rows_per_example(arguments),
             layer_calls,
         )
         return self._explain_record(record)
@@ -281,6 +286,7 @@ class AttentionAttribution(GradientAttribution):
             arguments.additional,
             grad_kwargs,
             layer_calls=layer_calls,
+            rules=self._rules,
         )
 
     def _find_tokens(

@@ -114,7 +114,7 @@ class LayerAttentionAttribution(AttentionAttribution, LayerAttribution):
         attributions: list[Tensor] = []
         for scores, group in _by_sequence(explanation, calls.calls):
             templates = layer_templates(
-                layer, group, arguments.n_rows, self._rows_per_example
+                layer, group, arguments.n_rows, self._rows_per_example(arguments)
             )
             attributions.extend(shape_like_layer(scores, templates))
         formatted = _format_output(len(attributions) > 1, tuple(attributions))

@@ -11,7 +11,7 @@ from captum_attnflow._options import check_choice
 from captum_attnflow.attr._base import AttentionAttribution
 from captum_attnflow.attr._layer import LayerAttentionAttribution
 from captum_attnflow.capacity import Residual, build_network, check_residual
-from captum_attnflow.capture import AttentionRecord
+from captum_attnflow.capture import RULES, AttentionRecord, Rules
 from captum_attnflow.game import GAMES, Game, GameSolver, check_solver, play
 from captum_attnflow.normalization import (
     Normalization,
@@ -51,6 +51,9 @@ class GeneralizedAttentionFlow(AttentionAttribution):
         normalization (str, optional): ``"receptive-field"`` divides the scores of a
             decoder's tokens by how many positions may read them, against position
             bias; see :mod:`captum_attnflow.normalization`.
+        gradient (str): What ``G`` is: the plain ``"gradient"`` of the paper, or that
+            of propagation rules, ``"attnlrp"`` or ``"cp-lrp"``; see
+            :mod:`captum_attnflow.capture.rules`.
 
     Raises:
         ValueError: If an option is unknown.
@@ -80,6 +83,7 @@ class GeneralizedAttentionFlow(AttentionAttribution):
         game: Game = "joint",
         solver: GameSolver = "auto",
         normalization: Normalization = None,
+        gradient: Rules = "gradient",
     ) -> None:
         super().__init__(forward_func, multiply_by_inputs)
         check_choice("information", information, get_args(FlowInformation))
@@ -87,11 +91,17 @@ class GeneralizedAttentionFlow(AttentionAttribution):
         check_residual(residual)
         check_solver(solver)
         check_normalization(normalization)
+        check_choice("gradient", gradient, RULES)
         self.information = information
         self.residual = residual
         self.game = game
         self.solver = solver
         self.normalization = normalization
+        self.gradient = gradient
+
+    @property
+    def _rules(self) -> Rules:
+        return self.gradient
 
     def _score(self, record: AttentionRecord) -> Explanation:
         network = build_network(record, self.information, self.residual)
@@ -115,6 +125,7 @@ class LayerGeneralizedAttentionFlow(
         game (str): See :class:`GeneralizedAttentionFlow`.
         solver (str or FlowSolver): See :class:`GeneralizedAttentionFlow`.
         normalization (str, optional): See :class:`GeneralizedAttentionFlow`.
+        gradient (str): See :class:`GeneralizedAttentionFlow`.
 
     Raises:
         ValueError: If an option is unknown.
@@ -143,6 +154,7 @@ class LayerGeneralizedAttentionFlow(
         game: Game = "joint",
         solver: GameSolver = "auto",
         normalization: Normalization = None,
+        gradient: Rules = "gradient",
     ) -> None:
         LayerAttentionAttribution.__init__(
             self, forward_func, layer, device_ids, multiply_by_inputs
@@ -156,4 +168,5 @@ class LayerGeneralizedAttentionFlow(
             game=game,
             solver=solver,
             normalization=normalization,
+            gradient=gradient,
         )

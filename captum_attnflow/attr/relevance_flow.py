@@ -1,21 +1,24 @@
-r"""Relevance Flow: one signed flow per token, with residual edges that never bind.
+r"""Relevance Flow: the output as a signed flow of relevance, conserved at every node.
 
-The relevance of an attention edge is the product of the attention and its gradient,
-:math:`R = E_h(A \odot G)`: summed over keys it is gradient times activation of a head's
-output. Three changes make flows over it faithful, where the published ones hardly are:
+Layer-wise relevance propagation changes the backward pass (see
+:mod:`captum_attnflow.capture.rules`): with its rules one row is as faithful as fifty
+of Integrated Gradients. What attention carries of this relevance, and what stays on the
+residual stream, is a flow on the network of the published methods (see
+:mod:`captum_attnflow.conserved`): its value is the output, its sources are the tokens,
+so scores sum to the output, in one forward and one backward pass and with no solver.
 
-- **Free residual edges.** The residual stream carries a token past the attention;
-  without it a token's identity is lost in the first layers.
-- **One flow per token.** It is a value, hence unique without a barrier; a joint flow
-  leaves the choice among equal optima to the regulariser.
-- **A sign.** The flow over :math:`(R)_+` speaks for the target, that over
-  :math:`(-R)_+` against it.
+With ``baselines`` there is a path. Half of every score is then the flow at the input,
+half a **direct edge** from the token to the read-out: the displacement from the
+baseline times the gradient by the same rules at the midpoints of the path, as
+Integrated Gradients has it with the plain gradient. The flow starts from what the
+direct edges leave of the output, so that the sum still is the output. The flow alone
+finds what a text loses when tokens are deleted, the direct edges what it loses when
+they are replaced by the baseline; the sum is better than either at both (see
+``tutorials/faithfulness.ipynb``).
 
-What the attention of one pass does not show is a token's relevance in its own
-embedding, nor what a gradient at one point misses. Beside its paths through the
-attention a token therefore has a **direct edge** to the read-out, whose capacity is its
-Integrated Gradient by a midpoint rule of a few steps. Like the residual half of Abnar &
-Zuidema's :math:`0.5 A + 0.5 I`, direct edges carry as much as the attention in all.
+``flow="maximum"`` keeps this project's former method: the maximum flow from each token
+alone over positive relevance :math:`E_h(A \odot G)`, less that over negative, residual
+edges never bind.
 
 This method is this project's own.
 """
@@ -36,43 +39,61 @@ from captum_attnflow.attr._arguments import ForwardArguments
 from captum_attnflow.attr._base import AttentionAttribution
 from captum_attnflow.attr._layer import LayerAttentionAttribution, single_layer
 from captum_attnflow.attr._shape import sum_over_tokens
-from captum_attnflow.capacity import Information, build_network
+from captum_attnflow.capacity import Information, build_network, message_tensor
 from captum_attnflow.capture import (
+    RULES,
     AttentionRecord,
     InputPath,
+    Rules,
     UnsupportedAttentionError,
     capture_targets,
 )
 from captum_attnflow.capture.watched_layer import LayerCalls
-from captum_attnflow.result import Explanation, FlowDiagnostics
+from captum_attnflow.conserved import conserve, read_out_relevance
+from captum_attnflow.network import LayeredNetwork
+from captum_attnflow.result import (
+    ConservationDiagnostics,
+    Explanation,
+    FlowDiagnostics,
+)
 from captum_attnflow.solve import solve_sources
 from captum_attnflow.targets import repeat_target
 
-Sign = Literal["both", "positive"]
+RelevanceFlowKind = Literal["conserved", "maximum"]
 
 
 class RelevanceFlow(AttentionAttribution):
     r"""Relevance Flow, in place of ``IntegratedGradients``.
 
-    A token's score is the maximum flow from it alone over positive relevance, minus
-    that over negative relevance, plus its direct edge:
+    Scores have a sign and sum to the selected output: not to its difference from the
+    baseline's, since biases are counted where they act, most of them at the position
+    where the output is read.
+
+    Without ``baselines`` a score is the flow that leaves the token, from one row. With
+    ``baselines``, of the meaning that they have for ``IntegratedGradients`` (for token
+    ids the id of a mask token), there are ``path_steps`` rows more:
 
     .. math::
-        s_j = \operatorname{maxflow}_j((R)_+) - \operatorname{maxflow}_j((-R)_+)
-            + \lambda\, IG_j,
+        s_j = \tfrac{1}{2} r_0[j] + \tfrac{1}{2} \sum_d (x - x')_{jd}\,
+            \frac{1}{P} \sum_{p=1}^P g_{jd}\!\left(x' + \frac{p - 1/2}{P} (x - x')
+            \right)
 
-    with :math:`\lambda` such that the absolute values of the two parts have equal sums.
-    Scores have a sign. All points of the path run in one batch: one forward and one
-    backward pass of ``path_steps + 1`` rows per example. ``baselines`` mean what they
-    do for ``IntegratedGradients``; for token ids give the id of a mask token.
+    with :math:`r_0` of :func:`captum_attnflow.conserved.conserve` and the gradient
+    :math:`g` by the same rules; at the read-out the flow starts lower, such that all
+    scores sum to the output. All points run in one batch.
 
     Args:
         forward_func (Callable or Module): The forward function.
         multiply_by_inputs (bool): Kept for Captum's signature; no effect.
-        path_steps (int): Steps of the path from the baseline to the first input, whose
-            midpoints make a row each; the input itself is one more. With 0 there are
-            no path and no direct edges, and the batch runs as it is.
-        sign (str): ``"both"``, or ``"positive"``: only what speaks for the target.
+        rules (str): How relevance propagates: ``"attnlrp"`` (Achtibat et al. 2024) or
+            ``"cp-lrp"``, attention held constant (Ali et al. 2022); ``"gradient"``, the
+            plain gradient, is a control.
+        path_steps (int): Midpoints of the path from the baseline to the first input,
+            where there are baselines. With 0 there is no path.
+        flow (str): ``"conserved"``, or ``"maximum"``: maximum flows of single tokens
+            over :math:`(R)_+` less those over :math:`(-R)_+`, :math:`R = E_h(A \odot
+            G)`, plus direct edges scaled to as much in all. Its scores sum to nothing
+            in particular.
 
     Raises:
         ValueError: If an option is out of its range.
@@ -86,6 +107,8 @@ class RelevanceFlow(AttentionAttribution):
         >>> scores = flow.attribute(ids, tokenizer.mask_token_id, target=1)[0]
         >>> bool(scores[1] > 0 > scores[3])  # funny, dull
         True
+        >>> bool((scores.sum() - model(ids).logits[0, 1]).abs() < 1e-5)
+        True
     """
 
     def __init__(
@@ -93,21 +116,30 @@ class RelevanceFlow(AttentionAttribution):
         forward_func: Callable[..., Any],
         multiply_by_inputs: bool = True,
         *,
-        path_steps: int = 2,
-        sign: Sign = "both",
+        rules: Rules = "attnlrp",
+        path_steps: int = 1,
+        flow: RelevanceFlowKind = "conserved",
     ) -> None:
         super().__init__(forward_func, multiply_by_inputs)
-        check_choice("sign", sign, get_args(Sign))
+        check_choice("rules", rules, RULES)
+        check_choice("flow", flow, get_args(RelevanceFlowKind))
         if not isinstance(path_steps, int) or path_steps < 0:
             raise ValueError(
                 f"path_steps={path_steps!r} must be a natural number; 0 takes no path"
             )
+        self.rules = rules
         self.path_steps = path_steps
-        self.sign = sign
+        self.flow = flow
 
     @property
-    def _rows_per_example(self) -> int:
-        return self.path_steps + 1
+    def _rules(self) -> Rules:
+        return self.rules
+
+    def _rows_per_example(self, arguments: ForwardArguments) -> int:
+        return self.path_steps + 1 if self._has_path(arguments) else 1
+
+    def _has_path(self, arguments: ForwardArguments) -> bool:
+        return arguments.has_baselines and self.path_steps > 0
 
     def _capture(
         self,
@@ -118,7 +150,7 @@ class RelevanceFlow(AttentionAttribution):
         layer_calls: LayerCalls | None = None,
     ) -> Iterator[AttentionRecord]:
         """Follow the path in chunks of points that keep to the limit of rows."""
-        if self.path_steps == 0:
+        if not self._has_path(arguments):
             yield from super()._capture(
                 arguments, targets, internal_batch_size, grad_kwargs, layer_calls
             )
@@ -178,12 +210,13 @@ class RelevanceFlow(AttentionAttribution):
             repeated.additional,
             grad_kwargs,
             path,
+            rules=self.rules,
         ):
             if len(record.sequences) > 1:
                 raise UnsupportedAttentionError(
                     "the path leads through one input, but the attention has an "
-                    "encoder's tokens and a decoder's. Pass path_steps=0, which takes "
-                    "no path"
+                    "encoder's tokens and a decoder's. Pass no baselines, or "
+                    "path_steps=0, which takes no path"
                 )
             yield record
 
@@ -192,23 +225,56 @@ class RelevanceFlow(AttentionAttribution):
         return None
 
     def _score(self, record: AttentionRecord) -> Explanation:
-        explanation = _flows_over(record, "relevance")
-        if self.sign == "both":
-            against = _flows_over(record, "counter-relevance")
-            explanation = replace(
-                explanation,
-                scores=explanation.scores - against.scores,
-                against=against,
-            )
-        if record.input_relevance is not None:
-            direct = record.input_relevance
-            if self.sign == "positive":
-                direct = direct.clamp_min(0)
-            direct = _scaled_like(direct, explanation.scores)
-            explanation = replace(
-                explanation, scores=explanation.scores + direct, direct=direct
-            )
-        return replace(explanation, flow_value=explanation.scores.sum(1))
+        if self.flow == "conserved":
+            return conserved_explanation(record)
+        return _maximum_flows(record)
+
+
+def conserved_explanation(record: AttentionRecord) -> Explanation:
+    """Let the output flow down to the tokens; half of it by direct edges, if any."""
+    messages, direct = message_tensor(record), record.input_relevance
+    output, read_out = record.output.double(), record.read_out()
+    streams = None
+    if record.read_out_relevance is not None:
+        streams = torch.zeros_like(read_out, dtype=torch.float64)
+        queries = record.positions(record.routes[-1].queries)
+        streams[:, queries] = record.read_out_relevance
+    at_top = output
+    if direct is not None:
+        messages, direct = messages / 2, direct / 2
+        at_top = output - direct.sum(1)
+        streams = None if streams is None else streams / 2
+    conserved = conserve(messages, read_out_relevance(at_top, read_out, streams))
+    scores = conserved.scores if direct is None else conserved.scores + direct
+    return Explanation(
+        scores=scores,
+        flow_value=output,
+        network=LayeredNetwork(
+            capacity=conserved.flow.abs(),
+            source=torch.ones_like(read_out),
+            sink=read_out,
+        ),
+        flow=conserved.flow,
+        diagnostics=ConservationDiagnostics(conserved.imbalance, record.propagation),
+        direct=direct,
+    )
+
+
+def _maximum_flows(record: AttentionRecord) -> Explanation:
+    """Flows over positive relevance less those over negative, plus direct edges."""
+    explanation = _flows_over(record, "relevance")
+    against = _flows_over(record, "counter-relevance")
+    scores, direct = explanation.scores - against.scores, record.input_relevance
+    if direct is not None:
+        direct = _scaled_like(direct, scores)
+        scores = scores + direct
+    return replace(
+        explanation,
+        scores=scores,
+        flow_value=scores.sum(1),
+        against=against,
+        direct=direct,
+    )
 
 
 def _flows_over(record: AttentionRecord, information: Information) -> Explanation:
@@ -244,8 +310,9 @@ class LayerRelevanceFlow(LayerAttentionAttribution, RelevanceFlow):
             shaped like.
         device_ids (list of int, optional): Kept for Captum's signature.
         multiply_by_inputs (bool): Kept for Captum's signature; no effect.
+        rules (str): See :class:`RelevanceFlow`.
         path_steps (int): See :class:`RelevanceFlow`.
-        sign (str): See :class:`RelevanceFlow`.
+        flow (str): See :class:`RelevanceFlow`.
 
     Raises:
         ValueError: If an option is out of its range.
@@ -270,14 +337,20 @@ class LayerRelevanceFlow(LayerAttentionAttribution, RelevanceFlow):
         device_ids: list[int] | None = None,
         multiply_by_inputs: bool = True,
         *,
-        path_steps: int = 2,
-        sign: Sign = "both",
+        rules: Rules = "attnlrp",
+        path_steps: int = 1,
+        flow: RelevanceFlowKind = "conserved",
     ) -> None:
         LayerAttentionAttribution.__init__(
             self, forward_func, layer, device_ids, multiply_by_inputs
         )
         RelevanceFlow.__init__(
-            self, forward_func, multiply_by_inputs, path_steps=path_steps, sign=sign
+            self,
+            forward_func,
+            multiply_by_inputs,
+            rules=rules,
+            path_steps=path_steps,
+            flow=flow,
         )
 
     def _path_layer(self) -> nn.Module:

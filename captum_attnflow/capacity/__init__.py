@@ -8,6 +8,7 @@ from captum_attnflow.capacity.information import (
     INFORMATION,
     Information,
     information_tensor,
+    message_tensor,
 )
 from captum_attnflow.capacity.residual import Residual, add_residual, check_residual
 
@@ -19,4 +20,5 @@ __all__ = [
     "build_network",
     "check_residual",
     "information_tensor",
+    "message_tensor",
 ]

@@ -14,7 +14,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from captum_attnflow.capture import AttentionRecord, UnsupportedAttentionError
+from captum_attnflow.capture import (
+    AttentionLayer,
+    AttentionRecord,
+    UnsupportedAttentionError,
+)
 
 Information = Literal["AF", "GF", "AGF", "relevance", "counter-relevance"]
 
@@ -76,6 +80,38 @@ def information_tensor(record: AttentionRecord, information: Information) -> Ten
     Raises:
         UnsupportedAttentionError: If the maps are not of all tokens by all tokens.
     """
+    of_head = INFORMATION[information]
+
+    def of_heads(layer: AttentionLayer, heads: slice) -> Tensor:
+        weights, gradients = layer.maps(heads)
+        # In float64: half-precision products would underflow.
+        return of_head(weights.double(), gradients.double())
+
+    summed = _sum_over_heads(record, of_heads)
+    n_heads = summed.new_tensor([layer.shape[1] for layer in record.layers])
+    return summed.div_(n_heads[:, None, None]).clamp_min_(0)
+
+
+def message_tensor(record: AttentionRecord) -> Tensor:
+    """Compute the relevance that keys get from queries, for all layers.
+
+    Args:
+        record (AttentionRecord): Captured under propagation rules.
+
+    Returns:
+        Tensor: Shape ``(B, L, T, T)``, float64, in units of the output, on the record's
+        device; see :meth:`captum_attnflow.capture.AttentionLayer.messages`.
+
+    Raises:
+        UnsupportedAttentionError: If the maps are not of all tokens by all tokens.
+    """
+    return _sum_over_heads(record, lambda layer, heads: layer.messages(heads).double())
+
+
+def _sum_over_heads(
+    record: AttentionRecord, of_heads: Callable[[AttentionLayer, slice], Tensor]
+) -> Tensor:
+    """Sum maps over heads and place them among all tokens."""
     shapes = [layer.shape[-2:] for layer in record.layers]
     expected = [
         (record.sequences[queries].length, record.sequences[keys].length)
@@ -87,7 +123,6 @@ def information_tensor(record: AttentionRecord, information: Information) -> Ten
             "every layer to map the same tokens to themselves, or those of a decoder "
             f"to those of one encoder. {_why(shapes)}"
         )
-    of_head = INFORMATION[information]
     n_rows, n_tokens = len(record.output), record.n_tokens
     placed = torch.zeros(
         (n_rows, len(shapes), n_tokens, n_tokens),
@@ -99,10 +134,8 @@ def information_tensor(record: AttentionRecord, information: Information) -> Ten
     ):
         queries, keys = record.positions(route.queries), record.positions(route.keys)
         total = placed[:, number, queries, keys]
-        for weights, gradients in layer.parts():
-            # In float64: half-precision products would underflow.
-            total += of_head(weights.double(), gradients.double()).sum(1)
-        total.div_(layer.shape[1]).clamp_min_(0)
+        for heads in layer.head_groups():
+            total += of_heads(layer, heads).sum(1)
     return placed
 
 

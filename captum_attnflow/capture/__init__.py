@@ -13,10 +13,12 @@ from captum_attnflow.capture.elements import tokens_of_elements
 from captum_attnflow.capture.path import InputPath
 from captum_attnflow.capture.record import (
     AttentionRecord,
+    Propagation,
     Route,
     TokenSequence,
     UnsupportedAttentionError,
 )
+from captum_attnflow.capture.rules import RULES, Rules
 
 __all__ = [
     "AttentionLayer",
@@ -24,7 +26,10 @@ __all__ = [
     "DenseLayer",
     "FusedLayer",
     "InputPath",
+    "Propagation",
+    "RULES",
     "Route",
+    "Rules",
     "TokenSequence",
     "UnsupportedAttentionError",
     "capture_attention",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from captum_attnflow.capture.record import (
     TokenSequence,
     UnsupportedAttentionError,
 )
+from captum_attnflow.capture.rules import PropagationRules, Rules
 from captum_attnflow.capture.streams import Stack, find_stacks
 from captum_attnflow.capture.support import why_none_is_found
 from captum_attnflow.capture.watched_layer import LayerCalls
@@ -39,6 +41,7 @@ def capture_attention(
     grad_kwargs: dict[str, Any] | None = None,
     path: InputPath | None = None,
     layer_calls: LayerCalls | None = None,
+    rules: Rules = "gradient",
 ) -> AttentionRecord:
     """Run a forward function once and read its attention and gradients.
 
@@ -55,6 +58,9 @@ def capture_attention(
         path (InputPath, optional): A path whose points are the rows of ``inputs``.
         layer_calls (LayerCalls, optional): The calls of a watched layer, which are told
             the sequence that they belong to.
+        rules (str): How the backward pass goes: by the plain ``"gradient"``, or by
+            propagation rules, ``"attnlrp"`` or ``"cp-lrp"``; see
+            :mod:`captum_attnflow.capture.rules`.
 
     Returns:
         AttentionRecord: Detached maps and gradients, layer by layer; along a path those
@@ -73,6 +79,7 @@ def capture_attention(
         grad_kwargs,
         path,
         layer_calls,
+        rules,
     )
     return record
 
@@ -85,6 +92,7 @@ def capture_targets(
     grad_kwargs: dict[str, Any] | None = None,
     path: InputPath | None = None,
     layer_calls: LayerCalls | None = None,
+    rules: Rules = "gradient",
 ) -> Iterator[AttentionRecord]:
     """Run a forward function once and read the gradients of several outputs.
 
@@ -96,13 +104,15 @@ def capture_targets(
         grad_kwargs (dict, optional): Further arguments of ``torch.autograd.grad``.
         path (InputPath, optional): A path whose points are the rows of ``inputs``.
         layer_calls (LayerCalls, optional): The calls of a watched layer.
+        rules (str): How the backward pass goes.
 
     Yields:
         AttentionRecord: One per target, made when it is asked for.
     """
     with torch.enable_grad():
         entries = InputEntries(inputs)
-        interception = AttentionInterception(entries, path)
+        propagation = None if rules == "gradient" else PropagationRules(rules)
+        interception = AttentionInterception(entries, path, propagation)
         output = _run(
             forward_func, entries.inputs, additional_forward_args, interception, path
         )
@@ -126,6 +136,7 @@ def capture_targets(
     if layer_calls is not None:
         layer_calls.locate(stacks)
     points = [] if path is None else [path.points_entered()]
+    wanted = _Wanted(interception.calls, stacks, propagation, points)
     for number, target in enumerate(targets):
         with torch.enable_grad():
             selected = _select_output(
@@ -135,30 +146,113 @@ def capture_targets(
                 n_examples=len(inputs[0]) if path is None else path.n_examples,
             )
             _refuse_maps_without_gradient(probed)
-            of_all = torch.autograd.grad(
-                torch.unbind(selected),
-                probed + points,
-                **{
-                    "allow_unused": True,
-                    "materialize_grads": True,
-                    "retain_graph": number < len(targets) - 1,
-                    **(grad_kwargs or {}),
-                },
-            )
-        gradients = [gradient.detach() for gradient in of_all]
-        record = _join(
-            stacks,
-            interception.calls,
-            gradients[: len(probed)],
-            held,
-            selected.detach(),
-        )
+            is_last = number == len(targets) - 1
+            gradients = wanted.differentiate(selected, is_last, grad_kwargs or {})
+        record = _join(stacks, interception.calls, gradients, held, selected.detach())
+        if propagation is not None:
+            record = replace(record, propagation=propagation.summary())
         if path is not None:
             record = replace(
                 record.select(slice(-path.n_examples, None)),
-                input_relevance=path.relevance(gradients[-1]),
+                input_relevance=path.relevance(gradients.points[0]),
             )
         yield record
+
+
+@dataclass(frozen=True)
+class _Gradients:
+    """Gradients of one output per row.
+
+    Attributes:
+        maps (list of Tensor): In what ran through the probe, call by call.
+        scores (dict): In the products of queries and keys, by call.
+        streams (dict): Relevance ``(rows, Tq)`` of the residual stream behind the last
+            call of a stack, by call.
+        points (list of Tensor): In the points of a path.
+    """
+
+    maps: list[Tensor]
+    scores: dict[int, Tensor]
+    streams: dict[int, Tensor]
+    points: list[Tensor]
+
+
+class _Wanted:
+    """What an output is differentiated in."""
+
+    def __init__(
+        self,
+        calls: list[AttentionCall],
+        stacks: list[Stack],
+        propagation: PropagationRules | None,
+        points: list[Tensor],
+    ) -> None:
+        self._calls = calls
+        self._points = points
+        self._scores = {
+            i: call.scores for i, call in enumerate(calls) if call.scores is not None
+        }
+        self._streams: dict[int, Tensor] = {}
+        for stack in stacks if propagation is not None else ():
+            last = stack.calls[-1]
+            stream = propagation.stream_behind(calls[last].probed)
+            if stream is not None:
+                self._streams[last] = stream
+
+    def differentiate(
+        self, selected: Tensor, is_last: bool, grad_kwargs: dict[str, Any]
+    ) -> _Gradients:
+        """Run one backward pass from one output per row."""
+        maps = [call.probed for call in self._calls]
+        tensors = [*maps, *self._scores.values(), *self._streams.values()]
+        options: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
+        layouts = {
+            call: self._is_batch_first(call, selected) for call in self._streams
+        }
+        of_all = torch.autograd.grad(
+            torch.unbind(selected),
+            tensors + self._points,
+            **{**options, "retain_graph": not is_last, **grad_kwargs},
+        )
+        left = iter([gradient.detach() for gradient in of_all])
+        return _Gradients(
+            maps=list(islice(left, len(maps))),
+            scores=dict(zip(self._scores, islice(left, len(self._scores)))),
+            streams={
+                call: _relevance_of_positions(stream.detach() * gradient, layout)
+                for (call, stream), layout, gradient in zip(
+                    self._streams.items(), layouts.values(), left
+                )
+                if layout is not None
+            },
+            points=list(left),
+        )
+
+    def _is_batch_first(self, call: int, selected: Tensor) -> bool | None:
+        """Tell ``(rows, Tq, D)`` from ``(Tq, rows, D)``; None if it is neither.
+
+        Where sizes do not tell, the first row's output does: it depends on that row
+        alone.
+        """
+        shape = self._streams[call].shape
+        n_queries = self._calls[call].probed.shape[-2]
+        expected = (len(selected), n_queries)
+        first, second = shape[:2] == expected, shape[:2] == expected[::-1]
+        if len(shape) != 3 or not (first or second):
+            return None
+        if not (first and second) or len(selected) == 1:
+            return first
+        (alone,) = torch.autograd.grad(
+            selected[0], self._streams[call], retain_graph=True, allow_unused=True
+        )
+        if alone is None or not bool(alone.any()):
+            return None
+        return not bool(alone[1:].any())
+
+
+def _relevance_of_positions(relevance: Tensor, is_batch_first: bool) -> Tensor:
+    by_position = relevance.double().sum(-1)
+    return by_position if is_batch_first else by_position.mT
 
 
 def _run(
@@ -168,8 +262,9 @@ def _run(
     interception: AttentionInterception,
     path: InputPath | None,
 ) -> Any:
+    rules = interception.rules or nullcontext()
     try:
-        with interception, nullcontext() if path is None else path.followed():
+        with rules, interception, nullcontext() if path is None else path.followed():
             _, output = _forward_layer_distributed_eval(
                 forward_func,
                 inputs,
@@ -244,7 +339,7 @@ def _refuse_maps_without_gradient(maps: Sequence[Tensor]) -> None:
 def _join(
     stacks: list[Stack],
     calls: list[AttentionCall],
-    gradients: list[Tensor],
+    gradients: _Gradients,
     held: list[list[tuple[int, ...]]],
     output: Tensor,
 ) -> AttentionRecord:
@@ -269,11 +364,19 @@ def _join(
     chunks = zip(stacks, rows, held, output.split(rows), strict=True)
     return AttentionRecord.concatenate(
         [
-            _record(
-                [calls[i].layer(gradients[i], n_rows) for i in stack.calls],
-                stack.routes,
-                inputs,
-                chunk_output,
+            replace(
+                _record(
+                    [
+                        calls[i].layer(
+                            gradients.maps[i], n_rows, gradients.scores.get(i)
+                        )
+                        for i in stack.calls
+                    ],
+                    stack.routes,
+                    inputs,
+                    chunk_output,
+                ),
+                read_out_relevance=gradients.streams.get(stack.calls[-1]),
             )
             for stack, n_rows, inputs, chunk_output in chunks
         ]

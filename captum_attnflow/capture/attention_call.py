@@ -25,12 +25,17 @@ class AttentionCall:
         n_heads (int, optional): Heads, where batch and heads share a dimension.
         fused (Callable, optional): Makes the layer of the gradient in ``probed``;
             None where that is the map.
+        scores (Tensor, optional): The product of queries and keys behind a map, where
+            rules propagate relevance through it.
+        share_of_weights (float): See :meth:`AttentionLayer.messages`.
     """
 
     probed: Tensor
     values: Tensor
     n_heads: int | None
     fused: Callable[[Tensor], FusedLayer] | None = None
+    scores: Tensor | None = None
+    share_of_weights: float = 0.0
 
     def n_rows(self, expected: int | None) -> int:
         """Rows of the batch; ``expected`` settles heads folded in unknown number."""
@@ -41,10 +46,22 @@ class AttentionCall:
             return folded // self.n_heads
         return expected if expected and folded % expected == 0 else folded
 
-    def layer(self, gradient: Tensor, n_rows: int) -> AttentionLayer:
-        """Return the layer's attention, given the gradient in what was probed."""
+    def layer(
+        self, gradient: Tensor, n_rows: int, score_gradient: Tensor | None = None
+    ) -> AttentionLayer:
+        """Return the layer's attention, given the gradients in ``probed`` and scores."""
         if self.fused is not None:
             return self.fused(gradient)
         weights = self.probed.detach()
         shape = (n_rows, -1, *weights.shape[-2:])  # heads come in any dimensions
-        return DenseLayer(weights.reshape(shape), gradient.reshape(shape))
+        relevance = None
+        if self.scores is not None and score_gradient is not None:
+            # A mask may have been added in place.
+            scores = self.scores.detach().masked_fill(score_gradient == 0, 0)
+            relevance = (scores * score_gradient).reshape(shape)
+        return DenseLayer(
+            weights.reshape(shape),
+            gradient.reshape(shape),
+            relevance,
+            self.share_of_weights,
+        )

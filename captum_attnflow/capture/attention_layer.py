@@ -34,6 +34,21 @@ class AttentionLayer(ABC):
         """
 
     @abstractmethod
+    def messages(self, heads: slice = ALL_HEADS) -> Tensor:
+        r"""Return the relevance that each key hands to each query, under rules.
+
+        Attention weights ``A`` have a share :math:`w` of the relevance of weights times
+        values, half under AttnLRP and none under CP-LRP; the rest is that of the
+        values. The share goes on through the softmax to the scores :math:`S = q k^T`
+        and from there in halves to the query, where it stays, and to the key:
+
+        .. math:: (1 - w)\, A \odot G + \tfrac{1}{2}\, S \odot \nabla S.
+
+        Returns:
+            Tensor: Shape ``(B, heads, Tq, Tk)``, in units of the output.
+        """
+
+    @abstractmethod
     def select(self, rows: slice) -> AttentionLayer:
         """Return the attention of some rows."""
 
@@ -48,10 +63,15 @@ class AttentionLayer(ABC):
 
     def parts(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Go through the maps, a few heads at a time where they are large."""
+        for heads in self.head_groups():
+            yield self.maps(heads)
+
+    def head_groups(self) -> Iterator[slice]:
+        """Go through the heads, a few at a time where maps are large."""
         n_rows, n_heads, n_queries, n_keys = self.shape
         at_once = max(1, _MAX_ENTRIES_AT_ONCE // max(1, n_rows * n_queries * n_keys))
         for first in range(0, n_heads, at_once):
-            yield self.maps(slice(first, first + at_once))
+            yield slice(first, first + at_once)
 
 
 @dataclass(frozen=True)
@@ -61,10 +81,15 @@ class DenseLayer(AttentionLayer):
     Attributes:
         weights (Tensor): ``A``, shape ``(B, H, Tq, Tk)``.
         gradients (Tensor): ``dy / dA``, of the same shape.
+        score_relevance (Tensor, optional): Scores times the gradient in them, of the
+            same shape.
+        share_of_weights (float): See :meth:`AttentionLayer.messages`.
     """
 
     weights: Tensor
     gradients: Tensor
+    score_relevance: Tensor | None = None
+    share_of_weights: float = 0.0
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -76,9 +101,23 @@ class DenseLayer(AttentionLayer):
         """See :meth:`AttentionLayer.maps`."""
         return self.weights[:, heads], self.gradients[:, heads]
 
+    def messages(self, heads: slice = ALL_HEADS) -> Tensor:
+        """See :meth:`AttentionLayer.messages`."""
+        weights, gradients = self.maps(heads)
+        of_values = (1 - self.share_of_weights) * weights * gradients
+        if self.score_relevance is None:
+            return of_values
+        return of_values + self.score_relevance[:, heads] / 2
+
     def select(self, rows: slice) -> DenseLayer:
         """See :meth:`AttentionLayer.select`."""
-        return DenseLayer(self.weights[rows], self.gradients[rows])
+        relevance = self.score_relevance
+        return replace(
+            self,
+            weights=self.weights[rows],
+            gradients=self.gradients[rows],
+            score_relevance=None if relevance is None else relevance[rows],
+        )
 
     def _find_fault(self) -> str | None:
         return _first_fault(weights=[self.weights], gradients=[self.gradients])
@@ -99,6 +138,7 @@ class FusedLayer(AttentionLayer):
         mask (Tensor, optional): See :func:`attention_weights`.
         is_causal (bool): See :func:`attention_weights`.
         scale (float, optional): See :func:`attention_weights`.
+        share_of_weights (float): See :meth:`AttentionLayer.messages`.
         output_gradient (Tensor): ``dO``, shape ``(B, H, Tq, Dv)``.
     """
 
@@ -108,6 +148,7 @@ class FusedLayer(AttentionLayer):
     mask: Tensor | None
     is_causal: bool
     scale: float | None
+    share_of_weights: float
     output_gradient: Tensor
 
     @property
@@ -118,6 +159,21 @@ class FusedLayer(AttentionLayer):
 
     def maps(self, heads: slice = ALL_HEADS) -> tuple[Tensor, Tensor]:
         """See :meth:`AttentionLayer.maps`."""
+        weights, gradients, _ = self._form(heads)
+        return weights, gradients
+
+    def messages(self, heads: slice = ALL_HEADS) -> Tensor:
+        """See :meth:`AttentionLayer.messages`."""
+        weights, gradients, scores = self._form(heads)
+        share, relevance = self.share_of_weights, weights * gradients
+        if share == 0:
+            return relevance
+        # The softmax' own gradient: A * (dA - sum of A * dA), with dA = share * G.
+        score_gradient = relevance - weights * relevance.sum(-1, keepdim=True)
+        return (1 - share) * relevance + share * scores * score_gradient / 2
+
+    def _form(self, heads: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Form weights, gradients and scores, without mask, of some heads."""
         n_heads = self.query.shape[1]
         groups = n_heads // self.key.shape[1]
         group = torch.arange(n_heads, device=self.key.device)[heads] // groups
@@ -135,8 +191,9 @@ class FusedLayer(AttentionLayer):
                 self.output_gradient[:, heads],
             )
         )
-        weights = attention_weights(query, key, mask, self.is_causal, self.scale)
-        return weights, output_gradient @ value.mT
+        scores = attention_scores(query, key, self.scale)
+        weights = weights_of_scores(scores, mask, self.is_causal)
+        return weights, output_gradient @ value.mT, scores
 
     def select(self, rows: slice) -> FusedLayer:
         """See :meth:`AttentionLayer.select`."""
@@ -182,10 +239,19 @@ class JoinedLayer(AttentionLayer):
         )
         return torch.cat(weights), torch.cat(gradients)
 
+    def messages(self, heads: slice = ALL_HEADS) -> Tensor:
+        """See :meth:`AttentionLayer.messages`."""
+        return torch.cat([part.messages(heads) for part in self.parts_of_batch])
+
     def select(self, rows: slice) -> AttentionLayer:
         """See :meth:`AttentionLayer.select`."""
-        weights, gradients = self.maps()
-        return DenseLayer(weights[rows], gradients[rows])
+        start, stop, _ = rows.indices(self.shape[0])
+        parts, first = [], 0
+        for part in self.parts_of_batch:
+            inside = slice(max(0, start - first), max(0, stop - first))
+            parts.append(part.select(inside))
+            first += part.shape[0]
+        return JoinedLayer(tuple(part for part in parts if part.shape[0]))
 
     def _find_fault(self) -> str | None:
         return next(filter(None, (part.fault for part in self.parts_of_batch)), None)
@@ -212,8 +278,20 @@ def attention_weights(
         Tensor: Shape ``(..., Tq, Tk)``. Rows that see no key are 0, as the fused
         kernels have it.
     """
+    scores = attention_scores(query, key, scale)
+    return weights_of_scores(scores, mask, is_causal)
+
+
+def attention_scores(query: Tensor, key: Tensor, scale: float | None = None) -> Tensor:
+    """Scaled products of queries and keys; see :func:`attention_weights`."""
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    scores = (query * scale) @ key.mT
+    return (query * scale) @ key.mT
+
+
+def weights_of_scores(
+    scores: Tensor, mask: Tensor | None = None, is_causal: bool = False
+) -> Tensor:
+    """Softmax over the keys that are seen; see :func:`attention_weights`."""
     if is_causal:
         mask = torch.ones_like(scores, dtype=torch.bool).tril()
     if mask is not None and mask.dtype == torch.bool:

@@ -24,6 +24,7 @@ from captum_attnflow.capture.attention_call import AttentionCall
 from captum_attnflow.capture.attention_layer import FusedLayer, attention_weights
 from captum_attnflow.capture.entries import InputEntries
 from captum_attnflow.capture.path import InputPath
+from captum_attnflow.capture.rules import PropagationRules
 from captum_attnflow.capture.torch_calls import PRODUCT, SOFTMAX, TRANSPARENT
 
 
@@ -44,15 +45,28 @@ class AttentionInterception(TorchFunctionMode):
     Args:
         entries (InputEntries): Told of embedding lookups.
         path (InputPath, optional): Entered where the model looks its input up.
+        rules (PropagationRules, optional): Told of sources and of attention; active
+            below this mode.
     """
 
-    def __init__(self, entries: InputEntries, path: InputPath | None = None) -> None:
+    def __init__(
+        self,
+        entries: InputEntries,
+        path: InputPath | None = None,
+        rules: PropagationRules | None = None,
+    ) -> None:
         super().__init__()
         self._entries = entries
         self._path = path
+        self.rules = rules
         self.probe: nn.Module = nn.Identity()
         self.calls: list[AttentionCall] = []
         self._softmaxes: list[_Softmax] = []
+        if rules is not None:
+            for tensor in entries.inputs:
+                rules.add_source(tensor)
+            if path is not None:
+                path.on_entry = rules.add_source
         self._masks: list[tuple[Tensor, int]] = []  # with their versions
         self._marked = WeakTensorKeyDictionary()
         self._probed = WeakTensorKeyDictionary()
@@ -88,10 +102,19 @@ class AttentionInterception(TorchFunctionMode):
     def _look_up(
         self, lookup: Callable[..., Tensor], args: Sequence[Any], kwargs: dict[str, Any]
     ) -> Tensor:
+        output = lookup(*args, **kwargs)
         if self._path is not None:
-            return self._path.enter_lookup(lookup, args, kwargs)
-        ids = args[0] if args else kwargs["input"]
-        return self._entries.enter_lookup(ids, lookup(*args, **kwargs))
+            entered = self._path.enter_lookup(output, args)
+        else:
+            ids = args[0] if args else kwargs["input"]
+            entered = self._entries.enter_lookup(ids, output)
+        if self.rules is not None and entered is not output:
+            self.rules.add_source(entered)
+        return entered
+
+    @property
+    def _share_of_weights(self) -> float:
+        return 0.0 if self.rules is None else self.rules.share_of_weights
 
     def missed(self) -> int:
         """Count softmaxes of a captured map's shape that met no values."""
@@ -180,9 +203,23 @@ class AttentionInterception(TorchFunctionMode):
             return earlier
         softmax = self._marked[weights]
         softmax.reached_values = True
-        probed: Tensor = self.probe(weights)
+        if self.rules is None:
+            probed: Tensor = self.probe(weights)
+            scores = None
+        else:
+            scores = self.rules.scores_of(weights)
+            probed = self.probe(self.rules.above_weights(weights))
+            self.rules.add_weights(probed)
         self._probed[weights] = probed
-        self.calls.append(AttentionCall(probed, values, softmax.n_heads))
+        self.calls.append(
+            AttentionCall(
+                probed,
+                values,
+                softmax.n_heads,
+                scores=scores,
+                share_of_weights=self._share_of_weights,
+            )
+        )
         return probed
 
     def _attend(
@@ -244,10 +281,13 @@ class AttentionInterception(TorchFunctionMode):
             mask,
             is_causal,
             scale,
+            self._share_of_weights,
         )
         shape = torch.Size((*query.shape[:-1], key.shape[-2]))
         self._softmaxes.append(_Softmax(shape, None, True))
         probed: Tensor = self.probe(output)
+        if self.rules is not None:
+            self.rules.add_attention(probed)
         self.calls.append(AttentionCall(probed, value, None, fused))
         return probed
 

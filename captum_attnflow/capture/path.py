@@ -47,6 +47,9 @@ class InputPath:
         fractions (Tensor): Shape ``(P,)``, positions of the points along the path.
         weights (Tensor): Shape ``(P,)``, of the gradients at the points.
         layer (Module, optional): A layer in front of the attention.
+
+    Attributes:
+        on_entry (Callable, optional): Called with the points where they enter.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class InputPath:
         self._at_baseline: Tensor | None = None  # the layer's output
         self._displacement: Tensor | None = None
         self._points: Tensor | None = None  # (P * B, ...), a leaf
+        self.on_entry: Callable[[Tensor], None] | None = None
 
     @property
     def n_examples(self) -> int:
@@ -106,11 +110,8 @@ class InputPath:
         with self._at_layer(self._replace) if leads else nullcontext():
             yield
 
-    def enter_lookup(
-        self, lookup: Callable[..., Tensor], args: Sequence[Any], kwargs: dict[str, Any]
-    ) -> Tensor:
-        """Run an embedding lookup; return the points if it is the input's."""
-        output = lookup(*args, **kwargs)
+    def enter_lookup(self, output: Tensor, args: Sequence[Any]) -> Tensor:
+        """Return the points in place of what a lookup found, if it is the input's."""
         placed = self._points is not None or self._at_baseline is not None
         if placed or not self._is_lookup(args):
             return output
@@ -186,6 +187,8 @@ class InputPath:
         # lerp ends at exactly the input, where start + 1 * (end - start) may not.
         points = torch.lerp(start, end, weight).flatten(0, 1)
         self._points = points.requires_grad_()
+        if self.on_entry is not None:
+            self.on_entry(self._points)
         return self._points
 
     def _repeat(self, tensor: Tensor) -> Tensor:

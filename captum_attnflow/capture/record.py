@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -14,6 +14,20 @@ from captum_attnflow.capture.attention_layer import AttentionLayer, JoinedLayer
 
 class UnsupportedAttentionError(ValueError):
     """The model's attention was not found, or is not of a supported kind."""
+
+
+@dataclass(frozen=True)
+class Propagation:
+    """What propagation rules did in a forward pass.
+
+    Attributes:
+        counts (dict): How often a rule met an operation, by ``"rule: operation"``.
+        unknown (tuple of str): Operations on tokens that no rule knows and that are not
+            linear; they kept their gradients.
+    """
+
+    counts: Mapping[str, int]
+    unknown: tuple[str, ...] = ()
 
 
 class Route(NamedTuple):
@@ -53,6 +67,11 @@ class AttentionRecord:
             decoder's layer is one of self-attention and one of cross-attention.
         input_relevance (Tensor, optional): Shape ``(B, ...)`` of the input or of its
             embeddings, in units of ``y``; None unless a path was followed.
+        read_out_relevance (Tensor, optional): Shape ``(B, Tq)``, in units of ``y``, by
+            propagation rules, of the residual stream behind the last attention, at its
+            queries; None where the gradient is plain or no stream was found.
+        propagation (Propagation, optional): Which rules met what; None where the
+            gradient is plain.
     """
 
     layers: tuple[AttentionLayer, ...]
@@ -60,6 +79,8 @@ class AttentionRecord:
     sequences: tuple[TokenSequence, ...] = ()
     routes: tuple[Route, ...] = ()
     input_relevance: Tensor | None = None
+    read_out_relevance: Tensor | None = None
+    propagation: Propagation | None = None
 
     def __post_init__(self) -> None:
         if not self.routes:
@@ -116,12 +137,12 @@ class AttentionRecord:
 
     def select(self, rows: slice) -> AttentionRecord:
         """Return the record of some examples."""
-        relevance = self.input_relevance
         return replace(
             self,
             layers=tuple(layer.select(rows) for layer in self.layers),
             output=self.output[rows],
-            input_relevance=None if relevance is None else relevance[rows],
+            input_relevance=_rows(self.input_relevance, rows),
+            read_out_relevance=_rows(self.read_out_relevance, rows),
         )
 
     @staticmethod
@@ -129,15 +150,23 @@ class AttentionRecord:
         """Join the records of consecutive parts of a batch."""
         if len(records) == 1:
             return records[0]
-        relevances = [
-            record.input_relevance
-            for record in records
-            if record.input_relevance is not None
-        ]
         layers = zip(*(record.layers for record in records), strict=True)
         return replace(
             records[0],
             layers=tuple(JoinedLayer(parts) for parts in layers),
             output=torch.cat([record.output for record in records]),
-            input_relevance=torch.cat(relevances) if relevances else None,
+            input_relevance=_joined([record.input_relevance for record in records]),
+            read_out_relevance=_joined(
+                [record.read_out_relevance for record in records]
+            ),
         )
+
+
+def _rows(tensor: Tensor | None, rows: slice) -> Tensor | None:
+    return None if tensor is None else tensor[rows]
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """Join the rows of all parts; None if a part has none."""
+    known = [part for part in parts if part is not None]
+    return torch.cat(known) if len(known) == len(parts) else None

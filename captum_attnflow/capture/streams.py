@@ -89,6 +89,22 @@ class DependencyGraph:
         self._bit = {_node(tensor): 1 << i for i, tensor in enumerate(sources)}
         self._found: dict[Node | None, int] = {None: 0}
 
+    def add(self, tensor: Tensor) -> None:
+        """Add a source, before anything is asked of what is computed from it."""
+        node = _node(tensor)
+        self._bit[node] = self._bit.get(node, 0) | 1 << self._n_sources
+        self._found[node] = self._found.get(node, 0) | self._bit[node]
+        self._n_sources += 1
+
+    def depends(self, tensor: Tensor) -> bool:
+        """Whether a tensor is computed from any source, or is one."""
+        return self._ancestors_of(_node(tensor)) != 0
+
+    @property
+    def n_sources(self) -> int:
+        """Sources so far; they are numbered from 0."""
+        return self._n_sources
+
     def ancestors(self, tensor: Tensor) -> set[int]:
         """Return which sources a tensor is computed from, or is."""
         found = self._ancestors_of(_node(tensor))
