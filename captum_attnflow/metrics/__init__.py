@@ -1,11 +1,13 @@
-r"""Faithfulness of attributions: how the prediction moves as tokens are removed.
+r"""Metrics of attributions: faithfulness, and agreement with labelled evidence.
 
 The functions take any attribution, ours, Captum's or another's, in the style of
 :mod:`captum.metrics`, and return one value per example, so that two attributions of
-the same examples can be compared pair by pair. In their formulas :math:`p` is the
-probability of the target class and :math:`x_k` are, of the :math:`n` tokens that can
-be removed, the :math:`\lceil k n \rceil` of highest attribution: at a positive level
-at least one.
+the same examples can be compared pair by pair. How well scores point at tokens that a
+person has marked is in :mod:`captum_attnflow.metrics.evidence`; the rest is for
+faithfulness, how the prediction moves as tokens are removed. In the formulas :math:`p`
+is the probability of the target class and :math:`x_k` are, of the :math:`n` tokens that
+can be removed, the :math:`\lceil k n \rceil` of highest attribution: at a positive
+level at least one.
 
 **Ties.** What an attribution does not decide, the order of a sort must not decide
 either: where :math:`x_k` cuts through a group of equal scores, every choice within the
@@ -68,6 +70,12 @@ from captum_attnflow.metrics.erasure import (
     log_odds,
     sufficiency,
 )
+from captum_attnflow.metrics.evidence import (
+    evidence_average_precision,
+    evidence_f1,
+    evidence_hit,
+    evidence_rank,
+)
 from captum_attnflow.metrics.table import METRICS, Metric, faithfulness
 
 __all__ = [
@@ -78,6 +86,10 @@ __all__ = [
     "comprehensiveness",
     "deletion_area",
     "deletion_curve",
+    "evidence_average_precision",
+    "evidence_f1",
+    "evidence_hit",
+    "evidence_rank",
     "faithfulness",
     "insertion_area",
     "insertion_curve",

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
-import torch
 from captum._utils.common import _format_additional_forward_args
 from captum._utils.typing import TargetType
 from captum.attr._utils.common import _validate_target
 from torch import Tensor
 
+from captum_attnflow.metrics._reading import (
+    TensorOrTensors,
+    only_tensor,
+    read_mask,
+    read_token_scores,
+)
 from captum_attnflow.metrics.evaluation import Output, RemovalMode, TokenRemoval
 from captum_attnflow.metrics.removal import NOTHING, Level, plan_removals
 
-TensorOrTensors = Tensor | tuple[Tensor, ...]
 Value = Callable[[Tensor, Tensor], Tensor]
 """Of the target's log probabilities with all tokens and without a set of them."""
 
@@ -79,10 +83,10 @@ def level_values(
     Returns:
         dict[str, Tensor]: Shape ``(B, K)``, float64, by the names given.
     """
-    tokens = _only_tensor("inputs", inputs)
-    scores = _token_scores(attributions, tokens)
-    absent = _read_mask("padding", padding, scores)
-    removable = ~(absent | _read_mask("keep", keep, scores))
+    tokens = only_tensor("inputs", inputs)
+    scores = _scores_of(tokens, attributions)
+    absent = read_mask("padding", padding, scores)
+    removable = ~(absent | read_mask("keep", keep, scores))
     _validate_target(len(tokens), target)
     if n_tie_samples < 1:
         raise ValueError(f"n_tie_samples={n_tie_samples} must be at least 1")
@@ -128,44 +132,13 @@ def read_levels(fractions: Sequence[float]) -> tuple[float, ...]:
     return levels
 
 
-def _only_tensor(name: str, given: TensorOrTensors) -> Tensor:
-    tensors = given if isinstance(given, tuple) else (given,)
-    if len(tensors) != 1 or tensors[0].dim() < 2:
-        raise ValueError(
-            f"{name} have shapes {[tuple(tensor.shape) for tensor in tensors]}; give "
-            "one tensor of tokens, (B, T) or (B, T, D), and everything else in "
-            "additional_forward_args"
-        )
-    return tensors[0].detach()
-
-
-def _token_scores(attributions: TensorOrTensors, tokens: Tensor) -> Tensor:
-    """Sum attributions over features; shape ``(B, T)``, on the CPU."""
-    given = _only_tensor("attributions", attributions)
+def _scores_of(tokens: Tensor, attributions: TensorOrTensors) -> Tensor:
+    """Read one score per token; shape ``(B, T)``, on the CPU."""
+    given = only_tensor("attributions", attributions)
     if given.shape[:2] != tokens.shape[:2]:
         raise ValueError(
             f"attributions have shape {tuple(given.shape)} for inputs of shape "
             f"{tuple(tokens.shape)}; one score, or one per feature, is needed for each "
             "of the tokens"
         )
-    scores = given.cpu().double().flatten(2).sum(2) if given.dim() > 2 else given.cpu()
-    if not bool(scores.isfinite().all()):
-        example = int((~scores.isfinite()).any(1).nonzero()[0])
-        raise ValueError(
-            f"the attributions of example {example} hold NaN or infinite values, which "
-            "cannot be ranked"
-        )
-    return scores
-
-
-def _read_mask(name: str, mask: Tensor | None, scores: Tensor) -> Tensor:
-    """Broadcast a mask; shape ``(B, T)``, bool, on the CPU."""
-    if mask is None:
-        return torch.zeros(scores.shape, dtype=torch.bool)
-    fits = mask.shape in (scores.shape, scores.shape[1:])
-    if mask.dtype != torch.bool or not fits:
-        raise ValueError(
-            f"{name} has shape {tuple(mask.shape)} and dtype {mask.dtype}; give bool "
-            f"of shape {tuple(scores.shape)} or {tuple(scores.shape[1:])}"
-        )
-    return mask.cpu().expand(scores.shape)
+    return read_token_scores(given)

@@ -10,7 +10,8 @@ from captum.log import log_usage
 from torch import Tensor
 from typing_extensions import Unpack
 
-from captum_attnflow.metrics._levels import RemovalOptions, TensorOrTensors
+from captum_attnflow.metrics._levels import RemovalOptions
+from captum_attnflow.metrics._reading import TensorOrTensors
 from captum_attnflow.metrics.table import (
     ERASER_LEVELS,
     TENTHS_TO_HALF,

@@ -15,11 +15,11 @@ from typing_extensions import Unpack
 from captum_attnflow._options import check_choice
 from captum_attnflow.metrics._levels import (
     RemovalOptions,
-    TensorOrTensors,
     Value,
     level_values,
     read_levels,
 )
+from captum_attnflow.metrics._reading import TensorOrTensors
 from captum_attnflow.metrics.removal import Level, Part
 
 TENTHS_TO_HALF = (0.1, 0.2, 0.3, 0.4, 0.5)
