@@ -17,7 +17,7 @@ from captum.log import log_usage
 from torch import Tensor
 
 from captum_attnflow.attr._arguments import ForwardArguments
-from captum_attnflow.attr._parts import capture_in_parts
+from captum_attnflow.attr._parts import run_in_parts
 from captum_attnflow.attr._shape import shape_like_inputs
 from captum_attnflow.capture import (
     AttentionRecord,
@@ -254,16 +254,17 @@ class AttentionAttribution(GradientAttribution):
         grad_kwargs: dict[str, Any] | None = None,
         layer_calls: LayerCalls | None = None,
     ) -> Explanation:
-        record = capture_in_parts(
+        calls = LayerCalls() if layer_calls is None else layer_calls
+        records = run_in_parts(
             lambda part, rows: self._capture(
                 part, [part.target], rows, grad_kwargs, layer_calls
             ),
             arguments,
             internal_batch_size,
             self._rows_per_example(arguments),
-            layer_calls,
+            before_retry=calls.forget,
         )
-        return self._explain_record(record)
+        return self._explain_record(AttentionRecord.concatenate(records))
 
     def _explain_record(self, record: AttentionRecord) -> Explanation:
         return replace(

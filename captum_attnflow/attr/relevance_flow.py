@@ -7,13 +7,13 @@ residual stream, is a flow on the network of the published methods (see
 :mod:`captum_attnflow.conserved`): its value is the output, its sources are the tokens,
 so scores sum to the output, in one forward and one backward pass and with no solver.
 
-With ``baselines`` there is a path. Half of every score is then the flow at the input,
-half a **direct edge** from the token to the read-out: the displacement from the
-baseline times the gradient by the same rules at the midpoints of the path, as
-Integrated Gradients has it with the plain gradient. The flow starts from what the
-direct edges leave of the output, so that the sum still is the output. The flow alone
-finds what a text loses when tokens are deleted, the direct edges what it loses when
-they are replaced by the baseline; the sum is better than either at both (see
+Half of every score is this flow, half a **direct edge** from the token to the read-out:
+its embedding times the gradient by the same rules, AttnLRP's own score; with
+``baselines`` its displacement from the baseline times that gradient at the midpoints of
+the path, as Integrated Gradients has it with the plain gradient. The flow starts from
+what direct edges leave of the output, so that the sum still is the output. The flow
+finds what a text loses when tokens are deleted, direct edges along a path what it loses
+when they are replaced by the baseline; the sum is better than either at both (see
 ``tutorials/faithfulness.ipynb``).
 
 ``flow="maximum"`` keeps this project's former method: the maximum flow from each token
@@ -27,7 +27,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -44,6 +43,7 @@ from captum_attnflow.capture import (
     RULES,
     AttentionRecord,
     InputPath,
+    InputRelevance,
     Rules,
     UnsupportedAttentionError,
     capture_targets,
@@ -69,17 +69,20 @@ class RelevanceFlow(AttentionAttribution):
     baseline's, since biases are counted where they act, most of them at the position
     where the output is read.
 
-    Without ``baselines`` a score is the flow that leaves the token, from one row. With
-    ``baselines``, of the meaning that they have for ``IntegratedGradients`` (for token
-    ids the id of a mask token), there are ``path_steps`` rows more:
+    Half of a score is the flow :math:`r_0` of
+    :func:`captum_attnflow.conserved.conserve` that leaves the token, half a direct edge
+    from its embedding :math:`x` to the read-out, with the gradient :math:`g` by the
+    same rules. Without ``baselines`` that is :math:`x \cdot g`, from one row. With
+    ``baselines`` :math:`x'`, of the meaning that they have for ``IntegratedGradients``
+    (for token ids the id of a mask token), there are :math:`P` rows more,
+    ``path_steps``:
 
     .. math::
-        s_j = \tfrac{1}{2} r_0[j] + \tfrac{1}{2} \sum_d (x - x')_{jd}\,
-            \frac{1}{P} \sum_{p=1}^P g_{jd}\!\left(x' + \frac{p - 1/2}{P} (x - x')
+        s_j = \tfrac{1}{2} r_0[j] + \tfrac{1}{2} (x - x')_j \cdot
+            \frac{1}{P} \sum_{p=1}^P g_j\!\left(x' + \frac{p - 1/2}{P} (x - x')
             \right)
 
-    with :math:`r_0` of :func:`captum_attnflow.conserved.conserve` and the gradient
-    :math:`g` by the same rules; at the read-out the flow starts lower, such that all
+    At the read-out the flow starts lower by what direct edges take, such that all
     scores sum to the output. All points run in one batch.
 
     Args:
@@ -151,9 +154,11 @@ class RelevanceFlow(AttentionAttribution):
     ) -> Iterator[AttentionRecord]:
         """Follow the path in chunks of points that keep to the limit of rows."""
         if not self._has_path(arguments):
-            yield from super()._capture(
+            records = super()._capture(
                 arguments, targets, internal_batch_size, grad_kwargs, layer_calls
             )
+            for record in records:
+                yield self._with_tokens(arguments, record)
             return
         midpoints = (torch.arange(self.path_steps) + 0.5) / self.path_steps
         fractions = torch.cat([midpoints, torch.ones(1)])
@@ -165,7 +170,7 @@ class RelevanceFlow(AttentionAttribution):
         # Chunk after chunk, so that no two are held at once.
         before = [
             [
-                record.input_relevance
+                record.input_relevance[0].relevance
                 for record in self._capture_points(
                     arguments, targets, points, weight, grad_kwargs
                 )
@@ -174,16 +179,34 @@ class RelevanceFlow(AttentionAttribution):
         ]
         records = self._capture_points(arguments, targets, *last, grad_kwargs)
         for number, record in enumerate(records):
-            parts = [*(chunk[number] for chunk in before), record.input_relevance]
-            relevance = torch.stack([part for part in parts if part is not None])
-            yield replace(
-                record,
-                input_relevance=sum_over_tokens(
-                    relevance.sum(0).double(),
-                    record.n_tokens,
-                    partial(self._find_tokens, arguments),
+            (of_last,) = record.input_relevance
+            parts = [*(chunk[number] for chunk in before), of_last.relevance]
+            whole = of_last._replace(relevance=torch.stack(parts).sum(0))
+            yield self._with_tokens(
+                arguments, replace(record, input_relevance=(whole,))
+            )
+
+    def _with_tokens(
+        self, arguments: ForwardArguments, record: AttentionRecord
+    ) -> AttentionRecord:
+        """Sum relevance of the inputs over the features of every token, ``(B, T)``."""
+        if not record.input_relevance:
+            return record
+        total = torch.zeros(len(record.output), record.n_tokens, dtype=torch.float64)
+        total = total.to(record.output.device)
+        for index, relevance in record.input_relevance:
+            holding = [i for i, of in enumerate(record.sequences) if index in of.inputs]
+            if not holding and len(record.sequences) > 1:
+                continue  # it makes no tokens that attention sees
+            (sequence,) = holding or (0,)
+            total[:, record.positions(sequence)] += sum_over_tokens(
+                relevance.double(),
+                record.sequences[sequence].length,
+                lambda n_tokens, _, index=index: self._find_tokens(
+                    arguments, n_tokens, index
                 ),
             )
+        return replace(record, input_relevance=(InputRelevance(0, total),))
 
     def _capture_points(
         self,
@@ -232,7 +255,7 @@ class RelevanceFlow(AttentionAttribution):
 
 def conserved_explanation(record: AttentionRecord) -> Explanation:
     """Let the output flow down to the tokens; half of it by direct edges, if any."""
-    messages, direct = message_tensor(record), record.input_relevance
+    messages, direct = message_tensor(record), _direct(record)
     output, read_out = record.output.double(), record.read_out()
     streams = None
     if record.read_out_relevance is not None:
@@ -260,11 +283,16 @@ def conserved_explanation(record: AttentionRecord) -> Explanation:
     )
 
 
+def _direct(record: AttentionRecord) -> Tensor | None:
+    """Return the relevance of tokens in their own embeddings, if it is known."""
+    return record.input_relevance[0].relevance if record.input_relevance else None
+
+
 def _maximum_flows(record: AttentionRecord) -> Explanation:
     """Flows over positive relevance less those over negative, plus direct edges."""
     explanation = _flows_over(record, "relevance")
     against = _flows_over(record, "counter-relevance")
-    scores, direct = explanation.scores - against.scores, record.input_relevance
+    scores, direct = explanation.scores - against.scores, _direct(record)
     if direct is not None:
         direct = _scaled_like(direct, scores)
         scores = scores + direct

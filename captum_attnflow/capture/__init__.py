@@ -13,6 +13,7 @@ from captum_attnflow.capture.elements import tokens_of_elements
 from captum_attnflow.capture.path import InputPath
 from captum_attnflow.capture.record import (
     AttentionRecord,
+    InputRelevance,
     Propagation,
     Route,
     TokenSequence,
@@ -26,6 +27,7 @@ __all__ = [
     "DenseLayer",
     "FusedLayer",
     "InputPath",
+    "InputRelevance",
     "Propagation",
     "RULES",
     "Route",

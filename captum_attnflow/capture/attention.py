@@ -9,7 +9,6 @@ from itertools import islice
 from typing import Any
 
 import torch
-from captum._utils.common import _select_targets
 from captum._utils.gradient import _forward_layer_distributed_eval
 from captum._utils.typing import TargetType
 from torch import Tensor
@@ -19,9 +18,11 @@ from captum_attnflow.capture.attention_call import AttentionCall
 from captum_attnflow.capture.attention_layer import AttentionLayer
 from captum_attnflow.capture.entries import InputEntries
 from captum_attnflow.capture.interception import AttentionInterception
+from captum_attnflow.capture.output import select_output
 from captum_attnflow.capture.path import InputPath
 from captum_attnflow.capture.record import (
     AttentionRecord,
+    InputRelevance,
     Route,
     TokenSequence,
     UnsupportedAttentionError,
@@ -30,7 +31,6 @@ from captum_attnflow.capture.rules import PropagationRules, Rules
 from captum_attnflow.capture.streams import Stack, find_stacks
 from captum_attnflow.capture.support import why_none_is_found
 from captum_attnflow.capture.watched_layer import LayerCalls
-from captum_attnflow.targets import target_of_rows
 
 
 def capture_attention(
@@ -136,25 +136,47 @@ def capture_targets(
     if layer_calls is not None:
         layer_calls.locate(stacks)
     points = [] if path is None else [path.points_entered()]
-    wanted = _Wanted(interception.calls, stacks, propagation, points)
+    by_rules = [] if propagation is None or path is not None else entries.entered()
+    # A part of an input would be less than its relevance.
+    whole = [] if any(entry.axes == "part" for entry in by_rules) else by_rules
+    wanted = _Wanted(
+        interception.calls,
+        stacks,
+        propagation,
+        points + [entry.tensor for entry in whole],
+    )
     for number, target in enumerate(targets):
         with torch.enable_grad():
-            selected = _select_output(
+            selected = select_output(
                 output,
                 target,
                 n_rows=len(inputs[0]),
                 n_examples=len(inputs[0]) if path is None else path.n_examples,
             )
             _refuse_maps_without_gradient(probed)
+            if propagation is not None and number == 0:
+                propagation.check(selected)
             is_last = number == len(targets) - 1
             gradients = wanted.differentiate(selected, is_last, grad_kwargs or {})
         record = _join(stacks, interception.calls, gradients, held, selected.detach())
         if propagation is not None:
-            record = replace(record, propagation=propagation.summary())
+            record = replace(
+                record,
+                propagation=propagation.summary(),
+                input_relevance=tuple(
+                    InputRelevance(
+                        entry.index,
+                        entry.of_batch(entry.tensor.detach() * gradient),
+                    )
+                    for entry, gradient in zip(whole, gradients.inputs, strict=False)
+                ),
+            )
         if path is not None:
             record = replace(
                 record.select(slice(-path.n_examples, None)),
-                input_relevance=path.relevance(gradients.points[0]),
+                input_relevance=(
+                    InputRelevance(0, path.relevance(gradients.inputs[0])),
+                ),
             )
         yield record
 
@@ -168,13 +190,14 @@ class _Gradients:
         scores (dict): In the products of queries and keys, by call.
         streams (dict): Relevance ``(rows, Tq)`` of the residual stream behind the last
             call of a stack, by call.
-        points (list of Tensor): In the points of a path.
+        inputs (list of Tensor): In what stands for the inputs, or in the points of a
+            path.
     """
 
     maps: list[Tensor]
     scores: dict[int, Tensor]
     streams: dict[int, Tensor]
-    points: list[Tensor]
+    inputs: list[Tensor]
 
 
 class _Wanted:
@@ -185,10 +208,10 @@ class _Wanted:
         calls: list[AttentionCall],
         stacks: list[Stack],
         propagation: PropagationRules | None,
-        points: list[Tensor],
+        inputs: list[Tensor],
     ) -> None:
         self._calls = calls
-        self._points = points
+        self._inputs = inputs
         self._scores = {
             i: call.scores for i, call in enumerate(calls) if call.scores is not None
         }
@@ -211,7 +234,7 @@ class _Wanted:
         }
         of_all = torch.autograd.grad(
             torch.unbind(selected),
-            tensors + self._points,
+            tensors + self._inputs,
             **{**options, "retain_graph": not is_last, **grad_kwargs},
         )
         left = iter([gradient.detach() for gradient in of_all])
@@ -225,7 +248,7 @@ class _Wanted:
                 )
                 if layout is not None
             },
-            points=list(left),
+            inputs=list(left),
         )
 
     def _is_batch_first(self, call: int, selected: Tensor) -> bool | None:
@@ -282,46 +305,6 @@ def _run(
             f"{why_none_is_found(forward_func)}"
         ) from None
     return output
-
-
-def _select_output(
-    output: Any, target: TargetType, n_rows: int, n_examples: int
-) -> Tensor:
-    if not isinstance(output, Tensor):
-        raise ValueError(
-            f"forward_func returned a {type(output).__name__}; Captum needs a tensor. "
-            "Wrap the model, for example: lambda ids: model(ids).logits"
-        )
-    shape = tuple(output.shape)
-    if output.dim() == 0 or shape[0] != n_rows:
-        raise ValueError(
-            f"forward_func returned shape {shape} for {n_rows} inputs; the first "
-            "dimension must be the batch, one row per input"
-        )
-    # The caller knows of the examples, not of the points of their paths.
-    given, shape = target_of_rows(target, slice(n_examples)), (n_examples, *shape[1:])
-    try:
-        selected = _select_targets(output, target)
-    except (AssertionError, IndexError, RuntimeError) as error:
-        raise ValueError(
-            f"target={given!r} does not select from an output of shape {shape}: "
-            f"{error}. Give one index per example into the dimensions after the first "
-            f"(for classes: 0 to {shape[-1] - 1})"
-        ) from error
-    if selected[0].numel() != 1:
-        raise ValueError(
-            f"target={given!r} leaves shape {(n_examples, *selected.shape[1:])} of the "
-            f"output {shape}; one number per example is needed. Pass target, for "
-            "example the predicted class: output.argmax(-1)"
-        )
-    if not selected.requires_grad:
-        raise ValueError(
-            "the output does not depend on the attention maps through autograd; "
-            "forward_func must not run under torch.no_grad() or detach its output, and "
-            "attribute() must not be called under torch.inference_mode()"
-        )
-    per_example: Tensor = selected.reshape(n_rows)
-    return per_example
 
 
 def _refuse_maps_without_gradient(maps: Sequence[Tensor]) -> None:

@@ -3,10 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from captum_attnflow.capture.streams import DependencyGraph, Stack
+
+
+class Entry(NamedTuple):
+    """What stands for an input in the autograd graph.
+
+    Attributes:
+        index (int): Which input.
+        tensor (Tensor): The input, or for token ids what was looked up.
+        axes (str): ``"same"`` where its first dimensions are those of the input,
+            ``"swapped"`` where the model puts the tokens before the batch,
+            ``"part"`` where it was looked up for a part of the input.
+    """
+
+    index: int
+    tensor: Tensor
+    axes: str = "same"
+
+    def of_batch(self, tensor: Tensor) -> Tensor:
+        """Lay out a tensor of the entry's shape with the batch in dimension 0."""
+        return tensor.transpose(0, 1) if self.axes == "swapped" else tensor
 
 
 class InputEntries:
@@ -33,7 +55,7 @@ class InputEntries:
             if not tensor.is_floating_point()
         }
         self._entries = [
-            (index, tensor)
+            Entry(index, tensor)
             for index, tensor in enumerate(self.inputs)
             if tensor.is_floating_point()
         ]
@@ -49,17 +71,29 @@ class InputEntries:
         if index is None:
             return found
         found = traceable(found)
-        self._entries.append((index, found))
+        self._entries.append(Entry(index, found, _axes(ids, self.inputs[index])))
         return found
+
+    def entered(self) -> list[Entry]:
+        """Return what stands for the inputs in the graph, in the order it entered."""
+        return list(self._entries)
 
     def held_by(self, stack: Stack) -> list[tuple[int, ...]]:
         """Tell which inputs hold each sequence of a stack."""
-        sequences = sequences_of([tensor for _, tensor in self._entries], stack)
+        sequences = sequences_of([entry.tensor for entry in self._entries], stack)
         holders: list[set[int]] = [set() for _ in stack.values]
-        for (index, _), sequence in zip(self._entries, sequences, strict=True):
+        for entry, sequence in zip(self._entries, sequences, strict=True):
             if sequence is not None:
-                holders[sequence].add(index)
+                holders[sequence].add(entry.index)
         return [tuple(sorted(indices)) for indices in holders]
+
+
+def _axes(ids: Tensor, given: Tensor) -> str:
+    """Tell by the ids themselves how what is looked up is laid out."""
+    if ids.shape == given.shape and torch.equal(ids, given):
+        return "same"
+    swapped = given.dim() == 2 and ids.shape == given.mT.shape
+    return "swapped" if swapped and torch.equal(ids, given.mT) else "part"
 
 
 def sequences_of(tensors: Sequence[Tensor], stack: Stack) -> list[int | None]:

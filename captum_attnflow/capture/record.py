@@ -16,6 +16,19 @@ class UnsupportedAttentionError(ValueError):
     """The model's attention was not found, or is not of a supported kind."""
 
 
+class InputRelevance(NamedTuple):
+    """Relevance of what stands for an input: floats, or embeddings of token ids.
+
+    Attributes:
+        index (int): Which input.
+        relevance (Tensor): Shape ``(B, ...)``, input or displacement times gradient, in
+            units of the output.
+    """
+
+    index: int
+    relevance: Tensor
+
+
 @dataclass(frozen=True)
 class Propagation:
     """What propagation rules did in a forward pass.
@@ -65,8 +78,8 @@ class AttentionRecord:
             the one of all layers.
         routes (tuple[Route, ...]): Which sequence attends to which, layer by layer: a
             decoder's layer is one of self-attention and one of cross-attention.
-        input_relevance (Tensor, optional): Shape ``(B, ...)`` of the input or of its
-            embeddings, in units of ``y``; None unless a path was followed.
+        input_relevance (tuple[InputRelevance, ...]): Of what stands for the inputs,
+            where propagation rules or a path ask for it.
         read_out_relevance (Tensor, optional): Shape ``(B, Tq)``, in units of ``y``, by
             propagation rules, of the residual stream behind the last attention, at its
             queries; None where the gradient is plain or no stream was found.
@@ -78,7 +91,7 @@ class AttentionRecord:
     output: Tensor
     sequences: tuple[TokenSequence, ...] = ()
     routes: tuple[Route, ...] = ()
-    input_relevance: Tensor | None = None
+    input_relevance: tuple[InputRelevance, ...] = ()
     read_out_relevance: Tensor | None = None
     propagation: Propagation | None = None
 
@@ -141,7 +154,10 @@ class AttentionRecord:
             self,
             layers=tuple(layer.select(rows) for layer in self.layers),
             output=self.output[rows],
-            input_relevance=_rows(self.input_relevance, rows),
+            input_relevance=tuple(
+                InputRelevance(of.index, of.relevance[rows])
+                for of in self.input_relevance
+            ),
             read_out_relevance=_rows(self.read_out_relevance, rows),
         )
 
@@ -155,7 +171,12 @@ class AttentionRecord:
             records[0],
             layers=tuple(JoinedLayer(parts) for parts in layers),
             output=torch.cat([record.output for record in records]),
-            input_relevance=_joined([record.input_relevance for record in records]),
+            input_relevance=tuple(
+                InputRelevance(parts[0].index, torch.cat([p.relevance for p in parts]))
+                for parts in zip(
+                    *(record.input_relevance for record in records), strict=True
+                )
+            ),
             read_out_relevance=_joined(
                 [record.read_out_relevance for record in records]
             ),

@@ -38,7 +38,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from captum_attnflow.capture.record import Propagation
+from captum_attnflow.capture.record import Propagation, UnsupportedAttentionError
 from captum_attnflow.capture.streams import DependencyGraph
 
 Rules = Literal["gradient", "attnlrp", "cp-lrp"]
@@ -105,6 +105,7 @@ class PropagationRules(TorchFunctionMode):
         counts (Counter): How often a rule met an operation, by ``(rule, operation)``.
         unknown (set of str): Operations without a rule that are not known to be linear;
             they kept their gradients.
+        without_gradient (set of str): Operations of integer-quantised kernels.
     """
 
     def __init__(self, rules: Rules) -> None:
@@ -112,6 +113,7 @@ class PropagationRules(TorchFunctionMode):
         self.share_of_weights = _SHARE_OF_WEIGHTS[rules]
         self.counts: Counter[tuple[str, str]] = Counter()
         self.unknown: set[str] = set()
+        self.without_gradient: set[str] = set()
         self._graph = DependencyGraph(())
         self._elementwise = WeakTensorKeyDictionary()
         self._gates = WeakTensorKeyDictionary()
@@ -135,6 +137,42 @@ class PropagationRules(TorchFunctionMode):
         """Return where an attention joined what led past it, the residual stream."""
         stream: Tensor | None = self._streams.get(probed)
         return stream
+
+    def check(self, selected: Tensor) -> None:
+        """Look whether all operations between the tokens and an output were seen.
+
+        Args:
+            selected (Tensor): The output.
+
+        Raises:
+            UnsupportedAttentionError: If some ran where no rule can change them, or have
+                no gradient.
+            ValueError: If the output does not depend on the tokens.
+        """
+        if self.without_gradient:
+            names = ", ".join(sorted(self.without_gradient))
+            raise UnsupportedAttentionError(
+                f"integer-quantised kernels have no gradient ({names}), so that "
+                "relevance would pass them by. Load the model in float32, bfloat16 or "
+                "float16"
+            )
+        if not self.is_active(selected):
+            raise ValueError(
+                "the output does not depend on the inputs through autograd: forward_func "
+                "may run under torch.no_grad(), detach what it computes, or be TorchScript"
+            )
+        names = {node.name() for node in self._graph.dependent_nodes(selected)}
+        unseen = sorted(names & _CHANGED)
+        if unseen:
+            raise UnsupportedAttentionError(
+                f"{', '.join(unseen)} in the graph of the output ran where no rule can "
+                "change them: TorchScript, torch.compile and worker threads hide their "
+                "operations. Pass the Python model itself, in the calling thread"
+            )
+        own = {"_ScaledBackward", "_SubstitutedBackward"}
+        self.unknown |= {
+            name for name in names if name.endswith("Backward") and name not in own
+        }
 
     def summary(self) -> Propagation:
         """Return what the rules did."""
@@ -201,7 +239,10 @@ class PropagationRules(TorchFunctionMode):
         if call.name in _FOLLOWED:
             self._follow(call, output)
         elif call.name not in _LINEAR and rule is None and self._any(call):
-            if any(self.is_active(part) for part in _tensors(output)):
+            # Their graph is there, but yields zeros.
+            if str(call.func).startswith("quantized."):
+                self.without_gradient.add(str(call.func))
+            elif any(self.is_active(part) for part in _tensors(output)):
                 self.unknown.add(call.name)
         return output
 
@@ -654,6 +695,15 @@ def replace_function(call: Call, name: str, func: Callable[..., Any]) -> Call:
     """Return a call of another function with the same arguments."""
     return call._replace(name=name, func=func)
 
+
+# Nodes of the graph of operations that rules replace.
+_CHANGED = {
+    f"{name}Backward0"
+    for name in (
+        "Elu Erf Gelu Hardsigmoid Hardswish Hardtanh LeakyRelu Mish NativeGroupNorm "
+        "NativeLayerNorm FusedRmsNorm Relu Rsqrt Sigmoid Silu Softplus Tanh"
+    ).split()
+}
 
 _FACTORS = {
     "baddbmm": ((1, "batch1"), (2, "batch2")),

@@ -100,6 +100,17 @@ class DependencyGraph:
         """Whether a tensor is computed from any source, or is one."""
         return self._ancestors_of(_node(tensor)) != 0
 
+    def dependent_nodes(self, tensor: Tensor) -> Iterator[Node]:
+        """Go through the nodes between the sources and a tensor."""
+        pending, seen = [_node(tensor)], set()
+        while pending:
+            node = pending.pop()
+            if node is None or node in seen or not self._ancestors_of(node):
+                continue
+            seen.add(node)
+            yield node
+            pending.extend(parent for parent, _ in node.next_functions)
+
     @property
     def n_sources(self) -> int:
         """Sources so far; they are numbered from 0."""
