@@ -4,14 +4,15 @@ Each is plain text that SmolLM2-135M-Instruct continues by the answer: a single 
 and its most probable one by at least 4 % of probability. The evidence is what a person
 would point at when asked where the answer comes from, in braces here:
 
-- where the answer stands in the prompt, that place, and the word that it is looked up
-  by beside it ("{bag} is {green}"); where nothing but the place is decisive, the place
-  alone (indirect object, induction, copy);
-- elsewhere the word that the answer is inferred from ("The capital of {France}").
+- where the answer is copied, its place in the prompt, and the word beside it that it is
+  looked up by ("{bag} is {green}"), unless it is found by position or by what else
+  there is (indirect object, induction, copy);
+- elsewhere the word that the answer is inferred from ("The capital of {France}"), which
+  among examples is the word in question, not the examples.
 
-Words that tell the question ("capital") are not evidence. Answers' kinds, lengths and
-the evidence's place are mixed, so that no order of positions does well; the first and
-the last token are never evidence.
+Words that tell the question ("capital") are not evidence, nor are the first and the
+last token. Kinds, lengths and the evidence's place are mixed: the second token is
+evidence in 4 % of the prompts, the last but one in 9 %, one drawn at random in 8 %.
 """
 
 from __future__ import annotations
@@ -90,7 +91,11 @@ MARKED: dict[str, list[tuple[str, str]]] = {
             "We learned that {Shakespeare} wrote the famous tragedy called {Romeo} and",
             " Juliet",
         ),
-        ("The {Eiffel Tower} is a landmark that stands in the city of", " Paris"),
+        (
+            "They went up the {Eiffel Tower}, which is a landmark that stands "
+            "in the city of",
+            " Paris",
+        ),
         ("They say {bees} fly from flower to flower and make", " honey"),
         (
             "Doctors say that the {heart} is the organ whose work it is to pump",
@@ -104,16 +109,20 @@ MARKED: dict[str, list[tuple[str, str]]] = {
     ],
     "indirect object": [
         ("When John and {Mary} went to the store, John gave a drink to", " Mary"),
-        ("When {Mary} and John went to the store, John gave a drink to", " Mary"),
         (
-            "After {Anna} and Peter had lunch at the station, "
-            "Peter handed the ticket to",
+            "It was raining when {Mary} and John went to the store. John gave a "
+            "drink to",
+            " Mary",
+        ),
+        (
+            "On Friday, after {Anna} and Peter had lunch at the station, Peter "
+            "handed the ticket to",
             " Anna",
         ),
         ("After Tom and {Sarah} met at the office, Tom passed the letter to", " Sarah"),
         (
-            "Then {Alice} and Robert sat down to work, "
-            "and Robert sent a long message to",
+            "In the old library {Alice} and Robert sat down to work, and Robert "
+            "sent a long message to",
             " Alice",
         ),
         (
@@ -122,7 +131,7 @@ MARKED: dict[str, list[tuple[str, str]]] = {
             " Alice",
         ),
         (
-            "While {David} and Laura were cooking in the kitchen, "
+            "All the while {David} and Laura were cooking in the kitchen, and "
             "Laura gave the knife to",
             " David",
         ),
@@ -190,6 +199,26 @@ MARKED: dict[str, list[tuple[str, str]]] = {
             "The keys: {gate} -> {brass}, cellar -> silver, attic -> iron, shed "
             "-> copper. Which one? gate ->",
             " brass",
+        ),
+        (
+            "Mrs. Green teaches music. Mr. {Brown} teaches {history}. Mrs. "
+            "White teaches art. The subject that Mr. Brown teaches is",
+            " history",
+        ),
+        (
+            "The nurse owns a piano. The {painter} rides a {camel}. The driver "
+            "sells bread. Everybody knows that the painter rides a",
+            " camel",
+        ),
+        (
+            "The {nurse} owns a {parrot}. The painter rides a camel. The driver "
+            "sells bread. Everybody knows that the nurse owns a",
+            " parrot",
+        ),
+        (
+            "The keys: gate -> brass, {cellar} -> {silver}, attic -> iron. The "
+            "keys once more: gate -> brass, cellar ->",
+            " silver",
         ),
     ],
     "induction": [
@@ -414,12 +443,26 @@ MARKED: dict[str, list[tuple[str, str]]] = {
         ),
     ],
     "coreference": [
-        ("My {sister} lives far away, and yesterday I phoned", " her"),
-        ("The old {king} was ill, and the doctors could do nothing for", " him"),
-        ("Our {mother} was tired after the long day, so we told", " her"),
-        ("My {father} came home late, and I opened the door for", " him"),
-        ("The {children} were hungry, so the cook made soup for", " them"),
-        ("The {queen} of the small island stood up and slowly raised", " her"),
+        ("As you know, my {sister} lives far away, and yesterday I phoned", " her"),
+        (
+            "They say that the old {king} was ill, and the doctors could do "
+            "nothing for",
+            " him",
+        ),
+        (
+            "It was late, and our {mother} was tired after the long day, so we told",
+            " her",
+        ),
+        (
+            "On Sunday evening my {father} came home late, and I opened the door for",
+            " him",
+        ),
+        ("All of the {children} were hungry, so the cook made soup for", " them"),
+        (
+            "At the end of the feast the {queen} of the small island stood up "
+            "and slowly raised",
+            " her",
+        ),
         ("The little {boy} fell down on the way to school and hurt", " his"),
         ("At noon my {uncle} sat down at the table and took off", " his"),
     ],
@@ -435,6 +478,10 @@ MARKED: dict[str, list[tuple[str, str]]] = {
         ("one becomes two, two becomes three, {three} (as you see) becomes", " four"),
     ],
     "copy": [
+        (
+            "She put the letter into an {envelope}, and then she put a stamp on the",
+            " envelope",
+        ),
         ("Repeat the word. Word: {garden}. Say it again:", " garden"),
         (
             "He ordered a {pizza} and a glass of water. Ten minutes later the "
@@ -471,25 +518,45 @@ MARKED: dict[str, list[tuple[str, str]]] = {
     ],
     "association": [
         (
-            "The {fire} had burned all night, and in the morning the room was full of",
+            "We heard that the {fire} had burned all night, and in the morning "
+            "the room was full of",
             " smoke",
         ),
-        ("The {baker} gets up early every morning to make fresh", " bread"),
-        ("The {dentist} told me to open my mouth and looked at my", " teeth"),
-        ("The {pilot} had a good night's rest before he went to fly the", " plane"),
         (
-            "The {fisherman} took his boat out on the lake and came back with a lot of",
+            "In our street the {baker} gets up early every morning to make fresh",
+            " bread",
+        ),
+        (
+            "When I came in, the {dentist} told me to open my mouth and looked at my",
+            " teeth",
+        ),
+        (
+            "I was told that the {pilot} had a good night's rest before he went "
+            "to fly the",
+            " plane",
+        ),
+        (
+            "On that day the {fisherman} took his boat out on the lake and came "
+            "back with a lot of",
             " fish",
         ),
-        ("The {barber} asked me to sit down and began to cut my", " hair"),
         (
-            "She put the {letter} into an envelope, and then she put a stamp on the",
-            " envelope",
+            "After a short wait the {barber} asked me to sit down and began to cut my",
+            " hair",
         ),
-        ("The {teacher} walked into the room and wrote a word on the", " board"),
-        ("She blew out the {candles} and then cut the birthday", " cake"),
-        ("The {hen} sat in the corner of the yard and laid an", " egg"),
-        ("My {tooth} hurt so much that in the end I went to see the", " dentist"),
+        (
+            "After the bell the {teacher} walked into the room and wrote a word on the",
+            " board",
+        ),
+        (
+            "With a big smile she blew out the {candles} and then cut the birthday",
+            " cake",
+        ),
+        ("In the yard the white {hen} sat in the corner and laid an", " egg"),
+        (
+            "Last night my {tooth} hurt so much that in the end I went to see the",
+            " dentist",
+        ),
         ("A {spider} in the corner of the room was busy with its", " web"),
     ],
 }

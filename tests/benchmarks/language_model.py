@@ -33,6 +33,8 @@ Method = Callable[[Tensor, int], Tensor]
 """Of ids (1, T) and the answer's id; gives scores (T,) of the answer's logit."""
 
 N_DELETED = 3
+# So many random choices where scores tie, as those of no preference do: a row each.
+N_TIE_SAMPLES = 8
 MEASURES = ("hit@1", "hit@3", "AUPRC", "nats")
 
 
@@ -197,6 +199,7 @@ def measure(model: Any, example: Example, scores: Tensor) -> dict[str, float]:
         fractions=[min(1.0, N_DELETED / n_ranked)],
         removal="delete",
         keep=example.keep,
+        n_tie_samples=N_TIE_SAMPLES,
     )
     return {
         "hit@1": evidence_hit(*given, k=1, keep=example.keep).item(),
