@@ -25,7 +25,12 @@ from captum_attnflow.capture.attention_layer import FusedLayer, attention_weight
 from captum_attnflow.capture.entries import InputEntries
 from captum_attnflow.capture.path import InputPath
 from captum_attnflow.capture.rules import PropagationRules
-from captum_attnflow.capture.torch_calls import PRODUCT, SOFTMAX, TRANSPARENT
+from captum_attnflow.capture.torch_calls import (
+    KEEPS_IDS,
+    PRODUCT,
+    SOFTMAX,
+    TRANSPARENT,
+)
 
 
 @dataclass
@@ -97,6 +102,8 @@ class AttentionInterception(TorchFunctionMode):
             self._mark_softmax(output, args, kwargs)
         elif func.__name__ in TRANSPARENT and isinstance(output, Tensor):
             self._follow(output, args)
+        if func.__name__ in KEEPS_IDS and isinstance(output, Tensor):
+            self._entries.follow(output, args)
         return output
 
     def _look_up(
@@ -111,10 +118,6 @@ class AttentionInterception(TorchFunctionMode):
         if self.rules is not None and entered is not output:
             self.rules.add_source(entered)
         return entered
-
-    @property
-    def _share_of_weights(self) -> float:
-        return 0.0 if self.rules is None else self.rules.share_of_weights
 
     def missed(self) -> int:
         """Count softmaxes of a captured map's shape that met no values."""
@@ -205,11 +208,12 @@ class AttentionInterception(TorchFunctionMode):
         softmax.reached_values = True
         if self.rules is None:
             probed: Tensor = self.probe(weights)
-            scores = None
+            scores, share = None, 0.0
         else:
-            scores = self.rules.scores_of(weights)
-            probed = self.probe(self.rules.above_weights(weights))
-            self.rules.add_weights(probed)
+            scores = self.rules.scores.of(weights)
+            share = self.rules.share([weights], values)
+            probed = self.probe(self.rules.above_weights(weights, share))
+            self.rules.add_weights(probed, share)
         self._probed[weights] = probed
         self.calls.append(
             AttentionCall(
@@ -217,7 +221,7 @@ class AttentionInterception(TorchFunctionMode):
                 values,
                 softmax.n_heads,
                 scores=scores,
-                share_of_weights=self._share_of_weights,
+                share_of_weights=share,
             )
         )
         return probed
@@ -281,7 +285,7 @@ class AttentionInterception(TorchFunctionMode):
             mask,
             is_causal,
             scale,
-            self._share_of_weights,
+            0.0 if self.rules is None else self.rules.share([query, key], value),
         )
         shape = torch.Size((*query.shape[:-1], key.shape[-2]))
         self._softmaxes.append(_Softmax(shape, None, True))

@@ -1,0 +1,84 @@
+"""Calls of torch functions, as values that rules rewrite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Place = int | str
+
+
+class Call(NamedTuple):
+    """One call of a torch function.
+
+    Attributes:
+        name (str): By which rules find it, such as ``"matmul"``.
+        func (Callable): What runs.
+        args (tuple): Positional arguments.
+        kwargs (dict): Named arguments.
+    """
+
+    name: str
+    func: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def run(self) -> Any:
+        """Run it as the model asked for."""
+        return self.func(*self.args, **self.kwargs)
+
+    def with_arguments(self, changed: dict[Place, Any]) -> Call:
+        """Return the call with some arguments changed, by place or by name."""
+        args = tuple(changed.get(i, arg) for i, arg in enumerate(self.args))
+        named = {name: changed.get(name, arg) for name, arg in self.kwargs.items()}
+        return self._replace(args=args, kwargs=named)
+
+    def operand(self, place: int, name: str) -> tuple[Place, Any]:
+        """Return where an operand stands and what it is; None if it is not given."""
+        if place < len(self.args):
+            return place, self.args[place]
+        return name, self.kwargs.get(name)
+
+    def value(self, place: int, name: str, default: Any = None) -> Any:
+        """Return an argument, or a default where it is not given or None."""
+        given = self.operand(place, name)[1]
+        return default if given is None else given
+
+    def operands(self) -> list[tuple[Place, Any]]:
+        """Return all arguments with where they stand."""
+        return [*enumerate(self.args), *self.kwargs.items()]
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Go through the tensors among the arguments."""
+        return tensors_in((self.args, self.kwargs))
+
+
+def tensors_in(given: Any) -> Iterator[Tensor]:
+    """Go through the tensors in nested tuples, lists and dicts."""
+    if isinstance(given, Tensor):
+        yield given
+    elif isinstance(given, (list, tuple)):
+        for part in given:
+            yield from tensors_in(part)
+    elif isinstance(given, dict):
+        yield from tensors_in(list(given.values()))
+
+
+def out_of_place(call: Call) -> Call | None:
+    """Return the call that computes what an in-place one writes; None if it is none."""
+    if call.kwargs.get("inplace"):
+        return call._replace(kwargs={**call.kwargs, "inplace": False})
+    if not call.name.endswith("_") or call.name.startswith("__"):
+        return None
+    base = call.name[:-1]
+    func = getattr(torch.Tensor, base, None) or getattr(F, base, None)
+    return None if func is None else call._replace(name=base, func=func)
+
+
+def version(tensor: Tensor) -> int:
+    """How often a tensor was changed in place, where torch counts it."""
+    return 0 if tensor.is_inference() else tensor._version

@@ -1,0 +1,186 @@
+"""What tensors of a forward pass come from, as far as rules need to know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from captum_attnflow.capture.rules.call import Call, tensors_in, version
+
+
+@dataclass(frozen=True)
+class ElementwiseFunction:
+    """What makes a tensor of another, element by element.
+
+    Attributes:
+        root (Tensor): The other.
+        at_zero (Callable): Computes its value where the root is 0.
+        is_curved (bool): Whether an activation lies between them, not only scaling,
+            shifting, clamping and roots, which deviations are made of.
+    """
+
+    root: Tensor
+    at_zero: Callable[[], Any]
+    is_curved: bool
+
+
+class ElementwiseFunctions:
+    """Which tensors are elementwise functions of which.
+
+    So a function that is written in several calls has one root. What was changed in
+    place since is no such function any more.
+    """
+
+    def __init__(self) -> None:
+        self._known = WeakTensorKeyDictionary()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def get(self, operand: Any) -> ElementwiseFunction | None:
+        """Return what is known of an operand."""
+        known = self._known.get(operand) if isinstance(operand, Tensor) else None
+        if known is None:
+            return None
+        function: ElementwiseFunction = known[0]
+        current = version(operand), version(function.root)
+        return function if known[1:] == current else None
+
+    def of(self, operand: Tensor) -> ElementwiseFunction:
+        """Return what an operand is a function of, at least of itself."""
+        zero = torch.zeros((), dtype=operand.dtype, device=operand.device)
+        return self.get(operand) or ElementwiseFunction(operand, lambda: zero, False)
+
+    def note(self, output: Tensor, function: ElementwiseFunction) -> None:
+        """Note what an output is a function of."""
+        self._known[output] = (function, version(output), version(function.root))
+
+    def compose(
+        self, call: Call, output: Any, takes_part: Callable[[Any], bool], curves: bool
+    ) -> ElementwiseFunction | None:
+        """Return the function that a call makes of its operands' functions.
+
+        Args:
+            call (Call): An elementwise call.
+            output (Any): What it returned.
+            takes_part (Callable): Tells the operands that are no constants.
+            curves (bool): Whether the call makes it an activation.
+
+        Returns:
+            ElementwiseFunction or None: None if the operands have several roots, or
+            are broadcast.
+        """
+        functions = {
+            place: self.of(operand)
+            for place, operand in call.operands()
+            if takes_part(operand)
+        }
+        roots = [function.root for function in functions.values()]
+        if not roots or any(root is not roots[0] for root in roots):
+            return None
+        if not isinstance(output, Tensor) or output.shape != roots[0].shape:
+            return None
+
+        def at_zero() -> Any:
+            zeros = {place: of.at_zero() for place, of in functions.items()}
+            return call.with_arguments(zeros).run()
+
+        curved = curves or any(of.is_curved for of in functions.values())
+        return ElementwiseFunction(roots[0], at_zero, curved)
+
+
+class Gates:
+    """Which tensors a softmax or a choice of the highest put out."""
+
+    def __init__(self) -> None:
+        self._marked = WeakTensorKeyDictionary()
+
+    def __contains__(self, operand: Any) -> bool:
+        return isinstance(operand, Tensor) and operand in self._marked
+
+    def mark(self, output: Any) -> None:
+        """Note what a softmax or a choice put out."""
+        for part in tensors_in(output):
+            self._marked[part] = True
+
+    def follow(self, call: Call, output: Any) -> None:
+        """Note that what was made of a gate is one."""
+        if len(self._marked) and any(arg in self._marked for arg in call.tensors()):
+            self.mark(output)
+
+    def overwrite(self, target: Tensor, value: Tensor) -> None:
+        """Note that a tensor was changed in place to a value."""
+        if value in self._marked:
+            self._marked[target] = True
+        elif target in self._marked:
+            del self._marked[target]
+
+
+class ScoreProducts:
+    """Which products of queries and keys tensors come from.
+
+    They are followed through scales, masks, biases and the softmax to the weights.
+    """
+
+    def __init__(self) -> None:
+        self._product_of = WeakTensorKeyDictionary()
+
+    def note(self, product: Any) -> None:
+        """Note a product of two factors that depend on the tokens."""
+        if isinstance(product, Tensor) and product.dim() >= 3:
+            self._product_of[product] = product
+
+    def follow(self, call: Call, output: Any) -> None:
+        """Note what a call, which contracts nothing, made of a product.
+
+        Attention sinks are a further column, dropped behind the softmax.
+        """
+        if not len(self._product_of) or not isinstance(output, Tensor):
+            return
+        for arg in call.tensors():
+            product = self._product_of.get(arg)
+            if product is None or output.dim() < 2:
+                continue
+            same_keys = output.shape[-1] == arg.shape[-1] or call.name in _RESIZING
+            if output.shape[-2] == product.shape[-2] and same_keys:
+                self._product_of[output] = product
+
+    def of(self, weights: Tensor) -> Tensor | None:
+        """Return the product that attention weights come from."""
+        product: Tensor | None = self._product_of.get(weights)
+        if product is None or product.shape[-2:] != weights.shape[-2:]:
+            return None
+        return product
+
+    def before_change(self, target: Tensor) -> Tensor:
+        """Return what to change in place of a tensor, such that products stay.
+
+        Biases and masks may be added to a product in place.
+        """
+        product = self._product_of.get(target)
+        if product is None or not _share_storage(product, target):
+            return target
+        kept = target.clone()
+        for tensor, known in list(self._product_of.items()):
+            if known is product:
+                self._product_of[tensor] = kept
+        return kept
+
+    def overwrite(self, target: Tensor, value: Tensor) -> None:
+        """Note that a tensor was changed in place to a value."""
+        product = self._product_of.get(value)
+        if product is not None:
+            self._product_of[target] = product
+
+
+_RESIZING = {"__getitem__", "cat", "concat", "concatenate", "narrow", "pad"}
+
+
+def _share_storage(one: Tensor, other: Tensor) -> bool:
+    pointers = {part.untyped_storage().data_ptr() for part in (one, other)}
+    return len(pointers) == 1
