@@ -4,6 +4,10 @@ The way of the data, and of the folders::
 
     attribute() -> capture -> capacity -> network -> solve -> game -> Captum's shapes
 
+Relevance by propagation rules needs no solver::
+
+    attribute() -> capture, by rules -> conserved flow -> Captum's shapes
+
 SLALOM takes another way, by queries alone::
 
     attribute() -> perturbation -> surrogate -> Captum's shapes
@@ -12,6 +16,7 @@ SLALOM takes another way, by queries alone::
 - :mod:`captum_attnflow.capture`: attention and gradients of any forward function.
 - :mod:`captum_attnflow.capacity`: information tensors, residual edges, the network.
 - :mod:`captum_attnflow.network`: the layered flow network.
+- :mod:`captum_attnflow.conserved`: relevance as a flow that sums to the output.
 - :mod:`captum_attnflow.solve`: the barrier solver and exact ones.
 - :mod:`captum_attnflow.game`: from flows to token scores.
 - :mod:`captum_attnflow.normalization`: position bias taken out of them.
@@ -33,11 +38,13 @@ from captum_attnflow.attr import (
     SLALOM,
     AttentionFlow,
     AttentionRollout,
+    AttnLRP,
     CheferRelevance,
     GeneralizedAttentionFlow,
     GenerationAttribution,
     LayerAttentionFlow,
     LayerAttentionRollout,
+    LayerAttnLRP,
     LayerCheferRelevance,
     LayerGeneralizedAttentionFlow,
     LayerRelevanceFlow,
@@ -61,6 +68,7 @@ from captum_attnflow.surrogate import SlalomExplanation
 __all__ = [
     "AttentionFlow",
     "AttentionRollout",
+    "AttnLRP",
     "BarrierSolver",
     "CheferRelevance",
     "Explanation",
@@ -71,6 +79,7 @@ __all__ = [
     "GenerationExplanation",
     "LayerAttentionFlow",
     "LayerAttentionRollout",
+    "LayerAttnLRP",
     "LayerCheferRelevance",
     "LayerGeneralizedAttentionFlow",
     "LayerRelevanceFlow",

@@ -9,6 +9,7 @@ from captum_attnflow.attr.attention_rollout import (
     AttentionRollout,
     LayerAttentionRollout,
 )
+from captum_attnflow.attr.attn_lrp import AttnLRP, LayerAttnLRP
 from captum_attnflow.attr.chefer_relevance import (
     CheferRelevance,
     LayerCheferRelevance,
@@ -23,7 +24,7 @@ from captum_attnflow.attr.relevance_flow import LayerRelevanceFlow, RelevanceFlo
 from captum_attnflow.attr.slalom import SLALOM
 
 # Captum admits methods to its LLM wrappers by these lists of classes.
-LLMGradientAttribution.SUPPORTED_METHODS += (LayerAttentionAttribution,)
+LLMGradientAttribution.SUPPORTED_METHODS += (LayerAttentionAttribution, LayerAttnLRP)
 LLMAttribution.SUPPORTED_METHODS += (SLALOM,)
 LLMAttribution.SUPPORTED_PER_TOKEN_ATTR_METHODS += (SLALOM,)
 
@@ -31,12 +32,14 @@ __all__ = [
     "AttentionAttribution",
     "AttentionFlow",
     "AttentionRollout",
+    "AttnLRP",
     "CheferRelevance",
     "GeneralizedAttentionFlow",
     "GenerationAttribution",
     "LayerAttentionAttribution",
     "LayerAttentionFlow",
     "LayerAttentionRollout",
+    "LayerAttnLRP",
     "LayerCheferRelevance",
     "LayerGeneralizedAttentionFlow",
     "LayerRelevanceFlow",

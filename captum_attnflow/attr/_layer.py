@@ -198,7 +198,15 @@ def single_layer(given: ModuleOrModuleList) -> nn.Module:
             "type embeddings). Attribute to one layer, such as the whole "
             "embeddings module"
         )
-    layer = layers[0]
+    return check_layer(layers[0])
+
+
+def check_layer(layer: Any) -> nn.Module:
+    """Return a layer.
+
+    Raises:
+        ValueError: If it is no module.
+    """
     if not isinstance(layer, nn.Module):
         raise ValueError(
             f"layer={layer!r} is no module; give a part of the model itself, such as "

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from captum_attnflow._options import check_choice
 from captum_attnflow.attr._arguments import ForwardArguments
 from captum_attnflow.attr._base import TensorOrTensors
+from captum_attnflow.attr._layer import check_layer
 from captum_attnflow.attr._parts import run_in_parts
 from captum_attnflow.capture.propagation import (
     PropagatedRelevance,
@@ -297,7 +298,8 @@ class LayerAttnLRP(AttnLRP, LayerAttribution):
         arguments = ForwardArguments.read(
             inputs, baselines, target, additional_forward_args, n_steps, method
         )
-        layers = self.layer if isinstance(self.layer, list) else [self.layer]
+        given = self.layer if isinstance(self.layer, list) else [self.layer]
+        layers = [check_layer(layer) for layer in given]
         parts = self._propagate(
             arguments,
             internal_batch_size,

@@ -29,8 +29,9 @@ class GenerationAttribution(LLMGradientAttribution):
     pass over the finished sequence: this class makes that one, and a backward pass per
     generated token from its log-probability. It also takes encoder-decoders.
 
-    The scores are those of the method at each step; for a causal model they are what
-    ``LLMGradientAttribution`` gives with the same method.
+    The scores are those of the method at each step, without baselines: relevance is
+    read at the text itself. For a causal model they are what ``LLMGradientAttribution``
+    gives with the same method.
 
     Args:
         attr_method (AttentionAttribution): A method made with the language model, such
@@ -130,11 +131,7 @@ class GenerationAttribution(LLMGradientAttribution):
         method.forward_func = forward
         explanations = [
             (item.scores[0], item.flow_value[0], item.output[0])
-            for item in method.explain_targets(
-                inputs,
-                range(len(generated)),
-                tuple(self._baseline(inp, part) for part in inputs),
-            )
+            for item in method.explain_targets(inputs, range(len(generated)))
         ]
         scores, flow_value, log_probabilities = (
             torch.stack(parts) for parts in zip(*explanations, strict=True)
@@ -166,11 +163,6 @@ class GenerationAttribution(LLMGradientAttribution):
             outputs = self.model(*inputs)
         logits: Tensor = outputs.logits
         return logits
-
-    def _baseline(self, inp: TextTokenInput, ids: Tensor) -> Tensor:
-        """Where a path to these ids begins; skipped tokens stay as they are."""
-        kept = ids.new_tensor([*(inp.skip_tokens or []), *self._decoder_start])
-        return torch.where(torch.isin(ids, kept), ids, inp.baselines)
 
     def _get_target_tokens(
         self,

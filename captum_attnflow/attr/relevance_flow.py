@@ -26,7 +26,9 @@ This method is this project's own.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -48,7 +50,7 @@ from captum_attnflow.capture import (
     UnsupportedAttentionError,
     capture_targets,
 )
-from captum_attnflow.capture.watched_layer import LayerCalls
+from captum_attnflow.capture.watched_layer import LayerCalls, record_layer_tensors
 from captum_attnflow.conserved import conserve, read_out_relevance
 from captum_attnflow.network import LayeredNetwork
 from captum_attnflow.result import (
@@ -154,11 +156,12 @@ class RelevanceFlow(AttentionAttribution):
     ) -> Iterator[AttentionRecord]:
         """Follow the path in chunks of points that keep to the limit of rows."""
         if not self._has_path(arguments):
-            records = super()._capture(
-                arguments, targets, internal_batch_size, grad_kwargs, layer_calls
-            )
-            for record in records:
-                yield self._with_tokens(arguments, record)
+            with self._watched(layer_calls) as calls:
+                records = super()._capture(
+                    arguments, targets, internal_batch_size, grad_kwargs, calls
+                )
+                for record in records:
+                    yield self._with_tokens(arguments, record)
             return
         midpoints = (torch.arange(self.path_steps) + 0.5) / self.path_steps
         fractions = torch.cat([midpoints, torch.ones(1)])
@@ -181,7 +184,7 @@ class RelevanceFlow(AttentionAttribution):
         for number, record in enumerate(records):
             (of_last,) = record.input_relevance
             parts = [*(chunk[number] for chunk in before), of_last.relevance]
-            whole = of_last._replace(relevance=torch.stack(parts).sum(0))
+            whole = InputRelevance(0, torch.stack(parts).sum(0))
             yield self._with_tokens(
                 arguments, replace(record, input_relevance=(whole,))
             )
@@ -194,17 +197,20 @@ class RelevanceFlow(AttentionAttribution):
             return record
         total = torch.zeros(len(record.output), record.n_tokens, dtype=torch.float64)
         total = total.to(record.output.device)
-        for index, relevance in record.input_relevance:
-            holding = [i for i, of in enumerate(record.sequences) if index in of.inputs]
+        for part in record.input_relevance:
+            holding = [
+                number
+                for number, sequence in enumerate(record.sequences)
+                if part.index in sequence.inputs
+            ]
             if not holding and len(record.sequences) > 1:
                 continue  # it makes no tokens that attention sees
             (sequence,) = holding or (0,)
             total[:, record.positions(sequence)] += sum_over_tokens(
-                relevance.double(),
+                part.relevance.double(),
                 record.sequences[sequence].length,
-                lambda n_tokens, _, index=index: self._find_tokens(
-                    arguments, n_tokens, index
-                ),
+                partial(self._find_tokens, arguments),
+                part.index,
             )
         return replace(record, input_relevance=(InputRelevance(0, total),))
 
@@ -242,6 +248,15 @@ class RelevanceFlow(AttentionAttribution):
                     "path_steps=0, which takes no path"
                 )
             yield record
+
+    def _watched(
+        self, layer_calls: LayerCalls | None
+    ) -> AbstractContextManager[LayerCalls | None]:
+        """Watch the layer whose output are the embeddings, unless the caller does."""
+        layer = self._path_layer()
+        if layer is None or layer_calls is not None:
+            return nullcontext(layer_calls)
+        return record_layer_tensors(layer, of_input=False)
 
     def _path_layer(self) -> nn.Module | None:
         """Return the layer through whose output the path leads, if one is known."""
@@ -328,9 +343,9 @@ def _scaled_like(direct: Tensor, scores: Tensor) -> Tensor:
 class LayerRelevanceFlow(LayerAttentionAttribution, RelevanceFlow):
     """Relevance Flow, in place of ``LayerIntegratedGradients``.
 
-    The path leads through the layer's output, as that of ``LayerIntegratedGradients``;
-    where the attention comes before the layer, through the embeddings of the first
-    input.
+    Direct edges start at the layer's output, and the path leads through it, as that of
+    ``LayerIntegratedGradients``; where the attention comes before the layer, they start
+    at the embeddings of the inputs.
 
     Args:
         forward_func (Callable or Module): The forward function.

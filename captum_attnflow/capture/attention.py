@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture.attention_call import AttentionCall
 from captum_attnflow.capture.attention_layer import AttentionLayer
-from captum_attnflow.capture.entries import InputEntries
+from captum_attnflow.capture.entries import Entry, InputEntries
 from captum_attnflow.capture.interception import AttentionInterception
 from captum_attnflow.capture.output import select_output
 from captum_attnflow.capture.path import InputPath
@@ -28,7 +27,7 @@ from captum_attnflow.capture.record import (
     UnsupportedAttentionError,
 )
 from captum_attnflow.capture.rules import PropagationRules, Rules
-from captum_attnflow.capture.streams import Stack, find_stacks
+from captum_attnflow.capture.streams import DependencyGraph, Stack, find_stacks
 from captum_attnflow.capture.support import why_none_is_found
 from captum_attnflow.capture.watched_layer import LayerCalls
 
@@ -113,6 +112,8 @@ def capture_targets(
         entries = InputEntries(inputs)
         propagation = None if rules == "gradient" else PropagationRules(rules)
         interception = AttentionInterception(entries, path, propagation)
+        if layer_calls is not None and propagation is not None:
+            layer_calls.on_entry = propagation.add_source
         output = _run(
             forward_func, entries.inputs, additional_forward_args, interception, path
         )
@@ -133,17 +134,18 @@ def capture_targets(
             "followed by matmul or einsum, or as F.scaled_dot_product_attention"
         )
     held = [entries.held_by(stack) for stack in stacks]
+    embeddings: list[Entry] = []
+    if propagation is not None and path is None:
+        at_layer = [] if layer_calls is None else layer_calls.tensors()
+        embeddings = _embeddings(entries.entered(), at_layer, interception.calls)
     if layer_calls is not None:
         layer_calls.locate(stacks)
     points = [] if path is None else [path.points_entered()]
-    by_rules = [] if propagation is None or path is not None else entries.entered()
-    # A part of an input would be less than its relevance.
-    whole = [] if any(entry.axes == "part" for entry in by_rules) else by_rules
     wanted = _Wanted(
         interception.calls,
         stacks,
         propagation,
-        points + [entry.tensor for entry in whole],
+        points + [entry.tensor for entry in embeddings],
     )
     for number, target in enumerate(targets):
         with torch.enable_grad():
@@ -168,7 +170,9 @@ def capture_targets(
                         entry.index,
                         entry.of_batch(entry.tensor.detach() * gradient),
                     )
-                    for entry, gradient in zip(whole, gradients.inputs, strict=False)
+                    for entry, gradient in zip(
+                        embeddings, gradients.inputs, strict=False
+                    )
                 ),
             )
         if path is not None:
@@ -179,6 +183,27 @@ def capture_targets(
                 ),
             )
         yield record
+
+
+def _embeddings(
+    entries: list[Entry], at_layer: list[Tensor], calls: list[AttentionCall]
+) -> list[Entry]:
+    """Choose what stands for the tokens in front of the attention.
+
+    That is the output of the layer that the user names, or the inputs themselves.
+    Nothing does where the model makes tokens of a part of an input.
+    """
+    maps = DependencyGraph([call.probed for call in calls])
+    n_tokens = max(call.probed.shape[-2] for call in calls)
+    if len(at_layer) == 1 and not maps.ancestors(at_layer[0]):
+        (tensor,) = at_layer
+        if tensor.dim() == 3 and tensor.shape[1] == n_tokens:
+            return [Entry(0, tensor)]
+    is_whole = all(
+        entry.axes in ("same", "swapped") or entry.tensor.shape[1] == n_tokens
+        for entry in entries
+    )
+    return entries if is_whole else []
 
 
 @dataclass(frozen=True)
@@ -216,11 +241,14 @@ class _Wanted:
             i: call.scores for i, call in enumerate(calls) if call.scores is not None
         }
         self._streams: dict[int, Tensor] = {}
-        for stack in stacks if propagation is not None else ():
-            last = stack.calls[-1]
-            stream = propagation.stream_behind(calls[last].probed)
-            if stream is not None:
-                self._streams[last] = stream
+        if propagation is not None:
+            behind = {
+                last: propagation.stream_behind(calls[last].probed)
+                for last in (stack.calls[-1] for stack in stacks)
+            }
+            self._streams = {
+                last: stream for last, stream in behind.items() if stream is not None
+            }
 
     def differentiate(
         self, selected: Tensor, is_last: bool, grad_kwargs: dict[str, Any]
@@ -229,24 +257,25 @@ class _Wanted:
         maps = [call.probed for call in self._calls]
         tensors = [*maps, *self._scores.values(), *self._streams.values()]
         options: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
-        layouts = {
-            call: self._is_batch_first(call, selected) for call in self._streams
-        }
+        layouts = {call: self._is_batch_first(call, selected) for call in self._streams}
         of_all = torch.autograd.grad(
             torch.unbind(selected),
             tensors + self._inputs,
             **{**options, "retain_graph": not is_last, **grad_kwargs},
         )
         left = iter([gradient.detach() for gradient in of_all])
+        of_maps = [next(left) for _ in maps]
+        of_scores = {call: next(left) for call in self._scores}
+        of_streams = {
+            call: stream.detach() * next(left) for call, stream in self._streams.items()
+        }
         return _Gradients(
-            maps=list(islice(left, len(maps))),
-            scores=dict(zip(self._scores, islice(left, len(self._scores)))),
+            maps=of_maps,
+            scores=of_scores,
             streams={
-                call: _relevance_of_positions(stream.detach() * gradient, layout)
-                for (call, stream), layout, gradient in zip(
-                    self._streams.items(), layouts.values(), left
-                )
-                if layout is not None
+                call: _relevance_of_positions(relevance, is_batch_first)
+                for call, relevance in of_streams.items()
+                if (is_batch_first := layouts[call]) is not None
             },
             inputs=list(left),
         )

@@ -49,7 +49,7 @@ class AttentionCall:
     def layer(
         self, gradient: Tensor, n_rows: int, score_gradient: Tensor | None = None
     ) -> AttentionLayer:
-        """Return the layer's attention, given the gradients in ``probed`` and scores."""
+        """Return the layer's attention, given gradients in ``probed`` and scores."""
         if self.fused is not None:
             return self.fused(gradient)
         weights = self.probed.detach()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from captum_attnflow.capture.streams import DependencyGraph, Stack
 
 
-class Entry(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Entry:
     """What stands for an input in the autograd graph.
 
     Attributes:
@@ -19,7 +22,8 @@ class Entry(NamedTuple):
         tensor (Tensor): The input, or for token ids what was looked up.
         axes (str): ``"same"`` where its first dimensions are those of the input,
             ``"swapped"`` where the model puts the tokens before the batch,
-            ``"part"`` where it was looked up for a part of the input.
+            ``"longer"`` where more tokens follow behind those of the input, such as
+            generated ones, ``"part"`` where it was looked up for anything else.
     """
 
     index: int
@@ -29,6 +33,12 @@ class Entry(NamedTuple):
     def of_batch(self, tensor: Tensor) -> Tensor:
         """Lay out a tensor of the entry's shape with the batch in dimension 0."""
         return tensor.transpose(0, 1) if self.axes == "swapped" else tensor
+
+    def of_input(self, tensor: Tensor, given: Tensor) -> Tensor:
+        """Lay out a tensor of the entry's shape as the input is."""
+        if self.axes == "longer":
+            return tensor[:, : given.shape[1]]
+        return self.of_batch(tensor)
 
 
 class InputEntries:
@@ -49,6 +59,7 @@ class InputEntries:
             traceable(tensor) if tensor.is_floating_point() else tensor.clone()
             for tensor in inputs
         )
+        self._derived = WeakTensorKeyDictionary()
         self._holder = {
             tensor.untyped_storage().data_ptr(): index
             for index, tensor in enumerate(self.inputs)
@@ -67,12 +78,29 @@ class InputEntries:
             ids (Tensor): What was looked up. A view of an input, or of a part, is it.
             found (Tensor): What the embedding returned.
         """
-        index = self._holder.get(ids.untyped_storage().data_ptr())
+        index = self._holding(ids)
         if index is None:
             return found
         found = traceable(found)
         self._entries.append(Entry(index, found, _axes(ids, self.inputs[index])))
         return found
+
+    def follow(self, made: Tensor, of: Sequence[Any]) -> None:
+        """Note token ids that were joined or moved: ``made`` of ``of``."""
+        if made.is_floating_point() or made.dtype == torch.bool:
+            return
+        for tensor in of:
+            parts = tensor if isinstance(tensor, (tuple, list)) else (tensor,)
+            for part in parts:
+                index = self._holding(part) if isinstance(part, Tensor) else None
+                if index is not None:
+                    self._derived[made] = index
+
+    def _holding(self, ids: Tensor) -> int | None:
+        index: int | None = self._derived.get(ids)
+        if index is None:
+            index = self._holder.get(ids.untyped_storage().data_ptr())
+        return index
 
     def entered(self) -> list[Entry]:
         """Return what stands for the inputs in the graph, in the order it entered."""
@@ -92,8 +120,14 @@ def _axes(ids: Tensor, given: Tensor) -> str:
     """Tell by the ids themselves how what is looked up is laid out."""
     if ids.shape == given.shape and torch.equal(ids, given):
         return "same"
-    swapped = given.dim() == 2 and ids.shape == given.mT.shape
-    return "swapped" if swapped and torch.equal(ids, given.mT) else "part"
+    if ids.dim() != 2 or given.dim() != 2:
+        return "part"
+    if ids.shape == given.mT.shape and torch.equal(ids, given.mT):
+        return "swapped"
+    longer = len(ids) == len(given) and ids.shape[1] > given.shape[1]
+    return (
+        "longer" if longer and torch.equal(ids[:, : given.shape[1]], given) else "part"
+    )
 
 
 def sequences_of(tensors: Sequence[Tensor], stack: Stack) -> list[int | None]:

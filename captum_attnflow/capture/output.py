@@ -61,8 +61,8 @@ def select_output(
         raise ValueError(
             "the output does not depend on the inputs through autograd; forward_func "
             "must not run under torch.no_grad() or detach its output, and attribute() "
-            "must not be called under torch.inference_mode(). Integer-quantised kernels "
-            "have no gradient: load the model in float32 or bfloat16"
+            "must not be called under torch.inference_mode(). Kernels quantised to "
+            "integers have no gradient: load the model in float32 or bfloat16"
         )
     per_example: Tensor = selected.reshape(n_rows)
     return per_example

@@ -16,7 +16,7 @@ from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture.entries import Entry, InputEntries, traceable
 from captum_attnflow.capture.interception import AttentionInterception
 from captum_attnflow.capture.output import select_output
-from captum_attnflow.capture.record import Propagation, UnsupportedAttentionError
+from captum_attnflow.capture.record import Propagation
 from captum_attnflow.capture.rules import PropagationRules, Rules
 
 
@@ -116,8 +116,12 @@ def propagate(
     relevance = tuple(
         tuple(
             TensorGradient(
-                entry.of_batch(entry.tensor.detach()),
-                entry.of_batch(next(gradients).detach()),
+                *(
+                    part
+                    if layers is not None
+                    else entry.of_input(part, inputs[entry.index])
+                    for part in (entry.tensor.detach(), next(gradients).detach())
+                )
             )
             for entry in group
         )
@@ -172,10 +176,16 @@ def _tap(
 
 def _only_call(layer: nn.Module, calls: list[list[Tensor]]) -> list[Tensor]:
     name = type(layer).__name__
-    if len(calls) != 1:
+    if not calls:
         raise ValueError(
-            f"the layer {name} ran {len(calls)} times in the forward function; relevance "
-            "is of one call. Give a layer that runs once, such as the embeddings module"
+            f"the layer {name} did not run in the forward function; pass a layer of "
+            "the model that forward_func calls"
+        )
+    if len(calls) > 1:
+        raise ValueError(
+            f"the layer {name} ran {len(calls)} times in the forward function; "
+            "relevance is of one call. Give a layer that runs once, such as the "
+            "embeddings module"
         )
     if not calls[0]:
         raise ValueError(

@@ -16,7 +16,8 @@ class UnsupportedAttentionError(ValueError):
     """The model's attention was not found, or is not of a supported kind."""
 
 
-class InputRelevance(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class InputRelevance:
     """Relevance of what stands for an input: floats, or embeddings of token ids.
 
     Attributes:

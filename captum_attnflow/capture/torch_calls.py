@@ -47,3 +47,18 @@ TRANSPARENT = {
     "view",
     "where",
 }
+# Calls that join, move or copy token ids.
+KEEPS_IDS = {
+    "cat",
+    "clone",
+    "concat",
+    "concatenate",
+    "contiguous",
+    "detach",
+    "expand",
+    "int",
+    "long",
+    "reshape",
+    "to",
+    "view",
+}

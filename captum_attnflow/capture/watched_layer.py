@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -53,10 +53,13 @@ class LayerCalls:
 
     Attributes:
         calls (list[LayerCall]): Empty while the layer has not run.
+        on_entry (Callable, optional): Called with the first tensor of a call, where it
+            is in the graph.
     """
 
     def __init__(self) -> None:
         self.calls: list[LayerCall] = []
+        self.on_entry: Callable[[Tensor], None] | None = None
         self._entries: list[tuple[LayerCall, Tensor]] = []  # not yet located
 
     def add(self, tensors: Sequence[Any]) -> None:
@@ -65,7 +68,13 @@ class LayerCalls:
         call = LayerCall(tuple(TensorLike.of(tensor) for tensor in found))
         self.calls.append(call)
         if found and found[0].requires_grad:
+            if self.on_entry is not None:
+                self.on_entry(found[0])
             self._entries.append((call, found[0]))
+
+    def tensors(self) -> list[Tensor]:
+        """Return the first tensor, in the graph, of each call not yet located."""
+        return [tensor for _, tensor in self._entries]
 
     def forget(self) -> None:
         """Drop all calls, as of a pass that failed."""
