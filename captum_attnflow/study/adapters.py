@@ -20,6 +20,7 @@ from captum_attnflow.attr import (
     SLALOM,
     AttentionAttribution,
     LayerAttentionAttribution,
+    LayerAttnLRP,
 )
 from captum_attnflow.capacity.information import information_tensor
 from captum_attnflow.capture import AttentionRecord, capture_attention
@@ -45,7 +46,9 @@ def attention_method(method: type[AttentionAttribution]) -> Callable[..., Tensor
     return scores
 
 
-def layer_method(method: type[LayerAttentionAttribution]) -> Callable[..., Tensor]:
+def layer_method(
+    method: type[LayerAttentionAttribution] | type[LayerAttnLRP],
+) -> Callable[..., Tensor]:
     """Run a Layer form of this package at the output of the embeddings.
 
     The settings are those of its constructor.

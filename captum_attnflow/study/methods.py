@@ -26,8 +26,8 @@ from captum_attnflow.attr import (
     AttentionRollout,
     CheferRelevance,
     GeneralizedAttentionFlow,
+    LayerAttnLRP,
     LayerRelevanceFlow,
-    RelevanceFlow,
 )
 from captum_attnflow.study.adapters import (
     ROWS_AT_ONCE,
@@ -69,17 +69,32 @@ METHODS: dict[str, Method] = {
     "relevance-flow": Method(
         layer_method(LayerRelevanceFlow),
         "LayerRelevanceFlow at the output of the embeddings",
-        {"path_steps": 2, "sign": "both"},
+        {"rules": "attnlrp", "path_steps": 1, "flow": "conserved"},
+    ),
+    "relevance-flow-cp": Method(
+        layer_method(LayerRelevanceFlow),
+        "LayerRelevanceFlow by CP-LRP's rules",
+        {"rules": "cp-lrp", "path_steps": 1, "flow": "conserved"},
     ),
     "relevance-flow-0": Method(
-        attention_method(RelevanceFlow),
-        "RelevanceFlow without a path: attention only, one row per text",
-        {"path_steps": 0, "sign": "both"},
-    ),
-    "relevance-flow-8": Method(
         layer_method(LayerRelevanceFlow),
-        "LayerRelevanceFlow at the output of the embeddings, a path of 8 steps",
-        {"path_steps": 8, "sign": "both"},
+        "LayerRelevanceFlow without a path, one row per text",
+        {"rules": "attnlrp", "path_steps": 0, "flow": "conserved"},
+    ),
+    "relevance-flow-maximum": Method(
+        layer_method(LayerRelevanceFlow),
+        "maximum flows over signed relevance by the plain gradient, a path of 2 steps",
+        {"rules": "gradient", "path_steps": 2, "flow": "maximum"},
+    ),
+    "attnlrp": Method(
+        layer_method(LayerAttnLRP),
+        "LayerAttnLRP at the output of the embeddings",
+        {"rules": "attnlrp"},
+    ),
+    "cp-lrp": Method(
+        layer_method(LayerAttnLRP),
+        "LayerAttnLRP by CP-LRP's rules",
+        {"rules": "cp-lrp"},
     ),
     "generalized-attention-flow": Method(
         attention_method(GeneralizedAttentionFlow),
@@ -90,6 +105,17 @@ METHODS: dict[str, Method] = {
         attention_method(GeneralizedAttentionFlow),
         "GeneralizedAttentionFlow with free residual edges, one flow per token",
         {"information": "AGF", "residual": "free", "game": "independent"},
+    ),
+    "generalized-attention-flow-attnlrp": Method(
+        attention_method(GeneralizedAttentionFlow),
+        "GeneralizedAttentionFlow over AttnLRP's gradients, free residual edges, one "
+        "flow per token",
+        {
+            "information": "AGF",
+            "residual": "free",
+            "game": "independent",
+            "gradient": "attnlrp",
+        },
     ),
     "attention-flow": Method(
         attention_method(AttentionFlow),
