@@ -76,13 +76,16 @@ from captum_attnflow.metrics.evidence import (
     evidence_hit,
     evidence_rank,
 )
+from captum_attnflow.metrics.normalized import AOPCBounds, aopc_bounds, naopc
 from captum_attnflow.metrics.table import METRICS, Metric, faithfulness
 
 __all__ = [
+    "AOPCBounds",
     "METRICS",
     "Metric",
     "RemovalOptions",
     "aopc",
+    "aopc_bounds",
     "comprehensiveness",
     "deletion_area",
     "deletion_curve",
@@ -94,5 +97,6 @@ __all__ = [
     "insertion_area",
     "insertion_curve",
     "log_odds",
+    "naopc",
     "sufficiency",
 ]

@@ -9,6 +9,7 @@ from captum._utils.common import _format_additional_forward_args
 from captum._utils.typing import TargetType
 from captum.attr._utils.common import _validate_target
 from torch import Tensor
+from typing_extensions import Unpack
 
 from captum_attnflow.metrics._reading import (
     TensorOrTensors,
@@ -17,14 +18,14 @@ from captum_attnflow.metrics._reading import (
     read_token_scores,
 )
 from captum_attnflow.metrics.evaluation import Output, RemovalMode, TokenRemoval
-from captum_attnflow.metrics.removal import NOTHING, Level, plan_removals
+from captum_attnflow.metrics.removal import NOTHING, AnyLevel, plan_removals
 
 Value = Callable[[Tensor, Tensor], Tensor]
 """Of the target's log probabilities with all tokens and without a set of them."""
 
 
-class RemovalOptions(TypedDict, total=False):
-    """Options that all metrics share, by keyword.
+class EvaluationOptions(TypedDict, total=False):
+    """Options of whatever removes tokens, by keyword.
 
     Attributes:
         removal (str): ``"replace"`` (default) puts the baseline in a token's place;
@@ -41,9 +42,6 @@ class RemovalOptions(TypedDict, total=False):
             removal. Default: None.
         internal_batch_size (int, optional): Most rows in one forward pass; all of one
             length by default.
-        n_tie_samples (int): Up to so many choices among tied tokens are all evaluated,
-            of more so many random ones. Default: 32.
-        seed (int): Seed of these random choices. Default: 0.
         show_progress (bool): Show a progress bar. Default: False.
     """
 
@@ -52,13 +50,24 @@ class RemovalOptions(TypedDict, total=False):
     keep: Tensor | None
     padding: Tensor | None
     internal_batch_size: int | None
-    n_tie_samples: int
-    seed: int
     show_progress: bool
 
 
+class RemovalOptions(EvaluationOptions, total=False):
+    """Options that all metrics share, by keyword: :class:`EvaluationOptions`, and ties.
+
+    Attributes:
+        n_tie_samples (int): Up to so many choices among tied tokens are all evaluated,
+            of more so many random ones. Default: 32.
+        seed (int): Seed of these random choices. Default: 0.
+    """
+
+    n_tie_samples: int
+    seed: int
+
+
 def level_values(
-    wanted: Mapping[str, tuple[Value, Sequence[Level]]],
+    wanted: Mapping[str, tuple[Value, Sequence[AnyLevel]]],
     forward_func: Callable[..., Any],
     inputs: TensorOrTensors,
     attributions: TensorOrTensors,
@@ -66,14 +75,9 @@ def level_values(
     target: TargetType,
     additional_forward_args: object,
     *,
-    removal: RemovalMode = "replace",
-    output: Output = "logits",
-    keep: Tensor | None = None,
-    padding: Tensor | None = None,
-    internal_batch_size: int | None = None,
     n_tie_samples: int = 32,
     seed: int = 0,
-    show_progress: bool = False,
+    **options: Unpack[EvaluationOptions],
 ) -> dict[str, Tensor]:
     """Evaluate values at levels; expectations where scores tie.
 
@@ -83,11 +87,10 @@ def level_values(
     Returns:
         dict[str, Tensor]: Shape ``(B, K)``, float64, by the names given.
     """
-    tokens = only_tensor("inputs", inputs)
-    scores = _scores_of(tokens, attributions)
-    absent = read_mask("padding", padding, scores)
-    removable = ~(absent | read_mask("keep", keep, scores))
-    _validate_target(len(tokens), target)
+    model, removable = read_removal(
+        forward_func, inputs, baselines, target, additional_forward_args, **options
+    )
+    scores = _scores_of(model.inputs, attributions)
     if n_tie_samples < 1:
         raise ValueError(f"n_tie_samples={n_tie_samples} must be at least 1")
     levels = dict.fromkeys(
@@ -95,6 +98,43 @@ def level_values(
     )
     numbers = {level: number for number, level in enumerate(levels)}
     removals = plan_removals(scores, removable, list(numbers), n_tie_samples, seed)
+    after = model.log_probability(removals)
+    before = removals.expectation(after)[:, numbers[NOTHING]][removals.example]
+    return {
+        name: removals.expectation(value(before, after))[
+            :, [numbers[level] for level in levels_of_value]
+        ]
+        for name, (value, levels_of_value) in wanted.items()
+    }
+
+
+def read_removal(
+    forward_func: Callable[..., Any],
+    inputs: TensorOrTensors,
+    baselines: Any,
+    target: TargetType,
+    additional_forward_args: object,
+    *,
+    removal: RemovalMode = "replace",
+    output: Output = "logits",
+    keep: Tensor | None = None,
+    padding: Tensor | None = None,
+    internal_batch_size: int | None = None,
+    show_progress: bool = False,
+) -> tuple[TokenRemoval, Tensor]:
+    """Read what removes tokens, and which ones may be removed.
+
+    See :mod:`captum_attnflow.metrics` and :class:`EvaluationOptions`.
+
+    Returns:
+        tuple: The model without tokens, and the removable ones, ``(B, T)``, bool, on
+        the CPU.
+    """
+    tokens = only_tensor("inputs", inputs)
+    positions = tokens.new_empty(tokens.shape[:2])
+    absent = read_mask("padding", padding, positions)
+    kept = read_mask("keep", keep, positions)
+    _validate_target(len(tokens), target)
     model = TokenRemoval(
         forward_func=forward_func,
         inputs=tokens,
@@ -107,14 +147,7 @@ def level_values(
         internal_batch_size=internal_batch_size,
         show_progress=show_progress,
     )
-    after = model.log_probability(removals)
-    before = removals.expectation(after)[:, numbers[NOTHING]][removals.example]
-    return {
-        name: removals.expectation(value(before, after))[
-            :, [numbers[level] for level in levels_of_value]
-        ]
-        for name, (value, levels_of_value) in wanted.items()
-    }
+    return model, ~(absent | kept)
 
 
 def read_levels(fractions: Sequence[float]) -> tuple[float, ...]:

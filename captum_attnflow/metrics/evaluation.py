@@ -14,7 +14,7 @@ from captum._utils.typing import TargetType
 from torch import Tensor
 
 from captum_attnflow._options import check_batch_size, check_choice
-from captum_attnflow.metrics.removal import Removals
+from captum_attnflow.metrics.removal import TokenSets
 from captum_attnflow.targets import target_of_rows
 from captum_attnflow.token_axis import TokenAxis, columns_of
 
@@ -59,11 +59,11 @@ class TokenRemoval:
         check_batch_size(self.internal_batch_size)
 
     @torch.no_grad()
-    def log_probability(self, removals: Removals) -> Tensor:
+    def log_probability(self, removals: TokenSets) -> Tensor:
         """Evaluate the target's log probability without each set of tokens.
 
         Args:
-            removals (Removals): ``S`` sets of tokens.
+            removals (TokenSets): ``S`` sets of tokens.
 
         Returns:
             Tensor: Shape ``(S,)``, float64, in ``(-inf, 0]``, on the CPU.
@@ -89,7 +89,7 @@ class TokenRemoval:
                 shown.update(len(sets))
         return values
 
-    def _batches(self, removals: Removals) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self, removals: TokenSets) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield sets with equally many columns left, and these columns."""
         left = ~self.padding.cpu()[removals.example]
         if self.removal == "delete":

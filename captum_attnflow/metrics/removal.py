@@ -33,17 +33,50 @@ class Level(NamedTuple):
     fraction: float
     part: Part
 
+    def n_highest(self, n_tokens: int) -> int:
+        """Return how many of so many tokens are the highest."""
+        # Without the margin, 7 % of 100 tokens would be 8.
+        return math.ceil(self.fraction * n_tokens - 1e-9)
 
+
+class Count(NamedTuple):
+    """What is removed at one level, by number.
+
+    Attributes:
+        tokens (int): So many of the highest removable tokens, but not all of them.
+        part (str): ``"highest"`` removes these tokens, ``"rest"`` all others.
+    """
+
+    tokens: int
+    part: Part
+
+    def n_highest(self, n_tokens: int) -> int:
+        """Return how many of so many tokens are the highest."""
+        return max(0, min(self.tokens, n_tokens - 1))
+
+
+AnyLevel = Level | Count
 NOTHING = Level(0.0, "highest")
 
 
 @dataclass(frozen=True, eq=False)
-class Removals:
-    """Distinct sets of tokens to remove, and the weight of each at each level.
+class TokenSets:
+    """Distinct sets of tokens to remove.
 
     Attributes:
         example (Tensor): Shape ``(S,)``, int64, row of the batch that a set belongs to.
         removed (Tensor): Shape ``(S, T)``, bool.
+    """
+
+    example: Tensor
+    removed: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Removals(TokenSets):
+    """Sets of tokens, and the weight of each at each level.
+
+    Attributes:
         term_set (Tensor): Shape ``(N,)``, int64, one term of an expectation: its set,
         term_level (Tensor): its level,
         term_weight (Tensor): and its probability, float64; those of one example and
@@ -51,8 +84,6 @@ class Removals:
         shape (tuple of int): Examples ``B`` and levels ``K``.
     """
 
-    example: Tensor
-    removed: Tensor
     term_set: Tensor
     term_level: Tensor
     term_weight: Tensor
@@ -75,7 +106,7 @@ class Removals:
 def plan_removals(
     scores: Tensor,
     removable: Tensor,
-    levels: Sequence[Level],
+    levels: Sequence[AnyLevel],
     n_tie_samples: int,
     seed: int,
 ) -> Removals:
@@ -84,7 +115,7 @@ def plan_removals(
     Args:
         scores (Tensor): Shape ``(B, T)``, one score per token.
         removable (Tensor): Shape ``(B, T)``, bool; the tokens that count.
-        levels (sequence of Level): The levels.
+        levels (sequence of Level or Count): The levels.
         n_tie_samples (int): Up to this many choices among tied tokens all are
             taken; otherwise so many are drawn.
         seed (int): Seed of the draws, which depend on nothing else but how many tokens
@@ -99,8 +130,7 @@ def plan_removals(
         positions = allowed.nonzero()[:, 0].tolist()
         score_of = dict(zip(positions, row[allowed].tolist(), strict=True))
         for number, level in enumerate(levels):
-            # Without the margin, 7 % of 100 tokens would be 8.
-            n_highest = math.ceil(level.fraction * len(positions) - 1e-9)
+            n_highest = level.n_highest(len(positions))
             choices = list(_highest(score_of, n_highest, n_tie_samples, seed))
             for highest in choices:
                 if level.part == "rest":

@@ -75,3 +75,23 @@ def area(values: Sequence[float], levels: Sequence[float]) -> float:
     for i in range(len(levels) - 1):
         total += (levels[i + 1] - levels[i]) * (values[i] + values[i + 1]) / 2
     return total / (levels[-1] - levels[0])
+
+
+def aopc_of_order(
+    probability: Callable[[tuple[int, ...]], float],
+    ids: Sequence[int],
+    order: Sequence[int],
+    reference: int | None,
+    with_last: bool = False,
+) -> float:
+    """Mean fall as the tokens go one by one, up to the last or with it."""
+    falls = []
+    for k in range(1, len(order) + with_last):
+        gone = order[:k]
+        kept = [t for t in range(len(ids)) if t not in gone]
+        if reference is None:
+            left = tuple(ids[t] for t in kept)
+        else:
+            left = tuple(ids[t] if t in kept else reference for t in range(len(ids)))
+        falls.append(probability(tuple(ids)) - probability(left))
+    return mean(falls) if falls else 0.0
