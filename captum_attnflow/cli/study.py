@@ -11,9 +11,9 @@ from transformers.utils import logging as transformers_logging
 
 from captum_attnflow.cli._messages import errors_told
 from captum_attnflow.demo import DEMO_MODEL_PATH
-from captum_attnflow.metrics import METRICS
 from captum_attnflow.study import METHODS, REMOVALS, DataSource, Study, run_study
 from captum_attnflow.study.formats import to_markdown
+from captum_attnflow.study.settings import BETTER
 
 _METHODS = (
     "generalized-attention-flow",
@@ -75,7 +75,7 @@ def study(
         list[str] | None,
         typer.Option(
             help=f"May be repeated; {', '.join(Study.metrics)} by default. All: "
-            f"{', '.join(METRICS)}.",
+            f"{', '.join(BETTER)}.",
             show_default=False,
         ),
     ] = None,

@@ -8,25 +8,32 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from captum_attnflow._memory import is_out_of_memory
-from captum_attnflow.metrics import faithfulness
+from captum_attnflow.metrics import METRICS, AOPCBounds, faithfulness, naopc
 from captum_attnflow.study.batch import TextBatch
+from captum_attnflow.study.bounds import ROWS_AT_ONCE, BoundsCache
 from captum_attnflow.study.cost import count_passes
 from captum_attnflow.study.methods import METHODS
 from captum_attnflow.study.records import Record
 from captum_attnflow.study.settings import Study
 
-_ROWS_AT_ONCE = 64
+_NAOPC = "naopc"
 # Captum's word about its hooks, and ours about zeros, which a record counts as ties.
 _KNOWN_WARNINGS = "Setting forward, backward hooks|all token scores of the examples"
 
 
 def evaluate(
-    study: Study, model: str, method: str, batch: TextBatch, rows: Sequence[int]
+    study: Study,
+    model: str,
+    method: str,
+    batch: TextBatch,
+    rows: Sequence[int],
+    bounds: BoundsCache,
 ) -> list[Record]:
     """Attribute and measure texts together; one by one if that fails.
 
@@ -36,12 +43,13 @@ def evaluate(
         method (str): Name of the method.
         batch (TextBatch): The texts.
         rows (sequence of int): Their places among the texts, counted from 1.
+        bounds (BoundsCache): The bounds of their AOPC, searched for when first asked.
 
     Returns:
         list[Record]: One per text; a text on which the method fails says why.
     """
     try:
-        return _evaluate_together(study, model, method, batch, rows)
+        return _evaluate_together(study, model, method, batch, rows, bounds)
     # Whatever a method of a peer raises is a result of the study.
     except Exception as error:
         if is_out_of_memory(error):
@@ -51,7 +59,7 @@ def evaluate(
             predicted = int(batch.predicted[0])
             return [Record(model, method, rows[0], predicted, {}, failure=failure)]
     parts = (
-        evaluate(study, model, method, batch.rows([position]), [row])
+        evaluate(study, model, method, batch.rows([position]), [row], bounds)
         for position, row in enumerate(rows)
     )
     return list(chain.from_iterable(parts))
@@ -68,7 +76,12 @@ class _Attribution:
 
 
 def _evaluate_together(
-    study: Study, model: str, method: str, batch: TextBatch, rows: Sequence[int]
+    study: Study,
+    model: str,
+    method: str,
+    batch: TextBatch,
+    rows: Sequence[int],
+    bounds: BoundsCache,
 ) -> list[Record]:
     if METHODS[method].batched:
         attributions = _attribute(study, method, batch, rows[0])
@@ -80,7 +93,14 @@ def _evaluate_together(
     scores = torch.zeros(batch.ids.shape, dtype=torch.float64)
     scores[~batch.padding.cpu()] = torch.cat([item.scores for item in attributions])
     measured = {
-        removal: _measure(study, batch, scores, removal) for removal in study.removals
+        removal: _measure(
+            study,
+            batch,
+            scores,
+            removal,
+            bounds.of(model, removal, batch, rows) if _NAOPC in study.metrics else None,
+        )
+        for removal in study.removals
     }
     removable = ~(batch.special | batch.padding).cpu()
     return [
@@ -129,22 +149,27 @@ def _attribute(
 
 
 def _measure(
-    study: Study, batch: TextBatch, scores: Tensor, removal: str
+    study: Study,
+    batch: TextBatch,
+    scores: Tensor,
+    removal: str,
+    bounds: AOPCBounds | None,
 ) -> dict[str, Tensor]:
-    values: dict[str, Tensor] = faithfulness(
-        batch.forward,
-        batch.ids,
-        scores,
-        batch.reference_id,
-        batch.predicted,
-        batch.arguments,
-        study.metrics,
-        removal=removal,
-        keep=batch.special,
-        padding=batch.padding,
-        internal_batch_size=_ROWS_AT_ONCE,
-        seed=study.seed,
+    arguments = (
+        *(batch.forward, batch.ids, scores),
+        *(batch.reference_id, batch.predicted, batch.arguments),
     )
+    options: dict[str, Any] = {
+        "removal": removal,
+        "keep": batch.special,
+        "padding": batch.padding,
+        "internal_batch_size": ROWS_AT_ONCE,
+        "seed": study.seed,
+    }
+    plain = [name for name in study.metrics if name in METRICS]
+    values: dict[str, Tensor] = faithfulness(*arguments, plain, **options)
+    if bounds is not None:
+        values[_NAOPC] = naopc(*arguments, bounds=bounds, **options)
     return values
 
 

@@ -7,7 +7,7 @@ import io
 import math
 from collections.abc import Callable, Iterator
 
-from captum_attnflow.metrics import METRICS
+from captum_attnflow.study.settings import BETTER
 from captum_attnflow.study.statistics import Estimate
 from captum_attnflow.study.table import Row, Table
 
@@ -39,7 +39,7 @@ def to_csv(table: Table) -> str:
             change = row.differences.get(metric)
             writer.writerow(
                 [row.model, row.removal, row.method, metric]
-                + [METRICS[metric].better, value.mean, value.standard_error]
+                + [BETTER[metric], value.mean, value.standard_error]
                 + [row.n, row.failures, table.against if change else ""]
                 + ([change.mean, change.low, change.high] if change else [""] * 3)
                 + [row.forward_rows, row.backward_rows, row.seconds]
@@ -81,7 +81,7 @@ FORMATS: dict[str, Callable[[Table], str]] = {
 def _cells(table: Table) -> Iterator[list[str]]:
     yield [
         *("model", "removal", "method"),
-        *(f"{name} {_ARROWS[METRICS[name].better]}" for name in table.metrics),
+        *(f"{name} {_ARROWS[BETTER[name]]}" for name in table.metrics),
         *("forward", "backward", "seconds", "texts", "failures"),
     ]
     for row in table.rows:

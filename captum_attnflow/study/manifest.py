@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from huggingface_hub import try_to_load_from_cache
 
+from captum_attnflow.metrics.normalized import BEAM_WIDTH
 from captum_attnflow.study.data import TextData, sha256_of_file
 from captum_attnflow.study.methods import METHODS, Method
 from captum_attnflow.study.records import Key, Record
@@ -53,6 +54,7 @@ def describe(study: Study, data: TextData, models: tuple[str, ...]) -> dict[str,
             "reference_token": study.reference_token,
             "seed": study.seed,
             "batch_size": study.batch_size,
+            **({"beam_width": BEAM_WIDTH} if "naopc" in study.metrics else {}),
         },
         "versions": {
             "python": platform.python_version(),
@@ -75,13 +77,15 @@ def _describe_method(method: Method) -> dict[str, Any]:
     return described
 
 
-def begin(path: Path, manifest: dict[str, Any], results: Path) -> dict[str, Any]:
+def begin(
+    path: Path, manifest: dict[str, Any], results: Sequence[Path]
+) -> dict[str, Any]:
     """Write the manifest of a new study, or check that a resumed one agrees.
 
     Args:
         path (Path): Where it is.
         manifest (dict): As :func:`describe` makes it.
-        results (Path): The results that it describes, if there are any.
+        results (sequence of Path): What it describes, if it is there.
 
     Returns:
         dict: The manifest, with the models and methods of earlier runs.
@@ -93,11 +97,12 @@ def begin(path: Path, manifest: dict[str, Any], results: Path) -> dict[str, Any]
         earlier = _read(path)
         _check_same(path, earlier, manifest)
         manifest = {**manifest, **{p: earlier[p] | manifest[p] for p in _PARTS}}
-    elif results.exists():
-        raise ValueError(
-            f"{results} has no {path.name} beside it, so that it is not known what was "
-            "measured; give another --output"
-        )
+    for file in results:
+        if file.exists() and not path.exists():
+            raise ValueError(
+                f"{file} has no {path.name} beside it, so that it is not known what "
+                "was measured; give another --output"
+            )
     write(path, manifest)
     return manifest
 

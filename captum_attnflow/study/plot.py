@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from captum_attnflow.metrics import METRICS
+from captum_attnflow.study.settings import BETTER
 from captum_attnflow.study.table import Table
 
 
@@ -50,7 +50,7 @@ def save_plot(table: Table, path: Path) -> None:
             panel.set_yticks(range(len(methods)), methods)
             panel.grid(axis="x", alpha=0.3)
             panel.set_title(f"{metric}, {removal}", fontsize="medium")
-            panel.set_xlabel(f"{METRICS[metric].better} is better", fontsize="small")
+            panel.set_xlabel(f"{BETTER[metric]} is better", fontsize="small")
         line[0].set_ylim(len(methods) - 0.5, -0.5)
     if len(models) > 1:
         panels[0][0].legend(fontsize="small")

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 Key = tuple[str, str, int]
 
@@ -46,7 +47,34 @@ class Record:
         return self.model, self.method, self.example
 
 
-class RecordFile:
+@dataclass(frozen=True)
+class Bounds:
+    """The bounds of one text's AOPC, which all methods share.
+
+    Attributes:
+        model (str): The model's name in the study.
+        removal (str): ``"replace"`` or ``"delete"``.
+        example (int): Row of the data, counted from 1.
+        lower (float): AOPC of the worst order that was found.
+        upper (float): AOPC of the best one.
+    """
+
+    model: str
+    removal: str
+    example: int
+    lower: float
+    upper: float
+
+    @property
+    def key(self) -> Key:
+        """What there is one record of."""
+        return self.model, self.removal, self.example
+
+
+Kind = TypeVar("Kind", Record, Bounds)
+
+
+class RecordFile(Generic[Kind]):
     """An append-only file of records.
 
     A line counts once it ends: what a kill left behind the last line feed is cut off
@@ -54,14 +82,15 @@ class RecordFile:
 
     Args:
         path (Path): The file; made when the first record comes.
+        kind (type): Of the records, :class:`Record` or :class:`Bounds`.
 
     Raises:
         ValueError: If a line is no record.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kind: type[Kind]) -> None:
         self.path = path
-        self.records: dict[Key, Record] = {}
+        self.records: dict[Key, Kind] = {}
         if not path.exists():
             return
         content = path.read_bytes()
@@ -70,7 +99,7 @@ class RecordFile:
             os.truncate(path, whole)
         for number, line in enumerate(content[:whole].splitlines(), 1):
             try:
-                record = Record(**json.loads(line))
+                record = kind(**json.loads(line))
             except (ValueError, TypeError) as error:
                 raise ValueError(
                     f"line {number} of {path} is no result of a study ({error}); "
@@ -78,7 +107,7 @@ class RecordFile:
                 ) from error
             self.records.setdefault(record.key, record)
 
-    def append(self, records: Iterable[Record]) -> None:
+    def append(self, records: Iterable[Kind]) -> None:
         """Add those that are not there yet; they are on disk when this returns."""
         new = [record for record in records if record.key not in self.records]
         lines = "".join(json.dumps(asdict(record)) + "\n" for record in new)

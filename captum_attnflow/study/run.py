@@ -12,11 +12,12 @@ from captum._utils.progress import NullProgress, progress
 
 from captum_attnflow.study import manifest
 from captum_attnflow.study.batch import TextBatch, find_token
+from captum_attnflow.study.bounds import BoundsCache
 from captum_attnflow.study.data import TextData, read_data
 from captum_attnflow.study.evaluate import evaluate
 from captum_attnflow.study.formats import FORMATS
 from captum_attnflow.study.plot import save_plot
-from captum_attnflow.study.records import RecordFile
+from captum_attnflow.study.records import Record, RecordFile
 from captum_attnflow.study.settings import Study
 from captum_attnflow.study.table import Table
 from captum_attnflow.tasks.text_classification import TextClassifier
@@ -29,10 +30,11 @@ def run_study(study: Study, show_progress: bool = False) -> Table:
 
     Writes ``results.jsonl`` (one line per model, method and text, as they are done),
     ``manifest.json``, ``table.md``, ``table.csv``, ``table.tex`` and ``plot.png`` into
-    the output folder. A study that was killed continues where it stopped and gives the
-    figures that it would have given: texts are batched in the same way, and a method
-    with random numbers has a seed for each text. Seconds are those of the run in which
-    a text was done.
+    the output folder; with the metric ``naopc`` also ``bounds.jsonl`` (one line per
+    model, removal mode and text). A study that was killed continues where it stopped
+    and gives the figures that it would have given: texts are batched in the same way,
+    and a method with random numbers has a seed for each text. Seconds are those of the
+    run in which a text was done.
 
     Args:
         study (Study): The study.
@@ -55,10 +57,11 @@ def run_study(study: Study, show_progress: bool = False) -> Table:
     for classifier in classifiers.values():
         find_token(classifier.tokenizer, study.reference_token)
     path, results = study.output / "manifest.json", study.output / "results.jsonl"
+    found = study.output / "bounds.jsonl"
     description = manifest.describe(study, data, tuple(classifiers))
-    description = manifest.begin(path, description, results)
-    file = RecordFile(results)
-    _run(study, data, classifiers, file, show_progress)
+    description = manifest.begin(path, description, (results, found))
+    file, bounds = RecordFile(results, Record), BoundsCache(found)
+    _run(study, data, classifiers, file, bounds, show_progress)
     table = Table.of(study, tuple(classifiers), file.records)
     for ending, written in FORMATS.items():
         (study.output / f"table.{ending}").write_text(written(table), "utf-8")
@@ -72,7 +75,8 @@ def _run(
     study: Study,
     data: TextData,
     classifiers: dict[str, TextClassifier],
-    file: RecordFile,
+    file: RecordFile[Record],
+    bounds: BoundsCache,
     show_progress: bool,
 ) -> None:
     keys = [
@@ -103,7 +107,7 @@ def _run(
                 batch = everything.rows([row - 1 for row in rows]).predict()
                 for method in missing:
                     n_before = len(file.records)
-                    file.append(evaluate(study, model, method, batch, rows))
+                    file.append(evaluate(study, model, method, batch, rows, bounds))
                     shown.update(len(file.records) - n_before)
 
 

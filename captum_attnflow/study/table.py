@@ -50,7 +50,7 @@ class Table:
 
     Attributes:
         rows (tuple of Row): By model, removal mode and method.
-        metrics (tuple of str): The columns, keys of ``METRICS``.
+        metrics (tuple of str): The columns, keys of ``BETTER``.
         against (str, optional): The method of the paired comparison.
     """
 
