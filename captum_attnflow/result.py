@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import networkx as nx
+import torch
 from torch import Tensor
 
 from captum_attnflow._warnings import warn_caller
@@ -12,6 +13,10 @@ from captum_attnflow.capture import Propagation, TokenSequence
 from captum_attnflow.display.tokens import ShownByTokens
 from captum_attnflow.network import LayeredNetwork
 from captum_attnflow.solve import SourceFlows
+
+# Of fewer tokens chance alone orders some by position.
+_FEWEST_POSITIONS = 6
+_POSITION_ALONE = 0.98  # Spearman's rho
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,6 +160,51 @@ class Explanation(ShownByTokens):
             for example, value in enumerate(self.flow_value.tolist())
         ]
         return headings, self.scores
+
+
+def warn_of_position(explanation: Explanation) -> None:
+    """Warn of examples whose scores order the tokens by position alone.
+
+    In a causal network the earlier a token stands, the more paths lead from it to the
+    read-out, whatever it says.
+    """
+    ordered = [
+        example
+        for example, (scores, capacity, sink) in enumerate(
+            zip(
+                explanation.scores,
+                explanation.network.capacity,
+                explanation.network.sink,
+                strict=True,
+            )
+        )
+        if _follows_position(scores, capacity, sink)
+    ]
+    if ordered:
+        warn_caller(
+            f"the scores of the examples {ordered} follow the position of the tokens "
+            "and hardly anything else, as flows do in a decoder, where more paths "
+            "lead on from earlier tokens. To explain a text take RelevanceFlow, or "
+            'GeneralizedAttentionFlow with residual="free", game="independent" and '
+            'gradient="attnlrp"'
+        )
+
+
+def _follows_position(scores: Tensor, capacity: Tensor, sink: Tensor) -> bool:
+    """Whether a causal network's scores rank as positions do, by Spearman's rho."""
+    if bool(capacity.triu(1).any()) or not bool(sink.any()):
+        return False
+    read_out = int(sink.nonzero()[-1])
+    candidates = scores[:read_out]
+    candidates = candidates[candidates != 0]
+    n = len(candidates)
+    if n < _FEWEST_POSITIONS:
+        return False
+    ranks = candidates.argsort().argsort().double()
+    positions = torch.arange(n, device=ranks.device, dtype=torch.float64)
+    differences = (ranks - positions).square().sum()
+    rho = 1 - 6 * float(differences) / (n * (n * n - 1))
+    return abs(rho) > _POSITION_ALONE
 
 
 def warn_of_zeros(explanation: Explanation) -> None:

@@ -26,7 +26,7 @@ from captum_attnflow.capture import (
     tokens_of_elements,
 )
 from captum_attnflow.capture.watched_layer import LayerCalls, TensorLike
-from captum_attnflow.result import Explanation, warn_of_zeros
+from captum_attnflow.result import Explanation, warn_of_position, warn_of_zeros
 
 TensorOrTensors = Tensor | tuple[Tensor, ...]
 
@@ -157,6 +157,7 @@ class AttentionAttribution(GradientAttribution):
         )
         explanation = self._explain(arguments, internal_batch_size)
         warn_of_zeros(explanation)
+        warn_of_position(explanation)
         return explanation
 
     def explain_targets(
@@ -207,6 +208,7 @@ class AttentionAttribution(GradientAttribution):
             for start in range(0, len(explanation.scores), arguments.n_rows):
                 one = explanation.select(slice(start, start + arguments.n_rows))
                 warn_of_zeros(one)
+                warn_of_position(one)
                 yield one
 
     def has_convergence_delta(self) -> bool:

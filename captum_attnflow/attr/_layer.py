@@ -26,7 +26,7 @@ from captum_attnflow.capture.watched_layer import (
     TensorLike,
     record_layer_tensors,
 )
-from captum_attnflow.result import Explanation, warn_of_zeros
+from captum_attnflow.result import Explanation, warn_of_position, warn_of_zeros
 
 
 class LayerAttentionAttribution(AttentionAttribution, LayerAttribution):
@@ -147,6 +147,7 @@ class LayerAttentionAttribution(AttentionAttribution, LayerAttribution):
         )
         explanation = self._explain(arguments, internal_batch_size, grad_kwargs)
         warn_of_zeros(explanation)
+        warn_of_position(explanation)
         return explanation
 
     def _refuse_sequence_first(

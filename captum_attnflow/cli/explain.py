@@ -17,6 +17,7 @@ from captum_attnflow._options import check_choice
 from captum_attnflow.cli._messages import errors_told
 from captum_attnflow.cli._tasks import TASKS, Task
 from captum_attnflow.surrogate import SCORES
+from captum_attnflow.tasks.pretrained import DEFAULT_METHOD
 from captum_attnflow.tasks.text_classification import METHODS
 from captum_attnflow.visualization import save_html
 
@@ -48,7 +49,7 @@ def explain(
     ] = None,
     method: Annotated[
         str, typer.Option(help=f"One of: {', '.join(METHODS)}.")
-    ] = "generalized-attention-flow",
+    ] = DEFAULT_METHOD,
     target: Annotated[
         str | None,
         typer.Option(
@@ -58,6 +59,16 @@ def explain(
     ] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Most tokens to generate; for text-generation.")
+    ] = None,
+    rules: Annotated[
+        str | None,
+        typer.Option(help="attnlrp or cp-lrp; for relevance-flow only."),
+    ] = None,
+    gradient: Annotated[
+        str | None,
+        typer.Option(
+            help="gradient, attnlrp or cp-lrp; for generalized-attention-flow only."
+        ),
     ] = None,
     residual: Annotated[
         str | None,
@@ -87,6 +98,8 @@ def explain(
 ) -> None:
     """Print the prediction for each input, and its parts coloured by score."""
     given = {
+        "rules": rules,
+        "gradient": gradient,
         "game": game,
         "normalization": normalization,
         "strategy": strategy,

@@ -22,6 +22,7 @@ from captum_attnflow.capture import tokens_of_elements
 from captum_attnflow.tasks.image_attribution import ImageAttribution, Patch
 from captum_attnflow.tasks.pretrained import (
     ATTENTION_METHODS,
+    DEFAULT_METHOD,
     find_method,
     find_target,
     labels_of,
@@ -66,7 +67,7 @@ class ImageClassifier:
     def explain(
         self,
         images: Sequence[str],
-        method: str = "generalized-attention-flow",
+        method: str = DEFAULT_METHOD,
         target: str | int | None = None,
         **options: Any,
     ) -> list[ImageAttribution]:

@@ -23,12 +23,13 @@ from captum_attnflow.attr import (
 )
 
 ATTENTION_METHODS: dict[str, Callable[..., AttentionAttribution]] = {
+    "relevance-flow": RelevanceFlow,
     "generalized-attention-flow": GeneralizedAttentionFlow,
     "attention-flow": AttentionFlow,
     "attention-rollout": AttentionRollout,
     "chefer-relevance": CheferRelevance,
-    "relevance-flow": RelevanceFlow,
 }
+DEFAULT_METHOD = "relevance-flow"
 
 
 def load_pretrained(

@@ -24,6 +24,7 @@ from captum_attnflow.surrogate import SlalomExplanation
 from captum_attnflow.surrogate.reading import SlalomReading
 from captum_attnflow.tasks.pretrained import (
     ATTENTION_METHODS,
+    DEFAULT_METHOD,
     find_method,
     find_target,
     labels_of,
@@ -90,7 +91,7 @@ class TextClassifier:
     def explain(
         self,
         texts: Sequence[str],
-        method: str = "generalized-attention-flow",
+        method: str = DEFAULT_METHOD,
         target: str | int | None = None,
         **options: Any,
     ) -> list[TextAttribution]:
@@ -148,12 +149,12 @@ class TextClassifier:
         """The model's labels, by index."""
         return labels_of(self.model)
 
-    def _baseline(self, ids: Tensor) -> Tensor:
-        """Replace all but special tokens by the mask token, or the unknown one."""
+    def _baseline(self, ids: Tensor) -> Tensor | None:
+        """Replace all but special tokens by the mask token, if there is one."""
+        if self.tokenizer.mask_token_id is None:
+            return None
         special = find_special_tokens(ids, self.model, self.tokenizer)
-        stand_ins = (self.tokenizer.mask_token_id, self.tokenizer.unk_token_id)
-        stand_in = next((index for index in stand_ins if index is not None), 0)
-        return ids.where(special, stand_in)
+        return ids.where(special, self.tokenizer.mask_token_id)
 
     def encode(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Turn a batch of texts into the model's arguments.

@@ -22,6 +22,7 @@ from captum_attnflow.display.tokens import printable
 from captum_attnflow.generation import GenerationExplanation
 from captum_attnflow.tasks.pretrained import (
     ATTENTION_METHODS,
+    DEFAULT_METHOD,
     find_method,
     load_pretrained,
 )
@@ -97,7 +98,7 @@ class TextGenerator:
     def explain(
         self,
         prompts: Sequence[str],
-        method: str = "generalized-attention-flow",
+        method: str = DEFAULT_METHOD,
         target: str | None = None,
         max_new_tokens: int = 25,
         **options: Any,
