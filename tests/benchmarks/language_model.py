@@ -22,7 +22,12 @@ from evidence_prompts import PROMPTS, EvidencePrompt
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from captum_attnflow import AttentionFlow, GeneralizedAttentionFlow, RelevanceFlow
+from captum_attnflow import (
+    AttentionFlow,
+    AttnLRP,
+    GeneralizedAttentionFlow,
+    RelevanceFlow,
+)
 from captum_attnflow.metrics import (
     evidence_average_precision,
     evidence_hit,
@@ -179,6 +184,8 @@ def all_methods(model: Any) -> dict[str, Method]:
         "occlusion": occlusion(model),
         "AttentionFlow": attribution(AttentionFlow(forward)),
         "GeneralizedAttentionFlow": attribution(GeneralizedAttentionFlow(forward)),
+        "AttnLRP": attribution(AttnLRP(forward)),
+        "CP-LRP": attribution(AttnLRP(forward, rules="cp-lrp")),
         "RelevanceFlow": attribution(RelevanceFlow(forward)),
     }
 
@@ -221,12 +228,15 @@ class Measured:
     kinds: list[str]
     values: Tensor
 
+    def of(self, measure: str) -> Tensor:
+        """Values of one measure, shape ``(N,)``."""
+        return self.values[:, MEASURES.index(measure)]
+
     def mean(self, measure: str) -> float:
-        return self.values[:, MEASURES.index(measure)].mean().item()
+        return self.of(measure).mean().item()
 
     def standard_error(self, measure: str) -> float:
-        column = self.values[:, MEASURES.index(measure)]
-        return (column.std() / len(column) ** 0.5).item()
+        return (self.of(measure).std() / len(self.kinds) ** 0.5).item()
 
     def of_kind(self, kind: str) -> Measured:
         chosen = torch.tensor([own == kind for own in self.kinds])

