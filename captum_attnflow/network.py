@@ -263,6 +263,7 @@ class LayeredNetwork:
         example: int = 0,
         tokens: Sequence[str] | None = None,
         flow: Tensor | None = None,
+        direct: Tensor | None = None,
     ) -> nx.DiGraph:
         """Build one network of the batch as a :class:`networkx.DiGraph`.
 
@@ -272,17 +273,41 @@ class LayeredNetwork:
         and ``flow`` where a flow is given. Edges that never bind have no
         ``capacity`` attribute, which networkx reads as infinite.
 
+        A flow may be signed, as that of Relevance Flow, whose capacities are its
+        absolute value. Its direct edges lead from ``"0/position"`` to ``"sink"``. There
+        is at least one layer between, so no other edge joins these two, and none is
+        overwritten. The edge from the source carries what the token sends in all.
+
         Args:
             example (int): Which network of the batch.
             tokens (sequence of str, optional): One text per position.
             flow (Tensor, optional): Shape ``(B, L, T, T)``, a conserving flow of this
                 batch, such as :attr:`FlowSolution.flow`.
+            direct (Tensor, optional): Shape ``(B, T)``, flow on direct edges, with
+                ``capacity`` its absolute value; 0 is no edge. Needs a ``flow``.
 
         Raises:
-            ValueError: If there is no such example, or ``tokens`` has not one text per
-                position.
+            ValueError: If there is no such example, ``tokens`` has not one text per
+                position, or direct edges are given without a flow.
+
+        Examples::
+
+            >>> flow = torch.tensor([[[[0.5, -0.2], [0.0, 0.0]]]])
+            >>> read_out = torch.tensor([[True, False]])
+            >>> network = LayeredNetwork(flow.abs(), read_out | True, read_out)
+            >>> direct = torch.tensor([[0.0, 0.7]])
+            >>> graph = network.to_networkx(flow=flow, direct=direct)
+            >>> for token, _, amount in graph.in_edges("sink", data="flow"):
+            ...     print(token, f"{amount:.1f}")
+            0/1 0.7
+            1/0 0.3
         """
         check_example(example, self.n_networks)
+        if direct is not None and flow is None:
+            raise ValueError(
+                "direct edges were given without a flow; give the flow they belong to, "
+                "flow=explanation.flow"
+            )
         if tokens is not None and len(tokens) != self.n_tokens:
             raise ValueError(
                 f"{len(tokens)} tokens were given for {self.n_tokens} positions; "
@@ -299,7 +324,8 @@ class LayeredNetwork:
                     position=position,
                     token=token,
                 )
-        for tail, head, capacity, amount in self._edges(example, list(graph), flow):
+        edges = self._edges(example, list(graph), flow, direct)
+        for tail, head, capacity, amount in edges:
             attributes = {} if capacity == float("inf") else {"capacity": capacity}
             if flow is not None:
                 attributes["flow"] = amount
@@ -307,7 +333,11 @@ class LayeredNetwork:
         return graph
 
     def _edges(
-        self, example: int, names: list[str], flow: Tensor | None
+        self,
+        example: int,
+        names: list[str],
+        flow: Tensor | None,
+        direct: Tensor | None,
     ) -> list[tuple[str, str, float, float]]:
         """All edges of one network as (tail, head, capacity, flow)."""
         capacity = self.capacity[example]
@@ -323,7 +353,12 @@ class LayeredNetwork:
             )
             for layer, head, tail in capacity.nonzero().tolist()
         ]
-        sent, received = amount[0].sum(0).tolist(), amount[-1].sum(-1).tolist()
+        past = amount.new_zeros(self.n_tokens) if direct is None else direct[example]
+        for token in past.nonzero()[:, 0].tolist():
+            along = float(past[token])
+            edges.append((names[first + token], SINK, abs(along), along))
+        sent = (amount[0].sum(0) + past).tolist()
+        received = amount[-1].sum(-1).tolist()
         for token in self.source[example].nonzero()[:, 0].tolist():
             edges.append((SOURCE, names[first + token], float("inf"), sent[token]))
         for token in self.sink[example].nonzero()[:, 0].tolist():

@@ -150,9 +150,13 @@ class Explanation(ShownByTokens):
     ) -> nx.DiGraph:
         """Build an example's network with its flow.
 
-        See :meth:`LayeredNetwork.to_networkx`.
+        The signed flow of Relevance Flow comes with its direct edges, such that what
+        enters the sink sums to the output. See :meth:`LayeredNetwork.to_networkx`.
         """
-        return self.network.to_networkx(example, tokens, self.flow)
+        conserved = isinstance(self.diagnostics, ConservationDiagnostics)
+        # A maximum flow that was solved on the network has no direct edges.
+        direct = self.direct if conserved and self.cut is None else None
+        return self.network.to_networkx(example, tokens, self.flow, direct)
 
     def _shown(self) -> tuple[list[str], Tensor]:
         headings = [

@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import networkx as nx
 import pytest
 import torch
 from hypothesis import given, settings
 from networks import attention_network, networks
 
-from captum_attnflow import LayeredNetwork, solve_flow
+from captum_attnflow import LayeredNetwork, RelevanceFlow, solve_flow
 
 
 def paths_edges(network: LayeredNetwork) -> set[tuple[str, str]]:
@@ -71,6 +73,63 @@ def test_graph_of_a_solution_conserves_flow_at_every_node():
         arriving = sum(flow for *_, flow in graph.in_edges(node, data="flow"))
         leaving = sum(flow for *_, flow in graph.out_edges(node, data="flow"))
         assert arriving == pytest.approx(leaving, rel=1e-9)
+
+
+def amounts(edges) -> float:
+    return sum(flow for *_, flow in edges)
+
+
+def test_graph_of_a_relevance_flow_conserves_signed_flow_from_scores_to_output(demo):
+    encoded = demo.encode(["the plot is dull", "a gripping , funny film , never dull"])
+    ids, mask = encoded["input_ids"], encoded["attention_mask"]
+    method = RelevanceFlow(
+        lambda ids, mask: demo.model(ids, attention_mask=mask).logits
+    )
+    explanation = method.explain(
+        ids, demo.tokenizer.mask_token_id, 1, additional_forward_args=(mask,)
+    )
+    for example, output in enumerate(explanation.flow_value.tolist()):
+        graph = explanation.to_networkx(example)
+        for node in set(graph) - {"source", "sink"}:
+            arriving = amounts(graph.in_edges(node, data="flow"))
+            leaving = amounts(graph.out_edges(node, data="flow"))
+            assert arriving == pytest.approx(leaving, abs=1e-9)
+        assert amounts(graph.in_edges("sink", data="flow")) == pytest.approx(output)
+        for position, score in enumerate(explanation.scores[example].tolist()):
+            sent = graph.edges["source", f"0/{position}"]["flow"] if score else 0
+            assert sent == pytest.approx(score)
+        bounded = [edge for *_, edge in graph.edges(data=True) if "capacity" in edge]
+        assert all(edge["capacity"] == abs(edge["flow"]) > 0 for edge in bounded)
+        assert any(edge["flow"] < 0 for edge in bounded)
+
+
+def test_direct_edges_lead_from_tokens_to_the_sink_beside_all_others():
+    flow = torch.tensor([[[[0.5, -0.25], [0.0, 0.0]]]])
+    read_out = torch.tensor([[True, False]])
+    network = LayeredNetwork(flow.abs(), torch.ones_like(read_out), read_out)
+    without = network.to_networkx(tokens=["so", "dull"], flow=flow)
+    graph = network.to_networkx(
+        tokens=["so", "dull"], flow=flow, direct=torch.tensor([[0.0, -0.75]])
+    )
+    assert set(graph.edges) - set(without.edges) == {("0/1 dull", "sink")}
+    assert dict(graph.edges["0/1 dull", "sink"]) == {"capacity": 0.75, "flow": -0.75}
+    assert dict(graph.edges["source", "0/1 dull"]) == {"flow": -1.0}
+    assert dict(graph.edges["0/1 dull", "1/0 so"]) == {"capacity": 0.25, "flow": -0.25}
+
+
+def test_a_maximum_flow_on_a_relevance_flows_network_has_no_direct_edges(demo):
+    ids = demo.encode(["dull"])["input_ids"]
+    method = RelevanceFlow(lambda ids: demo.model(ids).logits)
+    explanation = method.explain(ids, demo.tokenizer.mask_token_id, target=1)
+    solution = solve_flow(explanation.network)
+    solved = replace(explanation, flow=solution.flow, cut=solution.cut)
+    assert explanation.to_networkx().has_edge("0/1", "sink")
+    assert not solved.to_networkx().has_edge("0/1", "sink")
+
+
+def test_direct_edges_without_a_flow_are_refused():
+    with pytest.raises(ValueError, match="direct edges were given without a flow"):
+        attention_network(1, 3).to_networkx(direct=torch.ones(1, 3))
 
 
 def test_wrong_number_of_tokens_is_refused():
