@@ -129,6 +129,55 @@ def decoder(
     return model.to(dtype).eval()
 
 
+_EXPERTS: dict[str, dict[str, Any]] = {
+    "deepseek_v3": {
+        **_DECODER,
+        "num_key_value_heads": 4,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_group": 1,
+        "topk_group": 1,
+        "moe_intermediate_size": 16,
+        "kv_lora_rank": 8,
+        "q_lora_rank": 8,
+        "qk_rope_head_dim": 4,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 8,
+        "first_k_dense_replace": 1,
+    },
+    "gpt_oss": {
+        **_WINDOWED,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "head_dim": 8,
+        "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+    "llama4_text": {
+        **_GROUPED,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 1,
+        "head_dim": 8,
+        "intermediate_size_mlp": 32,
+    },
+    "mixtral": {**_GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2},
+}
+
+
+def mixture_of_experts(family: str) -> nn.Module:
+    """A causal language model that routes tokens to experts, whose kernels want
+    float32; the same weights for the same family."""
+    config = transformers.AutoConfig.for_model(
+        family, **copy.deepcopy(_EXPERTS[family])
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = transformers.AutoModelForCausalLM.from_config(
+            config, attn_implementation="eager"
+        )
+    return model.eval()
+
+
 def classifier(
     family: str, implementation: str = "eager", dtype: torch.dtype = torch.float32
 ) -> nn.Module:

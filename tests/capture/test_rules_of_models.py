@@ -185,6 +185,7 @@ def test_messages_and_their_flow_are_those_of_the_rewritten_model(
     close(scores, lrp.conserved_scores(expected, case.top()))
 
 
+@pytest.mark.filterwarnings("ignore:.*follow the position:UserWarning")
 @pytest.mark.parametrize(("name", "implementation", "rules"), CASES)
 def test_relevance_flow_is_half_of_it_and_half_direct_edges(
     name, implementation, rules

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.graph import Node, get_gradient_edge
 
 Place = int | str
 
@@ -77,6 +78,28 @@ def out_of_place(call: Call) -> Call | None:
     base = call.name[:-1]
     func = getattr(torch.Tensor, base, None) or getattr(F, base, None)
     return None if func is None else call._replace(name=base, func=func)
+
+
+def nodes_between(arguments: Iterable[Tensor], output: Any) -> set[Node]:
+    """Return the nodes of the autograd graph that a call has made."""
+    before = {
+        get_gradient_edge(argument).node
+        for argument in arguments
+        if argument.requires_grad
+    }
+    pending: list[Node | None] = [
+        get_gradient_edge(part).node
+        for part in tensors_in(output)
+        if part.requires_grad
+    ]
+    made: set[Node] = set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in before or node in made:
+            continue
+        made.add(node)
+        pending.extend(parent for parent, _ in node.next_functions)
+    return made
 
 
 def version(tensor: Tensor) -> int:

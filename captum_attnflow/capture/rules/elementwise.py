@@ -21,7 +21,10 @@ _NOT_CURVED = {"clamp", "clamp_max", "clamp_min", "sqrt"}
 def identity(rules: PropagationRules, call: Call) -> Any:
     """Elementwise functions of one operand that depends on the tokens."""
     output = secant(rules, call, curves=call.name not in _NOT_CURVED)
-    return call.run() if output is None else output
+    if output is None:
+        return call.run()
+    rules.gates.follow(call, output)
+    return output
 
 
 def shift_or_scale(rules: PropagationRules, call: Call) -> Any:
@@ -161,7 +164,7 @@ def along_secant(value: Tensor, function: ElementwiseFunction) -> Tensor | None:
     derivative at 0 where x is 0.
 
     Args:
-        value (Tensor): The function's value, with its own gradient.
+        value (Tensor): The function's value, with its own gradient, which it loses.
         function (ElementwiseFunction): The function.
 
     Returns:
@@ -172,12 +175,11 @@ def along_secant(value: Tensor, function: ElementwiseFunction) -> Tensor | None:
         at_zero = torch.as_tensor(function.at_zero())
         if not bool(at_zero.isfinite().all()):
             return None
-        if bool((at_zero == 0).all()):
-            near = root == 0
-        else:
-            # The difference is mostly rounding there. The derivative differs from the
-            # secant by the order of x, the rounding is that of 1 / x.
-            near = root.abs() < torch.finfo(value.dtype).eps ** 0.5
+        # Nearer to 0 the derivative, which differs by the order of x, is closer than
+        # rounding of the difference by x, or of a value that is subnormal.
+        kind = torch.finfo(value.dtype)
+        precision = kind.tiny if bool((at_zero == 0).all()) else 1.0
+        near = root.abs() < (kind.eps * precision) ** 0.5
         slope = (value - at_zero) / root
     if bool(near.any()):
         (derivative,) = torch.autograd.grad(

@@ -9,11 +9,17 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
+from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from captum_attnflow.capture.record import Propagation, UnsupportedAttentionError
-from captum_attnflow.capture.rules.call import Call, out_of_place, tensors_in
+from captum_attnflow.capture.rules.call import (
+    Call,
+    nodes_between,
+    out_of_place,
+    tensors_in,
+)
 from captum_attnflow.capture.rules.elementwise import along_secant
 from captum_attnflow.capture.rules.rewriting import OWN_NODES, scale_gradient
 from captum_attnflow.capture.rules.table import (
@@ -82,6 +88,7 @@ class PropagationRules(TorchFunctionMode):
         self._shares = WeakTensorKeyDictionary()  # of attention weights
         self._hidden = ElementwiseFunctions()  # computed without a graph
         self._seen_through = WeakTensorKeyDictionary()
+        self._inside_unknown: set[Node] = set()
         self._last: Tensor | None = None  # what the last attention put out
         self._mixed = 0  # which source that is
         self._streams = WeakTensorKeyDictionary()
@@ -166,7 +173,11 @@ class PropagationRules(TorchFunctionMode):
                 "forward_func may run under torch.no_grad(), detach what it computes, "
                 "or be TorchScript"
             )
-        names = {node.name() for node in self._graph.dependent_nodes(selected)}
+        names = {
+            node.name()
+            for node in self._graph.dependent_nodes(selected)
+            if node not in self._inside_unknown
+        }
         unseen = sorted(names & REPLACED_NODES)
         if unseen:
             raise UnsupportedAttentionError(
@@ -252,6 +263,7 @@ class PropagationRules(TorchFunctionMode):
                 self.without_gradient.add(str(call.func))
             elif any(self.is_active(part) for part in tensors_in(output)):
                 self.unknown.add(call.name)
+                self._inside_unknown |= nodes_between(call.tensors(), output)
         return output
 
     def _follow_cast(self, call: Call, output: Any) -> None:
@@ -260,11 +272,16 @@ class PropagationRules(TorchFunctionMode):
             self.functions.note(output, function)
 
     def _run_in_place(self, call: Call, in_place: Call) -> Tensor:
-        """Compute what an in-place call writes by its rule, then write it."""
+        """Compute what an in-place call writes by its rule, then write it.
+
+        Of a copy: gradients need what was there before.
+        """
         place, target = call.operand(0, "input")
-        value = self._run(
-            in_place.with_arguments({place: self.scores.before_change(target)})
-        )
+        copy = target.clone()
+        self.functions.note(copy, self.functions.of(target))
+        self.gates.overwrite(copy, target)
+        self.scores.keep(target, copy)
+        value = self._run(in_place.with_arguments({place: copy}))
         function = self.functions.get(value)
         written: Tensor = target.copy_(value)
         self.gates.overwrite(written, value)
@@ -308,8 +325,11 @@ class PropagationRules(TorchFunctionMode):
         if known is not None:
             return known
         function = self._hidden.get(operand)
-        output = None if function is None else along_secant(operand, function)
-        if function is None or output is None:
+        if function is None:
+            return operand
+        # The derivative at 0 is the Function's own; the clone has it, too.
+        output = along_secant(operand.clone(), function)
+        if output is None:
             return operand
         self.counts["identity", type(operand.grad_fn).__name__] += 1
         self.functions.note(output, function)

@@ -57,10 +57,7 @@ def instance_norm(rules: PropagationRules, call: Call) -> Any:
     )
     eps = call.value(7, "eps", 1e-5)
     channels = (x, x.shape[1], weight, bias, eps)
-    rewrite = group_norm(
-        rules, call._replace(func=F.group_norm, args=channels, kwargs={})
-    )
-    return substitute(_without_graph(call), rewrite)
+    return group_norm(rules, call._replace(func=F.group_norm, args=channels, kwargs={}))
 
 
 def normalize(rules: PropagationRules, call: Call) -> Any:

@@ -17,9 +17,17 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
 
 
 def substitute(value: Tensor, rewrite: Tensor) -> Tensor:
-    """Return a value whose gradient is that of a rewrite of it."""
+    """Give a value the gradient of a rewrite of it.
+
+    Args:
+        value (Tensor): No view, and of no use without its new gradient.
+        rewrite (Tensor): In the autograd graph.
+
+    Returns:
+        Tensor: The value itself, which a model may change in place.
+    """
     substituted: Tensor = _Substituted.apply(  # type: ignore[no-untyped-call]
-        rewrite, value.detach()
+        rewrite, value.detach_()
     )
     return substituted
 
@@ -28,7 +36,7 @@ class _Scaled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
         ctx.factor = factor
-        return x.view_as(x)
+        return x.detach()  # no view, whose base must not be changed in place
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
@@ -38,7 +46,8 @@ class _Scaled(torch.autograd.Function):
 class _Substituted(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rewrite: Tensor, value: Tensor) -> Tensor:
-        return value.view_as(value)
+        ctx.mark_dirty(value)  # it would be a view otherwise
+        return value
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:

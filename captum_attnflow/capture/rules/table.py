@@ -81,8 +81,8 @@ CASTS = _names(
 FOLLOWED = CASTS | _names(
     """
     __getitem__ amax broadcast_to cat chunk detach dropout expand expand_as flatten
-    gather index_select masked_fill masked_select max moveaxis movedim narrow
-    permute repeat repeat_interleave reshape reshape_as scatter select split squeeze
+    gather index_select masked_fill masked_select max moveaxis movedim narrow permute
+    repeat repeat_interleave reshape reshape_as scatter scatter_ select split squeeze
     stack sum swapaxes t take_along_dim transpose unbind unflatten unsqueeze view
     view_as where
     """
@@ -94,8 +94,9 @@ _MOVES = _names(
     __setitem__ as_strided concat concatenate copy_ diag_embed diagonal dsplit
     dstack fill_ flip hsplit hstack index_copy index_copy_ index_fill index_fill_
     index_put index_put_ masked_fill_ masked_scatter masked_scatter_ nan_to_num
-    positive ravel requires_grad_ roll rot90 scatter_ squeeze_ swapdims take
-    tensor_split tile tril triu unfold unsqueeze_ vsplit vstack zero_
+    positive ravel requires_grad_ roll rot90 squeeze_ swapdims take
+    tensor_split tile tril triu unfold unsqueeze_ view_as_complex
+    view_as_real vsplit vstack zero_
     """
 )
 # Sums and means; dropout.

@@ -109,12 +109,20 @@ class Gates:
             self._marked[part] = True
 
     def follow(self, call: Call, output: Any) -> None:
-        """Note that what was made of a gate is one."""
-        if len(self._marked) and any(arg in self._marked for arg in call.tensors()):
+        """Note that what was made of a gate is one.
+
+        Features that are picked by chosen indices are none, but scores are.
+        """
+        if not len(self._marked):
+            return
+        marked = [arg for arg in call.tensors() if arg in self._marked]
+        if any(arg.is_floating_point() for arg in marked) or (
+            marked and _picks_features(call)
+        ):
             self.mark(output)
 
     def overwrite(self, target: Tensor, value: Tensor) -> None:
-        """Note that a tensor was changed in place to a value."""
+        """Note that a tensor has another's values."""
         if value in self._marked:
             self._marked[target] = True
         elif target in self._marked:
@@ -157,28 +165,35 @@ class ScoreProducts:
             return None
         return product
 
-    def before_change(self, target: Tensor) -> Tensor:
-        """Return what to change in place of a tensor, such that products stay.
+    def keep(self, target: Tensor, copy: Tensor) -> None:
+        """Note the copy of a tensor that will be changed in place.
 
-        Biases and masks may be added to a product in place.
+        Biases and masks may be added to the product itself.
         """
         product = self._product_of.get(target)
-        if product is None or not _share_storage(product, target):
-            return target
-        kept = target.clone()
-        for tensor, known in list(self._product_of.items()):
-            if known is product:
-                self._product_of[tensor] = kept
-        return kept
+        if product is None:
+            return
+        self._product_of[copy] = product
+        if _share_storage(product, target):
+            for tensor, known in list(self._product_of.items()):
+                if known is product:
+                    self._product_of[tensor] = copy
 
     def overwrite(self, target: Tensor, value: Tensor) -> None:
-        """Note that a tensor was changed in place to a value."""
+        """Note that a tensor has another's values."""
         product = self._product_of.get(value)
         if product is not None:
             self._product_of[target] = product
 
 
 _RESIZING = {"__getitem__", "cat", "concat", "concatenate", "narrow", "pad"}
+
+
+def _picks_features(call: Call) -> bool:
+    if call.name not in ("gather", "take_along_dim"):
+        return False
+    name, place = ("dim", 1) if call.name == "gather" else ("dim", 2)
+    return call.value(place, name) in (-1, call.value(0, "input").dim() - 1)
 
 
 def _share_storage(one: Tensor, other: Tensor) -> bool:
