@@ -92,7 +92,7 @@ class RelevanceFlow(AttentionAttribution):
         multiply_by_inputs (bool): Kept for Captum's signature; no effect.
         rules (str): How relevance propagates: ``"attnlrp"`` (Achtibat et al. 2024) or
             ``"cp-lrp"``, attention held constant (Ali et al. 2022); ``"gradient"``, the
-            plain gradient, is a control.
+            plain gradient, is a control, and has direct edges along a path only.
         path_steps (int): Midpoints of the path from the baseline to the first input,
             where there are baselines. With 0 there is no path.
         flow (str): ``"conserved"``, or ``"maximum"``: maximum flows of single tokens

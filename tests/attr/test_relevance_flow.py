@@ -8,10 +8,23 @@ import networkx as nx
 import pytest
 import torch
 from captum.attr import IntegratedGradients, LayerIntegratedGradients
-from models import bert, causal_language_model, token_ids, vision_classifier
+from models import (
+    bert,
+    causal_language_model,
+    encoder_decoder,
+    token_ids,
+    vision_classifier,
+)
 from torch import nn
 
-from captum_attnflow import LayerRelevanceFlow, RelevanceFlow
+from captum_attnflow import (
+    AttnLRP,
+    LayerAttnLRP,
+    LayerRelevanceFlow,
+    RelevanceFlow,
+)
+from captum_attnflow.capture import capture_attention
+from captum_attnflow.demo import load_demo_model
 
 
 @pytest.fixture(scope="module")
@@ -46,42 +59,180 @@ def relevance_by_autograd(model, ids, target):
     return torch.stack([layer.mean(1) for layer in product], 1).detach()
 
 
-@pytest.mark.parametrize("sign", ["both", "positive"])
-def test_scores_without_a_path_are_networkx_flows_over_relevance(sign):
+def test_maximum_flows_are_networkx_flows_over_signed_relevance():
     model = bert(implementation="eager").double()
     ids = token_ids(2, 5)
     relevance = relevance_by_autograd(model, ids, 1)
-    flow = RelevanceFlow(lambda ids: model(ids).logits, path_steps=0, sign=sign)
-    scores = flow.explain(ids, target=1).scores
+    method = RelevanceFlow(
+        lambda ids: model(ids).logits, flow="maximum", rules="gradient"
+    )
+    scores = method.explain(ids, target=1).scores  # the plain gradient has no rules
     for row in range(2):
         assert scores[row, 0] == 0  # the read-out position sends nothing
         for token in range(1, 5):
             expected = flow_over(relevance[row].clamp_min(0), token)
-            if sign == "both":
-                expected -= flow_over((-relevance[row]).clamp_min(0), token)
+            expected -= flow_over((-relevance[row]).clamp_min(0), token)
             assert scores[row, token].item() == pytest.approx(expected, rel=1e-9)
 
 
+class TestConservation:
+    @pytest.mark.parametrize("rules", ["attnlrp", "cp-lrp", "gradient"])
+    @pytest.mark.parametrize("baseline", [None, 3])
+    def test_scores_sum_to_the_output(self, model, forward, rules, baseline):
+        ids = token_ids(3, 7)
+        explanation = RelevanceFlow(forward, rules=rules).explain(
+            ids, baseline, target=[0, 1, 1]
+        )
+        output = model(ids).logits.gather(1, torch.tensor([[0], [1], [1]]))[:, 0]
+        torch.testing.assert_close(explanation.scores.sum(1), output)
+        torch.testing.assert_close(explanation.flow_value, output)
+        assert explanation.delta.abs().max() < 1e-12
+
+    @pytest.mark.parametrize("baseline", [None, 3])
+    def test_nothing_is_lost_at_any_node(self, forward, baseline):
+        explanation = RelevanceFlow(forward).explain(token_ids(3, 7), baseline, 1)
+        arriving, leaving = explanation.flow.sum(-1), explanation.flow.sum(-2)
+        torch.testing.assert_close(arriving[:, :-1], leaving[:, 1:])
+        sent = explanation.scores - explanation.direct
+        torch.testing.assert_close(leaving[:, 0], sent)
+        # [CLS] is read alone.
+        assert not arriving[:, -1, 1:].any()
+        assert explanation.diagnostics.imbalance.max() < 1e-12
+
+    def test_flow_is_what_attention_carries_beside_the_residual_edges(self):
+        """By CP-LRP an edge carries attention times its gradient, summed over heads."""
+        model = bert(implementation="eager").double()
+        ids = token_ids(2, 6)
+        explanation = RelevanceFlow(
+            lambda ids: model(ids).logits, rules="cp-lrp", path_steps=0
+        ).explain(ids, target=1)
+        record = capture_attention(
+            lambda ids: model(ids).logits, (ids,), 1, rules="cp-lrp"
+        )
+        carried = torch.stack(
+            [
+                (weights * gradients).sum(1)
+                for weights, gradients in zip(
+                    record.weights, record.gradients, strict=True
+                )
+            ],
+            1,
+        )
+        between = ~torch.eye(6, dtype=torch.bool)
+        # Half of the output goes by direct edges.
+        torch.testing.assert_close(
+            2 * explanation.flow[..., between], carried[..., between]
+        )
+
+    def test_several_read_outs_share_the_output_by_their_streams(self, model):
+        """Under mean pooling each position starts with what its stream says."""
+        weight = torch.randn(model.config.hidden_size, dtype=torch.float64)
+
+        def forward(ids):
+            return (model.bert(ids).last_hidden_state @ weight).mean(1, keepdim=True)
+
+        ids = token_ids(2, 6)
+        explanation = RelevanceFlow(forward, path_steps=0).explain(ids)
+        torch.testing.assert_close(explanation.scores.sum(1), forward(ids)[:, 0])
+        at_top = explanation.flow[:, -1].sum(-1)
+        # As many rows as tokens: what is the batch is found out, not guessed.
+        square = token_ids(6, 6)
+        square[:2] = ids
+        explanation = RelevanceFlow(forward, path_steps=0).explain(square)
+        torch.testing.assert_close(explanation.flow[:2, -1].sum(-1), at_top)
+
+    def test_tokens_behind_the_read_out_and_padding_get_exactly_nothing(self):
+        model = causal_language_model(50).double()
+        ids = token_ids(2, 8)
+        scores = RelevanceFlow(lambda ids: model(ids).logits[:, 4]).explain(
+            ids, target=7
+        )
+        assert scores.scores[:, :5].all()
+        assert not scores.scores[:, 5:].any()
+
+    def test_an_encoder_and_its_decoder_share_the_output(self):
+        model = encoder_decoder("T5").double()
+        encoder_ids, decoder_ids = token_ids(2, 6), token_ids(2, 4)
+
+        def forward(encoder_ids, decoder_ids):
+            return model(input_ids=encoder_ids, decoder_input_ids=decoder_ids).logits[
+                :, -1
+            ]
+
+        explanation = RelevanceFlow(forward).explain(
+            (encoder_ids, decoder_ids), None, 5
+        )
+        output = forward(encoder_ids, decoder_ids)[:, 5]
+        torch.testing.assert_close(explanation.scores.sum(1), output)
+        assert explanation.scores.shape == (2, 10)
+        assert explanation.scores.all()
+
+
+def test_scores_change_as_layers_are_randomised_from_the_top():
+    """Adebayo et al. (2018): an explanation of the model depends on its weights."""
+    model, tokenizer = load_demo_model()
+    text = "a gripping , funny film that never bores and always moves its audience"
+    ids = tokenizer(text, return_tensors="pt").input_ids
+    trained = RelevanceFlow(lambda ids: model(ids).logits).explain(
+        ids, tokenizer.mask_token_id, target=1
+    )
+    torch.manual_seed(0)
+    parts = [model.classifier, model.bert.pooler, *reversed(model.bert.encoder.layer)]
+    for part in [*parts, model.bert.embeddings]:
+        for parameter in part.parameters():
+            if parameter.dim() > 1:
+                nn.init.normal_(parameter, std=0.05)
+    randomised = RelevanceFlow(lambda ids: model(ids).logits).explain(
+        ids, tokenizer.mask_token_id, target=1
+    )
+    ranks = [e.scores[0, 1:-1].argsort().argsort() for e in (trained, randomised)]
+    assert torch.corrcoef(torch.stack(ranks).double())[0, 1] < 0.5
+
+
 class TestDirectEdges:
-    def test_they_are_integrated_gradients_of_the_embeddings(self, model, forward):
+    """Half of a score is input times gradient by the rules."""
+
+    @pytest.mark.parametrize("rules", ["attnlrp", "cp-lrp"])
+    def test_without_baselines_they_are_attnlrps_scores(self, model, forward, rules):
+        ids = token_ids(2, 6)
+        flow = RelevanceFlow(forward, rules=rules).explain(ids, target=1)
+        expected = AttnLRP(forward, rules=rules).attribute(ids, target=1)
+        torch.testing.assert_close(
+            2 * flow.direct, expected.double(), rtol=1e-5, atol=1e-7
+        )
+
+    def test_at_a_layer_they_are_those_of_its_output(self, model, forward):
+        ids, layer = token_ids(2, 6), model.bert.embeddings
+        flow = LayerRelevanceFlow(forward, layer).explain(ids, target=1)
+        expected = LayerAttnLRP(forward, layer).attribute(ids, target=1).sum(-1)
+        torch.testing.assert_close(2 * flow.direct, expected)
+
+    def test_by_the_plain_gradient_they_are_integrated_gradients(self, model, forward):
         ids, baseline = token_ids(2, 6), torch.full((2, 6), 3)
-        direct = RelevanceFlow(forward).explain(ids, baseline, target=1).direct
+        method = RelevanceFlow(forward, rules="gradient", path_steps=2)
         expected = LayerIntegratedGradients(
             forward, model.bert.embeddings.word_embeddings
         ).attribute(ids, baseline, target=1, n_steps=2, method="riemann_middle")
-        assert_proportional(direct, expected.sum(-1))
+        torch.testing.assert_close(
+            2 * method.explain(ids, baseline, target=1).direct, expected.sum(-1)
+        )
 
     def test_at_a_layer_they_are_layer_integrated_gradients(self, model, forward):
         ids, baseline = token_ids(2, 6), torch.full((2, 6), 3)
         layer = model.bert.embeddings
-        direct = LayerRelevanceFlow(forward, layer).explain(ids, baseline, target=1)
+        method = LayerRelevanceFlow(forward, layer, rules="gradient", path_steps=2)
         expected = LayerIntegratedGradients(forward, layer).attribute(
             ids, baseline, target=1, n_steps=2, method="riemann_middle"
         )
-        assert_proportional(direct.direct, expected.sum(-1))
+        torch.testing.assert_close(
+            2 * method.explain(ids, baseline, target=1).direct, expected.sum(-1)
+        )
 
-    def test_behind_attention_they_are_those_of_the_input(self, model, forward):
-        ids, baseline = token_ids(2, 6), torch.full((2, 6), 3)
+    @pytest.mark.parametrize("baseline", [None, 3])
+    def test_behind_attention_they_are_those_of_the_input(
+        self, model, forward, baseline
+    ):
+        ids = token_ids(2, 6)
         layer = LayerRelevanceFlow(forward, model.bert.encoder.layer[1])
         torch.testing.assert_close(
             layer.explain(ids, baseline, target=1).scores,
@@ -91,9 +242,11 @@ class TestDirectEdges:
     def test_no_hook_is_left_behind(self, model, forward):
         layer = model.bert.embeddings
         before = len(layer._forward_hooks)
-        LayerRelevanceFlow(forward, layer).attribute(token_ids(2, 6), 3, target=1)
-        with pytest.raises(ValueError, match="target"):
-            LayerRelevanceFlow(forward, layer).attribute(token_ids(2, 6), 3, target=9)
+        for baseline in (None, 3):
+            method = LayerRelevanceFlow(forward, layer)
+            method.attribute(token_ids(2, 6), baseline, target=1)
+            with pytest.raises(ValueError, match="target"):
+                method.attribute(token_ids(2, 6), baseline, target=9)
         assert len(layer._forward_hooks) == before
 
     @pytest.mark.parametrize("target", [[0, 9], torch.tensor([0, 9])])
@@ -108,11 +261,12 @@ class TestDirectEdges:
         def forward(embeddings):
             return model(inputs_embeds=embeddings).logits
 
-        direct = RelevanceFlow(forward, path_steps=5).explain(embeddings, target=1)
+        method = RelevanceFlow(forward, rules="gradient", path_steps=5)
         expected = IntegratedGradients(forward).attribute(
             embeddings, target=1, n_steps=5, method="riemann_middle"
         )
-        assert_proportional(direct.direct, expected.sum(-1))
+        direct = method.explain(embeddings, 0.0, target=1).direct
+        torch.testing.assert_close(2 * direct, expected.sum(-1))
 
     def test_pixels_are_summed_over_their_patch(self):
         model = vision_classifier().double()
@@ -121,45 +275,39 @@ class TestDirectEdges:
         def forward(pixels):
             return model(pixels).logits
 
-        explanation = RelevanceFlow(forward).explain(pixels, target=1)
+        method = RelevanceFlow(forward, rules="gradient", path_steps=2)
+        explanation = method.explain(pixels, 0.0, target=1)
         expected = IntegratedGradients(forward).attribute(
             pixels, target=1, n_steps=2, method="riemann_middle"
         )
         side = model.config.patch_size
         patches = nn.functional.avg_pool2d(expected.sum(1, keepdim=True), side)
         assert not explanation.direct[:, 0].any()  # [CLS] has no pixels
-        assert_proportional(explanation.direct[:, 1:], patches.flatten(1))
+        torch.testing.assert_close(
+            2 * explanation.direct[:, 1:], patches.flatten(1) * side**2
+        )
 
-    def test_they_carry_as_much_as_the_attention(self, forward):
+    def test_beside_maximum_flows_they_carry_as_much_in_all(self, forward):
         ids = token_ids(2, 6)
-        whole = RelevanceFlow(forward).explain(ids, 3, target=1)
-        flows = RelevanceFlow(forward, path_steps=0).explain(ids, target=1).scores
-        torch.testing.assert_close(whole.scores, flows + whole.direct)
+        whole = RelevanceFlow(forward, flow="maximum").explain(ids, 3, target=1)
+        flows = whole.scores - whole.direct
         torch.testing.assert_close(whole.direct.abs().sum(1), flows.abs().sum(1))
 
     def test_an_input_at_its_baseline_has_none(self, forward):
         ids = token_ids(2, 6)
         at_baseline = RelevanceFlow(forward).explain(ids, ids, target=1)
-        no_path = RelevanceFlow(forward, path_steps=0).explain(ids, target=1)
         assert not at_baseline.direct.any()
-        torch.testing.assert_close(at_baseline.scores, no_path.scores)
-
-
-def assert_proportional(left: torch.Tensor, right: torch.Tensor) -> None:
-    normalised = [part / part.abs().sum(1, keepdim=True) for part in (left, right)]
-    torch.testing.assert_close(*normalised)
-
-
-def test_a_token_that_speaks_for_the_target_only_has_no_negative_score(forward):
-    scores = RelevanceFlow(forward, sign="positive").explain(token_ids(3, 8), 3, 1)
-    assert (scores.scores >= 0).all()
-    assert scores.against is None
+        torch.testing.assert_close(
+            at_baseline.scores.sum(1), forward(ids)[:, 1].detach()
+        )
 
 
 def test_scores_are_there_where_every_position_is_read_out(model):
     """Tokens are scored by what they send to the others' read-outs."""
     hidden = model.bert
-    flow = RelevanceFlow(lambda ids: hidden(ids).last_hidden_state.mean(1)[:, :2])
+    flow = RelevanceFlow(
+        lambda ids: hidden(ids).last_hidden_state.mean(1)[:, :2], flow="maximum"
+    )
     explanation = flow.explain(token_ids(2, 6), 3, target=1)
     assert explanation.scores.all()
     torch.testing.assert_close(explanation.flow_value, explanation.scores.sum(1))
@@ -198,7 +346,7 @@ def test_a_baseline_of_another_dtype_is_taken_as_captum_takes_it(model, dtype):
     torch.testing.assert_close(given, expected)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 4, 9])
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 6])
 def test_internal_batch_size_bounds_the_rows_and_changes_nothing(model, batch_size):
     rows = []
 
@@ -209,7 +357,7 @@ def test_internal_batch_size_bounds_the_rows_and_changes_nothing(model, batch_si
 
     ids = token_ids(3, 6)
     whole = RelevanceFlow(forward).attribute(ids, 3, target=[0, 1, 1])
-    assert rows == [9]  # one pass; the baseline's stops at the lookup
+    assert rows == [6]  # one pass; the baseline's stops at the lookup
     rows.clear()
     parts = RelevanceFlow(forward).attribute(
         ids, 3, target=[0, 1, 1], internal_batch_size=batch_size
@@ -271,8 +419,9 @@ def test_ids_that_are_never_looked_up_are_refused(model):
 
     with pytest.raises(ValueError, match=r"never looked up.*path_steps=0"):
         RelevanceFlow(forward).attribute(token_ids(1, 6), 3, target=1)
-    scores = RelevanceFlow(forward, path_steps=0).attribute(token_ids(1, 6), target=1)
-    assert scores.any()
+    explanation = RelevanceFlow(forward).explain(token_ids(1, 6), target=1)
+    assert explanation.direct is None
+    assert explanation.scores.any()
 
 
 @pytest.mark.parametrize("given", [-1, 2.0, None])
@@ -281,6 +430,8 @@ def test_a_path_of_no_number_of_steps_is_refused(forward, given):
         RelevanceFlow(forward, path_steps=given)
 
 
-def test_unknown_sign_is_refused(model, forward):
-    with pytest.raises(ValueError, match=r"sign='negative'.*both"):
-        LayerRelevanceFlow(forward, model.bert.embeddings, sign="negative")
+def test_unknown_options_are_refused(model, forward):
+    with pytest.raises(ValueError, match=r"rules='lrp'.*attnlrp"):
+        LayerRelevanceFlow(forward, model.bert.embeddings, rules="lrp")
+    with pytest.raises(ValueError, match=r"flow='joint'.*conserved"):
+        RelevanceFlow(forward, flow="joint")
