@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,6 +17,7 @@ from selenium.webdriver import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
 
+from captum_attnflow import RelevanceFlow
 from captum_attnflow.visualization import (
     flow_diagram,
     save_html,
@@ -231,6 +233,37 @@ class TestFlowDiagram:
         browser.switch_to.default_content()
         assert browser.get_log("browser") == []
 
+    def test_a_hovered_token_tells_its_signed_flow_and_highlights_its_edges(
+        self, opened, demo
+    ):
+        ids = demo.encode(["the plot is dull but the acting is funny"])["input_ids"]
+        method = RelevanceFlow(lambda ids: demo.model(ids).logits)
+        explanation = method.explain(ids, demo.tokenizer.mask_token_id, target=1)
+        browser = opened(flow_diagram(explanation, threshold=0))
+        scores, direct = explanation.scores[0], explanation.direct[0]
+        lowest = int(scores.argmin())
+        token = browser.find_elements(By.CSS_SELECTOR, ".token")[lowest]
+        assert "negative" in token.get_attribute("class")
+        ActionChains(browser).move_to_element(token).perform()
+        said = browser.find_element(By.ID, "reading").text.replace(
+            "\N{MINUS SIGN}", "-"
+        )
+        sent, share, past = map(float, re.findall(r" ([-+]?[\d.]+)", said))
+        output = float(explanation.flow_value[0])
+        assert sent == pytest.approx(float(scores[lowest]), rel=0.01)
+        assert share == pytest.approx(100 * float(scores[lowest]) / output, rel=0.01)
+        assert past == pytest.approx(float(direct[lowest]), rel=0.01)
+        flow = explanation.flow[0, 0, :, lowest].tolist()
+        assert set(highlighted(browser)) == {
+            (0, lowest, head) for head, amount in enumerate(flow) if amount
+        }
+        dashed = browser.find_elements(
+            By.CSS_SELECTOR, ".trace path.negative[stroke-dasharray]"
+        )
+        negative = browser.find_elements(By.CSS_SELECTOR, ".trace path.negative")
+        assert len(dashed) == len(negative) > 0
+        assert browser.get_log("browser") == []
+
     @pytest.mark.parametrize("n_tokens", [12, 64, 200])
     def test_labels_do_not_overlap(self, n_tokens, opened):
         words = [f"word{'y' * (place % 9)}" for place in range(n_tokens)]
@@ -275,7 +308,7 @@ def highlighted(browser) -> dict[tuple[int, int, int], float]:
         "const all = (css) => [...document.querySelectorAll(css)];"
         "return [all('.trace path').map((path) =>"
         "[path.getAttribute('d'), path.getAttribute('stroke-width')]), all("
-        "'.node').map((node) => [node.cx.baseVal.value, node.cy.baseVal.value])]"
+        "'.hit').map((node) => [node.cx.baseVal.value, node.cy.baseVal.value])]"
     )
     columns = sorted({x for x, _ in nodes})
     levels = sorted({y for _, y in nodes}, reverse=True)

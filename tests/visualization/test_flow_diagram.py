@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import base64
 import io
 import json
 import re
 import warnings
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,13 +22,20 @@ from captum_attnflow import (
     RelevanceFlow,
     solve_flow,
 )
+from captum_attnflow.conserved import conserve
+from captum_attnflow.result import ConservationDiagnostics
 from captum_attnflow.visualization import flow_diagram, html_page
-from captum_attnflow.visualization.flow_diagram import FlowLayout
+from captum_attnflow.visualization.flow_diagram import FlowDiagram, FlowLayout
 
 
 def edges(layout: FlowLayout) -> list[tuple[int, int, int]]:
     ends = (layout.layer, layout.tail, layout.head)
     return list(zip(*(column.tolist() for column in ends), strict=True))
+
+
+def page_data(diagram: FlowDiagram) -> dict[str, Any]:
+    data = re.search(r'id="data">(.*?)</script>', diagram.to_html(), re.DOTALL)
+    return json.loads(data.group(1))
 
 
 def texts(figure, gid=None):
@@ -159,7 +168,7 @@ def test_a_rollout_is_drawn_without_a_cut(demo):
 
 def test_what_has_no_joint_flow_is_refused_with_the_way_to_one(demo):
     ids = demo.encode(["a gripping , funny film"])["input_ids"]
-    flow = RelevanceFlow(lambda ids: demo.model(ids).logits)
+    flow = RelevanceFlow(lambda ids: demo.model(ids).logits, flow="maximum")
     explanation = flow.explain(ids, demo.tokenizer.mask_token_id, target=1)
     with pytest.raises(ValueError, match="no joint flow") as refusal:
         flow_diagram(explanation)
@@ -174,6 +183,204 @@ def test_what_has_no_joint_flow_is_refused_with_the_way_to_one(demo):
     assert flow_diagram(joint).layout.cut.capacity == pytest.approx(
         float(solution.value[0]), rel=1e-4
     )
+
+
+def a_relevance_flow(
+    n_layers: int, n_tokens: int, *, direct: bool = True, negative: bool = True
+) -> Explanation:
+    """A conserved flow of random messages, read out at the first position."""
+    messages = torch.randn(1, n_layers, n_tokens, n_tokens, dtype=torch.float64) / 2
+    past = torch.randn(1, n_tokens, dtype=torch.float64)
+    read = torch.arange(n_tokens)[None] == 0
+    if not negative:
+        messages, past = messages.abs() / (9 * n_tokens), past.abs()
+        read = torch.ones_like(read)
+    read_out = 4.0 * read
+    conserved = conserve(messages, read_out.double())
+    scores = conserved.scores + past if direct else conserved.scores
+    return Explanation(
+        scores=scores,
+        flow_value=scores.sum(1),
+        network=LayeredNetwork(conserved.flow.abs(), torch.ones_like(read), read),
+        flow=conserved.flow,
+        diagnostics=ConservationDiagnostics(conserved.imbalance, None),
+        direct=past if direct else None,
+    )
+
+
+def with_minus(number: str) -> str:
+    return number.replace("-", "\N{MINUS SIGN}")
+
+
+def signed_edges(explanation: Explanation) -> dict[tuple[int, int, int], float]:
+    """The flow of every edge (layer, tail, head) that has any."""
+    return {
+        (layer, tail, head): amount
+        for layer, rows in enumerate(explanation.flow[0].tolist())
+        for head, row in enumerate(rows)
+        for tail, amount in enumerate(row)
+        if amount != 0
+    }
+
+
+class TestRelevanceFlow:
+    def test_widths_are_absolute_flows_and_signs_are_marked(self):
+        explanation = a_relevance_flow(3, 5)
+        flow = signed_edges(explanation)
+        layout = flow_diagram(explanation, threshold=0.1).layout
+        largest = max(map(abs, flow.values()))
+        wide = {edge for edge, amount in flow.items() if abs(amount) >= largest / 10}
+        assert set(edges(layout)) == wide
+        amounts = [flow[edge] for edge in edges(layout)]
+        assert layout.width == pytest.approx(np.abs(amounts) / largest)
+        assert layout.negative.tolist() == [amount < 0 for amount in amounts]
+        assert layout.negative.any()
+        assert not layout.negative.all()
+        assert layout.n_pruned == len(flow) - len(wide)
+        for layer, share in enumerate(layout.drawn_share):
+            whole = {edge for edge in flow if edge[0] == layer}
+            drawn = sum(abs(flow[edge]) for edge in whole & wide)
+            assert share == pytest.approx(
+                drawn / sum(abs(flow[edge]) for edge in whole)
+            )
+
+    @pytest.mark.parametrize("direct", [False, True])
+    def test_numbers_below_tokens_and_the_title_tell_the_whole_output(self, direct):
+        explanation = a_relevance_flow(3, 5, direct=direct)
+        diagram = flow_diagram(explanation)
+        scores = explanation.scores[0].tolist()
+        written = {"score": tuple(with_minus(f"{score:+.2f}") for score in scores)}
+        output = float(explanation.flow_value[0])
+        words = [f"relevance flow of 5 tokens sums to the output {output:.4g}"]
+        if direct:
+            past = explanation.direct[0].tolist()
+            written["of it direct"] = tuple(
+                with_minus(f"{amount:+.2f}") for amount in past
+            )
+            layers = float(explanation.flow[0, 0].sum())
+            words.append(f"{layers:.4g} through the layers")
+            words.append(f"{sum(past):.4g} on direct edges")
+        assert dict(diagram.layout.amounts) == written
+        figure = diagram.figure()
+        for name, numbers in written.items():
+            drawn = [text.get_text() for text in texts(figure, name)]
+            assert drawn == list(numbers)
+            assert name in [text.get_text() for text in texts(figure)]
+        page = page_data(diagram)
+        assert page["amounts"] == [[name, [*row]] for name, row in written.items()]
+        for word in map(with_minus, words):
+            assert word in diagram.layout.summary()
+            assert word in figure.texts[0].get_text()
+            assert word in diagram.to_html()
+
+    def test_nothing_is_said_of_cuts_and_maximum_flows(self):
+        diagram = flow_diagram(a_relevance_flow(2, 4))
+        figure = diagram.figure()
+        said = [text.get_text() for text in [*figure.texts, *texts(figure)]]
+        said += [text.get_text() for text in figure.legends[0].get_texts()]
+        markup = re.sub(
+            "<(style|script).*?</(style|script)>", "", diagram.to_html(), flags=re.S
+        )
+        for words in (*said, markup):
+            assert not re.search("cut|maximum|side", words)
+
+    def test_the_page_has_signed_flows_and_direct_edges(self):
+        explanation = a_relevance_flow(3, 5)
+        layout = flow_diagram(explanation).layout
+        page = page_data(flow_diagram(explanation))
+        flow = np.frombuffer(base64.b64decode(page["flow"]), "<f4")
+        assert flow == pytest.approx(explanation.flow[0].flatten().numpy(), rel=1e-6)
+        assert page["signed"] is True
+        assert page["direct"] == pytest.approx(explanation.direct[0].tolist())
+        assert page["value"] == pytest.approx(float(explanation.flow_value[0]))
+        assert page["sourceSide"] is None
+        assert len(page["edges"]) == len(layout.width)
+
+    def test_a_legend_tells_signs_apart_only_where_both_are(self):
+        mixed = flow_diagram(a_relevance_flow(2, 4))
+        raising = flow_diagram(a_relevance_flow(2, 4, negative=False))
+        assert "lowers the output: dashed" in mixed.to_html()
+        assert "lowers the output" not in raising.to_html()
+        [legend] = mixed.figure().legends
+        words = [text.get_text() for text in legend.get_texts()]
+        assert words[0] == "raises the output"
+        assert words[1].startswith("lowers the output: dashed edges")
+        assert raising.figure().legends == []
+
+    def test_negative_edges_are_dashed_and_negative_nodes_are_diamonds(self):
+        explanation = a_relevance_flow(2, 4)
+        diagram = flow_diagram(explanation)
+        [axes] = diagram.figure().axes
+        lines, *nodes = axes.collections
+        dashes = [dash is not None for _, dash in lines.get_linestyle()]
+        assert dashes == diagram.layout.negative.tolist()
+        below = int((diagram.layout.node_flow < 0).sum())
+        assert below
+        assert [len(kind.get_offsets()) for kind in nodes] == [12 - below, below]
+        corners = [len(kind.get_paths()[0].vertices) for kind in nodes]
+        assert corners[0] > corners[1]
+
+    def test_a_token_with_a_direct_edge_alone_is_a_column(self):
+        explanation = a_relevance_flow(2, 4)
+        flow = explanation.flow.clone()
+        flow[..., 2:, :] = flow[..., 2:] = 0
+        direct = torch.tensor([[0.5, 0.0, -0.25, 0.0]], dtype=torch.float64)
+        alone = replace(
+            explanation,
+            flow=flow,
+            direct=direct,
+            network=replace(explanation.network, capacity=flow.abs()),
+        )
+        layout = flow_diagram(alone, ["a", "b", "c", "d"]).layout
+        assert layout.tokens == ("a", "b", "c")
+        assert layout.sent[2] == -0.25
+
+    def test_padding_is_left_out_and_scores_are_the_methods_own(self, demo):
+        encoded = demo.encode(["dull", "a gripping , funny film"])
+        ids, mask = encoded["input_ids"], encoded["attention_mask"]
+        method = RelevanceFlow(
+            lambda ids, mask: demo.model(ids, attention_mask=mask).logits
+        )
+        explanation = method.explain(
+            ids, demo.tokenizer.mask_token_id, 1, additional_forward_args=(mask,)
+        )
+        tokens = demo.tokenizer.convert_ids_to_tokens(ids[0])
+        layout = flow_diagram(explanation, tokens).layout
+        assert layout.tokens == ("[CLS]", "dull", "[SEP]")
+        assert layout.sent == pytest.approx(explanation.scores[0, :3].tolist())
+        assert layout.sent.sum() == pytest.approx(layout.value)
+        assert layout.node_flow[1:].sum(1) == pytest.approx(layout.node_flow[0].sum())
+
+    def test_a_maximum_flow_on_its_network_is_drawn_as_one(self):
+        explanation = a_relevance_flow(2, 4)
+        solution = solve_flow(explanation.network)
+        solved = replace(
+            explanation,
+            flow=solution.flow,
+            cut=solution.cut,
+            flow_value=solution.value,
+        )
+        layout = flow_diagram(solved).layout
+        assert "minimum cut of" in layout.summary()
+        assert (layout.direct, layout.amounts) == (None, ())
+
+    @pytest.mark.parametrize("scale", [0.0, 1e-9, 1e-3, 1e3, 1e9])
+    @pytest.mark.parametrize("n_tokens", [1, 7, 24, 64])
+    def test_numbers_of_any_size_fit_the_sheet(self, n_tokens, scale):
+        explanation = a_relevance_flow(2, n_tokens)
+        scaled = replace(
+            explanation,
+            flow=explanation.flow * scale,
+            direct=explanation.direct * scale,
+            flow_value=explanation.flow_value * scale,
+        )
+        figure = flow_diagram(scaled, ["m"] * n_tokens).figure()
+        written = [*texts(figure), *figure.texts]
+        written += [text for key in figure.legends for text in key.get_texts()]
+        assert overlapping(figure, written) == []
+        for text in written:
+            box = text.get_window_extent()
+            assert figure.bbox.count_contains(box.corners()) == 4, text.get_text()
 
 
 @pytest.mark.parametrize(

@@ -43,12 +43,14 @@ class FlowDiagram:
         """Return a page of its own, which shows where a token's flow goes.
 
         Hover or focus a token or a node to see its flow and its share, click to keep
-        it; choose which layers are shown. The page needs no network.
+        it; choose which layers are shown. Of a signed flow, which cancels where edges
+        meet, it shows the edges of the token or node. The page needs no network.
         """
         return flow_page(self.layout)
 
     def _repr_html_(self) -> str:
-        height = min(280 + 60 * self.layout.n_layers, 760)
+        rows = 60 * self.layout.n_layers + 18 * len(self.layout.amounts)
+        height = min(280 + rows, 760)
         return (
             f'<iframe srcdoc="{escape(self.to_html())}" sandbox="allow-scripts" '
             f'style="width: 100%; height: {height}px; border: 0"></iframe>'
@@ -68,15 +70,20 @@ def flow_diagram(
     and nodes are filled on the source's side of it. Columns that no path uses, such as
     padding, are left out.
 
+    The flow of RelevanceFlow is signed. Edges are as wide as its absolute value, and
+    those that lower the output are dashed and of another colour, nodes diamonds; below
+    a token is its score and what of it takes the direct edge, which is not drawn. So
+    what leaves the tokens' nodes and these direct edges sum to the output.
+
     Args:
-        explanation (Explanation): What ``explain()`` returns, with a joint flow:
-            of AttentionFlow, GeneralizedAttentionFlow or AttentionRollout, whose flow
-            is not a maximum flow and has no cut.
+        explanation (Explanation): What ``explain()`` returns, with a joint flow: of
+            RelevanceFlow, AttentionFlow, GeneralizedAttentionFlow or AttentionRollout.
+            Only the second and third are maximum flows and have a cut.
         tokens (sequence of str, optional): The token of every position, special tokens
             and padding included; their positions by default.
         example (int): Which example of the batch.
-        threshold (float): Edges below this share of the largest flow are not drawn;
-            the picture says how many they are and what they carry.
+        threshold (float): Edges below this share of the largest (absolute) flow are not
+            drawn; the picture says how many they are and what they carry.
         relative_to (str): The largest flow of the ``"network"``, or of each edge's
             ``"layer"``, by which widths no longer compare layers, but a layer in which
             the flow spreads over many edges shows its main ones. Take a threshold of
@@ -87,13 +94,13 @@ def flow_diagram(
         :func:`~captum_attnflow.visualization.save_html` writes the page.
 
     Raises:
-        ValueError: If there is no joint flow, as for RelevanceFlow; if ``example``,
-            ``threshold`` or the number of tokens is out of range, or ``relative_to``
-            unknown.
+        ValueError: If there is no joint flow, as for RelevanceFlow with
+            ``flow="maximum"``; if ``example``, ``threshold`` or the number of tokens
+            is out of range, or ``relative_to`` unknown.
 
     Examples::
 
-        >>> from captum_attnflow import GeneralizedAttentionFlow
+        >>> from captum_attnflow import GeneralizedAttentionFlow, RelevanceFlow
         >>> from captum_attnflow.demo import load_demo_model
         >>> model, tokenizer = load_demo_model()
         >>> ids = tokenizer("a gripping , funny film", return_tensors="pt").input_ids
@@ -103,6 +110,10 @@ def flow_diagram(
         >>> diagram = flow_diagram(explanation, tokens, threshold=0.05)
         >>> diagram.layout.tokens[4], diagram.layout.n_layers
         ('funny', 3)
+        >>> relevance = RelevanceFlow(lambda ids: model(ids).logits)
+        >>> diagram = flow_diagram(relevance.explain(ids, target=1), tokens)
+        >>> diagram.layout.summary()[:45]
+        'relevance flow of 7 tokens sums to the output'
     """
     return FlowDiagram(
         lay_out_flow(explanation, tokens, example, threshold, relative_to)

@@ -7,9 +7,15 @@ import json
 from html import escape
 from importlib.resources import files
 
-from captum_attnflow.visualization.flow_diagram.layout import FlowLayout
+from captum_attnflow.visualization.flow_diagram.layout import (
+    NEGATIVE,
+    POSITIVE,
+    FlowLayout,
+)
 
-_LEGEND = """<span class="key severed">severed by the minimum cut</span>
+_OF_SIGNS = f"""<span class="key positive">{POSITIVE}</span>
+    <span class="key negative">{NEGATIVE}</span>"""
+_OF_CUT = """<span class="key severed">severed by the minimum cut</span>
     <span class="key source-side">source's side</span>
     <span class="key sink-side">sink's side</span>"""
 
@@ -31,13 +37,19 @@ def flow_page(layout: FlowLayout) -> str:
         "script": _read("page.js"),
         "summary": escape(layout.summary()),
         "pruning": escape(layout.pruning()),
-        "legend": _LEGEND if layout.cut is not None else "",
+        "legend": _legend(layout),
         "data": _data(layout),
     }
     page = _read("page.html")
     for name, part in parts.items():
         page = page.replace(f"@{name}@", part)
     return page
+
+
+def _legend(layout: FlowLayout) -> str:
+    if layout.has_negative:
+        return _OF_SIGNS
+    return "" if layout.cut is None else _OF_CUT
 
 
 def _data(layout: FlowLayout) -> str:
@@ -50,6 +62,9 @@ def _data(layout: FlowLayout) -> str:
             "tokens": layout.tokens,
             "layers": layout.n_layers,
             "value": layout.value,
+            "signed": layout.signed,
+            "direct": None if layout.direct is None else layout.direct.tolist(),
+            "amounts": layout.amounts,
             "threshold": layout.threshold,
             "relativeTo": layout.relative_to,
             "largest": layout.largest.tolist(),
