@@ -79,21 +79,24 @@ class Explanation(ShownByTokens):
     Attributes:
         scores (Tensor): Shape ``(B, T)``, float64; one score per position of the
             attention maps, 0 on masked padding. Never negative, but for Relevance
-            Flow.
+            Flow, whose scores sum to the output.
         flow_value (Tensor): Shape ``(B,)``, float64, value of the joint flow; 1 for
             attention rollout, whose flow is the product of matrices itself, and for the
-            relevance of Chefer et al., which starts from 1 and is not conserved.
-            Relevance Flow solves no joint flow: its value is the sum of the scores.
-        network (LayeredNetwork): The joint network of each example.
+            relevance of Chefer et al., which starts from 1 and is not conserved. Of
+            Relevance Flow it is the output, or the sum of the scores where it solves
+            maximum flows.
+        network (LayeredNetwork): The joint network of each example. The edges of a
+            conserved flow of relevance hold what they carry.
         flow (Tensor, optional): Shape ``(B, L, T, T)``, float64, the joint flow per
-            edge, laid out as ``network.capacity``; None for Relevance Flow and the
-            relevance of Chefer et al.
+            edge, laid out as ``network.capacity``; signed for Relevance Flow. None for
+            its maximum flows and the relevance of Chefer et al.
         cut (Tensor, optional): Shape ``(B, L + 1, T)``, bool, ``True`` on the source's
             side of a minimum cut; None where no joint flow is solved.
-        diagnostics (FlowDiagnostics, optional): How well the flows behind the scores
-            were solved; None for attention rollout and the relevance of Chefer et al.
+        diagnostics (FlowDiagnostics or ConservationDiagnostics, optional): How well
+            the flows behind the scores were solved, or are conserved; None for
+            attention rollout and the relevance of Chefer et al.
         against (Explanation, optional): The flows over negative relevance, which the
-            scores of Relevance Flow are less; None for other methods.
+            scores of Relevance Flow by maximum flows are less; None otherwise.
         direct (Tensor, optional): Shape ``(B, T)``, float64, what the direct edges of
             Relevance Flow add to the scores; None for other methods.
         unnormalized_scores (Tensor, optional): Shape ``(B, T)``, float64, the scores

@@ -290,7 +290,8 @@ def conserved_explanation(record: AttentionRecord) -> Explanation:
         network=LayeredNetwork(
             capacity=conserved.flow.abs(),
             source=torch.ones_like(read_out),
-            sink=read_out,
+            # Where the output depends on no attention, it starts at all positions.
+            sink=read_out | ~read_out.any(1, keepdim=True),
         ),
         flow=conserved.flow,
         diagnostics=ConservationDiagnostics(conserved.imbalance, record.propagation),

@@ -175,6 +175,9 @@ def main() -> None:
     dev = read_examples(args.data / "dev.words.tsv")
     sentences = read_examples(args.data / "train.tsv").texts
     tokenizer = train_tokenizer(sentences, args.vocab_size)
+    if args.architecture in ("gpt2", "llama"):
+        # GPT-2 would add the embedding of the word 0 for a segment 0.
+        tokenizer.model_input_names = ["input_ids", "attention_mask"]
     model = build_model(args.architecture, tokenizer)
     examples = Examples(phrases.texts[: args.limit], phrases.labels[: args.limit])
     if args.teacher is not None:
