@@ -64,10 +64,10 @@ def test_maps_and_gradients_are_those_of_the_definition(mask_shape, n_key_heads)
 
 def test_no_map_is_formed_while_the_model_runs(monkeypatch):
     formed = []
-    of_kernel = capture_layers.attention_weights
+    of_kernel = capture_layers.weights_of_scores
     monkeypatch.setattr(
         capture_layers,
-        "attention_weights",
+        "weights_of_scores",
         lambda *arguments: formed.append(1) or of_kernel(*arguments),
     )
     model = classifier("Bert", "sdpa")
