@@ -85,7 +85,8 @@ class RelevanceFlow(AttentionAttribution):
             \right)
 
     At the read-out the flow starts lower by what direct edges take, such that all
-    scores sum to the output. All points run in one batch.
+    scores sum to the output. All points run in one batch. An encoder-decoder has no
+    direct edges: scores are the flow.
 
     Args:
         forward_func (Callable or Module): The forward function.
@@ -192,23 +193,19 @@ class RelevanceFlow(AttentionAttribution):
     def _with_tokens(
         self, arguments: ForwardArguments, record: AttentionRecord
     ) -> AttentionRecord:
-        """Sum relevance of the inputs over the features of every token, ``(B, T)``."""
-        if not record.input_relevance:
-            return record
+        """Sum relevance of the inputs over the features of every token, ``(B, T)``.
+
+        Of an encoder and a decoder one side may be no input; scores are not to depend
+        on which are, so that neither has direct edges.
+        """
+        if not record.input_relevance or len(record.sequences) > 1:
+            return replace(record, input_relevance=())
         total = torch.zeros(len(record.output), record.n_tokens, dtype=torch.float64)
         total = total.to(record.output.device)
         for part in record.input_relevance:
-            holding = [
-                number
-                for number, sequence in enumerate(record.sequences)
-                if part.index in sequence.inputs
-            ]
-            if not holding and len(record.sequences) > 1:
-                continue  # it makes no tokens that attention sees
-            (sequence,) = holding or (0,)
-            total[:, record.positions(sequence)] += sum_over_tokens(
+            total += sum_over_tokens(
                 part.relevance.double(),
-                record.sequences[sequence].length,
+                record.n_tokens,
                 partial(self._find_tokens, arguments),
                 part.index,
             )

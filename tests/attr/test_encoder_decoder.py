@@ -170,4 +170,6 @@ def test_more_inputs_than_sides_are_refused():
 def test_a_path_through_one_of_two_sides_is_refused():
     forward = forward_of(encoder_decoder("Bart"))
     with pytest.raises(ValueError, match="path_steps=0"):
-        RelevanceFlow(forward).attribute((token_ids(2, 6), token_ids(2, 4)), target=3)
+        RelevanceFlow(forward).attribute(
+            (token_ids(2, 6), token_ids(2, 4)), (3, 3), target=3
+        )
