@@ -40,7 +40,12 @@ from captum_attnflow.attr._arguments import ForwardArguments
 from captum_attnflow.attr._base import AttentionAttribution
 from captum_attnflow.attr._layer import LayerAttentionAttribution, single_layer
 from captum_attnflow.attr._shape import sum_over_tokens
-from captum_attnflow.capacity import Information, build_network, message_tensor
+from captum_attnflow.capacity import (
+    Information,
+    build_network,
+    message_tensor,
+    refuse_other_shapes,
+)
 from captum_attnflow.capture import (
     RULES,
     AttentionRecord,
@@ -198,6 +203,7 @@ class RelevanceFlow(AttentionAttribution):
         Of an encoder and a decoder one side may be no input; scores are not to depend
         on which are, so that neither has direct edges.
         """
+        refuse_other_shapes(record)  # before tokens are sought that are not there
         if not record.input_relevance or len(record.sequences) > 1:
             return replace(record, input_relevance=())
         total = torch.zeros(len(record.output), record.n_tokens, dtype=torch.float64)

@@ -9,6 +9,7 @@ from captum_attnflow.capacity.information import (
     Information,
     information_tensor,
     message_tensor,
+    refuse_other_shapes,
 )
 from captum_attnflow.capacity.residual import Residual, add_residual, check_residual
 
@@ -21,4 +22,5 @@ __all__ = [
     "check_residual",
     "information_tensor",
     "message_tensor",
+    "refuse_other_shapes",
 ]

@@ -112,20 +112,10 @@ def _sum_over_heads(
     record: AttentionRecord, of_heads: Callable[[AttentionLayer, slice], Tensor]
 ) -> Tensor:
     """Sum maps over heads and place them among all tokens."""
-    shapes = [layer.shape[-2:] for layer in record.layers]
-    expected = [
-        (record.sequences[queries].length, record.sequences[keys].length)
-        for queries, keys in record.routes
-    ]
-    if shapes != expected:
-        raise UnsupportedAttentionError(
-            f"the attention maps have shapes (queries, keys) {shapes}; a flow needs "
-            "every layer to map the same tokens to themselves, or those of a decoder "
-            f"to those of one encoder. {_why(shapes)}"
-        )
+    refuse_other_shapes(record)
     n_rows, n_tokens = len(record.output), record.n_tokens
     placed = torch.zeros(
-        (n_rows, len(shapes), n_tokens, n_tokens),
+        (n_rows, len(record.layers), n_tokens, n_tokens),
         dtype=torch.float64,
         device=record.output.device,
     )
@@ -137,6 +127,25 @@ def _sum_over_heads(
         for heads in layer.head_groups():
             total += of_heads(layer, heads).sum(1)
     return placed
+
+
+def refuse_other_shapes(record: AttentionRecord) -> None:
+    """Refuse maps that are not of all tokens by all tokens.
+
+    Raises:
+        UnsupportedAttentionError: With the shapes, and what may be the reason.
+    """
+    shapes = [layer.shape[-2:] for layer in record.layers]
+    expected = [
+        (record.sequences[queries].length, record.sequences[keys].length)
+        for queries, keys in record.routes
+    ]
+    if shapes != expected:
+        raise UnsupportedAttentionError(
+            f"the attention maps have shapes (queries, keys) {shapes}; a flow needs "
+            "every layer to map the same tokens to themselves, or those of a decoder "
+            f"to those of one encoder. {_why(shapes)}"
+        )
 
 
 def _why(shapes: Sequence[tuple[int, ...]]) -> str:

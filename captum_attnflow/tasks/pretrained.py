@@ -165,11 +165,18 @@ def find_method(
         raise ValueError(
             f"method={method!r} is unknown; give one of {', '.join(methods)}"
         )
-    parameters = signature(methods[method]).parameters.values()
-    accepted = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    accepted = _options_of(methods[method])
     for name in options:
         if name not in accepted:
+            having = [other for other in methods if name in _options_of(methods[other])]
+            elsewhere = f". It is one of {', '.join(having)}" if having else ""
             raise ValueError(
                 f"{method} has no option {name!r}; it has {', '.join(accepted)}"
+                f"{elsewhere}"
             )
     return methods[method]
+
+
+def _options_of(method: Callable[..., Any]) -> list[str]:
+    parameters = signature(method).parameters.values()
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]

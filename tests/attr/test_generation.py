@@ -147,23 +147,19 @@ def test_the_model_answers_where_no_target_is_given(kind, model, tokenizer):
     assert explanation.generated_tokens == tokenizer.convert_ids_to_tokens(answer)
 
 
-def test_the_path_of_relevance_flow_leads_through_all_tokens_but_skipped_ones(
-    model, tokenizer, prompt
-):
+def test_relevance_flow_is_read_at_the_text_itself(model, tokenizer, prompt):
+    """A step has the scores of the text up to it, and no path from a baseline."""
     ids = torch.tensor([tokenizer("a gripping , funny film").input_ids])
     generated = tokenizer("dull but", add_special_tokens=False).input_ids
     whole = torch.cat([ids, torch.tensor([generated[:1]])], 1)
-    baseline = torch.where(
-        torch.isin(whole, torch.tensor(prompt.skip_tokens)), whole, 0
-    )
     expected = RelevanceFlow(
         lambda ids: model(ids).logits[:, -1].log_softmax(-1)
-    ).explain(whole, baseline, target=generated[1])
+    ).explain(whole, target=generated[1])
     explanation = GenerationAttribution(RelevanceFlow(model), tokenizer).explain(
         prompt, "dull but"
     )
     torch.testing.assert_close(
-        explanation.scores[1, :-1], expected.scores[0], rtol=1e-5, atol=1e-8
+        explanation.scores[1, :-1], expected.scores[0], rtol=1e-5, atol=1e-6
     )
 
 

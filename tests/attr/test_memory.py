@@ -59,7 +59,7 @@ def test_paths_are_halved_by_whole_examples_and_then_by_their_points():
     ids = token_ids(5)
     forward, rows_seen = forward_of_few_rows(model, 2, ERRORS[0])
     layer = model.bert.embeddings
-    LayerRelevanceFlow(forward, layer, path_steps=2).attribute(ids, target=0)
+    LayerRelevanceFlow(forward, layer, path_steps=2).attribute(ids, 3, target=0)
     assert rows_seen[:4] == [15, 6, 3, 2]
 
 

@@ -40,7 +40,7 @@ Method = Callable[[Tensor, int], Tensor]
 N_DELETED = 3
 # So many random choices where scores tie, as those of no preference do: a row each.
 N_TIE_SAMPLES = 8
-MEASURES = ("hit@1", "hit@3", "AUPRC", "nats")
+MEASURES = ("hit@1", "hit@3", "AUPRC", "nats", "nats, end too")
 
 
 def load_language_model(folder: str | Path | None = None) -> tuple[Any, Any]:
@@ -184,9 +184,21 @@ def all_methods(model: Any) -> dict[str, Method]:
         "occlusion": occlusion(model),
         "AttentionFlow": attribution(AttentionFlow(forward)),
         "GeneralizedAttentionFlow": attribution(GeneralizedAttentionFlow(forward)),
+        "GAF, AttnLRP's gradients": attribution(
+            GeneralizedAttentionFlow(
+                forward, residual="free", game="independent", gradient="attnlrp"
+            )
+        ),
+        "GAF, plain gradients": attribution(
+            GeneralizedAttentionFlow(forward, residual="free", game="independent")
+        ),
         "AttnLRP": attribution(AttnLRP(forward)),
         "CP-LRP": attribution(AttnLRP(forward, rules="cp-lrp")),
         "RelevanceFlow": attribution(RelevanceFlow(forward)),
+        "RelevanceFlow, CP-LRP": attribution(RelevanceFlow(forward, rules="cp-lrp")),
+        "RelevanceFlow, former": attribution(
+            RelevanceFlow(forward, rules="gradient", flow="maximum")
+        ),
     }
 
 
@@ -194,25 +206,31 @@ def measure(model: Any, example: Example, scores: Tensor) -> dict[str, float]:
     """Compare scores ``(T,)`` of one example with its evidence and the model.
 
     Nats are the fall of the answer's log probability as the three tokens of highest
-    score are deleted.
+    score are deleted: of those between the first and the last, or of all but the first.
     """
     given = (scores.detach().cpu()[None], example.evidence)
-    n_ranked = int((~example.keep).sum())
-    log_ratio = log_odds(
-        next_token(model),
-        example.ids,
-        given[0],
-        target=example.target,
-        fractions=[min(1.0, N_DELETED / n_ranked)],
-        removal="delete",
-        keep=example.keep,
-        n_tie_samples=N_TIE_SAMPLES,
-    )
+
+    def nats(keep: Tensor) -> float:
+        log_ratio = log_odds(
+            next_token(model),
+            example.ids,
+            given[0],
+            target=example.target,
+            fractions=[min(1.0, N_DELETED / int((~keep).sum()))],
+            removal="delete",
+            keep=keep,
+            n_tie_samples=N_TIE_SAMPLES,
+        )
+        return -log_ratio.item()
+
+    only_first = example.keep.clone()
+    only_first[-1] = False
     return {
         "hit@1": evidence_hit(*given, k=1, keep=example.keep).item(),
         "hit@3": evidence_hit(*given, k=3, keep=example.keep).item(),
         "AUPRC": evidence_average_precision(*given, keep=example.keep).item(),
-        "nats": -log_ratio.item(),
+        "nats": nats(example.keep),
+        "nats, end too": nats(only_first),
     }
 
 
@@ -222,7 +240,7 @@ class Measured:
 
     Attributes:
         kinds (list of str): Of each prompt.
-        values (Tensor): Shape ``(N, 4)``, float64, in the order of ``MEASURES``.
+        values (Tensor): Shape ``(N, 5)``, float64, in the order of ``MEASURES``.
     """
 
     kinds: list[str]

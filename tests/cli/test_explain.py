@@ -11,6 +11,7 @@ from captum_attnflow.cli import app
 from captum_attnflow.tasks.text_classification import METHODS
 
 TEXT = "a gripping , funny film"
+GAF = ("--method", "generalized-attention-flow")
 
 
 @pytest.fixture
@@ -39,14 +40,23 @@ def test_json_gives_one_object_per_text(run, method):
     assert second["predicted"] == "negative"
 
 
-def test_options_reach_the_method(run):
+def test_rules_reach_relevance_flow_which_is_the_default(run):
     plain = json.loads(run(TEXT, "--json").stdout)
+    named = json.loads(run(TEXT, "--json", "--method", "relevance-flow").stdout)
+    others = json.loads(run(TEXT, "--json", "--rules", "cp-lrp").stdout)
+    assert plain["scores"] == named["scores"] != others["scores"]
+    assert sum(plain["scores"]) == pytest.approx(plain["flow_value"])
+
+
+def test_options_reach_the_method(run):
+    method = ("--method", "generalized-attention-flow", "--json")
+    plain = json.loads(run(TEXT, *method).stdout)
     options = ("--residual", "free", "--game", "independent")
-    faithful = json.loads(run(TEXT, "--json", *options).stdout)
+    faithful = json.loads(run(TEXT, *method, *options).stdout)
     assert faithful["scores"] != plain["scores"]
     assert faithful["scores"][0] == 0  # the read-out position is no source
-    fraction = json.loads(run(TEXT, "--json", "--residual", "0.5").stdout)
-    none = json.loads(run(TEXT, "--json", "--residual", "none").stdout)
+    fraction = json.loads(run(TEXT, *method, "--residual", "0.5").stdout)
+    none = json.loads(run(TEXT, *method, "--residual", "none").stdout)
     assert fraction["scores"] != none["scores"] == plain["scores"]
 
 
@@ -96,9 +106,17 @@ def test_html_is_written(run, tmp_path):
         ([TEXT, "--target", "neutral"], "target='neutral' is unknown"),
         ([TEXT, "--method", "lime"], "method='lime' is unknown"),
         ([TEXT, "--model", "/no/such/folder"], "there is no model folder"),
-        ([TEXT, "--residual", "much"], "residual='much' is unknown"),
-        ([TEXT, "--game", "poker"], "game='poker' is unknown"),
-        ([TEXT, "--normalization", "receptive-field"], "attend to later positions"),
+        ([TEXT, *GAF, "--residual", "much"], "residual='much' is unknown"),
+        ([TEXT, *GAF, "--game", "poker"], "game='poker' is unknown"),
+        (
+            [TEXT, *GAF, "--normalization", "receptive-field"],
+            "attend to later positions",
+        ),
+        (
+            [TEXT, "--residual", "free"],
+            "relevance-flow has no option 'residual'",
+        ),
+        ([TEXT, "--rules", "lrp"], "rules='lrp' is unknown"),
         ([TEXT, "--html", "/no/such/folder/page.html"], "there is no folder"),
         ([TEXT, "--file", "texts.txt"], "give one"),
         (["--file", "/no/such/texts.txt"], "cannot be read: No such file"),

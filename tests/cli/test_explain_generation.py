@@ -40,12 +40,13 @@ def test_a_prompt_is_continued_and_every_step_is_a_row(run):
 
 
 def test_a_target_and_the_methods_options_are_taken(run):
-    plain = json.loads(run("7 8", "--target", "11 12", "--json").stdout)
+    method = ("--method", "generalized-attention-flow", "--json")
+    plain = json.loads(run("7 8", "--target", "11 12", *method).stdout)
     assert plain["generated_tokens"] == ["11", "12"]
     options = ("--residual", "free", "--game", "independent")
-    free = json.loads(run("7 8", "--target", "11 12", *options, "--json").stdout)
+    free = json.loads(run("7 8", "--target", "11 12", *options, *method).stdout)
     assert free["scores"] != plain["scores"]
-    shared = ("--normalization", "receptive-field", "--json")
+    shared = ("--normalization", "receptive-field", *method)
     normalised = json.loads(run("7 8", "--target", "11 12", *shared).stdout)
     assert normalised["scores"][1][0] == pytest.approx(plain["scores"][1][0] / 4)
 
