@@ -199,7 +199,8 @@ def warn_of_position(explanation: Explanation) -> None:
 
 def _follows_position(scores: Tensor, capacity: Tensor, sink: Tensor) -> bool:
     """Whether a causal network's scores rank as positions do, by Spearman's rho."""
-    if bool(capacity.triu(1).any()) or not bool(sink.any()):
+    is_signed = bool((scores < 0).any())  # relevance, no maximum flow
+    if is_signed or bool(capacity.triu(1).any()) or not bool(sink.any()):
         return False
     read_out = int(sink.nonzero()[-1])
     candidates = scores[:read_out]
@@ -207,7 +208,7 @@ def _follows_position(scores: Tensor, capacity: Tensor, sink: Tensor) -> bool:
     n = len(candidates)
     if n < _FEWEST_POSITIONS:
         return False
-    ranks = candidates.argsort().argsort().double()
+    ranks = candidates.argsort(stable=True).argsort().double()
     positions = torch.arange(n, device=ranks.device, dtype=torch.float64)
     differences = (ranks - positions).square().sum()
     rho = 1 - 6 * float(differences) / (n * (n * n - 1))

@@ -146,6 +146,11 @@ class LayerAttentionAttribution(AttentionAttribution, LayerAttribution):
             inputs, baselines, target, additional_forward_args, n_steps, method
         )
         explanation = self._explain(arguments, internal_batch_size, grad_kwargs)
+        starts_at_layer = explanation.direct is not None
+        if starts_at_layer and arguments.n_rows == explanation.scores.shape[1] > 1:
+            self._refuse_sequence_first(
+                arguments, explanation, attribute_to_layer_input
+            )
         warn_of_zeros(explanation)
         warn_of_position(explanation)
         return explanation

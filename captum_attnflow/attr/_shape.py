@@ -149,16 +149,13 @@ def shape_like_layer(
     )
 
 
-def sum_over_tokens(
-    features: Tensor, n_tokens: int, find_tokens: FindTokens, index: int = 0
-) -> Tensor:
+def sum_over_tokens(features: Tensor, n_tokens: int, find_tokens: FindTokens) -> Tensor:
     """Sum what belongs to each token, the reverse of spreading a score.
 
     Args:
-        features (Tensor): Shape ``(B, T)``, ``(B, T, D)`` or that of the input.
+        features (Tensor): Shape ``(B, T)``, ``(B, T, D)`` or that of the first input.
         n_tokens (int): ``T``.
         find_tokens (Callable): See :func:`shape_like_inputs`.
-        index (int): Which input.
 
     Returns:
         Tensor: Shape ``(B, T)``; tokens without elements get 0.
@@ -168,7 +165,7 @@ def sum_over_tokens(
     """
     if 2 <= features.dim() <= 3 and features.shape[1] == n_tokens:
         return features.reshape(*features.shape[:2], -1).sum(-1)
-    tokens = find_tokens(n_tokens, index)
+    tokens = find_tokens(n_tokens, 0)
     if tokens is not None and tokens.shape == features.shape[1:]:
         owned = tokens.flatten() >= 0
         sums = features.new_zeros(len(features), n_tokens)

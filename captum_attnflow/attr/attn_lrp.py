@@ -307,6 +307,9 @@ class LayerAttnLRP(AttnLRP, LayerAttribution):
             attribute_to_layer_input,
             grad_kwargs,
         )
+        joins = len(parts) > 1 or return_convergence_delta
+        for part in parts if joins else ():
+            _refuse_other_rows(part)
         attributions = [
             tuple(
                 torch.cat([self._score(tensor) for tensor in tensors]).to(
@@ -321,6 +324,19 @@ class LayerAttnLRP(AttnLRP, LayerAttribution):
         if return_convergence_delta:
             return result, _delta([one for of in attributions for one in of], parts)
         return result
+
+
+def _refuse_other_rows(part: PropagatedRelevance) -> None:
+    """Refuse tensors of a layer that do not begin with the rows of the batch."""
+    n_rows = len(part.output)
+    for tensor in (tensor for of_layer in part.tensors for tensor in of_layer):
+        shape = tuple(tensor.value.shape)
+        if not shape or shape[0] != n_rows:
+            raise ValueError(
+                f"the layer has a tensor of shape {shape} for {n_rows} examples; parts "
+                "of a batch and the delta need the batch in dimension 0. Attribute to "
+                "a layer that has it there, or in one part and without the delta"
+            )
 
 
 def _result_dtype(dtype: torch.dtype) -> torch.dtype:

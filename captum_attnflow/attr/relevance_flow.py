@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any, Literal, get_args
 
 import torch
@@ -36,6 +37,7 @@ from captum._utils.typing import ModuleOrModuleList, TargetType
 from torch import Tensor, nn
 
 from captum_attnflow._options import check_choice
+from captum_attnflow._warnings import warn_caller
 from captum_attnflow.attr._arguments import ForwardArguments
 from captum_attnflow.attr._base import AttentionAttribution
 from captum_attnflow.attr._layer import LayerAttentionAttribution, single_layer
@@ -166,8 +168,10 @@ class RelevanceFlow(AttentionAttribution):
                 records = super()._capture(
                     arguments, targets, internal_batch_size, grad_kwargs, calls
                 )
-                for record in records:
-                    yield self._with_tokens(arguments, record)
+                # The forward pass runs in here, and no hook stays behind a yield.
+                first = next(records)
+            for record in chain([first], records):
+                yield self._with_tokens(arguments, record)
             return
         midpoints = (torch.arange(self.path_steps) + 0.5) / self.path_steps
         fractions = torch.cat([midpoints, torch.ones(1)])
@@ -206,15 +210,27 @@ class RelevanceFlow(AttentionAttribution):
         refuse_other_shapes(record)  # before tokens are sought that are not there
         if not record.input_relevance or len(record.sequences) > 1:
             return replace(record, input_relevance=())
-        total = torch.zeros(len(record.output), record.n_tokens, dtype=torch.float64)
-        total = total.to(record.output.device)
-        for part in record.input_relevance:
-            total += sum_over_tokens(
-                part.relevance.double(),
-                record.n_tokens,
-                partial(self._find_tokens, arguments),
-                part.index,
+        # Further inputs, such as token types, hold no tokens of their own.
+        relevance = [
+            part.relevance.double() for part in record.input_relevance if not part.index
+        ]
+        find_tokens = partial(self._find_tokens, arguments)
+        try:
+            by_token = [
+                sum_over_tokens(part, record.n_tokens, find_tokens)
+                for part in relevance
+            ]
+        except ValueError:
+            if self._has_path(arguments):
+                raise
+            warn_caller(
+                "the elements of the input could not be told apart by token, so that "
+                "tokens have no direct edges; their scores are the flow alone"
             )
+            return replace(record, input_relevance=())
+        if not by_token:
+            return replace(record, input_relevance=())
+        total = torch.stack(by_token).sum(0)
         return replace(record, input_relevance=(InputRelevance(0, total),))
 
     def _capture_points(

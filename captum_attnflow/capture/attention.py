@@ -11,6 +11,7 @@ import torch
 from captum._utils.gradient import _forward_layer_distributed_eval
 from captum._utils.typing import TargetType
 from torch import Tensor
+from torch.utils.checkpoint import CheckpointError
 
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture.attention_call import AttentionCall
@@ -19,6 +20,7 @@ from captum_attnflow.capture.entries import Entry, InputEntries
 from captum_attnflow.capture.interception import AttentionInterception
 from captum_attnflow.capture.output import select_output
 from captum_attnflow.capture.path import InputPath
+from captum_attnflow.capture.propagation import warn_of_unknown
 from captum_attnflow.capture.record import (
     AttentionRecord,
     InputRelevance,
@@ -110,6 +112,7 @@ def capture_targets(
     """
     with torch.enable_grad():
         entries = InputEntries(inputs)
+        entries.watch(additional_forward_args or ())
         propagation = None if rules == "gradient" else PropagationRules(rules)
         interception = AttentionInterception(entries, path, propagation)
         if layer_calls is not None and propagation is not None:
@@ -137,7 +140,11 @@ def capture_targets(
     embeddings: list[Entry] = []
     if propagation is not None and path is None:
         at_layer = [] if layer_calls is None else layer_calls.tensors()
-        embeddings = _embeddings(entries.entered(), at_layer, interception.calls)
+        embeddings = _embeddings(
+            entries.entered(), at_layer, interception.calls, len(inputs[0])
+        )
+        if not at_layer:
+            _warn_of_unseen(inputs, entries.entered())
     if layer_calls is not None:
         layer_calls.locate(stacks)
     points = [] if path is None else [path.points_entered()]
@@ -158,6 +165,7 @@ def capture_targets(
             _refuse_maps_without_gradient(probed)
             if propagation is not None and number == 0:
                 propagation.check(selected)
+                warn_of_unknown(propagation.summary())
             is_last = number == len(targets) - 1
             gradients = wanted.differentiate(selected, is_last, grad_kwargs or {})
         record = _join(stacks, interception.calls, gradients, held, selected.detach())
@@ -186,7 +194,10 @@ def capture_targets(
 
 
 def _embeddings(
-    entries: list[Entry], at_layer: list[Tensor], calls: list[AttentionCall]
+    entries: list[Entry],
+    at_layer: list[Tensor],
+    calls: list[AttentionCall],
+    n_rows: int,
 ) -> list[Entry]:
     """Choose what stands for the tokens in front of the attention.
 
@@ -197,13 +208,33 @@ def _embeddings(
     n_tokens = max(call.probed.shape[-2] for call in calls)
     if len(at_layer) == 1 and not maps.ancestors(at_layer[0]):
         (tensor,) = at_layer
-        if tensor.dim() == 3 and tensor.shape[1] == n_tokens:
+        fits = tensor.dim() == 3 and tensor.shape[:2] == (n_rows, n_tokens)
+        # Position embeddings are of the same shape, and made of no token.
+        known = DependencyGraph([entry.tensor for entry in entries])
+        if fits and (not entries or known.ancestors(tensor)):
             return [Entry(0, tensor)]
     is_whole = all(
         entry.axes in ("same", "swapped") or entry.tensor.shape[1] == n_tokens
         for entry in entries
     )
     return entries if is_whole else []
+
+
+def _warn_of_unseen(inputs: tuple[Tensor, ...], entries: list[Entry]) -> None:
+    """Say what rules miss where token ids are not seen to become embeddings."""
+    entered = {entry.index for entry in entries}
+    unseen = [
+        index
+        for index, tensor in enumerate(inputs)
+        if not tensor.is_floating_point() and index not in entered
+    ]
+    if unseen:
+        warn_caller(
+            f"the token ids of the inputs {unseen} were not seen to be looked up in "
+            "an embedding, so that propagation rules begin behind the first attention "
+            "and tokens have no direct edges. Pass embeddings as the input, or name "
+            "the embeddings module with the Layer... class"
+        )
 
 
 @dataclass(frozen=True)
@@ -258,11 +289,18 @@ class _Wanted:
         tensors = [*maps, *self._scores.values(), *self._streams.values()]
         options: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
         layouts = {call: self._is_batch_first(call, selected) for call in self._streams}
-        of_all = torch.autograd.grad(
-            torch.unbind(selected),
-            tensors + self._inputs,
-            **{**options, "retain_graph": not is_last, **grad_kwargs},
-        )
+        try:
+            of_all = torch.autograd.grad(
+                torch.unbind(selected),
+                tensors + self._inputs,
+                **{**options, "retain_graph": not is_last, **grad_kwargs},
+            )
+        except CheckpointError as error:
+            raise UnsupportedAttentionError(
+                "gradient checkpointing runs parts of the model again in the backward "
+                "pass, where propagation rules do not see them; turn it off, such as "
+                "by model.gradient_checkpointing_disable()"
+            ) from error
         left = iter([gradient.detach() for gradient in of_all])
         of_maps = [next(left) for _ in maps]
         of_scores = {call: next(left) for call in self._scores}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from captum_attnflow.capture.streams import DependencyGraph, Stack
+
+FURTHER = -1  # in place of an input's index: an argument behind the inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,11 +81,22 @@ class InputEntries:
             found (Tensor): What the embedding returned.
         """
         index = self._holding(ids)
-        if index is None:
+        if index is None or index == FURTHER:
             return found
         found = traceable(found)
         self._entries.append(Entry(index, found, _axes(ids, self.inputs[index])))
         return found
+
+    def watch(self, further: Iterable[Any]) -> None:
+        """Let ids among further arguments be known as tokens, though no inputs."""
+        for tensor in further:
+            if isinstance(tensor, Tensor) and not tensor.is_floating_point():
+                place = tensor.untyped_storage().data_ptr()
+                self._holder.setdefault(place, FURTHER)
+
+    def is_of_further(self, ids: Tensor) -> bool:
+        """Whether ids are those of a further argument, or made of them."""
+        return self._holding(ids) == FURTHER
 
     def follow(self, made: Tensor, of: Sequence[Any]) -> None:
         """Note token ids that were joined or moved: ``made`` of ``of``."""

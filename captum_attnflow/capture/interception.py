@@ -22,7 +22,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from captum_attnflow.capture.attention_call import AttentionCall
 from captum_attnflow.capture.attention_layer import FusedLayer, attention_weights
-from captum_attnflow.capture.entries import InputEntries
+from captum_attnflow.capture.entries import InputEntries, traceable
 from captum_attnflow.capture.path import InputPath
 from captum_attnflow.capture.rules import PropagationRules
 from captum_attnflow.capture.torch_calls import (
@@ -104,6 +104,8 @@ class AttentionInterception(TorchFunctionMode):
             self._follow(output, args)
         if func.__name__ in KEEPS_IDS and isinstance(output, Tensor):
             self._entries.follow(output, args)
+        elif func.__name__ == "__setitem__":
+            self._entries.follow(args[0], args[2:])
         return output
 
     def _look_up(
@@ -115,6 +117,8 @@ class AttentionInterception(TorchFunctionMode):
         else:
             ids = args[0] if args else kwargs["input"]
             entered = self._entries.enter_lookup(ids, output)
+            if self.rules is not None and self._entries.is_of_further(ids):
+                entered = traceable(output)
         if self.rules is not None and entered is not output:
             self.rules.add_source(entered)
         return entered

@@ -85,6 +85,7 @@ def propagate(
     propagation = PropagationRules(rules)
     with torch.enable_grad():
         entries = InputEntries(inputs)
+        entries.watch(additional_forward_args or ())
         interception = AttentionInterception(entries, rules=propagation)
         with propagation, interception, ExitStack() as taps:
             found = [

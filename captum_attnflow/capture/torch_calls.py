@@ -47,8 +47,16 @@ TRANSPARENT = {
     "view",
     "where",
 }
-# Calls that join, move or copy token ids.
+# Calls that join, move, copy or replace token ids.
 KEEPS_IDS = {
+    "add",
+    "clamp",
+    "clamp_max",
+    "clamp_min",
+    "masked_fill",
+    "masked_fill_",
+    "sub",
+    "where",
     "cat",
     "clone",
     "concat",

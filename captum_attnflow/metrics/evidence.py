@@ -284,7 +284,9 @@ def _rank(
     # A group is told by its first place.
     place = torch.arange(scores.shape[1]).expand(scores.shape)
     starts = torch.ones_like(counted)
-    starts[:, 1:] = scores[:, 1:] != scores[:, :-1]
+    # Tokens that are not ranked tie with none that is.
+    differs = scores[:, 1:] != scores[:, :-1]
+    starts[:, 1:] = differs | (counted[:, 1:] != counted[:, :-1])
     before = place.where(starts, 0).cummax(1).values
     size = torch.zeros_like(before).scatter_add(1, before, torch.ones_like(before))
     evidence_at = torch.zeros_like(before).scatter_add(1, before, labelled.long())

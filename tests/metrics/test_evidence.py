@@ -178,3 +178,12 @@ def test_k_that_is_no_number_of_tokens_is_refused(k):
 def test_fraction_that_is_no_share_is_refused(fraction):
     with pytest.raises(ValueError, match="share of the tokens"):
         evidence_f1(SCORES, LABELS, fraction=fraction)
+
+
+def test_padding_ties_with_no_ranked_token():
+    """Padding scores exactly 0, and so may the last of the tokens."""
+    scores = torch.tensor([[0.5, 0.0, 0.0]])
+    evidence = torch.tensor([[False, True, False]])
+    padding = torch.tensor([[False, False, True]])
+    rank = evidence_rank(scores, evidence, padding=padding)
+    torch.testing.assert_close(rank, torch.tensor([2.0], dtype=torch.float64))
