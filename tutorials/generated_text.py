@@ -210,6 +210,6 @@ with warnings.catch_warnings():
 # %% [markdown]
 # Attention knows nothing of doubt and loses nothing, as long as attention is all there is
 # to the task. Nor does Integrated Gradients: its path begins at a baseline where the word
-# is still open. The flows, whose capacities hold the gradient at the input, lose;
-# `RelevanceFlow` most, which lets gradients of either sign count. Look at
-# `explanation.log_probabilities` before trusting the scores of a step.
+# is still open. The flows whose capacities hold the plain gradient at the input lose.
+# `RelevanceFlow` does not here: its rules share relevance out in proportion. Look at
+# `explanation.log_probabilities` all the same before trusting the scores of a step.

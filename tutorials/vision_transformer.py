@@ -184,7 +184,7 @@ for name, scores in {"chance": torch.ones_like(images), **attributions}.items():
 
 # %% [markdown]
 # In pixels nothing that scores patches can compete with `IntegratedGradients`. On patches
-# `RelevanceFlow` comes near it, with three rows through the model in place of fifty. The
+# `RelevanceFlow` comes next, with one row through the model in place of fifty. The
 # papers' forms find the object, too, and leave more than half of their flow elsewhere:
 # without a sign, or without residual edges, what passes through a patch's attention
 # counts for it whatever it says.
