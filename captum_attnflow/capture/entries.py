@@ -106,7 +106,8 @@ class InputEntries:
             parts = tensor if isinstance(tensor, (tuple, list)) else (tensor,)
             for part in parts:
                 index = self._holding(part) if isinstance(part, Tensor) else None
-                if index is not None:
+                # What is made of an input and of a further argument is the input's.
+                if index is not None and self._derived.get(made, FURTHER) == FURTHER:
                     self._derived[made] = index
 
     def _holding(self, ids: Tensor) -> int | None:
