@@ -61,7 +61,7 @@ def run(folder):
 
 class TestClassifier:
     def test_patches_have_the_scores_of_their_tokens(self, classifier, photo):
-        [result] = classifier.explain([str(photo)])
+        [result] = classifier.explain([str(photo)], "generalized-attention-flow")
         pixels = torch.from_numpy(np.array(Image.open(photo))).permute(2, 0, 1) / 255
         torch.testing.assert_close(result.pixels, pixels)
         normalized = (2 * pixels - 1)[None]
@@ -137,7 +137,7 @@ class TestPictures:
         assert "://" not in page.split("base64,")[0]
 
     def test_a_terminal_shows_rows_of_patches(self, classifier, photo):
-        [result] = classifier.explain([str(photo)])
+        [result] = classifier.explain([str(photo)], "generalized-attention-flow")
         lines = terminal_text(result).plain.splitlines()
         assert result.predicted in lines[0]
         assert [len(line) for line in lines[1:5]] == [8] * 4
