@@ -136,6 +136,7 @@ def capture_targets(
             "layers, they are missing from the scores: write them as softmax(...) "
             "followed by matmul or einsum, or as F.scaled_dot_product_attention"
         )
+    _warn_of_unfollowed(interception.calls)
     held = [entries.held_by(stack) for stack in stacks]
     embeddings: list[Entry] = []
     if propagation is not None and path is None:
@@ -204,9 +205,10 @@ def _embeddings(
     That is the output of the layer that the user names, or the inputs themselves.
     Nothing does where the model makes tokens of a part of an input.
     """
-    maps = DependencyGraph([call.probed for call in calls])
     n_tokens = max(call.probed.shape[-2] for call in calls)
-    if len(at_layer) == 1 and not maps.ancestors(at_layer[0]):
+    if len(at_layer) == 1 and not DependencyGraph(
+        [call.probed for call in calls]
+    ).depends(at_layer[0]):
         (tensor,) = at_layer
         fits = tensor.dim() == 3 and tensor.shape[:2] == (n_rows, n_tokens)
         # Position embeddings are of the same shape, and made of no token.
@@ -234,6 +236,22 @@ def _warn_of_unseen(inputs: tuple[Tensor, ...], entries: list[Entry]) -> None:
             "an embedding, so that propagation rules begin behind the first attention "
             "and tokens have no direct edges. Pass embeddings as the input, or name "
             "the embeddings module with the Layer... class"
+        )
+
+
+def _warn_of_unfollowed(calls: list[AttentionCall]) -> None:
+    """Say where keys miss their part of the relevance of scores."""
+    n_unfollowed = sum(
+        call.fused is None and call.share_of_weights > 0 and call.scores is None
+        for call in calls
+    )
+    if n_unfollowed:
+        warn_caller(
+            f"in {n_unfollowed} of {len(calls)} attention layers the scores were not "
+            "seen to be one product of queries and keys, so that keys get no share of "
+            "their relevance there: flows over relevance give it to the queries. Write "
+            "scores as a matmul or an einsum of queries and keys, or as "
+            "F.scaled_dot_product_attention"
         )
 
 

@@ -100,7 +100,7 @@ class InputEntries:
 
     def follow(self, made: Tensor, of: Sequence[Any]) -> None:
         """Note token ids that were joined or moved: ``made`` of ``of``."""
-        if made.is_floating_point() or made.dtype == torch.bool:
+        if made.dtype.is_floating_point or made.dtype == torch.bool:
             return
         for tensor in of:
             parts = tensor if isinstance(tensor, (tuple, list)) else (tensor,)

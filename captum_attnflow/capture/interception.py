@@ -86,6 +86,8 @@ class AttentionInterception(TorchFunctionMode):
     ) -> Any:
         """Handle one torch call; the mode is inactive inside."""
         kwargs = kwargs or {}
+        if func.__name__ == "__get__":  # an attribute, such as a shape
+            return func(*args, **kwargs)
         if func is F.scaled_dot_product_attention:
             return self._attend(*args, **kwargs)
         if func is F.multi_head_attention_forward:

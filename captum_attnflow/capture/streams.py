@@ -85,20 +85,34 @@ class DependencyGraph:
     """
 
     def __init__(self, sources: Sequence[Tensor]) -> None:
-        self._n_sources = len(sources)
-        self._bit = {_node(tensor): 1 << i for i, tensor in enumerate(sources)}
+        self._n_sources = 0
+        self._bit: dict[Node, int] = {}
         self._found: dict[Node | None, int] = {None: 0}
+        self._leaves: dict[int, Tensor] = {}  # by identity, which holding them keeps
+        for tensor in sources:
+            self.add(tensor)
 
     def add(self, tensor: Tensor) -> None:
         """Add a source, before anything is asked of what is computed from it."""
         node = _node(tensor)
-        self._bit[node] = self._bit.get(node, 0) | 1 << self._n_sources
-        self._found[node] = self._found.get(node, 0) | self._bit[node]
+        if node is not None:
+            self._bit[node] = self._bit.get(node, 0) | 1 << self._n_sources
+            self._found.pop(node, None)
         self._n_sources += 1
+        if node is not None and tensor.grad_fn is None:
+            self._leaves[id(tensor)] = tensor
 
     def depends(self, tensor: Tensor) -> bool:
-        """Whether a tensor is computed from any source, or is one."""
-        return self._ancestors_of(_node(tensor)) != 0
+        """Whether a tensor is computed from any source, or is one.
+
+        Asked at every call of a forward pass, mostly of parameters, whose nodes are
+        slow to get: leaves are known by themselves.
+        """
+        node = tensor.grad_fn
+        if node is None:
+            return id(tensor) in self._leaves
+        found = self._found.get(node)
+        return (self._ancestors_of(node) if found is None else found) != 0
 
     def dependent_nodes(self, tensor: Tensor) -> Iterator[Node]:
         """Go through the nodes between the sources and a tensor."""
@@ -115,6 +129,10 @@ class DependencyGraph:
     def n_sources(self) -> int:
         """Sources so far; they are numbered from 0."""
         return self._n_sources
+
+    def depends_on(self, tensor: Tensor, source: int) -> bool:
+        """Whether a tensor is computed from the source of a number."""
+        return bool(self._ancestors_of(_node(tensor)) >> source & 1)
 
     def ancestors(self, tensor: Tensor) -> set[int]:
         """Return which sources a tensor is computed from, or is."""
@@ -142,7 +160,9 @@ class DependencyGraph:
 
 
 def _node(tensor: Tensor) -> Node | None:
-    return get_gradient_edge(tensor).node if tensor.requires_grad else None
+    if not tensor.requires_grad:
+        return None
+    return tensor.grad_fn or get_gradient_edge(tensor).node
 
 
 def _connected(

@@ -109,6 +109,25 @@ def einsum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.einsum("bhij,bhjd->bhid", scores.softmax(-1), v)
 
 
+def keys_first(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return ((k @ q.mT).mT * SCALE + HEAD.bias).softmax(-1) @ v
+
+
+def keys_first_scaled(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = (k @ q.transpose(-1, -2)) * SCALE
+    return (scores.permute(0, 1, 3, 2) + HEAD.bias).softmax(-1) @ v
+
+
+def heads_last(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = torch.einsum("bhid,bhjd->bijh", q, k) / (1 / SCALE)
+    return (scores.movedim(-1, 1) + HEAD.bias).softmax(-1) @ v
+
+
+def two_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = q[..., :2] @ k[..., :2].mT + q[..., 2:] @ k[..., 2:].mT
+    return (scores * SCALE + HEAD.bias).softmax(-1) @ v
+
+
 def fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, HEAD.bias)
 
@@ -120,6 +139,10 @@ WAYS = [
     folded,
     baddbmm,
     einsum,
+    keys_first,
+    keys_first_scaled,
+    heads_last,
+    two_products,
     fused,
 ]
 
@@ -143,6 +166,19 @@ def test_messages_do_not_depend_on_how_attention_is_written(attend, rules):
     (attention,) = replica.attentions
     expected = attention.messages(HEAD.read(mixed).sum(), SHARES[rules])
     torch.testing.assert_close(messages_of(attend, x, rules), expected)
+
+
+def test_scores_that_cannot_be_followed_are_named():
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = (q[:, :, :, None] * k[:, :, None]).sum(-1) * SCALE
+        return scores.softmax(-1) @ v
+
+    x = torch.randn(2, N_TOKENS, 8, dtype=torch.float64)
+    with pytest.warns(UserWarning, match="1 of 1 attention layers.*keys get no share"):
+        messages_of(attend, x, "attnlrp")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        messages_of(attend, x, "cp-lrp")  # has none to follow
 
 
 @pytest.mark.parametrize("rules", SHARES)

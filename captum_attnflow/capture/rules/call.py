@@ -55,7 +55,11 @@ class Call(NamedTuple):
 
     def tensors(self) -> Iterator[Tensor]:
         """Go through the tensors among the arguments."""
-        return tensors_in((self.args, self.kwargs))
+        for arg in (*self.args, *self.kwargs.values()):
+            if isinstance(arg, Tensor):
+                yield arg
+            elif isinstance(arg, (list, tuple, dict)):
+                yield from tensors_in(arg)
 
 
 def tensors_in(given: Any) -> Iterator[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -173,15 +174,17 @@ def along_secant(value: Tensor, function: ElementwiseFunction) -> Tensor | None:
     root = function.root
     with torch.no_grad():
         at_zero = torch.as_tensor(function.at_zero())
-        if not bool(at_zero.isfinite().all()):
+        largest = at_zero.abs().amax().item()
+        if not math.isfinite(largest):
             return None
         # Nearer to 0 the derivative, which differs by the order of x, is closer than
         # rounding of the difference by x, or of a value that is subnormal.
         kind = torch.finfo(value.dtype)
-        precision = kind.tiny if bool((at_zero == 0).all()) else 1.0
-        near = root.abs() < (kind.eps * precision) ** 0.5
-        slope = (value - at_zero) / root
-    if bool(near.any()):
+        precision = kind.tiny if largest == 0 else 1.0
+        size, limit = root.abs(), (kind.eps * precision) ** 0.5
+        slope = (value - at_zero if largest else value) / root
+    if root.numel() and size.amin().item() < limit:
+        near = size < limit
         (derivative,) = torch.autograd.grad(
             value.sum(), root, retain_graph=True, allow_unused=True
         )
@@ -190,7 +193,7 @@ def along_secant(value: Tensor, function: ElementwiseFunction) -> Tensor | None:
             if derivative is None
             else torch.where(near, derivative, slope)
         )
-    return substitute(value, (root * slope.to(root.dtype)).to(value.dtype))
+    return substitute(value, root, slope)
 
 
 SHIFTS = {"__rsub__", "add", "neg", "rsub", "sub", "subtract"}

@@ -213,7 +213,7 @@ class PropagationRules(TorchFunctionMode):
         if self._last is None or not isinstance(output, Tensor):
             return
         behind = [
-            self._mixed in self._graph.ancestors(arg)
+            self._graph.depends_on(arg, self._mixed)
             for arg in call.tensors()
             if self.is_active(arg)
         ]
@@ -230,9 +230,12 @@ class PropagationRules(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Handle one torch call; the mode is inactive inside."""
-        call = Call(func.__name__, func, args, kwargs or {})
-        if call.name == "__get__":
-            return call.run()
+        kwargs, name = kwargs or {}, func.__name__
+        if name == "__get__":  # an attribute, such as a shape, or a transposed tensor
+            name = getattr(func.__self__, "__name__", "")  # type: ignore[attr-defined]
+            if name not in FOLLOWED:
+                return func(*args, **kwargs)
+        call = Call(name, func, args, kwargs)
         if not torch.is_grad_enabled():
             return self._run_without_graph(call)
         if len(self._hidden):
@@ -267,6 +270,8 @@ class PropagationRules(TorchFunctionMode):
         return output
 
     def _follow_cast(self, call: Call, output: Any) -> None:
+        if call.args and output is call.args[0]:
+            return
         function = self.functions.compose(call, output, self.is_active, curves=False)
         if function is not None and function.root is not output:
             self.functions.note(output, function)

@@ -18,12 +18,9 @@ if TYPE_CHECKING:
 
 def layer_norm(rules: PropagationRules, call: Call) -> Any:
     r""":math:`(x - E[x]) / \overline{\sqrt{Var[x] + \epsilon}} \cdot w + b`."""
-    x, shape, weight, bias = _values(
-        call, ("input", "normalized_shape", "weight", "bias")
-    )
+    x, shape, weight = _values(call, ("input", "normalized_shape", "weight"))
     dims = tuple(range(-len(shape), 0))
-    normalised = _divide_by_deviation(x - x.mean(dims, keepdim=True), dims, _eps(call))
-    return _normalised(rules, call, normalised, weight, bias)
+    return _normalised(rules, call, x, weight, dims, _eps(call), centred=True)
 
 
 def rms_norm(rules: PropagationRules, call: Call) -> Any:
@@ -31,20 +28,17 @@ def rms_norm(rules: PropagationRules, call: Call) -> Any:
     x, shape, weight = _values(call, ("input", "normalized_shape", "weight"))
     dims = tuple(range(-len(shape), 0))
     eps = call.value(3, "eps", torch.finfo(x.dtype).eps)
-    return _normalised(rules, call, _divide_by_deviation(x, dims, eps), weight, None)
+    return _normalised(rules, call, x, weight, dims, eps, centred=False)
 
 
 def group_norm(rules: PropagationRules, call: Call) -> Any:
     """LayerNorm over groups of channels."""
-    x, groups, weight, bias = _values(call, ("input", "num_groups", "weight", "bias"))
-    grouped = x.reshape(len(x), groups, -1)
-    centred = grouped - grouped.mean(-1, keepdim=True)
-    normalised = _divide_by_deviation(centred, (-1,), _eps(call)).view_as(x)
-    features = [1, -1] + [1] * (x.dim() - 2)
-    weight, bias = (
-        None if given is None else given.view(features) for given in (weight, bias)
-    )
-    return _normalised(rules, call, normalised, weight, bias)
+    x, groups, weight = _values(call, ("input", "num_groups", "weight"))
+    grouped = x.unflatten(1, (groups, -1))
+    dims = tuple(range(2, grouped.dim()))
+    if weight is not None:
+        weight = weight.view(groups, -1, *[1] * (x.dim() - 2))
+    return _normalised(rules, call, grouped, weight, dims, _eps(call), centred=True)
 
 
 def instance_norm(rules: PropagationRules, call: Call) -> Any:
@@ -86,34 +80,31 @@ def cosine_similarity(rules: PropagationRules, call: Call) -> Any:
 def _normalised(
     rules: PropagationRules,
     call: Call,
-    normalised: Tensor,
+    x: Tensor,
     weight: Tensor | None,
-    bias: Tensor | None,
+    dims: tuple[int, ...],
+    eps: float,
+    centred: bool,
 ) -> Tensor:
-    """Return what a norm returns, with the gradient of a rewrite; weights constant."""
+    """Run a norm; what it divides by and its weight are constants."""
     rules.note("normalisation", call)
-    if weight is not None:
-        normalised = normalised * weight.detach()
-    if bias is not None:
-        normalised = normalised + bias.detach()
-    return substitute(_without_graph(call), normalised)
-
-
-def _divide_by_deviation(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
-    precise = x.detach().to(torch.promote_types(x.dtype, torch.float32))
-    deviation = (precise.square().mean(dims, keepdim=True) + eps).sqrt()
-    return x / deviation.to(x.dtype)
+    with torch.no_grad():
+        value: Tensor = call.run()
+        precise = x.to(torch.promote_types(x.dtype, torch.float32))
+        if centred:
+            variance = precise.var(dims, correction=0, keepdim=True)
+        else:
+            variance = precise.square().mean(dims, keepdim=True)
+        factor = (variance + eps).rsqrt()
+        if weight is not None:
+            factor = factor * weight
+    given = call.value(0, "input")
+    return substitute(value, given, factor, dims if centred else (), tuple(x.shape))
 
 
 def _unit(x: Tensor, p: float, dim: int, eps: float) -> Tensor:
     norm: Tensor = x.detach().norm(p, dim, keepdim=True)
     return x / norm.clamp_min(eps)
-
-
-def _without_graph(call: Call) -> Tensor:
-    with torch.no_grad():
-        value: Tensor = call.run()
-    return value
 
 
 def _eps(call: Call) -> float:

@@ -80,10 +80,11 @@ CASTS = _names(
 # Views, choices and sums, through which a gate stays one.
 FOLLOWED = CASTS | _names(
     """
-    __getitem__ amax broadcast_to cat chunk detach dropout expand expand_as flatten
-    gather index_select masked_fill masked_select max moveaxis movedim narrow permute
-    repeat repeat_interleave reshape reshape_as scatter scatter_ select split squeeze
-    stack sum swapaxes t take_along_dim transpose unbind unflatten unsqueeze view
+    H T __getitem__ adjoint amax broadcast_to cat chunk detach dropout expand
+    expand_as flatten gather index_select mH mT masked_fill masked_select max moveaxis
+    movedim narrow permute repeat repeat_interleave reshape reshape_as scatter scatter_
+    select split squeeze stack sum swapaxes t take_along_dim transpose unbind unflatten
+    unsqueeze view
     view_as where
     """
 )

@@ -53,8 +53,11 @@ class ElementwiseFunctions:
 
     def of(self, operand: Tensor) -> ElementwiseFunction:
         """Return what an operand is a function of, at least of itself."""
-        zero = torch.zeros((), dtype=operand.dtype, device=operand.device)
-        return self.get(operand) or ElementwiseFunction(operand, lambda: zero, False)
+
+        def zero() -> Tensor:
+            return torch.zeros((), dtype=operand.dtype, device=operand.device)
+
+        return self.get(operand) or ElementwiseFunction(operand, zero, False)
 
     def note(self, output: Tensor, function: ElementwiseFunction) -> None:
         """Note what an output is a function of."""
@@ -137,26 +140,37 @@ class ScoreProducts:
 
     def __init__(self) -> None:
         self._product_of = WeakTensorKeyDictionary()
+        self._multiples = WeakTensorKeyDictionary()  # products, perhaps scaled
 
     def note(self, product: Any) -> None:
         """Note a product of two factors that depend on the tokens."""
         if isinstance(product, Tensor) and product.dim() >= 3:
             self._product_of[product] = product
+            self._multiples[product] = True
 
     def follow(self, call: Call, output: Any) -> None:
         """Note what a call, which contracts nothing, made of a product.
 
-        Attention sinks are a further column, dropped behind the softmax.
+        A transposed product, or a sum of two, is a product itself. Attention sinks are
+        a further column, dropped behind the softmax.
         """
         if not len(self._product_of) or not isinstance(output, Tensor):
             return
-        for arg in call.tensors():
-            product = self._product_of.get(arg)
-            if product is None or output.dim() < 2:
-                continue
-            same_keys = output.shape[-1] == arg.shape[-1] or call.name in _RESIZING
-            if output.shape[-2] == product.shape[-2] and same_keys:
-                self._product_of[output] = product
+        known = [arg for arg in call.tensors() if arg in self._product_of]
+        if not known or output.dim() < 2:
+            return
+        are_multiples = all(arg in self._multiples for arg in known)
+        is_sum = call.name == "add" and len(known) > 1
+        if are_multiples and (is_sum or call.name in _TRANSPOSITIONS):
+            self.note(output)
+        elif call.name not in _TRANSPOSITIONS or _keeps_last_two(call):
+            for arg in known:
+                product = self._product_of[arg]
+                same_keys = output.shape[-1] == arg.shape[-1] or call.name in _RESIZING
+                if output.shape[-2] == product.shape[-2] and same_keys:
+                    self._product_of[output] = product
+            if are_multiples and _scales(call):
+                self._multiples[output] = True
 
     def of(self, weights: Tensor) -> Tensor | None:
         """Return the product that attention weights come from."""
@@ -174,6 +188,8 @@ class ScoreProducts:
         if product is None:
             return
         self._product_of[copy] = product
+        if target in self._multiples:
+            self._multiples[copy] = True
         if _share_storage(product, target):
             for tensor, known in list(self._product_of.items()):
                 if known is product:
@@ -184,9 +200,35 @@ class ScoreProducts:
         product = self._product_of.get(value)
         if product is not None:
             self._product_of[target] = product
+        if value in self._multiples:
+            self._multiples[target] = True
+        elif target in self._multiples:
+            del self._multiples[target]
 
 
 _RESIZING = {"__getitem__", "cat", "concat", "concatenate", "narrow", "pad"}
+_SCALES = {"div", "divide", "float", "mul", "multiply", "to", "true_divide"}
+_SWAPS = {"swapaxes", "swapdims", "transpose"}
+_TRANSPOSITIONS = (
+    _SWAPS | {"T", "adjoint", "mH", "mT", "moveaxis", "movedim"} | {"permute", "t"}
+)
+
+
+def _scales(call: Call) -> bool:
+    """Whether a call multiplies by one number."""
+    return call.name in _SCALES and sum(arg.numel() > 1 for arg in call.tensors()) == 1
+
+
+def _keeps_last_two(call: Call) -> bool:
+    """Whether a call that transposes leaves queries and keys where they are."""
+    if call.name not in _SWAPS:
+        return False
+    n_dims = call.value(0, "input").dim()
+    swapped = (
+        call.value(place, f"dim{place - 1}", call.kwargs.get(f"axis{place - 1}"))
+        for place in (1, 2)
+    )
+    return all(dim % n_dims < n_dims - 2 for dim in swapped)
 
 
 def _picks_features(call: Call) -> bool:
