@@ -13,10 +13,12 @@ from race import Contestant
 from transformers import BertConfig, BertForSequenceClassification
 
 from captum_attnflow import (
+    AttnLRP,
     LayerAttentionFlow,
     LayerAttentionRollout,
     LayerGeneralizedAttentionFlow,
     LayerRelevanceFlow,
+    RelevanceFlow,
 )
 
 OURS = [
@@ -74,4 +76,34 @@ def test_whole_attribution(race, model, batch):
             ),
         },
         rounds=5,
+    )
+
+
+@pytest.mark.parametrize("shape", [(1, 18), (1, 128), (16, 64)])
+def test_relevance_in_forward_and_backward_passes(race, model, shape):
+    """The ratio to the last line is the cost in passes to the embeddings."""
+    ids = torch.randint(1000, 30000, shape)
+
+    def forward(ids):
+        return model(ids).logits
+
+    def passes():
+        embeddings = model.bert.embeddings.word_embeddings(ids).detach()
+        embeddings.requires_grad_()
+        output = model(inputs_embeds=embeddings).logits[:, 1]
+        torch.autograd.grad(output.sum(), embeddings)
+
+    race(
+        f"relevance by rules, a 6 x 384 BERT, {shape[1]} tokens, batch {shape[0]}",
+        {
+            "AttnLRP": Contestant(lambda: AttnLRP(forward).attribute(ids, target=1)),
+            "RelevanceFlow, one point": Contestant(
+                lambda: RelevanceFlow(forward).attribute(ids, target=1)
+            ),
+            "RelevanceFlow, one step from a baseline": Contestant(
+                lambda: RelevanceFlow(forward).attribute(ids, 103, target=1)
+            ),
+        },
+        {"one forward and backward pass": Contestant(passes)},
+        rounds=15,
     )
