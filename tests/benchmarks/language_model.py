@@ -28,11 +28,20 @@ from captum_attnflow import (
     GeneralizedAttentionFlow,
     RelevanceFlow,
 )
+from captum_attnflow.capacity import (
+    Information,
+    Residual,
+    add_residual,
+    information_tensor,
+)
+from captum_attnflow.capture import capture_attention
 from captum_attnflow.metrics import (
     evidence_average_precision,
     evidence_hit,
     log_odds,
 )
+from captum_attnflow.network import LayeredNetwork
+from captum_attnflow.solve import solve_sources
 
 Method = Callable[[Tensor, int], Tensor]
 """Of ids (1, T) and the answer's id; gives scores (T,) of the answer's logit."""
@@ -164,6 +173,34 @@ def integrated_gradients(model: Any, n_steps: int = 10) -> Method:
     return scores
 
 
+def beside_uniform_attention(
+    model: Any, information: Information, residual: Residual, as_ratio: bool
+) -> Method:
+    """Flows of single tokens, beside those that uniform attention would have.
+
+    A query's capacity is shared out equally among the keys that it sees. This takes
+    out of flows on decoders what the mask alone gives to earlier tokens.
+    """
+    forward = next_token(model)
+
+    def scores(ids: Tensor, target: int) -> Tensor:
+        record = capture_attention(forward, (ids,), target)
+        capacity = information_tensor(record, information)
+        sees = torch.ones(capacity.shape[-2:], dtype=capacity.dtype).tril()
+        uniform = capacity.sum(-1, keepdim=True) * sees / sees.sum(-1, keepdim=True)
+        read_out = record.read_out()
+        source = ~read_out if residual == "free" else torch.ones_like(read_out)
+        own, expected = (
+            solve_sources(
+                LayeredNetwork(add_residual(given, residual), source, read_out)
+            ).value[0]
+            for given in (capacity, uniform)
+        )
+        return own / expected if as_ratio else own - expected
+
+    return scores
+
+
 def attribution(method: Any) -> Method:
     """Scores of a class with Captum's ``attribute``, as it comes."""
     return lambda ids, target: method.attribute(ids, target=target)[0]
@@ -191,6 +228,12 @@ def all_methods(model: Any) -> dict[str, Method]:
         ),
         "GAF, plain gradients": attribution(
             GeneralizedAttentionFlow(forward, residual="free", game="independent")
+        ),
+        "AF, over uniform attention": beside_uniform_attention(
+            model, "AF", 0.5, as_ratio=True
+        ),
+        "GAF, less uniform attention": beside_uniform_attention(
+            model, "AGF", "free", as_ratio=False
         ),
         "AttnLRP": attribution(AttnLRP(forward)),
         "CP-LRP": attribution(AttnLRP(forward, rules="cp-lrp")),
