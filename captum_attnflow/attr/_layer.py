@@ -6,13 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-import torch
-from captum._utils.common import _format_output, _run_forward
+from captum._utils.common import _format_output
 from captum._utils.typing import BaselineType, ModuleOrModuleList, TargetType
 from captum.attr import LayerAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
-from torch.overrides import BaseTorchFunctionMode
 
 from captum_attnflow.attr._arguments import ForwardArguments
 from captum_attnflow.attr._base import AttentionAttribution, TensorOrTensors
@@ -107,10 +105,6 @@ class LayerAttentionAttribution(AttentionAttribution, LayerAttribution):
                 arguments, internal_batch_size, grad_kwargs, calls
             )
         warn_of_zeros(explanation)
-        if arguments.n_rows == explanation.scores.shape[1] > 1:
-            self._refuse_sequence_first(
-                arguments, explanation, attribute_to_layer_input
-            )
         attributions: list[Tensor] = []
         for scores, group in _by_sequence(explanation, calls.calls):
             templates = layer_templates(
@@ -146,27 +140,9 @@ class LayerAttentionAttribution(AttentionAttribution, LayerAttribution):
             inputs, baselines, target, additional_forward_args, n_steps, method
         )
         explanation = self._explain(arguments, internal_batch_size, grad_kwargs)
-        starts_at_layer = explanation.direct is not None
-        if starts_at_layer and arguments.n_rows == explanation.scores.shape[1] > 1:
-            self._refuse_sequence_first(
-                arguments, explanation, attribute_to_layer_input
-            )
         warn_of_zeros(explanation)
         warn_of_position(explanation)
         return explanation
-
-    def _refuse_sequence_first(
-        self, arguments: ForwardArguments, explanation: Explanation, of_input: bool
-    ) -> None:
-        """Tell (B, T, D) from (T, B, D) where B is T, by a forward pass of one row."""
-        layer, first = single_layer(self.layer), next(arguments.split(1))
-        inputs = tuple(tensor.clone() for tensor in first.inputs)
-        # A mode keeps torch from its fast path, which makes padded rows nested tensors.
-        mode = BaseTorchFunctionMode()
-        with record_layer_tensors(layer, of_input) as calls, torch.no_grad(), mode:
-            _run_forward(self.forward_func, inputs, None, first.additional)
-        templates = layer_templates(layer, calls.calls, first.n_rows, 1)
-        shape_like_layer(explanation.scores[:1], templates)
 
 
 def _by_sequence(

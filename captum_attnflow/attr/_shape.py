@@ -133,19 +133,29 @@ def shape_like_layer(
     Raises:
         ValueError: If none or several of the tensors have the shape of the tokens.
     """
-    n_holders = sum(_has_tokens(template, scores) for template in outputs)
-    if n_holders != 1:
+    # What comes first is what the rest of the model computes with; masks follow.
+    holders = [i for i, of in enumerate(outputs) if _has_tokens(of, scores)]
+    if not holders or (len(holders) > 1 and holders[0] > 0):
         raise ValueError(
             f"the layer has tensors of shapes {[t.shape for t in outputs]}, of which "
-            f"{n_holders} start with (examples, tokens) = {tuple(scores.shape)}; one "
-            "must, such as the output (B, T, D) of the embeddings module. Only tensors "
-            "that the layer returns, or takes by position, are seen"
+            f"{len(holders)} start with (examples, tokens) = {tuple(scores.shape)}; "
+            "the first or only one must, such as the output (B, T, D) of the "
+            "embeddings module. Only tensors that it returns, or takes by position, "
+            "are seen"
+        )
+    holder = outputs[holders[0]]
+    if holder.is_sequence_first is None and 1 < holder.shape[0] == holder.shape[1]:
+        raise ValueError(
+            f"the layer has a tensor of shape {holder.shape} on which the output does "
+            "not depend through autograd, so that it does not show which dimension "
+            "holds the examples and which the tokens. Pass another number of examples, "
+            "such as by internal_batch_size=1"
         )
     return tuple(
         _fill(scores, template)
-        if _has_tokens(template, scores)
+        if index == holders[0]
         else _new(template, scores.new_zeros(()))
-        for template in outputs
+        for index, template in enumerate(outputs)
     )
 
 
@@ -185,8 +195,10 @@ def _has_tokens(template: TensorLike, scores: Tensor) -> bool:
 def _new(template: TensorLike, values: Tensor) -> Tensor:
     """Contiguous copy of values, broadcast and cast as attributions are."""
     dtype = torch.float64 if template.dtype == torch.float64 else torch.float32
-    values = values.to(device=template.device, dtype=dtype)
-    return values.expand(template.shape).contiguous()
+    values = values.to(device=template.device, dtype=dtype).expand(template.shape)
+    if template.is_sequence_first:
+        values = values.transpose(0, 1)
+    return values.contiguous()
 
 
 def _fill(scores: Tensor, template: TensorLike) -> Tensor:

@@ -185,12 +185,14 @@ class RelevanceFlow(AttentionAttribution):
             [
                 record.input_relevance[0].relevance
                 for record in self._capture_points(
-                    arguments, targets, points, weight, grad_kwargs
+                    arguments, targets, points, weight, grad_kwargs, layer_calls
                 )
             ]
             for points, weight in chunks
         ]
-        records = self._capture_points(arguments, targets, *last, grad_kwargs)
+        records = self._capture_points(
+            arguments, targets, *last, grad_kwargs, layer_calls
+        )
         for number, record in enumerate(records):
             (of_last,) = record.input_relevance
             parts = [*(chunk[number] for chunk in before), of_last.relevance]
@@ -240,6 +242,7 @@ class RelevanceFlow(AttentionAttribution):
         points: Tensor,
         weights: Tensor,
         grad_kwargs: dict[str, Any] | None,
+        layer_calls: LayerCalls | None,
     ) -> Iterator[AttentionRecord]:
         path = InputPath(
             arguments.baselines[0],
@@ -258,6 +261,7 @@ class RelevanceFlow(AttentionAttribution):
             repeated.additional,
             grad_kwargs,
             path,
+            layer_calls,
             rules=self.rules,
         ):
             if len(record.sequences) > 1:

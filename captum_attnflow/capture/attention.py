@@ -28,6 +28,12 @@ from captum_attnflow.capture.record import (
     TokenSequence,
     UnsupportedAttentionError,
 )
+from captum_attnflow.capture.rows import (
+    Placement,
+    RowLayout,
+    find_layouts,
+    layouts_of_tokens,
+)
 from captum_attnflow.capture.rules import PropagationRules, Rules
 from captum_attnflow.capture.streams import DependencyGraph, Stack, find_stacks
 from captum_attnflow.capture.support import why_none_is_found
@@ -115,7 +121,7 @@ def capture_targets(
         entries.watch(additional_forward_args or ())
         propagation = None if rules == "gradient" else PropagationRules(rules)
         interception = AttentionInterception(entries, path, propagation)
-        if layer_calls is not None and propagation is not None:
+        if layer_calls is not None and propagation is not None and path is None:
             layer_calls.on_entry = propagation.add_source
         output = _run(
             forward_func, entries.inputs, additional_forward_args, interception, path
@@ -137,10 +143,12 @@ def capture_targets(
             "followed by matmul or einsum, or as F.scaled_dot_product_attention"
         )
     _warn_of_unfollowed(interception.calls)
+    _refuse_maps_without_gradient(probed)
+    rows = _rows_of_calls(stacks, interception.calls, len(inputs[0]))
     held = [entries.held_by(stack) for stack in stacks]
+    at_layer = [] if layer_calls is None else layer_calls.tensors()
     embeddings: list[Entry] = []
     if propagation is not None and path is None:
-        at_layer = [] if layer_calls is None else layer_calls.tensors()
         embeddings = _embeddings(
             entries.entered(), at_layer, interception.calls, len(inputs[0])
         )
@@ -151,9 +159,10 @@ def capture_targets(
     points = [] if path is None else [path.points_entered()]
     wanted = _Wanted(
         interception.calls,
-        stacks,
-        propagation,
+        rows,
+        {} if propagation is None else _streams(propagation, interception, stacks),
         points + [entry.tensor for entry in embeddings],
+        at_layer,
     )
     for number, target in enumerate(targets):
         with torch.enable_grad():
@@ -163,13 +172,15 @@ def capture_targets(
                 n_rows=len(inputs[0]),
                 n_examples=len(inputs[0]) if path is None else path.n_examples,
             )
-            _refuse_maps_without_gradient(probed)
             if propagation is not None and number == 0:
                 propagation.check(selected)
                 warn_of_unknown(propagation.summary())
             is_last = number == len(targets) - 1
             gradients = wanted.differentiate(selected, is_last, grad_kwargs or {})
-        record = _join(stacks, interception.calls, gradients, held, selected.detach())
+        record = _join(stacks, rows, gradients, held, selected.detach())
+        if layer_calls is not None and number == 0:
+            layer_calls.place(gradients.layer_layouts)
+            embeddings = _placed(embeddings, at_layer, gradients.layer_layouts)
         if propagation is not None:
             record = replace(
                 record,
@@ -210,7 +221,7 @@ def _embeddings(
         [call.probed for call in calls]
     ).depends(at_layer[0]):
         (tensor,) = at_layer
-        fits = tensor.dim() == 3 and tensor.shape[:2] == (n_rows, n_tokens)
+        fits = tensor.dim() == 3 and layouts_of_tokens(tensor.shape, n_rows, {n_tokens})
         # Position embeddings are of the same shape, and made of no token.
         known = DependencyGraph([entry.tensor for entry in entries])
         if fits and (not entries or known.ancestors(tensor)):
@@ -255,63 +266,116 @@ def _warn_of_unfollowed(calls: list[AttentionCall]) -> None:
         )
 
 
+def _streams(
+    propagation: PropagationRules,
+    interception: AttentionInterception,
+    stacks: list[Stack],
+) -> dict[int, Tensor]:
+    """Find the residual streams behind the last calls of the stacks, by call."""
+    lasts = [stack.calls[-1] for stack in stacks]
+    behind = {
+        last: propagation.stream_behind(interception.calls[last].probed)
+        for last in lasts
+    }
+    return {
+        last: stream
+        for last, stream in behind.items()
+        if stream is not None and stream.dim() == 3
+    }
+
+
+def _placed(
+    embeddings: list[Entry], at_layer: list[Tensor], layouts: list[RowLayout | None]
+) -> list[Entry]:
+    """Lay out what stands for the tokens as the layer that put it out has it."""
+    axis_of = {
+        id(tensor): layout.axis
+        for tensor, layout in zip(at_layer, layouts, strict=True)
+        if layout is not None
+    }
+    return [
+        replace(entry, axes="swapped") if axis_of.get(id(entry.tensor)) else entry
+        for entry in embeddings
+    ]
+
+
 @dataclass(frozen=True)
 class _Gradients:
     """Gradients of one output per row.
 
     Attributes:
-        maps (list of Tensor): In what ran through the probe, call by call.
-        scores (dict): In the products of queries and keys, by call.
+        layers (list of AttentionLayer): The attention of each call.
         streams (dict): Relevance ``(rows, Tq)`` of the residual stream behind the last
             call of a stack, by call.
         inputs (list of Tensor): In what stands for the inputs, or in the points of a
             path.
+        layer_layouts (list of RowLayout or None): Where the rows are in each tensor of
+            a watched layer.
     """
 
-    maps: list[Tensor]
-    scores: dict[int, Tensor]
+    layers: list[AttentionLayer]
     streams: dict[int, Tensor]
     inputs: list[Tensor]
+    layer_layouts: list[RowLayout | None]
 
 
 class _Wanted:
-    """What an output is differentiated in."""
+    """What an output is differentiated in.
+
+    Args:
+        calls (list of AttentionCall): All of them.
+        rows (list of slice): Which rows of the batch each has.
+        streams (dict): Residual streams behind the last call of a stack, by call.
+        inputs (list of Tensor): What stands for the inputs, or the points of a path.
+        at_layer (list of Tensor): What a watched layer takes or puts out.
+    """
 
     def __init__(
         self,
         calls: list[AttentionCall],
-        stacks: list[Stack],
-        propagation: PropagationRules | None,
+        rows: list[slice],
+        streams: dict[int, Tensor],
         inputs: list[Tensor],
+        at_layer: list[Tensor],
     ) -> None:
-        self._calls = calls
-        self._inputs = inputs
+        self._calls, self._streams = calls, streams
+        self._inputs, self._at_layer = inputs, at_layer
         self._scores = {
             i: call.scores for i, call in enumerate(calls) if call.scores is not None
         }
-        self._streams: dict[int, Tensor] = {}
-        if propagation is not None:
-            behind = {
-                last: propagation.stream_behind(calls[last].probed)
-                for last in (stack.calls[-1] for stack in stacks)
-            }
-            self._streams = {
-                last: stream for last, stream in behind.items() if stream is not None
-            }
+        lengths = {length for call in calls for length in call.lengths()}
+        whole = slice(0, max(part.stop for part in rows))
+        of_maps = [
+            Placement(call.probed, part, call.layouts(part.stop - part.start))
+            for call, part in zip(calls, rows, strict=True)
+        ]
+        of_tokens = [
+            (stream, rows[call], {calls[call].probed.shape[-2]})
+            for call, stream in streams.items()
+        ] + [(tensor, whole, lengths) for tensor in at_layer]
+        self._placements = of_maps + [
+            Placement(
+                tensor,
+                part,
+                layouts_of_tokens(tensor.shape, part.stop - part.start, n_tokens),
+            )
+            for tensor, part, n_tokens in of_tokens
+        ]
+        self._layouts: list[RowLayout | None] | None = None  # of the first output
 
     def differentiate(
         self, selected: Tensor, is_last: bool, grad_kwargs: dict[str, Any]
     ) -> _Gradients:
         """Run one backward pass from one output per row."""
-        maps = [call.probed for call in self._calls]
-        tensors = [*maps, *self._scores.values(), *self._streams.values()]
+        maps, streams = [call.probed for call in self._calls], self._streams
+        tensors = [*maps, *streams.values(), *self._at_layer, *self._scores.values()]
+        find = self._layouts is None
         options: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
-        layouts = {call: self._is_batch_first(call, selected) for call in self._streams}
         try:
             of_all = torch.autograd.grad(
                 torch.unbind(selected),
                 tensors + self._inputs,
-                **{**options, "retain_graph": not is_last, **grad_kwargs},
+                **{**options, "retain_graph": find or not is_last, **grad_kwargs},
             )
         except CheckpointError as error:
             raise UnsupportedAttentionError(
@@ -319,48 +383,63 @@ class _Wanted:
                 "pass, where propagation rules do not see them; turn it off, such as "
                 "by model.gradient_checkpointing_disable()"
             ) from error
-        left = iter([gradient.detach() for gradient in of_all])
-        of_maps = [next(left) for _ in maps]
-        of_scores = {call: next(left) for call in self._scores}
-        of_streams = {
-            call: stream.detach() * next(left) for call, stream in self._streams.items()
-        }
+        gradients = [gradient.detach() for gradient in of_all]
+        if self._layouts is None:
+            self._layouts = find_layouts(
+                self._placements, gradients, selected, retain_graph=not is_last
+            )
+        n_calls, n_streams = len(maps), len(streams)
+        layouts = self._layouts
+        of_scores = dict(
+            zip(self._scores, gradients[len(self._placements) :], strict=False)
+        )
+        of_streams = zip(
+            streams.items(),
+            gradients[n_calls : n_calls + n_streams],
+            layouts[n_calls : n_calls + n_streams],
+            strict=True,
+        )
         return _Gradients(
-            maps=of_maps,
-            scores=of_scores,
+            layers=[
+                call.layer(gradient, self._layout_of_map(i), of_scores.get(i))
+                for i, (call, gradient) in enumerate(
+                    zip(self._calls, gradients, strict=False)
+                )
+            ],
             streams={
-                call: _relevance_of_positions(relevance, is_batch_first)
-                for call, relevance in of_streams.items()
-                if (is_batch_first := layouts[call]) is not None
+                call: layout.rows_first(stream.detach() * gradient).double().sum(-1)
+                for (call, stream), gradient, layout in of_streams
+                if layout is not None
             },
-            inputs=list(left),
+            inputs=gradients[len(tensors) :],
+            layer_layouts=layouts[n_calls + n_streams :],
         )
 
-    def _is_batch_first(self, call: int, selected: Tensor) -> bool | None:
-        """Tell ``(rows, Tq, D)`` from ``(Tq, rows, D)``; None if it is neither.
+    def _layout_of_map(self, call: int) -> RowLayout:
+        """Return where the rows are in a map; by other maps if its gradient is 0.
 
-        Where sizes do not tell, the first row's output does: it depends on that row
-        alone.
+        Raises:
+            UnsupportedAttentionError: If nothing tells.
         """
-        shape = self._streams[call].shape
-        n_queries = self._calls[call].probed.shape[-2]
-        expected = (len(selected), n_queries)
-        first, second = shape[:2] == expected, shape[:2] == expected[::-1]
-        if len(shape) != 3 or not (first or second):
-            return None
-        if not (first and second) or len(selected) == 1:
-            return first
-        (alone,) = torch.autograd.grad(
-            selected[0], self._streams[call], retain_graph=True, allow_unused=True
+        assert self._layouts is not None
+        own = self._layouts[call]
+        if own is not None:
+            return own
+        possible = self._placements[call].layouts
+        of_others = {
+            layout
+            for layout in self._layouts[: len(self._calls)]
+            if layout in possible and layout is not None
+        }
+        if len(of_others) == 1:
+            return of_others.pop()
+        shape = tuple(self._calls[call].probed.shape)
+        raise UnsupportedAttentionError(
+            f"in attention maps of shape {shape} it does not show where the examples "
+            "are and where the heads: the output's gradient in them is 0, or that of "
+            "an example depends on other examples. Pass one example at a time "
+            "(internal_batch_size=1)"
         )
-        if alone is None or not bool(alone.any()):
-            return None
-        return not bool(alone[1:].any())
-
-
-def _relevance_of_positions(relevance: Tensor, is_batch_first: bool) -> Tensor:
-    by_position = relevance.double().sum(-1)
-    return by_position if is_batch_first else by_position.mT
 
 
 def _run(
@@ -404,14 +483,16 @@ def _refuse_maps_without_gradient(maps: Sequence[Tensor]) -> None:
         )
 
 
-def _join(
-    stacks: list[Stack],
-    calls: list[AttentionCall],
-    gradients: _Gradients,
-    held: list[list[tuple[int, ...]]],
-    output: Tensor,
-) -> AttentionRecord:
-    """Make one stack, or the stacks of consecutive mini-batches, one record."""
+def _rows_of_calls(
+    stacks: list[Stack], calls: list[AttentionCall], n_rows: int
+) -> list[slice]:
+    """Tell which rows of the batch each call has.
+
+    There is one stack, or those of consecutive mini-batches.
+
+    Raises:
+        UnsupportedAttentionError: If stacks differ, or have other rows in all.
+    """
     depths = sorted({len(stack.calls) for stack in stacks})
     if len({stack.routes for stack in stacks}) > 1:
         raise UnsupportedAttentionError(
@@ -420,33 +501,50 @@ def _join(
             "and a decoder that attends to it, is supported: attribute to one of them "
             "at a time"
         )
-    expected = len(output) if len(stacks) == 1 else None
-    rows = [calls[stack.calls[0]].n_rows(expected) for stack in stacks]
-    if sum(rows) != len(output):
+    sizes = [n_rows]
+    if len(stacks) > 1:
+        sizes = [calls[stack.calls[0]].n_rows() for stack in stacks]
+    rows, start = [slice(0, 0)] * len(calls), 0
+    for stack, size in zip(stacks, sizes, strict=True):
+        for call in stack.calls:
+            rows[call] = slice(start, start + size)
+        start += size
+    fits = all(
+        calls[i].layouts(rows[i].stop - rows[i].start)
+        for stack in stacks
+        for i in stack.calls
+    )
+    if start != n_rows or not fits:
+        seen = sum(calls[stack.calls[0]].n_rows() for stack in stacks)
         raise UnsupportedAttentionError(
-            f"{len(stacks)} stacks of attention ran over {sum(rows)} rows in all for "
-            f"{len(output)} inputs: windowed attention (Swin), or several passes per "
+            f"{len(stacks)} stacks of attention ran over {seen} rows in all for "
+            f"{n_rows} inputs: windowed attention (Swin), or several passes per "
             "input (siamese models, reentrant gradient checkpointing). It is not known "
             "which pass a token's score belongs to: attribute to one pass at a time"
         )
-    chunks = zip(stacks, rows, held, output.split(rows), strict=True)
+    return rows
+
+
+def _join(
+    stacks: list[Stack],
+    rows: list[slice],
+    gradients: _Gradients,
+    held: list[list[tuple[int, ...]]],
+    output: Tensor,
+) -> AttentionRecord:
+    """Make one stack, or the stacks of consecutive mini-batches, one record."""
     return AttentionRecord.concatenate(
         [
             replace(
                 _record(
-                    [
-                        calls[i].layer(
-                            gradients.maps[i], n_rows, gradients.scores.get(i)
-                        )
-                        for i in stack.calls
-                    ],
+                    [gradients.layers[i] for i in stack.calls],
                     stack.routes,
                     inputs,
-                    chunk_output,
+                    output[rows[stack.calls[0]]],
                 ),
                 read_out_relevance=gradients.streams.get(stack.calls[-1]),
             )
-            for stack, n_rows, inputs, chunk_output in chunks
+            for stack, inputs in zip(stacks, held, strict=True)
         ]
     )
 

@@ -12,6 +12,7 @@ from captum_attnflow.capture.attention_layer import (
     DenseLayer,
     FusedLayer,
 )
+from captum_attnflow.capture.rows import RowLayout, layouts_of_map
 
 
 @dataclass(frozen=True)
@@ -37,31 +38,47 @@ class AttentionCall:
     scores: Tensor | None = None
     share_of_weights: float = 0.0
 
-    def n_rows(self, expected: int | None) -> int:
-        """Rows of the batch; ``expected`` settles heads folded in unknown number."""
-        folded = len(self.probed)
-        if self.probed.dim() > 3:
-            return folded
-        if self.n_heads is not None:
-            return folded // self.n_heads
-        return expected if expected and folded % expected == 0 else folded
+    def n_rows(self) -> int:
+        """Rows of a part of the batch, where dimension 0 tells."""
+        folded, heads = len(self.probed), self.n_heads
+        return folded // heads if self.probed.dim() == 3 and heads else folded
+
+    def lengths(self) -> tuple[int, int]:
+        """Queries and keys."""
+        if self.fused is None:
+            return self.probed.shape[-2], self.probed.shape[-1]
+        return self.probed.shape[-2], self.values.shape[-2]
+
+    def layouts(self, n_rows: int) -> list[RowLayout]:
+        """List where so many rows of a batch may be in the probed tensor."""
+        return layouts_of_map(self.probed.shape, n_rows, self.n_heads)
 
     def layer(
-        self, gradient: Tensor, n_rows: int, score_gradient: Tensor | None = None
+        self,
+        gradient: Tensor,
+        layout: RowLayout,
+        score_gradient: Tensor | None = None,
     ) -> AttentionLayer:
         """Return the layer's attention, given gradients in ``probed`` and scores."""
         if self.fused is not None:
-            return self.fused(gradient)
-        weights = self.probed.detach()
-        shape = (n_rows, -1, *weights.shape[-2:])  # heads come in any dimensions
+            fused = self.fused(gradient)
+            return fused.transposed() if layout.axis else fused
+
+        def heads_of_rows(tensor: Tensor) -> Tensor:
+            rows = layout.rows_first(tensor)
+            # Heads come in any dimensions.
+            return rows.reshape(len(rows), -1, *rows.shape[-2:])
+
         relevance = None
         if self.scores is not None and score_gradient is not None:
             # A mask may have been added in place.
             scores = self.scores.detach().masked_fill(score_gradient == 0, 0)
-            relevance = (scores * score_gradient).reshape(shape)
+            relevance = heads_of_rows(
+                (scores * score_gradient).reshape(self.probed.shape)
+            )
         return DenseLayer(
-            weights.reshape(shape),
-            gradient.reshape(shape),
+            heads_of_rows(self.probed.detach()),
+            heads_of_rows(gradient),
             relevance,
             self.share_of_weights,
         )

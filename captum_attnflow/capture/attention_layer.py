@@ -195,6 +195,18 @@ class FusedLayer(AttentionLayer):
         weights = weights_of_scores(scores, mask, self.is_causal)
         return weights, output_gradient @ value.mT, scores
 
+    def transposed(self) -> FusedLayer:
+        """Return the layer of a kernel that was given heads before rows."""
+        mask = self.mask
+        return replace(
+            self,
+            query=self.query.transpose(0, 1),
+            key=self.key.transpose(0, 1),
+            value=self.value.transpose(0, 1),
+            mask=mask.transpose(0, 1) if mask is not None and mask.dim() == 4 else mask,
+            output_gradient=self.output_gradient.transpose(0, 1),
+        )
+
     def select(self, rows: slice) -> FusedLayer:
         """See :meth:`AttentionLayer.select`."""
         mask = self.mask

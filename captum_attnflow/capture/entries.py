@@ -81,7 +81,8 @@ class InputEntries:
             found (Tensor): What the embedding returned.
         """
         index = self._holding(ids)
-        if index is None or index == FURTHER:
+        # Under no_grad nothing leads from what is found to the output.
+        if index is None or index == FURTHER or not torch.is_grad_enabled():
             return found
         found = traceable(found)
         self._entries.append(Entry(index, found, _axes(ids, self.inputs[index])))

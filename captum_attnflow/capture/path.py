@@ -64,7 +64,8 @@ class InputPath:
         self._fractions, self._weights = fractions, weights
         self._layer = layer
         self._lookups: list[_Lookup] = []  # of the baseline
-        self._at_baseline: Tensor | None = None  # the layer's output
+        self._at_baseline: Tensor | None = None  # the layer's output, rows first
+        self._layer_axis = 0  # of the rows in it
         self._displacement: Tensor | None = None
         self._points: Tensor | None = None  # (P * B, ...), a leaf
         self.on_entry: Callable[[Tensor], None] | None = None
@@ -89,19 +90,70 @@ class InputPath:
         """
         is_ids = not self._end.is_floating_point()
         if is_ids or self._layer is not None:
-            scout = _Scout(self._is_lookup)
-            inputs = (self._repeat(self._start), *others)
-            try:
-                with torch.no_grad(), scout, self._at_layer(self._leave):
-                    _run_forward(forward_func, inputs, None, additional)
-            except _AtLayer as reached:
-                self._at_baseline = reached.output
-            except _AtAttention:
-                pass
-            self._lookups = scout.lookups
+            baselines = self._repeat(self._start)
+
+            def run(rows: Tensor) -> None:
+                _run_forward(forward_func, (rows, *others), None, additional)
+
+            output, self._lookups = self._scout(run, baselines)
+            if output is not None:
+                axis = self._axis_of_layer(output, run, baselines)
+                if axis is not None:
+                    self._layer_axis = axis
+                    self._at_baseline = output.movedim(axis, 0)
         if is_ids or self._at_baseline is not None:
             return self._repeat(self._end)
         return self._place(self._start, self._end)
+
+    def _scout(
+        self, run: Callable[[Tensor], None], rows: Tensor
+    ) -> tuple[Tensor | None, list[_Lookup]]:
+        """Run as far as the layer, or the attention, if that comes first.
+
+        Returns:
+            tuple: The layer's output, if it was reached, and the lookups on the way.
+        """
+        mode = _LookupsBeforeAttention(self._lookup_axis)
+        try:
+            with torch.no_grad(), mode, self._at_layer(self._leave):
+                run(rows)
+        except _AtLayer as reached:
+            return reached.output, mode.lookups
+        except _AtAttention:
+            pass
+        return None, mode.lookups
+
+    def _axis_of_layer(
+        self, output: Tensor, run: Callable[[Tensor], None], baselines: Tensor
+    ) -> int | None:
+        """Tell which dimension of the layer's output holds the rows.
+
+        Where not only the first may, a block of inputs in place of baselines shows it.
+
+        Args:
+            output (Tensor): What the layer puts out where all rows are baselines.
+            run (Callable): Runs the forward function over rows.
+            baselines (Tensor): These rows.
+        """
+        fitting = [axis for axis in (0, 1) if output.shape[axis] == len(baselines)]
+        if fitting == [0]:
+            return 0
+        block = self.n_examples
+        partly, _ = self._scout(run, torch.cat([self._end, baselines[block:]]))
+        assert partly is not None
+        changed = (output != partly).flatten(2).any(-1)
+        fitting = [
+            axis
+            for axis in fitting
+            if bool(changed.any()) and not bool(changed.movedim(axis, 0)[block:].any())
+        ]
+        if len(fitting) > 1:
+            raise ValueError(
+                f"the layer's output of shape {tuple(output.shape)} does not show "
+                "which dimension holds the examples and which the tokens. Pass another "
+                "number of examples, such as by internal_batch_size, or path_steps=0"
+            )
+        return fitting[0] if fitting else None
 
     @contextmanager
     def followed(self) -> Iterator[None]:
@@ -113,13 +165,14 @@ class InputPath:
     def enter_lookup(self, output: Tensor, args: Sequence[Any]) -> Tensor:
         """Return the points in place of what a lookup found, if it is the input's."""
         placed = self._points is not None or self._at_baseline is not None
-        if placed or not self._is_lookup(args):
+        axis = None if placed else self._lookup_axis(args)
+        if axis is None:
             return output
         # Positions and token types are looked up too, the same ones for the baseline.
         is_moved = not torch.equal(self._start, self._end)
         for ids, table, start in self._lookups:
             if table is args[1] and torch.equal(ids, args[0]) != is_moved:
-                return self._place_output(start, output)
+                return self._place_output(start, output, axis)
         return output
 
     def points_entered(self) -> Tensor:
@@ -156,12 +209,13 @@ class InputPath:
         def hook(module: nn.Module, taken: tuple[Any, ...], output: Any) -> Any:
             n_rows = len(self._fractions) * self.n_examples
             fits = isinstance(output, Tensor) and output.is_floating_point()
-            return visit(output) if fits and len(output) == n_rows else output
+            return visit(output) if fits and n_rows in output.shape[:2] else output
 
         if self._layer is None:
             yield
             return
-        handle = self._layer.register_forward_hook(hook)
+        # Before hooks that watch the layer, which are to see the points.
+        handle = self._layer.register_forward_hook(hook, prepend=True)
         try:
             yield
         finally:
@@ -173,12 +227,13 @@ class InputPath:
     def _replace(self, output: Tensor) -> Tensor:
         if self._points is not None or self._at_baseline is None:
             return output
-        return self._place_output(self._at_baseline, output)
+        start = self._at_baseline.movedim(0, self._layer_axis)
+        return self._place_output(start, output, self._layer_axis)
 
-    def _place_output(self, start: Tensor, end: Tensor) -> Tensor:
-        examples = slice(self.n_examples)
+    def _place_output(self, start: Tensor, end: Tensor, axis: int) -> Tensor:
+        start, end = (rows.movedim(axis, 0)[: self.n_examples] for rows in (start, end))
         # A clone, since models add to their embeddings in place.
-        return self._place(start[examples], end[examples]).clone()
+        return self._place(start, end).movedim(0, axis).clone()
 
     def _place(self, start: Tensor, end: Tensor) -> Tensor:
         start, end = start.detach().to(end), end.detach()
@@ -194,16 +249,22 @@ class InputPath:
     def _repeat(self, tensor: Tensor) -> Tensor:
         return tensor.repeat(len(self._fractions), *(1 for _ in tensor.shape[1:]))
 
-    def _is_lookup(self, args: Sequence[Any]) -> bool:
-        """Whether these are ids (examples, tokens), the same block for every point.
+    def _lookup_axis(self, args: Sequence[Any]) -> int | None:
+        """Return the dimension of the rows in ids that are looked up.
 
-        Positions come in one row, or with the tokens first, and are told by that.
+        They are (examples, tokens), the same block for every point, or the input's
+        own with the tokens first. Positions come in one row, and are told by that.
         """
         ids = args[0] if args else None
         n_rows = len(self._fractions) * self.n_examples
-        if not isinstance(ids, Tensor) or ids.dim() < 2 or len(ids) != n_rows:
-            return False
-        return torch.equal(ids, self._repeat(ids[: self.n_examples]))
+        if not isinstance(ids, Tensor) or ids.dim() < 2:
+            return None
+        if len(ids) == n_rows and torch.equal(
+            ids, self._repeat(ids[: self.n_examples])
+        ):
+            return 0
+        given = (self._repeat(self._start).mT, self._repeat(self._end).mT)
+        return 1 if any(torch.equal(ids, rows) for rows in given) else None
 
 
 _Lookup = tuple[Tensor, Tensor, Tensor]
@@ -221,13 +282,13 @@ class _AtAttention(BaseException):
     """Leaves the forward function where attention begins."""
 
 
-class _Scout(TorchFunctionMode):
+class _LookupsBeforeAttention(TorchFunctionMode):
     """Notes the embedding lookups of the baseline up to its first attention."""
 
-    def __init__(self, is_lookup: Callable[[Sequence[Any]], bool]) -> None:
+    def __init__(self, lookup_axis: Callable[[Sequence[Any]], int | None]) -> None:
         super().__init__()
         self.lookups: list[_Lookup] = []
-        self._is_lookup = is_lookup
+        self._lookup_axis = lookup_axis
 
     def __torch_function__(
         self,
@@ -239,6 +300,6 @@ class _Scout(TorchFunctionMode):
         if func in _ATTENTION:
             raise _AtAttention
         output = func(*args, **(kwargs or {}))
-        if func is F.embedding and self._is_lookup(args):
+        if func is F.embedding and self._lookup_axis(args) is not None:
             self.lookups.append((args[0], args[1], output))
         return output

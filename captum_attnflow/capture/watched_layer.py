@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from captum_attnflow.capture.entries import sequences_of, traceable
+from captum_attnflow.capture.rows import RowLayout
 from captum_attnflow.capture.streams import Stack
 
 
@@ -22,11 +23,14 @@ class TensorLike:
         shape (tuple of int): With the batch in dimension 0.
         dtype (dtype): Its dtype.
         device (device): Its device.
+        is_sequence_first (bool, optional): Whether the tensor itself has the tokens in
+            dimension 0 and the batch in dimension 1; None where that is not known.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
+    is_sequence_first: bool | None = False
 
     @staticmethod
     def of(tensor: Tensor) -> TensorLike:
@@ -60,12 +64,14 @@ class LayerCalls:
     def __init__(self) -> None:
         self.calls: list[LayerCall] = []
         self.on_entry: Callable[[Tensor], None] | None = None
-        self._entries: list[tuple[LayerCall, Tensor]] = []  # not yet located
+        self._entries: list[tuple[LayerCall, Tensor]] = []  # not yet placed
 
     def add(self, tensors: Sequence[Any]) -> None:
         """Note a call."""
         found = [item for item in tensors if isinstance(item, Tensor)]
-        call = LayerCall(tuple(TensorLike.of(tensor) for tensor in found))
+        described = [TensorLike.of(tensor) for tensor in found]
+        described[:1] = [replace(of, is_sequence_first=None) for of in described[:1]]
+        call = LayerCall(tuple(described))
         self.calls.append(call)
         if found and found[0].requires_grad:
             if self.on_entry is not None:
@@ -73,7 +79,7 @@ class LayerCalls:
             self._entries.append((call, found[0]))
 
     def tensors(self) -> list[Tensor]:
-        """Return the first tensor, in the graph, of each call not yet located."""
+        """Return the first tensor, in the graph, of each call not yet placed."""
         return [tensor for _, tensor in self._entries]
 
     def forget(self) -> None:
@@ -82,7 +88,7 @@ class LayerCalls:
         self._entries.clear()
 
     def locate(self, stacks: Sequence[Stack]) -> None:
-        """Note which sequences the calls since the last time belong to."""
+        """Note which sequences the calls not yet placed belong to."""
         for stack in stacks:
             found = sequences_of([tensor for _, tensor in self._entries], stack)
             for (call, _), sequence in zip(self._entries, found, strict=True):
@@ -90,6 +96,18 @@ class LayerCalls:
         for call, _ in self._entries:
             if call.sequence is None:  # behind the last attention
                 call.sequence = stacks[-1].routes[-1].queries
+
+    def place(self, layouts: Sequence[RowLayout | None]) -> None:
+        """Note where the rows are in the tensors not yet placed."""
+        for (call, _), layout in zip(self._entries, layouts, strict=True):
+            if layout is not None:
+                first, *others = call.tensors
+                batch_first = layout.axis == 0
+                shape = first.shape
+                if not batch_first:
+                    shape = (shape[1], shape[0], *shape[2:])
+                first = replace(first, shape=shape, is_sequence_first=not batch_first)
+                call.tensors = (first, *others)
         self._entries.clear()
 
 

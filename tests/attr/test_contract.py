@@ -17,6 +17,7 @@ from captum.attr import (
 )
 from captum.metrics import infidelity, sensitivity_max
 from models import (
+    VOCABULARY,
     TorchEncoder,
     bert,
     causal_language_model,
@@ -24,7 +25,7 @@ from models import (
     token_ids,
     vision_classifier,
 )
-from torch import nn
+from torch import Tensor, nn
 
 import captum_attnflow
 from captum_attnflow import (
@@ -660,18 +661,6 @@ class TestRefusals:
             method(forward, model.classifier).attribute(token_ids(), target=1)
 
     @every_layer_method
-    @pytest.mark.parametrize("n_rows", [2, 6])
-    def test_layer_that_puts_the_sequence_first(self, method, n_rows):
-        """Also where as many examples as tokens hide the order of dimensions."""
-        model = classifier("XLNet", dtype=torch.float64)
-        options = {"path_steps": 0} if method is LayerRelevanceFlow else {}
-        attribution = method(
-            lambda ids: model(ids).logits, model.transformer.word_embedding, **options
-        )
-        with pytest.raises(ValueError, match=r"\(6, \d, 32\).*\(examples, tokens\)"):
-            attribution.attribute(token_ids(n_rows, 6), target=1)
-
-    @every_layer_method
     def test_as_many_examples_as_tokens_are_fine(self, method, model, forward):
         ids = token_ids(6, 6)
         attribution = method(forward, model.bert.embeddings)
@@ -773,3 +762,74 @@ def test_a_good_result_does_not_warn(forward):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         GeneralizedAttentionFlow(forward).attribute(token_ids(), target=1)
+
+
+class SequenceFirst(nn.Module):
+    """A classifier that keeps its tokens in dimension 0, as torch's default has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embeddings = nn.Embedding(VOCABULARY, 32)
+        layer = nn.TransformerEncoderLayer(32, 4, 48, dropout=0.0)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(32, 3)
+        self.double().eval()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.of_embeddings(self.embeddings(ids.mT))
+
+    def of_embeddings(self, embedded: Tensor) -> Tensor:
+        return self.head(self.encoder(embedded).mean(0))
+
+
+class TestLayersThatPutTheSequenceFirst:
+    """Attributions are in the layer's own (T, B, D), whatever the sizes are."""
+
+    @every_layer_method
+    @pytest.mark.parametrize("n_rows", [1, 2, 3, 6])
+    def test_scores_are_those_of_the_rows_alone(self, method, n_rows):
+        model = classifier("XLNet", dtype=torch.float64)
+        layer = model.transformer.word_embedding
+        attribution = method(lambda ids: model(ids).logits, layer)
+        ids = token_ids(n_rows, 6)
+        together = attribution.attribute(ids, 0, target=1)
+        assert together.shape == (6, n_rows, 32)
+        alone = [attribution.attribute(one[None], 0, target=1) for one in ids]
+        torch.testing.assert_close(together, torch.cat(alone, 1))
+
+    @pytest.mark.parametrize("path_steps", [0, 1, 2])
+    @pytest.mark.parametrize("n_rows", [1, 2, 3, 6])
+    def test_a_path_leads_through_the_layer(self, n_rows, path_steps):
+        model, ids = SequenceFirst(), token_ids(n_rows, 6)
+        flow = LayerRelevanceFlow(model, model.embeddings, path_steps=path_steps)
+        scores = flow.attribute(ids, 0, target=1).sum(-1)
+        honest = RelevanceFlow(
+            lambda embedded: model.of_embeddings(embedded.transpose(0, 1)),
+            path_steps=path_steps,
+        )
+        embedded, baseline = (model.embeddings(x) for x in (ids, 0 * ids))
+        expected = honest.attribute(embedded, baseline, target=1).sum(-1)
+        torch.testing.assert_close(scores, expected.mT)
+
+    @pytest.mark.parametrize("n_rows", [1, 2, 3, 6])
+    def test_token_ids_are_looked_up_tokens_first(self, n_rows):
+        model, ids = SequenceFirst(), token_ids(n_rows, 6)
+        layer = LayerRelevanceFlow(model, model.embeddings)
+        torch.testing.assert_close(
+            RelevanceFlow(model).attribute(ids, 0, target=1),
+            layer.attribute(ids, 0, target=1).sum(-1).mT.float(),
+        )
+
+    @every_layer_method
+    def test_layers_that_leave_no_trace_are_refused_where_sizes_coincide(self, method):
+        model = SequenceFirst().requires_grad_(False)
+
+        def forward(ids):
+            with torch.no_grad():
+                embedded = model.embeddings(ids.mT)
+            return model.of_embeddings(embedded.clone().requires_grad_())
+
+        attribution = method(forward, model.embeddings)
+        with pytest.raises(ValueError, match="which dimension holds the examples"):
+            attribution.attribute(token_ids(6, 6), target=1)

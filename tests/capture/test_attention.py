@@ -6,14 +6,21 @@ import torch.nn.functional as F
 from models import (
     ENCODERS,
     FUSED_ENCODERS,
+    VOCABULARY,
     HandWritten,
     TorchEncoder,
     bert,
     classifier,
     token_ids,
 )
-from torch import nn
+from torch import Tensor, nn
 
+from captum_attnflow import (
+    AttentionRollout,
+    CheferRelevance,
+    GeneralizedAttentionFlow,
+    RelevanceFlow,
+)
 from captum_attnflow.capture import UnsupportedAttentionError, capture_attention
 
 
@@ -414,3 +421,66 @@ class TestRefusals:
 
         with pytest.raises(ValueError, match=r"layer 0 hold NaN or infinite"):
             capture_attention(forward, (torch.rand(2, 3, 4),))
+
+
+class HeadsAnywhere(nn.Module):
+    """Attention whose heads stand before or behind the examples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embeddings = nn.Embedding(VOCABULARY, 32)
+        self.maps = nn.ModuleList(nn.Linear(32, 96) for _ in range(2))
+        self.head = nn.Linear(32, 3)
+        self.double()
+
+    def forward(self, ids: Tensor, order: str, fused: bool = False) -> Tensor:
+        x = self.embeddings(ids)
+        for layer in self.maps:
+            q, k, v = (_split_heads(part, order) for part in layer(x).chunk(3, -1))
+            if fused:
+                mixed = F.scaled_dot_product_attention(q, k, v)
+            else:
+                mixed = (q @ k.mT / 8**0.5).softmax(-1) @ v
+            x = x + _join_heads(mixed, order, len(ids))
+        return self.head(x.mean(1))
+
+
+def _split_heads(x: Tensor, order: str) -> Tensor:
+    heads = x.unflatten(-1, (4, 8)).movedim(2, 0 if order.startswith("heads") else 1)
+    return heads.flatten(0, 1) if order.endswith("folded") else heads
+
+
+def _join_heads(x: Tensor, order: str, n_rows: int) -> Tensor:
+    if order.endswith("folded"):
+        x = x.unflatten(0, (4, n_rows) if order.startswith("heads") else (n_rows, 4))
+    return x.movedim(0 if order.startswith("heads") else 1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("n_rows", [1, 2, 3, 4])
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("order", ["heads", "heads, folded", "rows, folded"])
+@pytest.mark.parametrize(
+    "method",
+    [AttentionRollout, GeneralizedAttentionFlow, RelevanceFlow, CheferRelevance],
+)
+def test_heads_may_stand_before_the_examples(method, order, fused, n_rows):
+    """Also where there are as many heads as examples, and sizes tell nothing."""
+    model, ids = HeadsAnywhere(), token_ids(n_rows, 7)
+    usual = method(lambda ids: model(ids, "rows")).attribute(ids, target=1)
+    found = method(lambda ids: model(ids, order, fused)).attribute(ids, target=1)
+    torch.testing.assert_close(found, usual)
+
+
+def test_heads_that_do_not_show_are_refused():
+    """Of a map with no gradient; one example alone has no such question."""
+    model, ids = HeadsAnywhere(), token_ids(2, 7)
+
+    def forward(ids):
+        output = model(ids, "heads, folded")
+        return output * 0
+
+    with pytest.raises(ValueError, match=r"does not show where the examples.*one exam"):
+        AttentionRollout(forward).attribute(ids, target=1)
+    with pytest.warns(UserWarning, match="all token scores of the examples .0. are 0"):
+        AttentionRollout(forward).attribute(ids[:1], target=1)
