@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import networkx as nx
 import torch
@@ -105,6 +106,9 @@ class Explanation(ShownByTokens):
             alone.
         sequences (tuple[TokenSequence, ...]): The sequences whose positions the scores
             count through: one, or an encoder's and then a decoder's.
+        elements (dict): For each input of floats, by its number, the token that each of
+            its elements makes, such as the pixels of a patch: int64, of the input's
+            shape, -1 for none. Inputs whose elements make several have no entry.
     """
 
     scores: Tensor
@@ -118,6 +122,7 @@ class Explanation(ShownByTokens):
     unnormalized_scores: Tensor | None = None
     output: Tensor | None = None
     sequences: tuple[TokenSequence, ...] = ()
+    elements: Mapping[int, Tensor] = field(default_factory=dict)
 
     @property
     def delta(self) -> Tensor:
@@ -145,6 +150,7 @@ class Explanation(ShownByTokens):
             against=None if against is None else against.select(rows),
             direct=None if self.direct is None else self.direct[rows],
             unnormalized_scores=None if raw is None else raw[rows],
+            elements={index: of[rows] for index, of in self.elements.items()},
             output=None if self.output is None else self.output[rows],
         )
 

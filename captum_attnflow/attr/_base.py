@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -23,7 +22,6 @@ from captum_attnflow.capture import (
     AttentionRecord,
     Rules,
     capture_targets,
-    tokens_of_elements,
 )
 from captum_attnflow.capture.watched_layer import LayerCalls, TensorLike
 from captum_attnflow.result import Explanation, warn_of_position, warn_of_zeros
@@ -129,7 +127,7 @@ class AttentionAttribution(GradientAttribution):
             explanation.scores,
             templates,
             explanation.sequences,
-            partial(self._find_tokens, arguments),
+            explanation.elements,
         )
         formatted = _format_output(_is_tuple(inputs), attributions)
         if return_convergence_delta:
@@ -270,7 +268,10 @@ class AttentionAttribution(GradientAttribution):
 
     def _explain_record(self, record: AttentionRecord) -> Explanation:
         return replace(
-            self._score(record), output=record.output, sequences=record.sequences
+            self._score(record),
+            output=record.output,
+            sequences=record.sequences,
+            elements=record.elements,
         )
 
     def _capture(
@@ -291,24 +292,3 @@ class AttentionAttribution(GradientAttribution):
             layer_calls=layer_calls,
             rules=self._rules,
         )
-
-    def _find_tokens(
-        self, arguments: ForwardArguments, n_tokens: int, index: int = 0
-    ) -> Tensor | None:
-        """Find the token that each element of an input makes.
-
-        All examples have the same layout, but one may hide a part of it: features that
-        a ReLU cuts off have no gradient.
-        """
-        found: Tensor | None = None
-        for one in arguments.split(1):
-            tokens = tokens_of_elements(
-                self.forward_func, one.inputs, one.additional, n_tokens, index
-            )
-            if found is None:
-                found = tokens
-            elif tokens is not None:
-                found = torch.where(found < 0, tokens, found)
-            if found is not None and bool((found >= 0).all()):
-                break
-        return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,14 +10,12 @@ from torch import Tensor
 from captum_attnflow.capture import TokenSequence
 from captum_attnflow.capture.watched_layer import TensorLike
 
-FindTokens = Callable[[int, int], Tensor | None]
-
 
 def shape_like_inputs(
     scores: Tensor,
     inputs: Sequence[TensorLike],
     sequences: Sequence[TokenSequence] = (),
-    find_tokens: FindTokens | None = None,
+    elements: Mapping[int, Tensor] | None = None,
 ) -> tuple[Tensor, ...]:
     """Spread token scores over the inputs that hold the tokens.
 
@@ -27,10 +25,9 @@ def shape_like_inputs(
             ``(B, T, D)``, or what tokens are made of, such as pixels ``(B, C, H, W)``.
         sequences (sequence of TokenSequence): An encoder's and a decoder's, which have
             an input each, or one of them; one sequence has one input.
-        find_tokens (Callable, optional): Given the number of tokens and which input it
-            is, returns the token of every element of an example, as
-            :func:`captum_attnflow.capture.tokens_of_elements` does; called only where
-            the shape does not tell.
+        elements (dict, optional): The token of each element of an input, by the number
+            of the input; see :class:`captum_attnflow.Explanation`. Where there is none,
+            dimension 1 of an input is that of the tokens.
 
     Returns:
         tuple[Tensor, ...]: One attribution per input, whose sum over the elements of a
@@ -39,9 +36,10 @@ def shape_like_inputs(
     Raises:
         ValueError: If there are more inputs than sequences, or no tokens in an input.
     """
+    elements = elements or {}
     if len(sequences) < 2:
         refuse_several(inputs)
-        return (_shape_like_input(scores, inputs[0], 0, find_tokens),)
+        return (_shape_like_input(scores, inputs[0], elements.get(0)),)
     parts = split_sequences(scores, sequences)
     held: dict[int, list[int]] = {}
     for index, template in enumerate(inputs):
@@ -51,7 +49,7 @@ def shape_like_inputs(
         refuse_several([inputs[index] for index in indices])
     sequence_of = {index: sequence for sequence, (index,) in held.items()}
     return tuple(
-        _shape_like_input(parts[sequence_of[index]], template, index, find_tokens)
+        _shape_like_input(parts[sequence_of[index]], template, elements.get(index))
         for index, template in enumerate(inputs)
     )
 
@@ -82,15 +80,13 @@ def only_fitting(parts: Sequence[Tensor], template: TensorLike) -> int:
 
 
 def _shape_like_input(
-    scores: Tensor, template: TensorLike, index: int, find_tokens: FindTokens | None
+    scores: Tensor, template: TensorLike, elements: Tensor | None
 ) -> Tensor:
+    if elements is not None:
+        return _spread(scores, template, elements)
     # In more than three dimensions there may be as many channels as tokens.
-    is_told = find_tokens is None or len(template.shape) <= 3
-    if is_told and _has_tokens(template, scores):
+    if len(template.shape) <= 3 and _has_tokens(template, scores):
         return _fill(scores, template)
-    tokens = find_tokens(scores.shape[1], index) if find_tokens is not None else None
-    if tokens is not None:
-        return _spread(scores, template, tokens)
     raise ValueError(
         f"the input has shape {template.shape}, but the attention maps have "
         f"{scores.shape[1]} tokens for {scores.shape[0]} examples; the input is "
@@ -159,13 +155,13 @@ def shape_like_layer(
     )
 
 
-def sum_over_tokens(features: Tensor, n_tokens: int, find_tokens: FindTokens) -> Tensor:
+def sum_over_tokens(features: Tensor, n_tokens: int, elements: Tensor | None) -> Tensor:
     """Sum what belongs to each token, the reverse of spreading a score.
 
     Args:
         features (Tensor): Shape ``(B, T)``, ``(B, T, D)`` or that of the first input.
         n_tokens (int): ``T``.
-        find_tokens (Callable): See :func:`shape_like_inputs`.
+        elements (Tensor, optional): The token of each element, of the features' shape.
 
     Returns:
         Tensor: Shape ``(B, T)``; tokens without elements get 0.
@@ -173,13 +169,14 @@ def sum_over_tokens(features: Tensor, n_tokens: int, find_tokens: FindTokens) ->
     Raises:
         ValueError: If the features are not those of so many tokens.
     """
+    if elements is not None and elements.shape == features.shape:
+        owned = elements >= 0
+        sums = features.new_zeros(len(features), n_tokens)
+        return sums.scatter_add(
+            1, elements.clamp_min(0).flatten(1), features.where(owned, 0).flatten(1)
+        )
     if 2 <= features.dim() <= 3 and features.shape[1] == n_tokens:
         return features.reshape(*features.shape[:2], -1).sum(-1)
-    tokens = find_tokens(n_tokens, 0)
-    if tokens is not None and tokens.shape == features.shape[1:]:
-        owned = tokens.flatten() >= 0
-        sums = features.new_zeros(len(features), n_tokens)
-        return sums.index_add(1, tokens.flatten()[owned], features.flatten(1)[:, owned])
     raise ValueError(
         f"the path leads through a tensor of shape {tuple(features.shape)}, but the "
         f"attention maps have {n_tokens} tokens for {len(features)} examples; the path "
@@ -207,10 +204,11 @@ def _fill(scores: Tensor, template: TensorLike) -> Tensor:
     return _new(template, share.reshape(*scores.shape, *(1 for _ in features)))
 
 
-def _spread(scores: Tensor, template: TensorLike, tokens: Tensor) -> Tensor:
+def _spread(scores: Tensor, template: TensorLike, elements: Tensor) -> Tensor:
     """Give every element an equal share of its token's score, and 0 without one."""
-    tokens = tokens.to(scores.device)
-    owned = tokens >= 0
-    n_elements = tokens[owned].bincount(minlength=scores.shape[1]).clamp_min(1)
-    shares = (scores / n_elements)[:, tokens.clamp_min(0)]
-    return _new(template, shares.where(owned, 0))
+    elements = elements.to(scores.device).flatten(1)
+    owned = elements >= 0
+    token = elements.clamp_min(0)
+    n_elements = torch.zeros_like(scores).scatter_add(1, token, owned.to(scores))
+    shares = (scores / n_elements.clamp_min(1)).gather(1, token).where(owned, 0)
+    return _new(template, shares.view(template.shape))

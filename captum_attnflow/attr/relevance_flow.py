@@ -28,7 +28,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import partial
 from itertools import chain
 from typing import Any, Literal, get_args
 
@@ -216,11 +215,10 @@ class RelevanceFlow(AttentionAttribution):
         relevance = [
             part.relevance.double() for part in record.input_relevance if not part.index
         ]
-        find_tokens = partial(self._find_tokens, arguments)
+        elements = record.elements.get(0)
         try:
             by_token = [
-                sum_over_tokens(part, record.n_tokens, find_tokens)
-                for part in relevance
+                sum_over_tokens(part, record.n_tokens, elements) for part in relevance
             ]
         except ValueError:
             if self._has_path(arguments):

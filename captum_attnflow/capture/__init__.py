@@ -9,7 +9,6 @@ from captum_attnflow.capture.attention_layer import (
     DenseLayer,
     FusedLayer,
 )
-from captum_attnflow.capture.elements import tokens_of_elements
 from captum_attnflow.capture.path import InputPath
 from captum_attnflow.capture.record import (
     AttentionRecord,
@@ -36,5 +35,4 @@ __all__ = [
     "UnsupportedAttentionError",
     "capture_attention",
     "capture_targets",
-    "tokens_of_elements",
 ]

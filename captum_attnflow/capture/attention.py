@@ -16,6 +16,7 @@ from torch.utils.checkpoint import CheckpointError
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture.attention_call import AttentionCall
 from captum_attnflow.capture.attention_layer import AttentionLayer
+from captum_attnflow.capture.elements import tokens_of_elements
 from captum_attnflow.capture.entries import Entry, InputEntries
 from captum_attnflow.capture.interception import AttentionInterception
 from captum_attnflow.capture.output import select_output
@@ -146,6 +147,7 @@ def capture_targets(
     _refuse_maps_without_gradient(probed)
     rows = _rows_of_calls(stacks, interception.calls, len(inputs[0]))
     held = [entries.held_by(stack) for stack in stacks]
+    elements = _elements(entries, stacks, held[0])
     at_layer = [] if layer_calls is None else layer_calls.tensors()
     embeddings: list[Entry] = []
     if propagation is not None and path is None:
@@ -178,6 +180,7 @@ def capture_targets(
             is_last = number == len(targets) - 1
             gradients = wanted.differentiate(selected, is_last, grad_kwargs or {})
         record = _join(stacks, rows, gradients, held, selected.detach())
+        record = replace(record, elements=elements)
         if layer_calls is not None and number == 0:
             layer_calls.place(gradients.layer_layouts)
             embeddings = _placed(embeddings, at_layer, gradients.layer_layouts)
@@ -203,6 +206,25 @@ def capture_targets(
                 ),
             )
         yield record
+
+
+def _elements(
+    entries: InputEntries, stacks: list[Stack], held: list[tuple[int, ...]]
+) -> dict[int, Tensor]:
+    """Find the token of each element of the inputs of floats."""
+    found = {}
+    for entry in entries.entered():
+        given = entries.inputs[entry.index]
+        of = [number for number, inputs in enumerate(held) if entry.index in inputs]
+        if not given.is_floating_point() or not of:
+            continue
+        with torch.enable_grad():
+            tokens = tokens_of_elements(
+                [stack.values[of[0]][0] for stack in stacks], entry.tensor
+            )
+        if tokens is not None:
+            found[entry.index] = tokens
+    return found
 
 
 def _embeddings(

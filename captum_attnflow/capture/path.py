@@ -23,6 +23,8 @@ from captum._utils.common import _run_forward
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from captum_attnflow.capture.watched_layer import in_this_thread
+
 # Where attention begins; a path behind it would cut its gradient off.
 _ATTENTION = {
     F.scaled_dot_product_attention,
@@ -215,7 +217,7 @@ class InputPath:
             yield
             return
         # Before hooks that watch the layer, which are to see the points.
-        handle = self._layer.register_forward_hook(hook, prepend=True)
+        handle = self._layer.register_forward_hook(in_this_thread(hook), prepend=True)
         try:
             yield
         finally:

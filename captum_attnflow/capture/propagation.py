@@ -18,6 +18,7 @@ from captum_attnflow.capture.interception import AttentionInterception
 from captum_attnflow.capture.output import select_output
 from captum_attnflow.capture.record import Propagation
 from captum_attnflow.capture.rules import PropagationRules, Rules
+from captum_attnflow.capture.watched_layer import in_this_thread
 
 
 @dataclass(frozen=True)
@@ -167,8 +168,9 @@ def _tap(
             return type(put_out)(enter(part) for part in put_out)
         return enter(put_out)
 
+    guarded = in_this_thread(hook)
     register = layer.register_forward_pre_hook if of_input else None
-    handle = register(hook) if register else layer.register_forward_hook(hook)
+    handle = register(guarded) if register else layer.register_forward_hook(guarded)
     try:
         yield calls
     finally:

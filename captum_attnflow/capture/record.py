@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -86,6 +86,9 @@ class AttentionRecord:
             queries; None where the gradient is plain or no stream was found.
         propagation (Propagation, optional): Which rules met what; None where the
             gradient is plain.
+        elements (dict): For each input of floats the token that each of its elements
+            makes, of its shape, int64, -1 for none; not for inputs whose elements make
+            several.
     """
 
     layers: tuple[AttentionLayer, ...]
@@ -95,6 +98,7 @@ class AttentionRecord:
     input_relevance: tuple[InputRelevance, ...] = ()
     read_out_relevance: Tensor | None = None
     propagation: Propagation | None = None
+    elements: Mapping[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.routes:
@@ -160,6 +164,7 @@ class AttentionRecord:
                 for of in self.input_relevance
             ),
             read_out_relevance=_rows(self.read_out_relevance, rows),
+            elements={index: of[rows] for index, of in self.elements.items()},
         )
 
     @staticmethod
@@ -181,6 +186,11 @@ class AttentionRecord:
             read_out_relevance=_joined(
                 [record.read_out_relevance for record in records]
             ),
+            elements={
+                index: torch.cat([record.elements[index] for record in records])
+                for index in records[0].elements
+                if all(index in record.elements for record in records)
+            },
         )
 
 

@@ -18,7 +18,6 @@ from transformers import (
     PreTrainedModel,
 )
 
-from captum_attnflow.capture import tokens_of_elements
 from captum_attnflow.tasks.image_attribution import ImageAttribution, Patch
 from captum_attnflow.tasks.pretrained import (
     ATTENTION_METHODS,
@@ -110,8 +109,7 @@ class ImageClassifier:
         (wanted,) = find_target(target, labels, logits).tolist()
         explanation = attribution.explain(pixels, target=wanted)
         scores = explanation.scores[0]
-        tokens = tokens_of_elements(self._logits, (pixels,), None, len(scores))
-        if tokens is None:
+        if 0 not in explanation.elements:
             raise ValueError(
                 f"the model {type(self.model).__name__} does not make each of its "
                 f"{len(scores)} tokens of pixels of its own, in patches that do not "
@@ -120,7 +118,7 @@ class ImageClassifier:
         outputs = logits.softmax(-1) if logits.shape[-1] > 1 else logits
         return ImageAttribution(
             image=image,
-            patches=_patches(tokens.cpu(), scores.tolist()),
+            patches=_patches(explanation.elements[0][0].cpu(), scores.tolist()),
             predicted=labels[predicted],
             probability=float(outputs[0, predicted]),
             target=labels[wanted],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -833,3 +834,22 @@ class TestLayersThatPutTheSequenceFirst:
         attribution = method(forward, model.embeddings)
         with pytest.raises(ValueError, match="which dimension holds the examples"):
             attribution.attribute(token_ids(6, 6), target=1)
+
+
+class TestThreads:
+    """Threads may share a model: what another one runs is none of a call's business."""
+
+    @pytest.mark.parametrize("method", [*LAYER_METHODS, LayerAttnLRP])
+    def test_another_threads_calls_of_the_layer_are_not_seen(self, method, model):
+        ids = token_ids()
+        expected = method(lambda ids: model(ids).logits, model.bert.embeddings)
+        expected = expected.attribute(ids, 0, target=1)
+
+        def forward(ids):
+            """Another thread runs the model in the middle of this pass."""
+            with ThreadPoolExecutor(1) as other:
+                other.submit(model, token_ids(2, 10).flip(0)).result()
+            return model(ids).logits
+
+        attribution = method(forward, model.bert.embeddings)
+        torch.testing.assert_close(attribution.attribute(ids, 0, target=1), expected)

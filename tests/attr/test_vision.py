@@ -227,3 +227,39 @@ def test_a_batch_of_images_equals_its_rows_alone():
     for row in range(2):
         alone = attribution.attribute(pixels[row : row + 1], target=row)
         torch.testing.assert_close(together[row : row + 1], alone)
+
+
+class Shuffled(PatchEncoder):
+    """Mixes patches anew in every pass and row, as masked autoencoders do; drops some.
+
+    Without positions the order of tokens says nothing to the model.
+    """
+
+    n_kept: int | None = None
+    shuffles = True
+
+    def forward(self, pixels):
+        patches = self.projection(pixels).flatten(2).mT
+        noise = torch.rand(patches.shape[:2], dtype=patches.dtype)
+        order = noise.argsort(1)[:, : self.n_kept, None]
+        if self.shuffles:
+            patches = patches.gather(1, order.expand(-1, -1, patches.shape[2]))
+        return self.head(self.encoder(patches).mean(1))
+
+
+@every_method
+def test_shuffled_patches_keep_their_pixels(method):
+    """Which pixels a token is made of is read off the very pass that is explained."""
+    model, pixels = Shuffled((8, 8)), images()
+    shuffled = method(model).attribute(pixels, target=1)
+    model.shuffles = False
+    torch.testing.assert_close(shuffled, method(model).attribute(pixels, target=1))
+
+
+@every_method
+def test_pixels_of_dropped_patches_get_nothing(method):
+    model, pixels = Shuffled((8, 8)), images()
+    model.n_kept = 5
+    attributions = method(model).attribute(pixels, target=1)
+    patches = F.unfold(attributions.abs(), 8, stride=8).sum(1)
+    assert ((patches > 0).sum(1) == 5).all()
