@@ -122,6 +122,7 @@ class AttentionAttribution(GradientAttribution):
         )
         explanation = self._explain(arguments, internal_batch_size)
         warn_of_zeros(explanation)
+        warn_of_position(explanation)
         templates = [TensorLike.of(tensor) for tensor in arguments.inputs]
         attributions = shape_like_inputs(
             explanation.scores,

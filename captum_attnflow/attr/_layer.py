@@ -105,6 +105,7 @@ class LayerAttentionAttribution(AttentionAttribution, LayerAttribution):
                 arguments, internal_batch_size, grad_kwargs, calls
             )
         warn_of_zeros(explanation)
+        warn_of_position(explanation)
         attributions: list[Tensor] = []
         for scores, group in _by_sequence(explanation, calls.calls):
             templates = layer_templates(

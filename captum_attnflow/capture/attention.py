@@ -16,12 +16,13 @@ from torch.utils.checkpoint import CheckpointError
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture.attention_call import AttentionCall
 from captum_attnflow.capture.attention_layer import AttentionLayer
+from captum_attnflow.capture.eager import eager
 from captum_attnflow.capture.elements import tokens_of_elements
 from captum_attnflow.capture.entries import Entry, InputEntries
 from captum_attnflow.capture.interception import AttentionInterception
 from captum_attnflow.capture.output import select_output
 from captum_attnflow.capture.path import InputPath
-from captum_attnflow.capture.propagation import warn_of_unknown
+from captum_attnflow.capture.propagation import warn_of_dropout, warn_of_unknown
 from captum_attnflow.capture.record import (
     AttentionRecord,
     InputRelevance,
@@ -135,6 +136,7 @@ def capture_targets(
             "but the attention map is formed of it afterwards. Let the model make a "
             'copy of the mask, or load it with attn_implementation="eager"'
         )
+    warn_of_dropout(interception)
     n_missed = interception.missed()
     if n_missed:
         warn_caller(
@@ -473,7 +475,8 @@ def _run(
 ) -> Any:
     rules = interception.rules or nullcontext()
     try:
-        with rules, interception, nullcontext() if path is None else path.followed():
+        followed = nullcontext() if path is None else path.followed()
+        with eager(), rules, interception, followed:
             _, output = _forward_layer_distributed_eval(
                 forward_func,
                 inputs,

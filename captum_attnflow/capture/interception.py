@@ -66,6 +66,7 @@ class AttentionInterception(TorchFunctionMode):
         self.rules = rules
         self.probe: nn.Module = nn.Identity()
         self.calls: list[AttentionCall] = []
+        self.dropout = False  # whether any took part
         self._softmaxes: list[_Softmax] = []
         if rules is not None:
             for tensor in entries.inputs:
@@ -100,6 +101,8 @@ class AttentionInterception(TorchFunctionMode):
         if func is torch.einsum or func is torch.functional.einsum:
             return func(*self._probe_einsum(args), **kwargs)
         output = func(*args, **kwargs)
+        if func is F.dropout and _drops(args, kwargs):
+            self.dropout = True
         if func in SOFTMAX:
             self._mark_softmax(output, args, kwargs)
         elif func.__name__ in TRANSPARENT and isinstance(output, Tensor):
@@ -247,6 +250,7 @@ class AttentionInterception(TorchFunctionMode):
 
         Dropout and folded heads need the map itself.
         """
+        self.dropout |= dropout_p > 0
         if query.dim() == 4 and dropout_p == 0:
             return self._attend_fused(
                 query, key, value, attn_mask, is_causal, scale, enable_gqa
@@ -300,6 +304,13 @@ class AttentionInterception(TorchFunctionMode):
             self.rules.add_attention(probed)
         self.calls.append(AttentionCall(probed, value, None, fused))
         return probed
+
+
+def _drops(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Whether ``F.dropout`` leaves anything out."""
+    rate = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
+    training = args[2] if len(args) > 2 else kwargs.get("training", True)
+    return bool(training and rate > 0)
 
 
 def _version(tensor: Tensor) -> int:

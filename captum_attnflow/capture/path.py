@@ -23,6 +23,7 @@ from captum._utils.common import _run_forward
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from captum_attnflow.capture.eager import eager
 from captum_attnflow.capture.watched_layer import in_this_thread
 
 # Where attention begins; a path behind it would cut its gradient off.
@@ -117,7 +118,7 @@ class InputPath:
         """
         mode = _LookupsBeforeAttention(self._lookup_axis)
         try:
-            with torch.no_grad(), mode, self._at_layer(self._leave):
+            with eager(), torch.no_grad(), mode, self._at_layer(self._leave):
                 run(rows)
         except _AtLayer as reached:
             return reached.output, mode.lookups

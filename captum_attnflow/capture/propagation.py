@@ -13,6 +13,7 @@ from captum._utils.typing import TargetType
 from torch import Tensor, nn
 
 from captum_attnflow._warnings import warn_caller
+from captum_attnflow.capture.eager import eager
 from captum_attnflow.capture.entries import Entry, InputEntries, traceable
 from captum_attnflow.capture.interception import AttentionInterception
 from captum_attnflow.capture.output import select_output
@@ -88,7 +89,7 @@ def propagate(
         entries = InputEntries(inputs)
         entries.watch(additional_forward_args or ())
         interception = AttentionInterception(entries, rules=propagation)
-        with propagation, interception, ExitStack() as taps:
+        with eager(), propagation, interception, ExitStack() as taps:
             found = [
                 taps.enter_context(_tap(layer, of_layer_input, propagation))
                 for layer in layers or ()
@@ -130,8 +131,18 @@ def propagate(
         for group in groups
     )
     _refuse_nan(relevance)
+    warn_of_dropout(interception)
     warn_of_unknown(propagation.summary())
     return PropagatedRelevance(selected.detach(), relevance, propagation.summary())
+
+
+def warn_of_dropout(interception: AttentionInterception) -> None:
+    """Say that scores are of a model that chance has thinned out."""
+    if interception.dropout:
+        warn_caller(
+            "dropout is active, so that the scores are those of one random choice of "
+            "units: call model.eval() first"
+        )
 
 
 def warn_of_unknown(propagation: Propagation) -> None:
@@ -221,6 +232,7 @@ def _refuse_nan(relevance: Sequence[Sequence[TensorGradient]]) -> None:
             if not bool(part.isfinite().all()):
                 raise ValueError(
                     f"the {name} of a tensor of shape {tuple(part.shape)} holds NaN or "
-                    "infinite entries. Check the input and the attention mask (a row "
-                    "that masks every key gives NaN), or run the model in float32"
+                    "infinite entries. Check the input, the model's weights and the "
+                    "attention mask (a row that masks every key gives NaN), or run the "
+                    "model in float32"
                 )

@@ -110,8 +110,9 @@ class AttentionRecord:
             if layer.fault is not None:
                 raise ValueError(
                     f"the attention {layer.fault} of layer {number} hold NaN or "
-                    "infinite entries. Check the input and the attention mask (a row "
-                    "that masks every key gives NaN), or run the model in float32"
+                    "infinite entries. Check the input, the model's weights and the "
+                    "attention mask (a row that masks every key gives NaN), or run the "
+                    "model in float32"
                 )
 
     @property

@@ -12,8 +12,8 @@ _SUPPORTED = (
     "Supported is softmax attention with as many queries as keys that runs as torch "
     "operations in the calling thread (torch.nn.MultiheadAttention, "
     "F.scaled_dot_product_attention, or softmax and matmul written out). Not seen are "
-    "TorchScript, flash and flex kernels and torch.compile (load a transformers model "
-    'with attn_implementation="sdpa" or "eager"), and models that run in worker '
+    "TorchScript, flash and flex kernels (load a transformers model with "
+    'attn_implementation="sdpa" or "eager"), and models that run in worker '
     "threads (pass DataParallel's .module). A model without attention, such as a "
     "convolutional network, has nothing that a flow could follow: take SLALOM or "
     "IntegratedGradients"

@@ -62,7 +62,7 @@ def explain(
     ] = None,
     rules: Annotated[
         str | None,
-        typer.Option(help="attnlrp or cp-lrp; for relevance-flow only."),
+        typer.Option(help="attnlrp, cp-lrp or gradient; for relevance-flow only."),
     ] = None,
     gradient: Annotated[
         str | None,

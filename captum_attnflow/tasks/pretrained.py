@@ -169,7 +169,7 @@ def find_method(
     for name in options:
         if name not in accepted:
             having = [other for other in methods if name in _options_of(methods[other])]
-            elsewhere = f". It is one of {', '.join(having)}" if having else ""
+            elsewhere = f"; {name!r} is one of {', '.join(having)}" if having else ""
             raise ValueError(
                 f"{method} has no option {name!r}; it has {', '.join(accepted)}"
                 f"{elsewhere}"

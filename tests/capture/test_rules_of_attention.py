@@ -34,7 +34,7 @@ from models import (
 from reference.lrp import Replica, causal
 from torch import Tensor, nn
 
-from captum_attnflow import RelevanceFlow
+from captum_attnflow import GeneralizedAttentionFlow, RelevanceFlow
 from captum_attnflow.attr.attn_lrp import AttnLRP
 from captum_attnflow.capacity import message_tensor
 from captum_attnflow.capture import UnsupportedAttentionError, capture_attention
@@ -485,6 +485,40 @@ def test_torchscript_is_refused():
     scripted = torch.jit.trace(Classifier(), torch.randn(2, 8))
     with pytest.raises(UnsupportedAttentionError, match=r"GeluBackward0.*TorchScript"):
         AttnLRP(scripted).attribute(torch.randn(2, 8), target=1)
+
+
+@pytest.mark.parametrize("n_calls_before", [0, 3])
+def test_a_scripted_part_is_refused_at_every_call(n_calls_before):
+    """After some calls TorchScript fuses operations into nodes of its own."""
+    middle = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.LayerNorm(8))
+    middle = torch.jit.script(middle)
+    x = torch.randn(2, N_TOKENS, 8, requires_grad=True)
+    for _ in range(n_calls_before):
+        middle(x).sum().backward()
+    with pytest.raises(UnsupportedAttentionError, match="TorchScript"):
+        AttnLRP(lambda x: middle(x).sum(1)).attribute(x, target=1)
+
+
+@pytest.mark.parametrize("method", [AttnLRP, RelevanceFlow, GeneralizedAttentionFlow])
+def test_compiled_models_are_explained_as_the_model_itself(method):
+    """At every call: what compiles modes would run their work without them later."""
+    model, ids = TorchEncoder(), token_ids(1, 6)
+    expected = method(model).attribute(ids, target=1)
+    compiled = torch.compile(model, backend="eager")
+    compiled(ids)
+    for _ in range(2):
+        found = method(compiled).attribute(ids, target=1)
+        torch.testing.assert_close(found, expected)
+    calls = torch._dynamo.utils.counters["frames"]["total"]
+    compiled(ids)  # compiled as before
+    assert torch._dynamo.utils.counters["frames"]["total"] == calls
+
+
+@pytest.mark.parametrize("method", [AttnLRP, RelevanceFlow, GeneralizedAttentionFlow])
+def test_dropout_is_named(method):
+    model = TorchEncoder().train()
+    with pytest.warns(UserWarning, match=r"dropout is active.*model\.eval"):
+        method(model).attribute(token_ids(1, 6), target=1)
 
 
 def test_a_detached_output_is_refused():

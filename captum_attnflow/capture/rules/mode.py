@@ -178,12 +178,14 @@ class PropagationRules(TorchFunctionMode):
             for node in self._graph.dependent_nodes(selected)
             if node not in self._inside_unknown
         }
-        unseen = sorted(names & REPLACED_NODES)
+        # TorchScript puts its own nodes in their place after the first calls.
+        scripted = {name for name in names if "torch::jit" in name}
+        unseen = sorted(names & REPLACED_NODES | scripted)
         if unseen:
             raise UnsupportedAttentionError(
                 f"{', '.join(unseen)} in the graph of the output ran where no rule can "
-                "change them: TorchScript, torch.compile and worker threads hide their "
-                "operations. Pass the Python model itself, in the calling thread"
+                "change them: TorchScript and worker threads hide their operations. "
+                "Pass the Python model itself, in the calling thread"
             )
         self.unknown |= {
             name for name in names - OWN_NODES if name.endswith("Backward")
