@@ -106,9 +106,10 @@ class Explanation(ShownByTokens):
             alone.
         sequences (tuple[TokenSequence, ...]): The sequences whose positions the scores
             count through: one, or an encoder's and then a decoder's.
-        elements (dict): For each input of floats, by its number, the token that each of
-            its elements makes, such as the pixels of a patch: int64, of the input's
-            shape, -1 for none. Inputs whose elements make several have no entry.
+        elements (dict): For an input, by its number, the token that each of its
+            elements makes, such as the pixels of a patch: int64, of the input's shape,
+            -1 for none. Inputs whose elements make several have no entry, nor has the
+            only input of a sequence if it is the ids of all its tokens.
     """
 
     scores: Tensor

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import torch
 from captum._utils.common import _format_output
 from captum._utils.typing import BaselineType, ModuleOrModuleList, TargetType
 from captum.attr import LayerAttribution
@@ -111,7 +112,9 @@ class LayerAttentionAttribution(AttentionAttribution, LayerAttribution):
             templates = layer_templates(
                 layer, group, arguments.n_rows, self._rows_per_example(arguments)
             )
-            attributions.extend(shape_like_layer(scores, templates))
+            made = [call.tokens for call in group if call.tokens is not None]
+            tokens = torch.cat(made)[-len(scores) :] if made else None
+            attributions.extend(shape_like_layer(scores, templates, tokens))
         formatted = _format_output(len(attributions) > 1, tuple(attributions))
         result = [formatted] if isinstance(self.layer, list) else formatted
         if return_convergence_delta:

@@ -38,20 +38,42 @@ def shape_like_inputs(
     """
     elements = elements or {}
     if len(sequences) < 2:
-        refuse_several(inputs)
-        return (_shape_like_input(scores, inputs[0], elements.get(0)),)
+        own = [elements.get(index) for index in range(len(inputs))]
+        if not _make_own_tokens(own, scores.shape[1]):
+            refuse_several(inputs)
+        return tuple(
+            _shape_like_input(scores, template, elements.get(index))
+            for index, template in enumerate(inputs)
+        )
     parts = split_sequences(scores, sequences)
     held: dict[int, list[int]] = {}
     for index, template in enumerate(inputs):
         seen = [i for i, sequence in enumerate(sequences) if index in sequence.inputs]
         held.setdefault((seen or [only_fitting(parts, template)])[0], []).append(index)
-    for indices in held.values():
-        refuse_several([inputs[index] for index in indices])
-    sequence_of = {index: sequence for sequence, (index,) in held.items()}
+    for sequence, indices in held.items():
+        own = [elements.get(index) for index in indices]
+        if not _make_own_tokens(own, parts[sequence].shape[1]):
+            refuse_several([inputs[index] for index in indices])
+    sequence_of = {
+        index: sequence for sequence, indices in held.items() for index in indices
+    }
     return tuple(
         _shape_like_input(parts[sequence_of[index]], template, elements.get(index))
         for index, template in enumerate(inputs)
     )
+
+
+def _make_own_tokens(elements: Sequence[Tensor | None], n_tokens: int) -> bool:
+    """Whether inputs make tokens of their own each, as words and pixels do."""
+    makers = torch.zeros(1, n_tokens + 1, dtype=torch.long)
+    for tokens in elements:
+        if tokens is None:
+            return False
+        made = tokens.cpu().flatten(1)
+        made = made.where(made >= 0, n_tokens)
+        makes = torch.zeros(len(made), n_tokens + 1, dtype=torch.long)
+        makers = makers + makes.scatter_(1, made, 1)
+    return bool((makers[:, :n_tokens] <= 1).all())
 
 
 def split_sequences(
@@ -115,13 +137,15 @@ def refuse_several(inputs: Sequence[TensorLike]) -> None:
 
 
 def shape_like_layer(
-    scores: Tensor, outputs: Sequence[TensorLike]
+    scores: Tensor, outputs: Sequence[TensorLike], tokens: Tensor | None = None
 ) -> tuple[Tensor, ...]:
     """Spread token scores over what a layer emits; other tensors than tokens get 0.
 
     Args:
         scores (Tensor): Shape ``(B, T)``.
         outputs (sequence of TensorLike): The tensors of the layer.
+        tokens (Tensor, optional): The token that each element of the first of them
+            makes, where the dimensions do not tell.
 
     Returns:
         tuple[Tensor, ...]: One attribution per tensor.
@@ -131,6 +155,11 @@ def shape_like_layer(
     """
     # What comes first is what the rest of the model computes with; masks follow.
     holders = [i for i, of in enumerate(outputs) if _has_tokens(of, scores)]
+    if not holders and tokens is not None:
+        first, *others = outputs
+        return _spread(scores, first, tokens), *(
+            _new(template, scores.new_zeros(())) for template in others
+        )
     if not holders or (len(holders) > 1 and holders[0] > 0):
         raise ValueError(
             f"the layer has tensors of shapes {[t.shape for t in outputs]}, of which "

@@ -195,7 +195,7 @@ class RelevanceFlow(AttentionAttribution):
         for number, record in enumerate(records):
             (of_last,) = record.input_relevance
             parts = [*(chunk[number] for chunk in before), of_last.relevance]
-            whole = InputRelevance(0, torch.stack(parts).sum(0))
+            whole = replace(of_last, relevance=torch.stack(parts).sum(0))
             yield self._with_tokens(
                 arguments, replace(record, input_relevance=(whole,))
             )
@@ -211,14 +211,12 @@ class RelevanceFlow(AttentionAttribution):
         refuse_other_shapes(record)  # before tokens are sought that are not there
         if not record.input_relevance or len(record.sequences) > 1:
             return replace(record, input_relevance=())
-        # Further inputs, such as token types, hold no tokens of their own.
-        relevance = [
-            part.relevance.double() for part in record.input_relevance if not part.index
-        ]
-        elements = record.elements.get(0)
         try:
             by_token = [
-                sum_over_tokens(part, record.n_tokens, elements) for part in relevance
+                sum_over_tokens(part.relevance.double(), record.n_tokens, part.tokens)
+                for part in record.input_relevance
+                # Further inputs may hold no tokens of their own, such as token types.
+                if part.index == 0 or part.index in record.elements
             ]
         except ValueError:
             if self._has_path(arguments):

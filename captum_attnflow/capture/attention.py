@@ -149,18 +149,21 @@ def capture_targets(
     _refuse_maps_without_gradient(probed)
     rows = _rows_of_calls(stacks, interception.calls, len(inputs[0]))
     held = [entries.held_by(stack) for stack in stacks]
-    elements = _elements(entries, stacks, held[0])
+    of_tokens = _Tokens(stacks, interception.calls)
+    elements = _elements(entries, held[0], of_tokens)
     at_layer = [] if layer_calls is None else layer_calls.tensors()
     embeddings: list[Entry] = []
     if propagation is not None and path is None:
-        embeddings = _embeddings(
-            entries.entered(), at_layer, interception.calls, len(inputs[0])
-        )
+        embeddings = _embeddings(entries.entered(), at_layer, interception.calls)
         if not at_layer:
             _warn_of_unseen(inputs, entries.entered())
     if layer_calls is not None:
         layer_calls.locate(stacks)
     points = [] if path is None else [path.points_entered()]
+    # Before the graph goes, and while layers have their own layout.
+    made = [of_tokens.made_of(tensor) for tensor in points]
+    made += [of_tokens.made_of(entry.of_batch(entry.tensor)) for entry in embeddings]
+    made_at_layer = [of_tokens.made_of(tensor) for tensor in at_layer]
     wanted = _Wanted(
         interception.calls,
         rows,
@@ -183,8 +186,9 @@ def capture_targets(
             gradients = wanted.differentiate(selected, is_last, grad_kwargs or {})
         record = _join(stacks, rows, gradients, held, selected.detach())
         record = replace(record, elements=elements)
+        n_examples = len(inputs[0]) if path is None else path.n_examples
         if layer_calls is not None and number == 0:
-            layer_calls.place(gradients.layer_layouts)
+            layer_calls.place(gradients.layer_layouts, made_at_layer, n_examples)
             embeddings = _placed(embeddings, at_layer, gradients.layer_layouts)
         if propagation is not None:
             record = replace(
@@ -194,67 +198,112 @@ def capture_targets(
                     InputRelevance(
                         entry.index,
                         entry.of_batch(entry.tensor.detach() * gradient),
+                        tokens,
                     )
-                    for entry, gradient in zip(
-                        embeddings, gradients.inputs, strict=False
+                    for entry, gradient, tokens in zip(
+                        embeddings, gradients.inputs, made, strict=False
                     )
                 ),
             )
         if path is not None:
+            last = slice(-n_examples, None)
+            tokens = made[0]
             record = replace(
-                record.select(slice(-path.n_examples, None)),
+                record.select(last),
                 input_relevance=(
-                    InputRelevance(0, path.relevance(gradients.inputs[0])),
+                    InputRelevance(
+                        0,
+                        path.relevance(gradients.inputs[0]),
+                        None if tokens is None else tokens[last],
+                    ),
                 ),
             )
         yield record
 
 
+class _Tokens:
+    """Tells which tokens of a sequence what enters the model makes."""
+
+    def __init__(self, stacks: list[Stack], calls: list[AttentionCall]) -> None:
+        self._stacks = stacks
+        self._lengths = [
+            calls[stacks[0].calls[0]].lengths()[1] for _ in stacks[0].values
+        ]
+        for call, route in zip(stacks[0].calls, stacks[0].routes, strict=True):
+            self._lengths[route.keys] = calls[call].lengths()[1]
+
+    def is_whole(self, sequence: int, entered: Tensor) -> bool:
+        """Whether a tensor ``(B, T, ...)`` has as many tokens as the sequence."""
+        return entered.dim() > 1 and entered.shape[1] == self._lengths[sequence]
+
+    def of_sequence(self, sequence: int, entered: Tensor) -> Tensor | None:
+        """Return the token of each element of a tensor ``(B, ...)`` of the graph."""
+        with torch.enable_grad():
+            values = [stack.values[sequence][0] for stack in self._stacks]
+            return tokens_of_elements(values, entered)
+
+    def made_of(self, entered: Tensor) -> Tensor | None:
+        """Return the token of each element, where dimensions do not tell.
+
+        They do where there are as many tokens, in features ``(B, T, D)``.
+        """
+        shape = entered.shape
+        if len(self._lengths) > 1 or len(shape) < 2:
+            return None
+        if len(shape) <= 3 and self._lengths[0] in shape[:2]:
+            return None
+        return self.of_sequence(0, entered)
+
+
 def _elements(
-    entries: InputEntries, stacks: list[Stack], held: list[tuple[int, ...]]
+    entries: InputEntries, held: list[tuple[int, ...]], of_tokens: _Tokens
 ) -> dict[int, Tensor]:
-    """Find the token of each element of the inputs of floats."""
+    """Find the token of each element of the inputs, where it does not go by itself."""
     found = {}
     for entry in entries.entered():
-        given = entries.inputs[entry.index]
-        of = [number for number, inputs in enumerate(held) if entry.index in inputs]
-        if not given.is_floating_point() or not of:
+        given, index = entries.inputs[entry.index], entry.index
+        sequence = next((i for i, inputs in enumerate(held) if index in inputs), None)
+        if sequence is None or index in found:
             continue
-        with torch.enable_grad():
-            tokens = tokens_of_elements(
-                [stack.values[of[0]][0] for stack in stacks], entry.tensor
-            )
+        is_ids = not given.is_floating_point()
+        goes_by_itself = len(held[sequence]) == 1 and of_tokens.is_whole(
+            sequence, entry.of_batch(entry.tensor)
+        )
+        if is_ids and (goes_by_itself or entry.axes not in ("same", "swapped")):
+            continue
+        tokens = of_tokens.of_sequence(sequence, entry.tensor)
+        if tokens is not None and is_ids:
+            tokens = entry.of_batch(tokens).flatten(given.dim()).amax(-1)
         if tokens is not None:
-            found[entry.index] = tokens
+            found[index] = tokens
     return found
 
 
 def _embeddings(
-    entries: list[Entry],
-    at_layer: list[Tensor],
-    calls: list[AttentionCall],
-    n_rows: int,
+    entries: list[Entry], at_layer: list[Tensor], calls: list[AttentionCall]
 ) -> list[Entry]:
     """Choose what stands for the tokens in front of the attention.
 
-    That is the output of the layer that the user names, or the inputs themselves.
-    Nothing does where the model makes tokens of a part of an input.
+    That is the output of the layer that the user names with the inputs that it is not
+    made of, or the inputs themselves. Nothing does where the model makes tokens of a
+    part of an input.
     """
     n_tokens = max(call.probed.shape[-2] for call in calls)
+    chosen = []
     if len(at_layer) == 1 and not DependencyGraph(
         [call.probed for call in calls]
     ).depends(at_layer[0]):
-        (tensor,) = at_layer
-        fits = tensor.dim() == 3 and layouts_of_tokens(tensor.shape, n_rows, {n_tokens})
-        # Position embeddings are of the same shape, and made of no token.
+        # Position embeddings may be of the same shape, and are made of no token.
         known = DependencyGraph([entry.tensor for entry in entries])
-        if fits and (not entries or known.ancestors(tensor)):
-            return [Entry(0, tensor)]
+        made_of = known.ancestors(at_layer[0])
+        if at_layer[0].dim() == 3 and (made_of or not entries):
+            chosen = [Entry(0, at_layer[0])]
+            entries = [one for i, one in enumerate(entries) if i not in made_of]
     is_whole = all(
         entry.axes in ("same", "swapped") or entry.tensor.shape[1] == n_tokens
         for entry in entries
     )
-    return entries if is_whole else []
+    return chosen + (entries if is_whole else [])
 
 
 def _warn_of_unseen(inputs: tuple[Tensor, ...], entries: list[Entry]) -> None:
@@ -367,7 +416,6 @@ class _Wanted:
         self._scores = {
             i: call.scores for i, call in enumerate(calls) if call.scores is not None
         }
-        lengths = {length for call in calls for length in call.lengths()}
         whole = slice(0, max(part.stop for part in rows))
         of_maps = [
             Placement(call.probed, part, call.layouts(part.stop - part.start))
@@ -376,7 +424,7 @@ class _Wanted:
         of_tokens = [
             (stream, rows[call], {calls[call].probed.shape[-2]})
             for call, stream in streams.items()
-        ] + [(tensor, whole, lengths) for tensor in at_layer]
+        ] + [(tensor, whole, set(tensor.shape[:2])) for tensor in at_layer]
         self._placements = of_maps + [
             Placement(
                 tensor,

@@ -1,13 +1,14 @@
 """Which token each element of an input makes: the pixels of a patch, and the like.
 
-Counts and shapes do not tell: [CLS], distillation tokens and registers stand before the
-patches, detection tokens behind them, patches need not be square, pixels at a border
-may belong to none, and models may shuffle, sort or drop tokens in each pass anew. The
-graph of the pass itself tells. Up to its first attention a token depends on its own
-elements alone, so the gradient of some of the tokens reaches just the elements that
-make them. The bits of a token's index are read one by one, from the tokens in whose
-index the bit is set, and from the others: an element that both reach makes several
-tokens.
+An input may make some of a sequence's tokens and another one the others, as words and
+pixels do. Counts and shapes do not tell: [CLS], distillation tokens and registers stand
+before the patches, detection tokens behind them, patches need not be square, pixels at
+a border may belong to none, and models may shuffle, sort or drop tokens in each pass
+anew. The graph of the pass itself tells. Up to its first attention a token depends on
+its own elements alone, so the gradient of some of the tokens reaches just the elements
+that make them. The bits of a token's index are read one by one, from the tokens in
+whose index the bit is set, and from the others: an element that both reach makes
+several tokens.
 """
 
 from __future__ import annotations
@@ -89,10 +90,18 @@ def _completed(tokens: Tensor) -> Tensor:
     """Fill in from other examples, where all have the same layout.
 
     An example may hide a part of it: features that a ReLU cuts off have no gradient.
+    Layouts are the same where every token that two examples show shares elements.
     """
-    layout = tokens.amax(0)
-    same = (tokens == layout) | (tokens < 0)
-    return layout.expand_as(tokens).contiguous() if bool(same.all()) else tokens
+    rows = tokens.flatten(1)
+    layout = rows[0]
+    for row in rows[1:]:
+        shown = (row >= 0) & (layout >= 0)
+        of_both = row[torch.isin(row, layout) & (row >= 0)]
+        differ = bool((row != layout)[shown].any())
+        if differ or not bool(torch.isin(of_both, row[shown]).all()):
+            return tokens
+        layout = torch.maximum(layout, row)
+    return layout.view(tokens.shape[1:]).expand_as(tokens).contiguous()
 
 
 def _mixed(values: Tensor) -> Tensor:

@@ -24,10 +24,29 @@ class InputRelevance:
         index (int): Which input.
         relevance (Tensor): Shape ``(B, ...)``, input or displacement times gradient, in
             units of the output.
+        tokens (Tensor, optional): The token that each element makes, int64, of the
+            relevance's shape, -1 for none; None where dimension 1 is that of the
+            tokens.
     """
 
     index: int
     relevance: Tensor
+    tokens: Tensor | None = None
+
+    def select(self, rows: slice) -> InputRelevance:
+        """Return the relevance of some examples."""
+        return replace(
+            self, relevance=self.relevance[rows], tokens=_rows(self.tokens, rows)
+        )
+
+    @staticmethod
+    def concatenate(parts: Sequence[InputRelevance]) -> InputRelevance:
+        """Join what stands for an input in consecutive parts of a batch."""
+        return InputRelevance(
+            parts[0].index,
+            torch.cat([part.relevance for part in parts]),
+            _joined([part.tokens for part in parts]),
+        )
 
 
 @dataclass(frozen=True)
@@ -86,9 +105,10 @@ class AttentionRecord:
             queries; None where the gradient is plain or no stream was found.
         propagation (Propagation, optional): Which rules met what; None where the
             gradient is plain.
-        elements (dict): For each input of floats the token that each of its elements
-            makes, of its shape, int64, -1 for none; not for inputs whose elements make
-            several.
+        elements (dict): For an input, by its number, the token that each of its
+            elements makes, of its shape, int64, -1 for none. Inputs whose elements make
+            several have no entry, nor has the only input of a sequence if it is the
+            ids of all its tokens.
     """
 
     layers: tuple[AttentionLayer, ...]
@@ -160,10 +180,7 @@ class AttentionRecord:
             self,
             layers=tuple(layer.select(rows) for layer in self.layers),
             output=self.output[rows],
-            input_relevance=tuple(
-                InputRelevance(of.index, of.relevance[rows])
-                for of in self.input_relevance
-            ),
+            input_relevance=tuple(of.select(rows) for of in self.input_relevance),
             read_out_relevance=_rows(self.read_out_relevance, rows),
             elements={index: of[rows] for index, of in self.elements.items()},
         )
@@ -179,7 +196,7 @@ class AttentionRecord:
             layers=tuple(JoinedLayer(parts) for parts in layers),
             output=torch.cat([record.output for record in records]),
             input_relevance=tuple(
-                InputRelevance(parts[0].index, torch.cat([p.relevance for p in parts]))
+                InputRelevance.concatenate(parts)
                 for parts in zip(
                     *(record.input_relevance for record in records), strict=True
                 )

@@ -47,10 +47,13 @@ class LayerCall:
         tensors (tuple[TensorLike, ...]): What it took in or put out.
         sequence (int, optional): Which sequence of the attention it is of; None where
             that is not known.
+        tokens (Tensor, optional): The token that each element of the first tensor
+            makes, int64, of its shape, -1 for none; None where dimensions tell.
     """
 
     tensors: tuple[TensorLike, ...]
     sequence: int | None = None
+    tokens: Tensor | None = None
 
 
 class LayerCalls:
@@ -98,9 +101,20 @@ class LayerCalls:
             if call.sequence is None:  # behind the last attention
                 call.sequence = stacks[-1].routes[-1].queries
 
-    def place(self, layouts: Sequence[RowLayout | None]) -> None:
-        """Note where the rows are in the tensors not yet placed."""
-        for (call, _), layout in zip(self._entries, layouts, strict=True):
+    def place(
+        self,
+        layouts: Sequence[RowLayout | None],
+        tokens: Sequence[Tensor | None],
+        n_examples: int,
+    ) -> None:
+        """Note where the rows are in the tensors not yet placed, and what they make.
+
+        Args:
+            layouts (sequence of RowLayout): Of each tensor.
+            tokens (sequence of Tensor): The token of each element of each tensor.
+            n_examples (int): The last rows of a pass, which are the examples.
+        """
+        for (call, _), layout, made in zip(self._entries, layouts, tokens, strict=True):
             if layout is not None:
                 first, *others = call.tensors
                 batch_first = layout.axis == 0
@@ -109,6 +123,8 @@ class LayerCalls:
                     shape = (shape[1], shape[0], *shape[2:])
                 first = replace(first, shape=shape, is_sequence_first=not batch_first)
                 call.tensors = (first, *others)
+                if made is not None:
+                    call.tokens = layout.rows_first(made)[-n_examples:]
         self._entries.clear()
 
 
