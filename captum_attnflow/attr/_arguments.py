@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from captum._utils.common import (
     _format_additional_forward_args,
     _format_tensor_into_tuples,
@@ -56,16 +57,12 @@ class ForwardArguments:
 
         Raises:
             AssertionError: As Captum raises it, for baselines, steps or method.
-            ValueError: For an empty input.
+            ValueError: For inputs or a target that no forward pass can have.
         """
+        _check_inputs(inputs)
+        _check_target(target)
         tensors, formatted_baselines = _format_input_baseline(inputs, baselines)
         _validate_input(tensors, formatted_baselines, n_steps, method)
-        shapes = [tuple(tensor.shape) for tensor in tensors]
-        if any(tensor.numel() == 0 for tensor in tensors):
-            raise ValueError(
-                f"inputs have shapes {shapes}; give at least one example with at least "
-                "one token"
-            )
         _validate_target(len(tensors[0]), target)
         return ForwardArguments(
             inputs=_format_tensor_into_tuples(tensors),
@@ -140,3 +137,46 @@ class ForwardArguments:
 
 def _repeat_rows(tensor: Tensor, times: int) -> Tensor:
     return tensor.repeat(times, *(1 for _ in tensor.shape[1:]))
+
+
+def _check_inputs(inputs: Any) -> None:
+    """Refuse what is no batch of numbers."""
+    tensors = inputs if isinstance(inputs, tuple) else (inputs,)
+    wanted = "give a tensor, or a tuple of tensors, with one row per example"
+    for tensor in tensors:
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"an input is a {type(tensor).__name__}; {wanted}")
+        shape = tuple(tensor.shape)
+        kind = f"an input of shape {shape}"
+        if tensor.layout != torch.strided:
+            raise ValueError(f"{kind} is sparse; pass its to_dense()")
+        if tensor.is_meta:
+            raise ValueError(f"{kind} is on the meta device, which holds no numbers")
+        if tensor.is_complex():
+            raise ValueError(f"{kind} is complex; give real numbers or token ids")
+        if tensor.dim() == 0 or (tensor.dim() == 1 and not tensor.is_floating_point()):
+            raise ValueError(
+                f"{kind} has no batch; {wanted}, as input.unsqueeze(0) gives it"
+            )
+        if tensor.numel() == 0:
+            raise ValueError(
+                f"inputs have shapes {[tuple(given.shape) for given in tensors]}; give "
+                "at least one example with at least one token"
+            )
+    if not tensors:
+        raise ValueError(f"inputs are an empty tuple; {wanted}")
+    n_rows = {len(tensor) for tensor in tensors}
+    if len(n_rows) > 1:
+        raise ValueError(
+            f"inputs have {sorted(n_rows)} rows, but rows are examples; {wanted}, and "
+            "what has no rows in additional_forward_args"
+        )
+
+
+def _check_target(target: Any) -> None:
+    if isinstance(target, Tensor) and target.dim() > 1:
+        raise ValueError(
+            f"a target of shape {tuple(target.shape)}; give one class per example, "
+            "shape (B,), such as target.flatten(), or a list of tuples for outputs of "
+            "more dimensions"
+        )
