@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from captum_attnflow._files import replace_file
 from captum_attnflow.display.captum_text import visualize_text
 from captum_attnflow.tasks.text_attribution import TextAttribution
 from captum_attnflow.visualization.text import text_records
@@ -73,7 +73,10 @@ def save_html(
 
     Args:
         picture: See :func:`html_page`.
-        path (str or path): The file; one that exists is replaced.
+        path (str or path): The file; one that exists is replaced, as a whole.
+
+    Raises:
+        OSError: If it cannot be written, naming the file, which is then as it was.
 
     Examples::
 
@@ -83,4 +86,4 @@ def save_html(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_html(visualize_text(records), f"{folder}/scores.html")
     """
-    Path(path).write_text(html_page(picture), encoding="utf-8")
+    replace_file(path, html_page(picture))

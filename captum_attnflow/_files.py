@@ -1,0 +1,75 @@
+"""Files replaced whole or not at all, with errors that name them."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+
+
+@contextmanager
+def named_in_errors(name: str | PathLike[str]) -> Iterator[None]:
+    """Let the system's errors, such as a full disk, say what could not be written.
+
+    Args:
+        name (str or path): What is written to.
+
+    Raises:
+        OSError: In place of the system's; a broken pipe passes through.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(
+            f"{os.fspath(name)} cannot be written: {error.strerror or error}; give a "
+            "file in a folder that has room and may be written to"
+        ) from error
+
+
+def replace_file(path: str | PathLike[str], content: str | bytes) -> None:
+    """Write a file in one step: who reads it finds the old content or all of the new.
+
+    The content is written beside it under a name that nobody can foresee and that no
+    link may hold, and then takes its place. A link is replaced and not followed; what
+    is no regular file, such as ``/dev/stdout`` or a pipe, is written to as it stands.
+
+    Args:
+        path (str or path): The file; one that exists keeps its permissions.
+        content (str or bytes): All of it; text is written as UTF-8.
+
+    Raises:
+        OSError: Naming the file, which then is as it was.
+
+    Examples::
+
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     replace_file(f"{folder}/scores.txt", "0.5")
+        ...     Path(folder, "scores.txt").read_text()
+        '0.5'
+    """
+    path = Path(path)
+    data = content.encode() if isinstance(content, str) else content
+    with named_in_errors(path):
+        if path.exists() and not path.is_file():
+            path.write_bytes(data)  # raises for a folder
+            return
+        temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        try:
+            with open(os.open(temporary, flags, 0o666), "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            if path.is_file() and not path.is_symlink():
+                shutil.copymode(path, temporary)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
