@@ -47,21 +47,24 @@ class ImageAttribution:
         image (str): Its file.
         patches (tuple of Patch): In reading order. Tokens without pixels, such as
             [CLS], are left out.
-        predicted (str): The predicted label.
-        probability (float): Its probability; the raw output of a model with one label.
+        predicted (str): The predicted label. Of a multi-label model, whose labels do
+            not exclude each other, and of regression it is the target.
+        probability (float, optional): Its probability; None in regression.
         target (str): The label that the scores belong to.
         flow_value (float): The value of the flow behind the scores.
         pixels (Tensor): Shape ``(C, H, W)``, in [0, 1], the image as the model sees it:
             resized and cropped, but not normalised.
+        value (float, optional): The output, in regression; None for a label.
     """
 
     image: str
     patches: tuple[Patch, ...]
     predicted: str
-    probability: float
+    probability: float | None
     target: str
     flow_value: float
     pixels: Tensor = field(repr=False)
+    value: float | None = None
 
     @property
     def attributions(self) -> Tensor:
@@ -75,8 +78,9 @@ class ImageAttribution:
 
     @property
     def prediction(self) -> str:
-        """The predicted label with its probability."""
-        return f"{self.predicted} {self.probability:.3f}"
+        """The predicted label with its probability, or with its value."""
+        number = self.probability if self.value is None else self.value
+        return f"{self.predicted} {number:.3f}"
 
     def _repr_html_(self) -> str:
         return ImageOverlays((self,))._repr_html_()

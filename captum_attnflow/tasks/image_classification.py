@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -19,14 +21,23 @@ from transformers import (
 )
 
 from captum_attnflow.tasks.image_attribution import ImageAttribution, Patch
+from captum_attnflow.tasks.inputs import check_parts
+from captum_attnflow.tasks.predictions import (
+    Prediction,
+    labels_of,
+    read_predictions,
+)
 from captum_attnflow.tasks.pretrained import (
     ATTENTION_METHODS,
     DEFAULT_METHOD,
     find_method,
-    find_target,
-    labels_of,
     load_pretrained,
 )
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+"""What is read. Others of Pillow's run programs of the system, as EPS does."""
+MAX_PIXELS = 1 << 26
+"""Of one image: 8192 x 8192, which is read within 520 MB."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,9 @@ class ImageClassifier:
 
     model: PreTrainedModel
     processor: BaseImageProcessor
+
+    def __post_init__(self) -> None:
+        check_parts("ImageClassifier", self.model, self.processor, "processor")
 
     @staticmethod
     def load(name: str) -> ImageClassifier:
@@ -73,25 +87,36 @@ class ImageClassifier:
         """Predict and attribute images.
 
         Args:
-            images (sequence of str): Their files.
+            images (sequence of str): Their files, in one of :data:`FORMATS`, of at
+                most :data:`MAX_PIXELS` pixels.
             method (str): A key of :data:`ATTENTION_METHODS`.
-            target (str or int, optional): Label or index to attribute; the predicted
-                one of each image by default.
+            target (str or int, optional): Label or index to attribute; what the model
+                predicts of each image by default.
             **options: Options of the method, such as ``residual``.
 
         Returns:
-            list[ImageAttribution]: One per image.
+            list[ImageAttribution]: One per image. Without a target a multi-label model
+            has one per image and label above a probability of 0.5, and regression one
+            per image and value, see
+            :func:`captum_attnflow.tasks.predictions.read_predictions`.
 
         Raises:
-            OSError: If a file is not there or no image.
-            ValueError: If the method, an option or the target is unknown, or the model
-                does not make tokens of patches that do not overlap.
+            FileNotFoundError: If a file is not there.
+            ValueError: If a file is no image, of another format or too large, the
+                method, an option or the target is unknown, or the model does not make
+                tokens of patches that do not overlap.
         """
+        if isinstance(images, (str, bytes, PathLike)):
+            raise ValueError(f"images={images!r}; give a list of files")
         attribution = find_method(method, options, ATTENTION_METHODS)(
             self._logits, **options
         )
         # One by one: processors that keep the aspect ratio give several sizes.
-        return [self._explain(image, attribution, target) for image in images]
+        return [
+            result
+            for image in images
+            for result in self._explain(image, attribution, target)
+        ]
 
     def _logits(self, pixels: Tensor) -> Tensor:
         logits: Tensor = self.model(pixel_values=pixels).logits
@@ -99,15 +124,24 @@ class ImageClassifier:
 
     def _explain(
         self, image: str, attribution: Any, target: str | int | None
-    ) -> ImageAttribution:
+    ) -> Iterator[ImageAttribution]:
         picture = _open(image)
         pixels = self._process(picture)
         with torch.no_grad():
             logits = self._logits(pixels)
-        labels = labels_of(self.model)
-        (predicted,) = find_target(None, labels, logits).tolist()
-        (wanted,) = find_target(target, labels, logits).tolist()
-        explanation = attribution.explain(pixels, target=wanted)
+        shown = self._process(picture, do_normalize=False)[0].clamp(0, 1).cpu()
+        for prediction in read_predictions(self.model, logits, target, [image]):
+            yield self._attribution(image, attribution, pixels, shown, prediction)
+
+    def _attribution(
+        self,
+        image: str,
+        attribution: Any,
+        pixels: Tensor,
+        shown: Tensor,
+        prediction: Prediction,
+    ) -> ImageAttribution:
+        explanation = attribution.explain(pixels, target=prediction.target)
         scores = explanation.scores[0]
         if 0 not in explanation.elements:
             raise ValueError(
@@ -115,15 +149,16 @@ class ImageClassifier:
                 f"{len(scores)} tokens of pixels of its own, in patches that do not "
                 "overlap; its scores cannot be shown in the image"
             )
-        outputs = logits.softmax(-1) if logits.shape[-1] > 1 else logits
+        labels = labels_of(self.model)
         return ImageAttribution(
             image=image,
             patches=_patches(explanation.elements[0][0].cpu(), scores.tolist()),
-            predicted=labels[predicted],
-            probability=float(outputs[0, predicted]),
-            target=labels[wanted],
+            predicted=labels[prediction.predicted],
+            probability=prediction.probability,
+            target=labels[prediction.target],
             flow_value=float(explanation.flow_value[0]),
-            pixels=self._process(picture, do_normalize=False)[0].clamp(0, 1).cpu(),
+            pixels=shown,
+            value=prediction.value,
         )
 
     def _process(self, picture: Image.Image, **options: bool) -> Tensor:
@@ -133,14 +168,47 @@ class ImageClassifier:
 
 
 def _open(image: str) -> Image.Image:
+    """Read a file's first image, upright and in colours.
+
+    The size is read before any pixel: a file of a few KB may claim any size.
+    """
     if not Path(image).is_file():
         raise FileNotFoundError(f"there is no image file {image!r}")
     try:
-        return ImageOps.exif_transpose(Image.open(image)).convert("RGB")
-    except Image.DecompressionBombError as error:
+        with Image.open(image, formats=FORMATS) as opened:
+            n_pixels = opened.width * opened.height
+            if n_pixels <= MAX_PIXELS:
+                return _in_colours(opened)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(image, str(error)) from error
+    # Whatever a broken file raises, down to the decoders of its parts.
+    except Exception as error:
         raise ValueError(
-            f"{image!r} is too large to be read safely: {error}"
+            f"{image!r} is no image that can be read: {error}. Give a whole file in "
+            f"one of the formats {', '.join(FORMATS)}"
         ) from error
+    raise _too_large(image, f"{opened.width} x {opened.height} pixels")
+
+
+def _too_large(image: str, size: str) -> ValueError:
+    return ValueError(
+        f"{image!r} is too large to be read: {size}; give an image of at most "
+        f"{MAX_PIXELS:,} pixels, of which a model sees a few hundred on each side"
+    )
+
+
+def _in_colours(picture: Image.Image) -> Image.Image:
+    picture.load()
+    ImageOps.exif_transpose(picture, in_place=True)
+    if picture.mode.startswith("I;16"):
+        # Pillow cuts 16 bits off at 255, which leaves all but the darkest white.
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype("uint8"))
+    if picture.mode in ("I", "F"):
+        raise ValueError(
+            f"its pixels are numbers of no known range (mode {picture.mode}); save it "
+            "with 8 bits per colour"
+        )
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def _patches(tokens: Tensor, scores: list[float]) -> tuple[Patch, ...]:

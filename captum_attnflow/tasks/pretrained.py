@@ -1,4 +1,4 @@
-"""What explained models have in common: how they load, their labels, the methods."""
+"""What explained models have in common: how they load and run, the methods."""
 
 from __future__ import annotations
 
@@ -110,47 +110,6 @@ def logits_by_position(
         return logits
 
     return forward
-
-
-def labels_of(model: PreTrainedModel) -> list[str]:
-    """Return a classifier's labels, by index."""
-    names = model.config.id2label
-    return [str(names[index]) for index in range(len(names))]
-
-
-def find_target(
-    target: str | int | None, labels: Sequence[str], logits: Tensor
-) -> Tensor:
-    """Return the index of a label for every row.
-
-    Args:
-        target (str or int, optional): A label or its index; None takes the predicted
-            label of each row.
-        labels (sequence of str): The labels, by index.
-        logits (Tensor): Shape ``(B, labels)``.
-
-    Returns:
-        Tensor: Shape ``(B,)``, int64.
-
-    Raises:
-        ValueError: If there are not as many outputs as labels, or no such target.
-    """
-    if logits.shape[-1] != len(labels):
-        raise ValueError(
-            f"the model has {logits.shape[-1]} outputs but id2label names "
-            f"{list(labels)}; mend id2label in its config.json"
-        )
-    predicted = logits.argmax(-1)
-    if target is None:
-        return predicted
-    if target in labels:
-        return torch.full_like(predicted, labels.index(str(target)))
-    if str(target).isdecimal() and int(target) < len(labels):
-        return torch.full_like(predicted, int(target))
-    raise ValueError(
-        f"target={target!r} is unknown; give a label of {list(labels)} or an index "
-        f"from 0 to {len(labels) - 1}"
-    )
 
 
 def find_method(

@@ -25,21 +25,24 @@ class TextAttribution:
         tokens (tuple of str): Its tokens, special tokens included, without padding.
         scores (tuple of float): One score per token; negative ones speak against the
             target.
-        predicted (str): The predicted label.
-        probability (float): Its probability; the raw output of a model with one label.
+        predicted (str): The predicted label. Of a multi-label model, whose labels do
+            not exclude each other, and of regression it is the target.
+        probability (float, optional): Its probability; None in regression.
         target (str): The label that the scores belong to.
         flow_value (float, optional): The value of the flow behind the scores.
         slalom (SlalomReading, optional): Value and importance of each token.
+        value (float, optional): The output, in regression; None for a label.
     """
 
     text: str
     tokens: tuple[str, ...]
     scores: tuple[float, ...]
     predicted: str
-    probability: float
+    probability: float | None
     target: str
     flow_value: float | None = None
     slalom: SlalomReading | None = None
+    value: float | None = None
 
     @property
     def delta(self) -> float:
@@ -53,11 +56,11 @@ class TextAttribution:
         """What Captum's record says beside tokens and scores.
 
         The arguments of :func:`~captum_attnflow.display.captum_text.safe_record`. The
-        true label is not known.
+        true label is not known; a value stands where a label has its probability.
         """
         return {
             "predicted": self.predicted,
-            "probability": self.probability,
+            "probability": self.probability if self.value is None else self.value,
             "target": self.target,
             "total": sum(self.scores),
             "convergence": self.delta,
@@ -68,9 +71,8 @@ class TextAttribution:
         return str(visualize_text([record]).data)
 
     def __rich__(self) -> Text:
-        text = Text.assemble(
-            (printable(self.predicted), "bold"), f" {self.probability:.3f}"
-        )
+        number = self.labels["probability"]
+        text = Text.assemble((printable(self.predicted), "bold"), f" {number:.3f}")
         if self.target != self.predicted:
             text.append(f"  (scores for {printable(self.target)})")
         text.append("\n").append_text(coloured_tokens(self.tokens, self.scores))

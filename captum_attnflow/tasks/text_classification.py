@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import shorten
 from typing import Any
@@ -22,12 +22,17 @@ from captum_attnflow.perturbation import find_special_tokens
 from captum_attnflow.result import Explanation
 from captum_attnflow.surrogate import SlalomExplanation
 from captum_attnflow.surrogate.reading import SlalomReading
+from captum_attnflow.tasks.inputs import check_parts, check_texts
+from captum_attnflow.tasks.predictions import (
+    Prediction,
+    labels_of,
+    problem_type,
+    read_predictions,
+)
 from captum_attnflow.tasks.pretrained import (
     ATTENTION_METHODS,
     DEFAULT_METHOD,
     find_method,
-    find_target,
-    labels_of,
     load_pretrained,
     logits_by_position,
 )
@@ -62,6 +67,9 @@ class TextClassifier:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+
+    def __post_init__(self) -> None:
+        check_parts("TextClassifier", self.model, self.tokenizer, "tokenizer")
 
     @staticmethod
     def load(name: str) -> TextClassifier:
@@ -101,48 +109,75 @@ class TextClassifier:
             texts (sequence of str): The texts; one longer than the model's limit is
                 truncated with a warning.
             method (str): A key of :data:`METHODS`.
-            target (str or int, optional): Label or index to attribute; the predicted
-                one of each text by default.
+            target (str or int, optional): Label or index to attribute; what the model
+                predicts of each text by default.
             **options: Options of the method, such as ``residual``.
 
         Returns:
-            list[TextAttribution]: One per text.
+            list[TextAttribution]: One per text. Without a target a multi-label model
+            has one per text and label above a probability of 0.5, and regression one
+            per text and value, see
+            :func:`captum_attnflow.tasks.predictions.read_predictions`.
 
         Raises:
-            ValueError: If there is no text, a text is empty, or the method, an option
-                or the target is unknown.
+            ValueError: If there is no text, a text is empty or no text, or the method,
+                an option or the target is unknown.
         """
-        if isinstance(texts, str) or not texts:
-            raise ValueError(f"texts={texts!r}; give a list of at least one text")
         make_attribution = find_method(method, options, METHODS)
         encoded = self.encode(texts)
         ids = encoded.pop("input_ids")
         forward = logits_by_position(self.model, tuple(encoded))
-        others = tuple(encoded.values())
         with torch.no_grad():
-            logits = forward(ids, *others)
-        predicted = find_target(None, self.labels, logits)
-        targets = find_target(target, self.labels, logits)
+            logits = forward(ids, *encoded.values())
+        predictions = read_predictions(self.model, logits, target, texts)
+        if (
+            make_attribution is SLALOM
+            and problem_type(self.model) != "single_label_classification"
+        ):
+            # The logit of a label that excludes no other is its log-odds already.
+            options = {"link": "identity", **options}
         attribution = make_attribution(forward, **options)
         if isinstance(attribution, SLALOM):
             attribution.tokenizer = self.tokenizer
-        explanation = attribution.explain(
-            ids, self._baseline(ids), target=targets, additional_forward_args=others
-        )
-        mask = encoded["attention_mask"]
-        probabilities = logits.softmax(-1) if logits.shape[-1] > 1 else logits
+        # Where texts have several labels, no batch is larger than that of the texts.
+        size = len(texts)
         return [
-            TextAttribution(
-                text=text,
-                tokens=tuple(self.tokenizer.convert_ids_to_tokens(ids[row][kept])),
-                scores=tuple(explanation.scores[row][kept].tolist()),
-                predicted=self.labels[int(predicted[row])],
-                probability=float(probabilities[row, predicted[row]]),
-                target=self.labels[int(targets[row])],
-                **_details(explanation, row, kept),
+            result
+            for start in range(0, len(predictions), size)
+            for result in self._explain(
+                attribution, texts, ids, encoded, predictions[start : start + size]
             )
-            for row, (text, kept) in enumerate(zip(texts, mask.bool(), strict=True))
         ]
+
+    def _explain(
+        self,
+        attribution: AttentionAttribution | SLALOM,
+        texts: Sequence[str],
+        ids: Tensor,
+        others: Mapping[str, Tensor],
+        predictions: Sequence[Prediction],
+    ) -> Iterator[TextAttribution]:
+        """Attribute predictions together; a text stands once for each of its own."""
+        rows = torch.tensor([each.row for each in predictions], device=ids.device)
+        targets = torch.tensor([each.target for each in predictions], device=ids.device)
+        ids, mask = ids[rows], others["attention_mask"][rows].bool()
+        explanation = attribution.explain(
+            ids,
+            self._baseline(ids),
+            target=targets,
+            additional_forward_args=tuple(other[rows] for other in others.values()),
+        )
+        for row, (prediction, shown) in enumerate(zip(predictions, mask, strict=True)):
+            yield TextAttribution(
+                text=texts[prediction.row],
+                tokens=tuple(self.tokenizer.convert_ids_to_tokens(ids[row][shown])),
+                scores=tuple(explanation.scores[row][shown].tolist()),
+                predicted=self.labels[prediction.predicted],
+                probability=prediction.probability,
+                target=self.labels[prediction.target],
+                value=prediction.value,
+                **_details(explanation, row, shown),
+            )
 
     @property
     def labels(self) -> list[str]:
@@ -168,11 +203,9 @@ class TextClassifier:
             what else the tokenizer adds, on the model's device.
 
         Raises:
-            ValueError: If a text is empty.
+            ValueError: If there is no text, or a text is empty or no text.
         """
-        for number, text in enumerate(texts, 1):
-            if not text.strip():
-                raise ValueError(f"text {number} of {len(texts)} is empty; remove it")
+        check_texts("text", texts)
         limit = self._limit()
         if limit is not None:
             for text, ids in zip(texts, self._ids(texts), strict=True):

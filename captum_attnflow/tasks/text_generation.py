@@ -20,6 +20,7 @@ from transformers import (
 from captum_attnflow.attr import GenerationAttribution
 from captum_attnflow.display.tokens import printable
 from captum_attnflow.generation import GenerationExplanation
+from captum_attnflow.tasks.inputs import check_encodable, check_parts, check_texts
 from captum_attnflow.tasks.pretrained import (
     ATTENTION_METHODS,
     DEFAULT_METHOD,
@@ -75,6 +76,9 @@ class TextGenerator:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
 
+    def __post_init__(self) -> None:
+        check_parts("TextGenerator", self.model, self.tokenizer, "tokenizer")
+
     @staticmethod
     def load(name: str) -> TextGenerator:
         """Load a language model from a local folder or by its hub id.
@@ -120,8 +124,9 @@ class TextGenerator:
             ValueError: If there is no prompt, one is empty or too long, or the method
                 or an option is unknown.
         """
-        if isinstance(prompts, str) or not prompts:
-            raise ValueError(f"prompts={prompts!r}; give a list of at least one prompt")
+        check_texts("prompt", prompts)
+        if target is not None:
+            check_encodable("target", target)
         method_class = find_method(method, options, ATTENTION_METHODS)
         attribution = GenerationAttribution(
             method_class(self.model, **options), self.tokenizer
@@ -138,8 +143,6 @@ class TextGenerator:
         target: str | None,
         max_new_tokens: int,
     ) -> GeneratedText:
-        if not prompt.strip():
-            raise ValueError("a prompt is empty; give some text for the model to read")
         given = TextTokenInput(prompt, self.tokenizer)
         n_generated = max_new_tokens
         if target is not None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 
 import numpy as np
@@ -96,6 +97,22 @@ class TestClassifier:
         [result] = classifier.explain([str(file)])
         assert result.pixels.shape == (3, 32, 32)
 
+    @pytest.mark.parametrize("ending", ["png", "tiff"])
+    def test_16_bits_are_scaled_to_8(self, classifier, photo, tmp_path, ending):
+        levels = np.array(Image.open(photo).convert("L"))
+        plain, deep = tmp_path / "plain.png", tmp_path / f"deep.{ending}"
+        Image.fromarray(levels).save(plain)
+        Image.fromarray(levels.astype("uint16") * 257).save(deep)
+        [expected], [result] = (classifier.explain([str(f)]) for f in (plain, deep))
+        torch.testing.assert_close(result.pixels, expected.pixels)
+
+    @pytest.mark.parametrize("dtype", ["int32", "float32"])
+    def test_numbers_of_no_known_range_are_refused(self, classifier, tmp_path, dtype):
+        file = tmp_path / "numbers.tiff"
+        Image.fromarray(np.ones((32, 32), dtype)).save(file)
+        with pytest.raises(ValueError, match=r"numbers\.tiff.*no known range"):
+            classifier.explain([str(file)])
+
     def test_a_turned_photo_is_set_upright(self, classifier, photo, tmp_path):
         file, turned = tmp_path / "turned.png", Image.open(photo).rotate(90)
         exif = turned.getexif()
@@ -109,6 +126,48 @@ class TestClassifier:
         Image.open(photo).resize((90, 50)).save(file)
         results = classifier.explain([str(photo), str(file)])
         assert [len(result.patches) for result in results] == [16, 16]
+
+
+class TestFiles:
+    def test_no_format_that_runs_other_programs_is_opened(
+        self, classifier, tmp_path, monkeypatch
+    ):
+        file = tmp_path / "drawing.png"
+        Image.new("RGB", (32, 32)).save(file, "EPS")
+        monkeypatch.setattr(
+            "PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("it ran")
+        )
+        with pytest.raises(ValueError, match=r"drawing\.png.*one of the formats BMP"):
+            classifier.explain([str(file)])
+
+    def test_a_small_file_of_many_pixels_is_refused_before_they_are_made(
+        self, classifier, tmp_path, monkeypatch
+    ):
+        file = tmp_path / "bomb.png"
+        Image.new("1", (8192, 8193)).save(file)
+        assert file.stat().st_size < 20_000
+        monkeypatch.setattr(
+            "PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("it was decoded")
+        )
+        with pytest.raises(ValueError, match=r"bomb\.png.*8192 x 8193.*67,108,864"):
+            classifier.explain([str(file)])
+
+    @pytest.mark.parametrize("ending", ["png", "jpeg", "gif", "tiff", "webp", "bmp"])
+    def test_a_file_cut_off_is_named(self, classifier, photo, tmp_path, ending):
+        whole, file = tmp_path / f"whole.{ending}", tmp_path / f"cut.{ending}"
+        Image.open(photo).save(whole)
+        [result] = classifier.explain([str(whole)])
+        assert len(result.patches) == 16
+        content = whole.read_bytes()
+        for n_bytes in (0, 10, 60, len(content) // 2):
+            file.write_bytes(content[:n_bytes])
+            with pytest.raises(ValueError, match=rf"cut\.{ending}' is no image that"):
+                classifier.explain([str(file)])
+
+    def test_a_bare_string_is_refused(self, classifier, photo):
+        for given in (str(photo), photo):
+            with pytest.raises(ValueError, match="give a list of files"):
+                classifier.explain(given)
 
 
 class TestPictures:
@@ -173,6 +232,31 @@ class TestCommand:
         assert Image.open(picture).size == (800, 400)
         assert "</html>" in page.read_text()
 
+    def test_a_failed_write_leaves_the_old_picture(
+        self, run, photo, tmp_path, monkeypatch
+    ):
+        files = [tmp_path / "picture.png", tmp_path / "page.html"]
+        for file in files:
+            file.write_text("old")
+
+        def full(_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("os.fsync", full)
+        for option, file in zip(("--output", "--html"), files, strict=True):
+            result = run(photo, option, file)
+            assert result.exit_code == 2
+            assert f"{file} cannot be written: No space left" in result.stderr
+            assert file.read_text() == "old"
+        assert sorted(tmp_path.iterdir()) == sorted(files)
+
+    def test_a_name_that_is_no_utf8_is_read(self, run, photo, tmp_path):
+        file = tmp_path / "caf\udce9.png"
+        file.write_bytes(photo.read_bytes())
+        result = run(file, "--html", tmp_path / "page.html")
+        assert result.exit_code == 0, result.stderr
+        assert "caf\\udce9.png" in (tmp_path / "page.html").read_text()
+
     def test_files_may_come_from_standard_input(self, run, photo):
         assert run(input=f"{photo}\n").stdout == run(photo).stdout
 
@@ -181,12 +265,18 @@ class TestCommand:
         text.write_text("no image")
         for arguments, message in [
             (["/no/such.png"], "there is no image file"),
-            ([text], "cannot identify image file"),
+            ([text], "text.txt' is no image that can be read"),
             ([photo, "--method", "slalom"], "method='slalom' is unknown"),
             ([photo, "--strategy", "eff"], "no option 'strategy'"),
             ([photo, "--target", "bird"], "target='bird' is unknown"),
             ([photo, "--output", "/no/such/a.png"], "there is no folder"),
-            ([photo, "--output", tmp_path / "a.unknown"], "not supported"),
+            (
+                [photo, "--output", tmp_path / "a.unknown"],
+                "a.unknown ends in no",
+            ),
+            ([photo, "--output", tmp_path / "a"], "one of .eps"),
+            ([photo, "--output", tmp_path], "is a folder; give a file in it"),
+            ([photo, "--output", "/dev/full"], "ends in no format"),
             ([""], "image file 1 of 1 is empty"),
         ]:
             result = run(*arguments)
@@ -215,6 +305,58 @@ class TestCommand:
             result = CliRunner().invoke(app, ["explain", *arguments])
             assert result.exit_code == 2
             assert message in result.stderr
+
+
+def of_problem(classifier, problem, n_labels=2):
+    """The classifier with another problem, whose labels are a, b, ..."""
+    model = copy.deepcopy(classifier.model)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model.classifier = torch.nn.Linear(model.config.hidden_size, n_labels)
+    model.config.id2label = dict(enumerate("abcdef"[:n_labels]))
+    model.config.problem_type = problem
+    return ImageClassifier(model, classifier.processor)
+
+
+def logits_of(classifier, photo):
+    pixels = classifier.processor(Image.open(photo), return_tensors="pt").pixel_values
+    return classifier.model(pixels).logits[0].detach()
+
+
+def test_every_label_above_the_threshold_is_explained(classifier, photo):
+    several = of_problem(classifier, "multi_label_classification", 6)
+    logits = logits_of(several, photo)
+    above = (logits > 0).nonzero()[:, 0].tolist()
+    assert 1 < len(above) < 6
+    results = several.explain([str(photo)])
+    assert [result.target for result in results] == ["abcdef"[i] for i in above]
+    for index, result in zip(above, results, strict=True):
+        probability = float(logits[index].sigmoid())
+        assert result.probability == pytest.approx(probability, rel=1e-4)
+        assert result.predicted == result.target
+        [asked] = several.explain([str(photo)], target=index)
+        assert result.patches == asked.patches
+
+
+def test_a_value_is_no_probability(classifier, photo):
+    regression = of_problem(classifier, None, 1)
+    [result] = regression.explain([str(photo)])
+    assert result.probability is None
+    assert result.value == pytest.approx(float(logits_of(regression, photo)), rel=1e-4)
+    assert f"a {result.value:.3f}" in terminal_text(result).plain
+    assert f"a {result.value:.3f}" in html_page(result)
+
+
+@pytest.mark.parametrize("part", ["model", "processor"])
+def test_a_pipeline_is_no_part_of_it(classifier, part):
+    pipeline = transformers.pipeline(
+        "image-classification",
+        model=classifier.model,
+        image_processor=classifier.processor,
+    )
+    parts = {"model": classifier.model, "processor": classifier.processor}
+    with pytest.raises(ValueError, match=r"pipeline\.model, pipeline\.image_processor"):
+        ImageClassifier(**{**parts, part: pipeline})
 
 
 def test_patches_that_overlap_cannot_be_shown(classifier, photo, monkeypatch):

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from captum_attnflow.demo import DEMO_MODEL_PATH
 from captum_attnflow.tasks.text_classification import METHODS, TextClassifier
+from captum_attnflow.visualization import html_page, terminal_text
 
 TEXTS = ["a gripping , funny film", "dull", "the worst thing i have seen in years"]
 
@@ -60,6 +61,40 @@ def test_empty_text_is_refused(demo, empty):
         demo.explain(["dull", empty, "fine"])
 
 
+@pytest.mark.parametrize(
+    ("wrong", "kind"),
+    [
+        (("first", "second"), "tuple"),
+        (["first", "second"], "list"),
+        ({"text": "first", "text_pair": "second"}, "dict"),
+        (None, "NoneType"),
+        (3, "int"),
+        (b"film", "bytes"),
+    ],
+)
+def test_what_is_no_text_is_refused(demo, wrong, kind):
+    with pytest.raises(ValueError, match=rf"text 2 of 2 is a {kind}, .*tokenizer\(fir"):
+        demo.explain(["dull", wrong])
+
+
+@pytest.mark.parametrize("code", [0xD83D, 0xDCE9])
+def test_half_a_character_is_refused(demo, code):
+    with pytest.raises(ValueError, match=r"text 2 of 2, 'caf\\u.*no UTF-8"):
+        demo.explain(["dull", f"caf{chr(code)}"])
+
+
+@pytest.mark.parametrize("part", ["model", "tokenizer"])
+def test_a_pipeline_is_no_part_of_it(demo, part):
+    pipeline = transformers.pipeline(
+        "text-classification", model=demo.model, tokenizer=demo.tokenizer
+    )
+    parts = {"model": demo.model, "tokenizer": demo.tokenizer}
+    with pytest.raises(ValueError, match=r"pipeline\.model, pipeline\.tokenizer"):
+        TextClassifier(**{**parts, part: pipeline})
+    with pytest.raises(ValueError, match=rf"{part} is a NoneType"):
+        TextClassifier(**{**parts, part: None})
+
+
 @pytest.mark.parametrize("target", ["neutral", 2, -1, "-1"])
 def test_unknown_target_is_refused(demo, target):
     with pytest.raises(ValueError, match=r"\['negative', 'positive'\]"):
@@ -72,7 +107,7 @@ def test_unknown_method_is_refused(demo):
 
 
 def test_no_texts_and_a_bare_string_are_refused(demo):
-    for wrong in ([], "a film"):
+    for wrong in ([], "a film", b"a film", None, 5, torch.tensor([[2, 3]])):
         with pytest.raises(ValueError, match="list of at least one text"):
             demo.explain(wrong)
 
@@ -99,6 +134,101 @@ def test_limit_is_that_of_the_position_embeddings(demo, family, limit):
                 ["very " * 300], "attention-rollout"
             )
         assert len(result.tokens) == limit
+
+
+def of_problem(demo, problem, n_labels):
+    """The body of the demo model under a random head with labels a, b, ..."""
+    model = copy.deepcopy(demo.model)
+    model.classifier = torch.nn.Linear(model.config.hidden_size, n_labels)
+    model.config.id2label = dict(enumerate("abcdef"[:n_labels]))
+    model.config.problem_type = problem
+    return TextClassifier(model, demo.tokenizer)
+
+
+def logits_of(classifier, text):
+    ids = classifier.tokenizer(text, return_tensors="pt").input_ids
+    return classifier.model(ids).logits[0].detach()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_label_above_the_threshold_is_explained(demo, method):
+    several = of_problem(demo, "multi_label_classification", 6)
+    several.model.classifier.bias.data += 0.2
+    results = several.explain(TEXTS, method)
+    expected = []
+    for text in TEXTS:
+        logits = logits_of(several, text)
+        expected += [
+            (text, "abcdef"[i], float(logits[i].sigmoid()))
+            for i in (logits > 0).nonzero()[:, 0].tolist()
+        ]
+    assert len(expected) > len(TEXTS)  # more than one batch of the texts' size
+    assert [(r.text, r.predicted) for r in results] == [e[:2] for e in expected]
+    for result, (text, label, probability) in zip(results, expected, strict=True):
+        assert result.target == label
+        assert result.probability == pytest.approx(probability, rel=1e-4)
+        assert result.value is None
+        [alone] = several.explain([text], method, target=label)
+        assert result.scores == pytest.approx(alone.scores, rel=1e-3, abs=1e-6)
+
+
+def test_the_label_asked_for_is_explained_by_its_own_probability(demo):
+    several = of_problem(demo, "multi_label_classification", 6)
+    logits = logits_of(several, TEXTS[0])
+    lowest = int(logits.argmin())
+    [result] = several.explain(TEXTS[:1], target=lowest)
+    assert result.probability == pytest.approx(
+        float(logits[lowest].sigmoid()), rel=1e-4
+    )
+    assert result.probability < 0.5
+    assert result.predicted == result.target == "abcdef"[lowest]
+
+
+def test_no_label_above_the_threshold_is_told(demo):
+    several = of_problem(demo, "multi_label_classification", 3)
+    several.model.classifier.bias.data -= 100
+    with pytest.warns(UserWarning, match="no label of 'dull' has a probability above"):
+        [result] = several.explain(["dull"])
+    assert result.predicted == "abc"[int(logits_of(several, "dull").argmax())]
+    assert result.probability < 0.5
+
+
+def test_slalom_explains_the_log_odds_of_the_label_alone(demo):
+    several = of_problem(demo, "multi_label_classification", 4)
+    for index, label in enumerate("abcd"):
+        [result] = several.explain(["so funny"], "slalom", target=label)
+        expected = float(logits_of(several, "so funny")[index])
+        assert result.slalom.log_odds == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(("problem", "n_values"), [(None, 1), ("regression", 3)])
+@pytest.mark.parametrize("method", ["relevance-flow", "slalom"])
+def test_a_value_is_no_probability(demo, method, problem, n_values):
+    regression = of_problem(demo, problem, n_values)
+    values = logits_of(regression, "so funny").tolist()
+    results = regression.explain(["so funny"], method)
+    assert [result.target for result in results] == list("abc"[:n_values])
+    for result, value in zip(results, values, strict=True):
+        assert result.probability is None
+        assert result.value == pytest.approx(value, abs=1e-5)
+        assert terminal_text(result).plain.startswith(f"{result.target} {value:.3f}\n")
+        assert f"{result.target} ({value:.2f})" in html_page([result])
+        explained = result.slalom.log_odds if result.slalom else sum(result.scores)
+        assert explained == pytest.approx(value, abs=1e-4)
+
+
+def test_one_label_of_many_is_a_sigmoid_and_no_value(demo):
+    single = of_problem(demo, "multi_label_classification", 1)
+    [result] = single.explain(["dull"], target="a")
+    expected = float(logits_of(single, "dull").sigmoid())
+    assert result.probability == pytest.approx(expected, rel=1e-4)
+
+
+def test_labels_that_are_not_numbered_from_0_are_refused(demo):
+    model = copy.deepcopy(demo.model)
+    model.config.id2label = {1: "negative", 2: "positive"}
+    with pytest.raises(ValueError, match="number the labels from 0 to 1"):
+        TextClassifier(model, demo.tokenizer).explain(["dull"])
 
 
 def test_labels_that_do_not_fit_the_outputs_are_refused(demo):
@@ -185,5 +315,5 @@ class TestLoad:
         model.config.id2label = {0: "score"}
         [result] = TextClassifier(model, demo.tokenizer).explain(["a film"])
         ids = demo.tokenizer("a film", return_tensors="pt").input_ids
-        assert result.probability == pytest.approx(model(ids).logits.item(), rel=1e-4)
+        assert result.value == pytest.approx(model(ids).logits.item(), rel=1e-4)
         assert result.predicted == "score"

@@ -54,7 +54,7 @@ def test_a_given_continuation_is_attributed_by_any_method_and_option(generator):
 
 class TestRefusals:
     def test_an_empty_prompt(self, generator):
-        with pytest.raises(ValueError, match="a prompt is empty"):
+        with pytest.raises(ValueError, match="prompt 2 of 2 is empty"):
             generator.explain(["7", " "], max_new_tokens=1)
 
     @pytest.mark.parametrize("prompts", ["7 8", []])
