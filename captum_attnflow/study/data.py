@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from captum_attnflow.study.strict_json import read_json
+from captum_attnflow.tasks.inputs import check_encodable
+
 Rows = Iterator[Mapping[str, Any]]
 
 _HUB_ID = re.compile(r"[\w-]+/[\w.-]+")
@@ -93,9 +96,11 @@ def read_data(source: DataSource) -> TextData:
     if path.is_file():
         rows, sha256 = _rows_of_file(path), sha256_of_file(path)
     elif path.exists() or path.suffix or not _HUB_ID.fullmatch(source.name):
+        found = "it is a folder" if path.is_dir() else "it is not there"
         raise FileNotFoundError(
-            f"there is no file {source.name!r}. Give a file ({', '.join(_FORMATS)}), "
-            'or the hub id of a data set such as "owner/name"'
+            f"there is no file {source.name!r}: {found}. Give a file "
+            f"({', '.join(_FORMATS)}), or the hub id of a data set such as "
+            '"owner/name"'
         )
     else:
         rows, sha256 = _rows_of_hub(source), None
@@ -108,6 +113,7 @@ def read_data(source: DataSource) -> TextData:
                 f"row {number} of {source.name} has no text in {source.text_column!r} "
                 f"({text!r}); remove the row"
             )
+        check_encodable(f"row {number} of {source.name}", text)
         texts.append(text)
         if source.label_column is not None:
             labels.append(str(_cell(row, source.label_column, number, source.name)))
@@ -150,23 +156,42 @@ def _rows_of_file(path: Path) -> Rows:
         )
     try:
         yield from _FORMATS[path.suffix](path)
-    except (UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
         raise ValueError(
             f"{path} is no UTF-8 {path.suffix[1:]} file: {error}"
         ) from error
 
 
+def _refuse_twice(path: Path, columns: Sequence[str]) -> None:
+    """A row would keep the last of equal columns, whatever the others hold."""
+    for column in columns:
+        if columns.count(column) > 1:
+            raise ValueError(
+                f"{path} has the column {column!r} more than once; rename or remove "
+                "all but one"
+            )
+
+
 def _rows_of_table(path: Path, **dialect: Any) -> Rows:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True, **dialect)
-        for row in reader:
-            if None in row:
-                raise ValueError(
-                    f"line {reader.line_num} of {path} has more cells than the header "
-                    f"names, {reader.fieldnames}. Where a text holds the separator "
-                    'itself, write .csv and put the text into double quotes: "a, b"'
-                )
-            yield row
+        try:
+            _refuse_twice(path, reader.fieldnames or ())
+            for row in reader:
+                if None in row:
+                    raise ValueError(
+                        f"line {reader.line_num} of {path} has more cells than the "
+                        f"header names, {reader.fieldnames}. Where a text holds the "
+                        "separator itself, write .csv and put the text into double "
+                        'quotes: "a, b"'
+                    )
+                yield row
+        except csv.Error as error:
+            raise ValueError(
+                f"line {reader.reader.line_num} of {path} is no {path.suffix[1:]}: "
+                f"{error}. A cell has at most {csv.field_size_limit():,} characters, "
+                "and double quotes come in pairs; .jsonl takes texts of any length"
+            ) from error
 
 
 def _rows_of_tsv(path: Path) -> Rows:
@@ -178,10 +203,11 @@ def _rows_of_jsonl(path: Path) -> Rows:
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
+                row = read_json(line)
+            except ValueError as error:
                 raise ValueError(
-                    f"line {number} of {path} is no JSON: {error}"
+                    f"line {number} of {path} is no JSON of one text: {error}; mend "
+                    "or remove the line"
                 ) from None
             if not isinstance(row, dict):
                 raise ValueError(f"line {number} of {path} is no JSON object")
@@ -195,9 +221,15 @@ def _rows_of_parquet(path: Path) -> Rows:
     except ImportError as error:
         raise ValueError(f"Parquet files need pyarrow: {_EXTRA}") from error
     try:
-        yield from pyarrow.parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{path} is no Parquet file: {error}") from error
+        with pyarrow.parquet.ParquetFile(path) as file:
+            _refuse_twice(path, file.schema_arrow.names)
+            for batch in file.iter_batches():
+                yield from batch.to_pylist()
+    # Of a file that is damaged within, it is the system's error that pyarrow raises.
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(
+            f"{path} is no Parquet file, or damaged: {error}; write it anew"
+        ) from error
 
 
 def _rows_of_hub(source: DataSource) -> Rows:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Callable, Iterator
 
+from captum_attnflow.display.tokens import printable
 from captum_attnflow.study.settings import BETTER
 from captum_attnflow.study.statistics import Estimate
 from captum_attnflow.study.table import Row, Table
@@ -26,6 +28,16 @@ _LATEX = {
     "↑": r"$\uparrow$",
     "↓": r"$\downarrow$",
 }
+_LATEX_NAME = {
+    **_LATEX,
+    # Bare at the start of a line they would be options of the break before it.
+    **{char: f"{{{char}}}" for char in "*[]`"},
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+}
+# An underscore within a word is no markup.
+_MARKDOWN = re.compile(r"[\\`*\[\]<>|~#&$]|\b_|_\b")
 
 
 def to_csv(table: Table) -> str:
@@ -38,7 +50,7 @@ def to_csv(table: Table) -> str:
             value = row.values.get(metric, Estimate(math.nan, math.nan, 0))
             change = row.differences.get(metric)
             writer.writerow(
-                [row.model, row.removal, row.method, metric]
+                [printable(row.model), row.removal, printable(row.method), metric]
                 + [BETTER[metric], value.mean, value.standard_error]
                 + [row.n, row.failures, table.against if change else ""]
                 + ([change.mean, change.low, change.high] if change else [""] * 3)
@@ -49,7 +61,7 @@ def to_csv(table: Table) -> str:
 
 def to_markdown(table: Table) -> str:
     """A table for reading, with a note on what its cells are."""
-    header, *body = _cells(table)
+    header, *body = _cells(table, _markdown_name)
     lines = [header, ["---"] * len(header), *body]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"{text}\n\n{_note(table)}\n"
@@ -58,7 +70,7 @@ def to_markdown(table: Table) -> str:
 def to_latex(table: Table) -> str:
     """A ``tabular`` for the booktabs package."""
     header, *body = [
-        " & ".join(map(_escape_latex, line)) + r" \\" for line in _cells(table)
+        " & ".join(line) + r" \\" for line in _cells(table, _latex_name, _latex)
     ]
     n_numbers = header.count("&") - 2
     lines = [
@@ -78,16 +90,19 @@ FORMATS: dict[str, Callable[[Table], str]] = {
 """By the ending of a file's name."""
 
 
-def _cells(table: Table) -> Iterator[list[str]]:
+def _cells(
+    table: Table, name: Callable[[str], str], cell: Callable[[str], str] = str
+) -> Iterator[list[str]]:
+    """Yield lines; names come from outside and are written by ``name``."""
     yield [
         *("model", "removal", "method"),
-        *(f"{name} {_ARROWS[BETTER[name]]}" for name in table.metrics),
+        *(cell(f"{metric} {_ARROWS[BETTER[metric]]}") for metric in table.metrics),
         *("forward", "backward", "seconds", "texts", "failures"),
     ]
     for row in table.rows:
         yield [
-            *(row.model, row.removal, row.method),
-            *(_cell(row, metric) for metric in table.metrics),
+            *map(name, (row.model, row.removal, row.method)),
+            *(cell(_cell(row, metric)) for metric in table.metrics),
             f"{row.forward_rows:.1f}",
             f"{row.backward_rows:.1f}",
             f"{row.seconds:.4f}",
@@ -111,7 +126,8 @@ def _note(table: Table) -> str:
     compared = (
         ""
         if table.against is None
-        else f" [95 % paired bootstrap interval of the difference to {table.against}]"
+        else " [95 % paired bootstrap interval of the difference to "
+        f"{printable(table.against)}]"
     )
     return (
         f"Mean and standard error over texts{compared}. Per text: forward and backward "
@@ -119,5 +135,13 @@ def _note(table: Table) -> str:
     )
 
 
-def _escape_latex(text: str) -> str:
+def _markdown_name(text: str) -> str:
+    return _MARKDOWN.sub(r"\\\g<0>", printable(text))
+
+
+def _latex(text: str) -> str:
     return "".join(_LATEX.get(char, char) for char in text)
+
+
+def _latex_name(text: str) -> str:
+    return "".join(_LATEX_NAME.get(char, char) for char in printable(text))

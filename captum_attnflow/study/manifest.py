@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -13,11 +12,13 @@ from typing import Any
 import torch
 from huggingface_hub import try_to_load_from_cache
 
+from captum_attnflow._files import replace_file
 from captum_attnflow.metrics.normalized import BEAM_WIDTH
 from captum_attnflow.study.data import TextData, sha256_of_file
 from captum_attnflow.study.methods import METHODS, Method
 from captum_attnflow.study.records import Key, Record
 from captum_attnflow.study.settings import Study
+from captum_attnflow.study.strict_json import read_json
 
 _PACKAGES = (
     "captum",
@@ -109,19 +110,18 @@ def begin(
 
 def write(path: Path, manifest: Mapping[str, Any]) -> None:
     """Replace the manifest in one step."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(manifest, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    replace_file(path, json.dumps(manifest, indent=2) + "\n")
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text("utf-8"))
-        return {**found, **{part: found[part] for part in (*_SETTINGS, *_PARTS)}}
-    except (ValueError, KeyError, TypeError) as error:
+        found = read_json(path.read_text("utf-8"))
+        sections = [found[section] for section in (*_SETTINGS, *_PARTS)]
+        parts = [part for section in _PARTS for part in found[section].values()]
+        if not all(isinstance(each, dict) for each in (found, *sections, *parts)):
+            raise ValueError(f"{', '.join((*_SETTINGS, *_PARTS))} must be objects")
+        return dict(found)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} is no manifest of a study ({error}); give another --output"
         ) from error

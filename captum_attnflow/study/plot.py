@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from captum_attnflow._files import replace_file
+from captum_attnflow.display.tokens import printable
 from captum_attnflow.study.settings import BETTER
 from captum_attnflow.study.table import Table
 
@@ -45,7 +48,6 @@ def save_plot(table: Table, path: Path) -> None:
                     xerr=[1.96 * row.values[metric].standard_error for row in rows],
                     fmt="o",
                     markersize=4,
-                    label=model,
                 )
             panel.set_yticks(range(len(methods)), methods)
             panel.grid(axis="x", alpha=0.3)
@@ -53,5 +55,11 @@ def save_plot(table: Table, path: Path) -> None:
             panel.set_xlabel(f"{BETTER[metric]} is better", fontsize="small")
         line[0].set_ylim(len(methods) - 0.5, -0.5)
     if len(models) > 1:
-        panels[0][0].legend(fontsize="small")
-    figure.savefig(path, dpi=150)
+        # Where the label is the line's own, matplotlib hides one that begins with "_".
+        lines = panels[0][0].containers
+        legend = panels[0][0].legend(lines, map(printable, models), fontsize="small")
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # a dollar sign in a name stays one
+    picture = io.BytesIO()
+    figure.savefig(picture, format=path.suffix[1:], dpi=150)
+    replace_file(path, picture.getvalue())

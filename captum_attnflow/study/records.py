@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
+
+from captum_attnflow._files import named_in_errors
+from captum_attnflow.study.strict_json import read_json
 
 Key = tuple[str, str, int]
 
@@ -41,6 +45,21 @@ class Record:
     seconds: float = 0.0
     failure: str | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse what a table could not be made of, such as NaN.
+
+        Raises:
+            ValueError: Naming the field.
+        """
+        _check_key(self.model, self.method, self.example)
+        for name in ("forward_rows", "backward_rows", "seconds"):
+            _check_number(name, getattr(self, name))
+        if (self.failure is None) != bool(self.values):
+            raise ValueError("there are values, or a failure says why there are none")
+        for removal, metrics in self.values.items():
+            for metric, value in metrics.items():
+                _check_number(f"values, {removal}, {metric}", value)
+
     @property
     def key(self) -> Key:
         """What there is one record of."""
@@ -65,10 +84,33 @@ class Bounds:
     lower: float
     upper: float
 
+    def __post_init__(self) -> None:
+        """Refuse bounds that are no numbers.
+
+        Raises:
+            ValueError: Naming the field.
+        """
+        _check_key(self.model, self.removal, self.example)
+        _check_number("lower", self.lower)
+        _check_number("upper", self.upper)
+
     @property
     def key(self) -> Key:
         """What there is one record of."""
         return self.model, self.removal, self.example
+
+
+def _check_key(*key: object) -> None:
+    *names, example = key
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{names} are no names")
+    if not isinstance(example, int) or example < 1:
+        raise ValueError(f"example is {example!r} and no row, counted from 1")
+
+
+def _check_number(name: str, value: object) -> None:
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{name} is {value!r} and no finite number")
 
 
 Kind = TypeVar("Kind", Record, Bounds)
@@ -99,8 +141,8 @@ class RecordFile(Generic[Kind]):
             os.truncate(path, whole)
         for number, line in enumerate(content[:whole].splitlines(), 1):
             try:
-                record = kind(**json.loads(line))
-            except (ValueError, TypeError) as error:
+                record = kind(**read_json(line))
+            except (ValueError, TypeError, AttributeError) as error:
                 raise ValueError(
                     f"line {number} of {path} is no result of a study ({error}); "
                     "delete the line, and it is computed again"
@@ -108,10 +150,14 @@ class RecordFile(Generic[Kind]):
             self.records.setdefault(record.key, record)
 
     def append(self, records: Iterable[Kind]) -> None:
-        """Add those that are not there yet; they are on disk when this returns."""
+        """Add those that are not there yet; they are on disk when this returns.
+
+        Raises:
+            OSError: If they cannot be written, naming the file.
+        """
         new = [record for record in records if record.key not in self.records]
         lines = "".join(json.dumps(asdict(record)) + "\n" for record in new)
-        with self.path.open("ab") as file:
+        with named_in_errors(self.path), self.path.open("ab") as file:
             file.write(lines.encode())
             file.flush()
             os.fsync(file.fileno())

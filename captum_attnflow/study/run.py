@@ -10,6 +10,7 @@ from typing import Any
 
 from captum._utils.progress import NullProgress, progress
 
+from captum_attnflow._files import replace_file
 from captum_attnflow.study import manifest
 from captum_attnflow.study.batch import TextBatch, find_token
 from captum_attnflow.study.bounds import BoundsCache
@@ -20,6 +21,7 @@ from captum_attnflow.study.plot import save_plot
 from captum_attnflow.study.records import Record, RecordFile
 from captum_attnflow.study.settings import Study
 from captum_attnflow.study.table import Table
+from captum_attnflow.tasks.predictions import problem_type
 from captum_attnflow.tasks.text_classification import TextClassifier
 
 _SECONDS_BETWEEN_LOG_LINES = 30
@@ -61,14 +63,28 @@ def run_study(study: Study, show_progress: bool = False) -> Table:
     description = manifest.describe(study, data, tuple(classifiers))
     description = manifest.begin(path, description, (results, found))
     file, bounds = RecordFile(results, Record), BoundsCache(found)
+    _check_complete(study, file)
     _run(study, data, classifiers, file, bounds, show_progress)
     table = Table.of(study, tuple(classifiers), file.records)
     for ending, written in FORMATS.items():
-        (study.output / f"table.{ending}").write_text(written(table), "utf-8")
+        replace_file(study.output / f"table.{ending}", written(table))
     save_plot(table, study.output / "plot.png")
     description["results"] = manifest.outcome(study, labels, file.records)
     manifest.write(path, description)
     return table
+
+
+def _check_complete(study: Study, file: RecordFile[Record]) -> None:
+    """Refuse records that lack a value before any work is done for the table."""
+    for record in file.records.values():
+        for removal in study.removals if record.failure is None else ():
+            missing = set(study.metrics) - record.values.get(removal, {}).keys()
+            if missing:
+                raise ValueError(
+                    f"{file.path} has no {', '.join(sorted(missing))} ({removal}) of "
+                    f"{record.method} on row {record.example} by the model "
+                    f"{record.model!r}; delete its line, and it is computed again"
+                )
 
 
 def _run(
@@ -135,5 +151,14 @@ def _load(names: tuple[str, ...]) -> dict[str, TextClassifier]:
                 f"two models are called {label!r}; the table could not tell them "
                 "apart. Rename a folder"
             )
-        classifiers[label] = TextClassifier.load(name)
+        classifier = TextClassifier.load(name)
+        problem = problem_type(classifier.model)
+        if problem != "single_label_classification":
+            raise ValueError(
+                f"{label!r} predicts no one class per text, whose probability a study "
+                f"measures, but is a model of {problem} (problem_type and id2label in "
+                "its config.json); give a classifier of one label, or measure the "
+                "outputs by the functions of captum_attnflow.metrics"
+            )
+        classifiers[label] = classifier
     return classifiers

@@ -130,11 +130,12 @@ def test_labels_are_optional(tmp_path):
         ("texts.tsv", b"text\n", "holds no rows"),
         ("texts.tsv", b"", "holds no rows"),
         ("texts.tsv", b"text\n\xff\xfe\n", "is no UTF-8 tsv file"),
-        ("texts.csv", b'text\n"open\n', "is no UTF-8 csv file"),
+        ("texts.csv", b'text\n"open\n', "line 2 of .* is no csv: unexpected end"),
         ("texts.csv", b"text\na , b\n", "line 2 of .* has more cells than .*'text'"),
         ("texts.tsv", b"text\tlabel\na\tb\t1\n", "line 2 of .* has more cells"),
         ("texts.jsonl", b'{"text": "a"}\n{"text"\n', "line 2 of .* is no JSON"),
         ("texts.jsonl", b"[1]\n", "line 1 of .* is no JSON object"),
+        ("texts.jsonl", b'{"text": ' + b"[" * 100_000, "line 1 .*nested too deeply"),
         ("texts.parquet", b"PAR0", "is no Parquet file"),
     ],
 )
@@ -142,6 +143,58 @@ def test_unreadable_files_are_refused(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_data(DataSource(str(tmp_path / name)))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("texts.csv", b"text,label,text\ngood,1,bad\n"),
+        ("texts.tsv", b"text\tlabel\ttext\ngood\t1\tbad\n"),
+        ("texts.jsonl", b'{"text": "good", "label": 1, "text": "bad"}\n'),
+    ],
+)
+def test_a_column_given_twice_is_refused(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name}.* 'text' more than once"):
+        read_data(DataSource(str(tmp_path / name)))
+
+
+def test_a_parquet_column_given_twice_is_refused(tmp_path):
+    path = tmp_path / "texts.parquet"
+    table = pyarrow.table([["good"], ["bad"]], names=["text", "text"])
+    pyarrow.parquet.write_table(table, path)
+    with pytest.raises(ValueError, match=r"texts\.parquet has the column 'text' more"):
+        read_data(DataSource(str(path)))
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_a_cell_over_the_limit_is_named_as_such(tmp_path, ending):
+    rows = [ROWS[0], {"text": "a" * 131_073, "label": "1"}]
+    with pytest.raises(ValueError, match=r"line 3 of .*131,?072.*\.jsonl") as raised:
+        read_data(written(tmp_path, ending, rows))
+    assert "UTF-8" not in str(raised.value)
+
+
+def test_a_long_text_is_read_from_jsonl(tmp_path):
+    rows = [{"text": "a" * 131_073}]
+    assert read_data(written(tmp_path, "jsonl", rows)).texts == (rows[0]["text"],)
+
+
+def test_half_a_character_is_named_by_its_row(tmp_path):
+    rows = [ROWS[0], {"text": "half \ud83d of it"}]
+    with pytest.raises(ValueError, match=r"row 2 of .*'half \\ud83d of it'.*no UTF-8"):
+        read_data(written(tmp_path, "jsonl", rows))
+
+
+@pytest.mark.parametrize("place", [10, 60, -200])
+def test_a_corrupt_parquet_file_is_named(tmp_path, place):
+    rows = [{"text": f"{row} some words that repeat"} for row in range(100)]
+    source = written(tmp_path, "parquet", rows)
+    content = bytearray((tmp_path / "texts.parquet").read_bytes())
+    content[place : place + 20] = b"\xff" * 20
+    (tmp_path / "texts.parquet").write_bytes(content)
+    with pytest.raises(ValueError, match=r"texts\.parquet is no Parquet file"):
+        read_data(source)
 
 
 @pytest.mark.parametrize(

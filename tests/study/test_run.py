@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
 import math
+import os
 import random
 import re
 import shutil
@@ -205,7 +207,20 @@ def test_results_without_a_manifest_are_refused(study):
         run_study(study)
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", "{"])
+DICTS = '"data": {}, "settings": {}, "versions": {}, "models": {}, "methods"'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{}",
+        "[]",
+        "{",
+        "[" * 100_000,
+        f"{{{DICTS}: []}}",
+        f'{{{DICTS}: {{"random": 1}}}}',
+    ],
+)
 def test_folder_with_another_manifest_is_refused(study, content):
     study.output.mkdir()
     (study.output / "manifest.json").write_text(content)
@@ -356,3 +371,90 @@ def test_missing_scikit_learn_is_said_before_any_work(changed, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "sklearn.linear_model", None)
     with pytest.raises(ValueError, match=r"lime needs scikit-learn.*\[study\]"):
         run_study(changed(methods=("lime",), against=None))
+
+
+def test_nothing_is_written_through_a_link_planted_in_the_folder(study, tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    study.output.mkdir()
+    names = [*TABLES, "plot.png", "manifest.tmp"]
+    for name in names:
+        (study.output / name).symlink_to(victim)
+    run_study(study)
+    assert victim.read_text() == "mine"
+    assert json.loads((study.output / "manifest.json").read_text())["results"]
+    assert not any((study.output / name).is_symlink() for name in names[:-1])
+
+
+@pytest.mark.parametrize("name", [*TABLES, "plot.png", "manifest.json"])
+def test_a_failed_write_leaves_every_file_whole(study, monkeypatch, name):
+    run_study(study)
+    before = {file.name: file.read_bytes() for file in study.output.iterdir()}
+    replace = os.replace
+
+    def full(source, target):
+        if str(target).endswith(name):
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match=f"{name} cannot be written: No space left"):
+        run_study(study)
+    after = {file.name: file.read_bytes() for file in study.output.iterdir()}
+    assert json.loads(after.pop("manifest.json"))["settings"]
+    assert after.items() <= before.items()
+    assert len(after) == len(before) - 1
+
+
+def test_a_record_with_nan_never_reaches_the_table(study):
+    run_study(study)
+    results = study.output / "results.jsonl"
+    lines = results.read_text().splitlines(keepends=True)
+    damaged = json.loads(lines[4])
+    damaged["values"]["delete"]["aopc"] = math.nan
+    results.write_text("".join([*lines[:4], json.dumps(damaged) + "\n", *lines[5:]]))
+    with pytest.raises(ValueError, match=r"line 5 of .*aopc.*nan.*delete the line"):
+        run_study(study)
+
+
+def test_a_record_without_a_value_is_refused_before_any_work(study):
+    run_study(study)
+    results = study.output / "results.jsonl"
+    lines = results.read_text().splitlines(keepends=True)
+    damaged = json.loads(lines[4])
+    del damaged["values"]["delete"]["aopc"]
+    results.write_text("".join([*lines[:4], json.dumps(damaged) + "\n", *lines[5:]]))
+    with pytest.raises(ValueError, match=r"results\.jsonl.*no aopc.*delete its line"):
+        run_study(study)
+
+
+def test_a_metric_that_is_no_number_is_a_failure_of_the_text(
+    study, changed, manifest, monkeypatch
+):
+    def measured(*_, **__):
+        return {"aopc": torch.tensor([math.nan] * 2)}
+
+    monkeypatch.setattr("captum_attnflow.study.evaluate.faithfulness", measured)
+    table = run_study(changed(methods=("random",), against=None, metrics=("aopc",)))
+    assert [row.failures for row in table.rows] == [7, 7]
+    assert "aopc is nan" in manifest()["results"]["failures"][0]["error"]
+
+
+@pytest.mark.parametrize(
+    ("problem", "n_outputs"),
+    [("multi_label_classification", 2), ("regression", 2), (None, 1)],
+)
+def test_models_without_one_class_per_text_are_refused(
+    study, changed, tmp_path, demo, problem, n_outputs
+):
+    model = copy.deepcopy(demo.model)
+    model.config.problem_type = problem
+    model.num_labels = model.config.num_labels = n_outputs
+    if n_outputs == 1:
+        model.classifier = torch.nn.Linear(model.config.hidden_size, 1)
+    model.save_pretrained(tmp_path / "other")
+    demo.tokenizer.save_pretrained(tmp_path / "other")
+    data = dataclasses.replace(study.data, label_column=None)
+    with pytest.raises(ValueError, match=r"'other' .*no one class per text"):
+        run_study(changed(models=(str(tmp_path / "other"),), data=data))
+    assert not (study.output / "manifest.json").exists()

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,57 @@ def test_latex_escapes_names_and_keeps_columns(table):
     body = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert len({line.count("&") for line in body}) == 1
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 1
+
+
+HOSTILE = "a|b\n<b>c</b> `d` *e* [f](g) _h_ \\ ~i~ & #\x1b[2J"
+
+
+def named(table: Table, model: str) -> Table:
+    rows = tuple(dataclasses.replace(row, model=model) for row in table.rows)
+    return dataclasses.replace(table, rows=rows)
+
+
+def test_markdown_shows_any_name_as_text(table):
+    lines = to_markdown(named(table, HOSTILE)).splitlines()
+    first, cells = lines[2].split(" | ", 1)
+    assert first == (
+        r"| a\|b\\n\<b\>c\</b\> \`d\` \*e\* \[f\](g) \_h\_ \\ \~i\~ \& \#"
+        r"\\x1b\[2J"
+    )
+    assert cells.startswith("replace | mine | 0.250")
+    bare = [re.sub(r"\\.", "", line).count("|") for line in lines[:4]]
+    assert len(set(bare)) == 1
+
+
+def test_latex_shows_any_name_as_text(table):
+    lines = to_latex(named(table, HOSTILE)).splitlines()
+    [row] = [line for line in lines if "mine" in line]
+    assert row.startswith(
+        r"a\textbar{}b\textbackslash{}n\textless{}b\textgreater{}c"
+        r"\textless{}/b\textgreater{} {`}d{`} {*}e{*} {[}f{]}(g) \_h\_ "
+        r"\textbackslash{} \textasciitilde{}i\textasciitilde{} \& \#"
+        r"\textbackslash{}x1b{[}2J & replace & mine & "
+    )
+
+
+def test_latex_takes_no_name_for_an_argument_of_the_line_break(table):
+    # LaTeX reads "\\\\" and, on the next line, "[x]" or "*" as a break with an option.
+    for name in ("[x]", "*x"):
+        body = to_latex(named(table, name)).split(r"\midrule")[1]
+        assert body.lstrip()[0] == "{"
+
+
+def test_the_latex_note_stays_a_comment(table):
+    changed = dataclasses.replace(table, against="a\nb")
+    assert to_latex(changed).splitlines()[1].startswith(r"\begin{tabular}")
+
+
+@pytest.mark.parametrize("name", [HOSTILE, "$x_{", "_hidden", "caf\udce9"])
+def test_every_name_is_written_in_every_format(table, tmp_path, name):
+    twice = dataclasses.replace(table, rows=table.rows + named(table, name).rows)
+    for form in (to_csv, to_markdown, to_latex):
+        form(twice).encode()
+    save_plot(twice, tmp_path / "plot.png")
 
 
 def test_plot_is_drawn_the_same_each_time(table, tmp_path):
