@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import typer
 from rich.console import Console
 
+from captum_attnflow._files import named_in_errors
 from captum_attnflow.solve import FlowError
 
 
@@ -23,14 +24,31 @@ def errors_told() -> Iterator[None]:
         try:
             yield
         except BrokenPipeError:
-            # The reader, such as head, has seen enough. What is buffered for it would
-            # fail again when Python exits.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _close_standard_output()  # the reader, such as head, has seen enough
         except (OSError, ValueError, FlowError) as error:
             Console(stderr=True, highlight=False, soft_wrap=True).print(
                 f"error: {error}", markup=False, style="red"
             )
             raise typer.Exit(2) from error
+
+
+@contextmanager
+def printing() -> Iterator[None]:
+    """Write what is printed at once, and name standard output where that fails."""
+    try:
+        with named_in_errors("standard output"):
+            yield
+            sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError:
+        _close_standard_output()
+        raise
+
+
+def _close_standard_output() -> None:
+    """Drop what is buffered, which would fail again when Python exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

@@ -10,13 +10,15 @@ from typing import Annotated, Any
 
 import typer
 from captum._utils.progress import progress
+from matplotlib.backend_bases import FigureCanvasBase
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
 from captum_attnflow._options import check_choice
-from captum_attnflow.cli._messages import errors_told
+from captum_attnflow.cli._messages import errors_told, printing
 from captum_attnflow.cli._tasks import TASKS, Task
 from captum_attnflow.surrogate import SCORES
+from captum_attnflow.tasks.inputs import check_encodable
 from captum_attnflow.tasks.pretrained import DEFAULT_METHOD
 from captum_attnflow.tasks.text_classification import METHODS
 from captum_attnflow.visualization import save_html
@@ -93,7 +95,7 @@ def explain(
         Path | None, typer.Option(help="Write a picture, such as a .png; for images.")
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object per input.")
+        bool, typer.Option("--json", help="Print one JSON object per result.")
     ] = False,
 ) -> None:
     """Print the prediction for each input, and its parts coloured by score."""
@@ -117,14 +119,16 @@ def explain(
         _check_file("--output", output)
         if output is not None and chosen.save_picture is None:
             raise ValueError(f"{task} has no picture for --output; give --html")
-        lines = _read(inputs, file, chosen.unit)
+        _check_picture(output)
+        lines = _read(inputs, file, chosen)
         results = []
         for result in _explain(lines, chosen, model, method, target, options):
             results.append(result)
-            if as_json:
-                print(json.dumps(chosen.fields(result)))
-            else:
-                console.print(result)
+            with printing():
+                if as_json:
+                    print(json.dumps(chosen.fields(result)))
+                else:
+                    console.print(result)
         if html is not None:
             save_html(results, html)
         if output is not None and chosen.save_picture is not None:
@@ -132,10 +136,21 @@ def explain(
 
 
 def _check_file(option: str, file: Path | None) -> None:
-    if file is not None and (file.is_dir() or not file.parent.is_dir()):
+    if file is not None and file.is_dir():
+        raise IsADirectoryError(f"{option} {file} is a folder; give a file in it")
+    if file is not None and not file.parent.is_dir():
         raise FileNotFoundError(
             f"{option} {file}: there is no folder {str(file.parent)!r} for such a "
             "file; give a file in an existing folder"
+        )
+
+
+def _check_picture(file: Path | None) -> None:
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if file is not None and file.suffix[1:].lower() not in formats:
+        raise ValueError(
+            f"--output {file} ends in no format of a picture; give a file that ends "
+            f"in one of {', '.join(f'.{name}' for name in formats)}"
         )
 
 
@@ -167,7 +182,8 @@ def _explain(
         yield from explainer.explain(batch, method, target, **options)
 
 
-def _read(inputs: list[str] | None, file: Path | None, unit: str) -> list[str]:
+def _read(inputs: list[str] | None, file: Path | None, task: Task) -> list[str]:
+    unit = task.unit
     if inputs and file:
         raise ValueError(
             f"{unit}s were given both as arguments and by --file; give one"
@@ -177,6 +193,9 @@ def _read(inputs: list[str] | None, file: Path | None, unit: str) -> list[str]:
     if not lines or empty:
         where = f"{unit} {empty[0]} of {len(lines)}" if empty else "the input"
         raise ValueError(f"{where} is empty; give one {unit} per line, no blank lines")
+    if task.reads_text:
+        for number, line in enumerate(lines, 1):
+            check_encodable(f"{unit} {number} of {len(lines)}", line)
     return lines
 
 

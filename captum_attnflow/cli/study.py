@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from transformers.utils import logging as transformers_logging
 
-from captum_attnflow.cli._messages import errors_told
+from captum_attnflow.cli._messages import errors_told, printing
 from captum_attnflow.demo import DEMO_MODEL_PATH
 from captum_attnflow.study import METHODS, REMOVALS, DataSource, Study, run_study
 from captum_attnflow.study.formats import to_markdown
@@ -120,7 +120,8 @@ def study(
             ),
             show_progress=True,
         )
-        print(to_markdown(table))
+        with printing():
+            print(to_markdown(table))
         n_failures = sum(row.failures for row in table.rows) // len(removal or REMOVALS)
         if n_failures:
             print(

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import copy
 import json
+import os
 import subprocess
 import sys
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from captum_attnflow.cli import app
@@ -121,7 +124,13 @@ def test_html_is_written(run, tmp_path):
         ([TEXT, "--file", "texts.txt"], "give one"),
         (["--file", "/no/such/texts.txt"], "cannot be read: No such file"),
         ([TEXT, "--method", "attention-rollout", "--game", "joint"], "no option"),
-        ([TEXT, "--html", "."], "give a file"),
+        ([TEXT, "--html", "."], "--html . is a folder; give a file in it"),
+        ([TEXT, "--target", "caf\udce9"], "is unknown"),
+        (
+            ["caf\udce9"],
+            "text 1 of 1, 'caf\\udce9', holds '\\udce9', which is no",
+        ),
+        ([*["dull"] * 16, "caf\udce9"], "text 17 of 17, 'caf\\udce9', holds"),
     ],
 )
 def test_bad_input_is_an_error_that_names_it(run, arguments, message):
@@ -151,6 +160,71 @@ def test_lines_are_cut_at_line_feeds_only(run):
     result = run("--json", input="one\x0ctwo\u2028three\r\nfour")
     texts = [json.loads(line)["text"] for line in result.stdout.splitlines()]
     assert texts == ["one\x0ctwo\u2028three", "four"]
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_a_full_device_is_told_by_its_name(form):
+    command = [sys.executable, "-m", "captum_attnflow.cli", "explain", "dull", *form]
+    rollout = ["--method", "attention-rollout"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*command, *rollout], stdout=full, stderr=-1, text=True)
+    assert done.returncode == 2
+    message = "error: standard output cannot be written: No space left on device"
+    assert done.stderr.startswith(message)
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_page_on_a_full_device_is_told_by_its_name(run):
+    result = run("dull", "--html", "/dev/full")
+    assert result.exit_code == 2
+    assert "/dev/full cannot be written: No space left on device" in result.stderr
+
+
+def test_bytes_of_the_shell_that_are_no_utf8_are_told():
+    command = [sys.executable, "-m", "captum_attnflow.cli", "explain"]
+    as_argument = subprocess.run([*command, b"caf\xe9"], capture_output=True)
+    piped = subprocess.run(command, input=b"caf\xe9\n", capture_output=True)
+    in_c_locale = subprocess.run(
+        command,
+        input=b"caf\xe9\n",
+        capture_output=True,
+        env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "1"},
+    )
+    for done in (as_argument, piped, in_c_locale):
+        assert done.returncode == 2
+        assert b"UTF-8" in done.stderr
+        assert b"Traceback" not in done.stderr
+
+
+def a_model(tmp_path, demo, problem, n_labels):
+    model = copy.deepcopy(demo.model)
+    model.classifier = torch.nn.Linear(model.config.hidden_size, n_labels)
+    model.config.id2label = dict(enumerate("abcdef"[:n_labels]))
+    model.config.problem_type = problem
+    model.save_pretrained(tmp_path / "model")
+    demo.tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_every_label_above_the_threshold_is_a_line(run, tmp_path, demo):
+    folder = a_model(tmp_path, demo, "multi_label_classification", 6)
+    found = [
+        json.loads(line)
+        for line in run(TEXT, "--json", "--model", folder).stdout.splitlines()
+    ]
+    assert len(found) > 1
+    assert all(result["probability"] > 0.5 for result in found)
+    assert len({result["target"] for result in found}) == len(found)
+    asked = run(TEXT, "--json", "--model", folder, "--target", "b").stdout
+    assert json.loads(asked)["target"] == "b"
+
+
+def test_regression_prints_a_value_and_no_probability(run, tmp_path, demo):
+    folder = a_model(tmp_path, demo, None, 1)
+    found = json.loads(run(TEXT, "--json", "--model", folder).stdout)
+    assert "probability" not in found
+    assert sum(found["scores"]) == pytest.approx(found["value"], rel=1e-4)
+    assert run(TEXT, "--model", folder).stdout.startswith(f"a {found['value']:.3f}\n")
 
 
 def test_file_that_is_not_utf8_is_an_error_that_names_it(run, tmp_path):

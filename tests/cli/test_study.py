@@ -88,6 +88,20 @@ def test_unwritable_output_is_told(run, texts):
     assert "error: results cannot be written to the folder" in result.stderr
 
 
+def test_a_folder_for_data_and_a_page_on_a_full_disk_are_told(
+    run, tmp_path, monkeypatch
+):
+    assert "it is a folder" in run(data=tmp_path).stderr.replace("\n", "")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    result = run("--text-column", "sentence", *METHODS)
+    assert result.exit_code == 2
+    assert "manifest.json cannot be written: No space left" in result.stderr
+
+
 def test_failures_are_told_at_the_end(run, monkeypatch):
     from captum_attnflow.study import METHODS as TABLE
     from captum_attnflow.study import Method
