@@ -154,17 +154,19 @@ def _check_inputs(inputs: Any) -> None:
             raise ValueError(f"{kind} is on the meta device, which holds no numbers")
         if tensor.is_complex():
             raise ValueError(f"{kind} is complex; give real numbers or token ids")
-        if tensor.dim() == 0 or (tensor.dim() == 1 and not tensor.is_floating_point()):
-            raise ValueError(
-                f"{kind} has no batch; {wanted}, as input.unsqueeze(0) gives it"
-            )
-        if tensor.numel() == 0:
-            raise ValueError(
-                f"inputs have shapes {[tuple(given.shape) for given in tensors]}; give "
-                "at least one example with at least one token"
-            )
     if not tensors:
         raise ValueError(f"inputs are an empty tuple; {wanted}")
+    shapes = [tuple(tensor.shape) for tensor in tensors]
+    if any(tensor.numel() == 0 for tensor in tensors):
+        raise ValueError(
+            f"inputs have shapes {shapes}; give at least one example with at least "
+            "one token"
+        )
+    if () in shapes or all(tensor.dim() < 2 for tensor in tensors):
+        raise ValueError(
+            f"inputs have shapes {shapes}; give a batch, (B, T) for token ids, of one "
+            "example by inputs[None]"
+        )
     n_rows = {len(tensor) for tensor in tensors}
     if len(n_rows) > 1:
         raise ValueError(

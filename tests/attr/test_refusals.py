@@ -18,8 +18,11 @@ from models import (
 from torch import nn
 
 from captum_attnflow import (
+    SLALOM,
     AttentionFlow,
     AttentionRollout,
+    AttnLRP,
+    CheferRelevance,
     GeneralizedAttentionFlow,
     RelevanceFlow,
     UnsupportedAttentionError,
@@ -31,6 +34,12 @@ every_method = pytest.mark.parametrize("method", METHODS)
 
 def images():
     return torch.randn(2, 3, 32, 32)
+
+
+@pytest.mark.parametrize("method", [*METHODS, AttnLRP, CheferRelevance, SLALOM])
+def test_ids_without_a_batch_are_told_how_to_get_one(method):
+    with pytest.raises(ValueError, match=r"\(10,\).*\(B, T\).*inputs\[None\]"):
+        method(bert(torch.float32)).attribute(token_ids()[0], target=1)
 
 
 @every_method
