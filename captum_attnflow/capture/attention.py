@@ -145,6 +145,14 @@ def capture_targets(
             "layers, they are missing from the scores: write them as softmax(...) "
             "followed by matmul or einsum, or as F.scaled_dot_product_attention"
         )
+    mixing = interception.mixing_between()
+    if mixing:
+        warn_caller(
+            f"{', '.join(mixing)} mix positions between attention layers, as in "
+            "hybrids of attention with convolutions, recurrent layers or state spaces. Flows "
+            "follow attention alone, so that what passes there is missing from the "
+            "scores; AttnLRP follows it"
+        )
     _warn_of_unfollowed(interception.calls)
     _refuse_maps_without_gradient(probed)
     rows = _rows_of_calls(stacks, interception.calls, len(inputs[0]))

@@ -25,11 +25,14 @@ from captum_attnflow.capture.attention_layer import FusedLayer, attention_weight
 from captum_attnflow.capture.entries import InputEntries, traceable
 from captum_attnflow.capture.path import InputPath
 from captum_attnflow.capture.rules import PropagationRules
+from captum_attnflow.capture.streams import DependencyGraph
 from captum_attnflow.capture.torch_calls import (
     KEEPS_IDS,
+    MIXES_POSITIONS,
     PRODUCT,
     SOFTMAX,
     TRANSPARENT,
+    mixes_positions,
 )
 
 
@@ -67,6 +70,7 @@ class AttentionInterception(TorchFunctionMode):
         self.probe: nn.Module = nn.Identity()
         self.calls: list[AttentionCall] = []
         self.dropout = False  # whether any took part
+        self._mixed: list[tuple[str, Tensor]] = []  # outside attention
         self._softmaxes: list[_Softmax] = []
         if rules is not None:
             for tensor in entries.inputs:
@@ -101,6 +105,8 @@ class AttentionInterception(TorchFunctionMode):
         if func is torch.einsum or func is torch.functional.einsum:
             return func(*self._probe_einsum(args), **kwargs)
         output = func(*args, **kwargs)
+        if func.__name__ in MIXES_POSITIONS:
+            self._note_mixing(func.__name__, output, args, kwargs)
         if func is F.dropout and _drops(args, kwargs):
             self.dropout = True
         if func in SOFTMAX:
@@ -134,6 +140,27 @@ class AttentionInterception(TorchFunctionMode):
         return sum(
             not softmax.reached_values and softmax.shape[-2:] in captured
             for softmax in self._softmaxes
+        )
+
+    def _note_mixing(
+        self, name: str, output: Any, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> None:
+        mixed = output[0] if isinstance(output, tuple) else output
+        is_seen = mixed.requires_grad and mixed.dim() > 2
+        if is_seen and mixes_positions(name, args, kwargs):
+            self._mixed.append((name, mixed))
+
+    def mixing_between(self) -> list[str]:
+        """Return what mixes positions behind an attention and in front of another."""
+        probed = [call.probed for call in self.calls]
+        behind = DependencyGraph(probed)
+        return sorted(
+            {
+                name
+                for name, mixed in self._mixed
+                if behind.depends(mixed)
+                and any(map(DependencyGraph([mixed]).depends, probed))
+            }
         )
 
     def overwritten(self) -> int:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -484,3 +486,87 @@ def test_heads_that_do_not_show_are_refused():
         AttentionRollout(forward).attribute(ids, target=1)
     with pytest.warns(UserWarning, match="all token scores of the examples .0. are 0"):
         AttentionRollout(forward).attribute(ids[:1], target=1)
+
+
+class Hybrid(nn.Module):
+    """A layer that mixes positions by itself, between two of attention or elsewhere."""
+
+    def __init__(self, mix, place: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embeddings = nn.Embedding(VOCABULARY, 32)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(32, 4, 48, 0.0, batch_first=True)
+            for _ in range(2)
+        )
+        self.mix, self.place = mix, place
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embeddings(ids)
+        for place, layer in zip(("before", "between"), self.layers, strict=True):
+            x = layer(self.mix(x) if self.place == place else x)
+        return (self.mix(x) if self.place == "behind" else x).mean(1)
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.GRU(32, 32, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)[0]
+
+
+def convolution(width: int) -> nn.Module:
+    layer = nn.Conv1d(32, 32, width, padding="same")
+
+    class Transposed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x.mT).mT
+
+    return Transposed()
+
+
+MIXING = {
+    "roll": lambda x: x.roll(1, 1),
+    "flip": lambda x: x.flip(1),
+    "cumsum": lambda x: x.cumsum(1),
+    "fft_fft": lambda x: torch.fft.fft(x, dim=1).real,
+    "gru": Recurrent(),
+    "conv1d": convolution(3),
+}
+FEATURES_ALONE = {
+    "roll": lambda x: x.roll(1, -1),
+    "flip": lambda x: x.flip(2),
+    "cumsum": lambda x: x.cumsum(dim=-1),
+    "conv1d": convolution(1),
+}
+
+
+@pytest.mark.parametrize("name", MIXING)
+@pytest.mark.parametrize("method", [GeneralizedAttentionFlow, RelevanceFlow])
+def test_layers_that_mix_positions_without_attention_are_named(method, name):
+    """What passes through them is missing from a flow over attention."""
+    model, ids = Hybrid(MIXING[name], "between"), token_ids(2, 6)
+    with pytest.warns(UserWarning, match=rf"{name} mix positions between attention"):
+        method(model).attribute(ids, target=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "mix", "place"),
+    [
+        (name, mix, place)
+        for name, mix in MIXING.items()
+        for place in ("before", "behind")
+    ]
+    + [(name, mix, "between") for name, mix in FEATURES_ALONE.items()],
+)
+def test_where_flows_miss_nothing_nothing_is_named(name, mix, place):
+    model, ids = Hybrid(mix, place), token_ids(2, 6)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*mix positions")
+        RelevanceFlow(model).attribute(ids, target=1)
