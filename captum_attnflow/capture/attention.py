@@ -149,8 +149,8 @@ def capture_targets(
     if mixing:
         warn_caller(
             f"{', '.join(mixing)} mix positions between attention layers, as in "
-            "hybrids of attention with convolutions, recurrent layers or state spaces. Flows "
-            "follow attention alone, so that what passes there is missing from the "
+            "hybrids of attention with convolutions, recurrent layers or state spaces. "
+            "Flows follow attention alone: what passes there is missing from their "
             "scores; AttnLRP follows it"
         )
     _warn_of_unfollowed(interception.calls)
