@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from captum_attnflow.capture.attention_layer import (
     AttentionLayer,
@@ -22,13 +23,16 @@ class AttentionCall:
     Attributes:
         probed (Tensor): What ran through the probe: the map, or the output of a fused
             kernel, as the rest of the model uses it.
-        values (Tensor): What the map weighs.
+        values (Tensor): What the map weighs, with the keys last but one.
         n_heads (int, optional): Heads, where batch and heads share a dimension.
         fused (Callable, optional): Makes the layer of the gradient in ``probed``;
             None where that is the map.
         scores (Tensor, optional): The product of queries and keys behind a map, where
             rules propagate relevance through it.
+        score_axes (tuple of int): The axes of that product in the order of the map's:
+            queries last but one, keys last.
         share_of_weights (float): See :meth:`AttentionLayer.messages`.
+        mixed (list of GradientEdge): Where the mixed values are in the graph.
     """
 
     probed: Tensor
@@ -36,7 +40,9 @@ class AttentionCall:
     n_heads: int | None
     fused: Callable[[Tensor], FusedLayer] | None = None
     scores: Tensor | None = None
+    score_axes: tuple[int, ...] = ()
     share_of_weights: float = 0.0
+    mixed: list[GradientEdge] = field(default_factory=list)
 
     def n_rows(self) -> int:
         """Rows of a part of the batch, where dimension 0 tells."""
@@ -73,9 +79,8 @@ class AttentionCall:
         if self.scores is not None and score_gradient is not None:
             # A mask may have been added in place.
             scores = self.scores.detach().masked_fill(score_gradient == 0, 0)
-            relevance = heads_of_rows(
-                (scores * score_gradient).reshape(self.probed.shape)
-            )
+            relevance = (scores * score_gradient).permute(self.score_axes)
+            relevance = heads_of_rows(relevance.reshape(self.probed.shape))
         return DenseLayer(
             heads_of_rows(self.probed.detach()),
             heads_of_rows(gradient),

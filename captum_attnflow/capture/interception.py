@@ -1,13 +1,16 @@
 """Routes every attention map of a running forward pass through a probe module.
 
 A :class:`torch.overrides.TorchFunctionMode` sees each torch call. It marks the output
-of a softmax over keys, follows the mark through dropout, casts, views and masks, and
-when a matrix product consumes a marked tensor, sends that operand through an identity
-module first. The model, its configuration and its kernels are left as they are.
+of a softmax with the axis of its keys, follows the mark through dropout, casts, views,
+transpositions and masks, and when a product sums values over the keys of a marked
+tensor, sends that operand through an identity module first, laid out as
+``(..., queries, keys)``. The model, its configuration and its kernels are left as they
+are.
 """
 
 from __future__ import annotations
 
+import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,32 +20,98 @@ from typing import Any, TypeGuard
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from captum_attnflow.capture.attention_call import AttentionCall
 from captum_attnflow.capture.attention_layer import FusedLayer, attention_weights
+from captum_attnflow.capture.axes import Axes, axes_after, compose, name_of
 from captum_attnflow.capture.entries import InputEntries, traceable
 from captum_attnflow.capture.path import InputPath
 from captum_attnflow.capture.rules import PropagationRules
 from captum_attnflow.capture.streams import DependencyGraph
 from captum_attnflow.capture.torch_calls import (
+    EINSUM,
     KEEPS_IDS,
     MIXES_POSITIONS,
     PRODUCT,
-    SOFTMAX,
+    SUM,
+    TIMES,
     TRANSPARENT,
+    Softmax,
+    Softmaxes,
     mixes_positions,
 )
 
+_ATTRIBUTES = {"T", "mT", "mH"}  # that lay a tensor out anew
+
 
 @dataclass
-class _Softmax:
-    """A softmax over the last dimension, followed until it meets its values."""
+class _Weights:
+    """What a softmax put out, followed until it meets its values.
+
+    Attributes:
+        shape (Size): As the softmax put it out.
+        keys (int): The axis that the softmax ran over.
+        n_heads (int, optional): Of the multi-head attention that runs.
+        map_shape (tuple of int, optional): Queries and keys, once values were met.
+    """
 
     shape: torch.Size
+    keys: int
     n_heads: int | None
-    reached_values: bool = False
+    map_shape: tuple[int, int] | None = None
+
+    def heads_of(self, n_queries: int) -> int | None:
+        """Heads, where it is known that they have dimensions of their own."""
+        if len(self.shape) == 3:
+            return self.n_heads
+        map_size = n_queries * self.shape[self.keys]
+        return self.shape.numel() // max(1, self.shape[0] * map_size)
+
+    def may_be(self, map_shape: tuple[int, int]) -> bool:
+        """Whether it may be a map of so many queries and keys."""
+        n_queries, n_keys = map_shape
+        if self.shape[self.keys] != n_keys:
+            return False
+        if self.keys == len(self.shape) - 1:
+            return self.shape[-2] == n_queries
+        return n_queries in (*self.shape[: self.keys], *self.shape[self.keys + 1 :])
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """Where the axes of a softmax' output are in a tensor that was made of it."""
+
+    weights: _Weights
+    axes: Axes
+
+    @property
+    def keys(self) -> int:
+        """The axis of the keys."""
+        return self.axes.index(self.weights.keys)
+
+    def is_pooling(self, n_queries: int) -> bool:
+        """Whether the weights are those of a head that pools the tokens.
+
+        A head scores ``(rows, tokens, r)`` and has no axis of heads, nor the keys last.
+        """
+        shape, keys = self.weights.shape, self.weights.keys
+        return len(shape) == 3 and keys == 1 and n_queries != shape[keys]
+
+    def queries(self, candidates: Sequence[int]) -> int | None:
+        """Choose the axis of the queries among those that meet no axis of values.
+
+        Heads meet none where they share their values. Then they stand apart, and the
+        queries before the keys; else it is not known.
+        """
+        if len(candidates) == 1:
+            return candidates[0]
+        before = [
+            axis for axis in candidates if self.axes[axis] == self.weights.keys - 1
+        ]
+        return before[0] if before else None
 
 
 class AttentionInterception(TorchFunctionMode):
@@ -71,7 +140,8 @@ class AttentionInterception(TorchFunctionMode):
         self.calls: list[AttentionCall] = []
         self.dropout = False  # whether any took part
         self._mixed: list[tuple[str, Tensor]] = []  # outside attention
-        self._softmaxes: list[_Softmax] = []
+        self._softmaxes = Softmaxes()
+        self._weights: list[_Weights] = []
         if rules is not None:
             for tensor in entries.inputs:
                 rules.add_source(tensor)
@@ -80,6 +150,9 @@ class AttentionInterception(TorchFunctionMode):
         self._masks: list[tuple[Tensor, int]] = []  # with their versions
         self._marked = WeakTensorKeyDictionary()
         self._probed = WeakTensorKeyDictionary()
+        self._weighed = (
+            WeakTensorKeyDictionary()
+        )  # values times weights, not yet summed
         self._n_heads: int | None = None  # of the multi-head attention that runs
 
     def __torch_function__(
@@ -90,8 +163,8 @@ class AttentionInterception(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Handle one torch call; the mode is inactive inside."""
-        kwargs = kwargs or {}
-        if func.__name__ == "__get__":  # an attribute, such as a shape
+        kwargs, name = kwargs or {}, name_of(func)
+        if func.__name__ == "__get__" and name not in _ATTRIBUTES:  # such as a shape
             return func(*args, **kwargs)
         if func is F.scaled_dot_product_attention:
             return self._attend(*args, **kwargs)
@@ -100,22 +173,30 @@ class AttentionInterception(TorchFunctionMode):
         if func is F.embedding:
             return self._look_up(func, args, kwargs)
         if func in PRODUCT:
-            args, kwargs = self._probe_left_operand(args, kwargs)
-            return func(*args, **kwargs)
-        if func is torch.einsum or func is torch.functional.einsum:
-            return func(*self._probe_einsum(args), **kwargs)
+            return self._multiply(func, args, kwargs)
+        if func in EINSUM:
+            return self._contract(func, args, kwargs)
+        if func in SUM and len(self._weighed):
+            summed = self._sum_weighed(func, args, kwargs)
+            if summed is not None:
+                return summed
+        if name == "exp_":
+            return self._exponentiate(args[0])
+        softmax = self._softmaxes.completed(func, args, kwargs)
+        if softmax is not None:
+            return self._mark_softmax(softmax, func, args, kwargs)
         output = func(*args, **kwargs)
-        if func.__name__ in MIXES_POSITIONS:
-            self._note_mixing(func.__name__, output, args, kwargs)
+        if name in MIXES_POSITIONS:
+            self._note_mixing(name, output, args, kwargs)
         if func is F.dropout and _drops(args, kwargs):
             self.dropout = True
-        if func in SOFTMAX:
-            self._mark_softmax(output, args, kwargs)
-        elif func.__name__ in TRANSPARENT and isinstance(output, Tensor):
-            self._follow(output, args)
-        if func.__name__ in KEEPS_IDS and isinstance(output, Tensor):
-            self._entries.follow(output, args)
-        elif func.__name__ == "__setitem__":
+        self._softmaxes.note(func, args, kwargs, output)
+        if isinstance(output, Tensor):
+            if name in TRANSPARENT:
+                self._follow(func, args, kwargs, output)
+            if name in KEEPS_IDS:
+                self._entries.follow(output, args)
+        elif name == "__setitem__":
             self._entries.follow(args[0], args[2:])
         return output
 
@@ -136,10 +217,11 @@ class AttentionInterception(TorchFunctionMode):
 
     def missed(self) -> int:
         """Count softmaxes of a captured map's shape that met no values."""
-        captured = {call.shape[-2:] for call in self._softmaxes if call.reached_values}
+        found = {weights.map_shape for weights in self._weights}
+        captured = [shape for shape in found if shape is not None]
         return sum(
-            not softmax.reached_values and softmax.shape[-2:] in captured
-            for softmax in self._softmaxes
+            weights.map_shape is None and any(map(weights.may_be, captured))
+            for weights in self._weights
         )
 
     def _note_mixing(
@@ -181,86 +263,242 @@ class AttentionInterception(TorchFunctionMode):
             self._n_heads = None
 
     def _mark_softmax(
-        self, output: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        softmax: Softmax,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Tensor:
+        """Run a softmax and mark what it puts out.
+
+        Under rules one that is written out runs as one call, whose gradient they keep.
+        """
+        if self.rules is not None and softmax.is_written_out:
+            output = softmax.weights()
+        else:
+            output = func(*args, **kwargs)
+        if output.dim() >= 3:
+            self._mark(output, softmax.dim)
+        return output
+
+    def _mark(self, output: Tensor, keys: int) -> None:
+        weights = _Weights(output.shape, keys, self._n_heads)
+        self._weights.append(weights)
+        self._marked[output] = _Mark(weights, tuple(range(output.dim())))
+
+    def _exponentiate(self, target: Tensor) -> Tensor:
+        """Change scores to exponentials in place, of a copy, which is kept."""
+        scores = target.clone()
+        if self.rules is not None:
+            self.rules.scores.keep(target, scores)
+        written = target.copy_(scores.exp())
+        self._softmaxes.note(torch.exp, (scores,), {}, written)
+        return written
+
+    def _follow(
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Tensor,
     ) -> None:
-        dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
-        if output.dim() >= 3 and dim in (-1, output.dim() - 1):
-            self._mark(output)
+        operands = (*args, *kwargs.values())
+        for operand in operands:
+            if not self._is_marked(operand):
+                continue
+            mark = self._marked[operand]
+            axes = compose(axes_after(func, args, kwargs, operand, output), mark.axes)
+            if mark.weights.keys in axes and output.dim() >= 2:
+                self._marked[output] = _Mark(mark.weights, axes)
+            if func in TIMES:
+                other = next((arg for arg in operands if arg is not operand), None)
+                if isinstance(other, Tensor) and not self._is_marked(other):
+                    self._weighed[output] = (operand, other)
 
-    def _mark(self, weights: Tensor) -> None:
-        folded = weights.dim() == 3
-        n_heads = self._n_heads if folded else weights.shape[1:-2].numel()
-        softmax = _Softmax(weights.shape, n_heads)
-        self._softmaxes.append(softmax)
-        self._marked[weights] = softmax
+    def _multiply(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run a product of matrices; weights may be its left or its right factor."""
+        names = ("input", "other" if "other" in kwargs else "mat2")
+        given: list[Any] = [
+            args[i] if i < len(args) else kwargs.get(names[i]) for i in range(2)
+        ]
+        if func.__name__ == "__rmatmul__":
+            given.reverse()
+        for mine, (keys, queries) in enumerate(((-1, -2), (-2, -1))):
+            weights, values = given[mine], given[1 - mine]
+            # A gate of experts is a softmax too, but meets a plain matrix.
+            if (
+                self._is_marked(weights)
+                and isinstance(values, Tensor)
+                and values.dim() == weights.dim()
+                and self._marked[weights].keys == weights.dim() + keys
+                and not self._marked[weights].is_pooling(weights.shape[queries])
+            ):
+                factors = list(given)
+                of_keys = values.movedim((-2, -1)[mine], -2)
+                factors[mine] = self._probe(weights, of_keys, weights.dim() + queries)
+                return self._note_mixed(weights, torch.matmul(*factors))
+        return func(*args, **kwargs)
 
-    def _follow(self, output: Tensor, args: tuple[Any, ...]) -> None:
-        for arg in args:
-            if self._is_marked(arg):
-                same_queries = output.dim() >= 3 and output.shape[-2] == arg.shape[-2]
-                if same_queries and output.shape[-1] <= arg.shape[-1]:
-                    self._marked[output] = self._marked[arg]
-
-    def _probe_left_operand(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        left = args[0] if args else kwargs.get("input")
-        by_name = kwargs.get("other", kwargs.get("mat2"))
-        right = args[1] if len(args) > 1 else by_name
-        # A gate of experts is a softmax too, but meets a plain matrix.
-        if not self._is_marked(left) or not isinstance(right, Tensor):
-            return args, kwargs
-        if right.dim() != left.dim():
-            return args, kwargs
-        if args:
-            return (self._probe(left, right), *args[1:]), kwargs
-        return args, {**kwargs, "input": self._probe(left, right)}
-
-    def _probe_einsum(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        if not args:
-            return args
+    def _contract(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run an einsum, in which weights may be any factor, in any order of axes."""
         equation, *operands = args
         if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
             operands = list(operands[0])
-        if isinstance(equation, str) and len(operands) == 2 and "->" in equation:
-            sides, output = equation.replace(" ", "").split("->")
-            letters = sides.split(",")
-            for mine, other in ((0, 1), (1, 0)):
-                if self._is_marked(operands[mine]) and _mixes_values(
-                    letters[mine], letters[other], output
-                ):
-                    operands[mine] = self._probe(operands[mine], operands[other])
-        return (equation, *operands)
+        if not any(map(self._is_marked, operands)):
+            return func(*args, **kwargs)
+        letters, summed = _letters(equation, operands)
+        for mine, weights in enumerate(operands):
+            if not self._is_marked(weights) or letters is None:
+                continue
+            found = self._queries_of_einsum(weights, mine, letters, summed)
+            if found is None:
+                continue
+            queries, holder = found
+            key = letters[mine][self._marked[weights].keys]
+            of_keys = operands[holder].movedim(letters[holder].index(key), -2)
+            operands[mine] = self._probe(weights, of_keys, queries)
+            return self._note_mixed(weights, func(equation, *operands, **kwargs))
+        return func(*args, **kwargs)
+
+    def _queries_of_einsum(
+        self, weights: Tensor, mine: int, letters: list[str], output: str
+    ) -> tuple[int, int] | None:
+        """Find the axis of the queries and which operand holds the values.
+
+        Values are summed over keys, query by query and batch by batch.
+        """
+        mark, own = self._marked[weights], letters[mine]
+        key = own[mark.keys]
+        others = "".join(other for i, other in enumerate(letters) if i != mine)
+        holders = [i for i, other in enumerate(letters) if i != mine and key in other]
+        by_batch = any(letter in others and letter in output for letter in own)
+        if key in output or not holders or not by_batch:
+            return None
+        queries = mark.queries(
+            [
+                axis
+                for axis, letter in enumerate(own)
+                if letter in output and letter not in others
+            ]
+        )
+        if queries is None or mark.is_pooling(weights.shape[queries]):
+            return None
+        return queries, holders[0]
+
+    def _sum_weighed(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor | None:
+        """Sum values that were multiplied by weights, again, by those of the probe."""
+        product = args[0] if args else kwargs.get("input")
+        if not isinstance(product, Tensor) or product not in self._weighed:
+            return None
+        weights, values = self._weighed[product]
+        mark, n_dims = self._marked[weights], product.dim()
+        if not weights.dim() == values.dim() == n_dims:
+            return None
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+        dims = dim if isinstance(dim, (tuple, list)) else (dim,)
+        is_feature = [
+            mark.axes[axis] is None and values.shape[axis] == product.shape[axis]
+            for axis in range(n_dims)
+        ]
+        if dims not in ((mark.keys,), (mark.keys - n_dims,)) or not any(is_feature):
+            return None
+        if values.shape[mark.keys] != weights.shape[mark.keys]:
+            return None
+        queries = mark.queries(
+            [
+                axis
+                for axis, origin in enumerate(mark.axes)
+                if origin is not None
+                and axis != mark.keys
+                and values.shape[axis] == 1
+                # One token alone has no axis that is longer.
+                and (weights.shape[axis] > 1 or weights.shape[mark.keys] == 1)
+            ]
+        )
+        if queries is None or mark.is_pooling(weights.shape[queries]):
+            return None
+        of_keys = values.movedim(mark.keys, -2)
+        product = self._probe(weights, of_keys, queries) * values
+        summed: Tensor = func(product, *args[1:], **_without(kwargs, "input"))
+        return self._note_mixed(weights, summed)
 
     def _is_marked(self, operand: Any) -> TypeGuard[Tensor]:
         return isinstance(operand, Tensor) and operand in self._marked
 
-    def _probe(self, weights: Tensor, values: Tensor) -> Tensor:
-        """Send a marked tensor through the probe, once for all its uses."""
-        earlier: Tensor | None = self._probed.get(weights)
+    def _probe(self, weights: Tensor, values: Tensor, queries: int) -> Tensor:
+        """Send a marked tensor through the probe, once for all its uses.
+
+        Args:
+            weights (Tensor): It.
+            values (Tensor): What it weighs, with the keys last but one.
+            queries (int): The axis of the queries.
+        """
+        earlier: tuple[Tensor, AttentionCall] | None = self._probed.get(weights)
         if earlier is not None:
-            return earlier
-        softmax = self._marked[weights]
-        softmax.reached_values = True
-        if self.rules is None:
-            probed: Tensor = self.probe(weights)
-            scores, share = None, 0.0
-        else:
-            scores = self.rules.scores.of(weights)
-            share = self.rules.share([weights], values)
-            probed = self.probe(self.rules.above_weights(weights, share))
-            self.rules.add_weights(probed, share)
-        self._probed[weights] = probed
-        self.calls.append(
-            AttentionCall(
-                probed,
-                values,
-                softmax.n_heads,
-                scores=scores,
-                share_of_weights=share,
-            )
-        )
+            return earlier[0]
+        mark = self._marked[weights]
+        new = [
+            axis
+            for axis, origin in enumerate(mark.axes)
+            if origin is None and weights.shape[axis] == 1 and weights.dim() > 3
+        ]
+        kept = [axis for axis in range(weights.dim()) if axis not in new]
+        places = kept.index(queries), kept.index(mark.keys)
+        laid_out = weights
+        for axis in reversed(new):
+            laid_out = laid_out.squeeze(axis)
+        is_plain = places == (len(kept) - 2, len(kept) - 1)
+        if not is_plain:
+            laid_out = laid_out.movedim(places, (-2, -1))
+        call = self._probe_map(laid_out, values, mark.weights)
+        probed = call.probed
+        if not is_plain:
+            probed = probed.movedim((-2, -1), places)
+        for axis in new:
+            probed = probed.unsqueeze(axis)
+        if self.rules is not None:
+            self.rules.share_with(call.probed, probed)
+        self._probed[weights] = probed, call
         return probed
+
+    def _probe_map(
+        self, laid_out: Tensor, values: Tensor, weights: _Weights
+    ) -> AttentionCall:
+        """Send weights ``(..., queries, keys)`` through the probe."""
+        n_queries, n_keys = laid_out.shape[-2:]
+        weights.map_shape = n_queries, n_keys
+        scores: Tensor | None = None
+        axes: tuple[int, ...] = ()
+        share = 0.0
+        if self.rules is None:
+            probed: Tensor = self.probe(laid_out)
+        else:
+            scores, axes = self.rules.scores.of(laid_out) or (None, ())
+            share = self.rules.share([laid_out], values)
+            probed = self.probe(self.rules.above_weights(laid_out, share))
+            self.rules.add_weights(probed, share)
+        call = AttentionCall(
+            probed,
+            values,
+            weights.heads_of(n_queries),
+            scores=scores,
+            score_axes=axes,
+            share_of_weights=share,
+        )
+        self.calls.append(call)
+        return call
+
+    def _note_mixed(self, weights: Tensor, mixed: Tensor) -> Tensor:
+        """Note where in the graph values are that weights have mixed."""
+        if mixed.requires_grad:
+            self._probed[weights][1].mixed.append(get_gradient_edge(mixed))
+        return mixed
 
     def _attend(
         self,
@@ -288,8 +526,9 @@ class AttentionInterception(TorchFunctionMode):
             value = value.repeat_interleave(groups, -3)
         weights = attention_weights(query, key, attn_mask, is_causal, scale)
         weights = F.dropout(weights, dropout_p)
-        self._mark(weights)
-        return self._probe(weights, value) @ value
+        self._mark(weights, weights.dim() - 1)
+        mixed = self._probe(weights, value, weights.dim() - 2) @ value
+        return self._note_mixed(weights, mixed)
 
     def _attend_fused(
         self,
@@ -325,11 +564,15 @@ class AttentionInterception(TorchFunctionMode):
             0.0 if self.rules is None else self.rules.share([query, key], value),
         )
         shape = torch.Size((*query.shape[:-1], key.shape[-2]))
-        self._softmaxes.append(_Softmax(shape, None, True))
+        map_shape = (shape[-2], shape[-1])
+        self._weights.append(_Weights(shape, len(shape) - 1, None, map_shape))
         probed: Tensor = self.probe(output)
         if self.rules is not None:
             self.rules.add_attention(probed)
-        self.calls.append(AttentionCall(probed, value, None, fused))
+        call = AttentionCall(probed, value, None, fused)
+        self.calls.append(call)
+        if probed.requires_grad:
+            call.mixed.append(get_gradient_edge(probed))
         return probed
 
 
@@ -345,17 +588,35 @@ def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def _mixes_values(weights: str, values: str, output: str) -> bool:
-    """Whether an einsum sums values over keys, query by query, batch by batch."""
-    batch, query, key = weights[0], weights[-2], weights[-1]
-    return (
-        key in values
-        and key not in output
-        and query in output
-        and query not in values
-        and batch in values
-        and batch in output
-    )
+def _letters(
+    equation: Any, operands: Sequence[Any]
+) -> tuple[list[str], str] | tuple[None, str]:
+    """Read an einsum, a letter for each axis; None where it is not a string."""
+    if not isinstance(equation, str) or not all(
+        isinstance(operand, Tensor) for operand in operands
+    ):
+        return None, ""
+    inputs, arrow, output = equation.replace(" ", "").partition("->")
+    letters = inputs.split(",")
+    # Axes behind an ellipsis are counted from the last.
+    spare = [letter for letter in string.ascii_letters if letter not in equation]
+    n_dots = 0
+    for i, (own, operand) in enumerate(zip(letters, operands, strict=True)):
+        if "..." in own:
+            n_own = operand.dim() - (len(own) - 3)
+            letters[i] = own.replace("...", "".join(spare[:n_own][::-1]))
+            n_dots = max(n_dots, n_own)
+    dots = "".join(spare[:n_dots][::-1])
+    if not arrow:
+        counted = "".join(letters)
+        once = sorted(letter for letter in set(counted) if counted.count(letter) == 1)
+        output = "".join(letter for letter in once if letter not in dots)
+        output = f"...{output}"
+    return letters, output.replace("...", dots)
+
+
+def _without(kwargs: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in kwargs.items() if key != name}
 
 
 def _without_dispatch(func: Callable[..., Any]) -> Callable[..., Any]:

@@ -24,16 +24,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from captum_attnflow.capture.eager import eager
+from captum_attnflow.capture.torch_calls import Softmaxes, begins_attention
 from captum_attnflow.capture.watched_layer import in_this_thread
-
-# Where attention begins; a path behind it would cut its gradient off.
-_ATTENTION = {
-    F.scaled_dot_product_attention,
-    F.multi_head_attention_forward,
-    F.softmax,
-    torch.softmax,
-    torch.Tensor.softmax,
-}
 
 
 class InputPath:
@@ -292,6 +284,7 @@ class _LookupsBeforeAttention(TorchFunctionMode):
         super().__init__()
         self.lookups: list[_Lookup] = []
         self._lookup_axis = lookup_axis
+        self._softmaxes = Softmaxes()
 
     def __torch_function__(
         self,
@@ -300,9 +293,12 @@ class _LookupsBeforeAttention(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func in _ATTENTION:
+        kwargs = kwargs or {}
+        # A path behind it would cut its gradient off.
+        if begins_attention(self._softmaxes, func, args, kwargs):
             raise _AtAttention
-        output = func(*args, **(kwargs or {}))
+        output = func(*args, **kwargs)
+        self._softmaxes.note(func, args, kwargs, output)
         if func is F.embedding and self._lookup_axis(args) is not None:
             self.lookups.append((args[0], args[1], output))
         return output

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_attnflow.capture.rules.call import Call
+from captum_attnflow.capture.rules.contraction import contract
 from captum_attnflow.capture.rules.rewriting import scale_gradient, substitute
 from captum_attnflow.capture.rules.tracking import ElementwiseFunction
 
@@ -54,6 +55,8 @@ def product(rules: PropagationRules, call: Call) -> Any:
     (left, a), (right, b) = call.operand(0, "input"), call.operand(1, "other")
     if not (rules.is_active(a) and rules.is_active(b)):
         return shift_or_scale(rules, call)
+    if rules.share_of(a) is not None or rules.share_of(b) is not None:
+        return contract(rules, call, [(left, a), (right, b)])
     output = secant(rules, call)
     if output is not None:
         return output

@@ -137,6 +137,10 @@ class PropagationRules(TorchFunctionMode):
         self.add_attention(weights)
         self._shares[weights] = share
 
+    def share_with(self, weights: Tensor, laid_out: Tensor) -> None:
+        """Name another layout of attention weights that are named."""
+        self._shares[laid_out] = self._shares[weights]
+
     def share_of(self, operand: Any) -> float | None:
         """The share of attention weights that are named; None for other operands."""
         share: float | None = None

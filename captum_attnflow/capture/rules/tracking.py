@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from captum_attnflow.capture.axes import TRANSPOSITIONS, Axes, axes_after, compose
 from captum_attnflow.capture.rules.call import Call, tensors_in, version
 
 
@@ -145,14 +146,14 @@ class ScoreProducts:
     def note(self, product: Any) -> None:
         """Note a product of two factors that depend on the tokens."""
         if isinstance(product, Tensor) and product.dim() >= 3:
-            self._product_of[product] = product
+            self._product_of[product] = product, tuple(range(product.dim()))
             self._multiples[product] = True
 
     def follow(self, call: Call, output: Any) -> None:
         """Note what a call, which contracts nothing, made of a product.
 
-        A transposed product, or a sum of two, is a product itself. Attention sinks are
-        a further column, dropped behind the softmax.
+        A sum of two is a product itself. Attention sinks are a further column, dropped
+        behind the softmax.
         """
         if not len(self._product_of) or not isinstance(output, Tensor):
             return
@@ -160,40 +161,69 @@ class ScoreProducts:
         if not known or output.dim() < 2:
             return
         are_multiples = all(arg in self._multiples for arg in known)
-        is_sum = call.name == "add" and len(known) > 1
-        if are_multiples and (is_sum or call.name in _TRANSPOSITIONS):
+        if call.name == "add" and len(known) > 1 and are_multiples:
             self.note(output)
-        elif call.name not in _TRANSPOSITIONS or _keeps_last_two(call):
-            for arg in known:
-                product = self._product_of[arg]
-                same_keys = output.shape[-1] == arg.shape[-1] or call.name in _RESIZING
-                if output.shape[-2] == product.shape[-2] and same_keys:
-                    self._product_of[output] = product
-            if are_multiples and _scales(call):
-                self._multiples[output] = True
+            return
+        # A statistic of scores, such as their maximum, has fewer axes of theirs.
+        found = max((self._axes_in(call, arg, output) for arg in known), key=_n_known)
+        if _n_known(found) >= 2:
+            self._product_of[output] = found
+        is_same = call.name in TRANSPOSITIONS or _scales(call)
+        if are_multiples and is_same:
+            self._multiples[output] = True
 
-    def of(self, weights: Tensor) -> Tensor | None:
-        """Return the product that attention weights come from."""
-        product: Tensor | None = self._product_of.get(weights)
-        if product is None or product.shape[-2:] != weights.shape[-2:]:
+    def _axes_in(
+        self, call: Call, operand: Tensor, output: Tensor
+    ) -> tuple[Tensor, Axes]:
+        """Find the axes of the product that an operand comes from in an output."""
+        product, before = self._product_of[operand]
+        axes = axes_after(call.func, call.args, call.kwargs, operand, output)
+        if call.name in _JOINS and output.dim() == operand.dim():
+            axes = tuple(range(output.dim()))
+        return product, compose(axes, before)
+
+    def of(self, weights: Tensor) -> tuple[Tensor, tuple[int, ...]] | None:
+        """Return the product that attention weights come from.
+
+        Args:
+            weights (Tensor): Shape ``(..., queries, keys)``.
+
+        Returns:
+            tuple or None: The product, and its axes in the order of the weights'.
+        """
+        found = self._product_of.get(weights)
+        if found is None:
             return None
-        return product
+        product, axes = found
+        *leading, queries, keys = axes
+        if queries is None or keys is None:
+            return None
+        left = [axis for axis in range(product.dim()) if axis not in (queries, keys)]
+        followed = [axis for axis in leading if axis is not None]
+        left = followed if sorted(followed) == left else left
+        if (product.shape[queries], product.shape[keys]) != weights.shape[-2:]:
+            return None
+        return product, (*left, queries, keys)
 
     def keep(self, target: Tensor, copy: Tensor) -> None:
         """Note the copy of a tensor that will be changed in place.
 
         Biases and masks may be added to the product itself.
         """
-        product = self._product_of.get(target)
-        if product is None:
+        found = self._product_of.get(target)
+        if found is None:
             return
-        self._product_of[copy] = product
+        product, axes = found
+        self._product_of[copy] = found
         if target in self._multiples:
             self._multiples[copy] = True
-        if _share_storage(product, target):
-            for tensor, known in list(self._product_of.items()):
-                if known is product:
-                    self._product_of[tensor] = copy
+        if not _share_storage(product, target):
+            return
+        places = {axis: place for place, axis in enumerate(axes)}
+        for tensor, (known, before) in list(self._product_of.items()):
+            if known is product:  # of the copy from here on
+                of_copy = tuple(None if a is None else places.get(a) for a in before)
+                self._product_of[tensor] = copy, of_copy
 
     def overwrite(self, target: Tensor, value: Tensor) -> None:
         """Note that a tensor has another's values."""
@@ -206,29 +236,17 @@ class ScoreProducts:
             del self._multiples[target]
 
 
-_RESIZING = {"__getitem__", "cat", "concat", "concatenate", "narrow", "pad"}
+_JOINS = {"cat", "concat", "concatenate", "pad"}
 _SCALES = {"div", "divide", "float", "mul", "multiply", "to", "true_divide"}
-_SWAPS = {"swapaxes", "swapdims", "transpose"}
-_TRANSPOSITIONS = (
-    _SWAPS | {"T", "adjoint", "mH", "mT", "moveaxis", "movedim"} | {"permute", "t"}
-)
+
+
+def _n_known(found: tuple[Tensor, Axes]) -> int:
+    return sum(axis is not None for axis in found[1])
 
 
 def _scales(call: Call) -> bool:
     """Whether a call multiplies by one number."""
     return call.name in _SCALES and sum(arg.numel() > 1 for arg in call.tensors()) == 1
-
-
-def _keeps_last_two(call: Call) -> bool:
-    """Whether a call that transposes leaves queries and keys where they are."""
-    if call.name not in _SWAPS:
-        return False
-    n_dims = call.value(0, "input").dim()
-    swapped = (
-        call.value(place, f"dim{place - 1}", call.kwargs.get(f"axis{place - 1}"))
-        for place in (1, 2)
-    )
-    return all(dim % n_dims < n_dims - 2 for dim in swapped)
 
 
 def _picks_features(call: Call) -> bool:
