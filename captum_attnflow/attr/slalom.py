@@ -24,7 +24,7 @@ from captum_attnflow.attr._slalom_pipeline import (
 )
 from captum_attnflow.attr._slalom_warnings import warn_of_caveats, warn_of_explanation
 from captum_attnflow.capture.watched_layer import TensorLike
-from captum_attnflow.perturbation import PerturbableTexts
+from captum_attnflow.perturbation import PerturbableTexts, check_tokenizer
 from captum_attnflow.surrogate import Link, Score, SlalomExplanation, Strategy
 
 
@@ -83,7 +83,7 @@ class SLALOM(PerturbationAttribution):
         tokenizer (optional): A tokenizer of transformers that knows special tokens.
 
     Raises:
-        ValueError: If an option is unknown.
+        ValueError: If an option is unknown, or the tokenizer is none.
 
     Examples::
 
@@ -126,6 +126,16 @@ class SLALOM(PerturbationAttribution):
         self._multiply_by_inputs = multiply_by_inputs
         self.options = SlalomOptions(strategy, score, n_samples, sink, link, seed)
         self.tokenizer = tokenizer
+
+    @property
+    def tokenizer(self) -> object | None:
+        """The tokenizer that knows special tokens."""
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: object | None) -> None:
+        check_tokenizer(tokenizer)
+        self._tokenizer = tokenizer
 
     @log_usage()
     def attribute(

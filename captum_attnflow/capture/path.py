@@ -23,9 +23,9 @@ from captum._utils.common import _run_forward
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from captum_attnflow._threads import in_this_thread
 from captum_attnflow.capture.eager import eager
 from captum_attnflow.capture.torch_calls import Softmaxes, begins_attention
-from captum_attnflow.capture.watched_layer import in_this_thread
 
 
 class InputPath:
@@ -210,7 +210,9 @@ class InputPath:
             yield
             return
         # Before hooks that watch the layer, which are to see the points.
-        handle = self._layer.register_forward_hook(in_this_thread(hook), prepend=True)
+        handle = self._layer.register_forward_hook(
+            in_this_thread(self._layer, hook), prepend=True
+        )
         try:
             yield
         finally:

@@ -12,6 +12,7 @@ from captum._utils.common import _run_forward
 from captum._utils.typing import TargetType
 from torch import Tensor, nn
 
+from captum_attnflow._threads import in_this_thread
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture.eager import eager
 from captum_attnflow.capture.entries import Entry, InputEntries, traceable
@@ -19,7 +20,6 @@ from captum_attnflow.capture.interception import AttentionInterception
 from captum_attnflow.capture.output import select_output
 from captum_attnflow.capture.record import Propagation
 from captum_attnflow.capture.rules import PropagationRules, Rules
-from captum_attnflow.capture.watched_layer import in_this_thread
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def _tap(
             return type(put_out)(enter(part) for part in put_out)
         return enter(put_out)
 
-    guarded = in_this_thread(hook)
+    guarded = in_this_thread(layer, hook)
     register = layer.register_forward_pre_hook if of_input else None
     handle = register(guarded) if register else layer.register_forward_hook(guarded)
     try:

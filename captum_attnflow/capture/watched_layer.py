@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_attnflow._threads import in_this_thread
 from captum_attnflow.capture.entries import sequences_of, traceable
 from captum_attnflow.capture.rows import RowLayout
 from captum_attnflow.capture.streams import Stack
@@ -128,16 +128,6 @@ class LayerCalls:
         self._entries.clear()
 
 
-def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a hook that does nothing in other threads, which may share the model."""
-    owner = threading.get_ident()
-
-    def guarded(*arguments: Any) -> Any:
-        return hook(*arguments) if threading.get_ident() == owner else None
-
-    return guarded
-
-
 @contextmanager
 def record_layer_tensors(layer: nn.Module, of_input: bool) -> Iterator[LayerCalls]:
     """Describe, call by call, the tensors at a layer while active.
@@ -164,9 +154,9 @@ def record_layer_tensors(layer: nn.Module, of_input: bool) -> Iterator[LayerCall
         return parts[0] if isinstance(tensors, Tensor) else type(tensors)(parts)
 
     if of_input:
-        handle = layer.register_forward_pre_hook(in_this_thread(hook))
+        handle = layer.register_forward_pre_hook(in_this_thread(layer, hook))
     else:
-        handle = layer.register_forward_hook(in_this_thread(hook))
+        handle = layer.register_forward_hook(in_this_thread(layer, hook))
     try:
         yield calls
     finally:

@@ -15,7 +15,11 @@ from captum_attnflow.perturbation.baseline import (
 from captum_attnflow.perturbation.deletion import DeletableColumns
 from captum_attnflow.perturbation.outputs import Target, targets_of_texts
 from captum_attnflow.perturbation.padding import find_padding
-from captum_attnflow.perturbation.special_tokens import find_special_tokens, read_keep
+from captum_attnflow.perturbation.special_tokens import (
+    check_tokenizer,
+    find_special_tokens,
+    read_keep,
+)
 from captum_attnflow.perturbation.texts import PerturbableTexts
 from captum_attnflow.perturbation.words import DeletableWords
 
@@ -27,6 +31,7 @@ __all__ = [
     "ReplaceableFeatures",
     "Target",
     "ask",
+    "check_tokenizer",
     "find_padding",
     "find_special_tokens",
     "read_keep",

@@ -10,6 +10,7 @@ import torch
 from captum._utils.common import _run_forward
 from torch import Tensor, nn
 
+from captum_attnflow._threads import in_this_thread
 from captum_attnflow.perturbation.texts import (
     Absence,
     explained_positions,
@@ -153,6 +154,8 @@ def replaced_activation(
 ) -> Iterator[None]:
     """Replace the first tensor that a layer takes by position, or puts out.
 
+    Only in calls of this thread.
+
     Raises:
         ValueError: When the layer runs, if it takes no tensor first by position, or
             puts out neither a tensor nor a plain tuple or list that starts with one.
@@ -184,9 +187,9 @@ def replaced_activation(
         )
 
     if of_input:
-        handle = layer.register_forward_pre_hook(before)
+        handle = layer.register_forward_pre_hook(in_this_thread(layer, before))
     else:
-        handle = layer.register_forward_hook(after)
+        handle = layer.register_forward_hook(in_this_thread(layer, after))
     try:
         yield
     finally:

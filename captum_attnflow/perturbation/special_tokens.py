@@ -13,6 +13,23 @@ from torch import Tensor, nn
 _NAMES = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
 
 
+def check_tokenizer(tokenizer: object) -> None:
+    """Refuse what knows no special tokens, such as the name of a tokenizer.
+
+    Raises:
+        ValueError: If it has none of the attributes that tokenizers of transformers
+            have.
+    """
+    knows = any(hasattr(tokenizer, name) for name in _NAMES)
+    if tokenizer is not None and not knows:
+        raise ValueError(
+            f"tokenizer={tokenizer!r} is a {type(tokenizer).__name__} that has none of "
+            f"{list(_NAMES)}; give a tokenizer of transformers itself, such as "
+            "AutoTokenizer.from_pretrained(name), or None and mark special tokens by "
+            "keep"
+        )
+
+
 def find_special_tokens(
     ids: Tensor, forward_func: Callable[..., Any], tokenizer: object | None
 ) -> Tensor:
@@ -27,7 +44,11 @@ def find_special_tokens(
     Returns:
         Tensor: Bool, shaped like the ids; all ``False`` if neither knows any. Ids are
         never guessed.
+
+    Raises:
+        ValueError: If the tokenizer is none.
     """
+    check_tokenizer(tokenizer)
     source: Any = tokenizer
     if source is None:
         owner: Any = getattr(forward_func, "__self__", forward_func)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import threading
 import warnings
 from math import exp
 
@@ -393,6 +394,18 @@ class TestQueries:
         scores = SLALOM(WithConfig()).attribute(ids, target=1)
         assert (scores[0] != 0).tolist() == [True, True, False]
 
+    @every_class
+    @pytest.mark.parametrize("tokenizer", ["bert", 5, object(), str])
+    def test_a_tokenizer_is_an_object_that_knows_special_tokens(
+        self, slalom_class, tokenizer
+    ):
+        layer = [nn.Identity()] if slalom_class is LayerSLALOM else []
+        with pytest.raises(ValueError, match=r"tokenizer=.*from_pretrained"):
+            slalom_class(exact, *layer, tokenizer=tokenizer)
+        attribution = slalom_class(exact, *layer)
+        with pytest.raises(ValueError, match=r"tokenizer=.*from_pretrained"):
+            attribution.tokenizer = tokenizer
+
 
 class TestContract:
     @pytest.mark.parametrize(
@@ -674,6 +687,32 @@ class TestLayer:
         attribution = LayerSLALOM(counted, model.bert.embeddings, n_samples=60)
         attribution.attribute(token_ids(2, 8), target=1)
         assert n_rows == 2 * (60 + 1)
+
+    def test_calls_of_other_threads_are_neither_changed_nor_counted(self, model):
+        """Two threads share a model, as those of a server do."""
+        ids, others = token_ids(2, 8), token_ids(3, 5)
+
+        def forward(ids):
+            return model(ids).logits
+
+        def with_company(ids):
+            answers = []
+            thread = threading.Thread(target=lambda: answers.append(forward(others)))
+            thread.start()
+            thread.join()
+            assert torch.equal(answers[0], expected)
+            return forward(ids)
+
+        expected = forward(others)
+        layers = (model.bert.embeddings, False), (model.bert.encoder.layer[0], True)
+        for layer, of_input in layers:
+            alone, in_company = (
+                LayerSLALOM(function, layer, n_samples=40).attribute(
+                    ids, target=1, attribute_to_layer_input=of_input
+                )
+                for function in (forward, with_company)
+            )
+            assert torch.equal(alone, in_company)
 
     def test_hooks_are_gone_also_after_an_error(self, model):
         layer = model.bert.embeddings
