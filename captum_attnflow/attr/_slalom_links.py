@@ -29,12 +29,14 @@ class Answers:
         columns (list of Tensor): Shape ``(Q,)``, float64, log-odds of its queries.
         link (str): The link of all of them.
         caveats (tuple of str): Sentences on what the outputs left open.
+        n_classes (int): Of how many classes a target selects one; 1 without targets.
     """
 
     rows: list[int]
     columns: list[Tensor]
     link: Link
     caveats: tuple[str, ...]
+    n_classes: int
 
 
 def link_outputs(
@@ -77,4 +79,5 @@ def link_outputs(
             "logits"
         )
     columns = list(odds.split([len(part) for part in parts]))
-    return Answers(rows, columns, chosen, tuple(caveats))
+    n_classes = 1 if targets is None else outputs[0].shape[1]
+    return Answers(rows, columns, chosen, tuple(caveats), n_classes)

@@ -49,7 +49,7 @@ class SlalomOptions:
     """The options of SLALOM, validated; see :class:`captum_attnflow.SLALOM`."""
 
     strategy: Strategy
-    score: Score
+    score: Score | None
     n_samples: int | None
     sink: bool | None
     link: Link | Literal["auto"]
@@ -57,7 +57,8 @@ class SlalomOptions:
 
     def __post_init__(self) -> None:
         check_choice("strategy", self.strategy, get_args(Strategy))
-        check_choice("score", self.score, SCORES)
+        if self.score is not None:
+            check_choice("score", self.score, SCORES)
         check_choice("link", self.link, ("auto", *get_args(Link)))
         if not (self.n_samples is None or _is_positive(self.n_samples)):
             raise ValueError(
@@ -183,7 +184,7 @@ def explain_texts(
     return SlalomExplanation(
         fit=fit,
         type_index=_type_index(texts)[rows],
-        score=options.score,
+        score=options.score or _default_score(texts, answers),
         output=torch.stack(
             [
                 column[queries[row].index(draws[row].full)]
@@ -226,6 +227,17 @@ def _answers(
     if targets is None and texts.max_rows != 1:
         _refuse_several_outputs(outputs)
     return link_outputs(outputs, targets, options.link)
+
+
+def _default_score(texts: PerturbableTexts, answers: Answers) -> Score:
+    """Choose the score whose sign says whether a token speaks for the class.
+
+    Undecided log-odds are ``-log(C - 1)`` for ``C`` classes, 0 for two: only there has
+    a contribution that sign. What Captum's wrapper of language models gives, a row at
+    a time, are log probabilities of words.
+    """
+    of_words = texts.max_rows == 1
+    return "removal" if of_words or answers.n_classes > 2 else "contribution"
 
 
 def _draw(

@@ -38,7 +38,7 @@ class LayerSLALOM(SLALOM, LayerAttribution):
         multiply_by_inputs (bool): Kept for Captum's signature; no effect.
         strategy (str): See :class:`SLALOM`; short queries are sets of one to three
             positions.
-        score (str): See :class:`SLALOM`.
+        score (str, optional): See :class:`SLALOM`.
         n_samples (int, optional): See :class:`SLALOM`.
         sink (bool, optional): See :class:`SLALOM`.
         link (str): See :class:`SLALOM`.
@@ -68,7 +68,7 @@ class LayerSLALOM(SLALOM, LayerAttribution):
         multiply_by_inputs: bool = True,
         *,
         strategy: Strategy = "eff",
-        score: Score = "contribution",
+        score: Score | None = None,
         n_samples: int | None = None,
         sink: bool | None = None,
         link: Link | Literal["auto"] = "auto",

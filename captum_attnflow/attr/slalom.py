@@ -62,13 +62,19 @@ class SLALOM(PerturbationAttribution):
             ``"fidel"``, the text, each position deleted, each distinct token alone and
             random deletions, all weighted by one over the square of the number of
             deletions; near the text, predictions are closer.
-        score (str): What a token's score is. The default, ``"contribution"``, is its
-            share of the mass times its value: contributions sum to the function at the
-            text, as Integrated Gradients do, and rank as the paper's ``"linearized"``
-            scores :math:`v e^s`, which depend on an arbitrary constant added to ``s``.
+        score (str, optional): What a token's score is. ``"contribution"`` is its share
+            of the mass times its value: contributions sum to the function at the text,
+            as Integrated Gradients do, and rank as the paper's ``"linearized"`` scores
+            :math:`v e^s`, which depend on an arbitrary constant added to ``s``.
             ``"removal"`` is the fall when the token is left out; ``"value"`` and
             ``"importance"`` are the parameters. See
-            :mod:`captum_attnflow.surrogate.scores`.
+            :mod:`captum_attnflow.surrogate.scores`. The default is ``"contribution"``
+            for two classes and for one output, where log-odds of 0 are undecided. Of
+            more classes a model that knows nothing gives each negative log-odds, -11
+            for one word in 49,000: contributions of a language model are negative
+            throughout and the evidence's the lowest. There, and in Captum's wrapper of
+            language models, it is ``"removal"``, positive for what speaks for the
+            class.
         n_samples (int, optional): Most queries per text, the text itself included;
             500, or 4 per distinct token if that is more. No query is asked twice.
         sink (bool, optional): Fit an always-present token for what special tokens and
@@ -115,7 +121,7 @@ class SLALOM(PerturbationAttribution):
         multiply_by_inputs: bool = True,
         *,
         strategy: Strategy = "eff",
-        score: Score = "contribution",
+        score: Score | None = None,
         n_samples: int | None = None,
         sink: bool | None = None,
         link: Link | Literal["auto"] = "auto",
@@ -310,5 +316,5 @@ class SLALOM(PerturbationAttribution):
             show_progress,
             hold_out,
         )
-        warn_of_explanation(explanation, in_full=hold_out)
+        warn_of_explanation(explanation, self.options.strategy, in_full=hold_out)
         return explanation

@@ -42,6 +42,8 @@ class SlalomFit:
             1 for a text of one type.
         noise (Tensor): Shape ``(B,)``, standard deviation of an answer around the
             function, in units of the output.
+        spread (Tensor): Shape ``(B,)``, standard deviation of the answers; 1 where they
+            are equal up to rounding.
         steps (Tensor): Shape ``(B,)``, int64, Levenberg-Marquardt steps taken.
     """
 
@@ -50,6 +52,7 @@ class SlalomFit:
     importance_standard_error: Tensor
     identified: Tensor
     noise: Tensor
+    spread: Tensor
     steps: Tensor
 
 
@@ -125,5 +128,6 @@ def _answer(posterior: Posterior, state: State, steps: Tensor, sink: bool) -> Sl
         importance_standard_error=importance_variance.sqrt()[:, types],
         identified=identified,
         noise=problem.scale / posterior.precisions.noise.sqrt(),
+        spread=problem.scale,
         steps=steps,
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
+import re
 import threading
 import warnings
 from math import exp
@@ -752,7 +754,115 @@ class TestBlackBoxes:
         assert attribution.explain(texts, additional_forward_args=(2.0,)).n_queries[0]
 
 
+class TestFits:
+    """What a SLALOM function cannot say of a model is told."""
+
+    IDS = torch.arange(5, 25)[None]
+
+    @staticmethod
+    def whole_only(ids):
+        """Only together, tokens speak for the class: no mean of values does."""
+        return torch.where(torch.tensor(ids.shape[1] > 10), 6.0, -3.0).expand(len(ids))
+
+    def warnings_of(self, function, *arguments, **options):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            function(*arguments, **options)
+        return [item for item in caught if "the fit misses" in str(item.message)]
+
+    @every_class
+    def test_a_text_that_the_fit_misses_is_told_with_figures(self, slalom_class, model):
+        if slalom_class is LayerSLALOM:
+            layer = nn.Identity()
+
+            def forward(ids):
+                n_left = (layer(ids.double()[..., None])[..., 0] > 0).sum(1)
+                return torch.where(n_left > 10, 6.0, -3.0)
+
+            attribution = LayerSLALOM(forward, layer)
+        else:
+            attribution = SLALOM(self.whole_only)
+        figures = r"examples \[0\].* log-odds of \[6\.0\].*fit says \[-\d"
+        for function in (attribution.attribute, attribution.explain):
+            [warning] = self.warnings_of(function, self.IDS)
+            assert re.search(figures, str(warning.message))
+            assert 'strategy="fidel"' in str(warning.message)
+            assert warning.filename == __file__
+        assert "held-out R2 of deletions [-" in str(warning.message)
+
+    def test_also_through_captums_wrapper(self, demo):
+        model = causal_language_model(len(demo.tokenizer))
+        wrapped = LLMAttribution(SLALOM(model, n_samples=40), demo.tokenizer)
+        prompt = TextTokenInput("a good film that never loses", demo.tokenizer)
+        wrapped.attr_method.forward_func = lambda indicator, *_: torch.where(
+            indicator.sum(1, keepdim=True) > 5, -0.1, -9.0
+        ).expand(-1, 2)
+        assert self.warnings_of(
+            wrapped.attribute, prompt, "so", use_cached_outputs=False
+        )
+
+    def test_a_fit_that_predicts_nothing_is_told(self):
+        """Answers that follow from no token: the parity of a text's ids."""
+        parity = SLALOM(lambda ids: (ids.sum(1) % 2) * 2.0 - 1.0)
+        assert self.warnings_of(parity.attribute, self.IDS)
+
+    def test_fits_that_hold_are_not_told(self, demo):
+        ids = demo.tokenizer("a gripping , funny film", return_tensors="pt").input_ids
+        fitting = SLALOM(lambda ids: demo.model(ids).logits, tokenizer=demo.tokenizer)
+        assert not self.warnings_of(fitting.explain, ids, target=1)
+        constant = SLALOM(lambda ids: torch.full((len(ids),), 2.5))
+        assert not self.warnings_of(constant.explain, self.IDS)
+
+
 class TestLanguageModels:
+    @staticmethod
+    def next_word(ids, n_words):
+        """A hand-written function for the first word, of which id 9 is the evidence."""
+        value = torch.full((VOCABULARY,), -12.0).index_fill(0, torch.tensor(9), -6.0)
+        weight = torch.ones(VOCABULARY).index_fill(0, torch.tensor(9), 8.0)
+        odds = (weight[ids] * value[ids]).sum(1) / weight[ids].sum(1)
+        others = torch.zeros(len(ids), n_words - 1) - math.log(n_words - 1)
+        return torch.cat([odds[:, None], others], 1)
+
+    @pytest.mark.parametrize("n_words", [3, 50, 4000])
+    def test_of_many_classes_the_evidence_has_the_highest_score(self, n_words):
+        """Contributions would all be negative there, and the evidence's the lowest."""
+        ids = torch.tensor([[5, 7, 9, 11]])
+        attribution = SLALOM(lambda ids: self.next_word(ids, n_words))
+        explanation = attribution.explain(ids, target=0)
+        assert explanation.score == "removal"
+        scores = attribution.attribute(ids, target=0)
+        torch.testing.assert_close(scores.double(), explanation.scores)
+        assert (scores[0] > 0).tolist() == [False, False, True, False]
+        contributions = explanation.score_tokens("contribution")
+        assert (contributions < 0).all()
+        assert contributions.argmin() == 2
+
+    def test_of_two_classes_and_of_one_output_contributions_stay_the_default(self):
+        ids = token_ids(1, 6)
+        assert SLALOM(exact).explain(ids, target=1).score == "contribution"
+        one = SLALOM(lambda ids: exact(ids)[:, 1])
+        assert one.explain(ids).score == "contribution"
+
+    def test_the_score_that_is_asked_for_is_given(self):
+        chosen = SLALOM(lambda ids: self.next_word(ids, 50), score="contribution")
+        ids = torch.tensor([[5, 7, 9, 11]])
+        assert chosen.explain(ids, target=0).score == "contribution"
+
+    def test_captums_wrapper_gives_the_evidence_the_highest_score(self, demo):
+        model = causal_language_model(len(demo.tokenizer))
+        wrapped = LLMAttribution(SLALOM(model, n_samples=20), demo.tokenizer)
+        skip = [demo.tokenizer.cls_token_id, demo.tokenizer.sep_token_id]
+        prompt = TextTokenInput("a good film", demo.tokenizer, skip_tokens=skip)
+        weight, value = torch.tensor([1.0, 8.0, 1.0]), torch.tensor([-12.0, -6.0, -12])
+        wrapped.attr_method.forward_func = lambda present, *_: (
+            ((present * weight * value).sum(1) / (present * weight).sum(1))
+            .unsqueeze(1)
+            .expand(-1, 2)
+        )
+        result = wrapped.attribute(prompt, "so", use_cached_outputs=False)
+        assert (result.seq_attr > 0).tolist() == [False, True, False]
+
     @pytest.fixture
     def wrapped(self, demo):
         model = causal_language_model(len(demo.tokenizer))
