@@ -18,6 +18,8 @@ _IDENTIFIED = 0.85
 _MISSED = 0.5
 # Most of the answers' spread that the function may leave over on its own queries.
 _LEFT_OVER = 0.9
+# Errors below this share of the log-odds mislead nobody, however alike the answers are.
+_HARMLESS = 0.25
 
 
 def warn_of_explanation(
@@ -47,8 +49,10 @@ def warn_of_caveats(caveats: Sequence[str]) -> None:
 
 def _warn_of_misfits(explanation: SlalomExplanation, strategy: Strategy) -> None:
     fit = explanation.fit
-    missed = explanation.delta.abs() > _MISSED * fit.spread
-    bad = (missed | (fit.noise > _LEFT_OVER * fit.spread)).nonzero()[:, 0].tolist()
+    error, harmless = explanation.delta.abs(), _HARMLESS * explanation.output.abs()
+    missed = (error > _MISSED * fit.spread) & (error > harmless)
+    unrelated = (fit.noise > _LEFT_OVER * fit.spread) & (fit.noise > harmless)
+    bad = (missed | unrelated).nonzero()[:, 0].tolist()
     if not bad:
         return
 

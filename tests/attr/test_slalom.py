@@ -85,6 +85,8 @@ class TestRecovery:
 
     @pytest.mark.parametrize("level", [0.0, 2.5])
     def test_a_constant_model_says_that_importances_are_not_identified(self, level):
+        alike = SLALOM(lambda ids: 6 + (ids.sum(1) % 2) / 10)
+        assert not self.warnings_of(alike.explain, self.IDS)
         constant = SLALOM(lambda ids: torch.full((len(ids),), level), link="identity")
         with pytest.warns(UserWarning, match="not identified"):
             explanation = constant.explain(token_ids(1, 6))
@@ -810,6 +812,8 @@ class TestFits:
         ids = demo.tokenizer("a gripping , funny film", return_tensors="pt").input_ids
         fitting = SLALOM(lambda ids: demo.model(ids).logits, tokenizer=demo.tokenizer)
         assert not self.warnings_of(fitting.explain, ids, target=1)
+        alike = SLALOM(lambda ids: 6 + (ids.sum(1) % 2) / 10)
+        assert not self.warnings_of(alike.explain, self.IDS)
         constant = SLALOM(lambda ids: torch.full((len(ids),), 2.5))
         assert not self.warnings_of(constant.explain, self.IDS)
 
