@@ -23,6 +23,12 @@ class TokenAxis:
 
     padding: Tensor
 
+    def is_shared(self, argument: Any) -> bool:
+        """Whether an argument looks as if it had these tokens, by its shape."""
+        if not isinstance(argument, Tensor):
+            return False
+        return bool(_token_axes(argument, *self.padding.shape))
+
     def take(self, argument: Any, rows: Tensor, columns: Tensor) -> Any:
         """Take rows of an argument, and columns where it shares the token axis.
 

@@ -27,7 +27,9 @@ class LayerSLALOM(SLALOM, LayerAttribution):
     """SLALOM, in place of ``LayerIntegratedGradients``.
 
     A query keeps all positions; where a token is absent, the layer's activation is the
-    one that it has for ``baselines``, as in Captum's own perturbation methods. Inputs
+    one that it has for ``baselines``, as in Captum's own perturbation methods; where
+    the two are the same, a token gets 0, and so do tokens at the end that no answer
+    depends on, which six queries more find out. Inputs
     that are real shorter texts are :class:`SLALOM`'s.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from captum._utils.common import _format_output, _is_tuple
@@ -13,6 +13,7 @@ from captum.attr._utils.attribution import PerturbationAttribution
 from captum.log import log_usage
 from torch import Tensor
 
+from captum_attnflow._options import check_choice
 from captum_attnflow.attr._arguments import ForwardArguments
 from captum_attnflow.attr._base import TensorOrTensors
 from captum_attnflow.attr._shape import shape_like_inputs
@@ -24,7 +25,7 @@ from captum_attnflow.attr._slalom_pipeline import (
 )
 from captum_attnflow.attr._slalom_warnings import warn_of_caveats, warn_of_explanation
 from captum_attnflow.capture.watched_layer import TensorLike
-from captum_attnflow.perturbation import PerturbableTexts, check_tokenizer
+from captum_attnflow.perturbation import Absence, PerturbableTexts, check_tokenizer
 from captum_attnflow.surrogate import Link, Score, SlalomExplanation, Strategy
 
 
@@ -40,16 +41,22 @@ class SLALOM(PerturbationAttribution):
     where it takes token ids ``(B, T)`` or embeddings ``(B, T, D)``, or a list of texts.
     Columns are deleted in the input and in every additional argument that shares the
     token axis, and position ids are counted anew; see
-    :meth:`captum_attnflow.token_axis.TokenAxis.take`. Inputs ``(B, T)`` of floats, such
-    as the indicators of ``captum.attr.LLMAttribution``, hold the baseline where a
-    feature is absent.
+    :meth:`captum_attnflow.token_axis.TokenAxis.take`. An argument of the same length
+    that has tokens of its own, such as a decoder's, stays whole: its parameter is
+    called so, or the model takes it beside a shorter input. Inputs ``(B, T)`` of
+    floats, such as the indicators of ``captum.attr.LLMAttribution``, hold the baseline
+    where a feature is absent.
 
     Special tokens stay in every query and get 0. They are those that ``keep`` marks in
     :meth:`attribute`; without it the beginning, end, class and separator tokens of the
     ``tokenizer``, or of the ``config`` of a ``forward_func`` that is a model. Where
     neither is given, all tokens are explained. Padding gets 0, too; it is where the
     attention mask among the additional arguments says so, see
-    :func:`captum_attnflow.perturbation.find_padding`.
+    :func:`captum_attnflow.perturbation.find_padding`. So do tokens that equal given
+    baselines; they stay in every query. Where a target is a tuple that names a
+    position, as in token classification, its token stays in every query, the index
+    moves along, and the token gets 0: scores are of the company in which it is read.
+    Tokens behind it that a causal model does not read get 0.
 
     Args:
         forward_func (Callable or Module): The forward function, as Captum takes it. A
@@ -87,6 +94,10 @@ class SLALOM(PerturbationAttribution):
         seed (int or Generator): Of the queries: equal seeds give equal scores. A
             generator moves on from call to call.
         tokenizer (optional): A tokenizer of transformers that knows special tokens.
+        absence (str): ``"deleted"``, queries are shorter inputs; or ``"baseline"``, an
+            absent token's position holds the baseline, for models of one width and
+            targets that are places. Six queries more then find the tokens at the end
+            that no answer depends on.
 
     Raises:
         ValueError: If an option is unknown, or the tokenizer is none.
@@ -127,8 +138,11 @@ class SLALOM(PerturbationAttribution):
         link: Link | Literal["auto"] = "auto",
         seed: int | torch.Generator = 0,
         tokenizer: object | None = None,
+        absence: Absence = "deleted",
     ) -> None:
         super().__init__(forward_func)
+        check_choice("absence", absence, get_args(Absence))
+        self.absence = absence
         self._multiply_by_inputs = multiply_by_inputs
         self.options = SlalomOptions(strategy, score, n_samples, sink, link, seed)
         self.tokenizer = tokenizer
@@ -167,7 +181,9 @@ class SLALOM(PerturbationAttribution):
                 ``(B, T)``, embeddings ``(B, T, D)`` or features ``(B, T)`` of floats;
                 or texts, which are cut into words at white space.
             baselines (scalar, Tensor, tuple, optional): Stand where features of floats
-                are absent, 0 by default. Tokens are deleted and need none.
+                are absent, and tokens under ``absence="baseline"``; 0 by default.
+                Tokens that are deleted need none; those that equal a given one are
+                not in play and get 0.
             target (int, tuple, Tensor or list, optional): Class to attribute, as
                 Captum selects it; None for one output per text.
             additional_forward_args (Any, optional): Passed on behind ``inputs``;
@@ -195,9 +211,8 @@ class SLALOM(PerturbationAttribution):
         Raises:
             ValueError: If inputs, outputs, target or the number of samples do not fit.
         """
-        texts, template = self._read(
-            inputs, baselines, target, additional_forward_args, n_steps, method, keep
-        )
+        given = (inputs, baselines, target, additional_forward_args, n_steps, method)
+        texts, template = self._read(*given, keep, internal_batch_size)
         explanation = self._explain(
             texts, target, internal_batch_size, show_progress, hold_out=False
         )
@@ -229,9 +244,8 @@ class SLALOM(PerturbationAttribution):
         Takes the arguments of :meth:`attribute`; the delta is there in any case. Asks
         up to 128 queries more per text, on which the fit is tested.
         """
-        texts, _ = self._read(
-            inputs, baselines, target, additional_forward_args, n_steps, method, keep
-        )
+        given = (inputs, baselines, target, additional_forward_args, n_steps, method)
+        texts, _ = self._read(*given, keep, internal_batch_size)
         return self._explain(
             texts, target, internal_batch_size, show_progress, hold_out=True
         )
@@ -287,6 +301,7 @@ class SLALOM(PerturbationAttribution):
         n_steps: int = 50,
         method: str = "gausslegendre",
         keep: Tensor | None = None,
+        internal_batch_size: int | None = None,
     ) -> tuple[PerturbableTexts, TensorLike]:
         """Read what attribute() takes; also describe the input."""
         if are_texts(inputs):
@@ -295,7 +310,14 @@ class SLALOM(PerturbationAttribution):
         arguments = ForwardArguments.read(
             inputs, baselines, target, additional_forward_args, n_steps, method
         )
-        tokens = tokens_of(self.forward_func, self.tokenizer, arguments, keep)
+        tokens = tokens_of(
+            self.forward_func,
+            self.tokenizer,
+            arguments,
+            keep,
+            self.absence,
+            internal_batch_size,
+        )
         return tokens, TensorLike.of(arguments.inputs[0])
 
     def _explain(

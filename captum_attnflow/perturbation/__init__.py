@@ -6,35 +6,38 @@ kind of input is one file with a class like those in
 :mod:`~captum_attnflow.perturbation.deletion`.
 """
 
-from captum_attnflow.perturbation.ask import ask
+from captum_attnflow.perturbation.ask import ask, run_queries
 from captum_attnflow.perturbation.baseline import (
     ReplaceableActivations,
-    ReplaceableFeatures,
+    ReplaceableInputs,
     replaced_activation,
 )
 from captum_attnflow.perturbation.deletion import DeletableColumns
 from captum_attnflow.perturbation.outputs import Target, targets_of_texts
-from captum_attnflow.perturbation.padding import find_padding
+from captum_attnflow.perturbation.padding import find_padding, parameter_names
 from captum_attnflow.perturbation.special_tokens import (
     check_tokenizer,
     find_special_tokens,
     read_keep,
 )
-from captum_attnflow.perturbation.texts import PerturbableTexts
+from captum_attnflow.perturbation.texts import Absence, PerturbableTexts
 from captum_attnflow.perturbation.words import DeletableWords
 
 __all__ = [
+    "Absence",
     "DeletableColumns",
     "DeletableWords",
     "PerturbableTexts",
     "ReplaceableActivations",
-    "ReplaceableFeatures",
+    "ReplaceableInputs",
     "Target",
     "ask",
     "check_tokenizer",
     "find_padding",
     "find_special_tokens",
+    "parameter_names",
     "read_keep",
     "replaced_activation",
+    "run_queries",
     "targets_of_texts",
 ]

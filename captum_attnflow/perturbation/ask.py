@@ -51,26 +51,89 @@ def ask(
         size = min(size, texts.max_rows)
     batches = list(_batches([texts.length(*one) for one in asked], size))
     outputs: list[Tensor] = [torch.empty(0)] * len(asked)
+    first_shape: Sequence[int] | None = None
     for batch in progress(batches, desc="queries", disable=not show_progress):
         rows = [asked[number][0] for number in batch]
-        with torch.no_grad():
-            output = texts.run(forward_func, rows, [asked[n][1] for n in batch])
-        row_targets = targets and [targets[text] for text in rows]
+        output = run_queries(forward_func, texts, rows, [asked[n][1] for n in batch])
+        if targets:
+            _refuse_another_width(first_shape, output)
+            first_shape = first_shape or getattr(output, "shape", None)
+        row_targets = targets and [
+            texts.move_target(targets[text], text, query)
+            for text, query in (asked[number] for number in batch)
+        ]
         classes = select_classes(output, row_targets, len(batch)).detach().cpu()
         for number, row in zip(batch, classes, strict=True):
             outputs[number] = row
     _refuse_not_finite(outputs, [query for _, query in asked])
     answers = iter(outputs)
-    return [torch.stack(list(islice(answers, len(each)))) for each in queries]
+    return [
+        torch.stack(list(islice(answers, len(each)))) if each else torch.empty(0)
+        for each in queries
+    ]
+
+
+def run_queries(
+    forward_func: Callable[..., Any],
+    texts: PerturbableTexts,
+    rows: Sequence[int],
+    queries: Sequence[Query],
+) -> Any:
+    """Return what the forward function gives for queries of equal length.
+
+    No gradient is recorded.
+
+    Args:
+        forward_func (Callable): The forward function.
+        texts (PerturbableTexts): The texts.
+        rows (sequence of int): The text of each query.
+        queries (sequence of tuple): The queries.
+
+    Raises:
+        ValueError: If it fails on shorter inputs, but takes the whole text.
+    """
+    with torch.no_grad():
+        try:
+            return texts.run(forward_func, rows, queries)
+        except Exception as error:
+            text = rows[0]
+            whole = tuple(range(len(texts.types[text])))
+            length, full = texts.length(text, queries[0]), texts.length(text, whole)
+            if texts.absence == "baseline" or length >= full:
+                raise
+            try:
+                texts.run(forward_func, [text], [whole])
+            except Exception:
+                raise error from None
+            raise ValueError(
+                f"forward_func takes the {full} tokens of text {text + 1}, but failed "
+                f"on {length} of them: {type(error).__name__}: {error}. SLALOM deletes "
+                "tokens; for a model that takes one width only, give "
+                'absence="baseline" and baselines to stand where a token is absent'
+            ) from error
 
 
 def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Group the numbers of queries by length, in parts of ``size`` at most."""
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    """Group the numbers of queries by length, in parts of ``size`` at most.
+
+    The longest come first: what fails on the whole text fails at once.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
     for _, group in groupby(order, key=lengths.__getitem__):
         numbers = list(group)
         for start in range(0, len(numbers), size):
             yield numbers[start : start + size]
+
+
+def _refuse_another_width(first: Sequence[int] | None, output: Any) -> None:
+    shape = getattr(output, "shape", None)
+    if first and shape and first[-1] != shape[-1]:
+        raise ValueError(
+            f"forward_func returned outputs of shape {tuple(first)} and of shape "
+            f"{tuple(shape)}, so that a class is another place once tokens are deleted "
+            '(one output per token); give absence="baseline", which deletes none, or '
+            "let forward_func return the one output to explain"
+        )
 
 
 def _refuse_not_finite(outputs: Sequence[Tensor], queries: Sequence[Query]) -> None:

@@ -11,6 +11,7 @@ from captum._utils.common import _run_forward
 from torch import Tensor, nn
 
 from captum_attnflow._threads import in_this_thread
+from captum_attnflow.perturbation.outputs import Target
 from captum_attnflow.perturbation.texts import (
     Absence,
     explained_positions,
@@ -39,6 +40,10 @@ class _Replaceable:
         """Return the same for all: no position is deleted."""
         return 0
 
+    def move_target(self, target: Target, text: int, query: Query) -> Target:
+        """Return the target: all positions stay where they are."""
+        return target
+
     def _present(self, texts: Sequence[int], queries: Sequence[Query]) -> Tensor:
         """``(N, T)``, bool, ``False`` where the baseline stands."""
         present = ~self._explained[list(texts)]
@@ -47,13 +52,18 @@ class _Replaceable:
         return present
 
 
-class ReplaceableFeatures(_Replaceable):
-    """Features ``(B, T)``, each a type of its own, such as an LLM's indicator tensor.
+class ReplaceableInputs(_Replaceable):
+    """Inputs whose positions hold the baseline where a token is absent.
+
+    Token ids or embeddings, or features ``(B, T)``, such as an LLM's indicator tensor.
 
     Args:
-        inputs (Tensor): Shape ``(B, T)``.
-        baselines (Tensor): Shape ``(B, T)`` or one that broadcasts to it.
+        inputs (Tensor): Shape ``(B, T, ...)``.
+        baselines (Tensor): Of the same shape, or one that broadcasts to it.
         additional (tuple, optional): The forward function's further arguments.
+        tokens (Tensor): Shape ``(B, T)``, equal where tokens are of one type.
+        keep (Tensor): Shape ``(B, T)``, bool, ``True`` at tokens to keep.
+        padding (Tensor): Shape ``(B, T)``, bool, ``True`` at padding.
         max_rows (int, optional): Most rows that one forward pass can take.
     """
 
@@ -62,11 +72,12 @@ class ReplaceableFeatures(_Replaceable):
         inputs: Tensor,
         baselines: Tensor,
         additional: tuple[Any, ...] | None,
-        max_rows: int | None,
+        tokens: Tensor,
+        keep: Tensor,
+        padding: Tensor,
+        max_rows: int | None = None,
     ) -> None:
-        nowhere = torch.zeros(inputs.shape, dtype=torch.bool)
-        tokens = torch.arange(inputs.shape[1]).expand(inputs.shape)
-        super().__init__(tokens, nowhere, nowhere)
+        super().__init__(tokens, keep, padding)
         self._inputs, self._baselines = inputs, baselines.expand(inputs.shape)
         self._additional = additional
         self.max_rows = max_rows
@@ -80,6 +91,7 @@ class ReplaceableFeatures(_Replaceable):
         """Run the forward function on inputs with baselines in them."""
         rows = torch.tensor(texts).to(self._inputs.device)
         present = self._present(texts, queries).to(self._inputs.device)
+        present = present.view(*present.shape, *(1,) * (self._inputs.dim() - 2))
         inputs = torch.where(present, self._inputs[rows], self._baselines[rows])
         additional = self._additional and tuple(
             rows_of(argument, len(self._inputs), rows) for argument in self._additional

@@ -10,13 +10,14 @@ import torch
 from captum._utils.common import _run_forward
 from torch import Tensor
 
+from captum_attnflow.perturbation.outputs import Target
 from captum_attnflow.perturbation.texts import (
     Absence,
     explained_positions,
     in_order_of_appearance,
 )
 from captum_attnflow.surrogate import Query
-from captum_attnflow.token_axis import TokenAxis
+from captum_attnflow.token_axis import TokenAxis, rows_of
 
 
 class DeletableColumns:
@@ -31,6 +32,10 @@ class DeletableColumns:
         additional (tuple, optional): The forward function's further arguments.
         keep (Tensor): Shape ``(B, T)``, bool, ``True`` at tokens to keep.
         padding (Tensor): Shape ``(B, T)``, bool, ``True`` at padding.
+        named_by (tuple of int): Which indices of a target name a position, among the
+            tokens to keep.
+        whole (frozenset of int): Which of the further arguments have tokens of their
+            own, such as a decoder's, and stay as they are.
 
     Raises:
         ValueError: If a text has no token to explain.
@@ -45,9 +50,12 @@ class DeletableColumns:
         additional: tuple[Any, ...] | None,
         keep: Tensor,
         padding: Tensor,
+        named_by: tuple[int, ...] = (),
+        whole: frozenset[int] = frozenset(),
     ) -> None:
         self._inputs = inputs
         self._additional = additional
+        self._named_by, self._whole = named_by, whole
         self._token_axis = TokenAxis(padding)
         self.n_positions = inputs.shape[1]
         self.positions = explained_positions(keep, padding)
@@ -71,6 +79,15 @@ class DeletableColumns:
         """Return the number of tokens, kept ones included."""
         return len(self._kept[text]) + len(query)
 
+    def move_target(self, target: Target, text: int, query: Query) -> Target:
+        """Return the target with named positions where they are in the query."""
+        if not self._named_by:
+            return target
+        columns, moved = self._columns(text, query), list(target)
+        for index in self._named_by:
+            moved[index] = columns.index(target[index] % self.n_positions)
+        return tuple(moved)
+
     def run(
         self,
         forward_func: Callable[..., Any],
@@ -85,8 +102,10 @@ class DeletableColumns:
         device = self._inputs.device
         inputs = self._inputs[rows.to(device)[:, None], columns.to(device)]
         additional = self._additional and tuple(
-            self._token_axis.take(argument, rows, columns)
-            for argument in self._additional
+            rows_of(argument, len(self._inputs), rows)
+            if number in self._whole
+            else self._token_axis.take(argument, rows, columns)
+            for number, argument in enumerate(self._additional)
         )
         return _run_forward(forward_func, inputs, None, additional)
 

@@ -40,11 +40,14 @@ def find_padding(
         ValueError: If several arguments could be the mask.
     """
     arguments = list(additional or ())
-    names = _parameter_names(forward_func, n_inputs, len(arguments))
+    names = parameter_names(forward_func, n_inputs, len(arguments))
     alike = [
         (name, argument)
         for name, argument in zip(names, arguments, strict=True)
-        if isinstance(argument, Tensor) and tuple(argument.shape) == shape
+        if isinstance(argument, Tensor)
+        and tuple(argument.shape) == shape
+        # Of an encoder and a decoder, the tokens are the encoder's.
+        and "decoder" not in name
     ]
     found = [
         (name, argument.cpu() != 0)
@@ -80,10 +83,19 @@ def _is_mask(argument: Tensor) -> bool:
     return bool(binary) and bool((argument == 1).any(1).all())
 
 
-def _parameter_names(
+def parameter_names(
     forward_func: Callable[..., Any], n_inputs: int, n_additional: int
 ) -> list[str]:
-    """Names of the additional arguments, empty where there is none."""
+    """Name the parameters of the additional arguments.
+
+    Args:
+        forward_func (Callable): The forward function.
+        n_inputs (int): Parameters before the additional arguments.
+        n_additional (int): How many arguments there are.
+
+    Returns:
+        list of str: Empty where a parameter has no name, as of ``*args``.
+    """
     while isinstance(forward_func, nn.DataParallel):
         forward_func = forward_func.module
     if isinstance(forward_func, nn.Module):

@@ -79,6 +79,7 @@ def read_keep(keep: Tensor | None, shape: tuple[int, int]) -> Tensor | None:
     if tuple(keep.shape) not in (shape, (1, shape[1]), shape[1:]):
         raise ValueError(
             f"keep has shape {tuple(keep.shape)}, but there are {shape[0]} texts of "
-            f"{shape[1]} positions; give shape {shape}"
+            f"{shape[1]} positions; give shape {shape}, or (1, {shape[1]}) under "
+            "Captum's NoiseTunnel, which repeats texts, but not keep"
         )
     return keep.cpu().expand(shape)

@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
+from captum_attnflow.perturbation.outputs import Target
 from captum_attnflow.surrogate import Query
 
 Absence = Literal["deleted", "baseline"]
@@ -34,6 +35,10 @@ class PerturbableTexts(Protocol):
 
     def length(self, text: int, query: Query) -> int:
         """Return what must be equal for queries to share a forward pass."""
+        ...
+
+    def move_target(self, target: Target, text: int, query: Query) -> Target:
+        """Return a text's target with the places that its tokens have in a query."""
         ...
 
     def run(
@@ -69,8 +74,10 @@ def explained_positions(keep: Tensor, padding: Tensor) -> list[list[int]]:
     for number, each in enumerate(positions, 1):
         if not each:
             raise ValueError(
-                f"text {number} of {len(positions)} has only special tokens and "
-                "padding; there is nothing to explain. Remove it, or change keep"
+                f"text {number} of {len(positions)} has only special tokens, padding, "
+                "tokens that equal the baseline and those that the target names or "
+                "that stand behind a causal read-out; there is nothing to explain. "
+                "Remove it, or change keep, the baselines or the target"
             )
     return positions
 

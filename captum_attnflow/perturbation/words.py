@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from captum_attnflow.perturbation.outputs import Target
 from captum_attnflow.perturbation.texts import Absence, in_order_of_appearance
 from captum_attnflow.surrogate import Query
 from captum_attnflow.token_axis import rows_of
@@ -43,6 +44,10 @@ class DeletableWords:
     def length(self, text: int, query: Query) -> int:
         """Return the number of words."""
         return len(query)
+
+    def move_target(self, target: Target, text: int, query: Query) -> Target:
+        """Return the target: black boxes of texts have no positions."""
+        return target
 
     def run(
         self,

@@ -21,7 +21,7 @@ from captum.attr import (
     TextTokenInput,
 )
 from captum.metrics import sensitivity_max
-from models import VOCABULARY, bert, causal_language_model, token_ids
+from models import VOCABULARY, bert, causal_language_model, decoder, token_ids
 from reference.slalom import removal, slalom
 from torch import nn
 
@@ -85,8 +85,6 @@ class TestRecovery:
 
     @pytest.mark.parametrize("level", [0.0, 2.5])
     def test_a_constant_model_says_that_importances_are_not_identified(self, level):
-        alike = SLALOM(lambda ids: 6 + (ids.sum(1) % 2) / 10)
-        assert not self.warnings_of(alike.explain, self.IDS)
         constant = SLALOM(lambda ids: torch.full((len(ids),), level), link="identity")
         with pytest.warns(UserWarning, match="not identified"):
             explanation = constant.explain(token_ids(1, 6))
@@ -504,8 +502,10 @@ class TestContract:
         tagger = SLALOM(lambda ids: model.bert(ids)[0] @ head, n_samples=60)
         first = SLALOM(lambda ids: model.bert(ids)[0][:, 0] @ head, n_samples=60)
         classes = [index[1] for index in target] if isinstance(target, list) else 1
+        named = torch.arange(6).expand(3, 6) == 0
         torch.testing.assert_close(
-            tagger.attribute(ids, target=target), first.attribute(ids, target=classes)
+            tagger.attribute(ids, target=target),
+            first.attribute(ids, target=classes, keep=named),
         )
 
     @pytest.mark.parametrize("strategy", ["eff", "fidel"])
@@ -690,7 +690,8 @@ class TestLayer:
 
         attribution = LayerSLALOM(counted, model.bert.embeddings, n_samples=60)
         attribution.attribute(token_ids(2, 8), target=1)
-        assert n_rows == 2 * (60 + 1)
+        # At the baselines and at the inputs, and six that find a causal read-out.
+        assert n_rows == 2 * (60 + 2 + 6)
 
     def test_calls_of_other_threads_are_neither_changed_nor_counted(self, model):
         """Two threads share a model, as those of a server do."""
@@ -754,6 +755,281 @@ class TestBlackBoxes:
         assert scores[1].tolist() == pytest.approx([*expected[1], 0, 0, 0], abs=1e-5)
         assert delta.abs().max() < 1e-5
         assert attribution.explain(texts, additional_forward_args=(2.0,)).n_queries[0]
+
+
+class TestReadOut:
+    """Where the answer is read: at a position that the target names."""
+
+    NAMED = 30
+
+    def tagger(self, ids, mask=None):
+        """Classes of each position, right only where id 30 stands, which weighs 0."""
+        here = ids == self.NAMED
+        counts = ~here if mask is None else ~here & mask.bool()
+        odds = 2 * exact(ids, counts.double())[:, 1]
+        each = torch.where(here, odds[:, None], 1000.0)
+        return torch.stack([torch.zeros_like(each), each], 2)
+
+    @pytest.mark.parametrize("strategy", ["eff", "fidel"])
+    @pytest.mark.parametrize(
+        ("ids", "target"),
+        [
+            ([[5, 9, 30, 11, 7, 8]], (2, 1)),
+            ([[5, 9, 30, 11, 7, 8]], (-4, 1)),
+            ([[30, 5, 9, 11], [8, 7, 6, 30]], [(0, 1), (3, 1)]),
+        ],
+    )
+    def test_the_position_moves_and_its_token_stays(self, ids, target, strategy):
+        ids = torch.tensor(ids)
+        attribution = SLALOM(self.tagger, strategy=strategy, sink=False)
+        explanation = attribution.explain(ids, target=target)
+        expected = VALUE[ids].where(ids != self.NAMED, 0)
+        torch.testing.assert_close(explanation.values, expected, atol=1e-5, rtol=0)
+        assert explanation.delta.abs().max() < 1e-5
+
+    def test_padding_before_the_position(self):
+        ids = torch.tensor([[0, 0, 5, 30, 9, 11], [8, 7, 6, 30, 5, 9]])
+        attribution = SLALOM(self.tagger, score="value")
+        found = attribution.attribute(
+            ids, target=(3, 1), additional_forward_args=((ids != 0).long(),)
+        )
+        expected = VALUE[ids].where((ids != self.NAMED) & (ids != 0), 0)
+        torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
+        with pytest.raises(ValueError, match=r"names position 1, which is padding"):
+            attribution.attribute(
+                ids, target=(1, 1), additional_forward_args=((ids != 0).long(),)
+            )
+
+    def test_outputs_of_another_length_leave_the_position_open(self):
+        def one_more(ids):
+            return nn.functional.pad(self.tagger(ids), (0, 0, 1, 0))
+
+        with pytest.raises(ValueError, match=r'index 0 .* absence="baseline"'):
+            SLALOM(one_more).attribute(torch.tensor([[5, 30, 9]]), target=(1, 1))
+
+    def test_a_fixed_number_of_outputs_is_no_axis_of_tokens(self):
+        """As many as the text has tokens."""
+        ids = torch.tensor([[5, 9, 7]])
+        several = SLALOM(lambda ids: exact(ids)[:, None].expand(-1, 3, 2))
+        explanation = several.explain(ids, target=(1, 1))
+        torch.testing.assert_close(explanation.values, VALUE[ids], atol=1e-5, rtol=0)
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+    @pytest.mark.parametrize("position", [2, 6])
+    def test_tokens_behind_a_causal_read_out_get_exactly_zero(self, position, dtype):
+        model = decoder("gpt2", dtype=dtype)
+        ids = torch.tensor([[5, 9, 30, 11, 7, 8, 6], [8, 7, 6, 31, 5, 9, 12]])
+
+        def of_all(ids):
+            return model(ids).logits
+
+        def of_one(ids):
+            return model(ids).logits[:, position]
+
+        tuples = {"target": (position, 7)}
+        for found in (
+            SLALOM(of_all, n_samples=60).attribute(ids, **tuples),
+            SLALOM(of_all, n_samples=60, absence="baseline").attribute(ids, **tuples),
+            SLALOM(of_one, n_samples=60, absence="baseline").attribute(ids, target=7),
+            LayerSLALOM(of_one, model.transformer.wte, n_samples=60)
+            .attribute(ids, target=7)
+            .sum(2),
+        ):
+            assert not found[:, position + 1 :].any()
+            assert found[:, :position].all()
+
+    def test_a_causal_read_out_at_the_start_leaves_nothing_to_explain(self):
+        model = decoder("gpt2")
+        with pytest.raises(ValueError, match="nothing to explain"):
+            SLALOM(lambda ids: model(ids).logits).attribute(
+                token_ids(1, 5), target=(0, 7)
+            )
+
+    def test_tokens_behind_a_position_of_an_encoder_count(self, model):
+        ids = token_ids(1, 6)
+        head = torch.randn(32, 2).double()
+        tagger = SLALOM(lambda ids: model.bert(ids)[0] @ head, n_samples=60)
+        scores = tagger.attribute(ids, target=(2, 1))
+        assert (scores[0] != 0).tolist() == [True, True, False, True, True, True]
+
+    @pytest.mark.parametrize(
+        "function",
+        [
+            lambda ids: (ids == 7).any(1) * 2.0 - 1.0,
+            lambda ids: ((ids != 0).sum(1) > 4) * 2.0 - 1.0,
+        ],
+    )
+    def test_a_token_that_only_sometimes_counts_is_in_play(self, function):
+        ids = torch.tensor([[7, 5, 7, 9, 8, 11, 12, 7]])
+        attribution = SLALOM(function, absence="baseline", score="contribution")
+        assert attribution.attribute(ids).all()
+
+    def test_places_as_classes_are_refused_or_replaced(self):
+        """Extractive answers: one output per token, the target a token."""
+        table = torch.linspace(-1, 1, VOCABULARY).double()
+        ids = torch.tensor([[5, 9, 30, 11]])
+
+        def starts(ids):
+            return table[ids]
+
+        with pytest.raises(ValueError, match=r"shape \(1, 4\) and .* absence="):
+            SLALOM(starts).attribute(ids, target=2)
+        found = SLALOM(starts, absence="baseline").attribute(ids, target=2)
+        assert found.argmax() == 2
+
+
+class TestAbsence:
+    """Models that are not shortened, and tokens that are not in play."""
+
+    @pytest.fixture
+    def fixed_width(self):
+        table = nn.Embedding(VOCABULARY, 4)
+        model = nn.Sequential(table, nn.Flatten(), nn.Linear(6 * 4, 2))
+        return model.double()
+
+    @pytest.mark.parametrize("strategy", ["eff", "fidel"])
+    def test_a_model_of_one_width_is_refused_in_words(self, fixed_width, strategy):
+        ids = torch.tensor([[5, 9, 30, 11, 7, 8]])
+        attribution = SLALOM(fixed_width, strategy=strategy)
+        with pytest.raises(ValueError, match=r'6 tokens .* absence="baseline"'):
+            attribution.attribute(ids, target=1)
+        ids = ids[:, :3]
+        with pytest.raises(RuntimeError, match="mat1"):
+            attribution.attribute(ids, target=1)
+
+    def test_or_answered_by_replacement(self, fixed_width):
+        ids = torch.tensor([[5, 9, 30, 11, 7, 8], [8, 0, 6, 31, 5, 9]])
+        attribution = SLALOM(fixed_width, absence="baseline", strategy="fidel")
+        found = attribution.attribute(ids, 0, target=[1, 0])
+        assert found.shape == ids.shape
+        assert ((found != 0) == (ids != 0)).all()
+        embeddings = fixed_width[0](ids).detach()
+        absent = fixed_width[0].weight[0].detach().expand(1, 6, 4)
+        of_embeddings = SLALOM(
+            fixed_width[1:], absence="baseline", strategy="fidel"
+        ).attribute(embeddings, absent, target=[1, 0])
+        torch.testing.assert_close(
+            of_embeddings.sum(2), found.double(), atol=1e-4, rtol=1e-4
+        )
+
+    def test_replacement_finds_a_function_in_which_the_baseline_weighs_nothing(self):
+        ids = torch.tensor([[5, 9, 30, 11], [8, 7, 6, 31]])
+
+        def forward(ids):
+            return exact(ids, (ids != 0).double() + 1e-12)
+
+        explanation = SLALOM(forward, absence="baseline").explain(ids, 0, target=1)
+        torch.testing.assert_close(explanation.values, VALUE[ids], atol=1e-5, rtol=0)
+
+    @pytest.mark.parametrize("absence", ["deleted", "baseline"])
+    def test_where_the_baseline_is_the_input_a_token_gets_zero(self, absence):
+        """Padding given as baseline, under any name of the mask."""
+        ids = torch.tensor([[5, 9, 30, 0, 0], [8, 7, 6, 31, 12]])
+        mask = (ids != 0).long()
+        attribution = SLALOM(
+            lambda ids, m: exact(ids, m + 1e-12), absence=absence, score="value"
+        )
+        embedded = SLALOM(
+            lambda embeddings, m: exact(embeddings[..., 0].long(), m + 1e-12),
+            absence=absence,
+            score="value",
+        )
+        embeddings = ids.double()[..., None].expand(-1, -1, 3)
+        for found in (
+            attribution.attribute(ids, 0, 1, (mask,)),
+            attribution.attribute(ids, torch.zeros_like(ids), 1, (mask,)),
+            embedded.attribute(embeddings, 0, 1, (mask,)).sum(2),
+        ):
+            assert not found[ids == 0].any()
+            if absence == "deleted":
+                expected = VALUE[ids].where(ids != 0, 0)
+                torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=0)
+
+    def test_also_at_a_layer(self, model):
+        ids = torch.tensor([[5, 9, 30, 0, 0], [8, 7, 6, 31, 12]])
+        attribution = LayerSLALOM(
+            lambda ids, m: model(ids, attention_mask=m).logits,
+            model.bert.embeddings,
+            n_samples=60,
+        )
+        found = attribution.attribute(ids, 0, 1, ((ids != 0).long(),)).sum(2)
+        assert torch.equal(found != 0, ids != 0)
+
+    @pytest.mark.parametrize(
+        "wrap",
+        [
+            lambda f: lambda ids, decoder_input_ids: f(ids, decoder_input_ids),
+            lambda f: lambda ids, answer: f(ids, answer),
+            lambda f: lambda *given: f(*given),
+        ],
+    )
+    def test_a_fixed_decoder_stays_whole(self, wrap):
+        """As long as the encoder's text, and each row its own."""
+        ids = torch.tensor([[5, 9, 30, 11], [8, 7, 6, 31]])
+        answers = torch.tensor([[1, 2, 3, 4], [4, 3, 2, 1]])
+
+        def forward(ids, answer):
+            scale = answer.double() @ torch.tensor([1.0, 10, 100, 1000]).double()
+            return exact(ids) * scale[:, None] / 1000
+
+        found = SLALOM(wrap(forward), score="value").attribute(
+            ids, target=1, additional_forward_args=(answers,)
+        )
+        scale = torch.tensor([4.321, 1.234]).double()[:, None]
+        torch.testing.assert_close(
+            found.double(), VALUE[ids] * scale, atol=1e-4, rtol=0
+        )
+
+    def test_an_encoders_mask_beside_a_decoders(self):
+        ids = torch.tensor([[5, 9, 0], [8, 7, 6]])
+        mask = (ids != 0).long()
+
+        def forward(ids, attention_mask, decoder_input_ids, decoder_attention_mask):
+            assert decoder_input_ids.shape[1] == decoder_attention_mask.shape[1] == 3
+            assert attention_mask.all()
+            return exact(ids)
+
+        found = SLALOM(forward, score="value").attribute(
+            ids,
+            target=1,
+            additional_forward_args=(mask, ids, torch.ones_like(ids)),
+        )
+        expected = VALUE[ids].where(ids != 0, 0)
+        torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
+
+    def test_noise_tunnel_over_masks_targets_and_kept_tokens(self, model):
+        embeddings = torch.randn(2, 5, 32).double()
+        mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+        keep = torch.zeros(1, 5, dtype=torch.bool)
+        keep[:, 0] = True
+        head = torch.randn(32, 2).double()
+
+        def tagger(embeddings, mask):
+            hidden = model.bert(inputs_embeds=embeddings, attention_mask=mask)[0]
+            return hidden @ head
+
+        for absence in ("deleted", "baseline"):
+            found = NoiseTunnel(
+                SLALOM(tagger, n_samples=40, absence=absence)
+            ).attribute(
+                embeddings,
+                nt_samples=3,
+                target=[(1, 0), (2, 1)],
+                additional_forward_args=(mask,),
+                keep=keep,
+            )
+            zero = [[True, False, False, True, True], [True] + 4 * [False]]
+            if absence == "deleted":
+                zero[0][1] = zero[1][2] = True
+            assert (found.sum(2) == 0).tolist() == zero
+        with pytest.raises(ValueError, match=r"keep .*NoiseTunnel"):
+            NoiseTunnel(SLALOM(tagger)).attribute(
+                embeddings,
+                nt_samples=3,
+                target=(1, 0),
+                additional_forward_args=(mask,),
+                keep=keep.expand(2, 5),
+            )
 
 
 class TestFits:
@@ -969,6 +1245,7 @@ class TestRefusals:
             ({"link": "log"}, "'auto'"),
             ({"n_samples": 0}, "n_samples=0 must be a positive integer"),
             ({"seed": None}, "seed=None must be an integer"),
+            ({"absence": "masked"}, "'deleted', 'baseline'"),
         ],
     )
     def test_unknown_options(self, options, message):
@@ -976,7 +1253,7 @@ class TestRefusals:
             SLALOM(exact, **options)
 
     def test_inputs_that_are_no_tokens(self):
-        with pytest.raises(ValueError, match=r"shape \(1, 3, 8, 8\)"):
+        with pytest.raises(ValueError, match=r"\(1, 3, 8, 8\).*pixels.*LayerSLALOM"):
             SLALOM(exact).attribute(torch.ones(1, 3, 8, 8), target=1)
         ids = token_ids()
         with pytest.raises(ValueError, match="one score per token position"):
