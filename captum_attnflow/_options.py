@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any, cast
+
+import torch
+from torch import Tensor
 
 
 def check_batch_size(given: object) -> None:
@@ -15,6 +19,93 @@ def check_batch_size(given: object) -> None:
         raise ValueError(
             f"internal_batch_size={given!r} must be a positive integer or None"
         )
+
+
+def check_integer(name: str, given: object, least: int | None = None) -> None:
+    """Refuse what is no integer, or a smaller one than the least.
+
+    Raises:
+        ValueError: Saying what was given.
+    """
+    is_integer = isinstance(given, int) and not isinstance(given, bool)
+    if not is_integer or (least is not None and cast(int, given) < least):
+        accepted = "an integer" if least is None else f"an integer of at least {least}"
+        raise ValueError(f"{name}={_shown(given)} must be {accepted}")
+
+
+def check_callable(name: str, given: object) -> None:
+    """Refuse what cannot be called.
+
+    Raises:
+        ValueError: Saying what was given.
+    """
+    if not callable(given):
+        raise ValueError(
+            f"{name}={_shown(given)} is a {type(given).__name__}, which cannot be "
+            "called; give a model or a function of its inputs"
+        )
+
+
+def check_type(
+    name: str, given: object, kinds: type | tuple[type, ...], accepted: str
+) -> None:
+    """Refuse objects of other types.
+
+    Raises:
+        ValueError: Saying what was given and what is accepted.
+    """
+    if not isinstance(given, kinds):
+        raise ValueError(
+            f"{name}={_shown(given)} is a {type(given).__name__}; give {accepted}"
+        )
+
+
+def check_tensor(name: str, given: Any, accepted: str) -> None:
+    """Refuse what is no dense tensor of real numbers that holds data.
+
+    Args:
+        name (str): Name of the argument.
+        given (Any): What was given.
+        accepted (str): What is accepted, such as ``"token ids (B, T)"``.
+
+    Raises:
+        ValueError: Saying what was given and what is accepted.
+    """
+    check_type(name, given, Tensor, f"a tensor: {accepted}")
+    kind = (
+        "on the meta device, without data"
+        if given.is_meta
+        else "nested"
+        if given.is_nested
+        else f"of layout {given.layout}"
+        if given.layout != torch.strided
+        else f"of dtype {given.dtype}"
+        if given.is_complex()
+        else None
+    )
+    if kind is not None:
+        raise ValueError(
+            f"{name} is a tensor {kind}; give a dense tensor of real numbers: "
+            f"{accepted}"
+        )
+
+
+def check_shape(shape: object) -> None:
+    """Refuse what is no number of texts and of positions.
+
+    Raises:
+        ValueError: Saying what was given.
+    """
+    check_type("shape", shape, tuple, "texts and positions, (B, T)")
+    for size in cast(tuple[object, ...], shape):
+        check_integer("a size of shape", size, 0)
+    if len(cast(tuple[object, ...], shape)) != 2:
+        raise ValueError(f"shape={shape!r}; give texts and positions, (B, T)")
+
+
+def _shown(given: object) -> str:
+    text = repr(given)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def check_choice(name: str, given: object, accepted: Collection[str]) -> None:

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from captum._utils.common import _format_additional_forward_args, _run_forward
+from captum._utils.typing import TargetType
 from captum.attr import InterpretableInput
 from torch import Tensor, nn
 from typing_extensions import TypeIs
 
+from captum_attnflow._options import check_tensor
 from captum_attnflow.attr._arguments import ForwardArguments
 from captum_attnflow.attr._layer import layer_templates
 from captum_attnflow.attr._shape import refuse_several
@@ -48,6 +50,35 @@ def are_texts(inputs: object) -> TypeIs[Sequence[str]]:
         and len(inputs) > 0
         and all(isinstance(text, str) for text in inputs)
     )
+
+
+def check_inputs(inputs: object, baselines: object, target: TargetType) -> None:
+    """Refuse what is no batch of tensors, no baseline and no target.
+
+    Raises:
+        ValueError: Saying what was given, what is accepted and what to do.
+    """
+    accepted = (
+        "token ids (B, T) or embeddings (B, T, D), one row per text; ids[None] makes a "
+        "batch of one text"
+    )
+    tensors = inputs if isinstance(inputs, tuple) else (inputs,)
+    for tensor in tensors:
+        check_tensor("inputs", tensor, accepted)
+        if tensor.dim() < 2 or tensor.dtype == torch.bool:
+            raise ValueError(
+                f"inputs have shape {tuple(tensor.shape)} and dtype {tensor.dtype}; "
+                f"give {accepted}"
+            )
+    for baseline in baselines if isinstance(baselines, tuple) else (baselines,):
+        if baseline is None or isinstance(baseline, (int, float)):
+            continue
+        check_tensor("baselines", baseline, "a number, or shaped like the inputs")
+        if baseline.dim() == 0:
+            raise ValueError(
+                "baselines is a tensor without dimensions; give its number, by .item()"
+            )
+    targets_of_texts(target, len(tensors[0]))
 
 
 def words_of(

@@ -64,6 +64,8 @@ class SlalomOptions:
             raise ValueError(
                 f"n_samples={self.n_samples!r} must be a positive integer or None"
             )
+        if not (self.sink is None or isinstance(self.sink, bool)):
+            raise ValueError(f"sink={self.sink!r} must be True, False or None")
         if not isinstance(self.seed, (int, torch.Generator)):
             raise ValueError(
                 f"seed={self.seed!r} must be an integer or a torch.Generator"

@@ -13,11 +13,16 @@ from captum.attr._utils.attribution import PerturbationAttribution
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_attnflow._options import check_choice
+from captum_attnflow._options import check_callable, check_choice, check_tensor
 from captum_attnflow.attr._arguments import ForwardArguments
 from captum_attnflow.attr._base import TensorOrTensors
 from captum_attnflow.attr._shape import shape_like_inputs
-from captum_attnflow.attr._slalom_inputs import are_texts, tokens_of, words_of
+from captum_attnflow.attr._slalom_inputs import (
+    are_texts,
+    check_inputs,
+    tokens_of,
+    words_of,
+)
 from captum_attnflow.attr._slalom_pipeline import (
     SlalomOptions,
     answer_texts,
@@ -141,6 +146,7 @@ class SLALOM(PerturbationAttribution):
         absence: Absence = "deleted",
     ) -> None:
         super().__init__(forward_func)
+        check_callable("forward_func", forward_func)
         check_choice("absence", absence, get_args(Absence))
         self.absence = absence
         self._multiply_by_inputs = multiply_by_inputs
@@ -287,8 +293,14 @@ class SLALOM(PerturbationAttribution):
         answers = answer_texts(self.forward_func, texts, target, self.options)
         warn_of_caveats(answers.caveats)
         output = torch.cat(answers.columns)
-        single = isinstance(attributions, Tensor)
-        parts = (attributions,) if single else tuple(attributions)
+        parts = attributions if isinstance(attributions, tuple) else (attributions,)
+        for part in parts:
+            check_tensor("attributions", part, "what attribute() returns, (B, T, ...)")
+            if part.dim() < 2:
+                raise ValueError(
+                    f"attributions have shape {tuple(part.shape)}; give what "
+                    "attribute() returns, (B, T, ...)"
+                )
         total = torch.stack([part.flatten(1).sum(1) for part in parts]).sum(0)
         return total - output.to(total)
 
@@ -307,6 +319,7 @@ class SLALOM(PerturbationAttribution):
         if are_texts(inputs):
             texts = words_of(inputs, additional_forward_args, keep)
             return texts, TensorLike((), torch.float32, torch.device("cpu"))
+        check_inputs(inputs, baselines, target)
         arguments = ForwardArguments.read(
             inputs, baselines, target, additional_forward_args, n_steps, method
         )

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
+import torch
 from captum._utils.common import _format_additional_forward_args
 from captum._utils.typing import TargetType
-from captum.attr._utils.common import _validate_target
 from torch import Tensor
 from typing_extensions import Unpack
 
+from captum_attnflow._options import check_callable, check_integer
 from captum_attnflow.metrics._reading import (
     TensorOrTensors,
     only_tensor,
@@ -19,6 +20,7 @@ from captum_attnflow.metrics._reading import (
 )
 from captum_attnflow.metrics.evaluation import Output, RemovalMode, TokenRemoval
 from captum_attnflow.metrics.removal import NOTHING, AnyLevel, plan_removals
+from captum_attnflow.targets import targets_of_texts
 
 Value = Callable[[Tensor, Tensor], Tensor]
 """Of the target's log probabilities with all tokens and without a set of them."""
@@ -91,8 +93,8 @@ def level_values(
         forward_func, inputs, baselines, target, additional_forward_args, **options
     )
     scores = _scores_of(model.inputs, attributions)
-    if n_tie_samples < 1:
-        raise ValueError(f"n_tie_samples={n_tie_samples} must be at least 1")
+    check_integer("n_tie_samples", n_tie_samples, 1)
+    check_integer("seed", seed)
     levels = dict.fromkeys(
         [NOTHING, *(level for _, levels in wanted.values() for level in levels)]
     )
@@ -130,11 +132,18 @@ def read_removal(
         tuple: The model without tokens, and the removable ones, ``(B, T)``, bool, on
         the CPU.
     """
+    check_callable("forward_func", forward_func)
     tokens = only_tensor("inputs", inputs)
+    if tokens.dtype == torch.bool:
+        raise ValueError(
+            "inputs are of dtype torch.bool; give token ids, integers, or embeddings"
+        )
     positions = tokens.new_empty(tokens.shape[:2])
     absent = read_mask("padding", padding, positions)
     kept = read_mask("keep", keep, positions)
-    _validate_target(len(tokens), target)
+    targets_of_texts(target, len(tokens))
+    if isinstance(target, Tensor) and target.dim() > 1:
+        target = target.flatten()  # (B, 1), as topk(1) and argmax(keepdim=True) give
     model = TokenRemoval(
         forward_func=forward_func,
         inputs=tokens,
@@ -156,7 +165,10 @@ def read_levels(fractions: Sequence[float]) -> tuple[float, ...]:
     Raises:
         ValueError: If there are none or one is not in [0, 1].
     """
-    levels = tuple(float(fraction) for fraction in fractions)
+    try:
+        levels = tuple(float(fraction) for fraction in fractions)
+    except (TypeError, ValueError, RuntimeError):
+        levels = ()
     if not levels or not all(0 <= level <= 1 for level in levels):
         raise ValueError(
             f"fractions={fractions!r}; give at least one share of the tokens, each "

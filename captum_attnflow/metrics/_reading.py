@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from captum_attnflow._options import check_tensor
+
 TensorOrTensors = Tensor | tuple[Tensor, ...]
 
 
@@ -15,11 +17,13 @@ def only_tensor(name: str, given: TensorOrTensors) -> Tensor:
         ValueError: If there are more, or it has no dimension of tokens.
     """
     tensors = given if isinstance(given, tuple) else (given,)
-    if len(tensors) != 1 or tensors[0].dim() < 2:
+    for tensor in tensors:
+        check_tensor(name, tensor, "one of tokens, (B, T) or (B, T, D)")
+    if len(tensors) != 1 or tensors[0].dim() < 2 or tensors[0].numel() == 0:
         raise ValueError(
             f"{name} have shapes {[tuple(tensor.shape) for tensor in tensors]}; give "
             "one tensor of tokens, (B, T) or (B, T, D), and everything else in "
-            "additional_forward_args"
+            "additional_forward_args; ids[None] makes a batch of one text"
         )
     return tensors[0].detach()
 
@@ -49,6 +53,7 @@ def read_mask(name: str, mask: Tensor | None, scores: Tensor) -> Tensor:
     """
     if mask is None:
         return torch.zeros(scores.shape, dtype=torch.bool)
+    check_tensor(name, mask, f"bool of shape {tuple(scores.shape)}")
     fits = mask.shape in (scores.shape, scores.shape[1:])
     if mask.dtype != torch.bool or not fits:
         raise ValueError(

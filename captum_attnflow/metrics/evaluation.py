@@ -13,7 +13,7 @@ from captum._utils.progress import NullProgress, progress
 from captum._utils.typing import TargetType
 from torch import Tensor
 
-from captum_attnflow._options import check_batch_size, check_choice
+from captum_attnflow._options import check_batch_size, check_choice, check_tensor
 from captum_attnflow.metrics.removal import TokenSets
 from captum_attnflow.targets import target_of_rows
 from captum_attnflow.token_axis import TokenAxis, columns_of
@@ -131,7 +131,15 @@ def _read_baseline(baselines: Any, inputs: Tensor) -> Tensor:
             "tokenizer.mask_token_id, or its embedding; or give "
             'removal="delete", which needs none'
         )
-    given = torch.as_tensor(baselines, device=inputs.device)
+    if isinstance(baselines, Tensor):
+        check_tensor("baselines", baselines, "an embedding, or shaped like the inputs")
+    try:
+        given = torch.as_tensor(baselines, device=inputs.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"baselines={baselines!r} is no number and no tensor; give the id of the "
+            "reference token, its embedding, or a tensor shaped like the inputs"
+        ) from error
     if given.is_floating_point() and not inputs.is_floating_point():
         raise ValueError(
             f"baselines={baselines!r} cannot replace token ids, which are integers; "
@@ -172,7 +180,14 @@ def _log_probability(output: Any, target: TargetType, kind: Output) -> Tensor:
         output = output.clamp(torch.finfo(torch.float32).tiny, 1).log()
     if target is None and output.dim() == 2 and output.shape[1] == 1:
         target = 0
-    selected = _select_targets(output, target)
+    try:
+        selected = _select_targets(output, target)
+    except (AssertionError, IndexError, RuntimeError) as error:
+        raise ValueError(
+            f"target={target!r} selects nothing of outputs of shape "
+            f"{tuple(output.shape)}: {error}. Give a class, or a tuple of one index "
+            "for each dimension behind the first"
+        ) from error
     if selected.numel() != len(output):
         raise ValueError(
             f"target={target!r} leaves shape {tuple(selected.shape)} of the output; "

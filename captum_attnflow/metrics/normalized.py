@@ -17,6 +17,7 @@ from captum.log import log_usage
 from torch import Tensor
 from typing_extensions import Unpack
 
+from captum_attnflow._options import check_integer, check_tensor, check_type
 from captum_attnflow.metrics._levels import (
     EvaluationOptions,
     RemovalOptions,
@@ -129,6 +130,7 @@ def naopc(
     value = falls.where(taken, 0).sum(1) / n_steps[:, 0].clamp_min(1)
     if bounds is None:
         bounds = aopc_bounds(forward_func, inputs, *arguments, beam_width, **others)
+    check_type("bounds", bounds, (tuple, list), "what aopc_bounds returns, or None")
     lower, upper = (_read_bound(bound, value) for bound in bounds)
     room = upper - lower
     return torch.where(room > 0, (value - lower) / room.where(room > 0, 1), 1)
@@ -190,8 +192,7 @@ def aopc_bounds(
         >>> bool(lower < upper)
         True
     """
-    if not isinstance(beam_width, int) or beam_width < 1:
-        raise ValueError(f"beam_width={beam_width!r} must be a positive integer")
+    check_integer("beam_width", beam_width, 1)
     show_progress = options.pop("show_progress", False)
     model, removable = read_removal(
         forward_func, inputs, baselines, target, additional_forward_args, **options
@@ -209,7 +210,8 @@ def aopc_bounds(
 
 
 def _read_bound(bound: Tensor, value: Tensor) -> Tensor:
-    given = torch.as_tensor(bound, dtype=torch.float64).cpu()
+    check_tensor("bounds", bound, "what aopc_bounds returns")
+    given = bound.double().cpu()
     if given.shape != value.shape:
         raise ValueError(
             f"bounds have shape {tuple(given.shape)} for {len(value)} examples; give "

@@ -13,7 +13,6 @@ from captum_attnflow.perturbation.baseline import (
     replaced_activation,
 )
 from captum_attnflow.perturbation.deletion import DeletableColumns
-from captum_attnflow.perturbation.outputs import Target, targets_of_texts
 from captum_attnflow.perturbation.padding import find_padding, parameter_names
 from captum_attnflow.perturbation.special_tokens import (
     check_tokenizer,
@@ -22,6 +21,7 @@ from captum_attnflow.perturbation.special_tokens import (
 )
 from captum_attnflow.perturbation.texts import Absence, PerturbableTexts
 from captum_attnflow.perturbation.words import DeletableWords
+from captum_attnflow.targets import Target, targets_of_texts
 
 __all__ = [
     "Absence",

@@ -10,9 +10,10 @@ import torch
 from captum._utils.progress import progress
 from torch import Tensor
 
-from captum_attnflow.perturbation.outputs import Target, select_classes
+from captum_attnflow.perturbation.outputs import select_classes
 from captum_attnflow.perturbation.texts import PerturbableTexts
 from captum_attnflow.surrogate import Query
+from captum_attnflow.targets import Target
 
 _DEFAULT_ROWS = 128
 

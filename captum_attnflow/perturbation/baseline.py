@@ -10,14 +10,17 @@ import torch
 from captum._utils.common import _run_forward
 from torch import Tensor, nn
 
+from captum_attnflow._options import check_tensor
 from captum_attnflow._threads import in_this_thread
-from captum_attnflow.perturbation.outputs import Target
 from captum_attnflow.perturbation.texts import (
     Absence,
+    check_masks,
+    check_tokens,
     explained_positions,
     in_order_of_appearance,
 )
 from captum_attnflow.surrogate import Query
+from captum_attnflow.targets import Target
 from captum_attnflow.token_axis import rows_of
 
 
@@ -28,6 +31,8 @@ class _Replaceable:
     max_rows: int | None = None
 
     def __init__(self, tokens: Tensor, keep: Tensor, padding: Tensor) -> None:
+        check_masks(keep, padding)
+        check_tokens("tokens", tokens, padding)
         self.n_positions = tokens.shape[1]
         self._explained = ~keep & ~padding
         self.positions = explained_positions(keep, padding)
@@ -78,7 +83,15 @@ class ReplaceableInputs(_Replaceable):
         max_rows: int | None = None,
     ) -> None:
         super().__init__(tokens, keep, padding)
-        self._inputs, self._baselines = inputs, baselines.expand(inputs.shape)
+        check_tokens("inputs", inputs, padding)
+        check_tensor("baselines", baselines, "shaped like the inputs")
+        try:
+            self._inputs, self._baselines = inputs, baselines.expand(inputs.shape)
+        except RuntimeError as error:
+            raise ValueError(
+                f"baselines have shape {tuple(baselines.shape)} for inputs of shape "
+                f"{tuple(inputs.shape)}; give them shaped like the inputs"
+            ) from error
         self._additional = additional
         self.max_rows = max_rows
 

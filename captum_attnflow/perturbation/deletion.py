@@ -10,13 +10,15 @@ import torch
 from captum._utils.common import _run_forward
 from torch import Tensor
 
-from captum_attnflow.perturbation.outputs import Target
 from captum_attnflow.perturbation.texts import (
     Absence,
+    check_masks,
+    check_tokens,
     explained_positions,
     in_order_of_appearance,
 )
 from captum_attnflow.surrogate import Query
+from captum_attnflow.targets import Target
 from captum_attnflow.token_axis import TokenAxis, rows_of
 
 
@@ -53,6 +55,8 @@ class DeletableColumns:
         named_by: tuple[int, ...] = (),
         whole: frozenset[int] = frozenset(),
     ) -> None:
+        check_masks(keep, padding)
+        check_tokens("inputs", inputs, padding)
         self._inputs = inputs
         self._additional = additional
         self._named_by, self._whole = named_by, whole

@@ -3,46 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import index as as_index
 from typing import Any
 
 import torch
-from captum._utils.typing import TargetType
 from torch import Tensor
 
-from captum_attnflow.targets import is_per_example
-
-Target = tuple[int, ...]
-
-
-def targets_of_texts(target: TargetType, n_texts: int) -> list[Target] | None:
-    """Read a target as Captum does, one tuple of indices per text.
-
-    Args:
-        target (int, tuple, Tensor or list, optional): As in ``IntegratedGradients``.
-        n_texts (int): Texts in the batch.
-
-    Raises:
-        ValueError: If the targets are not one per text, or no indices.
-    """
-    if target is None:
-        return None
-    each: Any = target if is_per_example(target) else [target] * n_texts
-    if len(each) != n_texts:
-        raise ValueError(
-            f"{len(each)} targets were given for {n_texts} texts; give one per text, "
-            "or one for all"
-        )
-    try:
-        return [
-            tuple(map(as_index, index if isinstance(index, tuple) else (index,)))
-            for index in each
-        ]
-    except TypeError as error:
-        raise ValueError(
-            f"target={target!r} is no index: {error}. Give an integer, a tuple of "
-            "integers, or a list or tensor of one for each text"
-        ) from error
+from captum_attnflow.targets import Target
 
 
 def select_classes(

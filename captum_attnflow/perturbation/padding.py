@@ -9,6 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_attnflow._options import (
+    check_integer,
+    check_shape,
+    check_tensor,
+    check_type,
+)
 from captum_attnflow._warnings import warn_caller
 
 
@@ -39,16 +45,22 @@ def find_padding(
     Raises:
         ValueError: If several arguments could be the mask.
     """
+    check_shape(shape)
+    accepted = "the tuple of additional arguments, or None"
+    check_type("additional", additional, (tuple, list, type(None)), accepted)
     arguments = list(additional or ())
     names = parameter_names(forward_func, n_inputs, len(arguments))
     alike = [
         (name, argument)
         for name, argument in zip(names, arguments, strict=True)
         if isinstance(argument, Tensor)
+        and not argument.is_nested
         and tuple(argument.shape) == shape
         # Of an encoder and a decoder, the tokens are the encoder's.
         and "decoder" not in name
     ]
+    for name, argument in alike:
+        check_tensor(name or "an additional argument", argument, f"of shape {shape}")
     found = [
         (name, argument.cpu() != 0)
         for name, argument in alike
@@ -96,6 +108,8 @@ def parameter_names(
     Returns:
         list of str: Empty where a parameter has no name, as of ``*args``.
     """
+    check_integer("n_inputs", n_inputs, 0)
+    check_integer("n_additional", n_additional, 0)
     while isinstance(forward_func, nn.DataParallel):
         forward_func = forward_func.module
     if isinstance(forward_func, nn.Module):

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_attnflow._options import check_shape, check_tensor
+
 # The unknown token and the mask token stand for words, and padding is told by the
 # attention mask.
 _NAMES = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
@@ -49,6 +51,9 @@ def find_special_tokens(
         ValueError: If the tokenizer is none.
     """
     check_tokenizer(tokenizer)
+    check_tensor("ids", ids, "token ids, integers")
+    if ids.is_floating_point() or ids.dtype == torch.bool:
+        raise ValueError(f"ids are of dtype {ids.dtype}; give token ids, integers")
     source: Any = tokenizer
     if source is None:
         owner: Any = getattr(forward_func, "__self__", forward_func)
@@ -69,6 +74,7 @@ def read_keep(keep: Tensor | None, shape: tuple[int, int]) -> Tensor | None:
     Raises:
         ValueError: If it is no bool tensor of the texts' shape.
     """
+    check_shape(shape)
     if keep is None:
         return None
     if not isinstance(keep, Tensor) or keep.dtype != torch.bool:
@@ -76,6 +82,7 @@ def read_keep(keep: Tensor | None, shape: tuple[int, int]) -> Tensor | None:
             f"keep={keep!r} must be a bool tensor, True at tokens that stay in every "
             "query"
         )
+    check_tensor("keep", keep, f"bool of shape {shape}")
     if tuple(keep.shape) not in (shape, (1, shape[1]), shape[1:]):
         raise ValueError(
             f"keep has shape {tuple(keep.shape)}, but there are {shape[0]} texts of "

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor
 
-from captum_attnflow.perturbation.outputs import Target
+from captum_attnflow._options import check_tensor
 from captum_attnflow.surrogate import Query
+from captum_attnflow.targets import Target
 
 Absence = Literal["deleted", "baseline"]
 
@@ -60,6 +62,38 @@ class PerturbableTexts(Protocol):
         ...
 
 
+def check_masks(keep: Tensor, padding: Tensor) -> None:
+    """Refuse what are no two bool tensors of one shape ``(B, T)``.
+
+    Raises:
+        ValueError: Saying what was given.
+    """
+    for name, mask in (("keep", keep), ("padding", padding)):
+        check_tensor(name, mask, "bool (B, T)")
+        if mask.dtype != torch.bool or mask.dim() != 2 or not mask.numel():
+            raise ValueError(
+                f"{name} has shape {tuple(mask.shape)} and dtype {mask.dtype}; give "
+                "bool (B, T), of at least one text of one position"
+            )
+    if keep.shape != padding.shape:
+        raise ValueError(
+            f"keep has shape {tuple(keep.shape)} and padding {tuple(padding.shape)}; "
+            "give both for the same positions"
+        )
+
+
+def check_tokens(name: str, tensor: Tensor, padding: Tensor) -> None:
+    """Refuse what has not the positions of the masks.
+
+    Raises:
+        ValueError: Saying what was given.
+    """
+    accepted = f"(B, T, ...) = {(*padding.shape, '...')}, as keep and padding have"
+    check_tensor(name, tensor, accepted)
+    if tensor.shape[:2] != padding.shape:
+        raise ValueError(f"{name} have shape {tuple(tensor.shape)}; give {accepted}")
+
+
 def explained_positions(keep: Tensor, padding: Tensor) -> list[list[int]]:
     """List the positions of each text that are neither kept nor padding.
 
@@ -70,6 +104,7 @@ def explained_positions(keep: Tensor, padding: Tensor) -> list[list[int]]:
     Raises:
         ValueError: If a text has none.
     """
+    check_masks(keep, padding)
     positions = [row.nonzero()[:, 0].tolist() for row in ~keep & ~padding]
     for number, each in enumerate(positions, 1):
         if not each:

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from captum_attnflow.perturbation.outputs import Target
+from captum_attnflow._options import check_type
 from captum_attnflow.perturbation.texts import Absence, in_order_of_appearance
 from captum_attnflow.surrogate import Query
+from captum_attnflow.targets import Target
 from captum_attnflow.token_axis import rows_of
 
 
@@ -30,6 +31,10 @@ class DeletableWords:
     def __init__(
         self, texts: Sequence[str], additional: tuple[Any, ...] | None
     ) -> None:
+        accepted = "a list of at least one str"
+        check_type("texts", texts, (list, tuple), accepted)
+        for text in texts or [None]:
+            check_type("a text", text, str, accepted)
         self._additional = additional or ()
         self._words = [text.split() for text in texts]
         for row, words in enumerate(self._words):

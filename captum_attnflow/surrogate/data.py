@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from captum_attnflow._options import check_tensor, check_type
+
 
 @dataclass(frozen=True, eq=False)
 class QueryData:
@@ -40,7 +42,32 @@ class QueryData:
             outputs (sequence of Tensor): Per text, shape ``(Q_b,)``.
             weights (sequence of Tensor, optional): Per text, shape ``(Q_b,)``; all 1
                 by default.
+
+        Raises:
+            ValueError: If these are no such tensors.
         """
+        for name, texts in (("counts", counts), ("outputs", outputs)):
+            check_type(name, texts, (list, tuple), "a list of one tensor per text")
+            if not texts:
+                raise ValueError(f"{name} is empty; give one tensor per text")
+            for text in texts:
+                check_tensor(name, text, "(Q, V) counts, (Q,) outputs, of each text")
+        if weights is not None:
+            check_type("weights", weights, (list, tuple), "a list as of the outputs")
+            for text in weights:
+                check_tensor("weights", text, "(Q,) of each text")
+        shapes = [[tuple(text.shape) for text in texts] for texts in (counts, outputs)]
+        fit = [len(text) == 2 and text[0] and text[1] for text in shapes[0]]
+        if not all(fit) or [text[:1] for text in shapes[0]] != shapes[1]:
+            raise ValueError(
+                f"counts have shapes {shapes[0]} and outputs {shapes[1]}; give counts "
+                "(Q, V) and outputs (Q,) per text, of at least one query and one type"
+            )
+        if weights is not None and [tuple(w.shape) for w in weights] != shapes[1]:
+            raise ValueError(
+                f"weights have shapes {[tuple(w.shape) for w in weights]}, outputs "
+                f"{shapes[1]}; give one weight per output"
+            )
         if weights is None:
             weights = [torch.ones(len(text), dtype=torch.float64) for text in counts]
         n_types = max(text.shape[1] for text in counts)

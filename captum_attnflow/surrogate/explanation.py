@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from captum_attnflow._options import check_type
 from captum_attnflow.display.tokens import ShownByTokens
 from captum_attnflow.surrogate.data import QueryData
 from captum_attnflow.surrogate.fit import SlalomFit
@@ -122,6 +123,8 @@ def r_squared(model: SlalomModel, data: QueryData) -> Tensor:
         Tensor: Shape ``(B,)``, at most 1; NaN for a text without queries, or whose
         answers are all equal.
     """
+    check_type("model", model, SlalomModel, "a SlalomModel, as fit_slalom(...).model")
+    check_type("data", data, QueryData, "QueryData, as QueryData.pad makes it")
     asked = data.weights > 0
     n_asked = asked.sum(1)
     # An empty row is no query, and without a sink no function is defined there.

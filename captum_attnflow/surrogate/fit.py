@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from captum_attnflow._options import check_type
 from captum_attnflow.surrogate._levenberg_marquardt import minimise
 from captum_attnflow.surrogate._posterior import Posterior, Precisions
 from captum_attnflow.surrogate._problem import Problem, State
@@ -78,6 +79,8 @@ def fit_slalom(data: QueryData, sink: bool = False) -> SlalomFit:
         >>> round(float(ratio), 6)
         0.5
     """
+    check_type("data", data, QueryData, "QueryData, as QueryData.pad makes it")
+    check_type("sink", sink, bool, "True or False")
     problem = Problem.of(data, sink)
     state = algebraic_start(problem)
     precisions = Precisions.initial(problem, state)

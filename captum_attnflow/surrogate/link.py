@@ -10,10 +10,12 @@ for logits :math:`y`: the difference of the two logits for two classes.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+from captum_attnflow._options import check_choice, check_tensor
 
 Link = Literal["logits", "probabilities", "identity"]
 
@@ -38,6 +40,7 @@ def recognise_link(outputs: Tensor) -> Link:
         >>> recognise_link(torch.tensor([[1.2], [-0.3]]))
         'identity'
     """
+    _check_outputs(outputs)
     if outputs.shape[1] == 1:
         inside = bool(((outputs > 0) & (outputs < 1)).all())
         return "probabilities" if inside else "identity"
@@ -47,6 +50,7 @@ def recognise_link(outputs: Tensor) -> Link:
 
 def fits_both_readings(outputs: Tensor) -> bool:
     """Whether outputs may be probabilities and scores: one per row, all in [0, 1]."""
+    _check_outputs(outputs)
     return outputs.shape[1] == 1 and _in_range(outputs)
 
 
@@ -75,6 +79,8 @@ def log_odds(outputs: Tensor, index: Tensor, link: Link) -> Tensor:
         >>> round(float(log_odds(logits.softmax(-1), index, "probabilities")), 5)
         1.5
     """
+    _check_outputs(outputs, index)
+    check_choice("link", link, get_args(Link))
     chosen = outputs.double().gather(1, index[:, None])[:, 0]
     if link == "identity" or (link == "logits" and outputs.shape[1] == 1):
         return chosen
@@ -103,11 +109,32 @@ def clamped(outputs: Tensor, index: Tensor, link: Link) -> Tensor:
         all others, is less than the smallest normal number of the dtype. For one
         output, whose complement is not given, that is half an epsilon.
     """
+    _check_outputs(outputs, index)
+    check_choice("link", link, get_args(Link))
     if link != "probabilities":
         return torch.zeros(len(outputs), dtype=torch.bool)
     for_class, against = _probabilities(outputs, index)
     least_for, least_against = _least_probabilities(outputs)
     return (for_class < least_for) | (against < least_against)
+
+
+def _check_outputs(outputs: Tensor, index: Tensor | None = None) -> None:
+    """Refuse what is not ``(Q, C)`` outputs, and an index that does not fit them."""
+    check_tensor("outputs", outputs, "(Q, C), a row of outputs per query")
+    if outputs.dim() != 2 or not outputs.is_floating_point() or not outputs.numel():
+        raise ValueError(
+            f"outputs have shape {tuple(outputs.shape)} and dtype {outputs.dtype}; "
+            "give floats (Q, C), a row of outputs per query"
+        )
+    if index is None:
+        return
+    check_tensor("index", index, "(Q,), the class of each row")
+    fits = index.shape == outputs.shape[:1] and index.dtype == torch.int64
+    if not fits or bool(((index < 0) | (index >= outputs.shape[1])).any()):
+        raise ValueError(
+            f"index has shape {tuple(index.shape)} and dtype {index.dtype}; give int64 "
+            f"({len(outputs)},), each from 0 to {outputs.shape[1] - 1}"
+        )
 
 
 def _in_range(outputs: Tensor) -> bool:

@@ -14,6 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from captum_attnflow._options import check_integer, check_type
+
 Strategy = Literal["eff", "fidel"]
 Query = tuple[int, ...]
 
@@ -53,6 +55,7 @@ def draw_short(
         >>> draw_short([0, 1, 0], 3, torch.Generator().manual_seed(0))[:2]
         [(0,), (1,)]
     """
+    _check_draw(types, n_queries, generator)
     first = [types.index(kind) for kind in range(max(types) + 1)]
     singles = [(position,) for position in first]
     is_few = n_queries < _LINKED_BELOW * len(first)
@@ -82,6 +85,8 @@ def draw_halves(
         >>> len(half)
         4
     """
+    check_integer("n_positions", n_positions, 1)
+    _check_draw((0,), n_queries, generator, least=0)
     n_kept = n_positions // 2
     if n_kept <= SHORT_LENGTH:
         return []
@@ -113,6 +118,8 @@ def draw_subsets(
         >>> sorted(draw_subsets(2, 9, torch.Generator().manual_seed(0)))
         [(0,), (0, 1), (1,)]
     """
+    check_integer("n_positions", n_positions, 1)
+    check_integer("n_queries", n_queries, 1)
     # A set of three stands for six of its sequences, one of two for six others.
     drawn = draw_short(range(n_positions), 8 * n_queries, generator)
     subsets = dict.fromkeys(tuple(sorted(set(query))) for query in drawn)
@@ -142,6 +149,7 @@ def draw_deletions(
         >>> draw_deletions([0, 1, 0], 9, torch.Generator().manual_seed(0))[0]
         (0, 1, 2)
     """
+    _check_draw(types, n_queries, generator)
     full = tuple(range(len(types)))
     one_deleted = combinations(full, len(types) - 1) if len(types) > 1 else ()
     alone = ((types.index(kind),) for kind in range(max(types) + 1))
@@ -158,6 +166,7 @@ def draw_random_deletions(
     types: Sequence[int], n_queries: int, generator: torch.Generator
 ) -> list[Query]:
     """Draw the random ones of :func:`draw_deletions` only; same arguments."""
+    _check_draw(types, n_queries, generator)
     drawn = _random_deletions(types, n_queries, generator)
     return _distinct(types, n_queries, drawn)
 
@@ -170,12 +179,43 @@ def count_types(
     Returns:
         Tensor: Shape ``(Q, V)``, float64.
     """
+    _check_types(types)
+    _check_queries(queries, len(types))
     n_types = max(types) + 1 if n_types is None else n_types
     rows = torch.tensor([row for row, query in enumerate(queries) for _ in query])
     columns = torch.tensor([types[position] for query in queries for position in query])
     counts = torch.zeros(len(queries), n_types, dtype=torch.float64)
     ones = torch.ones(len(rows), dtype=torch.float64)
     return counts.index_put_((rows.long(), columns.long()), ones, accumulate=True)
+
+
+def _check_types(types: Sequence[int]) -> None:
+    accepted = "the type of each position, integers from 0 that leave none out"
+    check_type("types", types, (list, tuple, range), accepted)
+    numbers = [kind for kind in types if isinstance(kind, int)]
+    if not types or numbers != list(types) or set(types) != set(range(max(types) + 1)):
+        raise ValueError(f"types={types!r}; give {accepted}, such as [0, 1, 0]")
+
+
+def _check_draw(
+    types: Sequence[int], n_queries: int, generator: torch.Generator, least: int = 1
+) -> None:
+    _check_types(types)
+    check_integer("n_queries", n_queries, least)
+    check_type("generator", generator, torch.Generator, "a torch.Generator")
+
+
+def _check_queries(queries: Sequence[Query], n_positions: int) -> None:
+    check_type("queries", queries, (list, tuple), "a list of tuples of positions")
+    for query in queries:
+        check_type("a query", query, (list, tuple), "a tuple of positions")
+        for position in query:
+            check_integer("a position of a query", position, 0)
+            if position >= n_positions:
+                raise ValueError(
+                    f"a query has position {position} of a text of {n_positions}; "
+                    "positions count from 0"
+                )
 
 
 def _distinct(

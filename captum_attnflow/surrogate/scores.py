@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from captum_attnflow._options import check_choice, check_tensor, check_type
 from captum_attnflow.surrogate.model import SlalomModel
 
 Score = Literal["value", "importance", "linearized", "contribution", "removal"]
@@ -81,6 +82,14 @@ def score_types(name: Score, model: SlalomModel, counts: Tensor) -> Tensor:
         >>> score_types("removal", model, torch.tensor([[1.0, 1.0]])).tolist()
         [[1.5, -1.5]]
     """
+    check_choice("name", name, SCORES)
+    check_type("model", model, SlalomModel, "a SlalomModel, as fit_slalom(...).model")
+    check_tensor("counts", counts, f"of shape {tuple(model.types.shape)}")
+    if counts.shape != model.types.shape:
+        raise ValueError(
+            f"counts have shape {tuple(counts.shape)}; give one count per type of each "
+            f"text, {tuple(model.types.shape)}"
+        )
     return torch.where(model.types, SCORES[name](model, counts), 0.0)
 
 
