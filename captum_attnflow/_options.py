@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from numbers import Integral
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+
+_SHORT = 60  # characters
 
 
 def check_batch_size(given: object) -> None:
@@ -30,7 +33,7 @@ def check_integer(name: str, given: object, least: int | None = None) -> None:
     is_integer = isinstance(given, int) and not isinstance(given, bool)
     if not is_integer or (least is not None and cast(int, given) < least):
         accepted = "an integer" if least is None else f"an integer of at least {least}"
-        raise ValueError(f"{name}={_shown(given)} must be {accepted}")
+        raise ValueError(f"{name}={described(given)} must be {accepted}")
 
 
 def check_callable(name: str, given: object) -> None:
@@ -41,7 +44,7 @@ def check_callable(name: str, given: object) -> None:
     """
     if not callable(given):
         raise ValueError(
-            f"{name}={_shown(given)} is a {type(given).__name__}, which cannot be "
+            f"{name}={described(given)} is a {type(given).__name__}, which cannot be "
             "called; give a model or a function of its inputs"
         )
 
@@ -56,7 +59,7 @@ def check_type(
     """
     if not isinstance(given, kinds):
         raise ValueError(
-            f"{name}={_shown(given)} is a {type(given).__name__}; give {accepted}"
+            f"{name}={described(given)} is a {type(given).__name__}; give {accepted}"
         )
 
 
@@ -103,9 +106,10 @@ def check_shape(shape: object) -> None:
         raise ValueError(f"shape={shape!r}; give texts and positions, (B, T)")
 
 
-def _shown(given: object) -> str:
-    text = repr(given)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def described(given: object) -> str:
+    """Show what was given, or where that would be long say of which type it is."""
+    shown = repr(given)
+    return shown if len(shown) <= _SHORT else f"of type {type(given).__name__}"
 
 
 def check_choice(name: str, given: object, accepted: Collection[str]) -> None:
@@ -114,19 +118,20 @@ def check_choice(name: str, given: object, accepted: Collection[str]) -> None:
     Raises:
         ValueError: Naming the option, what was given and what is accepted.
     """
-    if given not in list(accepted):
+    if not isinstance(given, str) or given not in list(accepted):
         choices = ", ".join(repr(choice) for choice in accepted)
-        raise ValueError(f"{name}={given!r} is unknown; give one of {choices}")
+        raise ValueError(f"{name}={described(given)} is unknown; give one of {choices}")
 
 
-def check_example(given: int, n_examples: int) -> None:
+def check_example(given: object, n_examples: int) -> None:
     """Refuse what is no index into a batch, counted from 0.
 
     Raises:
         ValueError: Saying what was given and how large the batch is.
     """
-    if not 0 <= given < n_examples:
+    is_index = isinstance(given, Integral) and 0 <= int(given) < n_examples
+    if not is_index:
         raise ValueError(
-            f"example={given} is not in a batch of {n_examples}; examples are counted "
-            "from 0"
+            f"example={described(given)} is not in a batch of {n_examples}; give an "
+            "integer, as examples are counted from 0"
         )

@@ -112,7 +112,11 @@ def in_units(
     Returns:
         array: Shape ``(P, E)``.
     """
-    unlimited: NDArray[np.float64] = capacity * (_UNITS / bound)[:, None]
+    # In this order, or small bounds would overflow; a capacity too large for its own
+    # quotient never binds.
+    with np.errstate(over="ignore"):
+        unlimited: NDArray[np.float64] = capacity / bound[:, None]
+    unlimited *= _UNITS
     return np.minimum(unlimited, _UNLIMITED, out=unlimited).astype(np.int32)
 
 
@@ -120,5 +124,5 @@ def from_units(
     flow: NDArray[np.int32], bound: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Flow in units of capacity again: shapes ``(P, E)`` and ``(P,)``."""
-    scaled: NDArray[np.float64] = flow * (bound / _UNITS)[:, None]
+    scaled: NDArray[np.float64] = flow / _UNITS * bound[:, None]
     return scaled

@@ -36,7 +36,7 @@ _LARGEST_SHARE = 0.25
 _PROBE_EVERY = 8
 _MAY_FAIL = 0.25
 # A bound this many times the value makes the unit too coarse: solve again.
-_LOOSE = 16
+LOOSE = 16
 # Edges of the tokens whose flows are held at once, to bound memory.
 _MAX_EDGES_AT_ONCE = 1 << 22
 # Sums of the same capacities may differ by rounding.
@@ -256,7 +256,7 @@ def _solve_in(
         cut = torch.minimum(some.cut_capacity(side), bound[part])
         value[part] = cut
         gap[part] = (cut - flow).clamp_min(0)
-        loose = is_maximum & (cut * _LOOSE < bound[part])
+        loose = is_maximum & (cut * LOOSE < bound[part])
         bound[part[loose]] = cut[loose]
         waiting = torch.cat([waiting, part[loose]])
         unsolved.append(part[~is_maximum])

@@ -23,15 +23,21 @@ barrier is constant and drops out. The paper's back edge only rescales ``mu`` by
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 
 import torch
 
+from captum_attnflow._options import described
 from captum_attnflow.network import LayeredNetwork
 from captum_attnflow.solve._barrier import implementation
-from captum_attnflow.solve._barrier.central_path import Aim, solve_batch
-from captum_attnflow.solve.solution import FlowSolution
+from captum_attnflow.solve._barrier.central_path import (
+    LEAST_EPSILON,
+    Aim,
+    solve_batch,
+)
+from captum_attnflow.solve.solution import FlowSolution, check_network
 
 # Edges whose arrays a processor's cache holds; more at once take longer each.
 _CACHED_EDGES = 1 << 18
@@ -48,12 +54,12 @@ class BarrierSolver:
     ``mu`` by ``g`` and changes nothing else.
 
     Args:
-        epsilon (float): Relative duality gap, in (0, 1).
-        mu (float, optional): Absolute barrier weight in units of capacity, positive,
-            the same for all networks. Overrides ``epsilon``.
+        epsilon (float): Relative duality gap, in [1e-12, 1).
+        mu (float, optional): Absolute barrier weight in units of capacity, positive and
+            finite, the same for all networks. Overrides ``epsilon``.
         tolerance (float): Largest relative deviation of the answer's ``mu``, to which
-            all its complementarity products are equal, from the one asked for,
-            positive.
+            all its complementarity products are equal, from the one asked for, in
+            (0, 1).
         max_iterations (int): Newton systems to solve before giving up, positive.
         max_edges (int): Edges solved at once, positive; larger batches are solved in
             parts, to bound memory at about 120 bytes an edge, or 50 where ``compiled``.
@@ -87,17 +93,26 @@ class BarrierSolver:
             is_kind = isinstance(given, kind) and not isinstance(given, bool)
             if not is_kind and not (name == "mu" and given is None):
                 wanted = "an integer" if kind is Integral else "a number"
-                raise ValueError(f"{name}={given!r} must be {wanted}")
+                raise ValueError(f"{name}={described(given)} must be {wanted}")
         if not (self.compiled is None or isinstance(self.compiled, bool)):
-            raise ValueError(f"compiled={self.compiled!r} must be True, False or None")
-        if not 0 < self.epsilon < 1:
-            raise ValueError(f"epsilon={self.epsilon} must lie in (0, 1)")
-        if self.mu is not None and not self.mu > 0:
-            raise ValueError(f"mu={self.mu} must be positive, or None for epsilon's")
-        if self.max_iterations < 1 or self.max_edges < 1 or not self.tolerance > 0:
             raise ValueError(
-                f"max_iterations={self.max_iterations}, max_edges={self.max_edges} and "
-                f"tolerance={self.tolerance} must be positive"
+                f"compiled={described(self.compiled)} must be True, False or None"
+            )
+        if not LEAST_EPSILON <= self.epsilon < 1:
+            raise ValueError(
+                f"epsilon={self.epsilon} must lie in [{LEAST_EPSILON:g}, 1); float64 "
+                "holds no smaller share of a flow"
+            )
+        if self.mu is not None and not 0 < self.mu < math.inf:
+            raise ValueError(
+                f"mu={self.mu} must be positive and finite, or None for epsilon's"
+            )
+        if not 0 < self.tolerance < 1:
+            raise ValueError(f"tolerance={self.tolerance} must lie in (0, 1)")
+        if self.max_iterations < 1 or self.max_edges < 1:
+            raise ValueError(
+                f"max_iterations={self.max_iterations} and max_edges={self.max_edges} "
+                "must be positive"
             )
         if self.compiled and implementation.numba_passes() is None:
             raise ImportError(
@@ -112,9 +127,17 @@ class BarrierSolver:
 
         :func:`solve_flow` trims first and takes any network.
         """
+        check_network(network)
+        if not network.n_networks:
+            return FlowSolution.zero(network)
         if network.capacity.dtype != torch.float64:
             network = replace(network, capacity=network.capacity.double())
-        aim = Aim(self.epsilon, self.mu, self.tolerance, self.max_iterations)
+        aim = Aim(
+            float(self.epsilon),
+            None if self.mu is None else float(self.mu),
+            float(self.tolerance),
+            int(self.max_iterations),
+        )
         passes = implementation.choose_passes(self.compiled, network.capacity.device)
         at_once = self.max_edges
         if network.capacity.device.type == "cpu":

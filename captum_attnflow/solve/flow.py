@@ -7,7 +7,12 @@ from dataclasses import replace
 import torch
 
 from captum_attnflow.network import LayeredNetwork
-from captum_attnflow.solve.solution import FlowSolution, FlowSolver, refuse_infinite
+from captum_attnflow.solve.solution import (
+    FlowSolution,
+    FlowSolver,
+    check_network,
+    refuse_infinite,
+)
 from captum_attnflow.solve.solvers import SolverName, find_solver
 
 
@@ -33,7 +38,7 @@ def solve_flow(
     Raises:
         FlowError: If a flow is unbounded (a path from source to sink has only edges
             of infinite capacity), or the solver's iteration limit is reached.
-        ValueError: If the solver is unknown.
+        ValueError: If the solver is unknown, or it is no network.
 
     Examples::
 
@@ -46,6 +51,7 @@ def solve_flow(
         >>> [round(score, 4) for score in solution.source_flow[0].tolist()]
         [0.2, 0.3]
     """
+    check_network(network)
     chosen = find_solver(solver)
     from_source, to_sink = network.reachable()
     live = from_source & to_sink
@@ -57,11 +63,11 @@ def solve_flow(
     idle_potential = -(from_source & ~to_sink).to(trimmed.capacity.dtype)
     solvable = trimmed.sink.any(-1)
     if not bool(solvable.any()):
-        return _zero_solution(trimmed, idle_potential)
+        return FlowSolution.zero(trimmed, idle_potential)
     if bool(solvable.all()):
         solution = chosen.solve(trimmed)
     else:
-        solution = _zero_solution(trimmed, idle_potential)
+        solution = FlowSolution.zero(trimmed, idle_potential)
         part = chosen.solve(trimmed.select(solvable))
         for name, whole in vars(solution).items():
             whole[solvable] = getattr(part, name)
@@ -74,21 +80,3 @@ def _refuse_unbounded(network: LayeredNetwork) -> None:
     if not network.capacity.numel() or not bool(network.capacity.amax().isinf()):
         return
     refuse_infinite(network.node_bound().flatten(1).amax(1))
-
-
-def _zero_solution(network: LayeredNetwork, potential: torch.Tensor) -> FlowSolution:
-    per_network = torch.zeros_like(network.capacity[:, 0, 0, 0])
-    per_node = torch.zeros_like(network.capacity[:, 0, 0])
-    return FlowSolution(
-        value=per_network,
-        flow=torch.zeros_like(network.capacity),
-        source_flow=per_node,
-        sink_flow=per_node.clone(),
-        potential=potential.clone(),
-        mu=per_network.clone(),
-        duality_gap=per_network.clone(),
-        imbalance=per_network.clone(),
-        iterations=torch.zeros_like(per_network, dtype=torch.int64),
-        cut=potential < -0.5,
-        cut_capacity=per_network.clone(),
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import networkx as nx
@@ -11,11 +11,18 @@ from networkx.algorithms import flow as nx_flow
 from torch import Tensor
 
 from captum_attnflow.network import SINK, SOURCE, LayeredNetwork
-from captum_attnflow.solve.solution import FlowSolution, certified
+from captum_attnflow.solve.solution import (
+    FlowError,
+    FlowSolution,
+    bounds_of,
+    certified,
+)
 
 Algorithm = Literal["preflow_push", "shortest_augmenting_path", "edmonds_karp"]
 
 _ROUNDING = 1e-12  # of the largest flow, which networkx adds up in float64
+# Of the value: what rounding may leave at a node, or leave out of the value.
+_ACCURACY = 1e-9
 
 
 @dataclass(frozen=True)
@@ -45,21 +52,33 @@ class NetworkXSolver:
             )
 
     def solve(self, network: LayeredNetwork) -> FlowSolution:
-        """Solve a batch of networks; see :class:`FlowSolution`."""
+        """Solve a batch of networks; see :class:`FlowSolution`.
+
+        Raises:
+            FlowError: If networkx fails, or its flow is not conserved or no maximum,
+                as it is where capacities differ by very many orders of magnitude.
+        """
+        bounds, of_value = bounds_of(network)
+        bounds = torch.minimum(bounds, of_value[:, None, None])
+        if not network.n_networks:
+            return FlowSolution.zero(network)
         parts = [
-            self._solve_one(network.select(slice(index, index + 1)))
-            for index in range(network.n_networks)
+            self._solve_one(network.select(slice(index, index + 1)), bound)
+            for index, bound in enumerate(bounds)
         ]
         return FlowSolution.concatenate(parts)
 
-    def _solve_one(self, network: LayeredNetwork) -> FlowSolution:
-        graph = network.to_networkx()
+    def _solve_one(self, network: LayeredNetwork, bound: Tensor) -> FlowSolution:
+        graph = _bounded(network, bound)
         algorithm = getattr(nx_flow, self.algorithm)
-        _, flow_dict = nx.maximum_flow(graph, SOURCE, SINK, flow_func=algorithm)
+        try:
+            _, flow_dict = nx.maximum_flow(graph, SOURCE, SINK, flow_func=algorithm)
+        except (ValueError, nx.NetworkXException) as error:
+            raise FlowError(self._failure(f"fails ({error})")) from error
         flow, source_flow, sink_flow = _tensors(flow_dict, network)
         potential = -_source_side(network, flow).to(flow.dtype)
         gap = network.cut_capacity(potential < -0.5) - sink_flow.sum(-1)
-        return certified(
+        solution = certified(
             network,
             flow=flow,
             source_flow=source_flow,
@@ -69,6 +88,44 @@ class NetworkXSolver:
             duality_gap=gap.clamp_min(0),
             iterations=torch.zeros_like(gap, dtype=torch.int64),
         )
+        lost = torch.maximum(solution.imbalance, gap.abs())
+        if not bool(lost <= _ACCURACY * solution.value):
+            raise FlowError(
+                self._failure(
+                    f"returns a flow of {float(solution.value):.3g} that is off by "
+                    f"{float(lost):.3g}"
+                )
+            )
+        return solution
+
+    def _failure(self, what: str) -> str:
+        return (
+            f"networkx' {self.algorithm} {what}: its rounding grows with the largest "
+            'capacities. Give solver="scipy", which certifies its flow at any, or '
+            'another algorithm, such as NetworkXSolver("edmonds_karp")'
+        )
+
+
+def _bounded(network: LayeredNetwork, bound: Tensor) -> nx.DiGraph:
+    """The graph of a network of one, with capacities that its flow could fill.
+
+    networkx pushes whatever an edge would carry, and takes back from it what goes no
+    further: beside a huge amount the rest of a sum is lost.
+
+    Args:
+        network (LayeredNetwork): A network.
+        bound (Tensor): Shape ``(L + 1, T)``, of the flow through its nodes.
+    """
+    at_ends = torch.minimum(bound[:-1, None, :], bound[1:, :, None])
+    capacity = torch.minimum(network.capacity, at_ends)
+    graph = replace(network, capacity=capacity).to_networkx()
+    for nodes, most in (
+        (graph.succ[SOURCE], bound[0].tolist()),
+        (graph.pred[SINK], bound[-1].tolist()),
+    ):
+        for node, edge in nodes.items():
+            edge["capacity"] = most[graph.nodes[node]["position"]]
+    return graph
 
 
 def _source_side(network: LayeredNetwork, flow: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,8 +19,8 @@ from captum_attnflow.solve._dinic import (
     in_units,
 )
 from captum_attnflow.solve._residual import edge_lists, source_side
-from captum_attnflow.solve._token_flows import TokenNetworks, token_flows
-from captum_attnflow.solve.solution import FlowSolution, certified
+from captum_attnflow.solve._token_flows import LOOSE, TokenNetworks, token_flows
+from captum_attnflow.solve.solution import FlowSolution, bounds_of, certified
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,10 @@ class SciPySolver:
 
     def solve(self, network: LayeredNetwork) -> FlowSolution:
         """Solve a batch of networks; see :class:`FlowSolution`."""
-        # No layer of nodes passes on more than the sum of what its nodes can.
-        bounds = network.node_bound().sum(-1).amin(-1)
+        _, bounds = bounds_of(network)
+        if not network.n_networks:
+            return FlowSolution.zero(network)
+        network = replace(network, capacity=network.capacity.double())
         parts = [
             _solve_one(network.select(slice(index, index + 1)), bound)
             for index, bound in enumerate(bounds.tolist())
@@ -121,6 +123,15 @@ class _JointGraph:
 
 
 def _solve_one(network: LayeredNetwork, bound: float) -> FlowSolution:
+    solution = _solve_in_units(network, bound)
+    # Capacities below a unit are lost, and the flow in them: solve with a finer one.
+    while (least := float(solution.cut_capacity)) * LOOSE < bound:
+        bound = least
+        solution = _solve_in_units(network, bound)
+    return solution
+
+
+def _solve_in_units(network: LayeredNetwork, bound: float) -> FlowSolution:
     graph, shape = _JointGraph.of(network), (network.n_layers, network.n_tokens)
     flow, room = graph.solve(shape, bound)
     n_inner = len(graph.layer)

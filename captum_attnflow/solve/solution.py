@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from captum_attnflow._options import described
 from captum_attnflow.network import LayeredNetwork
 
 
@@ -82,8 +83,32 @@ class FlowSolution:
         return replace(self, flow=flow, **nodes)
 
     @staticmethod
+    def zero(network: LayeredNetwork, potential: Tensor | None = None) -> FlowSolution:
+        """Return flows of 0, with potentials ``(B, L + 1, T)`` that tell their cut."""
+        if potential is None:
+            nodes = (network.n_networks, network.n_layers + 1, network.n_tokens)
+            potential = network.capacity.new_zeros(nodes)
+        per_network = torch.zeros_like(network.capacity[:, 0, 0, 0])
+        per_node = torch.zeros_like(network.capacity[:, 0, 0])
+        return FlowSolution(
+            value=per_network,
+            flow=torch.zeros_like(network.capacity),
+            source_flow=per_node,
+            sink_flow=per_node.clone(),
+            potential=potential.clone(),
+            mu=per_network.clone(),
+            duality_gap=per_network.clone(),
+            imbalance=per_network.clone(),
+            iterations=torch.zeros_like(per_network, dtype=torch.int64),
+            cut=potential < -0.5,
+            cut_capacity=per_network.clone(),
+        )
+
+    @staticmethod
     def concatenate(parts: Sequence[FlowSolution]) -> FlowSolution:
-        """Join the solutions of consecutive parts of a batch."""
+        """Join the solutions of consecutive parts of a batch, at least one."""
+        if not parts:
+            raise ValueError("no solutions were given to join; give at least one")
         if len(parts) == 1:
             return parts[0]
         return FlowSolution(
@@ -116,8 +141,51 @@ def refuse_infinite(bound: Tensor) -> None:
         raise FlowError(
             f"the flow of {int(unbounded.sum())} of {len(bound)} networks is "
             "unbounded: a path from source to sink has only edges of infinite "
-            "capacity. Give one edge of the path a finite capacity, or remove its "
-            "source"
+            "capacity, or finite ones that add up to more than float64 can hold. Give "
+            "one edge of the path a finite capacity, or remove its source; or scale "
+            "all capacities down"
+        )
+
+
+def bounds_of(network: LayeredNetwork) -> tuple[Tensor, Tensor]:
+    """Bound the flow through every node, and the value.
+
+    Args:
+        network (LayeredNetwork): Trimmed networks, each with a path to the sink.
+
+    Returns:
+        tuple[Tensor, Tensor]: Shapes ``(B, L + 1, T)`` and ``(B,)``; the bound of the
+        value is positive and finite.
+
+    Raises:
+        ValueError: If it is no network.
+        FlowError: If the value is not bounded, or there is no path.
+    """
+    check_network(network)
+    nodes = network.node_bound()
+    # No layer of nodes passes on more than the sum of what its nodes can.
+    value = nodes.sum(-1).amin(-1)
+    refuse_infinite(value)
+    is_empty = value == 0
+    if bool(is_empty.any()):
+        raise FlowError(
+            f"{int(is_empty.sum())} of {len(value)} networks have no path from source "
+            "to sink; a solver's own solve() takes trimmed networks with one. Give the "
+            "networks to solve_flow(network, solver), which takes any"
+        )
+    return nodes, value
+
+
+def check_network(network: object) -> None:
+    """Refuse what is no network.
+
+    Raises:
+        ValueError: Saying what was given and what is accepted.
+    """
+    if not isinstance(network, LayeredNetwork):
+        raise ValueError(
+            f"network is {described(network)}; give a LayeredNetwork, such as "
+            "LayeredNetwork(capacity, source, sink) or the one of an explanation"
         )
 
 

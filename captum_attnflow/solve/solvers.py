@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+from torch import Tensor
+
+from captum_attnflow._options import described
 from captum_attnflow.solve.barrier import BarrierSolver
 from captum_attnflow.solve.networkx_solver import NetworkXSolver
 from captum_attnflow.solve.scipy_solver import SciPySolver
@@ -24,11 +27,11 @@ def find_solver(solver: SolverName | FlowSolver) -> FlowSolver:
     Raises:
         ValueError: If the name is unknown, or it is no solver.
     """
-    if not isinstance(solver, (str, type)) and hasattr(solver, "solve"):
+    if not isinstance(solver, (str, type, Tensor)) and hasattr(solver, "solve"):
         return solver
-    if solver not in list(SOLVERS):
+    if not isinstance(solver, str) or solver not in SOLVERS:
         raise ValueError(
-            f"solver={solver!r} is unknown; give one of {sorted(SOLVERS)}, or an "
-            "instance such as BarrierSolver(epsilon=1e-6)"
+            f"solver={described(solver)} is unknown; give one of {sorted(SOLVERS)}, or "
+            "an instance such as BarrierSolver(epsilon=1e-6)"
         )
-    return SOLVERS[str(solver)]
+    return SOLVERS[solver]

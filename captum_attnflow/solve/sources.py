@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from captum_attnflow.network import LayeredNetwork
 from captum_attnflow.solve.flow import solve_flow
 from captum_attnflow.solve.scipy_solver import SciPySolver
-from captum_attnflow.solve.solution import FlowSolver, refuse_infinite
+from captum_attnflow.solve.solution import FlowSolver, check_network, refuse_infinite
 from captum_attnflow.solve.solvers import SolverName, find_solver
 
 _MAX_EDGES_AT_ONCE = 1 << 22
@@ -55,7 +56,7 @@ def solve_sources(
 
     Raises:
         FlowError: If a flow is unbounded, or the solver's iteration limit is reached.
-        ValueError: If the solver is unknown.
+        ValueError: If the solver is unknown, or it is no network.
 
     Examples::
 
@@ -67,6 +68,7 @@ def solve_sources(
         >>> [round(value, 4) for value in solve_sources(network).value[0].tolist()]
         [0.2, 0.3]
     """
+    check_network(network)
     chosen = find_solver(solver)
     network = replace(
         network,
@@ -101,7 +103,7 @@ def _at_once(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Chosen tokens, as rows and positions, in parts that fit into memory."""
     rows, tokens = chosen.nonzero(as_tuple=True)
-    at_once = max(1, _MAX_EDGES_AT_ONCE // max(1, network.capacity[0].numel()))
+    at_once = max(1, _MAX_EDGES_AT_ONCE // math.prod(network.capacity.shape[1:]))
     return zip(rows.split(at_once), tokens.split(at_once), strict=True)
 
 

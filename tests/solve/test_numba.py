@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import os
+import signal
 from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,8 @@ from captum_attnflow.solve._barrier import central_path, implementation
 from captum_attnflow.solve._barrier.by_torch.passes import TorchPasses
 
 numba = pytest.importorskip("numba")
+from numba.core.dispatcher import Dispatcher  # noqa: E402
+
 from captum_attnflow.solve._barrier.by_numba import (  # noqa: E402
     compiling,
     threads,
@@ -219,6 +222,19 @@ def test_compiling_waits_for_other_processes_that_do(monkeypatch, tmp_path):
         assert answer.result() == 2
     assert list(folder.glob("*.nbc"))
     assert kernel(2) == 3
+
+
+def test_an_interrupt_waits_until_a_function_is_compiled(monkeypatch):
+    def interrupted(self, result, add=Dispatcher.add_overload):
+        signal.raise_signal(signal.SIGINT)
+        add(self, result)
+
+    monkeypatch.setattr(Dispatcher, "add_overload", interrupted)
+    kernel = compiling.compiled()(lambda number: number + 1)
+    with pytest.raises(KeyboardInterrupt):
+        kernel(1)
+    assert len(kernel.signatures) == 1
+    assert kernel(1) == 2
 
 
 def test_a_solve_leaves_the_number_of_threads_as_it_was():

@@ -23,8 +23,17 @@ from captum_attnflow.solve._barrier.passes import EdgePasses
 from captum_attnflow.solve._barrier.problem import Problem, State
 from captum_attnflow.solve._barrier.start import start
 from captum_attnflow.solve._barrier.workspace import workspace
-from captum_attnflow.solve.solution import FlowError, FlowSolution, certified
+from captum_attnflow.solve.solution import (
+    FlowError,
+    FlowSolution,
+    bounds_of,
+    certified,
+)
 
+# Least relative duality gap: beyond it the rounding of sums over nodes is larger.
+LEAST_EPSILON = 1e-12
+# Orders of magnitude between capacities from which on they are the reason of a failure.
+_MOST_ORDERS = 100
 # Bytes of the workspace for gaps between arrays.
 _MORE_BYTES = 1 << 12
 # Steps on end that gain little, some of them with factored layers, and steps that only
@@ -69,7 +78,7 @@ def solve_batch(
     Raises:
         FlowError: If the limit of iterations is reached.
     """
-    bound = network.node_bound()
+    bound, of_value = bounds_of(network)
     iterations = torch.zeros(len(bound), dtype=torch.int64, device=bound.device)
     left = torch.arange(len(bound), device=bound.device)
     rows, solutions = [], []
@@ -91,13 +100,42 @@ def solve_batch(
         raise FlowError(
             f"the barrier solver did not converge on {len(left)} of {len(bound)} "
             f"networks in {int(iterations[left].max())} iterations (rows "
-            f"{left.tolist()[:8]} of those solved together). Raise max_iterations (now "
-            f"{aim.max_iterations}) or epsilon (now {aim.epsilon}), or check the "
-            "capacities for extreme ratios"
+            f"{left.tolist()[:8]} of those solved together). "
+            + _advice(network.select(left), of_value[left], aim)
         )
     if len(solutions) == 1:
         return solutions[0]
     return FlowSolution.concatenate(solutions).select(torch.cat(rows).argsort())
+
+
+def _advice(network: LayeredNetwork, of_value: Tensor, aim: Aim) -> str:
+    """What to do about networks, with bounds of their values, that are not solved."""
+    capacity = network.capacity
+    edge = (capacity > 0) & capacity.isfinite()
+    least = torch.where(edge, capacity, torch.inf).amin((1, 2, 3))
+    most = torch.where(edge, capacity, 0.0).amax((1, 2, 3))
+    orders = most.log10() - least.log10()
+    if bool((orders > _MOST_ORDERS).any()):
+        row = int(orders.argmax())
+        return (
+            f"Their capacities reach from {float(least[row]):.1e} to "
+            f"{float(most[row]):.1e}, too far apart for float64. Set those below 1e-20 "
+            "of the flow value to 0, and those above 1e20 of it to 1e20 of it: the "
+            "value is solve_flow(network, "
+            '"scipy").cut_capacity, a solver without such a limit'
+        )
+    if aim.mu is None:
+        return (
+            f"Raise max_iterations (now {aim.max_iterations}) or epsilon (now "
+            f"{aim.epsilon}), or leave out edges of next to no capacity"
+        )
+    gap = 2 * aim.mu * network.n_edges.double() / of_value
+    return (
+        f"mu={aim.mu} asks for a duality gap of about {float(gap.min()):.1e} to "
+        f"{float(gap.max()):.1e} of the flow value. Give a mu for which that lies "
+        f"between {LEAST_EPSILON:g} and 1, or leave mu at None and give epsilon, "
+        f"which is that share; or raise max_iterations (now {aim.max_iterations})"
+    )
 
 
 def _attempt(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from types import ModuleType
 
 import torch
 
@@ -21,21 +22,39 @@ def choose_passes(compiled: bool | None, device: torch.device) -> type[EdgePasse
 
 @cache
 def numba_passes() -> type[EdgePasses] | None:
-    """The passes compiled by Numba, where it is installed and works."""
+    """The passes compiled by Numba, where it is installed, works and compiles."""
     try:
-        import numba  # noqa: F401
+        import numba
+
+        _start_threads_of(numba)
     except Exception as error:
         if not (isinstance(error, ModuleNotFoundError) and error.name == "numba"):
             # It depends on what else is installed in ways that it tells by any error.
             warn_caller(
                 "flows are solved without Numba, which is installed but cannot be "
-                f"loaded ({type(error).__name__}: {error}). Reinstall it by pip "
-                "install 'captum-attnflow[compiled]', or uninstall it"
+                f"loaded ({type(error).__name__}: {error}). Mend what this names, or "
+                "reinstall it by pip install 'captum-attnflow[compiled]', or uninstall "
+                "it"
             )
+        return None
+    if numba.config.DISABLE_JIT:
         return None
     from captum_attnflow.solve._barrier.by_numba.passes import NumbaPasses
 
     return NumbaPasses
+
+
+def _start_threads_of(numba: ModuleType) -> None:
+    """Start the threads that Numba would start with the first kernel that needs them.
+
+    Its OpenMP may be torch's, whose number of threads it then sets, once a process.
+    """
+    before = torch.get_num_threads()
+    try:
+        numba.get_num_threads()
+    finally:
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)
 
 
 def untracked() -> torch.no_grad | torch.inference_mode:
