@@ -15,11 +15,12 @@ from torch.utils.checkpoint import CheckpointError
 
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture.attention_call import AttentionCall
-from captum_attnflow.capture.attention_layer import AttentionLayer
+from captum_attnflow.capture.attention_layer import AttentionLayer, LoneQueryLayer
 from captum_attnflow.capture.eager import eager
 from captum_attnflow.capture.elements import tokens_of_elements
 from captum_attnflow.capture.entries import Entry, InputEntries
 from captum_attnflow.capture.interception import AttentionInterception
+from captum_attnflow.capture.lone_query import lone_queries, position_of_lone_query
 from captum_attnflow.capture.output import select_output
 from captum_attnflow.capture.path import InputPath
 from captum_attnflow.capture.propagation import warn_of_dropout, warn_of_unknown
@@ -179,6 +180,7 @@ def capture_targets(
         points + [entry.tensor for entry in embeddings],
         at_layer,
     )
+    lone: list[Tensor | None] = []
     for number, target in enumerate(targets):
         with torch.enable_grad():
             selected = select_output(
@@ -190,9 +192,20 @@ def capture_targets(
             if propagation is not None and number == 0:
                 propagation.check(selected)
                 warn_of_unknown(propagation.summary())
+            lone = lone or _lone_queries(
+                selected, stacks, interception.calls, entries, rows
+            )
             is_last = number == len(targets) - 1
             gradients = wanted.differentiate(selected, is_last, grad_kwargs or {})
-        record = _join(stacks, rows, gradients, held, selected.detach())
+        record = _join(
+            stacks,
+            interception.calls,
+            rows,
+            gradients,
+            held,
+            selected.detach(),
+            lone,
+        )
         record = replace(record, elements=elements)
         n_examples = len(inputs[0]) if path is None else path.n_examples
         if layer_calls is not None and number == 0:
@@ -599,35 +612,70 @@ def _rows_of_calls(
         seen = sum(calls[stack.calls[0]].n_rows() for stack in stacks)
         raise UnsupportedAttentionError(
             f"{len(stacks)} stacks of attention ran over {seen} rows in all for "
-            f"{n_rows} inputs: windowed attention (Swin), or several passes per "
-            "input (siamese models, reentrant gradient checkpointing). It is not known "
-            "which pass a token's score belongs to: attribute to one pass at a time"
+            f"{n_rows} inputs: {_why_other_rows(len(stacks))}. It is not known which "
+            "pass a token's score belongs to: attribute to one pass at a time"
         )
     return rows
 
 
+def _why_other_rows(n_stacks: int) -> str:
+    if n_stacks > 1:
+        return (
+            "several passes per input, such as those of two towers that meet behind "
+            "their attention (CLIP: wrap get_image_features or get_text_features), of "
+            "siamese models, or of reentrant gradient checkpointing"
+        )
+    return (
+        "several passes per input in one batch, as of windowed attention (Swin), of "
+        "channels that are sequences of their own (PatchTST: pass one channel as one "
+        "example), or of texts joined in the batch"
+    )
+
+
+def _lone_queries(
+    selected: Tensor,
+    stacks: list[Stack],
+    calls: list[AttentionCall],
+    entries: InputEntries,
+    rows: list[slice],
+) -> list[Tensor | None]:
+    """Find the position of the last layer's only query, stack by stack, if it is one.
+
+    None leaves the map as it is, which a flow refuses.
+    """
+    entered = [entry.tensor for entry in entries.entered() if entry.axes == "same"]
+    return [
+        position_of_lone_query(selected, stack, calls, entered, part.stop - part.start)
+        if lone_queries(stack, calls)
+        else None
+        for stack, part in ((stack, rows[stack.calls[0]]) for stack in stacks)
+    ]
+
+
 def _join(
     stacks: list[Stack],
+    calls: list[AttentionCall],
     rows: list[slice],
     gradients: _Gradients,
     held: list[list[tuple[int, ...]]],
     output: Tensor,
+    lone: list[Tensor | None],
 ) -> AttentionRecord:
     """Make one stack, or the stacks of consecutive mini-batches, one record."""
-    return AttentionRecord.concatenate(
-        [
-            replace(
-                _record(
-                    [gradients.layers[i] for i in stack.calls],
-                    stack.routes,
-                    inputs,
-                    output[rows[stack.calls[0]]],
-                ),
-                read_out_relevance=gradients.streams.get(stack.calls[-1]),
-            )
-            for stack, inputs in zip(stacks, held, strict=True)
-        ]
-    )
+    records = []
+    for stack, inputs, position in zip(stacks, held, lone, strict=True):
+        layers = [gradients.layers[call] for call in stack.calls]
+        read_out = gradients.streams.get(stack.calls[-1])
+        if position is not None:
+            n_lone = len(lone_queries(stack, calls))
+            layers[-n_lone:] = [
+                LoneQueryLayer(layer, position) for layer in layers[-n_lone:]
+            ]
+            if read_out is not None:
+                read_out = torch.where(position, read_out, 0)
+        record = _record(layers, stack.routes, inputs, output[rows[stack.calls[0]]])
+        records.append(replace(record, read_out_relevance=read_out))
+    return AttentionRecord.concatenate(records)
 
 
 def _record(

@@ -269,6 +269,44 @@ class JoinedLayer(AttentionLayer):
         return next(filter(None, (part.fault for part in self.parts_of_batch)), None)
 
 
+@dataclass(frozen=True)
+class LoneQueryLayer(AttentionLayer):
+    """One layer that makes the query of one token a row; those of others are 0.
+
+    Attributes:
+        layer (AttentionLayer): Shape ``(B, H, 1, T)``.
+        position (Tensor): Shape ``(B, T)``, bool, the position of the query.
+    """
+
+    layer: AttentionLayer
+    position: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """See :attr:`AttentionLayer.shape`."""
+        n_rows, n_heads, _, n_keys = self.layer.shape
+        return n_rows, n_heads, self.position.shape[1], n_keys
+
+    def maps(self, heads: slice = ALL_HEADS) -> tuple[Tensor, Tensor]:
+        """See :meth:`AttentionLayer.maps`."""
+        weights, gradients = self.layer.maps(heads)
+        return self._placed(weights), self._placed(gradients)
+
+    def messages(self, heads: slice = ALL_HEADS) -> Tensor:
+        """See :meth:`AttentionLayer.messages`."""
+        return self._placed(self.layer.messages(heads))
+
+    def select(self, rows: slice) -> LoneQueryLayer:
+        """See :meth:`AttentionLayer.select`."""
+        return LoneQueryLayer(self.layer.select(rows), self.position[rows])
+
+    def _placed(self, of_query: Tensor) -> Tensor:
+        return torch.where(self.position[:, None, :, None], of_query, 0)
+
+    def _find_fault(self) -> str | None:
+        return self.layer.fault
+
+
 def attention_weights(
     query: Tensor,
     key: Tensor,

@@ -33,7 +33,9 @@ class DeletableWords:
     ) -> None:
         accepted = "a list of at least one str"
         check_type("texts", texts, (list, tuple), accepted)
-        for text in texts or [None]:
+        if not texts:
+            raise ValueError(f"texts={texts!r} are none; give {accepted}")
+        for text in texts:
             check_type("a text", text, str, accepted)
         self._additional = additional or ()
         self._words = [text.split() for text in texts]
