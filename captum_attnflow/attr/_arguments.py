@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from captum._utils.common import (
     _format_additional_forward_args,
     _format_tensor_into_tuples,
@@ -20,7 +19,7 @@ from captum.attr._utils.common import (
 )
 from torch import Tensor
 
-from captum_attnflow._options import check_batch_size
+from captum_attnflow._options import check_batch_size, check_tensor
 from captum_attnflow.capture import UnsupportedAttentionError
 from captum_attnflow.targets import repeat_target, target_of_rows
 from captum_attnflow.token_axis import has_rows, rows_of
@@ -59,7 +58,7 @@ class ForwardArguments:
             AssertionError: As Captum raises it, for baselines, steps or method.
             ValueError: For inputs or a target that no forward pass can have.
         """
-        _check_inputs(inputs)
+        check_inputs(inputs)
         _check_target(target)
         tensors, formatted_baselines = _format_input_baseline(inputs, baselines)
         _validate_input(tensors, formatted_baselines, n_steps, method)
@@ -139,23 +138,18 @@ def _repeat_rows(tensor: Tensor, times: int) -> Tensor:
     return tensor.repeat(times, *(1 for _ in tensor.shape[1:]))
 
 
-def _check_inputs(inputs: Any) -> None:
-    """Refuse what is no batch of numbers."""
+def check_inputs(inputs: Any) -> None:
+    """Refuse what is no batch of numbers.
+
+    Raises:
+        ValueError: Saying what was given, what is accepted and what to do.
+    """
     tensors = inputs if isinstance(inputs, tuple) else (inputs,)
-    wanted = "give a tensor, or a tuple of tensors, with one row per example"
+    wanted = "a tensor, or a tuple of tensors, with one row per example"
     for tensor in tensors:
-        if not isinstance(tensor, Tensor):
-            raise ValueError(f"an input is a {type(tensor).__name__}; {wanted}")
-        shape = tuple(tensor.shape)
-        kind = f"an input of shape {shape}"
-        if tensor.layout != torch.strided:
-            raise ValueError(f"{kind} is sparse; pass its to_dense()")
-        if tensor.is_meta:
-            raise ValueError(f"{kind} is on the meta device, which holds no numbers")
-        if tensor.is_complex():
-            raise ValueError(f"{kind} is complex; give real numbers or token ids")
+        check_tensor("inputs", tensor, wanted)
     if not tensors:
-        raise ValueError(f"inputs are an empty tuple; {wanted}")
+        raise ValueError(f"inputs are an empty tuple; give {wanted}")
     shapes = [tuple(tensor.shape) for tensor in tensors]
     if any(tensor.numel() == 0 for tensor in tensors):
         raise ValueError(
@@ -170,8 +164,8 @@ def _check_inputs(inputs: Any) -> None:
     n_rows = {len(tensor) for tensor in tensors}
     if len(n_rows) > 1:
         raise ValueError(
-            f"inputs have {sorted(n_rows)} rows, but rows are examples; {wanted}, and "
-            "what has no rows in additional_forward_args"
+            f"inputs have {sorted(n_rows)} rows, but rows are examples; give {wanted}, "
+            "and what has no rows in additional_forward_args"
         )
 
 

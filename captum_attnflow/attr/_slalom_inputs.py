@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from captum._utils.common import _format_additional_forward_args, _run_forward
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from typing_extensions import TypeIs
 
 from captum_attnflow._options import check_tensor
-from captum_attnflow.attr._arguments import ForwardArguments
+from captum_attnflow.attr._arguments import ForwardArguments, check_inputs
 from captum_attnflow.attr._layer import layer_templates
 from captum_attnflow.attr._shape import refuse_several
 from captum_attnflow.attr._slalom_readout import (
@@ -52,24 +52,22 @@ def are_texts(inputs: object) -> TypeIs[Sequence[str]]:
     )
 
 
-def check_inputs(inputs: object, baselines: object, target: TargetType) -> None:
-    """Refuse what is no batch of tensors, no baseline and no target.
+def check_tokens(inputs: object, baselines: object, target: TargetType) -> None:
+    """Refuse what is no batch of tokens, no baseline and no target.
 
     Raises:
         ValueError: Saying what was given, what is accepted and what to do.
     """
-    accepted = (
-        "token ids (B, T) or embeddings (B, T, D), one row per text; ids[None] makes a "
-        "batch of one text"
+    check_inputs(inputs)
+    tensors = cast(
+        tuple[Tensor, ...], inputs if isinstance(inputs, tuple) else (inputs,)
     )
-    tensors = inputs if isinstance(inputs, tuple) else (inputs,)
-    for tensor in tensors:
-        check_tensor("inputs", tensor, accepted)
-        if tensor.dim() < 2 or tensor.dtype == torch.bool:
-            raise ValueError(
-                f"inputs have shape {tuple(tensor.shape)} and dtype {tensor.dtype}; "
-                f"give {accepted}"
-            )
+    if any(tensor.dim() < 2 or tensor.dtype == torch.bool for tensor in tensors):
+        raise ValueError(
+            f"inputs have shapes {[tuple(tensor.shape) for tensor in tensors]} and "
+            f"dtypes {[tensor.dtype for tensor in tensors]}; give token ids (B, T) or "
+            "embeddings (B, T, D), one row per text"
+        )
     for baseline in baselines if isinstance(baselines, tuple) else (baselines,):
         if baseline is None or isinstance(baseline, (int, float)):
             continue

@@ -16,7 +16,7 @@ from captum_attnflow.attr._arguments import ForwardArguments
 from captum_attnflow.attr._base import TensorOrTensors
 from captum_attnflow.attr._layer import single_layer
 from captum_attnflow.attr._shape import shape_like_layer
-from captum_attnflow.attr._slalom_inputs import activations_of, are_texts, check_inputs
+from captum_attnflow.attr._slalom_inputs import activations_of, are_texts, check_tokens
 from captum_attnflow.attr.slalom import SLALOM
 from captum_attnflow.capture.watched_layer import TensorLike
 from captum_attnflow.perturbation import PerturbableTexts
@@ -218,5 +218,5 @@ def _read(
             "inputs are texts, but a layer is attributed to where tensors are given; "
             "use SLALOM for a forward function that takes texts"
         )
-    check_inputs(inputs, baselines, target)
+    check_tokens(inputs, baselines, target)
     return ForwardArguments.read(inputs, baselines, target, *others)

@@ -19,7 +19,7 @@ from captum_attnflow.attr._base import TensorOrTensors
 from captum_attnflow.attr._shape import shape_like_inputs
 from captum_attnflow.attr._slalom_inputs import (
     are_texts,
-    check_inputs,
+    check_tokens,
     tokens_of,
     words_of,
 )
@@ -319,7 +319,7 @@ class SLALOM(PerturbationAttribution):
         if are_texts(inputs):
             texts = words_of(inputs, additional_forward_args, keep)
             return texts, TensorLike((), torch.float32, torch.device("cpu"))
-        check_inputs(inputs, baselines, target)
+        check_tokens(inputs, baselines, target)
         arguments = ForwardArguments.read(
             inputs, baselines, target, additional_forward_args, n_steps, method
         )

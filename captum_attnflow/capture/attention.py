@@ -39,7 +39,10 @@ from captum_attnflow.capture.rows import (
 )
 from captum_attnflow.capture.rules import PropagationRules, Rules
 from captum_attnflow.capture.streams import DependencyGraph, Stack, find_stacks
-from captum_attnflow.capture.support import why_none_is_found
+from captum_attnflow.capture.support import (
+    refuse_kernels_without_gradient,
+    why_none_is_found,
+)
 from captum_attnflow.capture.watched_layer import LayerCalls
 
 
@@ -137,6 +140,7 @@ def capture_targets(
             "but the attention map is formed of it afterwards. Let the model make a "
             'copy of the mask, or load it with attn_implementation="eager"'
         )
+    refuse_kernels_without_gradient(interception.without_gradient)
     warn_of_dropout(interception)
     n_missed = interception.missed()
     if n_missed:
@@ -197,6 +201,8 @@ def capture_targets(
             )
             is_last = number == len(targets) - 1
             gradients = wanted.differentiate(selected, is_last, grad_kwargs or {})
+        if path is not None:
+            _refuse_fault_on_path(gradients.layers, path.n_examples)
         record = _join(
             stacks,
             interception.calls,
@@ -630,6 +636,19 @@ def _why_other_rows(n_stacks: int) -> str:
         "channels that are sequences of their own (PatchTST: pass one channel as one "
         "example), or of texts joined in the batch"
     )
+
+
+def _refuse_fault_on_path(layers: list[AttentionLayer], n_examples: int) -> None:
+    """Refuse NaN at the points in front of the input, and say that it is there."""
+    at_input = slice(-n_examples, None)
+    for number, layer in enumerate(layers):
+        if layer.fault is not None and layer.select(at_input).fault is None:
+            raise ValueError(
+                f"the attention {layer.fault} of layer {number} hold NaN or infinite "
+                "entries at points between the baselines and the input, but not at the "
+                "input itself. Check the baselines, or give none: relevance then takes "
+                "no path"
+            )
 
 
 def _lone_queries(

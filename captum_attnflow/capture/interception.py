@@ -20,6 +20,7 @@ from typing import Any, TypeGuard
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._ops import OpOverloadPacket
 from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -139,6 +140,7 @@ class AttentionInterception(TorchFunctionMode):
         self.probe: nn.Module = nn.Identity()
         self.calls: list[AttentionCall] = []
         self.dropout = False  # whether any took part
+        self.without_gradient: set[str] = set()  # integer-quantised kernels
         self._mixed: list[tuple[str, Tensor]] = []  # outside attention
         self._softmaxes = Softmaxes()
         self._weights: list[_Weights] = []
@@ -186,6 +188,10 @@ class AttentionInterception(TorchFunctionMode):
         if softmax is not None:
             return self._mark_softmax(softmax, func, args, kwargs)
         output = func(*args, **kwargs)
+        if isinstance(func, OpOverloadPacket) and str(func).startswith("quantized."):
+            given = [arg for arg in args if isinstance(arg, Tensor)]
+            if any(arg.requires_grad for arg in given):
+                self.without_gradient.add(str(func))
         if name in MIXES_POSITIONS:
             self._note_mixing(name, output, args, kwargs)
         if func is F.dropout and _drops(args, kwargs):

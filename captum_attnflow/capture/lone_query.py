@@ -68,6 +68,8 @@ def position_of_lone_query(
     # With no layer before it, the tokens themselves.
     shape = (n_rows, n_tokens)
     sources = before[-1:] or [part for part in entered if part.shape[:2] == shape]
+    if not sources:
+        return None
     with ExitStack() as cuts:
         for edge in (edge for call in lone for edge in calls[call].mixed):
             handle = edge.node.register_prehook(_cutting(edge))

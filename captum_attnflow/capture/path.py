@@ -166,7 +166,12 @@ class InputPath:
         # Positions and token types are looked up too, the same ones for the baseline.
         is_moved = not torch.equal(self._start, self._end)
         for ids, table, start in self._lookups:
-            if table is args[1] and torch.equal(ids, args[0]) != is_moved:
+            # Offloaded tables are loaded anew for every pass: rows tell them.
+            same_table = table is args[1] or (
+                table.shape == args[1].shape
+                and torch.equal(F.embedding(ids, args[1]), start)
+            )
+            if same_table and torch.equal(ids, args[0]) != is_moved:
                 return self._place_output(start, output, axis)
         return output
 

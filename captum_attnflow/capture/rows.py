@@ -147,6 +147,8 @@ def find_layouts(
 def _layout_by_gradient(
     given: Placement, plain: Tensor, weighted: Tensor, weights: Tensor
 ) -> RowLayout | None:
+    known = plain.isfinite() & weighted.isfinite()  # rows may hold NaN, not all of them
+    plain, weighted = plain.where(known, 0), weighted.where(known, 0)
     right = []
     for layout in given.layouts:
         rows = layout.rows_first(plain)

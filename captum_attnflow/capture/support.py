@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch import nn
+
+from captum_attnflow.capture.record import UnsupportedAttentionError
 
 _SUPPORTED = (
     "Supported is softmax attention with as many queries as keys that runs as torch "
@@ -30,3 +32,17 @@ def why_none_is_found(forward_func: Callable[..., Any]) -> str:
     script = (torch.jit.ScriptModule, torch.jit.ScriptFunction)
     is_script = any(isinstance(part, script) for part in (forward_func, *parts))
     return _SCRIPT if is_script else _SUPPORTED
+
+
+def refuse_kernels_without_gradient(kernels: Collection[str]) -> None:
+    """Refuse a pass in which integer-quantised kernels cut the gradient off.
+
+    Raises:
+        UnsupportedAttentionError: If there are any.
+    """
+    if kernels:
+        raise UnsupportedAttentionError(
+            f"integer-quantised kernels have no gradient ({', '.join(sorted(kernels))})"
+            ", so that what passes through them would have no score. Load the model in "
+            "float32, bfloat16 or float16"
+        )

@@ -57,11 +57,11 @@ class QueryData:
             for text in weights:
                 check_tensor("weights", text, "(Q,) of each text")
         shapes = [[tuple(text.shape) for text in texts] for texts in (counts, outputs)]
-        fit = [len(text) == 2 and text[0] and text[1] for text in shapes[0]]
+        fit = [len(text) == 2 and text[1] > 0 for text in shapes[0]]
         if not all(fit) or [text[:1] for text in shapes[0]] != shapes[1]:
             raise ValueError(
                 f"counts have shapes {shapes[0]} and outputs {shapes[1]}; give counts "
-                "(Q, V) and outputs (Q,) per text, of at least one query and one type"
+                "(Q, V) and outputs (Q,) per text, of at least one type"
             )
         if weights is not None and [tuple(w.shape) for w in weights] != shapes[1]:
             raise ValueError(

@@ -146,3 +146,44 @@ def test_a_frozen_backbone_under_no_grad_has_no_gradient(method):
         UnsupportedAttentionError, match=r"under torch\.no_grad.*frozen"
     ):
         method(forward).attribute(token_ids(), target=1)
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.filterwarnings("ignore:.*quantized tensor creation functions")
+@every_method
+def test_integer_kernels_have_no_gradient(method):
+    model = TorchEncoder().float()
+    quantised = torch.ao.quantization.quantize_dynamic(
+        model, {nn.Linear}, dtype=torch.qint8
+    )
+    with pytest.raises(ValueError, match=r"integer-quantised kernels.*float32"):
+        method(quantised).attribute(token_ids(), target=1)
+
+
+def test_nan_at_a_baseline_is_not_blamed_on_the_input():
+    model, ids = TorchEncoder(), token_ids()
+    with torch.no_grad():
+        model.embedding.weight[3] = torch.nan
+    ids[ids == 3] = 4
+    with pytest.raises(ValueError, match=r"not at the input itself.*baselines"):
+        RelevanceFlow(model).attribute(ids, 3, target=1)
+    assert RelevanceFlow(model).attribute(ids, target=1).isfinite().all()
+
+
+def test_tables_that_are_loaded_for_every_pass_are_known_again():
+    """As accelerate's offloading does it, whose parameters are elsewhere meanwhile."""
+    model, ids = TorchEncoder(), token_ids()
+    expected = RelevanceFlow(model).attribute(ids, 3, target=1)
+    kept = model.embedding.weight.detach().clone()
+
+    def load(module, args):
+        module.weight = nn.Parameter(kept.clone(), requires_grad=False)
+
+    def unload(module, args, output):
+        module.weight = nn.Parameter(torch.empty_like(kept, device="meta"))
+
+    model.embedding.register_forward_pre_hook(load)
+    model.embedding.register_forward_hook(unload)
+    found = RelevanceFlow(model).attribute(ids, 3, target=1)
+    torch.testing.assert_close(found, expected)

@@ -37,6 +37,7 @@ from captum_attnflow.capture.rules.tracking import (
     ScoreProducts,
 )
 from captum_attnflow.capture.streams import DependencyGraph
+from captum_attnflow.capture.support import refuse_kernels_without_gradient
 
 Rules = Literal["gradient", "attnlrp", "cp-lrp"]
 RULES: tuple[str, ...] = get_args(Rules)
@@ -164,13 +165,7 @@ class PropagationRules(TorchFunctionMode):
                 have no gradient.
             ValueError: If the output does not depend on the tokens.
         """
-        if self.without_gradient:
-            kernels = ", ".join(sorted(self.without_gradient))
-            raise UnsupportedAttentionError(
-                f"integer-quantised kernels have no gradient ({kernels}), so that "
-                "relevance would pass them by. Load the model in float32, bfloat16 or "
-                "float16"
-            )
+        refuse_kernels_without_gradient(self.without_gradient)
         if not self.is_active(selected):
             raise ValueError(
                 "the output does not depend on the inputs through autograd: "
