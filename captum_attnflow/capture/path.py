@@ -241,8 +241,9 @@ class InputPath:
         start, end = start.detach().to(end), end.detach()
         self._displacement = end - start
         weight = self._fractions.to(end).reshape(-1, *(1 for _ in end.shape))
-        # lerp ends at exactly the input, where start + 1 * (end - start) may not.
-        points = torch.lerp(start, end, weight).flatten(0, 1)
+        # Exactly the input at the end, whatever the baseline is, NaN included.
+        points = torch.where(weight == 1, end, torch.lerp(start, end, weight))
+        points = points.flatten(0, 1)
         self._points = points.requires_grad_()
         if self.on_entry is not None:
             self.on_entry(self._points)

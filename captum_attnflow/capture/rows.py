@@ -149,6 +149,8 @@ def _layout_by_gradient(
 ) -> RowLayout | None:
     known = plain.isfinite() & weighted.isfinite()  # rows may hold NaN, not all of them
     plain, weighted = plain.where(known, 0), weighted.where(known, 0)
+    if not bool(known.all() | plain.any()):
+        return given.layouts[0]  # NaN everywhere, which is refused behind
     right = []
     for layout in given.layouts:
         rows = layout.rows_first(plain)
