@@ -65,9 +65,11 @@ def read_settings():
     }
 names = set(loggers())
 """
-# A library that is loaded later makes settings of its own.
+# Libraries make settings of their own as they are loaded.
 LOADED = """
-import numba
+import numba, scipy.sparse.csgraph, scipy.special, sklearn.linear_model
+import rich.style, torch._dynamo, torch._inductor.codecache
+import transformers.modeling_utils, transformers.models.bert.modeling_bert
 from captum.attr import IntegratedGradients
 """
 CHANGES = """

@@ -267,7 +267,9 @@ def test_bounds_of_an_additive_model_are_known():
 
 def test_bad_arguments_are_told(arguments, batch):
     for wrong in (0, -1, 2.5):
-        with pytest.raises(ValueError, match=rf"beam_width={wrong} must be a positive"):
+        with pytest.raises(
+            ValueError, match=rf"beam_width={wrong} must be an integer of"
+        ):
             metrics.aopc_bounds(**arguments, beam_width=wrong)
     bounds = metrics.AOPCBounds(torch.zeros(2), torch.ones(2))
     with pytest.raises(ValueError, match=r"bounds have shape \(2,\) for 6 examples"):
