@@ -65,12 +65,12 @@ def read_settings():
     }
 names = set(loggers())
 """
-# Libraries make settings of their own as they are loaded.
+# A library that is loaded later makes settings of its own.
 LOADED = """
-import numba, scipy.sparse.csgraph, scipy.special, sklearn.linear_model
-import rich.style, torch._dynamo, torch._inductor.codecache
-import transformers.modeling_utils, transformers.models.bert.modeling_bert
+import networkx, numba, rich.segment, scipy.special, sklearn.linear_model, sympy
+import torch._dynamo, torch._inductor.codecache, torch.optim
 from captum.attr import IntegratedGradients
+from transformers import PreTrainedModel
 """
 CHANGES = """
 after = read_settings()

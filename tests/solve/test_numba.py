@@ -237,6 +237,44 @@ def test_an_interrupt_waits_until_a_function_is_compiled(monkeypatch):
     assert kernel(1) == 2
 
 
+def test_an_interrupt_waits_until_numba_is_imported(monkeypatch):
+    # Half of it, it could not be imported again.
+    imported = []
+
+    def interrupted(load=implementation._import_numba):
+        signal.raise_signal(signal.SIGINT)
+        imported.append(load())
+        return imported[-1]
+
+    implementation.numba_passes.cache_clear()
+    monkeypatch.setattr(implementation, "_import_numba", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        implementation.numba_passes()
+    assert imported == [numba]
+    monkeypatch.undo()
+    assert implementation.numba_passes() is NumbaPasses
+
+
+def test_without_just_in_time_compilation_torch_does_the_work(monkeypatch, chosen):
+    implementation.numba_passes.cache_clear()
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
+    solve_flow(attention_network(2, 8))
+    implementation.numba_passes.cache_clear()
+    assert chosen == {TorchPasses}
+
+
+def test_threads_that_cannot_start_are_told_and_done_without(monkeypatch, chosen):
+    def fail():
+        raise ValueError("No threading layer could be loaded.")
+
+    implementation.numba_passes.cache_clear()
+    monkeypatch.setattr(numba, "get_num_threads", fail)
+    with pytest.warns(UserWarning, match="No threading layer.*Mend what this names"):
+        solve_flow(attention_network(2, 8))
+    implementation.numba_passes.cache_clear()
+    assert chosen == {TorchPasses}
+
+
 def test_a_solve_leaves_the_number_of_threads_as_it_was():
     numba.set_num_threads(1)
     try:

@@ -11,5 +11,6 @@
 - ``by_torch`` and ``by_numba``: two implementations of the passes over the edges, of
   the closed form and of the iterative solver, for any device and compiled for CPUs;
   ``implementation`` chooses.
+- ``undisturbed``: what no signal may end halfway.
 - ``workspace``: memory for all of it.
 """

@@ -10,6 +10,7 @@ import torch
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.solve._barrier.by_torch.passes import TorchPasses
 from captum_attnflow.solve._barrier.passes import EdgePasses
+from captum_attnflow.solve._barrier.undisturbed import undisturbed
 
 
 def choose_passes(compiled: bool | None, device: torch.device) -> type[EdgePasses]:
@@ -24,8 +25,7 @@ def choose_passes(compiled: bool | None, device: torch.device) -> type[EdgePasse
 def numba_passes() -> type[EdgePasses] | None:
     """The passes compiled by Numba, where it is installed, works and compiles."""
     try:
-        import numba
-
+        numba = undisturbed(_import_numba)
         _start_threads_of(numba)
     except Exception as error:
         if not (isinstance(error, ModuleNotFoundError) and error.name == "numba"):
@@ -39,6 +39,17 @@ def numba_passes() -> type[EdgePasses] | None:
         return None
     if numba.config.DISABLE_JIT:
         return None
+    return undisturbed(_import_passes)
+
+
+def _import_numba() -> ModuleType:
+    import numba
+
+    module: ModuleType = numba
+    return module
+
+
+def _import_passes() -> type[EdgePasses]:
     from captum_attnflow.solve._barrier.by_numba.passes import NumbaPasses
 
     return NumbaPasses

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 from numba import njit
+
+from captum_attnflow.solve._barrier.undisturbed import undisturbed
 
 
 def compiled(
@@ -39,7 +39,7 @@ def compiled(
             kernel = njit(**options)(function)
         else:
             _compile_one_at_a_time(kernel)
-        _compile_undisturbed(kernel)
+        kernel.compile = partial(undisturbed, kernel.compile)
         dispatcher: Callable[..., Any] = kernel
         return dispatcher
 
@@ -60,25 +60,6 @@ def _compile_one_at_a_time(kernel: Any) -> None:
             return compile_for(signature)
 
     kernel.compile = locked
-
-
-def _compile_undisturbed(kernel: Any) -> None:
-    """Let no signal end a compilation halfway, such as an interrupt by the user.
-
-    LLVM calls Python back, and an exception there is lost together with the code. But
-    signals raise them in the main thread alone, which therefore waits for another one;
-    it is told when that is done.
-    """
-    compile_for = kernel.compile
-
-    @wraps(compile_for)
-    def apart(signature: Any) -> Any:
-        if threading.current_thread() is not threading.main_thread():
-            return compile_for(signature)
-        with ThreadPoolExecutor(1) as pool:
-            return pool.submit(compile_for, signature).result()
-
-    kernel.compile = apart
 
 
 @cache
