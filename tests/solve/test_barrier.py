@@ -382,9 +382,42 @@ def test_iteration_limit_is_an_error_and_never_a_silent_zero():
         )
 
 
+def test_advice_on_capacities_too_far_apart_helps():
+    exponent = 300 * (2 * torch.rand(1, 3, 8, 8).double() - 1)
+    network = everywhere(10**exponent)
+    with pytest.raises(FlowError, match=r"from .*e-300 to .*e\+298, too far apart"):
+        solve_flow(network)
+    value = solve_flow(network, "scipy").cut_capacity
+    capacity = network.capacity.clamp_max(1e20 * value)
+    capacity[capacity < 1e-20 * value] = 0
+    solution = solve_flow(everywhere(capacity))
+    torch.testing.assert_close(solution.value, value, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("mu", [1e-20, 1e305])
+def test_advice_on_a_mu_far_from_the_value_helps(mu):
+    network = attention_network(3, 6)
+    with pytest.raises(FlowError, match=r"mu=.* asks for a duality gap.*give epsilon"):
+        solve_flow(network, BarrierSolver(mu=mu))
+    solution = solve_flow(network)
+    again = solve_flow(network, BarrierSolver(mu=solution.mu.item()))
+    assert_same_scores(again, solution)
+
+
 @pytest.mark.parametrize(
     "options",
-    [{"epsilon": 0.0}, {"epsilon": 1.0}, {"mu": -1.0}, {"max_iterations": 0}],
+    [
+        {"epsilon": 0.0},
+        {"epsilon": 1e-14},
+        {"epsilon": 1.0},
+        {"epsilon": float("nan")},
+        {"mu": -1.0},
+        {"mu": float("inf")},
+        {"mu": float("nan")},
+        {"tolerance": float("inf")},
+        {"max_iterations": 0},
+        {"max_edges": 0},
+    ],
 )
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):

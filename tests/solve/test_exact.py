@@ -1,17 +1,20 @@
+from dataclasses import replace
 from typing import get_args
 
 import networkx as nx
 import pytest
 import torch
 from hypothesis import given, settings
-from networks import attention_network, networks
+from networks import attention_network, everywhere, networks
 
 from captum_attnflow import (
     BarrierSolver,
+    FlowError,
     NetworkXSolver,
     SciPySolver,
     solve_flow,
 )
+from captum_attnflow.game import play
 from captum_attnflow.solve import solve_sources
 from captum_attnflow.solve.networkx_solver import Algorithm
 
@@ -81,3 +84,96 @@ def test_barrier_flow_reaches_the_exact_value():
     exact = solve_flow(network, "networkx").value
     barrier = solve_flow(network, BarrierSolver()).value
     assert ((barrier - exact).abs() <= 1e-6 * exact).all()
+
+
+@pytest.mark.parametrize("huge", [1e12, 1e20, 1e300])
+@pytest.mark.parametrize("layer", [0, 1, 3])
+@pytest.mark.parametrize("solver", EXACT)
+def test_a_flow_beside_one_huge_capacity_is_certified(solver, layer, huge):
+    network = attention_network(4, 8)
+    network.capacity[0, layer, 1, 2] = huge
+    solution = solve_flow(network, solver)
+    torch.testing.assert_close(solution.value, solution.cut_capacity, rtol=1e-6, atol=0)
+    assert (solution.imbalance <= 1e-9 * solution.value).all()
+
+
+@pytest.mark.parametrize("orders", [20, 100, 300])
+@pytest.mark.parametrize("solver", EXACT)
+def test_at_any_orders_of_magnitude_a_flow_is_certified_or_refused(solver, orders):
+    exponent = orders * (2 * torch.rand(1, 3, 8, 8).double() - 1)
+    network = everywhere(10**exponent)
+    exact = solve_flow(network, "scipy").cut_capacity
+    try:
+        solution = solve_flow(network, solver)
+    except FlowError as error:
+        refusal = str(error)
+    else:
+        torch.testing.assert_close(solution.value, exact, rtol=1e-6, atol=0)
+        assert (solution.imbalance <= 1e-9 * solution.value).all()
+        return
+    assert isinstance(solver, NetworkXSolver)
+    assert 'Give solver="scipy"' in refusal
+
+
+@pytest.mark.parametrize("scale", [1e-310, 1e-300, 1e290])
+def test_the_values_of_scipy_have_any_scale(scale):
+    network = attention_network(3, 8)
+    expected = solve_flow(network, "scipy")
+    network = replace(network, capacity=network.capacity * scale)
+    solution = solve_flow(network, "scipy")
+    # Below 1e-308 numbers lose places.
+    torch.testing.assert_close(
+        solution.value / scale, expected.value, rtol=1e-6, atol=0
+    )
+    torch.testing.assert_close(
+        solution.cut_capacity / scale, expected.cut_capacity, rtol=1e-6, atol=0
+    )
+
+
+def test_a_loose_bound_of_the_value_costs_scipy_no_accuracy():
+    # Little passes the layer in the middle, of which the others know nothing.
+    capacity = torch.ones(1, 3, 40, 40).double()
+    capacity[0, 1] = 0
+    capacity[0, 1, range(40), range(40)] = 1e-12 * torch.rand(40).double()
+    solution = solve_flow(everywhere(capacity), "scipy")
+    torch.testing.assert_close(
+        solution.value, capacity[:, 1].sum((1, 2)), rtol=1e-6, atol=0
+    )
+
+
+@pytest.mark.parametrize("solver", [*EXACT, BarrierSolver()])
+def test_a_sum_of_capacities_beyond_float64_is_refused_as_such(solver):
+    network = everywhere(torch.full((1, 2, 4, 4), 1e308, dtype=torch.float64))
+    with pytest.raises(FlowError, match=r"more than float64.*scale all capacities"):
+        solve_flow(network, solver)
+
+
+@pytest.mark.parametrize("solver", [*EXACT, BarrierSolver()])
+def test_a_solvers_own_solve_refuses_a_network_without_a_path(solver):
+    network = everywhere(torch.zeros(1, 2, 3, 3).double())
+    with pytest.raises(FlowError, match=r"no path.*solve_flow\(network, solver\)"):
+        solver.solve(network)
+
+
+@pytest.mark.parametrize("solver", [*EXACT, BarrierSolver()])
+def test_an_empty_batch_has_an_empty_answer(solver):
+    network = attention_network(2, 3, n_networks=0)
+    for solution in (solver.solve(network), solve_flow(network, solver)):
+        assert solution.flow.shape == (0, 2, 3, 3)
+        assert solution.potential.shape == solution.cut.shape == (0, 3, 3)
+        assert solution.value.shape == (0,)
+    assert solve_sources(network, solver).value.shape == (0, 3)
+    for game in ("joint", "independent"):
+        assert play(network, game, solver).scores.shape == (0, 3)
+
+
+@pytest.mark.parametrize("solver", [*EXACT, BarrierSolver()])
+@pytest.mark.parametrize("n_layers", [1, 3])
+def test_one_token_passes_what_its_narrowest_layer_does(solver, n_layers):
+    capacity = torch.rand(2, n_layers, 1, 1).double() + 0.1
+    expected = capacity.amin(1)[:, 0]
+    network = everywhere(capacity)
+    scores = solve_flow(network, solver).source_flow
+    torch.testing.assert_close(scores, expected, rtol=2e-6, atol=0)
+    alone = solve_sources(network, solver).value
+    torch.testing.assert_close(alone, expected, rtol=1e-9, atol=0)
