@@ -24,6 +24,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from captum_attnflow._tensors import check_finite, check_tensor
+
 
 @dataclass(frozen=True, eq=False)
 class ConservedFlow:
@@ -56,6 +58,9 @@ def conserve(messages: Tensor, read_out: Tensor) -> ConservedFlow:
     Returns:
         ConservedFlow: Its scores sum to that of ``read_out``.
 
+    Raises:
+        ValueError: If one is no tensor of floats of that shape, or not finite.
+
     Examples::
 
         >>> messages = torch.tensor([[[[0.0, 0.0], [0.75, 0.5]]]], dtype=torch.float64)
@@ -67,6 +72,11 @@ def conserve(messages: Tensor, read_out: Tensor) -> ConservedFlow:
         tensor([[0.0000, 0.0000],
                 [0.7500, 1.2500]], dtype=torch.float64)
     """
+    check_tensor("messages", messages, "floats", ("B", "L", "T", "T"))
+    ends = (len(messages), messages.shape[-1])
+    check_tensor("read_out", read_out, "floats", ends)
+    check_finite("messages", messages)
+    check_finite("read_out", read_out)
     flow = messages.clone()
     relevance = read_out
     imbalance = read_out.new_zeros(len(read_out))
@@ -96,6 +106,9 @@ def read_out_relevance(
     Returns:
         Tensor: Shape ``(B, T)``, float64, whose rows sum to the output.
 
+    Raises:
+        ValueError: If one is no tensor of that kind and shape.
+
     Examples::
 
         >>> read_out_relevance(
@@ -105,6 +118,10 @@ def read_out_relevance(
         ... )
         tensor([[2.5000, 0.0000, 0.5000]], dtype=torch.float64)
     """
+    check_tensor("read_out", read_out, "bools", ("B", "T"))
+    check_tensor("output", output, "floats", (len(read_out),))
+    if streams is not None:
+        check_tensor("streams", streams, "floats", read_out.shape)
     read = (read_out | ~read_out.any(1, keepdim=True)).double()
     of_streams = torch.zeros_like(read) if streams is None else streams.double() * read
     left = output.double() - of_streams.sum(1)

@@ -19,6 +19,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from captum_attnflow._options import check_choice
 from captum_attnflow.network import LayeredNetwork
 from captum_attnflow.result import Explanation, FlowDiagnostics
 from captum_attnflow.solve import (
@@ -40,7 +41,7 @@ def check_solver(solver: GameSolver) -> None:
     Raises:
         ValueError: Naming what was given and what is accepted.
     """
-    if solver != "auto":
+    if not (isinstance(solver, str) and solver == "auto"):
         find_solver(solver)
 
 
@@ -56,7 +57,13 @@ def play(
 
     Returns:
         Explanation: Scores with the joint network, its flow and its cut.
+
+    Raises:
+        FlowError: As :func:`captum_attnflow.solve.solve_flow`.
+        ValueError: If it is no network, or the game or the solver is unknown.
     """
+    check_choice("game", game, GAMES)
+    check_solver(solver)
     joint = solve_flow(network, "barrier" if solver == "auto" else solver)
     scores, diagnostics = GAMES[game](network, joint, solver)
     return Explanation(

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from captum_attnflow._large_arrays import empty
-from captum_attnflow._options import check_example
+from captum_attnflow._options import check_example, described
+from captum_attnflow._tensors import check_finite, check_tensor
 
 SOURCE = "source"
 SINK = "sink"
@@ -56,7 +57,7 @@ class LayeredNetwork:
     sink: Tensor
 
     def __post_init__(self) -> None:
-        self._refuse_other_types()
+        check_tensor("capacity", self.capacity, "floats")
         shape = tuple(self.capacity.shape)
         if len(shape) != 4 or shape[-1] != shape[-2] or 0 in shape[1:]:
             raise ValueError(
@@ -66,29 +67,23 @@ class LayeredNetwork:
             )
         expected = (shape[0], shape[-1])
         for name, terminal in (("source", self.source), ("sink", self.sink)):
+            if not isinstance(terminal, Tensor) or terminal.is_nested:
+                check_tensor(name, terminal, "bools")
             if tuple(terminal.shape) != expected or terminal.dtype != torch.bool:
                 raise ValueError(
                     f"{name} has shape {tuple(terminal.shape)} and dtype "
                     f"{terminal.dtype}; capacity {shape} needs a bool tensor of "
                     f"shape {expected}"
                 )
+            check_tensor(name, terminal, "bools")
+            if terminal.device != self.capacity.device:
+                raise ValueError(
+                    f"{name} is on {terminal.device}, and capacity on "
+                    f"{self.capacity.device}; give both on the same device"
+                )
         if self.capacity.numel() and not bool(self.capacity.amin() >= 0):
             raise ValueError(
                 "capacity holds negative or NaN entries; capacities lie in [0, inf]"
-            )
-
-    def _refuse_other_types(self) -> None:
-        for name in ("capacity", "source", "sink"):
-            given = getattr(self, name)
-            if not isinstance(given, Tensor):
-                raise ValueError(
-                    f"{name} is a {type(given).__name__}; give a tensor, such as "
-                    "torch.as_tensor(...)"
-                )
-        if not self.capacity.is_floating_point():
-            raise ValueError(
-                f"capacity is a Tensor of {self.capacity.dtype}; give one of floats, "
-                "such as capacity.double()"
             )
 
     @property
@@ -107,12 +102,27 @@ class LayeredNetwork:
         return int(self.capacity.shape[-1])
 
     @property
+    def _shape_of_nodes(self) -> tuple[int, int, int]:
+        return self.n_networks, self.n_layers + 1, self.n_tokens
+
+    @property
     def n_edges(self) -> Tensor:
         """Edges between token layers, shape ``(B,)``, int64."""
         return (self.capacity > 0).sum((1, 2, 3))
 
     def select(self, index: Tensor | slice) -> LayeredNetwork:
-        """Return the networks of the batch that ``index`` picks."""
+        """Return the networks of the batch that ``index`` picks.
+
+        Args:
+            index (Tensor or slice): Integers of shape ``(N,)``, or bools of shape
+                ``(B,)``.
+        """
+        if not isinstance(index, slice):
+            is_mask = isinstance(index, Tensor) and index.dtype == torch.bool
+            if is_mask:
+                check_tensor("index", index, "bools", (self.n_networks,))
+            else:
+                check_tensor("index", index, "integers", ("B",))
         return LayeredNetwork(
             self.capacity[index], self.source[index], self.sink[index]
         )
@@ -123,6 +133,7 @@ class LayeredNetwork:
         Args:
             positions (Tensor): Shape ``(P,)``, int64.
         """
+        check_tensor("positions", positions, "integers", ("P",))
         return LayeredNetwork(
             self.capacity[..., positions, :][..., positions],
             self.source[:, positions],
@@ -174,6 +185,7 @@ class LayeredNetwork:
         Args:
             live (Tensor): Shape ``(B, L + 1, T)``, bool.
         """
+        check_tensor("live", live, "bools", self._shape_of_nodes)
         if bool(live.all()):
             return self
         capacity = empty(self.capacity.shape, like=self.capacity).copy_(self.capacity)
@@ -230,6 +242,10 @@ class LayeredNetwork:
         Returns:
             Tensor: Shape ``(B, L + 1, T)``.
         """
+        check_tensor("flow", flow, "floats", self.capacity.shape)
+        ends = (self.n_networks, self.n_tokens)
+        check_tensor("source_flow", source_flow, "floats", ends)
+        check_tensor("sink_flow", sink_flow, "floats", ends)
         arriving = torch.cat([source_flow[:, None], flow.sum(-1)], 1)
         leaving = torch.cat([flow.sum(-2), sink_flow[:, None]], 1)
         return arriving - leaving
@@ -244,6 +260,7 @@ class LayeredNetwork:
         Returns:
             Tensor: Shape ``(B,)``, an upper bound of every flow's value.
         """
+        check_tensor("cut", cut, "bools", self._shape_of_nodes)
         tails, heads = cut[:, :-1].flatten(0, 1), ~cut[:, 1:].flatten(0, 1)
         capacity = self.capacity.flatten(0, 1)
         with torch.autocast(capacity.device.type, enabled=False):
@@ -307,6 +324,22 @@ class LayeredNetwork:
             raise ValueError(
                 "direct edges were given without a flow; give the flow they belong to, "
                 "flow=explanation.flow"
+            )
+        if flow is not None:
+            check_tensor("flow", flow, "floats", self.capacity.shape)
+            check_finite("flow", flow)
+        if direct is not None:
+            ends = (self.n_networks, self.n_tokens)
+            check_tensor("direct", direct, "floats", ends)
+            check_finite("direct", direct)
+        if tokens is not None and (
+            not isinstance(tokens, Sequence)
+            or isinstance(tokens, str)
+            or not all(isinstance(token, str) for token in tokens)
+        ):
+            raise ValueError(
+                f"tokens={described(tokens)}; give a list of one text per position, "
+                "such as tokenizer.convert_ids_to_tokens(ids)"
             )
         if tokens is not None and len(tokens) != self.n_tokens:
             raise ValueError(

@@ -25,7 +25,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from captum_attnflow._options import check_choice
+from captum_attnflow._options import check_choice, described
 from captum_attnflow.network import LayeredNetwork
 from captum_attnflow.result import Explanation
 
@@ -54,7 +54,8 @@ def normalize(explanation: Explanation, normalization: Normalization) -> Explana
         :attr:`Explanation.unnormalized_scores`.
 
     Raises:
-        ValueError: If a flow passes from a position to one before it: the receptive
+        ValueError: If it is no explanation, the normalisation is unknown, or a flow
+            passes from a position to one before it: the receptive
             fields of an encoder are all the same.
 
     Examples::
@@ -69,6 +70,12 @@ def normalize(explanation: Explanation, normalization: Normalization) -> Explana
         >>> normalize(raw, "receptive-field").scores  # divided by 3 and 2
         tensor([[0.2000, 0.2000]])
     """
+    if not isinstance(explanation, Explanation):
+        raise ValueError(
+            f"explanation={described(explanation)}; give an Explanation, as explain() "
+            "of an attention flow returns it"
+        )
+    check_normalization(normalization)
     if normalization is None:
         return explanation
     field = _receptive_field(explanation.network).to(explanation.scores)

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from captum_attnflow._options import check_choice, described
 from captum_attnflow.capture import (
     AttentionLayer,
     AttentionRecord,
@@ -80,6 +81,7 @@ def information_tensor(record: AttentionRecord, information: Information) -> Ten
     Raises:
         UnsupportedAttentionError: If the maps are not of all tokens by all tokens.
     """
+    check_choice("information", information, INFORMATION)
     of_head = INFORMATION[information]
 
     def of_heads(layer: AttentionLayer, heads: slice) -> Tensor:
@@ -134,7 +136,13 @@ def refuse_other_shapes(record: AttentionRecord) -> None:
 
     Raises:
         UnsupportedAttentionError: With the shapes, and what may be the reason.
+        ValueError: If it is no record.
     """
+    if not isinstance(record, AttentionRecord):
+        raise ValueError(
+            f"record={described(record)}; give an AttentionRecord, as "
+            "captum_attnflow.capture makes it"
+        )
     shapes = [layer.shape[-2:] for layer in record.layers]
     expected = [
         (record.sequences[queries].length, record.sequences[keys].length)

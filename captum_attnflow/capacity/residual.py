@@ -7,6 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from captum_attnflow._options import described
+from captum_attnflow._tensors import check_tensor
+
 Residual = float | Literal["free"] | None
 
 
@@ -17,10 +20,11 @@ def check_residual(residual: Residual) -> None:
         ValueError: Naming what was given and what is accepted.
     """
     is_fraction = isinstance(residual, (int, float)) and 0 < residual < 1
-    if residual is not None and residual != "free" and not is_fraction:
+    is_free = isinstance(residual, str) and residual == "free"
+    if residual is not None and not is_free and not is_fraction:
         raise ValueError(
-            f'residual={residual!r} is unknown; give None (no residual edges; "none" '
-            "in the shell), a "
+            f"residual={described(residual)} is unknown; give None (no residual "
+            'edges; "none" in the shell), a '
             'fraction between 0 and 1 such as 0.5 (rows renormalised), or "free" '
             "(residual edges that never bind)"
         )
@@ -41,7 +45,7 @@ def add_residual(capacity: Tensor, residual: Residual) -> Tensor:
         Tensor: Same shape, in ``[0, inf]``.
 
     Raises:
-        ValueError: If ``residual`` is none of these.
+        ValueError: If ``residual`` is none of these, or capacities are not so.
 
     Examples::
 
@@ -51,6 +55,14 @@ def add_residual(capacity: Tensor, residual: Residual) -> Tensor:
                   [0.2500, 0.7500]]]])
     """
     check_residual(residual)
+    check_tensor("capacity", capacity, "floats", ("B", "L", "T", "T"))
+    if capacity.numel() and not bool(
+        (capacity.amin() >= 0) & (capacity.amax() < torch.inf)
+    ):
+        raise ValueError(
+            "capacity holds entries that are negative, NaN or infinite; give those in "
+            "[0, inf), to which residual edges are added"
+        )
     if residual is None:
         return capacity
     identity = torch.eye(

@@ -10,6 +10,7 @@ import torch
 from networkx.algorithms import flow as nx_flow
 from torch import Tensor
 
+from captum_attnflow._options import check_choice
 from captum_attnflow.network import SINK, SOURCE, LayeredNetwork
 from captum_attnflow.solve.solution import (
     FlowError,
@@ -45,11 +46,7 @@ class NetworkXSolver:
     algorithm: Algorithm = "preflow_push"
 
     def __post_init__(self) -> None:
-        if self.algorithm not in get_args(Algorithm):
-            raise ValueError(
-                f"algorithm={self.algorithm!r} is unknown; give one of "
-                f"{', '.join(map(repr, get_args(Algorithm)))}"
-            )
+        check_choice("algorithm", self.algorithm, get_args(Algorithm))
 
     def solve(self, network: LayeredNetwork) -> FlowSolution:
         """Solve a batch of networks; see :class:`FlowSolution`.

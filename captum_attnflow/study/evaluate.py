@@ -126,8 +126,10 @@ def _attribute(
     study: Study, method: str, batch: TextBatch, row: int
 ) -> list[_Attribution]:
     """Attribute a batch in one call; random numbers follow from its first row."""
+    # A seed is one of all GPUs, too; to ask those not in use would start them.
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with (
-        torch.random.fork_rng(devices=[]),
+        torch.random.fork_rng(devices=gpus),
         warnings.catch_warnings(),
         count_passes(batch.model) as count,
     ):
