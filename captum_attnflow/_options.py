@@ -18,9 +18,35 @@ def check_batch_size(given: object) -> None:
     Raises:
         ValueError: Saying what was given.
     """
-    if given is not None and (not isinstance(given, int) or given < 1):
+    is_number = isinstance(given, int) and not isinstance(given, bool)
+    if given is not None and not (is_number and cast(int, given) > 0):
         raise ValueError(
-            f"internal_batch_size={given!r} must be a positive integer or None"
+            f"internal_batch_size={described(given)} must be a positive integer or None"
+        )
+
+
+def check_flags(**given: object) -> None:
+    """Refuse what is neither True nor False.
+
+    Raises:
+        ValueError: Saying what was given.
+    """
+    for name, flag in given.items():
+        check_type(name, flag, bool, "True or False")
+
+
+def check_grad_kwargs(given: object) -> None:
+    """Refuse what ``torch.autograd.grad`` does not take.
+
+    Raises:
+        ValueError: Saying what was given and what is accepted.
+    """
+    accepted = ("allow_unused", "create_graph", "materialize_grads", "retain_graph")
+    names = given if isinstance(given, dict) else {}
+    if given is not None and (not isinstance(given, dict) or set(names) - {*accepted}):
+        raise ValueError(
+            f"grad_kwargs={described(given)}; give a dict of arguments of "
+            f"torch.autograd.grad: {', '.join(accepted)}"
         )
 
 
@@ -42,7 +68,7 @@ def check_callable(name: str, given: object) -> None:
     Raises:
         ValueError: Saying what was given.
     """
-    if not callable(given):
+    if not callable(given) or isinstance(given, type):
         raise ValueError(
             f"{name}={described(given)} is a {type(given).__name__}, which cannot be "
             "called; give a model or a function of its inputs"

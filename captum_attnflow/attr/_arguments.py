@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +20,7 @@ from captum.attr._utils.common import (
 )
 from torch import Tensor
 
-from captum_attnflow._options import check_batch_size, check_tensor
+from captum_attnflow._options import check_batch_size, check_integer, check_tensor
 from captum_attnflow.capture import UnsupportedAttentionError
 from captum_attnflow.targets import repeat_target, target_of_rows
 from captum_attnflow.token_axis import has_rows, rows_of
@@ -59,7 +60,9 @@ class ForwardArguments:
             ValueError: For inputs or a target that no forward pass can have.
         """
         check_inputs(inputs)
+        _check_baselines(baselines)
         _check_target(target)
+        check_integer("n_steps", n_steps)
         tensors, formatted_baselines = _format_input_baseline(inputs, baselines)
         _validate_input(tensors, formatted_baselines, n_steps, method)
         _validate_target(len(tensors[0]), target)
@@ -167,6 +170,19 @@ def check_inputs(inputs: Any) -> None:
             f"inputs have {sorted(n_rows)} rows, but rows are examples; give {wanted}, "
             "and what has no rows in additional_forward_args"
         )
+
+
+def _check_baselines(baselines: Any) -> None:
+    for baseline in baselines if isinstance(baselines, tuple) else (baselines,):
+        if isinstance(baseline, Tensor):
+            check_tensor("baselines", baseline, "a number, or shaped like the inputs")
+            if baseline.dim() == 0:
+                raise ValueError(
+                    "baselines is a tensor without dimensions; give its number, by "
+                    ".item()"
+                )
+        elif isinstance(baseline, float) and not math.isfinite(baseline):
+            raise ValueError(f"baselines={baseline}; give finite numbers")
 
 
 def _check_target(target: Any) -> None:

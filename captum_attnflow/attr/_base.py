@@ -15,6 +15,7 @@ from captum.attr import GradientAttribution
 from captum.log import log_usage
 from torch import Tensor
 
+from captum_attnflow._options import check_callable, check_flags
 from captum_attnflow.attr._arguments import ForwardArguments
 from captum_attnflow.attr._parts import run_in_parts
 from captum_attnflow.attr._shape import shape_like_inputs
@@ -47,6 +48,7 @@ class AttentionAttribution(GradientAttribution):
     def __init__(
         self, forward_func: Callable[..., Any], multiply_by_inputs: bool = True
     ) -> None:
+        check_callable("forward_func", forward_func)
         super().__init__(forward_func)
         self._multiply_by_inputs = multiply_by_inputs
 
@@ -117,6 +119,7 @@ class AttentionAttribution(GradientAttribution):
             UnsupportedAttentionError: If the attention is not found or not supported.
             ValueError: If inputs or target do not fit the model.
         """
+        check_flags(return_convergence_delta=return_convergence_delta)
         arguments = ForwardArguments.read(
             inputs, baselines, target, additional_forward_args, n_steps, method
         )
@@ -151,6 +154,7 @@ class AttentionAttribution(GradientAttribution):
         Takes the arguments of :meth:`attribute`; the delta is there in any case, as
         :attr:`Explanation.delta`.
         """
+        check_flags(return_convergence_delta=return_convergence_delta)
         arguments = ForwardArguments.read(
             inputs, baselines, target, additional_forward_args, n_steps, method
         )

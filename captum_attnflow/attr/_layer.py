@@ -13,6 +13,7 @@ from captum.attr import LayerAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
+from captum_attnflow._options import check_flags, check_grad_kwargs
 from captum_attnflow.attr._arguments import ForwardArguments
 from captum_attnflow.attr._base import AttentionAttribution, TensorOrTensors
 from captum_attnflow.attr._shape import (
@@ -97,6 +98,11 @@ class LayerAttentionAttribution(AttentionAttribution, LayerAttribution):
             UnsupportedAttentionError: If the attention is not found or not supported.
             ValueError: If inputs, target or layer do not fit the model.
         """
+        check_flags(
+            return_convergence_delta=return_convergence_delta,
+            attribute_to_layer_input=attribute_to_layer_input,
+        )
+        check_grad_kwargs(grad_kwargs)
         arguments = ForwardArguments.read(
             inputs, baselines, target, additional_forward_args, n_steps, method
         )
@@ -140,6 +146,11 @@ class LayerAttentionAttribution(AttentionAttribution, LayerAttribution):
         layer, only the shape of attributions does, but for Relevance Flow, whose path
         leads through it.
         """
+        check_flags(
+            return_convergence_delta=return_convergence_delta,
+            attribute_to_layer_input=attribute_to_layer_input,
+        )
+        check_grad_kwargs(grad_kwargs)
         arguments = ForwardArguments.read(
             inputs, baselines, target, additional_forward_args, n_steps, method
         )

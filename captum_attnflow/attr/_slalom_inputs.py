@@ -14,7 +14,6 @@ from captum.attr import InterpretableInput
 from torch import Tensor, nn
 from typing_extensions import TypeIs
 
-from captum_attnflow._options import check_tensor
 from captum_attnflow.attr._arguments import ForwardArguments, check_inputs
 from captum_attnflow.attr._layer import layer_templates
 from captum_attnflow.attr._shape import refuse_several
@@ -52,8 +51,8 @@ def are_texts(inputs: object) -> TypeIs[Sequence[str]]:
     )
 
 
-def check_tokens(inputs: object, baselines: object, target: TargetType) -> None:
-    """Refuse what is no batch of tokens, no baseline and no target.
+def check_tokens(inputs: object, target: TargetType) -> None:
+    """Refuse what is no batch of tokens, and no target.
 
     Raises:
         ValueError: Saying what was given, what is accepted and what to do.
@@ -68,14 +67,6 @@ def check_tokens(inputs: object, baselines: object, target: TargetType) -> None:
             f"dtypes {[tensor.dtype for tensor in tensors]}; give token ids (B, T) or "
             "embeddings (B, T, D), one row per text"
         )
-    for baseline in baselines if isinstance(baselines, tuple) else (baselines,):
-        if baseline is None or isinstance(baseline, (int, float)):
-            continue
-        check_tensor("baselines", baseline, "a number, or shaped like the inputs")
-        if baseline.dim() == 0:
-            raise ValueError(
-                "baselines is a tensor without dimensions; give its number, by .item()"
-            )
     targets_of_texts(target, len(tensors[0]))
 
 

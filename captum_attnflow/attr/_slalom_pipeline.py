@@ -291,7 +291,7 @@ def _refuse_several_outputs(outputs: Sequence[Tensor]) -> None:
     if n_outputs > 1:
         raise ValueError(
             f"forward_func returned {n_outputs} outputs per input and target is None; "
-            "say by target which of them to explain"
+            "give target to choose which of them to explain"
         )
 
 

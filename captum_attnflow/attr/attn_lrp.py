@@ -19,7 +19,7 @@ from captum.attr import GradientAttribution, LayerAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_attnflow._options import check_choice
+from captum_attnflow._options import check_choice, check_flags, check_grad_kwargs
 from captum_attnflow.attr._arguments import ForwardArguments
 from captum_attnflow.attr._base import TensorOrTensors
 from captum_attnflow.attr._layer import check_layer
@@ -117,6 +117,7 @@ class AttnLRP(GradientAttribution):
             UnsupportedAttentionError: If operations ran where no rule can change them.
             ValueError: If inputs or target do not fit the model.
         """
+        check_flags(return_convergence_delta=return_convergence_delta)
         arguments = ForwardArguments.read(
             inputs, baselines, target, additional_forward_args, n_steps, method
         )
@@ -295,6 +296,11 @@ class LayerAttnLRP(AttnLRP, LayerAttribution):
             UnsupportedAttentionError: If operations ran where no rule can change them.
             ValueError: If inputs, target or layer do not fit the model.
         """
+        check_flags(
+            return_convergence_delta=return_convergence_delta,
+            attribute_to_layer_input=attribute_to_layer_input,
+        )
+        check_grad_kwargs(grad_kwargs)
         arguments = ForwardArguments.read(
             inputs, baselines, target, additional_forward_args, n_steps, method
         )

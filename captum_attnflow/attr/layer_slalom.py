@@ -12,6 +12,7 @@ from captum.attr import LayerAttribution
 from captum.log import log_usage
 from torch import Tensor
 
+from captum_attnflow._options import check_flags
 from captum_attnflow.attr._arguments import ForwardArguments
 from captum_attnflow.attr._base import TensorOrTensors
 from captum_attnflow.attr._layer import single_layer
@@ -142,6 +143,11 @@ class LayerSLALOM(SLALOM, LayerAttribution):
         Raises:
             ValueError: If inputs, target or layer do not fit the model.
         """
+        check_flags(
+            return_convergence_delta=return_convergence_delta,
+            attribute_to_layer_input=attribute_to_layer_input,
+            show_progress=show_progress,
+        )
         arguments = _read(
             inputs, baselines, target, additional_forward_args, n_steps, method
         )
@@ -178,6 +184,11 @@ class LayerSLALOM(SLALOM, LayerAttribution):
 
         Takes the arguments of :meth:`attribute`; see :meth:`SLALOM.explain`.
         """
+        check_flags(
+            return_convergence_delta=return_convergence_delta,
+            attribute_to_layer_input=attribute_to_layer_input,
+            show_progress=show_progress,
+        )
         arguments = _read(
             inputs, baselines, target, additional_forward_args, n_steps, method
         )
@@ -218,5 +229,5 @@ def _read(
             "inputs are texts, but a layer is attributed to where tensors are given; "
             "use SLALOM for a forward function that takes texts"
         )
-    check_tokens(inputs, baselines, target)
+    check_tokens(inputs, target)
     return ForwardArguments.read(inputs, baselines, target, *others)

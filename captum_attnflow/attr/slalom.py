@@ -13,7 +13,12 @@ from captum.attr._utils.attribution import PerturbationAttribution
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_attnflow._options import check_callable, check_choice, check_tensor
+from captum_attnflow._options import (
+    check_callable,
+    check_choice,
+    check_flags,
+    check_tensor,
+)
 from captum_attnflow.attr._arguments import ForwardArguments
 from captum_attnflow.attr._base import TensorOrTensors
 from captum_attnflow.attr._shape import shape_like_inputs
@@ -217,6 +222,10 @@ class SLALOM(PerturbationAttribution):
         Raises:
             ValueError: If inputs, outputs, target or the number of samples do not fit.
         """
+        check_flags(
+            return_convergence_delta=return_convergence_delta,
+            show_progress=show_progress,
+        )
         given = (inputs, baselines, target, additional_forward_args, n_steps, method)
         texts, template = self._read(*given, keep, internal_batch_size)
         explanation = self._explain(
@@ -250,6 +259,10 @@ class SLALOM(PerturbationAttribution):
         Takes the arguments of :meth:`attribute`; the delta is there in any case. Asks
         up to 128 queries more per text, on which the fit is tested.
         """
+        check_flags(
+            return_convergence_delta=return_convergence_delta,
+            show_progress=show_progress,
+        )
         given = (inputs, baselines, target, additional_forward_args, n_steps, method)
         texts, _ = self._read(*given, keep, internal_batch_size)
         return self._explain(
@@ -319,7 +332,7 @@ class SLALOM(PerturbationAttribution):
         if are_texts(inputs):
             texts = words_of(inputs, additional_forward_args, keep)
             return texts, TensorLike((), torch.float32, torch.device("cpu"))
-        check_tokens(inputs, baselines, target)
+        check_tokens(inputs, target)
         arguments = ForwardArguments.read(
             inputs, baselines, target, additional_forward_args, n_steps, method
         )

@@ -13,6 +13,13 @@ from captum._utils.typing import TargetType
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointError
 
+from captum_attnflow._options import (
+    check_callable,
+    check_choice,
+    check_grad_kwargs,
+    check_tensor,
+    check_type,
+)
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture.attention_call import AttentionCall
 from captum_attnflow.capture.attention_layer import AttentionLayer, LoneQueryLayer
@@ -37,7 +44,7 @@ from captum_attnflow.capture.rows import (
     find_layouts,
     layouts_of_tokens,
 )
-from captum_attnflow.capture.rules import PropagationRules, Rules
+from captum_attnflow.capture.rules import RULES, PropagationRules, Rules
 from captum_attnflow.capture.streams import DependencyGraph, Stack, find_stacks
 from captum_attnflow.capture.support import (
     refuse_kernels_without_gradient,
@@ -122,6 +129,19 @@ def capture_targets(
     Yields:
         AttentionRecord: One per target, made when it is asked for.
     """
+    check_callable("forward_func", forward_func)
+    check_type("inputs", inputs, tuple, "a tuple of tensors")
+    for tensor in inputs:
+        check_tensor("inputs", tensor, "one row per example")
+    check_choice("rules", rules, RULES)
+    check_grad_kwargs(grad_kwargs)
+    for name, given, kind in (
+        ("path", path, InputPath),
+        ("layer_calls", layer_calls, LayerCalls),
+        ("additional_forward_args", additional_forward_args, tuple),
+    ):
+        if given is not None:
+            check_type(name, given, kind, f"None or a {kind.__name__}")
     with torch.enable_grad():
         entries = InputEntries(inputs)
         entries.watch(additional_forward_args or ())

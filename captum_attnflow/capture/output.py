@@ -45,7 +45,13 @@ def select_output(
     given, shape = target_of_rows(target, slice(n_examples)), (n_examples, *shape[1:])
     try:
         selected = _select_targets(output, target)
-    except (AssertionError, IndexError, RuntimeError) as error:
+    except (
+        AssertionError,
+        IndexError,
+        NotImplementedError,
+        RuntimeError,
+        TypeError,
+    ) as error:
         raise ValueError(
             f"target={given!r} does not select from an output of shape {shape}: "
             f"{error}. Give one index per example into the dimensions after the first "

@@ -11,7 +11,7 @@ from captum._utils.typing import TargetType
 from torch import Tensor
 from typing_extensions import Unpack
 
-from captum_attnflow._options import check_callable, check_integer
+from captum_attnflow._options import check_callable, check_flags, check_integer
 from captum_attnflow.metrics._reading import (
     TensorOrTensors,
     only_tensor,
@@ -133,6 +133,7 @@ def read_removal(
         the CPU.
     """
     check_callable("forward_func", forward_func)
+    check_flags(show_progress=show_progress)
     tokens = only_tensor("inputs", inputs)
     if tokens.dtype == torch.bool:
         raise ValueError(
@@ -183,7 +184,7 @@ def _scores_of(tokens: Tensor, attributions: TensorOrTensors) -> Tensor:
     if given.shape[:2] != tokens.shape[:2]:
         raise ValueError(
             f"attributions have shape {tuple(given.shape)} for inputs of shape "
-            f"{tuple(tokens.shape)}; one score, or one per feature, is needed for each "
-            "of the tokens"
+            f"{tuple(tokens.shape)}; give one score, or one per feature, for each of "
+            "the tokens"
         )
     return read_token_scores(given)

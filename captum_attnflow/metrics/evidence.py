@@ -312,6 +312,6 @@ def _check_evidence(labelled: Tensor, ranked: Tensor) -> None:
     without = ~labelled.any(1)
     if bool(without.any()):
         raise ValueError(
-            f"example {int(without.nonzero()[0])} has no evidence; mark at least one "
-            "of its tokens, or leave the example out"
+            f"example {int(without.nonzero()[0])} has no evidence; give it at least "
+            "one token of evidence, or leave it out"
         )

@@ -40,7 +40,7 @@ def select_classes(
             return scores.reshape(n_rows, -1)
         raise ValueError(
             f"forward_func returned {tuple(scores.shape[1:])} outputs per input and "
-            "target is None; say by target which of them to explain"
+            "target is None; give target to choose which of them to explain"
         )
     lengths = {len(index) for index in targets}
     if lengths != {scores.dim() - 1}:
@@ -54,7 +54,8 @@ def select_classes(
     if bool(((index >= sizes) | (index < -sizes)).any()):
         raise ValueError(
             f"a target of {sorted(set(targets))} is out of range: forward_func "
-            f"returned outputs of shape {tuple(scores.shape)}"
+            f"returned outputs of shape {tuple(scores.shape)}. Give indices into the "
+            "dimensions after the first"
         )
     rows = torch.arange(n_rows, device=scores.device)
     places = (rows, *index[:, :-1].unbind(1))
