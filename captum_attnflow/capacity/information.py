@@ -166,6 +166,7 @@ def _why(shapes: Sequence[tuple[int, ...]]) -> str:
         )
     return (
         "The number of tokens changes on the way, as in encoders that pool (Funnel) or "
-        "end in attention pooling (SigLIP), which are not supported: attribute to an "
-        "output before the pooling"
+        "end in attention pooling (SigLIP), or whose last layer has some of the "
+        "queries; one query alone is supported where it is that of a token. Attribute "
+        "to an output before the pooling, or let the last layer have all queries"
     )

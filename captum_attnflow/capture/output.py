@@ -8,6 +8,7 @@ from captum._utils.common import _select_targets
 from captum._utils.typing import TargetType
 from torch import Tensor
 
+from captum_attnflow._options import check_tensor
 from captum_attnflow.targets import target_of_rows
 
 
@@ -41,6 +42,8 @@ def select_output(
             f"forward_func returned shape {shape} for {n_rows} inputs; the first "
             "dimension must be the batch, one row per input"
         )
+    if isinstance(target, Tensor):
+        check_tensor("target", target, "one class per example, (B,)")
     # The caller knows of the examples, not of the points of their paths.
     given, shape = target_of_rows(target, slice(n_examples)), (n_examples, *shape[1:])
     try:
@@ -48,7 +51,6 @@ def select_output(
     except (
         AssertionError,
         IndexError,
-        NotImplementedError,
         RuntimeError,
         TypeError,
     ) as error:

@@ -11,11 +11,12 @@ from torch import nn
 from captum_attnflow.capture.record import UnsupportedAttentionError
 
 _SUPPORTED = (
-    "Supported is softmax attention with as many queries as keys that runs as torch "
-    "operations in the calling thread (torch.nn.MultiheadAttention, "
-    "F.scaled_dot_product_attention, or softmax and matmul written out). Not seen are "
-    "TorchScript, flash and flex kernels (load a transformers model with "
-    'attn_implementation="sdpa" or "eager"), and models that run in worker '
+    "Supported is softmax attention that runs as torch operations in the calling "
+    "thread (torch.nn.MultiheadAttention, F.scaled_dot_product_attention, or written "
+    "out: a softmax, or exponentials divided by their sum, then matmul, einsum, or "
+    "multiply and sum). Not seen are TorchScript, flash and flex kernels (load a "
+    'transformers model with attn_implementation="sdpa" or "eager"), and models that '
+    "run in worker "
     "threads (pass DataParallel's .module). A model without attention, such as a "
     "convolutional network, has nothing that a flow could follow: take SLALOM or "
     "IntegratedGradients"

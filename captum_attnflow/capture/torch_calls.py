@@ -330,7 +330,7 @@ class Softmaxes:
                 self._log_sums[output] = (first, dim)
         elif name == "sub":
             self._note_difference(first, args, kwargs, output)
-        elif len(self._scores) or len(self._log_sums):
+        elif len(self._scores) or len(self._sums) or len(self._log_sums):
             self._follow(func, first, args, kwargs, output)
 
     def _note_difference(

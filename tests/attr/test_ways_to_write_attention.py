@@ -66,6 +66,11 @@ def by_log_sum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (scores - scores.logsumexp(-1, keepdim=True)).exp() @ v
 
 
+def by_log_of_sum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = scores_of(q, k)
+    return (scores - scores.exp().sum(-1, keepdim=True).log()).exp() @ v
+
+
 def summed(weights: Tensor, v: Tensor) -> Tensor:
     return (weights[..., None] * v[:, :, None]).sum(-2)
 
@@ -140,6 +145,7 @@ WAYS: dict[str, Attend] = {
     "exponentials under a mask": masked_exponentials,
     "log_softmax": lambda q, k, v: scores_of(q, k).log_softmax(-1).exp() @ v,
     "logsumexp": by_log_sum,
+    "logarithm of a sum": by_log_of_sum,
     "multiplied and summed": lambda q, k, v: summed(scores_of(q, k).softmax(-1), v),
     "special.softmax": lambda q, k, v: torch.special.softmax(scores_of(q, k), -1) @ v,
     "softmin": lambda q, k, v: F.softmin(-scores_of(q, k), dim=-1) @ v,

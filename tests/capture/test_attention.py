@@ -18,7 +18,6 @@ from models import (
 from torch import Tensor, nn
 
 from captum_attnflow import (
-    AttentionFlow,
     AttentionRollout,
     CheferRelevance,
     GeneralizedAttentionFlow,
@@ -571,90 +570,3 @@ def test_where_flows_miss_nothing_nothing_is_named(name, mix, place):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*mix positions")
         RelevanceFlow(model).attribute(ids, target=1)
-
-
-class ReadAtOneToken(nn.Module):
-    """Attention whose last layer makes the query of the token that is read, or all."""
-
-    def __init__(self, kind: str, position: int) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.embeddings = nn.Embedding(VOCABULARY, 32)
-        self.norms = nn.ModuleList(nn.LayerNorm(32) for _ in range(3))
-        self.maps = nn.ModuleList(nn.Linear(32, 96) for _ in range(3))
-        self.blocks = nn.ModuleList(
-            nn.MultiheadAttention(32, 4, batch_first=True) for _ in range(3)
-        )
-        self.head = nn.Linear(32, 3)
-        self.kind, self.position = kind, position
-        self.double()
-
-    def forward(self, ids: Tensor, all_queries: bool) -> Tensor:
-        x = self.embeddings(ids)
-        read = [self.position % ids.shape[1]]
-        for number, norm in enumerate(self.norms):
-            keys = norm(x)
-            if number == 2 and not all_queries:
-                x, queries = x[:, read], keys[:, read]
-            else:
-                queries = keys
-            x = x + self.attend(number, queries, keys)
-        return self.head(x[:, 0 if not all_queries else read[0]])
-
-    def attend(self, number: int, queries: Tensor, keys: Tensor) -> Tensor:
-        if self.kind == "module":
-            return self.blocks[number](queries, keys, keys, need_weights=False)[0]
-        weight, bias = self.maps[number].weight, self.maps[number].bias
-        q, k, v = (
-            F.linear(x, weight[part], bias[part]).unflatten(-1, (4, 8)).transpose(1, 2)
-            for x, part in (
-                (queries, slice(32)),
-                (keys, slice(32, 64)),
-                (keys, slice(64, 96)),
-            )
-        )
-        if self.kind == "fused":
-            mixed = F.scaled_dot_product_attention(q, k, v)
-        else:
-            mixed = (q @ k.mT / 8**0.5).softmax(-1) @ v
-        return mixed.transpose(1, 2).flatten(2)
-
-
-@pytest.mark.parametrize("n_rows", [1, 3])
-@pytest.mark.parametrize("position", [0, 2, -1])
-@pytest.mark.parametrize("kind", ["fused", "written out", "module"])
-@pytest.mark.parametrize(
-    "method",
-    [
-        AttentionFlow,
-        AttentionRollout,
-        GeneralizedAttentionFlow,
-        CheferRelevance,
-        RelevanceFlow,
-    ],
-)
-def test_a_last_layer_needs_no_query_but_the_one_that_is_read(
-    method, kind, position, n_rows
-):
-    model, ids = ReadAtOneToken(kind, position), token_ids(n_rows, 7)
-    every, one = (
-        method(lambda ids, all_queries=all_queries: model(ids, all_queries))
-        for all_queries in (True, False)
-    )
-    torch.testing.assert_close(
-        one.explain(ids, target=1).scores, every.explain(ids, target=1).scores
-    )
-
-
-def test_a_query_of_no_token_is_refused():
-    """Pooling by a learned query maps tokens to none of themselves."""
-    model, ids = ReadAtOneToken("written out", 0), token_ids(2, 7)
-    query = torch.randn(1, 1, 32, dtype=torch.float64)
-
-    def forward(ids):
-        keys = model.embeddings(ids)
-        keys = keys + model.attend(0, keys, keys)
-        return model.head(model.attend(1, query.expand(len(ids), -1, -1), keys)[:, 0])
-
-    with pytest.raises(UnsupportedAttentionError, match="attention pooling"):
-        GeneralizedAttentionFlow(forward).attribute(ids, target=1)
