@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -183,7 +183,8 @@ def capture_targets(
     rows = _rows_of_calls(stacks, interception.calls, len(inputs[0]))
     held = [entries.held_by(stack) for stack in stacks]
     of_tokens = _Tokens(stacks, interception.calls)
-    elements = _elements(entries, held[0], of_tokens)
+    with _refusing_checkpoints():
+        elements = _elements(entries, held[0], of_tokens)
     at_layer = [] if layer_calls is None else layer_calls.tensors()
     embeddings: list[Entry] = []
     if propagation is not None and path is None:
@@ -194,9 +195,10 @@ def capture_targets(
         layer_calls.locate(stacks)
     points = [] if path is None else [path.points_entered()]
     # Before the graph goes, and while layers have their own layout.
-    made = [of_tokens.made_of(tensor) for tensor in points]
-    made += [of_tokens.made_of(entry.of_batch(entry.tensor)) for entry in embeddings]
-    made_at_layer = [of_tokens.made_of(tensor) for tensor in at_layer]
+    with _refusing_checkpoints():
+        made = [of_tokens.made_of(tensor) for tensor in points]
+        made += [of_tokens.made_of(one.of_batch(one.tensor)) for one in embeddings]
+        made_at_layer = [of_tokens.made_of(tensor) for tensor in at_layer]
     wanted = _Wanted(
         interception.calls,
         rows,
@@ -206,7 +208,7 @@ def capture_targets(
     )
     lone: list[Tensor | None] = []
     for number, target in enumerate(targets):
-        with torch.enable_grad():
+        with torch.enable_grad(), _refusing_checkpoints():
             selected = select_output(
                 output,
                 target,
@@ -266,6 +268,19 @@ def capture_targets(
                 ),
             )
         yield record
+
+
+@contextmanager
+def _refusing_checkpoints() -> Iterator[None]:
+    """Refuse in words what is run again in a backward pass."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise UnsupportedAttentionError(
+            "gradient checkpointing runs parts of the model again in the backward "
+            "pass, where propagation rules do not see them; turn it off, such as by "
+            "model.gradient_checkpointing_disable()"
+        ) from error
 
 
 class _Tokens:
@@ -490,18 +505,11 @@ class _Wanted:
         tensors = [*maps, *streams.values(), *self._at_layer, *self._scores.values()]
         find = self._layouts is None
         options: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
-        try:
-            of_all = torch.autograd.grad(
-                torch.unbind(selected),
-                tensors + self._inputs,
-                **{**options, "retain_graph": find or not is_last, **grad_kwargs},
-            )
-        except CheckpointError as error:
-            raise UnsupportedAttentionError(
-                "gradient checkpointing runs parts of the model again in the backward "
-                "pass, where propagation rules do not see them; turn it off, such as "
-                "by model.gradient_checkpointing_disable()"
-            ) from error
+        of_all = torch.autograd.grad(
+            torch.unbind(selected),
+            tensors + self._inputs,
+            **{**options, "retain_graph": find or not is_last, **grad_kwargs},
+        )
         gradients = [gradient.detach() for gradient in of_all]
         if self._layouts is None:
             self._layouts = find_layouts(
