@@ -37,6 +37,8 @@ class DeletableWords:
             raise ValueError(f"texts={texts!r} are none; give {accepted}")
         for text in texts:
             check_type("a text", text, str, accepted)
+        kinds = (tuple, list, type(None))
+        check_type("additional", additional, kinds, "a tuple of arguments, or None")
         self._additional = additional or ()
         self._words = [text.split() for text in texts]
         for row, words in enumerate(self._words):

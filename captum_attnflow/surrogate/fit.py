@@ -64,6 +64,9 @@ def fit_slalom(data: QueryData, sink: bool = False) -> SlalomFit:
         data (QueryData): Queries and answers.
         sink (bool): Fit an always-present token besides the types.
 
+    Raises:
+        ValueError: If data is no QueryData, or a text has no query.
+
     Returns:
         SlalomFit: Functions and error bars, float64. A text's fit does not depend on
         the others of the batch.
@@ -81,6 +84,8 @@ def fit_slalom(data: QueryData, sink: bool = False) -> SlalomFit:
     """
     check_type("data", data, QueryData, "QueryData, as QueryData.pad makes it")
     check_type("sink", sink, bool, "True or False")
+    if not bool((data.weights > 0).any(1).all()):
+        raise ValueError("a text of data has no query of positive weight; ask one")
     problem = Problem.of(data, sink)
     state = algebraic_start(problem)
     precisions = Precisions.initial(problem, state)

@@ -79,7 +79,8 @@ def log_odds(outputs: Tensor, index: Tensor, link: Link) -> Tensor:
         >>> round(float(log_odds(logits.softmax(-1), index, "probabilities")), 5)
         1.5
     """
-    _check_outputs(outputs, index)
+    _check_outputs(outputs)
+    _check_index(index, outputs)
     check_choice("link", link, get_args(Link))
     chosen = outputs.double().gather(1, index[:, None])[:, 0]
     if link == "identity" or (link == "logits" and outputs.shape[1] == 1):
@@ -109,7 +110,8 @@ def clamped(outputs: Tensor, index: Tensor, link: Link) -> Tensor:
         all others, is less than the smallest normal number of the dtype. For one
         output, whose complement is not given, that is half an epsilon.
     """
-    _check_outputs(outputs, index)
+    _check_outputs(outputs)
+    _check_index(index, outputs)
     check_choice("link", link, get_args(Link))
     if link != "probabilities":
         return torch.zeros(len(outputs), dtype=torch.bool)
@@ -118,16 +120,18 @@ def clamped(outputs: Tensor, index: Tensor, link: Link) -> Tensor:
     return (for_class < least_for) | (against < least_against)
 
 
-def _check_outputs(outputs: Tensor, index: Tensor | None = None) -> None:
-    """Refuse what is not ``(Q, C)`` outputs, and an index that does not fit them."""
+def _check_outputs(outputs: Tensor) -> None:
+    """Refuse what is not ``(Q, C)`` outputs."""
     check_tensor("outputs", outputs, "(Q, C), a row of outputs per query")
     if outputs.dim() != 2 or not outputs.is_floating_point() or not outputs.numel():
         raise ValueError(
             f"outputs have shape {tuple(outputs.shape)} and dtype {outputs.dtype}; "
             "give floats (Q, C), a row of outputs per query"
         )
-    if index is None:
-        return
+
+
+def _check_index(index: Tensor, outputs: Tensor) -> None:
+    """Refuse what is not one class per row."""
     check_tensor("index", index, "(Q,), the class of each row")
     fits = index.shape == outputs.shape[:1] and index.dtype == torch.int64
     if not fits or bool(((index < 0) | (index >= outputs.shape[1])).any()):
