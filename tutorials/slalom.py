@@ -43,9 +43,13 @@ def forward(ids, mask):
 
 
 slalom = SLALOM(forward, tokenizer=tokenizer)
-explanation = slalom.explain(
-    inputs.input_ids, target=1, additional_forward_args=(inputs.attention_mask,)
-)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    explanation = slalom.explain(
+        inputs.input_ids, target=1, additional_forward_args=(inputs.attention_mask,)
+    )
+for warning in caught:
+    print(warning.message)
 slalom_plane(explanation, tokens)
 
 # %% [markdown]
@@ -53,9 +57,9 @@ slalom_plane(explanation, tokens)
 # for positive, which hardly matters where anything else is said: it stands low. One
 # number per token cannot tell the two apart.
 #
-# The title compares predictions for this very text, and they differ: the model reads
-# *funny film with a dull ending* as praise, by the order of the words, which SLALOM does
-# not know. With `return_convergence_delta=True` the difference is returned. The last
+# The title compares predictions for this very text, and they differ, as the warning says:
+# the model reads *funny film with a dull ending* as praise, by the order of the words,
+# which SLALOM does not know. With `return_convergence_delta=True` the difference is returned. The last
 # section comes back to it.
 #
 # For pictures and metrics one number is needed: by default the contribution, value times

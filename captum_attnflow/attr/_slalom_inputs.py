@@ -211,8 +211,9 @@ def _whole_arguments(
 ) -> frozenset[int]:
     """Find arguments as long as the input that have tokens of their own.
 
-    Where the name does not tell, the model does: an argument of the input's tokens
-    cannot stay whole where they are deleted.
+    Where neither the name tells nor values of 0 and 1 alone, as masks and types have,
+    the model does: an argument of the input's tokens cannot stay whole where they are
+    deleted. (Models do not look at a mask that hides nothing.)
     """
     names = parameter_names(forward_func, 1, len(additional or ()))
     shares = [TokenAxis(padding).is_shared(argument) for argument in additional or ()]
@@ -223,6 +224,7 @@ def _whole_arguments(
         if shares[number]
         and number not in decoders
         and not any(part in name for part in _FOLLOWS)
+        and not _is_binary((additional or ())[number])
     ]
     places = DeletableColumns(inputs, additional, kept, padding)
     query = tuple(range(len(places.types[0]) - 1))
@@ -243,6 +245,12 @@ def _whole_arguments(
     if runs(open_ones):
         return frozenset((*decoders, *open_ones))
     return frozenset((*decoders, *(one for one in open_ones if runs([one]))))
+
+
+def _is_binary(argument: Any) -> bool:
+    return isinstance(argument, Tensor) and bool(
+        ((argument == 0) | (argument == 1)).all()
+    )
 
 
 def activations_of(

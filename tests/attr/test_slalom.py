@@ -1201,7 +1201,7 @@ class TestRefusals:
             SLALOM(model).attribute(token_ids(1, 5), target=1)
 
     def test_several_outputs_without_a_target(self):
-        with pytest.raises(ValueError, match=r"2 outputs per input.*say by target"):
+        with pytest.raises(ValueError, match=r"2 outputs per input.*give target"):
             SLALOM(exact).attribute(token_ids(1, 5))
 
     @pytest.mark.parametrize("target", [2, -3, (0, 1)])
