@@ -15,7 +15,7 @@ from pictures import HOSTILE, SCRIPTS, an_explanation
 from selenium import webdriver
 from selenium.webdriver import ActionChains
 from selenium.webdriver.common.by import By
-from selenium.webdriver.support.ui import Select
+from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from captum_attnflow import RelevanceFlow
 from captum_attnflow.visualization import (
@@ -123,8 +123,10 @@ def test_hovering_a_token_changes_the_picture(picture, opened):
     element = browser.find_elements(By.CSS_SELECTOR, picture.hovered)[1]
     before = browser.execute_script(picture.change, element)
     ActionChains(browser).move_to_element(element).perform()
-    after = browser.execute_script(picture.change, element)
-    assert before != after
+    # The page may take its time on a machine that is busy.
+    WebDriverWait(browser, 10).until(
+        lambda browser: browser.execute_script(picture.change, element) != before
+    )
 
 
 @shown
