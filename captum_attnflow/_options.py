@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from numbers import Integral
-from typing import Any, cast
-
-import torch
-from torch import Tensor
+from typing import cast
 
 _SHORT = 60  # characters
 
@@ -86,36 +83,6 @@ def check_type(
     if not isinstance(given, kinds):
         raise ValueError(
             f"{name}={described(given)} is a {type(given).__name__}; give {accepted}"
-        )
-
-
-def check_tensor(name: str, given: Any, accepted: str) -> None:
-    """Refuse what is no dense tensor of real numbers that holds data.
-
-    Args:
-        name (str): Name of the argument.
-        given (Any): What was given.
-        accepted (str): What is accepted, such as ``"token ids (B, T)"``.
-
-    Raises:
-        ValueError: Saying what was given and what is accepted.
-    """
-    check_type(name, given, Tensor, f"a tensor: {accepted}")
-    kind = (
-        "on the meta device, without data"
-        if given.is_meta
-        else "nested"
-        if given.is_nested
-        else f"of layout {given.layout}"
-        if given.layout != torch.strided
-        else f"of dtype {given.dtype}"
-        if given.is_complex()
-        else None
-    )
-    if kind is not None:
-        raise ValueError(
-            f"{name} is a tensor {kind}; give a dense tensor of real numbers: "
-            f"{accepted}"
         )
 
 

@@ -51,6 +51,28 @@ def check_tensor(
         )
 
 
+def check_dense(name: str, given: object, accepted: str) -> None:
+    """Refuse what is no ordinary tensor of real numbers.
+
+    Args:
+        name (str): Of the argument.
+        given (object): What was given for it.
+        accepted (str): What is accepted, such as ``"token ids (B, T)"``.
+
+    Raises:
+        ValueError: Saying what was given, what is accepted and what to do.
+    """
+    if not isinstance(given, Tensor):
+        raise ValueError(
+            f"{name} is a {type(given).__name__}; give a tensor: {accepted}"
+        )
+    _refuse_other_storage(name, given)
+    if given.is_complex():
+        raise ValueError(
+            f"{name} is a tensor of {given.dtype}; give real numbers: {accepted}"
+        )
+
+
 def check_finite(name: str, given: Tensor) -> None:
     """Refuse a tensor with entries that are NaN or infinite.
 

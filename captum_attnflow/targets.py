@@ -8,7 +8,8 @@ from typing import Any
 from captum._utils.typing import TargetType
 from torch import Tensor
 
-from captum_attnflow._options import check_integer, check_tensor
+from captum_attnflow._options import check_integer
+from captum_attnflow._tensors import check_dense
 
 Target = tuple[int, ...]
 
@@ -52,7 +53,7 @@ def targets_of_texts(target: TargetType, n_texts: int) -> list[Target] | None:
     if target is None:
         return None
     if isinstance(target, Tensor):
-        check_tensor("target", target, "one integer for all texts, or one for each")
+        check_dense("target", target, "one integer for all texts, or one for each")
     each: Any = target if is_per_example(target) else [target] * n_texts
     if len(each) != n_texts:
         raise ValueError(

@@ -20,7 +20,8 @@ from captum.attr._utils.common import (
 )
 from torch import Tensor
 
-from captum_attnflow._options import check_batch_size, check_integer, check_tensor
+from captum_attnflow._options import check_batch_size, check_integer
+from captum_attnflow._tensors import check_dense
 from captum_attnflow.capture import UnsupportedAttentionError
 from captum_attnflow.targets import repeat_target, target_of_rows
 from captum_attnflow.token_axis import has_rows, rows_of
@@ -150,7 +151,7 @@ def check_inputs(inputs: Any) -> None:
     tensors = inputs if isinstance(inputs, tuple) else (inputs,)
     wanted = "a tensor, or a tuple of tensors, with one row per example"
     for tensor in tensors:
-        check_tensor("inputs", tensor, wanted)
+        check_dense("inputs", tensor, wanted)
     if not tensors:
         raise ValueError(f"inputs are an empty tuple; give {wanted}")
     shapes = [tuple(tensor.shape) for tensor in tensors]
@@ -175,7 +176,7 @@ def check_inputs(inputs: Any) -> None:
 def _check_baselines(baselines: Any) -> None:
     for baseline in baselines if isinstance(baselines, tuple) else (baselines,):
         if isinstance(baseline, Tensor):
-            check_tensor("baselines", baseline, "a number, or shaped like the inputs")
+            check_dense("baselines", baseline, "a number, or shaped like the inputs")
             if baseline.dim() == 0:
                 raise ValueError(
                     "baselines is a tensor without dimensions; give its number, by "

@@ -13,12 +13,8 @@ from captum.attr._utils.attribution import PerturbationAttribution
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_attnflow._options import (
-    check_callable,
-    check_choice,
-    check_flags,
-    check_tensor,
-)
+from captum_attnflow._options import check_callable, check_choice, check_flags
+from captum_attnflow._tensors import check_dense
 from captum_attnflow.attr._arguments import ForwardArguments
 from captum_attnflow.attr._base import TensorOrTensors
 from captum_attnflow.attr._shape import shape_like_inputs
@@ -308,7 +304,7 @@ class SLALOM(PerturbationAttribution):
         output = torch.cat(answers.columns)
         parts = attributions if isinstance(attributions, tuple) else (attributions,)
         for part in parts:
-            check_tensor("attributions", part, "what attribute() returns, (B, T, ...)")
+            check_dense("attributions", part, "what attribute() returns, (B, T, ...)")
             if part.dim() < 2:
                 raise ValueError(
                     f"attributions have shape {tuple(part.shape)}; give what "

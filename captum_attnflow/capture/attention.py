@@ -17,9 +17,9 @@ from captum_attnflow._options import (
     check_callable,
     check_choice,
     check_grad_kwargs,
-    check_tensor,
     check_type,
 )
+from captum_attnflow._tensors import check_dense
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture.attention_call import AttentionCall
 from captum_attnflow.capture.attention_layer import AttentionLayer, LoneQueryLayer
@@ -132,7 +132,7 @@ def capture_targets(
     check_callable("forward_func", forward_func)
     check_type("inputs", inputs, tuple, "a tuple of tensors")
     for tensor in inputs:
-        check_tensor("inputs", tensor, "one row per example")
+        check_dense("inputs", tensor, "one row per example")
     check_choice("rules", rules, RULES)
     check_grad_kwargs(grad_kwargs)
     for name, given, kind in (

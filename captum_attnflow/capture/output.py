@@ -8,7 +8,7 @@ from captum._utils.common import _select_targets
 from captum._utils.typing import TargetType
 from torch import Tensor
 
-from captum_attnflow._options import check_tensor
+from captum_attnflow._tensors import check_dense
 from captum_attnflow.targets import target_of_rows
 
 
@@ -43,7 +43,7 @@ def select_output(
             "dimension must be the batch, one row per input"
         )
     if isinstance(target, Tensor):
-        check_tensor("target", target, "one class per example, (B,)")
+        check_dense("target", target, "one class per example, (B,)")
     # The caller knows of the examples, not of the points of their paths.
     given, shape = target_of_rows(target, slice(n_examples)), (n_examples, *shape[1:])
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captum_attnflow._options import check_tensor
+from captum_attnflow._tensors import check_dense
 
 TensorOrTensors = Tensor | tuple[Tensor, ...]
 
@@ -18,7 +18,7 @@ def only_tensor(name: str, given: TensorOrTensors) -> Tensor:
     """
     tensors = given if isinstance(given, tuple) else (given,)
     for tensor in tensors:
-        check_tensor(name, tensor, "one of tokens, (B, T) or (B, T, D)")
+        check_dense(name, tensor, "one of tokens, (B, T) or (B, T, D)")
     if len(tensors) != 1 or tensors[0].dim() < 2 or tensors[0].numel() == 0:
         raise ValueError(
             f"{name} have shapes {[tuple(tensor.shape) for tensor in tensors]}; give "
@@ -53,7 +53,7 @@ def read_mask(name: str, mask: Tensor | None, scores: Tensor) -> Tensor:
     """
     if mask is None:
         return torch.zeros(scores.shape, dtype=torch.bool)
-    check_tensor(name, mask, f"bool of shape {tuple(scores.shape)}")
+    check_dense(name, mask, f"bool of shape {tuple(scores.shape)}")
     fits = mask.shape in (scores.shape, scores.shape[1:])
     if mask.dtype != torch.bool or not fits:
         raise ValueError(

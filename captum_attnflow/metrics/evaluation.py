@@ -13,7 +13,8 @@ from captum._utils.progress import NullProgress, progress
 from captum._utils.typing import TargetType
 from torch import Tensor
 
-from captum_attnflow._options import check_batch_size, check_choice, check_tensor
+from captum_attnflow._options import check_batch_size, check_choice
+from captum_attnflow._tensors import check_dense
 from captum_attnflow.metrics.removal import TokenSets
 from captum_attnflow.targets import target_of_rows
 from captum_attnflow.token_axis import TokenAxis, columns_of
@@ -132,7 +133,7 @@ def _read_baseline(baselines: Any, inputs: Tensor) -> Tensor:
             'removal="delete", which needs none'
         )
     if isinstance(baselines, Tensor):
-        check_tensor("baselines", baselines, "an embedding, or shaped like the inputs")
+        check_dense("baselines", baselines, "an embedding, or shaped like the inputs")
     try:
         given = torch.as_tensor(baselines, device=inputs.device)
     except (TypeError, ValueError, RuntimeError) as error:

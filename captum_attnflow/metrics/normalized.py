@@ -17,7 +17,8 @@ from captum.log import log_usage
 from torch import Tensor
 from typing_extensions import Unpack
 
-from captum_attnflow._options import check_integer, check_tensor, check_type
+from captum_attnflow._options import check_integer, check_type
+from captum_attnflow._tensors import check_dense
 from captum_attnflow.metrics._levels import (
     EvaluationOptions,
     RemovalOptions,
@@ -210,7 +211,7 @@ def aopc_bounds(
 
 
 def _read_bound(bound: Tensor, value: Tensor) -> Tensor:
-    check_tensor("bounds", bound, "what aopc_bounds returns")
+    check_dense("bounds", bound, "what aopc_bounds returns")
     given = bound.double().cpu()
     if given.shape != value.shape:
         raise ValueError(

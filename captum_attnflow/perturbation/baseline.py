@@ -10,7 +10,7 @@ import torch
 from captum._utils.common import _run_forward
 from torch import Tensor, nn
 
-from captum_attnflow._options import check_tensor
+from captum_attnflow._tensors import check_dense
 from captum_attnflow._threads import in_this_thread
 from captum_attnflow.perturbation.texts import (
     Absence,
@@ -84,7 +84,7 @@ class ReplaceableInputs(_Replaceable):
     ) -> None:
         super().__init__(tokens, keep, padding)
         check_tokens("inputs", inputs, padding)
-        check_tensor("baselines", baselines, "shaped like the inputs")
+        check_dense("baselines", baselines, "shaped like the inputs")
         try:
             self._inputs, self._baselines = inputs, baselines.expand(inputs.shape)
         except RuntimeError as error:

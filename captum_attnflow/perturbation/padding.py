@@ -9,12 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_attnflow._options import (
-    check_integer,
-    check_shape,
-    check_tensor,
-    check_type,
-)
+from captum_attnflow._options import check_integer, check_shape, check_type
+from captum_attnflow._tensors import check_dense
 from captum_attnflow._warnings import warn_caller
 
 
@@ -60,7 +56,7 @@ def find_padding(
         and "decoder" not in name
     ]
     for name, argument in alike:
-        check_tensor(name or "an additional argument", argument, f"of shape {shape}")
+        check_dense(name or "an additional argument", argument, f"of shape {shape}")
     found = [
         (name, argument.cpu() != 0)
         for name, argument in alike

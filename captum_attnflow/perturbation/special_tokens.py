@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_attnflow._options import check_shape, check_tensor
+from captum_attnflow._options import check_shape
+from captum_attnflow._tensors import check_dense
 
 # The unknown token and the mask token stand for words, and padding is told by the
 # attention mask.
@@ -51,7 +52,7 @@ def find_special_tokens(
         ValueError: If the tokenizer is none.
     """
     check_tokenizer(tokenizer)
-    check_tensor("ids", ids, "token ids, integers")
+    check_dense("ids", ids, "token ids, integers")
     if ids.is_floating_point() or ids.dtype == torch.bool:
         raise ValueError(f"ids are of dtype {ids.dtype}; give token ids, integers")
     source: Any = tokenizer
@@ -82,7 +83,7 @@ def read_keep(keep: Tensor | None, shape: tuple[int, int]) -> Tensor | None:
             f"keep={keep!r} must be a bool tensor, True at tokens that stay in every "
             "query"
         )
-    check_tensor("keep", keep, f"bool of shape {shape}")
+    check_dense("keep", keep, f"bool of shape {shape}")
     if tuple(keep.shape) not in (shape, (1, shape[1]), shape[1:]):
         raise ValueError(
             f"keep has shape {tuple(keep.shape)}, but there are {shape[0]} texts of "

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from captum_attnflow._options import check_tensor
+from captum_attnflow._tensors import check_dense
 from captum_attnflow.surrogate import Query
 from captum_attnflow.targets import Target
 
@@ -69,7 +69,7 @@ def check_masks(keep: Tensor, padding: Tensor) -> None:
         ValueError: Saying what was given.
     """
     for name, mask in (("keep", keep), ("padding", padding)):
-        check_tensor(name, mask, "bool (B, T)")
+        check_dense(name, mask, "bool (B, T)")
         if mask.dtype != torch.bool or mask.dim() != 2 or not mask.numel():
             raise ValueError(
                 f"{name} has shape {tuple(mask.shape)} and dtype {mask.dtype}; give "
@@ -89,7 +89,7 @@ def check_tokens(name: str, tensor: Tensor, padding: Tensor) -> None:
         ValueError: Saying what was given.
     """
     accepted = f"(B, T, ...) = {(*padding.shape, '...')}, as keep and padding have"
-    check_tensor(name, tensor, accepted)
+    check_dense(name, tensor, accepted)
     if tensor.shape[:2] != padding.shape:
         raise ValueError(f"{name} have shape {tuple(tensor.shape)}; give {accepted}")
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from captum_attnflow._options import check_tensor, check_type
+from captum_attnflow._options import check_type
+from captum_attnflow._tensors import check_dense
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,11 +52,11 @@ class QueryData:
             if not texts:
                 raise ValueError(f"{name} is empty; give one tensor per text")
             for text in texts:
-                check_tensor(name, text, "(Q, V) counts, (Q,) outputs, of each text")
+                check_dense(name, text, "(Q, V) counts, (Q,) outputs, of each text")
         if weights is not None:
             check_type("weights", weights, (list, tuple), "a list as of the outputs")
             for text in weights:
-                check_tensor("weights", text, "(Q,) of each text")
+                check_dense("weights", text, "(Q,) of each text")
         shapes = [[tuple(text.shape) for text in texts] for texts in (counts, outputs)]
         fit = [len(text) == 2 and text[1] > 0 for text in shapes[0]]
         if not all(fit) or [text[:1] for text in shapes[0]] != shapes[1]:

@@ -15,7 +15,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from captum_attnflow._options import check_choice, check_tensor
+from captum_attnflow._options import check_choice
+from captum_attnflow._tensors import check_dense
 
 Link = Literal["logits", "probabilities", "identity"]
 
@@ -122,7 +123,7 @@ def clamped(outputs: Tensor, index: Tensor, link: Link) -> Tensor:
 
 def _check_outputs(outputs: Tensor) -> None:
     """Refuse what is not ``(Q, C)`` outputs."""
-    check_tensor("outputs", outputs, "(Q, C), a row of outputs per query")
+    check_dense("outputs", outputs, "(Q, C), a row of outputs per query")
     if outputs.dim() != 2 or not outputs.is_floating_point() or not outputs.numel():
         raise ValueError(
             f"outputs have shape {tuple(outputs.shape)} and dtype {outputs.dtype}; "
@@ -132,7 +133,7 @@ def _check_outputs(outputs: Tensor) -> None:
 
 def _check_index(index: Tensor, outputs: Tensor) -> None:
     """Refuse what is not one class per row."""
-    check_tensor("index", index, "(Q,), the class of each row")
+    check_dense("index", index, "(Q,), the class of each row")
     fits = index.shape == outputs.shape[:1] and index.dtype == torch.int64
     if not fits or bool(((index < 0) | (index >= outputs.shape[1])).any()):
         raise ValueError(

@@ -13,7 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from captum_attnflow._options import check_choice, check_tensor, check_type
+from captum_attnflow._options import check_choice, check_type
+from captum_attnflow._tensors import check_dense
 from captum_attnflow.surrogate.model import SlalomModel
 
 Score = Literal["value", "importance", "linearized", "contribution", "removal"]
@@ -84,7 +85,7 @@ def score_types(name: Score, model: SlalomModel, counts: Tensor) -> Tensor:
     """
     check_choice("name", name, SCORES)
     check_type("model", model, SlalomModel, "a SlalomModel, as fit_slalom(...).model")
-    check_tensor("counts", counts, f"of shape {tuple(model.types.shape)}")
+    check_dense("counts", counts, f"of shape {tuple(model.types.shape)}")
     if counts.shape != model.types.shape:
         raise ValueError(
             f"counts have shape {tuple(counts.shape)}; give one count per type of each "
