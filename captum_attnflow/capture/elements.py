@@ -63,10 +63,14 @@ def tokens_of_elements(values: Sequence[Tensor], entered: Tensor) -> Tensor | No
     if entered.dim() in (2, 3) and entered.shape[1] == len(tokens):
         # Embeddings, most likely, which two passes confirm.
         plain, weighted = gradient(torch.ones_like(index)), gradient(index + 1)
-        of_axis = index.view(1, -1, *(1 for _ in entered.shape[2:]))
+        features = entered.shape[2:]
+        of_axis = index.view(1, -1, *(1 for _ in features))
         left = weighted - (of_axis + 1) * plain
         if bool(plain.any()) and left.norm() <= 1e-3 * weighted.norm():
-            return of_axis.expand_as(entered)
+            # Of some positions another input may make the tokens.
+            makes_none = (plain == 0).reshape(*entered.shape[:2], -1).all(-1)
+            makes_none = makes_none.view(*entered.shape[:2], *(1 for _ in features))
+            return of_axis.expand_as(entered).masked_fill(makes_none, -1)
     found = torch.zeros_like(entered, dtype=torch.long)
     makes_none = torch.ones_like(entered, dtype=torch.bool)
     for bit in range(max(1, (len(tokens) - 1).bit_length())):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from models import VOCABULARY, bert, token_ids
+from models import VOCABULARY, TorchEncoder, bert, decoder, token_ids
 from torch import Tensor, nn
 
 from captum_attnflow import (
@@ -162,3 +162,41 @@ def test_inputs_of_the_same_tokens_are_refused(method):
 
     with pytest.raises(ValueError, match=r"2 inputs were given.*split between them"):
         method(forward).attribute((ids, kinds), target=1)
+
+
+@every_method
+def test_features_that_stand_for_placeholders_have_their_scores(method):
+    """As of LLaVA-like decoders: the ids of placeholders themselves make no token."""
+    model, ids = decoder("llama", "sdpa"), token_ids(2, 9)
+    ids[:, 2:5] = 7
+    features = torch.randn(2, 3, 32, dtype=torch.float64)
+
+    def forward(ids, features):
+        words = model.get_input_embeddings()(ids)
+        places = (ids == 7)[..., None].expand_as(words)
+        embedded = words.masked_scatter(places, features)
+        return model(inputs_embeds=embedded).logits[:, -1]
+
+    ids[:, 5:] = ids[:, 5:].masked_fill(ids[:, 5:] == 7, 8)
+    ids[:, :2] = ids[:, :2].masked_fill(ids[:, :2] == 7, 8)
+    attribution = method(forward)
+    scores = attribution.explain((ids, features), target=1).scores
+    words, image = attribution.attribute((ids, features), target=1)
+    torch.testing.assert_close(image.sum(-1), scores[:, 2:5])
+    expected = scores.clone()
+    expected[:, 2:5] = 0
+    torch.testing.assert_close(words, expected.float())
+
+
+@every_method
+def test_a_tower_in_front_of_the_decoder_is_refused_with_what_to_do(method):
+    tower, model = TorchEncoder(), decoder("llama", "sdpa")
+    ids = token_ids(2, 6)
+
+    def forward(ids):
+        hidden = tower.encoder(tower.embedding(ids))
+        words = torch.cat([hidden, model.get_input_embeddings()(ids)], 1)
+        return model(inputs_embeds=words).logits[:, -1]
+
+    with pytest.raises(ValueError, match=r"tower.*image features"):
+        method(forward).attribute(ids, target=1)
