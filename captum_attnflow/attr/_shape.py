@@ -171,10 +171,9 @@ def shape_like_layer(
     holder = outputs[holders[0]]
     if holder.is_sequence_first is None and 1 < holder.shape[0] == holder.shape[1]:
         raise ValueError(
-            f"the layer has a tensor of shape {holder.shape} on which the output does "
-            "not depend through autograd, so that it does not show which dimension "
-            "holds the examples and which the tokens. Pass another number of examples, "
-            "such as by internal_batch_size=1"
+            f"the layer has a tensor of shape {holder.shape}, of which the output's "
+            "gradient does not show which dimension holds the examples and which the "
+            "tokens. Pass another number of examples, such as by internal_batch_size=1"
         )
     return tuple(
         _fill(scores, template)

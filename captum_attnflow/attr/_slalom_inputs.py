@@ -14,6 +14,7 @@ from captum.attr import InterpretableInput
 from torch import Tensor, nn
 from typing_extensions import TypeIs
 
+from captum_attnflow._memory import is_out_of_memory
 from captum_attnflow.attr._arguments import ForwardArguments, check_inputs
 from captum_attnflow.attr._layer import layer_templates
 from captum_attnflow.attr._shape import refuse_several
@@ -238,7 +239,9 @@ def _whole_arguments(
         try:
             with torch.no_grad():
                 texts.run(forward_func, [0], [query])
-        except Exception:
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            if is_out_of_memory(error):
+                raise
             return False
         return True
 

@@ -197,7 +197,9 @@ def capture_targets(
     # Before the graph goes, and while layers have their own layout.
     with _refusing_checkpoints():
         made = [of_tokens.made_of(tensor) for tensor in points]
-        made += [of_tokens.made_of(one.of_batch(one.tensor)) for one in embeddings]
+        for entry in embeddings:
+            tokens = of_tokens.made_of(entry.tensor)
+            made.append(None if tokens is None else entry.of_batch(tokens))
         made_at_layer = [of_tokens.made_of(tensor) for tensor in at_layer]
     wanted = _Wanted(
         interception.calls,
@@ -224,7 +226,7 @@ def capture_targets(
             is_last = number == len(targets) - 1
             gradients = wanted.differentiate(selected, is_last, grad_kwargs or {})
         if path is not None:
-            _refuse_fault_on_path(gradients.layers, path.n_examples)
+            _refuse_fault_on_path(gradients.layers, rows, path.n_examples)
         record = _join(
             stacks,
             interception.calls,
@@ -503,12 +505,18 @@ class _Wanted:
         """Run one backward pass from one output per row."""
         maps, streams = [call.probed for call in self._calls], self._streams
         tensors = [*maps, *streams.values(), *self._at_layer, *self._scores.values()]
-        find = self._layouts is None
-        options: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
+        is_asked = not all(placement.is_certain for placement in self._placements)
+        is_kept = (self._layouts is None and is_asked) or not is_last
+        options = {
+            **grad_kwargs,
+            "allow_unused": True,
+            "materialize_grads": True,
+            "retain_graph": is_kept or grad_kwargs.get("retain_graph"),
+        }
         of_all = torch.autograd.grad(
             torch.unbind(selected),
             tensors + self._inputs,
-            **{**options, "retain_graph": find or not is_last, **grad_kwargs},
+            **options,
         )
         gradients = [gradient.detach() for gradient in of_all]
         if self._layouts is None:
@@ -666,10 +674,13 @@ def _why_other_rows(n_stacks: int) -> str:
     )
 
 
-def _refuse_fault_on_path(layers: list[AttentionLayer], n_examples: int) -> None:
+def _refuse_fault_on_path(
+    layers: list[AttentionLayer], rows: list[slice], n_examples: int
+) -> None:
     """Refuse NaN at the points in front of the input, and say that it is there."""
-    at_input = slice(-n_examples, None)
-    for number, layer in enumerate(layers):
+    at_input, end = slice(-n_examples, None), max(part.stop for part in rows)
+    last = [layer for layer, part in zip(layers, rows, strict=True) if part.stop == end]
+    for number, layer in enumerate(last):
         if layer.fault is not None and layer.select(at_input).fault is None:
             raise ValueError(
                 f"the attention {layer.fault} of layer {number} hold NaN or infinite "

@@ -25,6 +25,8 @@ class AttentionCall:
             kernel, as the rest of the model uses it.
         values (Tensor): What the map weighs, with the keys last but one.
         n_heads (int, optional): Heads, where batch and heads share a dimension.
+        rows_outside (bool): Whether it is known that the heads come after the batch
+            there.
         fused (Callable, optional): Makes the layer of the gradient in ``probed``;
             None where that is the map.
         scores (Tensor, optional): The product of queries and keys behind a map, where
@@ -38,6 +40,7 @@ class AttentionCall:
     probed: Tensor
     values: Tensor
     n_heads: int | None
+    rows_outside: bool = False
     fused: Callable[[Tensor], FusedLayer] | None = None
     scores: Tensor | None = None
     score_axes: tuple[int, ...] = ()
@@ -57,7 +60,8 @@ class AttentionCall:
 
     def layouts(self, n_rows: int) -> list[RowLayout]:
         """List where so many rows of a batch may be in the probed tensor."""
-        return layouts_of_map(self.probed.shape, n_rows, self.n_heads)
+        known = self.n_heads if self.rows_outside else None
+        return layouts_of_map(self.probed.shape, n_rows, known)
 
     def layer(
         self,

@@ -198,12 +198,15 @@ class FusedLayer(AttentionLayer):
     def transposed(self) -> FusedLayer:
         """Return the layer of a kernel that was given heads before rows."""
         mask = self.mask
+        if mask is not None and mask.dim() > 2:  # (..., Tq, Tk) for every head
+            mask = mask.expand(1, *mask.shape) if mask.dim() == 3 else mask
+            mask = mask.transpose(0, 1)
         return replace(
             self,
             query=self.query.transpose(0, 1),
             key=self.key.transpose(0, 1),
             value=self.value.transpose(0, 1),
-            mask=mask.transpose(0, 1) if mask is not None and mask.dim() == 4 else mask,
+            mask=mask,
             output_gradient=self.output_gradient.transpose(0, 1),
         )
 
@@ -301,7 +304,8 @@ class LoneQueryLayer(AttentionLayer):
         return LoneQueryLayer(self.layer.select(rows), self.position[rows])
 
     def _placed(self, of_query: Tensor) -> Tensor:
-        return torch.where(self.position[:, None, :, None], of_query, 0)
+        position = self.position.to(of_query.device)
+        return torch.where(position[:, None, :, None], of_query, 0)
 
     def _find_fault(self) -> str | None:
         return self.layer.fault

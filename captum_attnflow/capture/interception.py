@@ -493,6 +493,7 @@ class AttentionInterception(TorchFunctionMode):
             probed,
             values,
             weights.heads_of(n_queries),
+            rows_outside=weights.n_heads is not None,
             scores=scores,
             score_axes=axes,
             share_of_weights=share,
@@ -575,7 +576,7 @@ class AttentionInterception(TorchFunctionMode):
         probed: Tensor = self.probe(output)
         if self.rules is not None:
             self.rules.add_attention(probed)
-        call = AttentionCall(probed, value, None, fused)
+        call = AttentionCall(probed, value, None, fused=fused)
         self.calls.append(call)
         if probed.requires_grad:
             call.mixed.append(get_gradient_edge(probed))

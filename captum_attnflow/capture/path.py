@@ -136,7 +136,7 @@ class InputPath:
         block = self.n_examples
         partly, _ = self._scout(run, torch.cat([self._end, baselines[block:]]))
         assert partly is not None
-        changed = (output != partly).flatten(2).any(-1)
+        changed = (output != partly).reshape(*output.shape[:2], -1).any(-1)
         fitting = [
             axis
             for axis in fitting
@@ -209,7 +209,8 @@ class InputPath:
         def hook(module: nn.Module, taken: tuple[Any, ...], output: Any) -> Any:
             n_rows = len(self._fractions) * self.n_examples
             fits = isinstance(output, Tensor) and output.is_floating_point()
-            return visit(output) if fits and n_rows in output.shape[:2] else output
+            fits = fits and output.dim() > 1 and n_rows in output.shape[:2]
+            return visit(output) if fits else output
 
         if self._layer is None:
             yield
@@ -266,7 +267,9 @@ class InputPath:
             ids, self._repeat(ids[: self.n_examples])
         ):
             return 0
-        given = (self._repeat(self._start).mT, self._repeat(self._end).mT)
+        if ids.dim() != 2 or ids.shape[1] != n_rows or self._end.dim() != 2:
+            return None
+        given = (self._repeat(rows).mT.to(ids) for rows in (self._start, self._end))
         return 1 if any(torch.equal(ids, rows) for rows in given) else None
 
 

@@ -182,6 +182,8 @@ def _open(image: str) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(image, str(error)) from error
     # Whatever a broken file raises, down to the decoders of its parts.
+    except MemoryError:
+        raise
     except Exception as error:
         raise ValueError(
             f"{image!r} is no image that can be read: {error}. Give a whole file in "

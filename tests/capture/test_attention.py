@@ -570,3 +570,72 @@ def test_where_flows_miss_nothing_nothing_is_named(name, mix, place):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*mix positions")
         RelevanceFlow(model).attribute(ids, target=1)
+
+
+def test_a_mask_without_heads_is_that_of_the_rows():
+    """Of queries (H, B, T, D), where a mask (B, Tq, Tk) meets every head."""
+    q, k, v = torch.randn(3, 3, 3, 5, 4, dtype=torch.float64)
+    mask = torch.rand(3, 5, 5) > 0.3
+    mask |= torch.eye(5, dtype=torch.bool)
+    x = torch.randn(3, 5, 4, dtype=torch.float64)
+
+    def forward(x: Tensor, heads_first: bool) -> Tensor:
+        queries = q + x  # heads, rows, tokens
+        if heads_first:
+            mixed = F.scaled_dot_product_attention(queries, k, v, mask)
+        else:
+            mixed = F.scaled_dot_product_attention(
+                *(part.transpose(0, 1) for part in (queries, k, v)), mask[:, None]
+            ).transpose(0, 1)
+        return mixed.sum((0, 2))
+
+    one, other = (
+        capture_attention(
+            lambda x, first=first: forward(x, first), (x,), 1, rules="attnlrp"
+        )
+        for first in (True, False)
+    )
+    torch.testing.assert_close(one.weights, other.weights)
+    torch.testing.assert_close(one.gradients, other.gradients)
+
+
+@pytest.mark.parametrize("n_rows", [2, 3, 4])
+def test_heads_first_may_be_folded_behind_the_softmax(n_rows):
+    torch.manual_seed(0)
+    embedding, head = nn.Embedding(VOCABULARY, 12).double(), nn.Linear(12, 3).double()
+
+    def forward(ids: Tensor, folds: bool) -> Tensor:
+        x = embedding(ids)
+        heads = torch.stack(x.chunk(3, -1))  # (H, B, T, D)
+        weights = (heads @ heads.mT).softmax(-1)
+        if folds:
+            mixed = weights.flatten(0, 1) @ heads.flatten(0, 1)
+            mixed = mixed.unflatten(0, (3, len(ids)))
+        else:
+            mixed = weights.transpose(0, 1) @ heads.transpose(0, 1)
+            mixed = mixed.transpose(0, 1)
+        return head(torch.cat(mixed.unbind(), -1).mean(1))
+
+    ids = token_ids(n_rows, 6)
+    folded, plain = (
+        GeneralizedAttentionFlow(lambda ids, folds=folds: forward(ids, folds))
+        for folds in (True, False)
+    )
+    torch.testing.assert_close(
+        folded.explain(ids, target=1).scores, plain.explain(ids, target=1).scores
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rows_are_told_in_half_precision(dtype):
+    """As many rows as heads, and deep: rounding must not hide them."""
+    model, ids = HeadsAnywhere().to(dtype), token_ids(4, 7)
+    found = AttentionRollout(lambda ids: model(ids, "heads")).attribute(ids, target=1)
+    usual = AttentionRollout(lambda ids: model(ids, "rows")).attribute(ids, target=1)
+    torch.testing.assert_close(found, usual, rtol=0.02, atol=0.01)
+
+
+def test_an_option_of_autograd_may_not_cut_off_what_is_needed():
+    model, ids = HeadsAnywhere(), token_ids(4, 7)
+    options = {"retain_graph": False, "allow_unused": False}
+    capture_attention(lambda ids: model(ids, "rows"), (ids,), 1, None, options)
