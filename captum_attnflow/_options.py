@@ -65,6 +65,11 @@ def check_callable(name: str, given: object) -> None:
     Raises:
         ValueError: Saying what was given.
     """
+    if any(kind.__name__ == "Pipeline" for kind in type(given).__mro__):
+        raise ValueError(
+            f"{name} is a transformers pipeline, which takes texts; give a function of "
+            f"tensors, such as lambda ids: {name}.model(ids).logits"
+        )
     if not callable(given) or isinstance(given, type):
         raise ValueError(
             f"{name}={described(given)} is a {type(given).__name__}, which cannot be "

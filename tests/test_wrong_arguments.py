@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import captum_attnflow
@@ -188,3 +189,13 @@ def test_a_module_that_is_no_layer_of_the_model_is_refused():
         captum_attnflow.LayerAttentionRollout(forward, nn.Linear(2, 2)).attribute(
             IDS, target=1
         )
+
+
+@pytest.mark.parametrize("name", ["RelevanceFlow", "SLALOM", "LayerAttnLRP"])
+def test_a_pipeline_is_no_forward_function(name):
+    pipeline = transformers.pipeline(
+        "text-classification", model=MODEL, tokenizer=TOKENIZER
+    )
+    others = (LAYER,) if name.startswith("Layer") else ()
+    with pytest.raises(ValueError, match=r"a transformers pipeline.*\.model\(ids\)"):
+        getattr(captum_attnflow, name)(pipeline, *others)

@@ -19,7 +19,12 @@ from captum.attr import GradientAttribution, LayerAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_attnflow._options import check_choice, check_flags, check_grad_kwargs
+from captum_attnflow._options import (
+    check_callable,
+    check_choice,
+    check_flags,
+    check_grad_kwargs,
+)
 from captum_attnflow.attr._arguments import ForwardArguments
 from captum_attnflow.attr._base import TensorOrTensors
 from captum_attnflow.attr._layer import check_layer
@@ -69,6 +74,7 @@ class AttnLRP(GradientAttribution):
         *,
         rules: PropagationRule = "attnlrp",
     ) -> None:
+        check_callable("forward_func", forward_func)
         super().__init__(forward_func)
         check_choice("rules", rules, get_args(PropagationRule))
         self.rules = rules
