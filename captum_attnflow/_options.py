@@ -59,13 +59,18 @@ def check_integer(name: str, given: object, least: int | None = None) -> None:
         raise ValueError(f"{name}={described(given)} must be {accepted}")
 
 
+def is_pipeline(given: object) -> bool:
+    """Whether an object is a pipeline of transformers, which is not imported for it."""
+    return any(kind.__name__ == "Pipeline" for kind in type(given).__mro__)
+
+
 def check_callable(name: str, given: object) -> None:
     """Refuse what cannot be called.
 
     Raises:
         ValueError: Saying what was given.
     """
-    if any(kind.__name__ == "Pipeline" for kind in type(given).__mro__):
+    if is_pipeline(given):
         raise ValueError(
             f"{name} is a transformers pipeline, which takes texts; give a function of "
             f"tensors, such as lambda ids: {name}.model(ids).logits"

@@ -20,8 +20,8 @@ Axes = tuple[int | None, ...]
 _SWAPS = {"swapaxes", "swapdims", "t", "transpose"}
 TRANSPOSITIONS = _SWAPS | {"T", "H", "mT", "mH", "adjoint"}
 TRANSPOSITIONS |= {"moveaxis", "movedim", "permute"}
-# Which of a tensor's axes a view keeps does not depend on sizes, or does.
-_CUTS = {"__getitem__", "flatten", "narrow", "unsqueeze"}
+# Which of a tensor's axes these keep does not depend on sizes; of views it does.
+_SLICES = {"__getitem__", "narrow", "unsqueeze"}
 _VIEWS = {"expand", "reshape", "squeeze", "unflatten", "view", "view_as", "reshape_as"}
 
 
@@ -62,17 +62,16 @@ def axes_after(
         (None, 2)
     """
     name, n_dims = name_of(func), operand.dim()
-    if name in TRANSPOSITIONS or name in _CUTS:
-        shape = tuple(range(2, 2 + n_dims)) if name in TRANSPOSITIONS else None
-        if shape is None:
-            shape = tuple(size + 1 for size in operand.shape)
-        moved = _again(func, args, kwargs, operand, shape)
-        if moved is not None:
-            return _by_strides(shape, moved, cut=name != "flatten")
-    if name in _VIEWS:
-        moved = _again(func, args, kwargs, operand, tuple(operand.shape))
-        if moved is not None:
-            return _by_strides(tuple(operand.shape), moved, cut=False)
+    shape: tuple[int, ...] | None = None
+    if name in TRANSPOSITIONS:
+        shape = tuple(range(2, 2 + n_dims))
+    elif name in _SLICES or name == "flatten":
+        shape = tuple(size + 1 for size in operand.shape)
+    elif name in _VIEWS:
+        shape = tuple(operand.shape)
+    moved = None if shape is None else _again(func, args, kwargs, operand, shape)
+    if shape is not None and moved is not None:
+        return _by_strides(shape, moved, cut=name in _SLICES)
     missing = output.dim() - n_dims
     if missing < 0:
         return (None,) * output.dim()

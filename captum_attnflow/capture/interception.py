@@ -31,6 +31,7 @@ from captum_attnflow.capture.axes import Axes, axes_after, compose, name_of
 from captum_attnflow.capture.entries import InputEntries, traceable
 from captum_attnflow.capture.path import InputPath
 from captum_attnflow.capture.rules import PropagationRules
+from captum_attnflow.capture.rules.call import version
 from captum_attnflow.capture.streams import DependencyGraph
 from captum_attnflow.capture.torch_calls import (
     EINSUM,
@@ -152,9 +153,8 @@ class AttentionInterception(TorchFunctionMode):
         self._masks: list[tuple[Tensor, int]] = []  # with their versions
         self._marked = WeakTensorKeyDictionary()
         self._probed = WeakTensorKeyDictionary()
-        self._weighed = (
-            WeakTensorKeyDictionary()
-        )  # values times weights, not yet summed
+        # Values times weights, not yet summed.
+        self._weighed = WeakTensorKeyDictionary()
         self._n_heads: int | None = None  # of the multi-head attention that runs
 
     def __torch_function__(
@@ -253,7 +253,7 @@ class AttentionInterception(TorchFunctionMode):
 
     def overwritten(self) -> int:
         """Count masks of fused kernels that were changed in place since."""
-        return sum(_version(mask) != version for mask, version in self._masks)
+        return sum(version(mask) != before for mask, before in self._masks)
 
     def _run_multi_head_attention(
         self,
@@ -557,7 +557,7 @@ class AttentionInterception(TorchFunctionMode):
             **({"enable_gqa": True} if enable_gqa else {}),
         )
         if mask is not None:
-            self._masks.append((mask, _version(mask)))
+            self._masks.append((mask, version(mask)))
             mask = mask.detach()
         # Under autocast the kernel casts what it takes.
         fused = partial(
@@ -588,11 +588,6 @@ def _drops(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
     rate = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
     training = args[2] if len(args) > 2 else kwargs.get("training", True)
     return bool(training and rate > 0)
-
-
-def _version(tensor: Tensor) -> int:
-    """How often a tensor was changed in place, where torch counts it."""
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def _letters(

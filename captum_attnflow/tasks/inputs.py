@@ -7,6 +7,8 @@ from textwrap import shorten
 
 from torch import nn
 
+from captum_attnflow._options import is_pipeline
+
 
 def check_parts(task: str, model: object, companion: object, kind: str) -> None:
     """Refuse anything but a model with its tokenizer or image processor.
@@ -21,13 +23,12 @@ def check_parts(task: str, model: object, companion: object, kind: str) -> None:
         ValueError: Saying what was given and what to give.
     """
     for name, part in (("model", model), (kind, companion)):
-        is_pipeline = any(base.__name__ == "Pipeline" for base in type(part).__mro__)
         fits = isinstance(part, nn.Module) if part is model else callable(part)
-        if is_pipeline or not fits:
+        if is_pipeline(part) or not fits:
             parts = f"pipeline.model, pipeline.{kind.replace('proc', 'image_proc')}"
             advice = (
                 f"of a pipeline give {task}({parts})"
-                if is_pipeline
+                if is_pipeline(part)
                 else (f"give a model and a {kind}, such as {task}.load(folder) finds")
             )
             raise ValueError(

@@ -13,6 +13,7 @@ from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from captum_attnflow.capture.axes import name_of
 from captum_attnflow.capture.record import Propagation, UnsupportedAttentionError
 from captum_attnflow.capture.rules.call import (
     Call,
@@ -231,11 +232,10 @@ class PropagationRules(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Handle one torch call; the mode is inactive inside."""
-        kwargs, name = kwargs or {}, func.__name__
-        if name == "__get__":  # an attribute, such as a shape, or a transposed tensor
-            name = getattr(func.__self__, "__name__", "")  # type: ignore[attr-defined]
-            if name not in FOLLOWED:
-                return func(*args, **kwargs)
+        kwargs, name = kwargs or {}, name_of(func)
+        # An attribute, such as a shape, but not a transposed tensor.
+        if func.__name__ == "__get__" and name not in FOLLOWED:
+            return func(*args, **kwargs)
         call = Call(name, func, args, kwargs)
         if not torch.is_grad_enabled():
             return self._run_without_graph(call)
