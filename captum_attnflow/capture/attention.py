@@ -21,13 +21,13 @@ from captum_attnflow._options import (
 )
 from captum_attnflow._tensors import check_dense
 from captum_attnflow._warnings import warn_caller
-from captum_attnflow.capture.attention_call import AttentionCall
+from captum_attnflow.capture.attention_call import AttentionCall, sequence_lengths
 from captum_attnflow.capture.attention_layer import AttentionLayer, LoneQueryLayer
 from captum_attnflow.capture.eager import eager
 from captum_attnflow.capture.elements import tokens_of_elements
 from captum_attnflow.capture.entries import Entry, InputEntries
 from captum_attnflow.capture.interception import AttentionInterception
-from captum_attnflow.capture.lone_query import lone_queries, position_of_lone_query
+from captum_attnflow.capture.lone_query import find_lone_query
 from captum_attnflow.capture.output import select_output
 from captum_attnflow.capture.path import InputPath
 from captum_attnflow.capture.propagation import warn_of_dropout, warn_of_unknown
@@ -154,37 +154,15 @@ def capture_targets(
         )
         probed = [call.probed for call in interception.calls]
         stacks = find_stacks(probed, [call.values for call in interception.calls])
-    if interception.overwritten():
-        raise UnsupportedAttentionError(
-            "an attention mask was changed in place after a fused kernel had used it, "
-            "but the attention map is formed of it afterwards. Let the model make a "
-            'copy of the mask, or load it with attn_implementation="eager"'
-        )
-    refuse_kernels_without_gradient(interception.without_gradient)
-    warn_of_dropout(interception)
-    n_missed = interception.missed()
-    if n_missed:
-        warn_caller(
-            f"{n_missed} softmaxes of the shape of an attention map were "
-            f"not seen to weigh values, {len(probed)} were. If these are attention "
-            "layers, they are missing from the scores: write them as softmax(...) "
-            "followed by matmul or einsum, or as F.scaled_dot_product_attention"
-        )
-    mixing = interception.mixing_between()
-    if mixing:
-        warn_caller(
-            f"{', '.join(mixing)} mix positions between attention layers, as in "
-            "hybrids of attention with convolutions, recurrent layers or state spaces. "
-            "Flows follow attention alone: what passes there is missing from their "
-            "scores; AttnLRP follows it"
-        )
-    _warn_of_unfollowed(interception.calls)
+    _check_pass(interception)
     _refuse_maps_without_gradient(probed)
     rows = _rows_of_calls(stacks, interception.calls, len(inputs[0]))
     held = [entries.held_by(stack) for stack in stacks]
     of_tokens = _Tokens(stacks, interception.calls)
+    # Layers of a single input shape attributions themselves.
+    is_shaped = layer_calls is not None and len(inputs) == 1
     with _refusing_checkpoints():
-        elements = _elements(entries, held[0], of_tokens)
+        elements = {} if is_shaped else _elements(entries, held[0], of_tokens)
     at_layer = [] if layer_calls is None else layer_calls.tensors()
     embeddings: list[Entry] = []
     if propagation is not None and path is None:
@@ -196,7 +174,12 @@ def capture_targets(
     points = [] if path is None else [path.points_entered()]
     # Before the graph goes, and while layers have their own layout.
     with _refusing_checkpoints():
-        made = [of_tokens.made_of(tensor) for tensor in points]
+        made = [
+            elements[0]  # of the input that the points are a copy of
+            if 0 in elements and elements[0].shape == tensor.shape
+            else of_tokens.made_of(tensor)
+            for tensor in points
+        ]
         for entry in embeddings:
             tokens = of_tokens.made_of(entry.tensor)
             made.append(None if tokens is None else entry.of_batch(tokens))
@@ -208,7 +191,7 @@ def capture_targets(
         points + [entry.tensor for entry in embeddings],
         at_layer,
     )
-    lone: list[Tensor | None] = []
+    lone: list[dict[int, Tensor]] = []
     for number, target in enumerate(targets):
         with torch.enable_grad(), _refusing_checkpoints():
             selected = select_output(
@@ -229,7 +212,6 @@ def capture_targets(
             _refuse_fault_on_path(gradients.layers, rows, path.n_examples)
         record = _join(
             stacks,
-            interception.calls,
             rows,
             gradients,
             held,
@@ -272,6 +254,51 @@ def capture_targets(
         yield record
 
 
+def _check_pass(interception: AttentionInterception) -> None:
+    """Refuse what was not captured rightly, and say what scores will miss.
+
+    Raises:
+        UnsupportedAttentionError: If masks were overwritten, or kernels have no
+            gradient.
+    """
+    if interception.overwritten():
+        raise UnsupportedAttentionError(
+            "an attention mask was changed in place after a fused kernel had used it, "
+            "but the attention map is formed of it afterwards. Let the model make a "
+            'copy of the mask, or load it with attn_implementation="eager"'
+        )
+    refuse_kernels_without_gradient(interception.without_gradient)
+    warn_of_dropout(interception)
+    n_calls, n_missed = len(interception.calls), interception.missed()
+    if n_missed:
+        warn_caller(
+            f"{n_missed} softmaxes of the shape of an attention map were not seen to "
+            f"weigh values, {n_calls} were. If these are attention layers, they are "
+            "missing from the scores: write them as softmax(...) followed by matmul or "
+            "einsum, or as F.scaled_dot_product_attention"
+        )
+    mixing = interception.mixing_between()
+    if mixing:
+        warn_caller(
+            f"{', '.join(mixing)} mix positions between attention layers, as in "
+            "hybrids of attention with convolutions, recurrent layers or state spaces. "
+            "Flows follow attention alone: what passes there is missing from their "
+            "scores; AttnLRP follows it"
+        )
+    n_unfollowed = sum(
+        call.fused is None and call.share_of_weights > 0 and call.scores is None
+        for call in interception.calls
+    )
+    if n_unfollowed:
+        warn_caller(
+            f"in {n_unfollowed} of {n_calls} attention layers the scores were not "
+            "seen to be one product of queries and keys, so that keys get no share of "
+            "their relevance there: flows over relevance give it to the queries. Write "
+            "scores as a matmul or an einsum of queries and keys, or as "
+            "F.scaled_dot_product_attention"
+        )
+
+
 @contextmanager
 def _refusing_checkpoints() -> Iterator[None]:
     """Refuse in words what is run again in a backward pass."""
@@ -290,21 +317,26 @@ class _Tokens:
 
     def __init__(self, stacks: list[Stack], calls: list[AttentionCall]) -> None:
         self._stacks = stacks
-        self._lengths = [
-            calls[stacks[0].calls[0]].lengths()[1] for _ in stacks[0].values
-        ]
-        for call, route in zip(stacks[0].calls, stacks[0].routes, strict=True):
-            self._lengths[route.keys] = calls[call].lengths()[1]
+        self._lengths = sequence_lengths(stacks[0], calls)
+        self._found: list[tuple[Tensor, int, Tensor | None]] = []
 
     def is_whole(self, sequence: int, entered: Tensor) -> bool:
         """Whether a tensor ``(B, T, ...)`` has as many tokens as the sequence."""
         return entered.dim() > 1 and entered.shape[1] == self._lengths[sequence]
 
     def of_sequence(self, sequence: int, entered: Tensor) -> Tensor | None:
-        """Return the token of each element of a tensor ``(B, ...)`` of the graph."""
+        """Return the token of each element of a tensor ``(B, ...)`` of the graph.
+
+        Inputs and layers are asked for more than once; passes run for the first time.
+        """
+        for known, of, tokens in self._found:
+            if known is entered and of == sequence:
+                return tokens
         with torch.enable_grad():
             values = [stack.values[sequence][0] for stack in self._stacks]
-            return tokens_of_elements(values, entered)
+            tokens = tokens_of_elements(values, entered)
+        self._found.append((entered, sequence, tokens))
+        return tokens
 
     def made_of(self, entered: Tensor) -> Tensor | None:
         """Return the token of each element, where dimensions do not tell.
@@ -312,7 +344,7 @@ class _Tokens:
         They do where there are as many tokens, in features ``(B, T, D)``.
         """
         shape = entered.shape
-        if len(self._lengths) > 1 or len(shape) < 2:
+        if len(self._stacks[0].values) > 1 or len(shape) < 2:
             return None
         if len(shape) <= 3 and self._lengths[0] in shape[:2]:
             return None
@@ -384,22 +416,6 @@ def _warn_of_unseen(inputs: tuple[Tensor, ...], entries: list[Entry]) -> None:
             "an embedding, so that propagation rules begin behind the first attention "
             "and tokens have no direct edges. Pass embeddings as the input, or name "
             "the embeddings module with the Layer... class"
-        )
-
-
-def _warn_of_unfollowed(calls: list[AttentionCall]) -> None:
-    """Say where keys miss their part of the relevance of scores."""
-    n_unfollowed = sum(
-        call.fused is None and call.share_of_weights > 0 and call.scores is None
-        for call in calls
-    )
-    if n_unfollowed:
-        warn_caller(
-            f"in {n_unfollowed} of {len(calls)} attention layers the scores were not "
-            "seen to be one product of queries and keys, so that keys get no share of "
-            "their relevance there: flows over relevance give it to the queries. Write "
-            "scores as a matmul or an einsum of queries and keys, or as "
-            "F.scaled_dot_product_attention"
         )
 
 
@@ -485,18 +501,23 @@ class _Wanted:
             Placement(call.probed, part, call.layouts(part.stop - part.start))
             for call, part in zip(calls, rows, strict=True)
         ]
-        of_tokens = [
-            (stream, rows[call], {calls[call].probed.shape[-2]})
-            for call, stream in streams.items()
-        ] + [(tensor, whole, set(tensor.shape[:2])) for tensor in at_layer]
-        self._placements = of_maps + [
+        of_streams = [
             Placement(
-                tensor,
-                part,
-                layouts_of_tokens(tensor.shape, part.stop - part.start, n_tokens),
+                stream,
+                rows[call],
+                layouts_of_tokens(
+                    stream.shape,
+                    rows[call].stop - rows[call].start,
+                    calls[call].probed.shape[-2],
+                ),
             )
-            for tensor, part, n_tokens in of_tokens
+            for call, stream in streams.items()
         ]
+        of_layer = [
+            Placement(tensor, whole, layouts_of_tokens(tensor.shape, whole.stop))
+            for tensor in at_layer
+        ]
+        self._placements = of_maps + of_streams + of_layer
         self._layouts: list[RowLayout | None] | None = None  # of the first output
 
     def differentiate(
@@ -696,41 +717,39 @@ def _lone_queries(
     calls: list[AttentionCall],
     entries: InputEntries,
     rows: list[slice],
-) -> list[Tensor | None]:
-    """Find the position of the last layer's only query, stack by stack, if it is one.
+) -> list[dict[int, Tensor]]:
+    """Find the position of the last layer's only query, stack by stack and by call.
 
-    None leaves the map as it is, which a flow refuses.
+    Where none is found the map stays as it is, which a flow refuses.
     """
     entered = [entry.tensor for entry in entries.entered() if entry.axes == "same"]
     return [
-        position_of_lone_query(selected, stack, calls, entered, part.stop - part.start)
-        if lone_queries(stack, calls)
-        else None
+        find_lone_query(selected, stack, calls, entered, part.stop - part.start)
         for stack, part in ((stack, rows[stack.calls[0]]) for stack in stacks)
     ]
 
 
 def _join(
     stacks: list[Stack],
-    calls: list[AttentionCall],
     rows: list[slice],
     gradients: _Gradients,
     held: list[list[tuple[int, ...]]],
     output: Tensor,
-    lone: list[Tensor | None],
+    lone: list[dict[int, Tensor]],
 ) -> AttentionRecord:
     """Make one stack, or the stacks of consecutive mini-batches, one record."""
     records = []
-    for stack, inputs, position in zip(stacks, held, lone, strict=True):
-        layers = [gradients.layers[call] for call in stack.calls]
-        read_out = gradients.streams.get(stack.calls[-1])
-        if position is not None:
-            n_lone = len(lone_queries(stack, calls))
-            layers[-n_lone:] = [
-                LoneQueryLayer(layer, position) for layer in layers[-n_lone:]
-            ]
-            if read_out is not None:
-                read_out = torch.where(position, read_out, 0)
+    for stack, inputs, positions in zip(stacks, held, lone, strict=True):
+        layers = [
+            LoneQueryLayer(gradients.layers[call], positions[call])
+            if call in positions
+            else gradients.layers[call]
+            for call in stack.calls
+        ]
+        last = stack.calls[-1]
+        read_out = gradients.streams.get(last)
+        if last in positions and read_out is not None:
+            read_out = torch.where(positions[last], read_out, 0)
         record = _record(layers, stack.routes, inputs, output[rows[stack.calls[0]]])
         records.append(replace(record, read_out_relevance=read_out))
     return AttentionRecord.concatenate(records)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -14,6 +14,7 @@ from captum_attnflow.capture.attention_layer import (
     FusedLayer,
 )
 from captum_attnflow.capture.rows import RowLayout, layouts_of_map
+from captum_attnflow.capture.streams import Stack
 
 
 @dataclass(frozen=True)
@@ -91,3 +92,11 @@ class AttentionCall:
             relevance,
             self.share_of_weights,
         )
+
+
+def sequence_lengths(stack: Stack, calls: Sequence[AttentionCall]) -> dict[int, int]:
+    """Return the tokens of each sequence of a stack that has keys."""
+    return {
+        route.keys: calls[call].lengths()[1]
+        for call, route in zip(stack.calls, stack.routes, strict=True)
+    }

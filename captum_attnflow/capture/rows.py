@@ -9,7 +9,7 @@ one.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,23 +65,25 @@ def layouts_of_map(
 
 
 def layouts_of_tokens(
-    shape: Sequence[int], n_rows: int, n_tokens: Collection[int]
+    shape: Sequence[int], n_rows: int, n_tokens: int | None = None
 ) -> list[RowLayout]:
     """List where the rows may be in a tensor ``(rows, T, ...)`` or ``(T, rows, ...)``.
 
     Args:
         shape (sequence of int): Its shape.
         n_rows (int): Rows of the batch.
-        n_tokens (collection of int): Tokens of the sequences that it may hold.
+        n_tokens (int, optional): ``T``, if it is known.
     """
     if len(shape) < 2:
         return []
-    first, second = shape[:2]
-    fits = [first == n_rows and second in n_tokens]
-    fits.append(second == n_rows and first in n_tokens)
-    if first == second == 1:
-        fits[1] = False
-    return [RowLayout(axis) for axis in (0, 1) if fits[axis]]
+    fitting = [
+        axis
+        for axis in (0, 1)
+        if shape[axis] == n_rows and n_tokens in (None, shape[1 - axis])
+    ]
+    if tuple(shape[:2]) == (1, 1):
+        fitting = fitting[:1]  # one token of one row
+    return [RowLayout(axis) for axis in fitting]
 
 
 @dataclass(frozen=True, eq=False)
