@@ -8,27 +8,16 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from attention_methods import METHODS
 from torch import Tensor, nn
 
 from captum_attnflow import (
-    AttentionRollout,
-    CheferRelevance,
-    GeneralizedAttentionFlow,
     LayerRelevanceFlow,
-    RelevanceFlow,
 )
 from captum_attnflow.capture import capture_attention
 
 N_ROWS, N_HEADS, N_TOKENS, SIZE = 2, 4, 7, 8
 
-METHODS: dict[str, Callable[..., object]] = {
-    "rollout": AttentionRollout,
-    "generalized flow": GeneralizedAttentionFlow,
-    "chefer": CheferRelevance,
-    "relevance flow, attnlrp": lambda f: RelevanceFlow(f, rules="attnlrp"),
-    "relevance flow, cp-lrp": lambda f: RelevanceFlow(f, rules="cp-lrp"),
-    "relevance flow, gradient": lambda f: RelevanceFlow(f, rules="gradient"),
-}
 every_method = pytest.mark.parametrize("method", METHODS)
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -7,23 +7,16 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from attention_methods import METHODS as EVERY_METHOD
 from torch import Tensor, nn
 
 from captum_attnflow import (
-    AttentionRollout,
-    CheferRelevance,
-    GeneralizedAttentionFlow,
     RelevanceFlow,
     UnsupportedAttentionError,
 )
 
-METHODS: dict[str, Callable[..., object]] = {
-    "rollout": AttentionRollout,
-    "generalized flow": GeneralizedAttentionFlow,
-    "chefer": CheferRelevance,
-    "relevance flow, attnlrp": lambda f: RelevanceFlow(f, rules="attnlrp"),
-    "relevance flow, cp-lrp": lambda f: RelevanceFlow(f, rules="cp-lrp"),
-    "relevance flow, gradient": lambda f: RelevanceFlow(f, rules="gradient"),
+METHODS = {
+    **EVERY_METHOD,
     "relevance flow, maximum": lambda f: RelevanceFlow(f, flow="maximum"),
 }
 every_method = pytest.mark.parametrize("method", METHODS)
