@@ -452,7 +452,10 @@ class AttentionInterception(TorchFunctionMode):
         new = [
             axis
             for axis, origin in enumerate(mark.axes)
-            if origin is None and weights.shape[axis] == 1 and weights.dim() > 3
+            if origin is None
+            and weights.shape[axis] == 1
+            and weights.dim() > 3
+            and axis != queries  # a lone one may be added behind the softmax
         ]
         kept = [axis for axis in range(weights.dim()) if axis not in new]
         places = kept.index(queries), kept.index(mark.keys)

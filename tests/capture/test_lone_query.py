@@ -161,3 +161,27 @@ def test_a_query_of_no_token_is_refused(method):
 
     with pytest.raises(UnsupportedAttentionError, match="attention pooling"):
         METHODS[method](forward).attribute(torch.randint(0, 60, (2, 7)), target=1)
+
+
+@every_method
+@pytest.mark.parametrize("n_rows", [1, 3])
+def test_the_axis_of_the_query_may_be_added_behind_the_softmax(method, n_rows):
+    """As where scores of the one query are written ``(B, H, T)``."""
+
+    def added(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if q.shape[2] > 1:
+            return written_out(q, k, v)
+        scores = torch.einsum("bhd,bhkd->bhk", q[:, :, 0], k) / q.shape[-1] ** 0.5
+        return scores.softmax(-1)[:, :, None] @ v
+
+    model, ids = Model(2, added), torch.randint(0, 60, (n_rows, 7))
+    position = torch.zeros(n_rows, dtype=torch.long)
+    one, every = (
+        METHODS[method](
+            lambda ids, alone=alone: model(ids, position[: len(ids)], alone)
+        )
+        for alone in (True, False)
+    )
+    torch.testing.assert_close(
+        one.explain(ids, target=1).scores, every.explain(ids, target=1).scores
+    )

@@ -196,14 +196,17 @@ class ScoreProducts:
             return None
         product, axes = found
         *leading, queries, keys = axes
-        if queries is None or keys is None:
+        # The axis of a lone query may be added behind the product.
+        if keys is None or (queries is None and weights.shape[-2] != 1):
             return None
-        left = [axis for axis in range(product.dim()) if axis not in (queries, keys)]
+        last = (keys,) if queries is None else (queries, keys)
+        sizes = tuple(product.shape[axis] for axis in last)
+        if sizes != tuple(weights.shape[-len(last) :]):
+            return None
+        left = [axis for axis in range(product.dim()) if axis not in last]
         followed = [axis for axis in leading if axis is not None]
         left = followed if sorted(followed) == left else left
-        if (product.shape[queries], product.shape[keys]) != weights.shape[-2:]:
-            return None
-        return product, (*left, queries, keys)
+        return product, (*left, *last)
 
     def keep(self, target: Tensor, copy: Tensor) -> None:
         """Note the copy of a tensor that will be changed in place.
