@@ -61,7 +61,7 @@ class ForwardArguments:
             ValueError: For inputs or a target that no forward pass can have.
         """
         check_inputs(inputs)
-        _check_baselines(baselines)
+        _check_baselines(baselines, inputs)
         _check_target(target)
         check_integer("n_steps", n_steps)
         tensors, formatted_baselines = _format_input_baseline(inputs, baselines)
@@ -173,8 +173,10 @@ def check_inputs(inputs: Any) -> None:
         )
 
 
-def _check_baselines(baselines: Any) -> None:
-    for baseline in baselines if isinstance(baselines, tuple) else (baselines,):
+def _check_baselines(baselines: Any, inputs: Any) -> None:
+    given = baselines if isinstance(baselines, tuple) else (baselines,)
+    tensors = inputs if isinstance(inputs, tuple) else (inputs,)
+    for baseline, tensor in zip(given, tensors, strict=False):
         if isinstance(baseline, Tensor):
             check_dense("baselines", baseline, "a number, or shaped like the inputs")
             if baseline.dim() == 0:
@@ -184,6 +186,13 @@ def _check_baselines(baselines: Any) -> None:
                 )
         elif isinstance(baseline, float) and not math.isfinite(baseline):
             raise ValueError(f"baselines={baseline}; give finite numbers")
+        elif isinstance(baseline, float) and not (
+            tensor.is_floating_point() or baseline.is_integer()
+        ):
+            raise ValueError(
+                f"baselines={baseline} is a fraction, but the input is token ids, "
+                "which are integers; give an id, such as tokenizer.mask_token_id"
+            )
 
 
 def _check_target(target: Any) -> None:

@@ -25,7 +25,12 @@ from captum_attnflow.capture.attention_call import AttentionCall, sequence_lengt
 from captum_attnflow.capture.attention_layer import AttentionLayer, LoneQueryLayer
 from captum_attnflow.capture.eager import eager
 from captum_attnflow.capture.elements import tokens_of_elements
-from captum_attnflow.capture.entries import Entry, InputEntries
+from captum_attnflow.capture.entries import (
+    Entry,
+    InputEntries,
+    refuse_tokens_first,
+    square_entries,
+)
 from captum_attnflow.capture.interception import AttentionInterception
 from captum_attnflow.capture.lone_query import find_lone_query
 from captum_attnflow.capture.output import select_output
@@ -190,6 +195,7 @@ def capture_targets(
         {} if propagation is None else _streams(propagation, interception, stacks),
         points + [entry.tensor for entry in embeddings],
         at_layer,
+        {} if path else square_entries(entries.entered(), len(inputs[0])),
     )
     lone: list[dict[int, Tensor]] = []
     for number, target in enumerate(targets):
@@ -481,6 +487,8 @@ class _Wanted:
         streams (dict): Residual streams behind the last call of a stack, by call.
         inputs (list of Tensor): What stands for the inputs, or the points of a path.
         at_layer (list of Tensor): What a watched layer takes or puts out.
+        square (dict): What stands for inputs of as many tokens as rows, by where to
+            look for these.
     """
 
     def __init__(
@@ -490,6 +498,7 @@ class _Wanted:
         streams: dict[int, Tensor],
         inputs: list[Tensor],
         at_layer: list[Tensor],
+        square: dict[Placement, Entry],
     ) -> None:
         self._calls, self._streams = calls, streams
         self._inputs, self._at_layer = inputs, at_layer
@@ -517,7 +526,8 @@ class _Wanted:
             Placement(tensor, whole, layouts_of_tokens(tensor.shape, whole.stop))
             for tensor in at_layer
         ]
-        self._placements = of_maps + of_streams + of_layer
+        self._square = square
+        self._placements = of_maps + of_streams + of_layer + list(square)
         self._layouts: list[RowLayout | None] | None = None  # of the first output
 
     def differentiate(
@@ -525,7 +535,9 @@ class _Wanted:
     ) -> _Gradients:
         """Run one backward pass from one output per row."""
         maps, streams = [call.probed for call in self._calls], self._streams
-        tensors = [*maps, *streams.values(), *self._at_layer, *self._scores.values()]
+        tensors = [*maps, *streams.values(), *self._at_layer]
+        tensors += [placement.tensor for placement in self._square]
+        tensors += self._scores.values()
         is_asked = not all(placement.is_certain for placement in self._placements)
         is_kept = (self._layouts is None and is_asked) or not is_last
         options = {
@@ -544,15 +556,19 @@ class _Wanted:
             self._layouts = find_layouts(
                 self._placements, gradients, selected, retain_graph=not is_last
             )
-        n_calls, n_streams = len(maps), len(streams)
+            n_square = len(self._square)
+            of_square = self._layouts[len(self._placements) - n_square :]
+            refuse_tokens_first(self._square.values(), of_square)
+        n_calls = len(maps)
+        n_before = n_calls + len(streams)
         layouts = self._layouts
         of_scores = dict(
             zip(self._scores, gradients[len(self._placements) :], strict=False)
         )
         of_streams = zip(
             streams.items(),
-            gradients[n_calls : n_calls + n_streams],
-            layouts[n_calls : n_calls + n_streams],
+            gradients[n_calls:n_before],
+            layouts[n_calls:n_before],
             strict=True,
         )
         return _Gradients(
@@ -568,7 +584,7 @@ class _Wanted:
                 if layout is not None
             },
             inputs=gradients[len(tensors) :],
-            layer_layouts=layouts[n_calls + n_streams :],
+            layer_layouts=layouts[n_before : n_before + len(self._at_layer)],
         )
 
     def _layout_of_map(self, call: int) -> RowLayout:
@@ -630,6 +646,11 @@ def _run(
 
 def _refuse_maps_without_gradient(maps: Sequence[Tensor]) -> None:
     n_without = sum(not tensor.requires_grad for tensor in maps)
+    if torch.is_inference_mode_enabled():
+        raise UnsupportedAttentionError(
+            "this was called under torch.inference_mode(), where nothing has a "
+            "gradient; call it outside"
+        )
     if n_without:
         raise UnsupportedAttentionError(
             f"{n_without} of {len(maps)} attention calls ran under torch.no_grad() "

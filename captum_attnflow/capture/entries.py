@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from captum_attnflow.capture.rows import Placement, RowLayout, layouts_of_tokens
 from captum_attnflow.capture.streams import DependencyGraph, Stack
 
 FURTHER = -1  # in place of an input's index: an argument behind the inputs
@@ -143,6 +144,51 @@ def _axes(ids: Tensor, given: Tensor) -> str:
     return (
         "longer" if longer and torch.equal(ids[:, : given.shape[1]], given) else "part"
     )
+
+
+def square_entries(entries: Iterable[Entry], n_rows: int) -> dict[Placement, Entry]:
+    """Return what stands for inputs of as many tokens as rows, and where to look.
+
+    Args:
+        entries (iterable of Entry): What stands for the inputs.
+        n_rows (int): Rows of the batch.
+    """
+    placed = {
+        Placement(
+            entry.tensor,
+            slice(0, n_rows),
+            layouts_of_tokens(entry.tensor.shape, n_rows),
+        ): entry
+        for entry in entries
+        if entry.axes in ("same", "swapped") and entry.tensor.dim() in (2, 3)
+    }
+    return {
+        placement: entry
+        for placement, entry in placed.items()
+        if not placement.is_certain
+    }
+
+
+def refuse_tokens_first(
+    entries: Iterable[Entry], layouts: Iterable[RowLayout | None]
+) -> None:
+    """Refuse inputs that turned out to have their rows in dimension 1.
+
+    Args:
+        entries (iterable of Entry): What stands for the inputs.
+        layouts (iterable of RowLayout): Where the rows are in each, if it shows.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    for entry, layout in zip(entries, layouts, strict=True):
+        usual = 1 if entry.axes == "swapped" else 0
+        if layout is not None and layout.axis != usual:
+            raise ValueError(
+                "an input has its tokens in dimension 0 and its examples in dimension "
+                "1; the batch comes first: give input.transpose(0, 1), and a "
+                "forward_func that transposes it back"
+            )
 
 
 def sequences_of(tensors: Sequence[Tensor], stack: Stack) -> list[int | None]:

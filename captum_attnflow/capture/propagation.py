@@ -15,10 +15,17 @@ from torch import Tensor, nn
 from captum_attnflow._threads import in_this_thread
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture.eager import eager
-from captum_attnflow.capture.entries import Entry, InputEntries, traceable
+from captum_attnflow.capture.entries import (
+    Entry,
+    InputEntries,
+    refuse_tokens_first,
+    square_entries,
+    traceable,
+)
 from captum_attnflow.capture.interception import AttentionInterception
 from captum_attnflow.capture.output import select_output
 from captum_attnflow.capture.record import Propagation
+from captum_attnflow.capture.rows import find_layouts
 from captum_attnflow.capture.rules import PropagationRules, Rules
 
 
@@ -110,12 +117,26 @@ def propagate(
                 for index, (layer, calls) in enumerate(zip(layers, found, strict=True))
             ]
         tensors = [entry.tensor for group in groups for entry in group]
-        options = {"allow_unused": True, "materialize_grads": True}
-        gradients = iter(
-            torch.autograd.grad(
-                torch.unbind(selected), tensors, **{**options, **(grad_kwargs or {})}
-            )
+        square = (
+            square_entries(entries.entered(), len(inputs[0])) if layers is None else {}
         )
+        options: dict[str, Any] = {
+            **(grad_kwargs or {}),
+            "allow_unused": True,
+            "materialize_grads": True,
+        }
+        if square:
+            options["retain_graph"] = True
+        outputs, placed = torch.unbind(selected), list(square)
+        of_all = torch.autograd.grad(
+            outputs, [*tensors, *(placement.tensor for placement in placed)], **options
+        )
+        if square:
+            layouts = find_layouts(
+                placed, of_all[len(tensors) :], selected, retain_graph=False
+            )
+            refuse_tokens_first(square.values(), layouts)
+        gradients = iter(of_all)
     relevance = tuple(
         tuple(
             TensorGradient(

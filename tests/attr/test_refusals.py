@@ -187,3 +187,25 @@ def test_tables_that_are_loaded_for_every_pass_are_known_again():
     model.embedding.register_forward_hook(unload)
     found = RelevanceFlow(model).attribute(ids, 3, target=1)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("method", [*METHODS, CheferRelevance, AttnLRP])
+def test_ids_with_the_tokens_first_are_refused(method):
+    """Also of as many examples as tokens, where sizes do not show it."""
+    model, ids = TorchEncoder(), token_ids(6, 6)
+    with pytest.raises(ValueError, match=r"tokens in dimension 0.*transpose"):
+        method(lambda ids: model(ids.mT)).attribute(ids.mT.contiguous(), target=1)
+
+
+@pytest.mark.parametrize("method", [*METHODS, AttnLRP, SLALOM])
+def test_fractions_are_no_baselines_of_ids(method):
+    """Captum would cut them off."""
+    with pytest.raises(ValueError, match=r"baselines=0\.5.*token ids"):
+        method(TorchEncoder()).attribute(token_ids(), 0.5, target=1)
+    method(TorchEncoder()).attribute(token_ids(), 3.0, target=1)
+
+
+@pytest.mark.parametrize("method", [*METHODS, AttnLRP])
+def test_inference_mode_of_the_caller_is_named(method):
+    with torch.inference_mode(), pytest.raises(ValueError, match="inference_mode"):
+        method(TorchEncoder()).attribute(token_ids(), target=1)
