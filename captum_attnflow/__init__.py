@@ -2,33 +2,25 @@
 
 The way of the data, and of the folders::
 
-    attribute() -> capture -> capacity -> network -> solve -> game -> Captum's shapes
+    attribute() -> capture -> flow -> Captum's shapes
 
-Relevance by propagation rules needs no solver::
+Relevance by propagation rules needs no solver, but flows on the same network. SLALOM
+takes another way, by queries alone::
 
-    attribute() -> capture, by rules -> conserved flow -> Captum's shapes
-
-SLALOM takes another way, by queries alone::
-
-    attribute() -> perturbation -> surrogate -> Captum's shapes
+    attribute() -> texts -> slalom -> Captum's shapes
 
 - :mod:`captum_attnflow.attr`: the attribution methods, Captum's interface.
 - :mod:`captum_attnflow.capture`: attention and gradients of any forward function.
-- :mod:`captum_attnflow.capacity`: information tensors, residual edges, the network.
-- :mod:`captum_attnflow.network`: the layered flow network.
-- :mod:`captum_attnflow.conserved`: relevance as a flow that sums to the output.
-- :mod:`captum_attnflow.solve`: the barrier solver and exact ones.
-- :mod:`captum_attnflow.game`: from flows to token scores.
-- :mod:`captum_attnflow.normalization`: position bias taken out of them.
-- :mod:`captum_attnflow.perturbation`: parts of texts, put to a forward function.
-- :mod:`captum_attnflow.surrogate`: the SLALOM function, its queries, fit and scores.
-- :mod:`captum_attnflow.result`: what ``explain()`` returns.
+- :mod:`captum_attnflow.flow`: information tensors, the network, its flows and scores.
+- :mod:`captum_attnflow.texts`: parts of texts, put to a forward function.
+- :mod:`captum_attnflow.slalom`: SLALOM: its queries, function, fit and scores.
+- :mod:`captum_attnflow.explanation`: what ``explain()`` returns.
 - :mod:`captum_attnflow.generation`: what it returns for generated text.
-- :mod:`captum_attnflow.tasks`: texts and images in, attributions out, for the shell.
+- :mod:`captum_attnflow.scored_tokens`: how results show themselves.
+- :mod:`captum_attnflow.pipelines`: texts and images in, attributions out.
 - :mod:`captum_attnflow.metrics`: faithfulness of any attribution.
 - :mod:`captum_attnflow.study`: methods compared on models and texts.
-- :mod:`captum_attnflow.display`: how results show themselves.
-- :mod:`captum_attnflow.visualization`: pictures: texts, flows, SLALOM, images.
+- :mod:`captum_attnflow.show`: pictures: texts, flows, SLALOM, images.
 - :mod:`captum_attnflow.cli`: the same from the shell.
 - :mod:`captum_attnflow.demo`: the small model that comes along, and its training.
 """
@@ -52,10 +44,9 @@ from captum_attnflow.attr import (
     RelevanceFlow,
 )
 from captum_attnflow.capture import UnsupportedAttentionError
-from captum_attnflow.generation import GenerationExplanation
-from captum_attnflow.network import LayeredNetwork
-from captum_attnflow.result import Explanation
-from captum_attnflow.solve import (
+from captum_attnflow.explanation import Explanation
+from captum_attnflow.flow.network import LayeredNetwork
+from captum_attnflow.flow.solvers import (
     BarrierSolver,
     FlowError,
     FlowSolution,
@@ -63,7 +54,8 @@ from captum_attnflow.solve import (
     SciPySolver,
     solve_flow,
 )
-from captum_attnflow.surrogate import SlalomExplanation
+from captum_attnflow.generation import GenerationExplanation
+from captum_attnflow.slalom import SlalomExplanation
 
 __all__ = [
     "AttentionFlow",

@@ -8,7 +8,7 @@ import torch
 from rich.text import Text
 from torch import Tensor
 
-from captum_attnflow.visualization.token_matrix import TokenMatrix, token_matrix
+from captum_attnflow.show.token_matrix import TokenMatrix, token_matrix
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import settings
 
 from captum_attnflow.demo import load_demo_model
-from captum_attnflow.tasks.text_classification import TextClassifier
+from captum_attnflow.pipelines.text_classification import TextClassifier
 
 # The same examples in every run; HYPOTHESIS_PROFILE=explore looks for new ones.
 settings.register_profile("fixed", derandomize=True)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import strategies as st
 
 from captum_attnflow import FlowSolution
-from captum_attnflow.network import LayeredNetwork
+from captum_attnflow.flow.network import LayeredNetwork
 
 
 def attention_network(

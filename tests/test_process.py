@@ -85,7 +85,7 @@ from captum_attnflow import visualization
 from captum_attnflow.demo import DEMO_MODEL_PATH, load_demo_model
 from captum_attnflow.metrics import faithfulness
 from captum_attnflow.study import DataSource, Study, run_study
-from captum_attnflow.tasks.text_classification import TextClassifier
+from captum_attnflow.pipelines.text_classification import TextClassifier
 
 model, tokenizer = load_demo_model()
 encoded = tokenizer(["a gripping , funny film"], return_tensors="pt")
@@ -116,7 +116,7 @@ run_study(
 """
 SOLVE = """
 from captum_attnflow import BarrierSolver, LayeredNetwork, solve_flow
-from captum_attnflow.solve import solve_sources
+from captum_attnflow.flow.solvers import solve_sources
 ends = torch.ones(4, 100, dtype=torch.bool)
 capacity = torch.rand(4, 2, 100, 100, generator=torch.Generator().manual_seed(0))
 network = LayeredNetwork(capacity, ends, ends)

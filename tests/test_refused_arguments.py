@@ -20,17 +20,17 @@ from captum_attnflow import (
     SciPySolver,
     solve_flow,
 )
-from captum_attnflow.capacity import (
+from captum_attnflow.flow import (
     add_residual,
     build_network,
     check_residual,
     information_tensor,
     message_tensor,
 )
-from captum_attnflow.conserved import conserve, read_out_relevance
-from captum_attnflow.game import check_solver, play
-from captum_attnflow.normalization import check_normalization, normalize
-from captum_attnflow.solve import find_solver, solve_sources
+from captum_attnflow.flow.conserved import conserve, read_out_relevance
+from captum_attnflow.flow.game import check_solver, play
+from captum_attnflow.flow.normalization import check_normalization, normalize
+from captum_attnflow.flow.solvers import find_solver, solve_sources
 
 CAPACITY = torch.rand(1, 2, 3, 3, generator=torch.Generator().manual_seed(0)) + 0.1
 ENDS = torch.ones(1, 3, dtype=torch.bool)

@@ -18,10 +18,11 @@ import transformers
 from torch import nn
 
 import captum_attnflow
-from captum_attnflow import LayeredNetwork, metrics, solve
+from captum_attnflow import LayeredNetwork, metrics
 from captum_attnflow.capture import capture_attention
-from captum_attnflow.conserved import conserve, read_out_relevance
 from captum_attnflow.demo import load_demo_model
+from captum_attnflow.flow import solvers
+from captum_attnflow.flow.conserved import conserve, read_out_relevance
 
 WRONG: dict[str, Any] = {
     "None": None,
@@ -110,7 +111,7 @@ def _functions() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
             {"capacity": capacity, "source": ends, "sink": ends},
         ),
         "solve_flow": (captum_attnflow.solve_flow, {"network": network}),
-        "solve_sources": (solve.solve_sources, {"network": network}),
+        "solve_sources": (solvers.solve_sources, {"network": network}),
         "BarrierSolver": (captum_attnflow.BarrierSolver, {}),
         "conserve": (
             conserve,

@@ -37,7 +37,7 @@ from captum_attnflow import (
     GenerationAttribution,
     RelevanceFlow,
 )
-from captum_attnflow.visualization import token_matrix
+from captum_attnflow.show import token_matrix
 
 KINDS = [
     ["ann", "bob", "cid", "dan", "eve", "fay"],

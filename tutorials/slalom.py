@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 
 from captum_attnflow import SLALOM
 from captum_attnflow.demo import load_demo_model
-from captum_attnflow.visualization import slalom_plane
+from captum_attnflow.show import slalom_plane
 
 model, tokenizer = load_demo_model()
 text = "a funny film with a dull ending"

@@ -25,7 +25,7 @@ from IPython.display import HTML
 
 from captum_attnflow import LayerGeneralizedAttentionFlow, LayerRelevanceFlow
 from captum_attnflow.demo import load_demo_model
-from captum_attnflow.visualization import token_matrix, visualize_text
+from captum_attnflow.show import token_matrix, visualize_text
 
 model, tokenizer = load_demo_model()
 

@@ -23,7 +23,7 @@ import torch
 
 from captum_attnflow import BarrierSolver, GeneralizedAttentionFlow, solve_flow
 from captum_attnflow.demo import load_demo_model
-from captum_attnflow.visualization import flow_diagram, token_matrix
+from captum_attnflow.show import flow_diagram, token_matrix
 
 model, tokenizer = load_demo_model()
 text = "a gripping , funny film that never quite finds its feet"

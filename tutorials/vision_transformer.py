@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from transformers import ViTConfig, ViTForImageClassification
 
 from captum_attnflow import AttentionRollout, GeneralizedAttentionFlow, RelevanceFlow
-from captum_attnflow.visualization import image_overlay
+from captum_attnflow.show import image_overlay
 
 SIDE, OBJECT = 32, 9
 LABELS = ["plus", "cross", "ring"]

@@ -19,9 +19,9 @@ from captum_attnflow.attr.generalized_attention_flow import (
     LayerGeneralizedAttentionFlow,
 )
 from captum_attnflow.attr.generation import GenerationAttribution
-from captum_attnflow.attr.layer_slalom import LayerSLALOM
 from captum_attnflow.attr.relevance_flow import LayerRelevanceFlow, RelevanceFlow
-from captum_attnflow.attr.slalom import SLALOM
+from captum_attnflow.slalom.attribution import SLALOM
+from captum_attnflow.slalom.layer import LayerSLALOM
 
 # Captum admits methods to its LLM wrappers by these lists of classes.
 LLMGradientAttribution.SUPPORTED_METHODS += (LayerAttentionAttribution, LayerAttnLRP)

@@ -24,7 +24,7 @@ from captum_attnflow._options import check_batch_size, check_integer
 from captum_attnflow._tensors import check_dense
 from captum_attnflow.capture import UnsupportedAttentionError
 from captum_attnflow.targets import repeat_target, target_of_rows
-from captum_attnflow.token_axis import has_rows, rows_of
+from captum_attnflow.texts.token_axis import has_rows, rows_of
 
 
 @dataclass(frozen=True)

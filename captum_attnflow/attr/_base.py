@@ -25,7 +25,7 @@ from captum_attnflow.capture import (
     capture_targets,
 )
 from captum_attnflow.capture.watched_layer import LayerCalls, TensorLike
-from captum_attnflow.result import Explanation, warn_of_position, warn_of_zeros
+from captum_attnflow.explanation import Explanation, warn_of_position, warn_of_zeros
 
 TensorOrTensors = Tensor | tuple[Tensor, ...]
 

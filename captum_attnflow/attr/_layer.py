@@ -26,7 +26,7 @@ from captum_attnflow.capture.watched_layer import (
     TensorLike,
     record_layer_tensors,
 )
-from captum_attnflow.result import Explanation, warn_of_position, warn_of_zeros
+from captum_attnflow.explanation import Explanation, warn_of_position, warn_of_zeros
 
 
 class LayerAttentionAttribution(AttentionAttribution, LayerAttribution):

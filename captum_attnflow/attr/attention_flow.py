@@ -10,15 +10,15 @@ from captum._utils.typing import ModuleOrModuleList
 from captum_attnflow._options import check_choice
 from captum_attnflow.attr._base import AttentionAttribution
 from captum_attnflow.attr._layer import LayerAttentionAttribution
-from captum_attnflow.capacity import Residual, build_network, check_residual
 from captum_attnflow.capture import AttentionRecord
-from captum_attnflow.game import GAMES, Game, GameSolver, check_solver, play
-from captum_attnflow.normalization import (
+from captum_attnflow.explanation import Explanation
+from captum_attnflow.flow import Residual, build_network, check_residual
+from captum_attnflow.flow.game import GAMES, Game, GameSolver, check_solver, play
+from captum_attnflow.flow.normalization import (
     Normalization,
     check_normalization,
     normalize,
 )
-from captum_attnflow.result import Explanation
 
 
 class AttentionFlow(AttentionAttribution):
@@ -35,17 +35,18 @@ class AttentionFlow(AttentionAttribution):
         forward_func (Callable or Module): The forward function.
         multiply_by_inputs (bool): Kept for Captum's signature; no effect.
         residual (float, str, optional): ``0.5`` as in the paper, another fraction,
-            ``None`` or ``"free"``; see :func:`captum_attnflow.capacity.add_residual`.
+            ``None`` or ``"free"``; see :func:`captum_attnflow.flow.add_residual`.
         game (str): ``"independent"`` (one flow per token, as in the paper) or
             ``"joint"`` (one flow of all tokens, Ethayarajh & Jurafsky 2021); see
-            :mod:`captum_attnflow.game`. The joint flow on row-normalised capacities
-            has a trivial value, the number of read-out positions, and many optima.
-        solver (str or FlowSolver): ``"auto"`` (see :mod:`captum_attnflow.game`),
+            :mod:`captum_attnflow.flow.game`. The joint flow on row-normalised
+            capacities has a trivial value, the number of read-out positions, and many
+            optima.
+        solver (str or FlowSolver): ``"auto"`` (see :mod:`captum_attnflow.flow.game`),
             ``"barrier"``, ``"scipy"``, ``"networkx"``, or an instance such as
             ``BarrierSolver(epsilon=1e-8)``.
         normalization (str, optional): ``"receptive-field"`` divides the scores of a
             decoder's tokens by how many positions may read them, against position
-            bias; see :mod:`captum_attnflow.normalization`.
+            bias; see :mod:`captum_attnflow.flow.normalization`.
 
     Raises:
         ValueError: If an option is unknown.

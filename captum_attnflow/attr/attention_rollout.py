@@ -11,15 +11,15 @@ from torch import Tensor
 
 from captum_attnflow.attr._base import AttentionAttribution
 from captum_attnflow.attr._layer import LayerAttentionAttribution
-from captum_attnflow.capacity import build_network, check_residual
 from captum_attnflow.capture import AttentionRecord
-from captum_attnflow.network import LayeredNetwork
-from captum_attnflow.normalization import (
+from captum_attnflow.explanation import Explanation
+from captum_attnflow.flow import build_network, check_residual
+from captum_attnflow.flow.network import LayeredNetwork
+from captum_attnflow.flow.normalization import (
     Normalization,
     check_normalization,
     normalize,
 )
-from captum_attnflow.result import Explanation
 
 
 class AttentionRollout(AttentionAttribution):
@@ -36,7 +36,7 @@ class AttentionRollout(AttentionAttribution):
         multiply_by_inputs (bool): Kept for Captum's signature; no effect.
         residual (float, optional): Share of the residual edge, in (0, 1), or None.
         normalization (str, optional): ``"receptive-field"`` for decoders, after which
-            scores no longer sum to 1; see :mod:`captum_attnflow.normalization`.
+            scores no longer sum to 1; see :mod:`captum_attnflow.flow.normalization`.
 
     Raises:
         ValueError: If an option is unknown or out of its range.

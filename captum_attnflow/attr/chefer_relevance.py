@@ -11,15 +11,15 @@ from torch import Tensor
 
 from captum_attnflow.attr._base import AttentionAttribution
 from captum_attnflow.attr._layer import LayerAttentionAttribution
-from captum_attnflow.capacity import information_tensor
 from captum_attnflow.capture import AttentionRecord
-from captum_attnflow.network import LayeredNetwork
-from captum_attnflow.normalization import (
+from captum_attnflow.explanation import Explanation
+from captum_attnflow.flow import information_tensor
+from captum_attnflow.flow.network import LayeredNetwork
+from captum_attnflow.flow.normalization import (
     Normalization,
     check_normalization,
     normalize,
 )
-from captum_attnflow.result import Explanation
 
 
 class CheferRelevance(AttentionAttribution):
@@ -55,7 +55,7 @@ class CheferRelevance(AttentionAttribution):
         forward_func (Callable or Module): The forward function.
         multiply_by_inputs (bool): Kept for Captum's signature; no effect.
         normalization (str, optional): ``"receptive-field"`` for decoders; see
-            :mod:`captum_attnflow.normalization`.
+            :mod:`captum_attnflow.flow.normalization`.
 
     Raises:
         ValueError: If an option is unknown.

@@ -10,15 +10,15 @@ from captum._utils.typing import ModuleOrModuleList
 from captum_attnflow._options import check_choice
 from captum_attnflow.attr._base import AttentionAttribution
 from captum_attnflow.attr._layer import LayerAttentionAttribution
-from captum_attnflow.capacity import Residual, build_network, check_residual
 from captum_attnflow.capture import RULES, AttentionRecord, Rules
-from captum_attnflow.game import GAMES, Game, GameSolver, check_solver, play
-from captum_attnflow.normalization import (
+from captum_attnflow.explanation import Explanation
+from captum_attnflow.flow import Residual, build_network, check_residual
+from captum_attnflow.flow.game import GAMES, Game, GameSolver, check_solver, play
+from captum_attnflow.flow.normalization import (
     Normalization,
     check_normalization,
     normalize,
 )
-from captum_attnflow.result import Explanation
 
 FlowInformation = Literal["AF", "GF", "AGF"]
 
@@ -42,15 +42,15 @@ class GeneralizedAttentionFlow(AttentionAttribution):
         information (str): Capacities: ``"AGF"`` is :math:`E_h((A \odot G)_+)`,
             ``"GF"`` :math:`E_h((G)_+)`, ``"AF"`` :math:`E_h(A)`.
         residual (float, str, optional): Residual edges: ``None``, a fraction, or
-            ``"free"``; see :func:`captum_attnflow.capacity.add_residual`.
+            ``"free"``; see :func:`captum_attnflow.flow.add_residual`.
         game (str): ``"joint"`` (scores sum to the flow value) or ``"independent"``
-            (one flow per token); see :mod:`captum_attnflow.game`.
-        solver (str or FlowSolver): ``"auto"`` (see :mod:`captum_attnflow.game`),
+            (one flow per token); see :mod:`captum_attnflow.flow.game`.
+        solver (str or FlowSolver): ``"auto"`` (see :mod:`captum_attnflow.flow.game`),
             ``"barrier"``, ``"scipy"``, ``"networkx"``, or an instance such as
             ``BarrierSolver(epsilon=1e-8)``.
         normalization (str, optional): ``"receptive-field"`` divides the scores of a
             decoder's tokens by how many positions may read them, against position
-            bias; see :mod:`captum_attnflow.normalization`.
+            bias; see :mod:`captum_attnflow.flow.normalization`.
         gradient (str): What ``G`` is: the plain ``"gradient"`` of the paper, or that
             of propagation rules, ``"attnlrp"`` or ``"cp-lrp"``; see
             :mod:`captum_attnflow.capture.rules`.

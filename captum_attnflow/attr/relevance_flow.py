@@ -4,8 +4,9 @@ Layer-wise relevance propagation changes the backward pass (see
 :mod:`captum_attnflow.capture.rules`): with its rules one row is as faithful as fifty
 of Integrated Gradients. What attention carries of this relevance, and what stays on the
 residual stream, is a flow on the network of the published methods (see
-:mod:`captum_attnflow.conserved`): its value is the output, its sources are the tokens,
-so scores sum to the output, in one forward and one backward pass and with no solver.
+:mod:`captum_attnflow.flow.conserved`): its value is the output, its sources are the
+tokens, so scores sum to the output, in one forward and one backward pass and with no
+solver.
 
 Half of every score is this flow, half a **direct edge** from the token to the read-out:
 its embedding times the gradient by the same rules, AttnLRP's own score; with
@@ -41,12 +42,6 @@ from captum_attnflow.attr._arguments import ForwardArguments
 from captum_attnflow.attr._base import AttentionAttribution
 from captum_attnflow.attr._layer import LayerAttentionAttribution, single_layer
 from captum_attnflow.attr._shape import sum_over_tokens
-from captum_attnflow.capacity import (
-    Information,
-    build_network,
-    message_tensor,
-    refuse_other_shapes,
-)
 from captum_attnflow.capture import (
     RULES,
     AttentionRecord,
@@ -57,14 +52,20 @@ from captum_attnflow.capture import (
     capture_targets,
 )
 from captum_attnflow.capture.watched_layer import LayerCalls, record_layer_tensors
-from captum_attnflow.conserved import conserve, read_out_relevance
-from captum_attnflow.network import LayeredNetwork
-from captum_attnflow.result import (
+from captum_attnflow.explanation import (
     ConservationDiagnostics,
     Explanation,
     FlowDiagnostics,
 )
-from captum_attnflow.solve import solve_sources
+from captum_attnflow.flow import (
+    Information,
+    build_network,
+    message_tensor,
+    refuse_other_shapes,
+)
+from captum_attnflow.flow.conserved import conserve, read_out_relevance
+from captum_attnflow.flow.network import LayeredNetwork
+from captum_attnflow.flow.solvers import solve_sources
 from captum_attnflow.targets import repeat_target
 
 RelevanceFlowKind = Literal["conserved", "maximum"]
@@ -78,12 +79,12 @@ class RelevanceFlow(AttentionAttribution):
     where the output is read.
 
     Half of a score is the flow :math:`r_0` of
-    :func:`captum_attnflow.conserved.conserve` that leaves the token, half a direct edge
-    from its embedding :math:`x` to the read-out, with the gradient :math:`g` by the
-    same rules. Without ``baselines`` that is :math:`x \cdot g`, from one row. With
-    ``baselines`` :math:`x'`, of the meaning that they have for ``IntegratedGradients``
-    (for token ids the id of a mask token), there are :math:`P` rows more,
-    ``path_steps``:
+    :func:`captum_attnflow.flow.conserved.conserve` that leaves the token, half a
+    direct edge from its embedding :math:`x` to the read-out, with the gradient
+    :math:`g` by the same rules. Without ``baselines`` that is :math:`x \cdot g`,
+    from one row. With ``baselines`` :math:`x'`, of the meaning that they
+    have for ``IntegratedGradients`` (for token ids the id of a mask token), there are
+    :math:`P` rows more, ``path_steps``:
 
     .. math::
         s_j = \tfrac{1}{2} r_0[j] + \tfrac{1}{2} (x - x')_j \cdot

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from captum_attnflow._files import named_in_errors
-from captum_attnflow.solve import FlowError
+from captum_attnflow.flow.solvers import FlowError
 
 
 @contextmanager

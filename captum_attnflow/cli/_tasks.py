@@ -10,10 +10,10 @@ from typing import Any
 
 from captum_attnflow._files import replace_file
 from captum_attnflow.demo import DEMO_MODEL_PATH
-from captum_attnflow.tasks.image_attribution import ImageAttribution, ImageOverlays
-from captum_attnflow.tasks.image_classification import ImageClassifier
-from captum_attnflow.tasks.text_classification import TextClassifier
-from captum_attnflow.tasks.text_generation import GeneratedText, TextGenerator
+from captum_attnflow.pipelines.image_attribution import ImageAttribution, ImageOverlays
+from captum_attnflow.pipelines.image_classification import ImageClassifier
+from captum_attnflow.pipelines.text_classification import TextClassifier
+from captum_attnflow.pipelines.text_generation import GeneratedText, TextGenerator
 
 
 @dataclass(frozen=True)

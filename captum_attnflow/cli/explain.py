@@ -17,11 +17,11 @@ from transformers.utils import logging as transformers_logging
 from captum_attnflow._options import check_choice
 from captum_attnflow.cli._messages import errors_told, printing
 from captum_attnflow.cli._tasks import TASKS, Task
-from captum_attnflow.surrogate import SCORES
-from captum_attnflow.tasks.inputs import check_encodable
-from captum_attnflow.tasks.pretrained import DEFAULT_METHOD
-from captum_attnflow.tasks.text_classification import METHODS
-from captum_attnflow.visualization import save_html
+from captum_attnflow.pipelines.inputs import check_encodable
+from captum_attnflow.pipelines.pretrained import DEFAULT_METHOD
+from captum_attnflow.pipelines.text_classification import METHODS
+from captum_attnflow.show import save_html
+from captum_attnflow.slalom import SCORES
 
 _BATCH_SIZE = 16
 _PROGRESS_AFTER_SECONDS = 2

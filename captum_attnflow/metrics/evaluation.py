@@ -17,7 +17,7 @@ from captum_attnflow._options import check_batch_size, check_choice
 from captum_attnflow._tensors import check_dense
 from captum_attnflow.metrics.removal import TokenSets
 from captum_attnflow.targets import target_of_rows
-from captum_attnflow.token_axis import TokenAxis, columns_of
+from captum_attnflow.texts.token_axis import TokenAxis, columns_of
 
 RemovalMode = Literal["replace", "delete"]
 Output = Literal["logits", "probabilities"]

@@ -22,10 +22,10 @@ from captum_attnflow.attr import (
     LayerAttentionAttribution,
     LayerAttnLRP,
 )
-from captum_attnflow.capacity.information import information_tensor
 from captum_attnflow.capture import AttentionRecord, capture_attention
+from captum_attnflow.flow.information import information_tensor
+from captum_attnflow.pipelines.pretrained import logits_by_position
 from captum_attnflow.study.batch import TextBatch
-from captum_attnflow.tasks.pretrained import logits_by_position
 
 ROWS_AT_ONCE = 64
 """Rows in one forward pass, of methods that take more than one per text."""

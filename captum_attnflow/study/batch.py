@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from captum_attnflow.perturbation import find_special_tokens
-from captum_attnflow.tasks.pretrained import logits_by_position
-from captum_attnflow.tasks.text_classification import TextClassifier
+from captum_attnflow.pipelines.pretrained import logits_by_position
+from captum_attnflow.pipelines.text_classification import TextClassifier
+from captum_attnflow.texts import find_special_tokens
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from captum_attnflow.pipelines.inputs import check_encodable
 from captum_attnflow.study.strict_json import read_json
-from captum_attnflow.tasks.inputs import check_encodable
 
 Rows = Iterator[Mapping[str, Any]]
 

@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 
-from captum_attnflow.display.tokens import printable
+from captum_attnflow.scored_tokens import printable
 from captum_attnflow.study.settings import BETTER
 from captum_attnflow.study.statistics import Estimate
 from captum_attnflow.study.table import Row, Table

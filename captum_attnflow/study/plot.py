@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from captum_attnflow._files import replace_file
-from captum_attnflow.display.tokens import printable
+from captum_attnflow.scored_tokens import printable
 from captum_attnflow.study.settings import BETTER
 from captum_attnflow.study.table import Table
 

@@ -11,6 +11,8 @@ from typing import Any
 from captum._utils.progress import NullProgress, progress
 
 from captum_attnflow._files import replace_file
+from captum_attnflow.pipelines.predictions import problem_type
+from captum_attnflow.pipelines.text_classification import TextClassifier
 from captum_attnflow.study import manifest
 from captum_attnflow.study.batch import TextBatch, find_token
 from captum_attnflow.study.bounds import BoundsCache
@@ -21,8 +23,6 @@ from captum_attnflow.study.plot import save_plot
 from captum_attnflow.study.records import Record, RecordFile
 from captum_attnflow.study.settings import Study
 from captum_attnflow.study.table import Table
-from captum_attnflow.tasks.predictions import problem_type
-from captum_attnflow.tasks.text_classification import TextClassifier
 
 _SECONDS_BETWEEN_LOG_LINES = 30
 

@@ -28,20 +28,20 @@ from captum_attnflow import (
     GeneralizedAttentionFlow,
     RelevanceFlow,
 )
-from captum_attnflow.capacity import (
+from captum_attnflow.capture import capture_attention
+from captum_attnflow.flow import (
     Information,
     Residual,
     add_residual,
     information_tensor,
 )
-from captum_attnflow.capture import capture_attention
+from captum_attnflow.flow.network import LayeredNetwork
+from captum_attnflow.flow.solvers import solve_sources
 from captum_attnflow.metrics import (
     evidence_average_precision,
     evidence_hit,
     log_odds,
 )
-from captum_attnflow.network import LayeredNetwork
-from captum_attnflow.solve import solve_sources
 
 Method = Callable[[Tensor, int], Tensor]
 """Of ids (1, T) and the answer's id; gives scores (T,) of the answer's logit."""

@@ -17,9 +17,9 @@ from peers import (
 from race import Contestant
 
 from captum_attnflow import BarrierSolver, solve_flow
-from captum_attnflow.capacity import add_residual
-from captum_attnflow.network import LayeredNetwork
-from captum_attnflow.solve import solve_sources
+from captum_attnflow.flow import add_residual
+from captum_attnflow.flow.network import LayeredNetwork
+from captum_attnflow.flow.solvers import solve_sources
 
 READ_OUT = {"every position": None, "one position": 0}
 # edmonds_karp takes minutes at this size, boykov_kolmogorov where all is read out.

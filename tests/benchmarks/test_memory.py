@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from transformers import BertConfig, BertForSequenceClassification
-from captum_attnflow.capacity import information_tensor
+from captum_attnflow.flow import information_tensor
 from captum_attnflow.capture import capture_attention
 
 

@@ -10,7 +10,7 @@ from pictures import an_explanation
 from selenium.webdriver import ActionChains
 from selenium.webdriver.common.by import By
 
-from captum_attnflow.visualization import flow_diagram, save_html
+from captum_attnflow.show import flow_diagram, save_html
 
 # From the start of the navigation to the second frame after the script: the first one
 # draws what the script made.

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from captum_attnflow import SLALOM
-from captum_attnflow.perturbation import DeletableColumns, ask, find_special_tokens
-from captum_attnflow.surrogate import QueryData, SlalomModel, count_types
-from captum_attnflow.tasks.text_classification import TextClassifier
+from captum_attnflow.pipelines.text_classification import TextClassifier
+from captum_attnflow.slalom import QueryData, SlalomModel, count_types
+from captum_attnflow.texts import DeletableColumns, ask, find_special_tokens
 
 package = pytest.importorskip("slalom_explanations", reason='needs the extra "bench"')
 

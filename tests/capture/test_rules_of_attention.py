@@ -36,8 +36,8 @@ from torch import Tensor, nn
 
 from captum_attnflow import GeneralizedAttentionFlow, RelevanceFlow
 from captum_attnflow.attr.attn_lrp import AttnLRP
-from captum_attnflow.capacity import message_tensor
 from captum_attnflow.capture import UnsupportedAttentionError, capture_attention
+from captum_attnflow.flow import message_tensor
 
 SHARES = {"attnlrp": 0.5, "cp-lrp": 0.0}
 N_TOKENS, N_HEADS, SIZE = 5, 2, 4

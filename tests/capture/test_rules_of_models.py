@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from captum_attnflow import RelevanceFlow
 from captum_attnflow.attr.attn_lrp import AttnLRP
-from captum_attnflow.capacity import message_tensor
 from captum_attnflow.capture import capture_attention
-from captum_attnflow.conserved import conserve
+from captum_attnflow.flow import message_tensor
+from captum_attnflow.flow.conserved import conserve
 
 SHARES = {"attnlrp": 0.5, "cp-lrp": 0.0}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cvxpy as cp
 import numpy as np
 
-from captum_attnflow.network import LayeredNetwork
+from captum_attnflow.flow.network import LayeredNetwork
 
 
 def solve_with_cvxpy(network: LayeredNetwork, mu: float) -> np.ndarray:

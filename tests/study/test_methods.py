@@ -8,11 +8,11 @@ from reference.chefer import relevance_of
 from transformers import AutoModelForSequenceClassification
 
 from captum_attnflow.demo import DEMO_MODEL_PATH
+from captum_attnflow.pipelines import text_classification
 from captum_attnflow.study.adapters import lime_kernel
 from captum_attnflow.study.batch import TextBatch
 from captum_attnflow.study.cost import count_passes
 from captum_attnflow.study.methods import METHODS
-from captum_attnflow.tasks import text_classification
 
 TEXTS = ["a gripping , funny film", "dull and very boring , though well acted", "great"]
 GRADIENT_FREE = ["feature-ablation", "shapley-value-sampling", "kernel-shap", "lime"]

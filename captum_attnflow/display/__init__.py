@@ -1,1 +1,0 @@
-"""How scored tokens look, below all results, so that every result can show itself."""

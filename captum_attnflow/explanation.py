@@ -1,0 +1,235 @@
+"""What ``explain()`` returns: scores, flow, network and how well it was solved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import networkx as nx
+import torch
+from torch import Tensor
+
+from captum_attnflow._warnings import warn_caller
+from captum_attnflow.capture import Propagation, TokenSequence
+from captum_attnflow.flow.network import LayeredNetwork
+from captum_attnflow.flow.solvers import SourceFlows
+from captum_attnflow.scored_tokens import ShownByTokens
+
+# Of fewer tokens chance alone orders some by position.
+_FEWEST_POSITIONS = 6
+_POSITION_ALONE = 0.98  # Spearman's rho
+
+
+@dataclass(frozen=True, eq=False)
+class FlowDiagnostics:
+    """How well the flows behind the scores of an example were solved.
+
+    The worst over the flows of the example, one flow or one per token.
+
+    Attributes:
+        duality_gap (Tensor): Shape ``(B,)``, flow value that may be missing to the
+            maximum, in units of capacity.
+        imbalance (Tensor): Shape ``(B,)``, largest violation of conservation at a
+            node, in units of capacity.
+        iterations (Tensor): Shape ``(B,)``, int64, Newton systems solved.
+    """
+
+    duality_gap: Tensor
+    imbalance: Tensor
+    iterations: Tensor
+
+    @staticmethod
+    def worst(flows: SourceFlows) -> FlowDiagnostics:
+        """Summarise the flows of an example's tokens."""
+        return FlowDiagnostics(
+            flows.duality_gap.amax(1), flows.imbalance.amax(1), flows.iterations.amax(1)
+        )
+
+    def select(self, rows: slice) -> FlowDiagnostics:
+        """Return the diagnostics of some examples."""
+        return FlowDiagnostics(
+            self.duality_gap[rows], self.imbalance[rows], self.iterations[rows]
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class ConservationDiagnostics:
+    """How well a conserved flow keeps what it says, and by which rules it came about.
+
+    Attributes:
+        imbalance (Tensor): Shape ``(B,)``, float64, largest difference at a node
+            between what enters and what leaves, in units of the output.
+        propagation (Propagation, optional): What rules met what operations; None for
+            the plain gradient.
+    """
+
+    imbalance: Tensor
+    propagation: Propagation | None
+
+    def select(self, rows: slice) -> ConservationDiagnostics:
+        """Return the diagnostics of some examples."""
+        return replace(self, imbalance=self.imbalance[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation(ShownByTokens):
+    """Token scores of a batch, with everything they came from.
+
+    Shows itself in a notebook and by rich; :meth:`show` takes the tokens.
+
+    Attributes:
+        scores (Tensor): Shape ``(B, T)``, float64; one score per position of the
+            attention maps, 0 on masked padding. Never negative, but for Relevance
+            Flow, whose scores sum to the output.
+        flow_value (Tensor): Shape ``(B,)``, float64, value of the joint flow; 1 for
+            attention rollout, whose flow is the product of matrices itself, and for the
+            relevance of Chefer et al., which starts from 1 and is not conserved. Of
+            Relevance Flow it is the output, or the sum of the scores where it solves
+            maximum flows.
+        network (LayeredNetwork): The joint network of each example. The edges of a
+            conserved flow of relevance hold what they carry.
+        flow (Tensor, optional): Shape ``(B, L, T, T)``, float64, the joint flow per
+            edge, laid out as ``network.capacity``; signed for Relevance Flow. None for
+            its maximum flows and the relevance of Chefer et al.
+        cut (Tensor, optional): Shape ``(B, L + 1, T)``, bool, ``True`` on the source's
+            side of a minimum cut; None where no joint flow is solved.
+        diagnostics (FlowDiagnostics or ConservationDiagnostics, optional): How well
+            the flows behind the scores were solved, or are conserved; None for
+            attention rollout and the relevance of Chefer et al.
+        against (Explanation, optional): The flows over negative relevance, which the
+            scores of Relevance Flow by maximum flows are less; None otherwise.
+        direct (Tensor, optional): Shape ``(B, T)``, float64, what the direct edges of
+            Relevance Flow add to the scores; None for other methods.
+        unnormalized_scores (Tensor, optional): Shape ``(B, T)``, float64, the scores
+            before their normalisation; None where none was asked for.
+        output (Tensor, optional): Shape ``(B,)``, what is explained; None for a network
+            alone.
+        sequences (tuple[TokenSequence, ...]): The sequences whose positions the scores
+            count through: one, or an encoder's and then a decoder's.
+        elements (dict): For an input, by its number, the token that each of its
+            elements makes, such as the pixels of a patch: int64, of the input's shape,
+            -1 for none. Inputs whose elements make several have no entry, nor has the
+            only input of a sequence if it is the ids of all its tokens.
+    """
+
+    scores: Tensor
+    flow_value: Tensor
+    network: LayeredNetwork
+    flow: Tensor | None
+    cut: Tensor | None = None
+    diagnostics: FlowDiagnostics | ConservationDiagnostics | None = None
+    against: Explanation | None = None
+    direct: Tensor | None = None
+    unnormalized_scores: Tensor | None = None
+    output: Tensor | None = None
+    sequences: tuple[TokenSequence, ...] = ()
+    elements: Mapping[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def delta(self) -> Tensor:
+        """Efficiency residual ``scores.sum(1) - flow_value``, shape ``(B,)``.
+
+        Zero up to rounding in the joint game and for Relevance Flow; in the
+        independent game the amount by which separate flows exceed the joint one. A
+        normalisation divides the scores and leaves the flow value: the delta then
+        holds what it took away, too.
+        """
+        return self.scores.sum(1) - self.flow_value
+
+    def select(self, rows: slice) -> Explanation:
+        """Return the explanations of some examples of the batch."""
+        diagnostics, against = self.diagnostics, self.against
+        raw = self.unnormalized_scores
+        return replace(
+            self,
+            scores=self.scores[rows],
+            flow_value=self.flow_value[rows],
+            network=self.network.select(rows),
+            flow=None if self.flow is None else self.flow[rows],
+            cut=None if self.cut is None else self.cut[rows],
+            diagnostics=None if diagnostics is None else diagnostics.select(rows),
+            against=None if against is None else against.select(rows),
+            direct=None if self.direct is None else self.direct[rows],
+            unnormalized_scores=None if raw is None else raw[rows],
+            elements={index: of[rows] for index, of in self.elements.items()},
+            output=None if self.output is None else self.output[rows],
+        )
+
+    def to_networkx(
+        self, example: int = 0, tokens: list[str] | None = None
+    ) -> nx.DiGraph:
+        """Build an example's network with its flow.
+
+        The signed flow of Relevance Flow comes with its direct edges, such that what
+        enters the sink sums to the output. See :meth:`LayeredNetwork.to_networkx`.
+        """
+        conserved = isinstance(self.diagnostics, ConservationDiagnostics)
+        # A maximum flow that was solved on the network has no direct edges.
+        direct = self.direct if conserved and self.cut is None else None
+        return self.network.to_networkx(example, tokens, self.flow, direct)
+
+    def _shown(self) -> tuple[list[str], Tensor]:
+        headings = [
+            f"example {example}: flow value {value:.4g}"
+            for example, value in enumerate(self.flow_value.tolist())
+        ]
+        return headings, self.scores
+
+
+def warn_of_position(explanation: Explanation) -> None:
+    """Warn of examples whose scores order the tokens by position alone.
+
+    In a causal network the earlier a token stands, the more paths lead from it to the
+    read-out, whatever it says.
+    """
+    ordered = [
+        example
+        for example, (scores, capacity, sink) in enumerate(
+            zip(
+                explanation.scores,
+                explanation.network.capacity,
+                explanation.network.sink,
+                strict=True,
+            )
+        )
+        if _follows_position(scores, capacity, sink)
+    ]
+    if ordered:
+        warn_caller(
+            f"the scores of the examples {ordered} follow the position of the tokens "
+            "and hardly anything else, as flows do in a decoder, where more paths "
+            "lead on from earlier tokens. To explain a text take RelevanceFlow, or "
+            'GeneralizedAttentionFlow with residual="free", game="independent" and '
+            'gradient="attnlrp"'
+        )
+
+
+def _follows_position(scores: Tensor, capacity: Tensor, sink: Tensor) -> bool:
+    """Whether a causal network's scores rank as positions do, by Spearman's rho."""
+    is_signed = bool((scores < 0).any())  # relevance, no maximum flow
+    if is_signed or bool(capacity.triu(1).any()) or not bool(sink.any()):
+        return False
+    read_out = int(sink.nonzero()[-1])
+    candidates = scores[:read_out]
+    candidates = candidates[candidates != 0]
+    n = len(candidates)
+    if n < _FEWEST_POSITIONS:
+        return False
+    ranks = candidates.argsort(stable=True).argsort().double()
+    positions = torch.arange(n, device=ranks.device, dtype=torch.float64)
+    differences = (ranks - positions).square().sum()
+    rho = 1 - 6 * float(differences) / (n * (n * n - 1))
+    return abs(rho) > _POSITION_ALONE
+
+
+def warn_of_zeros(explanation: Explanation) -> None:
+    """Warn of examples whose scores are all 0, and say why that may be."""
+    zero = (explanation.scores == 0).all(1).nonzero()[:, 0].tolist()
+    if zero:
+        warn_caller(
+            f"all token scores of the examples {zero} are 0: no path of positive "
+            "capacity leads from a token to the position where the output is read. "
+            "The output may not depend on the attention (its gradient is 0), only "
+            "attention that lowers it may lead there (its relevance is clamped at 0), "
+            'or, with residual="free", every position is read out'
+        )

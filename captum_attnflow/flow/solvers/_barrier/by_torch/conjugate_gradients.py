@@ -1,0 +1,212 @@
+r"""Preconditioned conjugate gradients: the iterative solver, ``O(L T^2)`` a sweep.
+
+Edges join neighbouring layers only, so every other layer of nodes is eliminated
+exactly (red-black ordering): its own block is diagonal. What is left needs half the
+iterations, each of the same two products.
+
+Attention mixes fast: the weights between two layers are close to a matrix of rank one.
+The preconditioner replaces each block :math:`W_l` by
+:math:`r_l c_l^\top / s_l`, the product of its row sums and column sums over its total,
+which keeps the diagonal and couples neighbouring layers through two numbers only. On
+networks of mixing attention it needs 1 to 8 iterations for eight digits.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from captum_attnflow.flow.solvers._barrier.laplacian import IterativeSolver
+
+# How often to ask whether residuals are small. A CPU knows at once; other devices have
+# to be waited for, longer than a few iterations take.
+_ITERATIONS_A_CHECK = {"cpu": 1}
+_ELSEWHERE = 4
+
+
+class NodeValues:
+    """Values of some layers of nodes, ``(layers, B, T)``, and views for products."""
+
+    def __init__(self, values: Tensor) -> None:
+        n_networks = values.shape[1]
+        self.values = values
+        self.rows = values.view(-1, 1, values.shape[2])
+        self.but_first = self.rows[n_networks:]
+        self.but_last = self.rows[:-n_networks]
+
+
+class RedBlackLaplacian:
+    """A batch of Laplacians without their even layers of nodes.
+
+    Args:
+        weight (Tensor): Shape ``(B, L, T, T)``, see :class:`Laplacian`.
+        sums (Tensor): Shape ``(B, L + 1, 2, T)``, sums of the weights into each node
+            and out of it, terminals included.
+        diagonal (Tensor): Shape ``(B, L + 1, T)``, positive.
+    """
+
+    def __init__(self, weight: Tensor, sums: Tensor, diagonal: Tensor) -> None:
+        layers = weight.transpose(0, 1)
+        # Blocks whose tail is even and head odd, and blocks whose tail is odd.
+        self._into_odd = layers[0::2].flatten(0, 1)
+        self._out_of_odd = layers[1::2].flatten(0, 1)
+        self._tails_of_odd = self._into_odd.mT
+        self._heads_of_odd = self._out_of_odd.mT
+        inverse = 1 / diagonal
+        self._diagonal = diagonal.transpose(0, 1)[1::2]
+        self._even_inverse = inverse.transpose(0, 1)[0::2].contiguous()
+        even = NodeValues(torch.empty_like(self._even_inverse))
+        self._even = even.values
+        ends_odd = len(even.values) == len(self._diagonal)
+        self._even_below_odd = even.rows if ends_odd else even.but_last
+        self._even_above_odd = even.but_first
+        self._ends_odd = ends_odd
+        self._preconditioner = RankOnePreconditioner(sums, inverse)
+
+    def reduce(self, right_side: Tensor) -> NodeValues:
+        """Right side of the odd layers, from ``(L + 1, B, T)`` of all layers."""
+        torch.mul(right_side[0::2], self._even_inverse, out=self._even)
+        odd = NodeValues(right_side[1::2].clone())
+        self._add_even(odd, sign=1)
+        return odd
+
+    def expand(self, solution: NodeValues, right_side: Tensor) -> Tensor:
+        """Solution of all layers, from that of the odd ones."""
+        whole = torch.empty_like(right_side)
+        whole[1::2] = solution.values
+        self._gather_even(solution)
+        torch.mul(
+            self._even.add_(right_side[0::2]), self._even_inverse, out=whole[0::2]
+        )
+        return whole
+
+    def apply(self, odd: NodeValues, out: NodeValues) -> None:
+        """Multiply by the reduced matrix."""
+        self._gather_even(odd)
+        self._even.mul_(self._even_inverse)
+        torch.mul(odd.values, self._diagonal, out=out.values)
+        self._add_even(out, sign=-1)
+
+    def precondition(self, odd: NodeValues) -> Tensor:
+        """Divide by a matrix that is near."""
+        return self._preconditioner.solve(odd)
+
+    def _gather_even(self, odd: NodeValues) -> None:
+        """Sum the odd values that each even node sees."""
+        self._even.zero_()
+        self._even_below_odd.baddbmm_(odd.rows, self._into_odd)
+        self._even_above_odd.baddbmm_(self._odd_below_even(odd), self._heads_of_odd)
+
+    def _add_even(self, odd: NodeValues, sign: int) -> None:
+        """Add the even values that each odd node sees."""
+        odd.rows.baddbmm_(self._even_below_odd, self._tails_of_odd, alpha=sign)
+        self._odd_below_even(odd).baddbmm_(
+            self._even_above_odd, self._out_of_odd, alpha=sign
+        )
+
+    def _odd_below_even(self, odd: NodeValues) -> Tensor:
+        return odd.but_last if self._ends_odd else odd.rows
+
+
+class RankOnePreconditioner:
+    r"""Exact solver of the reduced Laplacian whose blocks are replaced by rank one.
+
+    Neighbouring layers see two numbers of each other: a block couples
+    :math:`c_l^\top x` below it with :math:`r_l^\top x` above it. With ``V`` these
+    vectors, scaled by :math:`s_l^{-1/2}`, and ``K`` the exchange of the two numbers of
+    each block, the Laplacian is :math:`D - V K V^\top`, and its inverse by Woodbury, as
+    :math:`K^2 = 1`,
+    :math:`D^{-1} + D^{-1} V (K - V^\top D^{-1} V)^{-1} V^\top D^{-1}`. The inverse of
+    the reduced Laplacian is the part of it that belongs to the odd layers.
+
+    Args:
+        sums (Tensor): Shape ``(B, L + 1, 2, T)``, see :class:`RedBlackLaplacian`.
+        inverse (Tensor): Shape ``(B, L + 1, T)``, of the diagonal.
+    """
+
+    def __init__(self, sums: Tensor, inverse: Tensor) -> None:
+        n_networks, n_layers, _ = inverse.shape
+        total = sums[:, 1:, 0].sum(-1)
+        root = total.clamp_min_(torch.finfo(total.dtype).tiny).rsqrt_()
+        # Two vectors a node layer, of the block below and of the block above. None is
+        # below the first nor above the last: these two see each other, as nothing.
+        basis = sums * pad(root, (1, 1)).unfold(1, 2, 1)[..., None]
+        scaled = basis * inverse[:, :, None]
+        exchange = _exchange(n_layers, inverse.dtype, inverse.device)
+        system = exchange.repeat(n_networks, 1, 1)
+        grid = (n_networks, n_layers, 2, n_layers, 2)
+        own = system.view(grid).diagonal(dim1=1, dim2=3)
+        own -= (scaled @ basis.mT).permute(0, 2, 3, 1)
+        # No error where it is singular: the iterations show whether it serves.
+        coefficients, _ = torch.linalg.inv_ex(system)
+        coefficients = coefficients.view(grid)[:, 1::2, :, 1::2].permute(0, 3, 1, 2, 4)
+        odd = scaled[:, 1::2]
+        corrections = coefficients.flatten(2, 3) @ odd
+        self._corrections = corrections.transpose(1, 2).flatten(2)
+        self._products = odd.transpose(0, 1).flatten(0, 1).mT
+        self._inverse = inverse.transpose(0, 1)[1::2]
+
+    def solve(self, residual: NodeValues) -> Tensor:
+        """Apply to residuals of shape ``((L + 1) // 2, B, T)``."""
+        n_layers, n_networks, n_tokens = residual.values.shape
+        seen = torch.bmm(residual.rows, self._products)
+        seen = seen.view(n_layers, n_networks, 2).transpose(0, 1)
+        correction = torch.bmm(seen.reshape(n_networks, 1, -1), self._corrections)
+        correction = correction.view(n_networks, n_layers, n_tokens).transpose(0, 1)
+        return correction.addcmul_(residual.values, self._inverse)
+
+
+@lru_cache(maxsize=16)
+def _exchange(n_layers: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The matrix that exchanges the second of a layer's numbers and the next's first.
+
+    Returns:
+        Tensor: Shape ``(2 * n_layers, 2 * n_layers)``.
+    """
+    layers = torch.eye(n_layers, dtype=dtype, device=device)
+    swap = torch.eye(2, dtype=dtype, device=device).flip(0)
+    return torch.kron(layers, swap).roll((1, 1), (0, 1))
+
+
+class TorchConjugateGradients(IterativeSolver):
+    """Conjugate gradients by torch, on any device."""
+
+    def __init__(self, weight: Tensor, sums: Tensor, diagonal: Tensor) -> None:
+        self._system = RedBlackLaplacian(weight, sums, diagonal)
+
+    def solve(
+        self, right_side: Tensor, tolerance: Tensor, max_iterations: int
+    ) -> tuple[Tensor, bool]:
+        system = self._system
+        right_side = right_side.transpose(0, 1).contiguous()
+        residual = system.reduce(right_side)
+        solution, direction, image = (
+            NodeValues(torch.zeros_like(residual.values)) for _ in range(3)
+        )
+        tolerance = tolerance.to(right_side.dtype)
+        energy = torch.ones_like(tolerance)
+        # A system that is solved already has no energy left.
+        least = torch.finfo(energy.dtype).tiny
+        small = False
+        at_once = _ITERATIONS_A_CHECK.get(right_side.device.type, _ELSEWHERE)
+        for iteration in range(1, max_iterations + 1):
+            step = system.precondition(residual)
+            energy_before, energy = energy, (step * residual.values).sum((0, 2))
+            momentum = energy / energy_before.clamp_min_(least)
+            torch.addcmul(
+                step, direction.values, momentum[:, None], out=direction.values
+            )
+            system.apply(direction, out=image)
+            curvature = (direction.values * image.values).sum((0, 2)).clamp_min_(least)
+            length = (energy / curvature)[:, None]
+            solution.values.addcmul_(direction.values, length)
+            residual.values.addcmul_(image.values, length, value=-1)
+            if iteration % at_once and iteration < max_iterations:
+                continue
+            small = bool((residual.values.abs().amax((0, 2)) <= tolerance).all())
+            if small:
+                break
+        return system.expand(solution, right_side).transpose(0, 1), small

@@ -1,0 +1,154 @@
+"""Newton's method on the dual problem, whose unknowns are the potentials alone.
+
+It ends what :class:`Newton` began: near the optimum it converges quadratically, or by
+a factor of the weights' rounding a step. Since flows follow from the potentials it
+needs no array of edges but their weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from captum_attnflow.flow.network import LayeredNetwork
+from captum_attnflow.flow.solvers._barrier.closed_form import ClosedForm, Potential
+from captum_attnflow.flow.solvers._barrier.laplacian import IterativeSolver, Laplacian
+
+# Imbalance at a node in the answer, in shares of the value; and what a linear system
+# may leave, in shares of the imbalance before and of the value.
+_IMBALANCE = 1e-10
+_ACCURACY = 1e-4
+_LEAST_ACCURACY = 1e-12
+# The barrier weight follows the value where no more is lost than this share of how far
+# it is off. By how much a change of it may change the value's own is bounded.
+_LOST_WHILE_FOLLOWING = 1e-2
+_SLOPES = (-10.0, 0.9)
+# Layers are factored after a step that leaves more than this share of the imbalance.
+_LITTLE = 0.5
+
+
+class DualNewton:
+    """One Newton step on the potentials of a batch after the other.
+
+    Args:
+        network (LayeredNetwork): Trimmed networks.
+        edges (ClosedForm): What does the work on their edges.
+        potential (Potential): Where to start, near the optimum.
+        mu (Tensor): Shape ``(B,)``, barrier weight to start with.
+        target (Callable): Gives the barrier weight for flow values, both ``(B,)``.
+        iterative_solver (type, optional): What to try first on linear systems.
+
+    Attributes:
+        potential (Potential): Of the nodes.
+        mu (Tensor): Shape ``(B,)``, barrier weight.
+        source_flow (Tensor): Shape ``(B, T)``, flow from the source.
+        sink_flow (Tensor): Shape ``(B, T)``, flow to the sink.
+        lost (Tensor): Shape ``(B,)``, largest imbalance at a node as a share of the
+            value; infinite where potentials stand for no flow.
+    """
+
+    def __init__(
+        self,
+        network: LayeredNetwork,
+        edges: ClosedForm,
+        potential: Potential,
+        mu: Tensor,
+        target: Callable[[Tensor], Tensor],
+        iterative_solver: type[IterativeSolver] | None,
+    ) -> None:
+        self.potential = potential
+        self.mu = mu
+        self._network = network
+        self._edges = edges
+        self._find_target = target
+        self._iterative_solver = iterative_solver
+        self._last = (torch.zeros_like(mu), torch.full_like(mu, torch.nan))
+        self._measure()
+
+    @property
+    def conserves(self) -> Tensor:
+        """Whether what enters each node leaves it, ``(B,)``, bool."""
+        return self.lost <= _IMBALANCE
+
+    def is_at_target(self, tolerance: float) -> Tensor:
+        """Whether the barrier weight is the value's own, but for this share of it."""
+        return (self.mu - self._target).abs() <= tolerance * self._target
+
+    @property
+    def is_astray(self) -> Tensor:
+        """Whether each network is so far off that no step may lead back, ``(B,)``."""
+        return ~(self.lost < 1)
+
+    def step(self, tolerance: float) -> None:
+        """Solve for flows that conserve; see :meth:`is_at_target`.
+
+        Networks astray stay where they are.
+        """
+        self._follow_target(tolerance)
+        astray = self.is_astray
+        if bool(astray.any()):
+            for values in (self._edges.weight, self._sums, self._imbalance):
+                values[astray] = 0
+        laplacian = Laplacian(self._edges.weight, self._sums, self._iterative_solver)
+        before = self.lost
+        accuracy = (_ACCURACY * before).clamp_min(_LEAST_ACCURACY) * self._value
+        accuracy = torch.where(astray, 1.0, accuracy)
+        self.potential.add(laplacian.solve(-self._imbalance, accuracy))
+        self._measure()
+        # Small residuals leave large errors where weights differ by many orders.
+        gains_little = (self.lost > _LITTLE * before) & ~self.conserves & ~astray
+        if not laplacian.iterative or bool(gains_little.any()):
+            self._iterative_solver = None
+
+    def _follow_target(self, tolerance: float) -> None:
+        """Let the barrier weight follow the value, by secants.
+
+        Not while much flow is lost, when values tell nothing of the optimum's.
+        """
+        mu, target = self.mu, self._target
+        off = (mu - target).abs() / target
+        follows = (off > tolerance) & (self.lost <= _LOST_WHILE_FOLLOWING * off)
+        if not bool(follows.any()):
+            return
+        last_mu, last_target = self._last
+        slope = ((target - last_target) / (mu - last_mu)).nan_to_num(0.0, 0.0, 0.0)
+        better = mu + (target - mu) / (1 - slope.clamp(*_SLOPES))
+        self._last = (
+            torch.where(follows, mu, last_mu),
+            torch.where(follows, target, last_target),
+        )
+        self.mu = torch.where(follows & (better > 0), better, mu)
+        self._measure()
+
+    def _measure(self) -> None:
+        mu, high, low = self.mu, self.potential.high, self.potential.low
+        flows, weights = self._edges.weigh(self.potential, mu)
+        source, sink = self._network.source, self._network.sink
+        per_fall = mu[:, None]
+        self.source_flow = torch.where(
+            source, -per_fall / ((high[:, 0] + 1) + low[:, 0]), 0.0
+        )
+        self.sink_flow = torch.where(sink, per_fall / (high[:, -1] + low[:, -1]), 0.0)
+        self._value = self.sink_flow.sum(1)
+        self._target = self._find_target(self._value)
+        into, out_of = _with_terminals(flows, self.source_flow, self.sink_flow)
+        self._imbalance = into - out_of
+        # Edges that never bind have a second, meaningless branch below 0.
+        positive = (self.source_flow >= 0).all(1) & (self.sink_flow >= 0).all(1)
+        lost = self._imbalance.abs().amax((1, 2)) / self._value
+        self.lost = torch.where(positive, lost, torch.inf)
+        source_weight, sink_weight = (
+            flow.square() / mu[:, None] for flow in (self.source_flow, self.sink_flow)
+        )
+        sums = _with_terminals(weights, source_weight, sink_weight)
+        self._sums = torch.stack(sums, 2)
+
+
+def _with_terminals(
+    inner: Tensor, source: Tensor, sink: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Sums into the nodes and out of them, ``(B, L + 1, T)`` each."""
+    into = torch.cat([source[:, None], inner[0]], 1)
+    return into, torch.cat([inner[1], sink[:, None]], 1)

@@ -1,0 +1,100 @@
+"""The passes over all edges that a Newton step makes."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from captum_attnflow.flow.solvers._barrier.closed_form import ClosedForm
+from captum_attnflow.flow.solvers._barrier.laplacian import IterativeSolver
+from captum_attnflow.flow.solvers._barrier.problem import Problem, State
+
+
+class EdgePasses(Protocol):
+    """The passes over the edges of a batch, in the order of a step.
+
+    With ``ratio = dx / room``, whose halves belong to ``x`` and ``-y``, the Newton
+    equations reduce to ``dx = weight * (push + rise(p + dp))``, where the two pushes
+    sum to ``push``, and the rise is that of the potential along an edge.
+
+    Args:
+        problem (Problem): The problem.
+        state (State): A state of it, changed by :meth:`move`.
+        memory (Tensor, optional): Flat memory to work in; by default, or if it is not
+            enough, the workspace's.
+
+    Attributes:
+        dtypes (tuple): Of the edges, to be tried in turn until all networks are solved.
+        n_arrays (int): How many arrays of edges a solve needs.
+        memory (Tensor): The memory worked in.
+        weight (Tensor): Shape ``(B, L, T, T)``, of the inner edges.
+        iterative_solver (type): What solves Laplacian systems as fast.
+        iterative_from_tokens (int): From how many tokens on it is the cheaper one.
+        closed_form (type): What does the work on the edges near the optimum.
+    """
+
+    dtypes: ClassVar[tuple[torch.dtype, ...]]
+    n_arrays: ClassVar[int]
+    iterative_solver: ClassVar[type[IterativeSolver]]
+    iterative_from_tokens: ClassVar[int]
+    closed_form: ClassVar[type[ClosedForm]]
+    memory: Tensor
+    weight: Tensor
+
+    def __init__(
+        self,
+        problem: Problem,
+        state: State,
+        memory: Tensor | None = None,
+    ) -> None: ...
+
+    def weigh(self) -> Tensor:
+        """Have the weights set, and sum them as :func:`node_sums` does."""
+        ...
+
+    def predict(self, potential: Tensor, among: Tensor) -> tuple[Tensor, ...]:
+        """Begin a step by the second-order terms of that straight at the optimum.
+
+        Args:
+            potential (Tensor): Shape ``(B, L + 1, T)``, after that step.
+            among (Tensor): Shape ``(B,)``, bool; other networks centre.
+
+        Returns:
+            tuple[Tensor, ...]: The least and the largest ratio ``dx / room``, and the
+            sums of ``dx`` times both prices and times the rise, each ``(B,)``.
+        """
+        ...
+
+    def centre(self) -> None:
+        """Begin a step without predictor and second-order terms."""
+        ...
+
+    def force(self, aim: Tensor) -> Tensor:
+        """Aim at a ``mu``, and change the flow as if the potential stayed.
+
+        Args:
+            aim (Tensor): Shape ``(B,)``.
+
+        Returns:
+            Tensor: Shape ``(B, L + 1, T)``, divergence of the change.
+        """
+        ...
+
+    def turn(self, change: Tensor) -> tuple[Tensor, Tensor]:
+        """Let the change of the potential change the flow, too.
+
+        Returns:
+            tuple[Tensor, Tensor]: Shape ``(B,)``, the largest shares by which a room
+            and a price would fall, at most 0 where none would.
+        """
+        ...
+
+    def move(self, primal: Tensor, dual: Tensor) -> tuple[Tensor, Tensor]:
+        """Step by these shares of the way, of shape ``(B,)``; then measure."""
+        ...
+
+    def measure(self) -> tuple[Tensor, Tensor]:
+        """Return the flow's divergence and the sum of complementarity products."""
+        ...

@@ -1,0 +1,135 @@
+"""The barrier problem of a batch in flat arrays, and a state of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from captum_attnflow.flow.network import LayeredNetwork
+from captum_attnflow.flow.solvers._barrier.workspace import workspace
+
+# Room of an edge that never binds, and the inverse of the flow on one that is missing,
+# in units of the value; and the least capacity to be told from none.
+UNLIMITED = 1e100
+_UNLIMITED = {torch.float64: UNLIMITED, torch.float32: 1e25}
+_LEAST = {torch.float64: 0.0, torch.float32: 1e-20}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What stays fixed; edges are flat: inner ``L*T*T``, then source, then sink.
+
+    An edge that is missing carries next to nothing and one that never binds has next
+    to unlimited room. Neither can move, and both keep their barrier terms, so that no
+    sum and no step length needs a mask.
+    """
+
+    capacity: Tensor  # (B, E), in units of scale; unlimited where not bounded
+    alive: Tensor  # (B, E), bool, where there is an edge
+    scale: Tensor  # (B,), float64, upper bound of the value
+    n_terms: Tensor  # (B,), barrier terms
+    is_precise: Tensor  # (B,), bool, whether the dtype can hold every capacity
+    n_layers: int
+    n_tokens: int
+    unlimited: float
+
+    @staticmethod
+    def of(network: LayeredNetwork, bound: Tensor, dtype: torch.dtype) -> Problem:
+        """The problem of a trimmed network and its ``node_bound()``."""
+        inner = network.capacity.flatten(1)
+        terminals = torch.cat([network.source, network.sink], 1)
+        scale = bound.sum(-1).amin(-1)
+        unlimited = _UNLIMITED[dtype]
+        n_inner, n_edges = inner.shape[1], inner.shape[1] + terminals.shape[1]
+        alive = workspace().empty((len(inner), n_edges), like=terminals)
+        capacity = workspace().empty(alive.shape, like=inner.new_empty(0, dtype=dtype))
+        torch.gt(inner, 0, out=alive[:, :n_inner])
+        alive[:, n_inner:] = terminals
+        with workspace().frame():
+            # Scaled before it is rounded; to divide into another dtype would be slow.
+            layers, _, _ = split(
+                capacity, (network.n_layers, network.n_tokens, network.n_tokens)
+            )
+            scaled = workspace().empty(layers[:, 0].shape, like=inner)
+            is_precise = torch.ones_like(scale, dtype=torch.bool)
+            for layer, rounded in enumerate(layers.unbind(1)):
+                given = network.capacity[:, layer]
+                rounded.copy_(torch.div(given, scale[:, None, None], out=scaled))
+                if unlimited < UNLIMITED:
+                    binds = (scaled >= unlimited) & (scaled < UNLIMITED)
+                    is_precise &= ~binds.flatten(1).any(1)
+        capacity[:, n_inner:] = unlimited
+        capacity.masked_fill_(~alive, unlimited).clamp_max_(unlimited)
+        is_precise &= capacity.amin(1) >= _LEAST[dtype]
+        with workspace().frame():
+            # As numbers, by row: other sums would copy all to fresh memory.
+            count = workspace().empty(alive.shape, like=capacity)
+            rows = count.unflatten(1, (-1, network.n_tokens))
+            count.copy_(alive)
+            n_terms = rows.sum(2).double().sum(1)
+            torch.lt(capacity, unlimited, out=count)
+            n_terms += rows.sum(2).double().sum(1)
+        return Problem(
+            capacity=capacity,
+            alive=alive,
+            scale=scale,
+            n_terms=n_terms,
+            is_precise=is_precise,
+            n_layers=network.n_layers,
+            n_tokens=network.n_tokens,
+            unlimited=unlimited,
+        )
+
+    def select(self, index: Tensor) -> Problem:
+        return replace(
+            self,
+            capacity=self.capacity[index],
+            alive=self.alive[index],
+            scale=self.scale[index],
+            n_terms=self.n_terms[index],
+            is_precise=self.is_precise[index],
+        )
+
+    def split(self, edges: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Views of the inner edges and of those of the source and of the sink."""
+        return split(edges, (self.n_layers, self.n_tokens, self.n_tokens))
+
+    def value(self, flow: Tensor) -> Tensor:
+        """Flow into the sink, ``(B,)``."""
+        return flow[:, -self.n_tokens :].double().sum(1)
+
+
+@dataclass
+class State:
+    """Flow and room left, and what a unit more of flow costs in each.
+
+    The second of each two has a sign, so that a change of flow changes both alike.
+    Edges are held in the dtype of the problem, and nodes in float64.
+    """
+
+    room: Tensor  # (2, B, E): x and -y, kept apart since x - u cancels
+    price: Tensor  # (2, B, E): z and -s, at the optimum mu times the barrier's gradient
+    p: Tensor  # (B, L + 1, T) potential
+
+    @staticmethod
+    def empty(problem: Problem) -> State:
+        """A state that is still to be filled, in the workspace."""
+        capacity = problem.capacity
+        room, price = workspace().empty((2, 2, *capacity.shape), like=capacity)
+        nodes = (len(capacity), problem.n_layers + 1, problem.n_tokens)
+        return State(room, price, problem.n_terms.new_empty(nodes))
+
+    def select(self, index: Tensor) -> State:
+        return State(self.room[:, index], self.price[:, index], self.p[index])
+
+
+def split(
+    edges: Tensor, shape: tuple[int, int, int], has_terminals: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Views of flat edges: the inner ones in a shape, the source's and the sink's."""
+    n_terminals = shape[-1] if has_terminals else 0
+    n_inner = edges.shape[1] - 2 * n_terminals
+    inner, source, sink = edges.split([n_inner, n_terminals, n_terminals], 1)
+    return inner.unflatten(1, shape), source, sink

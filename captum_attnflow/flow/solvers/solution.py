@@ -1,0 +1,218 @@
+"""What a flow solver answers, and how it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from captum_attnflow._options import described
+from captum_attnflow.flow.network import LayeredNetwork
+
+
+class FlowError(RuntimeError):
+    """A flow problem has no finite answer, or a solver did not reach it."""
+
+
+@dataclass(frozen=True, eq=False)
+class FlowSolution:
+    r"""Maximum flows of a batch of networks, with their certificates.
+
+    Attributes:
+        value (Tensor): Shape ``(B,)``, flow into the super-sink.
+        flow (Tensor): Shape ``(B, L, T, T)``, flow per edge, laid out as
+            :attr:`LayeredNetwork.capacity`.
+        source_flow (Tensor): Shape ``(B, T)``, flow that leaves the super-source for
+            each node of token layer 0.
+        sink_flow (Tensor): Shape ``(B, T)``, flow into the super-sink.
+        potential (Tensor): Shape ``(B, L + 1, T)``, dual variables between -1 at the
+            super-source and 0 at the super-sink.
+        mu (Tensor): Shape ``(B,)``, absolute barrier weight at which the problem was
+            solved, in units of capacity; 0 for an exact solver.
+        duality_gap (Tensor): Shape ``(B,)``, upper bound of the flow value that is
+            missing to the maximum, in units of capacity.
+        imbalance (Tensor): Shape ``(B,)``, largest absolute violation of conservation
+            at a node, in units of capacity.
+        iterations (Tensor): Shape ``(B,)``, int64, Newton systems solved.
+        cut (Tensor): Shape ``(B, L + 1, T)``, bool, ``True`` on the source's side of a
+            minimum cut.
+        cut_capacity (Tensor): Shape ``(B,)``, capacity of that cut: never below the
+            maximum flow, hence a certificate that needs no trust in the solver.
+    """
+
+    value: Tensor
+    flow: Tensor
+    source_flow: Tensor
+    sink_flow: Tensor
+    potential: Tensor
+    mu: Tensor
+    duality_gap: Tensor
+    imbalance: Tensor
+    iterations: Tensor
+    cut: Tensor
+    cut_capacity: Tensor
+
+    def select(self, index: Tensor) -> FlowSolution:
+        """Return the solutions of some networks of the batch."""
+        return FlowSolution(
+            **{field.name: getattr(self, field.name)[index] for field in fields(self)}
+        )
+
+    def spread(self, positions: Tensor, n_tokens: int) -> FlowSolution:
+        """Return the same flows in networks of more, unused token positions.
+
+        Args:
+            positions (Tensor): Shape ``(P,)``, where the positions of this solution
+                stand among all.
+            n_tokens (int): All positions ``T``.
+        """
+        n_layers = self.flow.shape[1]
+        flow = self.flow.new_zeros(len(self.flow), n_layers, n_tokens, n_tokens)
+        flow[..., positions[:, None], positions] = self.flow
+
+        def spread(nodes: Tensor) -> Tensor:
+            spread = nodes.new_zeros(*nodes.shape[:-1], n_tokens)
+            spread[..., positions] = nodes
+            return spread
+
+        names = ("source_flow", "sink_flow", "potential", "cut")
+        nodes = {name: spread(getattr(self, name)) for name in names}
+        return replace(self, flow=flow, **nodes)
+
+    @staticmethod
+    def zero(network: LayeredNetwork, potential: Tensor | None = None) -> FlowSolution:
+        """Return flows of 0, with potentials ``(B, L + 1, T)`` that tell their cut."""
+        if potential is None:
+            nodes = (network.n_networks, network.n_layers + 1, network.n_tokens)
+            potential = network.capacity.new_zeros(nodes)
+        per_network = torch.zeros_like(network.capacity[:, 0, 0, 0])
+        per_node = torch.zeros_like(network.capacity[:, 0, 0])
+        return FlowSolution(
+            value=per_network,
+            flow=torch.zeros_like(network.capacity),
+            source_flow=per_node,
+            sink_flow=per_node.clone(),
+            potential=potential.clone(),
+            mu=per_network.clone(),
+            duality_gap=per_network.clone(),
+            imbalance=per_network.clone(),
+            iterations=torch.zeros_like(per_network, dtype=torch.int64),
+            cut=potential < -0.5,
+            cut_capacity=per_network.clone(),
+        )
+
+    @staticmethod
+    def concatenate(parts: Sequence[FlowSolution]) -> FlowSolution:
+        """Join the solutions of consecutive parts of a batch, at least one."""
+        if not parts:
+            raise ValueError("no solutions were given to join; give at least one")
+        if len(parts) == 1:
+            return parts[0]
+        return FlowSolution(
+            **{
+                field.name: torch.cat([getattr(part, field.name) for part in parts])
+                for field in fields(FlowSolution)
+            }
+        )
+
+
+class FlowSolver(Protocol):
+    """A frozen set of hyper-parameters that knows how to solve networks."""
+
+    def solve(self, network: LayeredNetwork) -> FlowSolution:
+        """Solve a batch of trimmed networks, each with a path to the sink."""
+        ...
+
+
+def refuse_infinite(bound: Tensor) -> None:
+    """Refuse networks whose bound of the flow value is infinite.
+
+    Args:
+        bound (Tensor): One bound per network, infinite only where the maximum is.
+
+    Raises:
+        FlowError: If any is.
+    """
+    unbounded = bound.isinf()
+    if bool(unbounded.any()):
+        raise FlowError(
+            f"the flow of {int(unbounded.sum())} of {len(bound)} networks is "
+            "unbounded: a path from source to sink has only edges of infinite "
+            "capacity, or finite ones that add up to more than float64 can hold. Give "
+            "one edge of the path a finite capacity, or remove its source; or scale "
+            "all capacities down"
+        )
+
+
+def bounds_of(network: LayeredNetwork) -> tuple[Tensor, Tensor]:
+    """Bound the flow through every node, and the value.
+
+    Args:
+        network (LayeredNetwork): Trimmed networks, each with a path to the sink.
+
+    Returns:
+        tuple[Tensor, Tensor]: Shapes ``(B, L + 1, T)`` and ``(B,)``; the bound of the
+        value is positive and finite.
+
+    Raises:
+        ValueError: If it is no network.
+        FlowError: If the value is not bounded, or there is no path.
+    """
+    check_network(network)
+    nodes = network.node_bound()
+    # No layer of nodes passes on more than the sum of what its nodes can.
+    value = nodes.sum(-1).amin(-1)
+    refuse_infinite(value)
+    is_empty = value == 0
+    if bool(is_empty.any()):
+        raise FlowError(
+            f"{int(is_empty.sum())} of {len(value)} networks have no path from source "
+            "to sink; a solver's own solve() takes trimmed networks with one. Give the "
+            "networks to solve_flow(network, solver), which takes any"
+        )
+    return nodes, value
+
+
+def check_network(network: object) -> None:
+    """Refuse what is no network.
+
+    Raises:
+        ValueError: Saying what was given and what is accepted.
+    """
+    if not isinstance(network, LayeredNetwork):
+        raise ValueError(
+            f"network is {described(network)}; give a LayeredNetwork, such as "
+            "LayeredNetwork(capacity, source, sink) or the one of an explanation"
+        )
+
+
+def certified(
+    network: LayeredNetwork,
+    *,
+    flow: Tensor,
+    source_flow: Tensor,
+    sink_flow: Tensor,
+    potential: Tensor,
+    mu: Tensor,
+    duality_gap: Tensor,
+    iterations: Tensor,
+) -> FlowSolution:
+    """Complete a solver's primal and dual answer by what follows from them."""
+    cut = potential < -0.5
+    imbalance = network.divergence(flow, source_flow, sink_flow).abs().amax((1, 2))
+    return FlowSolution(
+        value=sink_flow.sum(-1),
+        flow=flow,
+        source_flow=source_flow,
+        sink_flow=sink_flow,
+        potential=potential,
+        mu=mu,
+        duality_gap=duality_gap,
+        imbalance=imbalance,
+        iterations=iterations,
+        cut=cut,
+        cut_capacity=network.cut_capacity(cut),
+    )

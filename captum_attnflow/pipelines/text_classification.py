@@ -1,0 +1,250 @@
+"""Texts in, token attributions out: the pipeline behind the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from textwrap import shorten
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from captum_attnflow._warnings import warn_caller
+from captum_attnflow.attr import SLALOM, AttentionAttribution
+from captum_attnflow.explanation import Explanation
+from captum_attnflow.pipelines.inputs import check_parts, check_texts
+from captum_attnflow.pipelines.predictions import (
+    Prediction,
+    labels_of,
+    problem_type,
+    read_predictions,
+)
+from captum_attnflow.pipelines.pretrained import (
+    ATTENTION_METHODS,
+    DEFAULT_METHOD,
+    find_method,
+    load_pretrained,
+    logits_by_position,
+)
+from captum_attnflow.pipelines.text_attribution import TextAttribution
+from captum_attnflow.slalom import SlalomExplanation
+from captum_attnflow.slalom.reading import SlalomReading
+from captum_attnflow.texts import find_special_tokens
+
+__all__ = ["METHODS", "TextAttribution", "TextClassifier"]
+
+METHODS: dict[str, Callable[..., AttentionAttribution | SLALOM]] = {
+    **ATTENTION_METHODS,
+    "slalom": SLALOM,
+}
+
+
+@dataclass(frozen=True)
+class TextClassifier:
+    """A sequence classifier with its tokenizer.
+
+    Attributes:
+        model (PreTrainedModel): With a classification head, in eval mode.
+        tokenizer (PreTrainedTokenizerBase): The model's tokenizer.
+
+    Examples::
+
+        >>> from captum_attnflow.demo import load_demo_model
+        >>> classifier = TextClassifier(*load_demo_model())
+        >>> [result] = classifier.explain(["a gripping , funny film"])
+        >>> result.predicted
+        'positive'
+        >>> result.tokens
+        ('[CLS]', 'a', 'gripping', ',', 'funny', 'film', '[SEP]')
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    def __post_init__(self) -> None:
+        check_parts("TextClassifier", self.model, self.tokenizer, "tokenizer")
+
+    @staticmethod
+    def load(name: str) -> TextClassifier:
+        """Load a classifier from a local folder or by its hub id.
+
+        Args:
+            name (str): As :func:`load_pretrained` takes it, which says what is read.
+
+        Raises:
+            FileNotFoundError: As :func:`load_pretrained`.
+            ValueError: As :func:`load_pretrained`, or if all tokens are special ones.
+        """
+        model, tokenizer = load_pretrained(
+            name,
+            AutoModelForSequenceClassification,
+            AutoTokenizer.from_pretrained,
+            "a sequence classifier",
+            "tokenizer files",
+        )
+        if len(tokenizer) <= len(tokenizer.all_special_ids):
+            raise ValueError(
+                f"{name!r} has a tokenizer of special tokens only. Give one with its "
+                "tokenizer files"
+            )
+        return TextClassifier(model, tokenizer)
+
+    def explain(
+        self,
+        texts: Sequence[str],
+        method: str = DEFAULT_METHOD,
+        target: str | int | None = None,
+        **options: Any,
+    ) -> list[TextAttribution]:
+        """Predict and attribute a batch of texts.
+
+        Args:
+            texts (sequence of str): The texts; one longer than the model's limit is
+                truncated with a warning.
+            method (str): A key of :data:`METHODS`.
+            target (str or int, optional): Label or index to attribute; what the model
+                predicts of each text by default.
+            **options: Options of the method, such as ``residual``.
+
+        Returns:
+            list[TextAttribution]: One per text. Without a target a multi-label model
+            has one per text and label above a probability of 0.5, and regression one
+            per text and value, see
+            :func:`captum_attnflow.pipelines.predictions.read_predictions`.
+
+        Raises:
+            ValueError: If there is no text, a text is empty or no text, or the method,
+                an option or the target is unknown.
+        """
+        make_attribution = find_method(method, options, METHODS)
+        encoded = self.encode(texts)
+        ids = encoded.pop("input_ids")
+        forward = logits_by_position(self.model, tuple(encoded))
+        with torch.no_grad():
+            logits = forward(ids, *encoded.values())
+        predictions = read_predictions(self.model, logits, target, texts)
+        if (
+            make_attribution is SLALOM
+            and problem_type(self.model) != "single_label_classification"
+        ):
+            # The logit of a label that excludes no other is its log-odds already.
+            options = {"link": "identity", **options}
+        attribution = make_attribution(forward, **options)
+        if isinstance(attribution, SLALOM):
+            attribution.tokenizer = self.tokenizer
+        # Where texts have several labels, no batch is larger than that of the texts.
+        size = len(texts)
+        return [
+            result
+            for start in range(0, len(predictions), size)
+            for result in self._explain(
+                attribution, texts, ids, encoded, predictions[start : start + size]
+            )
+        ]
+
+    def _explain(
+        self,
+        attribution: AttentionAttribution | SLALOM,
+        texts: Sequence[str],
+        ids: Tensor,
+        others: Mapping[str, Tensor],
+        predictions: Sequence[Prediction],
+    ) -> Iterator[TextAttribution]:
+        """Attribute predictions together; a text stands once for each of its own."""
+        rows = torch.tensor([each.row for each in predictions], device=ids.device)
+        targets = torch.tensor([each.target for each in predictions], device=ids.device)
+        ids, mask = ids[rows], others["attention_mask"][rows].bool()
+        explanation = attribution.explain(
+            ids,
+            self._baseline(ids),
+            target=targets,
+            additional_forward_args=tuple(other[rows] for other in others.values()),
+        )
+        for row, (prediction, shown) in enumerate(zip(predictions, mask, strict=True)):
+            yield TextAttribution(
+                text=texts[prediction.row],
+                tokens=tuple(self.tokenizer.convert_ids_to_tokens(ids[row][shown])),
+                scores=tuple(explanation.scores[row][shown].tolist()),
+                predicted=self.labels[prediction.predicted],
+                probability=prediction.probability,
+                target=self.labels[prediction.target],
+                value=prediction.value,
+                **_details(explanation, row, shown),
+            )
+
+    @property
+    def labels(self) -> list[str]:
+        """The model's labels, by index."""
+        return labels_of(self.model)
+
+    def _baseline(self, ids: Tensor) -> Tensor | None:
+        """Replace all but special tokens by the mask token, if there is one."""
+        if self.tokenizer.mask_token_id is None:
+            return None
+        special = find_special_tokens(ids, self.model, self.tokenizer)
+        return ids.where(special, self.tokenizer.mask_token_id)
+
+    def encode(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Turn a batch of texts into the model's arguments.
+
+        Args:
+            texts (sequence of str): The texts; one longer than the model's limit is
+                truncated with a warning.
+
+        Returns:
+            dict[str, Tensor]: ``input_ids`` and ``attention_mask``, ``(B, T)``, with
+            what else the tokenizer adds, on the model's device.
+
+        Raises:
+            ValueError: If there is no text, or a text is empty or no text.
+        """
+        check_texts("text", texts)
+        limit = self._limit()
+        if limit is not None:
+            for text, ids in zip(texts, self._ids(texts), strict=True):
+                if len(ids) > limit:
+                    warn_caller(
+                        f"the text {shorten(text, 40)!r} has {len(ids)} tokens and is "
+                        f"truncated to the model's limit of {limit}"
+                    )
+        encoded: dict[str, Tensor] = self.tokenizer(
+            list(texts),
+            padding=True,
+            truncation=limit is not None,
+            max_length=limit,
+            return_attention_mask=True,
+            return_tensors="pt",
+        ).to(self.model.device)
+        return dict(encoded)
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        ids: list[list[int]] = self.tokenizer(list(texts), verbose=False)["input_ids"]
+        return ids
+
+    def _limit(self) -> int | None:
+        """Most tokens that both tokenizer and position embeddings admit, if any."""
+        limits = [self.tokenizer.model_max_length]
+        for name, module in self.model.named_modules():
+            if name.endswith("position_embeddings") and hasattr(module, "weight"):
+                # RoBERTa counts positions from behind the padding index.
+                unused = getattr(module, "padding_idx", None)
+                limits.append(
+                    len(module.weight) - (0 if unused is None else unused + 1)
+                )
+        # Tokenizers without a limit say 1e30.
+        return min((int(limit) for limit in limits if limit < 1e9), default=None)
+
+
+def _details(
+    explanation: Explanation | SlalomExplanation, row: int, shown: Tensor
+) -> dict[str, Any]:
+    if isinstance(explanation, SlalomExplanation):
+        return {"slalom": SlalomReading.of(explanation, row, shown.cpu())}
+    return {"flow_value": float(explanation.flow_value[row])}

@@ -1,0 +1,89 @@
+"""Pictures as pages of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import Protocol, runtime_checkable
+
+from captum_attnflow._files import replace_file
+from captum_attnflow.pipelines.text_attribution import TextAttribution
+from captum_attnflow.show.captum_text import visualize_text
+from captum_attnflow.show.text import text_records
+
+# Tokens of Captum's picture are <mark>.
+_PAGE = """<!DOCTYPE html>
+<html><head><meta charset="utf-8"><title>Token attributions</title>
+<meta http-equiv="Content-Security-Policy" content="default-src 'none';
+ style-src 'unsafe-inline'; img-src data:">
+<link rel="icon" href="data:,">
+<style>body {{ font-family: sans-serif }} mark:hover {{ outline: 2px solid }}</style>
+</head><body>{body}</body></html>
+"""
+
+
+class ShownInNotebook(Protocol):
+    """What a notebook shows as HTML: every picture and result of this package."""
+
+    def _repr_html_(self) -> str: ...
+
+
+@runtime_checkable
+class Page(Protocol):
+    """A picture that is a page of its own, scripts included."""
+
+    def to_html(self) -> str:
+        """Return a complete HTML document."""
+        ...
+
+
+def html_page(picture: ShownInNotebook | Sequence[ShownInNotebook]) -> str:
+    """Render a picture as a page of its own.
+
+    Args:
+        picture (picture or sequence): What :func:`visualize_text` or another picture
+            of this package returns, a result of ``explain()``, or several of these;
+            text attributions make one table.
+
+    Returns:
+        str: A complete HTML document without references to anything outside.
+
+    Raises:
+        ValueError: If a flow diagram is one of several pictures.
+    """
+    if isinstance(picture, Page):
+        return picture.to_html()
+    pictures = picture if isinstance(picture, Sequence) else [picture]
+    if any(isinstance(item, Page) for item in pictures):
+        raise ValueError(
+            "a flow diagram is a page of its own, whose script no other page lets run; "
+            "write it to a file of its own"
+        )
+    texts = [item for item in pictures if isinstance(item, TextAttribution)]
+    others = [item for item in pictures if not isinstance(item, TextAttribution)]
+    tables = [visualize_text(text_records(texts))] if texts else []
+    body = "\n".join(item._repr_html_() for item in [*tables, *others])
+    return _PAGE.format(body=body)
+
+
+def save_html(
+    picture: ShownInNotebook | Sequence[ShownInNotebook], path: str | PathLike[str]
+) -> None:
+    """Write a picture to a file that any browser opens, without network access.
+
+    Args:
+        picture: See :func:`html_page`.
+        path (str or path): The file; one that exists is replaced, as a whole.
+
+    Raises:
+        OSError: If it cannot be written, naming the file, which is then as it was.
+
+    Examples::
+
+        >>> import tempfile
+        >>> import torch
+        >>> records = text_records(torch.tensor([[0.5, 2.0]]), [["so", "funny"]])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_html(visualize_text(records), f"{folder}/scores.html")
+    """
+    replace_file(path, html_page(picture))

@@ -1,0 +1,55 @@
+"""SLALOM as a surrogate: which queries, the function, its fit, its scores.
+
+The way of the data::
+
+    types -> queries -> outputs -> link -> fit -> scores
+
+It knows tensors only, never a model, a token or Captum. A new score is one function
+and one line in :data:`~captum_attnflow.slalom.scores.SCORES`.
+"""
+
+from captum_attnflow.slalom.data import QueryData
+from captum_attnflow.slalom.explanation import SlalomExplanation, r_squared
+from captum_attnflow.slalom.fit import SlalomFit, fit_slalom
+from captum_attnflow.slalom.link import (
+    Link,
+    clamped,
+    fits_both_readings,
+    log_odds,
+    recognise_link,
+)
+from captum_attnflow.slalom.model import SlalomModel
+from captum_attnflow.slalom.queries import (
+    Strategy,
+    count_types,
+    draw_deletions,
+    draw_halves,
+    draw_random_deletions,
+    draw_short,
+    draw_subsets,
+)
+from captum_attnflow.slalom.scores import SCORES, Score, score_types
+
+__all__ = [
+    "SCORES",
+    "Link",
+    "QueryData",
+    "Score",
+    "SlalomExplanation",
+    "SlalomFit",
+    "SlalomModel",
+    "Strategy",
+    "clamped",
+    "count_types",
+    "draw_deletions",
+    "draw_halves",
+    "draw_random_deletions",
+    "draw_short",
+    "draw_subsets",
+    "fit_slalom",
+    "fits_both_readings",
+    "log_odds",
+    "r_squared",
+    "recognise_link",
+    "score_types",
+]

@@ -1,0 +1,166 @@
+r"""Priors, posterior and evidence of the fit.
+
+Noise, values and importances are Gaussian:
+:math:`r_q \sim N(0, 1/\beta)`, :math:`v_j \sim N(\mu, 1/\lambda_v)`,
+:math:`s_j \sim N(0, 1/\lambda_s)`. The precisions are those of the largest evidence
+under Laplace's approximation, found by MacKay's fixed point (Neural Computation 4,
+1992, Eq. 4.7 and 4.8): a precision becomes the number of parameters that the data
+determine, :math:`\gamma`, over their sum of squares.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from captum_attnflow.slalom._problem import Problem, State
+
+# Answers are standardised; above the upper bound the solver's own rounding is noise.
+_NOISE_PRECISION = (1e-2, 1e15)
+# Strength of the belief that values and importances have unit spread, in parameters.
+_UNIT_SPREAD = 10.0
+# The sink weighs as much as the longest query, give or take a factor of e**2.
+_SINK_PRECISION = 0.25
+
+
+@dataclass(frozen=True, eq=False)
+class Precisions:
+    """Hyper-parameters of each text, tensors of shape ``(B,)``.
+
+    Attributes:
+        noise (Tensor): Precision of the answers.
+        value (Tensor): Precision of the values.
+        importance (Tensor): Precision of the importances.
+        value_mean (Tensor): Mean of the values.
+    """
+
+    noise: Tensor
+    value: Tensor
+    importance: Tensor
+    value_mean: Tensor
+
+    @staticmethod
+    def initial(problem: Problem, start: State) -> Precisions:
+        """Unit spread, and the noise that the start leaves."""
+        error = start.squared_error(problem).clamp_min(1e-300)
+        one = torch.ones_like(error)
+        noise = (problem.n_queries / error).clamp(*_NOISE_PRECISION)
+        return Precisions(noise, one, one, torch.zeros_like(one))
+
+    def change(self, other: Precisions) -> Tensor:
+        """Largest absolute change of a logarithm, shape ``(B,)``."""
+        names = ("noise", "value", "importance")
+        changes = [
+            (getattr(self, name) / getattr(other, name)).log().abs() for name in names
+        ]
+        return torch.stack(changes).amax(0)
+
+    def where(self, condition: Tensor, other: Precisions) -> Precisions:
+        """Take these where the condition holds, the others elsewhere."""
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return Precisions(*(torch.where(condition, *pair) for pair in pairs))
+
+
+@dataclass(frozen=True, eq=False)
+class Posterior:
+    """The negative logarithm of the posterior, up to a constant.
+
+    Attributes:
+        problem (Problem): The answers.
+        precisions (Precisions): The hyper-parameters.
+    """
+
+    problem: Problem
+    precisions: Precisions
+
+    def energy(self, state: State) -> Tensor:
+        """Return the objective, shape ``(B,)``."""
+        penalty = (self._prior() * self._deviation(state) ** 2).sum(1)
+        error = state.squared_error(self.problem)
+        return (self.precisions.noise * error + penalty) / 2
+
+    def system(self, state: State) -> tuple[Tensor, Tensor]:
+        """Return gradient ``(B, 2K)`` and Gauss-Newton Hessian ``(B, 2K, 2K)``.
+
+        A constant added to all importances changes no prediction; the Hessian is
+        stiff in that direction, so that their mean stays where it is.
+        """
+        problem, noise = self.problem, self.precisions.noise[:, None]
+        jacobian = state.jacobian(problem)
+        weighted = jacobian * problem.weights[..., None]
+        misfit = noise * (weighted.mT @ state.residual[..., None])[..., 0]
+        curvature = noise[..., None] * (weighted.mT @ jacobian)
+        prior = self._prior()
+        none = (~problem.columns).to(prior).repeat(1, 2)
+        hessian = curvature + torch.diag_embed(prior + none)
+        _, by_importance = hessian.diagonal(dim1=1, dim2=2).chunk(2, 1)
+        stiffness = problem.mean_over_types(by_importance)[:, 0] / problem.types.sum(1)
+        shift = self._shift()
+        hessian = hessian + stiffness[:, None, None] * shift[..., None] * shift[:, None]
+        return misfit + prior * self._deviation(state), hessian
+
+    def variances(self, state: State) -> tuple[Tensor, Tensor]:
+        """Return the variances of values and importances, each ``(B, K)``.
+
+        Given that the importances of the types have mean 0.
+        """
+        _, hessian = self.system(state)
+        covariance = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+        shift = self._shift()
+        along = (covariance @ shift[..., None])[..., 0]
+        taken = along**2 / (along * shift).sum(1, keepdim=True)
+        variance = (covariance.diagonal(dim1=1, dim2=2) - taken).clamp_min(0)
+        value, importance = variance.chunk(2, 1)
+        return value * self.problem.columns, importance * self.problem.columns
+
+    def determined(self, state: State) -> tuple[Tensor, Tensor]:
+        """Count the values and importances that the data determine, each ``(B,)``.
+
+        Of the importances at most all but one: only their differences matter.
+        """
+        value, importance = self.variances(state)
+        n_values = self.problem.columns.sum(1) - self.precisions.value * value.sum(1)
+        left = (importance * self.problem.types).sum(1)
+        n_types = self.problem.types.sum(1)
+        n_importances = n_types - 1 - self.precisions.importance * left
+        return n_values.clamp_min(0), n_importances.clamp_min(0)
+
+    def improved(self, state: State) -> Precisions:
+        """Return the precisions that MacKay's fixed point gives at a mode."""
+        problem = self.problem
+        n_values, n_importances = self.determined(state)
+        n_sinks = (problem.columns & ~problem.types).sum(1)
+        spare = problem.n_queries - n_values - n_importances - n_sinks
+        error = state.squared_error(problem).clamp_min(1e-300)
+        mean = state.value.sum(1) / problem.columns.sum(1)
+        spread = ((state.value - mean[:, None]) ** 2 * problem.columns).sum(1)
+        importances = (state.importance**2 * problem.types).sum(1)
+        return Precisions(
+            noise=(spare.clamp_min(1) / error).clamp(*_NOISE_PRECISION),
+            value=(n_values + _UNIT_SPREAD) / (spread + _UNIT_SPREAD),
+            importance=(n_importances + _UNIT_SPREAD) / (importances + _UNIT_SPREAD),
+            value_mean=mean,
+        )
+
+    def _shift(self) -> Tensor:
+        """Direction in which all importances of types change alike, ``(B, 2K)``."""
+        types = self.problem.types.to(self.problem.counts)
+        return torch.cat([torch.zeros_like(types), types], 1)
+
+    def _prior(self) -> Tensor:
+        """Precision of every parameter, ``(B, 2K)``."""
+        problem = self.problem
+        value = self.precisions.value[:, None] * problem.columns
+        sinks = problem.columns & ~problem.types
+        importance = self.precisions.importance[:, None] * problem.types
+        return torch.cat([value, importance + _SINK_PRECISION * sinks], 1)
+
+    def _deviation(self, state: State) -> Tensor:
+        """Distance of every parameter from its prior mean, ``(B, 2K)``."""
+        problem = self.problem
+        sinks = problem.columns & ~problem.types
+        value = (state.value - self.precisions.value_mean[:, None]) * problem.columns
+        importance = state.importance - sinks * problem.longest.log()[:, None]
+        return torch.cat([value, importance], 1)

@@ -1,0 +1,364 @@
+"""SLALOM (Leemann et al., TMLR 2025)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Literal, get_args
+
+import torch
+from captum._utils.common import _format_output, _is_tuple
+from captum._utils.typing import BaselineType, TargetType
+from captum.attr._utils.attribution import PerturbationAttribution
+from captum.log import log_usage
+from torch import Tensor
+
+from captum_attnflow._options import check_callable, check_choice, check_flags
+from captum_attnflow._tensors import check_dense
+from captum_attnflow.attr._arguments import ForwardArguments
+from captum_attnflow.attr._base import TensorOrTensors
+from captum_attnflow.attr._shape import shape_like_inputs
+from captum_attnflow.capture.watched_layer import TensorLike
+from captum_attnflow.slalom import Link, Score, SlalomExplanation, Strategy
+from captum_attnflow.slalom.inputs import (
+    are_texts,
+    check_tokens,
+    tokens_of,
+    words_of,
+)
+from captum_attnflow.slalom.pipeline import (
+    SlalomOptions,
+    answer_texts,
+    explain_texts,
+)
+from captum_attnflow.slalom.warnings import warn_of_caveats, warn_of_explanation
+from captum_attnflow.texts import Absence, PerturbableTexts, check_tokenizer
+
+
+class SLALOM(PerturbationAttribution):
+    r"""SLALOM, in place of ``IntegratedGradients``.
+
+    Explains the log-odds of a class by a function that gives every distinct token a
+    value and an importance, and a text the mean of its tokens' values, weighted by the
+    exponentials of their importances: what attention can represent, unlike an additive
+    model (Leemann et al. 2025). See :mod:`captum_attnflow.slalom.model`.
+
+    The forward function is only called, without gradients: on real shorter inputs
+    where it takes token ids ``(B, T)`` or embeddings ``(B, T, D)``, or a list of texts.
+    Columns are deleted in the input and in every additional argument that shares the
+    token axis, and position ids are counted anew; see
+    :meth:`captum_attnflow.texts.token_axis.TokenAxis.take`. An argument of the same
+    length that has tokens of its own, such as a decoder's, stays whole: its parameter
+    is called so, or the model takes it beside a shorter input. Inputs ``(B, T)`` of
+    floats, such as the indicators of ``captum.attr.LLMAttribution``, hold the baseline
+    where a feature is absent.
+
+    Special tokens stay in every query and get 0. They are those that ``keep`` marks in
+    :meth:`attribute`; without it the beginning, end, class and separator tokens of the
+    ``tokenizer``, or of the ``config`` of a ``forward_func`` that is a model. Where
+    neither is given, all tokens are explained. Padding gets 0, too; it is where the
+    attention mask among the additional arguments says so, see
+    :func:`captum_attnflow.texts.find_padding`. So do tokens that equal given
+    baselines; they stay in every query. Where a target is a tuple that names a
+    position, as in token classification, its token stays in every query, the index
+    moves along, and the token gets 0: scores are of the company in which it is read.
+    Tokens behind it that a causal model does not read get 0.
+
+    Args:
+        forward_func (Callable or Module): The forward function, as Captum takes it. A
+            black box may take a list of str and return one score, or one row of
+            scores, per text.
+        multiply_by_inputs (bool): Kept for Captum's signature; no effect.
+        strategy (str): Which queries: ``"eff"``, each distinct token alone, triples
+            that pair all tokens equally often, a few halves of the text and the text,
+            from which values and importances can be read;
+            ``"fidel"``, the text, each position deleted, each distinct token alone and
+            random deletions, all weighted by one over the square of the number of
+            deletions; near the text, predictions are closer.
+        score (str, optional): What a token's score is. ``"contribution"`` is its share
+            of the mass times its value: contributions sum to the function at the text,
+            as Integrated Gradients do, and rank as the paper's ``"linearized"`` scores
+            :math:`v e^s`, which depend on an arbitrary constant added to ``s``.
+            ``"removal"`` is the fall when the token is left out; ``"value"`` and
+            ``"importance"`` are the parameters. See
+            :mod:`captum_attnflow.slalom.scores`. The default is ``"contribution"``
+            for two classes and for one output, where log-odds of 0 are undecided. Of
+            more classes a model that knows nothing gives each negative log-odds, -11
+            for one word in 49,000: contributions of a language model are negative
+            throughout and the evidence's the lowest. There, and in Captum's wrapper of
+            language models, it is ``"removal"``, positive for what speaks for the
+            class.
+        n_samples (int, optional): Most queries per text, the text itself included;
+            500, or 4 per distinct token if that is more. No query is asked twice.
+        sink (bool, optional): Fit an always-present token for what special tokens and
+            the model add; by default for ``"fidel"`` only. The paper has none.
+        link (str): How outputs become log-odds: ``"logits"``, ``"probabilities"``,
+            ``"identity"`` (taken as they are), or ``"auto"``, which recognises one link
+            from all outputs of the call and reports it in the explanation. Single
+            outputs are read as probabilities if all are in (0, 1), else as they are;
+            a warning says which where all are in [0, 1].
+        seed (int or Generator): Of the queries: equal seeds give equal scores. A
+            generator moves on from call to call.
+        tokenizer (optional): A tokenizer of transformers that knows special tokens.
+        absence (str): ``"deleted"``, queries are shorter inputs; or ``"baseline"``, an
+            absent token's position holds the baseline, for models of one width and
+            targets that are places. Six queries more then find the tokens at the end
+            that no answer depends on.
+
+    Raises:
+        ValueError: If an option is unknown, or the tokenizer is none.
+
+    Examples::
+
+        >>> from captum_attnflow.demo import load_demo_model
+        >>> model, tokenizer = load_demo_model()
+        >>> ids = tokenizer("a gripping , funny film", return_tensors="pt").input_ids
+        >>> slalom = SLALOM(lambda ids: model(ids).logits, tokenizer=tokenizer)
+        >>> attributions, delta = slalom.attribute(
+        ...     ids, target=1, return_convergence_delta=True
+        ... )
+        >>> attributions.shape == ids.shape
+        True
+        >>> attributions.argmax().item()  # funny
+        4
+
+    A black box of texts::
+
+        >>> def mean_length(texts):
+        ...     words = [text.split() for text in texts]
+        ...     return [len("".join(each)) / len(each) for each in words]
+        >>> slalom = SLALOM(mean_length, score="value")
+        >>> slalom.attribute(["so good"]).round(decimals=4).tolist()
+        [[2.0, 4.0]]
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        multiply_by_inputs: bool = True,
+        *,
+        strategy: Strategy = "eff",
+        score: Score | None = None,
+        n_samples: int | None = None,
+        sink: bool | None = None,
+        link: Link | Literal["auto"] = "auto",
+        seed: int | torch.Generator = 0,
+        tokenizer: object | None = None,
+        absence: Absence = "deleted",
+    ) -> None:
+        super().__init__(forward_func)
+        check_callable("forward_func", forward_func)
+        check_choice("absence", absence, get_args(Absence))
+        self.absence = absence
+        self._multiply_by_inputs = multiply_by_inputs
+        self.options = SlalomOptions(strategy, score, n_samples, sink, link, seed)
+        self.tokenizer = tokenizer
+
+    @property
+    def tokenizer(self) -> object | None:
+        """The tokenizer that knows special tokens."""
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: object | None) -> None:
+        check_tokenizer(tokenizer)
+        self._tokenizer = tokenizer
+
+    @log_usage()
+    def attribute(
+        self,
+        inputs: TensorOrTensors | Sequence[str],
+        baselines: BaselineType = None,
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        n_steps: int = 50,
+        method: str = "gausslegendre",
+        internal_batch_size: int | None = None,
+        return_convergence_delta: bool = False,
+        *,
+        keep: Tensor | None = None,
+        show_progress: bool = False,
+    ) -> Any:
+        r"""Attribute the log-odds of the target to the tokens of the input.
+
+        Takes the arguments of ``IntegratedGradients.attribute`` in their order.
+
+        Args:
+            inputs (Tensor, tuple[Tensor, ...] or list of str): One tensor of token ids
+                ``(B, T)``, embeddings ``(B, T, D)`` or features ``(B, T)`` of floats;
+                or texts, which are cut into words at white space.
+            baselines (scalar, Tensor, tuple, optional): Stand where features of floats
+                are absent, and tokens under ``absence="baseline"``; 0 by default.
+                Tokens that are deleted need none; those that equal a given one are
+                not in play and get 0.
+            target (int, tuple, Tensor or list, optional): Class to attribute, as
+                Captum selects it; None for one output per text.
+            additional_forward_args (Any, optional): Passed on behind ``inputs``;
+                columns are deleted where they share the token axis.
+            n_steps (int): Validated, then ignored: there is no path to integrate.
+            method (str): Validated, then ignored.
+            internal_batch_size (int, optional): Most rows in one forward pass; 128 by
+                default.
+            return_convergence_delta (bool): Also return F(text) - f(text), what the
+                SLALOM function says of the text minus the model's log-odds.
+            keep (Tensor, optional): Shape ``(B, T)``, bool, ``True`` at tokens that
+                stay in every query.
+            show_progress (bool): Show Captum's progress bar.
+
+        Returns:
+            **attributions** or 2-element tuple of **attributions**, **delta**:
+
+            - **attributions** (*Tensor* or *tuple[Tensor, ...]*): Shaped like
+              ``inputs``, a tuple if ``inputs`` is one; float64 for float64 inputs,
+              float32 otherwise. Every feature of a token holds an equal share, so that
+              ``.sum(-1)`` over embeddings is the token's score. For texts, shape
+              ``(B, T)`` with the words of the longest.
+            - **delta** (*Tensor*): Shape ``(B,)``, if asked for.
+
+        Raises:
+            ValueError: If inputs, outputs, target or the number of samples do not fit.
+        """
+        check_flags(
+            return_convergence_delta=return_convergence_delta,
+            show_progress=show_progress,
+        )
+        given = (inputs, baselines, target, additional_forward_args, n_steps, method)
+        texts, template = self._read(*given, keep, internal_batch_size)
+        explanation = self._explain(
+            texts, target, internal_batch_size, show_progress, hold_out=False
+        )
+        if texts.max_rows == 1 or are_texts(inputs):
+            # A language model's target tokens have a row each; texts have no shape.
+            template = replace(template, shape=tuple(explanation.scores.shape))
+        attributions = shape_like_inputs(explanation.scores, [template])
+        formatted = _format_output(_is_tuple(inputs), attributions)
+        if return_convergence_delta:
+            return formatted, explanation.delta.to(attributions[0])
+        return formatted
+
+    def explain(
+        self,
+        inputs: TensorOrTensors | Sequence[str],
+        baselines: BaselineType = None,
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        n_steps: int = 50,
+        method: str = "gausslegendre",
+        internal_batch_size: int | None = None,
+        return_convergence_delta: bool = False,
+        *,
+        keep: Tensor | None = None,
+        show_progress: bool = False,
+    ) -> SlalomExplanation:
+        """Return values, importances, their standard errors and how well they predict.
+
+        Takes the arguments of :meth:`attribute`; the delta is there in any case. Asks
+        up to 128 queries more per text, on which the fit is tested.
+        """
+        check_flags(
+            return_convergence_delta=return_convergence_delta,
+            show_progress=show_progress,
+        )
+        given = (inputs, baselines, target, additional_forward_args, n_steps, method)
+        texts, _ = self._read(*given, keep, internal_batch_size)
+        return self._explain(
+            texts, target, internal_batch_size, show_progress, hold_out=True
+        )
+
+    def has_convergence_delta(self) -> bool:
+        """Return True: F(text) - f(text)."""
+        return True
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """The flag given to the constructor."""
+        return self._multiply_by_inputs
+
+    @log_usage()
+    def compute_convergence_delta(
+        self,
+        attributions: TensorOrTensors,
+        start_point: BaselineType,
+        end_point: TensorOrTensors,
+        target: TargetType = None,
+        additional_forward_args: object = None,
+    ) -> Tensor:
+        """Sum of given attributions minus the model's log-odds at ``end_point``.
+
+        For contributions without a sink this is F(text) - f(text). Each text is asked
+        for once; of one output per text, ``link="auto"`` then sees these only.
+
+        Args:
+            attributions (Tensor or tuple[Tensor, ...]): Attributions of ``end_point``.
+            start_point (scalar, Tensor or tuple, optional): Validated, then ignored.
+            end_point (Tensor or tuple[Tensor, ...]): The inputs.
+            target (int, tuple, Tensor or list, optional): As in :meth:`attribute`.
+            additional_forward_args (Any, optional): As in :meth:`attribute`.
+
+        Returns:
+            Tensor: Shape ``(B,)``.
+        """
+        texts, _ = self._read(end_point, start_point, target, additional_forward_args)
+        answers = answer_texts(self.forward_func, texts, target, self.options)
+        warn_of_caveats(answers.caveats)
+        output = torch.cat(answers.columns)
+        parts = attributions if isinstance(attributions, tuple) else (attributions,)
+        for part in parts:
+            check_dense("attributions", part, "what attribute() returns, (B, T, ...)")
+            if part.dim() < 2:
+                raise ValueError(
+                    f"attributions have shape {tuple(part.shape)}; give what "
+                    "attribute() returns, (B, T, ...)"
+                )
+        total = torch.stack([part.flatten(1).sum(1) for part in parts]).sum(0)
+        return total - output.to(total)
+
+    def _read(
+        self,
+        inputs: TensorOrTensors | Sequence[str],
+        baselines: BaselineType,
+        target: TargetType,
+        additional_forward_args: object,
+        n_steps: int = 50,
+        method: str = "gausslegendre",
+        keep: Tensor | None = None,
+        internal_batch_size: int | None = None,
+    ) -> tuple[PerturbableTexts, TensorLike]:
+        """Read what attribute() takes; also describe the input."""
+        if are_texts(inputs):
+            texts = words_of(inputs, additional_forward_args, keep)
+            return texts, TensorLike((), torch.float32, torch.device("cpu"))
+        check_tokens(inputs, target)
+        arguments = ForwardArguments.read(
+            inputs, baselines, target, additional_forward_args, n_steps, method
+        )
+        tokens = tokens_of(
+            self.forward_func,
+            self.tokenizer,
+            arguments,
+            keep,
+            self.absence,
+            internal_batch_size,
+        )
+        return tokens, TensorLike.of(arguments.inputs[0])
+
+    def _explain(
+        self,
+        texts: PerturbableTexts,
+        target: TargetType,
+        internal_batch_size: int | None,
+        show_progress: bool,
+        hold_out: bool,
+    ) -> SlalomExplanation:
+        """Fit the texts, and warn of what the fit leaves open."""
+        explanation = explain_texts(
+            self.forward_func,
+            texts,
+            target,
+            self.options,
+            internal_batch_size,
+            show_progress,
+            hold_out,
+        )
+        warn_of_explanation(explanation, self.options.strategy, in_full=hold_out)
+        return explanation

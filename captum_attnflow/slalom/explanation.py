@@ -1,0 +1,135 @@
+"""What SLALOM's ``explain()`` returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from captum_attnflow._options import check_type
+from captum_attnflow.scored_tokens import ShownByTokens
+from captum_attnflow.slalom.data import QueryData
+from captum_attnflow.slalom.fit import SlalomFit
+from captum_attnflow.slalom.link import Link
+from captum_attnflow.slalom.model import SlalomModel
+from captum_attnflow.slalom.scores import Score, score_types
+
+
+@dataclass(frozen=True, eq=False)
+class SlalomExplanation(ShownByTokens):
+    """SLALOM functions of a batch of texts, read at the positions of their tokens.
+
+    Shows itself in a notebook and by rich; :meth:`show` takes the tokens.
+
+    Tensors of shape ``(B, T)`` are float64 and hold 0 where there is no type: at
+    padding and at tokens that stay in every query.
+
+    Attributes:
+        fit (SlalomFit): The functions and their error bars, per type.
+        type_index (Tensor): Shape ``(B, T)``, int64, type of each position, -1 where
+            there is none.
+        score (str): Name of the score that :attr:`scores` holds.
+        output (Tensor): Shape ``(B,)``, float64, the model's log-odds of the texts.
+        link (tuple of str): Per text, the link by which outputs became log-odds; the
+            same for all texts of a call.
+        caveats (tuple of str): Sentences on what the outputs left open: a link that
+            was guessed, probabilities that were cut off.
+        r2_short (Tensor): Shape ``(B,)``, float64, share of variance explained on short
+            inputs that the fit has not seen; NaN if there are none or all answers are
+            equal.
+        r2_deletions (Tensor): The same on deletions.
+        n_queries (Tensor): Shape ``(B,)``, int64, queries in the fit.
+        n_held_out (Tensor): Shape ``(B,)``, int64, queries beside it, for R2.
+    """
+
+    fit: SlalomFit
+    type_index: Tensor
+    score: Score
+    output: Tensor
+    link: tuple[Link, ...]
+    caveats: tuple[str, ...]
+    r2_short: Tensor
+    r2_deletions: Tensor
+    n_queries: Tensor
+    n_held_out: Tensor
+
+    @property
+    def scores(self) -> Tensor:
+        """Token scores of the name :attr:`score`, shape ``(B, T)``."""
+        return self.score_tokens(self.score)
+
+    @property
+    def values(self) -> Tensor:
+        """Values, shape ``(B, T)``, in units of the log-odds."""
+        return self.score_tokens("value")
+
+    @property
+    def importances(self) -> Tensor:
+        """Importances, shape ``(B, T)``, centred over the types of each text."""
+        return self.score_tokens("importance")
+
+    @property
+    def value_standard_errors(self) -> Tensor:
+        """Standard errors of the values, shape ``(B, T)``."""
+        return self._at_tokens(self.fit.value_standard_error)
+
+    @property
+    def importance_standard_errors(self) -> Tensor:
+        """Standard errors of the importances, shape ``(B, T)``."""
+        return self._at_tokens(self.fit.importance_standard_error)
+
+    @property
+    def predicted(self) -> Tensor:
+        """The functions at the texts, F(text), shape ``(B,)``."""
+        return self.fit.model(self._counts()[:, None])[:, 0]
+
+    @property
+    def delta(self) -> Tensor:
+        """F(text) minus the model's log-odds of the text, shape ``(B,)``."""
+        return self.predicted - self.output
+
+    def score_tokens(self, score: Score) -> Tensor:
+        """Return token scores of any name, shape ``(B, T)``."""
+        return self._at_tokens(score_types(score, self.fit.model, self._counts()))
+
+    def _shown(self) -> tuple[list[str], Tensor]:
+        outputs = zip(self.output.tolist(), self.predicted.tolist(), strict=True)
+        headings = [
+            f"example {example}: {self.score} scores; log-odds {output:+.2f}, "
+            f"SLALOM {predicted:+.2f}"
+            for example, (output, predicted) in enumerate(outputs)
+        ]
+        return headings, self.scores
+
+    def _counts(self) -> Tensor:
+        n_types = self.fit.model.types.shape[1]
+        one_hot = torch.nn.functional.one_hot(self.type_index + 1, n_types + 1)
+        return one_hot.sum(1)[:, 1:].double()
+
+    def _at_tokens(self, per_type: Tensor) -> Tensor:
+        here = self.type_index.clamp_min(0)
+        return torch.where(self.type_index >= 0, per_type.gather(1, here), 0.0)
+
+
+def r_squared(model: SlalomModel, data: QueryData) -> Tensor:
+    """Share of the variance of the answers that the functions explain.
+
+    Args:
+        model (SlalomModel): The functions.
+        data (QueryData): Queries and answers.
+
+    Returns:
+        Tensor: Shape ``(B,)``, at most 1; NaN for a text without queries, or whose
+        answers are all equal.
+    """
+    check_type("model", model, SlalomModel, "a SlalomModel, as fit_slalom(...).model")
+    check_type("data", data, QueryData, "QueryData, as QueryData.pad makes it")
+    asked = data.weights > 0
+    n_asked = asked.sum(1)
+    # An empty row is no query, and without a sink no function is defined there.
+    predicted = torch.where(asked, model(data.counts), 0.0)
+    mean = (data.outputs * asked).sum(1) / n_asked
+    variance = ((data.outputs - mean[:, None]) ** 2 * asked).sum(1)
+    error = ((data.outputs - predicted) ** 2 * asked).sum(1)
+    return torch.where(variance > 0, 1 - error / variance, torch.nan)

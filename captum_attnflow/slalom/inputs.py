@@ -1,0 +1,375 @@
+"""From Captum's inputs to texts of which parts can be taken away."""
+
+from __future__ import annotations
+
+from bisect import bisect
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from captum._utils.common import _format_additional_forward_args, _run_forward
+from captum._utils.typing import TargetType
+from captum.attr import InterpretableInput
+from torch import Tensor, nn
+from typing_extensions import TypeIs
+
+from captum_attnflow._memory import is_out_of_memory
+from captum_attnflow.attr._arguments import ForwardArguments, check_inputs
+from captum_attnflow.attr._layer import layer_templates
+from captum_attnflow.attr._shape import refuse_several
+from captum_attnflow.capture.watched_layer import TensorLike, record_layer_tensors
+from captum_attnflow.slalom.readout import (
+    axes_of_tokens,
+    named_positions,
+    without_effect,
+)
+from captum_attnflow.texts import (
+    Absence,
+    DeletableColumns,
+    DeletableWords,
+    PerturbableTexts,
+    ReplaceableActivations,
+    ReplaceableInputs,
+    Target,
+    find_padding,
+    find_special_tokens,
+    parameter_names,
+    read_keep,
+    replaced_activation,
+    targets_of_texts,
+)
+from captum_attnflow.texts.token_axis import TokenAxis
+
+
+def are_texts(inputs: object) -> TypeIs[Sequence[str]]:
+    """Whether the inputs are a list, or another sequence, of str."""
+    return (
+        isinstance(inputs, Sequence)
+        and not isinstance(inputs, str)
+        and len(inputs) > 0
+        and all(isinstance(text, str) for text in inputs)
+    )
+
+
+def check_tokens(inputs: object, target: TargetType) -> None:
+    """Refuse what is no batch of tokens, and no target.
+
+    Raises:
+        ValueError: Saying what was given, what is accepted and what to do.
+    """
+    check_inputs(inputs)
+    tensors = cast(
+        tuple[Tensor, ...], inputs if isinstance(inputs, tuple) else (inputs,)
+    )
+    if any(tensor.dim() < 2 or tensor.dtype == torch.bool for tensor in tensors):
+        raise ValueError(
+            f"inputs have shapes {[tuple(tensor.shape) for tensor in tensors]} and "
+            f"dtypes {[tensor.dtype for tensor in tensors]}; give token ids (B, T) or "
+            "embeddings (B, T, D), one row per text"
+        )
+    targets_of_texts(target, len(tensors[0]))
+
+
+def words_of(
+    texts: Sequence[str], additional_forward_args: object, keep: Tensor | None
+) -> PerturbableTexts:
+    """Read texts for a black box that takes texts."""
+    if keep is not None:
+        raise ValueError(
+            "keep was given with inputs that are texts, whose words are all explained; "
+            "put what must stay into forward_func"
+        )
+    return DeletableWords(
+        texts, _format_additional_forward_args(additional_forward_args)
+    )
+
+
+def tokens_of(
+    forward_func: Callable[..., Any],
+    tokenizer: object | None,
+    arguments: ForwardArguments,
+    keep: Tensor | None,
+    absence: Absence,
+    internal_batch_size: int | None,
+) -> PerturbableTexts:
+    """Read ids, embeddings or features.
+
+    Raises:
+        ValueError: If the inputs have another shape, or there are several.
+    """
+    inputs = _only_tokens(arguments)
+    additional = arguments.additional
+    wrapped = any(isinstance(item, InterpretableInput) for item in additional or ())
+    is_ids = not inputs.is_floating_point() and inputs.dim() == 2
+    (baseline,) = arguments.baselines
+    places = torch.arange(inputs.shape[1]).expand(inputs.shape[:2])
+    if wrapped or (inputs.is_floating_point() and inputs.dim() == 2):
+        nowhere = torch.zeros(inputs.shape, dtype=torch.bool)
+        fixed = _equal_positions(inputs, baseline)
+        # Captum's wrapper of language models takes one row at a time.
+        return ReplaceableInputs(
+            inputs,
+            baseline,
+            additional,
+            places,
+            fixed,
+            nowhere,
+            1 if wrapped else None,
+        )
+    kept, padding = _kept_and_padding(
+        forward_func, tokenizer, arguments, inputs if is_ids else None, keep
+    )
+    if absence == "baseline" or arguments.has_baselines:
+        kept = kept | _equal_positions(inputs, baseline)
+    targets = targets_of_texts(arguments.target, len(inputs))
+    if absence == "baseline":
+        tokens = inputs.cpu() if is_ids else places
+
+        def replaceable(kept: Tensor) -> ReplaceableInputs:
+            return ReplaceableInputs(
+                inputs, baseline, additional, tokens, kept, padding
+            )
+
+        behind = without_effect(
+            forward_func, replaceable(kept), targets, None, internal_batch_size
+        )
+        return replaceable(kept | behind)
+    return _deletable(
+        forward_func, inputs, additional, kept, padding, targets, internal_batch_size
+    )
+
+
+def _deletable(
+    forward_func: Callable[..., Any],
+    inputs: Tensor,
+    additional: tuple[Any, ...] | None,
+    kept: Tensor,
+    padding: Tensor,
+    targets: Sequence[Target] | None,
+    internal_batch_size: int | None,
+) -> DeletableColumns:
+    """Find out what a token takes along, and what the target names, once deleted."""
+    whole = _whole_arguments(forward_func, inputs, additional, kept, padding)
+
+    def columns(kept: Tensor, named_by: tuple[int, ...] = ()) -> DeletableColumns:
+        return DeletableColumns(inputs, additional, kept, padding, named_by, whole)
+
+    if targets is None or max(map(len, targets)) < 2:
+        return columns(kept)
+    named_by = axes_of_tokens(forward_func, columns(kept), max(map(len, targets)))
+    if not named_by:
+        return columns(kept)
+    named = named_positions(targets, named_by, padding)
+    texts = columns(kept | named, named_by)
+    last = [int(row.nonzero().max()) for row in named]
+    first_behind = [
+        bisect(positions, position)
+        for positions, position in zip(texts.positions, last, strict=True)
+    ]
+    behind = without_effect(
+        forward_func, texts, targets, first_behind, internal_batch_size
+    )
+    return columns(kept | named | behind, named_by)
+
+
+def _only_tokens(arguments: ForwardArguments) -> Tensor:
+    """Return the one input, if it has a token axis."""
+    refuse_several([TensorLike.of(tensor) for tensor in arguments.inputs])
+    (inputs,) = arguments.inputs
+    is_floating = inputs.is_floating_point()
+    if not inputs.is_complex() and inputs.dim() in ((2, 3) if is_floating else (2,)):
+        return inputs
+    given = f"the input has shape {tuple(inputs.shape)} and dtype {inputs.dtype}"
+    if inputs.dim() == 4:
+        raise ValueError(
+            f"{given}, as pixels have, but SLALOM reads tokens. Take LayerSLALOM at "
+            "the layer that makes tokens of pixels, such as model.vit.embeddings, or a "
+            "method that finds the tokens of pixels, such as RelevanceFlow"
+        )
+    raise ValueError(
+        f"{given}; give token ids (B, T), integers, embeddings (B, T, D) or features "
+        "(B, T) of floats, or a list of texts"
+    )
+
+
+def _equal_positions(inputs: Tensor, baseline: Tensor) -> Tensor:
+    """Mark positions where absent and present are the same, ``(B, T)``."""
+    same = (inputs == baseline).expand(inputs.shape)
+    return same.reshape(*inputs.shape[:2], -1).all(2).cpu()
+
+
+# Parts of the names of arguments whose columns belong to the input's tokens.
+_FOLLOWS = ("mask", "padding", "position", "type", "segment")
+
+
+def _whole_arguments(
+    forward_func: Callable[..., Any],
+    inputs: Tensor,
+    additional: tuple[Any, ...] | None,
+    kept: Tensor,
+    padding: Tensor,
+) -> frozenset[int]:
+    """Find arguments as long as the input that have tokens of their own.
+
+    Where neither the name tells nor values of 0 and 1 alone, as masks and types have,
+    the model does: an argument of the input's tokens cannot stay whole where they are
+    deleted. (Models do not look at a mask that hides nothing.)
+    """
+    names = parameter_names(forward_func, 1, len(additional or ()))
+    shares = [TokenAxis(padding).is_shared(argument) for argument in additional or ()]
+    decoders = {n for n, name in enumerate(names) if "decoder" in name}
+    open_ones = [
+        number
+        for number, name in enumerate(names)
+        if shares[number]
+        and number not in decoders
+        and not any(part in name for part in _FOLLOWS)
+        and not _is_binary((additional or ())[number])
+    ]
+    places = DeletableColumns(inputs, additional, kept, padding)
+    query = tuple(range(len(places.types[0]) - 1))
+    # A single column would be broadcast.
+    if not open_ones or not query or places.length(0, query) < 2:
+        return frozenset(decoders)
+
+    def runs(numbers: Sequence[int]) -> bool:
+        whole = frozenset((*decoders, *numbers))
+        texts = DeletableColumns(inputs, additional, kept, padding, (), whole)
+        try:
+            with torch.no_grad():
+                texts.run(forward_func, [0], [query])
+        except Exception as error:  # whatever a model says of another length
+            if is_out_of_memory(error):
+                raise
+            return False
+        return True
+
+    if runs(open_ones):
+        return frozenset((*decoders, *open_ones))
+    return frozenset((*decoders, *(one for one in open_ones if runs([one]))))
+
+
+def _is_binary(argument: Any) -> bool:
+    return isinstance(argument, Tensor) and bool(
+        ((argument == 0) | (argument == 1)).all()
+    )
+
+
+def activations_of(
+    forward_func: Callable[..., Any],
+    tokenizer: object | None,
+    layer: nn.Module,
+    of_input: bool,
+    arguments: ForwardArguments,
+    keep: Tensor | None,
+    internal_batch_size: int | None,
+) -> tuple[PerturbableTexts, list[TensorLike]]:
+    """Read a layer's activations at each position, and those for the baselines.
+
+    Returns:
+        tuple: The texts, and a description of the layer's tensors.
+
+    Raises:
+        ValueError: If the layer did not run, or has no token axis.
+    """
+    baseline, templates = _activations(
+        forward_func,
+        layer,
+        of_input,
+        replace(arguments, inputs=arguments.baselines),
+        internal_batch_size,
+    )
+    present, _ = _activations(
+        forward_func, layer, of_input, arguments, internal_batch_size
+    )
+    ids = _ids_of(arguments.inputs, baseline.shape[1])
+    positions = torch.arange(baseline.shape[1]).expand(baseline.shape[:2])
+    kept, padding = _kept_and_padding(
+        forward_func, tokenizer, arguments, ids, keep, tuple(positions.shape)
+    )
+    kept = kept | _equal_positions(present, baseline)
+
+    def activations(kept: Tensor) -> ReplaceableActivations:
+        return ReplaceableActivations(
+            layer,
+            of_input,
+            baseline,
+            arguments.inputs,
+            arguments.additional,
+            positions if ids is None else ids.cpu(),
+            kept,
+            padding,
+        )
+
+    targets = targets_of_texts(arguments.target, arguments.n_rows)
+    behind = without_effect(
+        forward_func, activations(kept), targets, None, internal_batch_size
+    )
+    return activations(kept | behind), templates
+
+
+def _activations(
+    forward_func: Callable[..., Any],
+    layer: nn.Module,
+    of_input: bool,
+    arguments: ForwardArguments,
+    internal_batch_size: int | None,
+) -> tuple[Tensor, list[TensorLike]]:
+    """Run inputs; take the layer's first tensor, and describe all."""
+    seen: list[Tensor] = []
+
+    def record(activation: Tensor) -> Tensor:
+        seen.append(activation.detach().clone())
+        return activation
+
+    with (
+        torch.no_grad(),
+        record_layer_tensors(layer, of_input) as calls,
+        replaced_activation(layer, of_input, record),
+    ):
+        for part in arguments.split(internal_batch_size):
+            n_before = len(seen)
+            _run_forward(forward_func, part.inputs, None, part.additional)
+            # Of a layer that runs several times, each time in a row.
+            del seen[n_before + 1 :]
+    templates = layer_templates(layer, calls.calls, arguments.n_rows, 1)
+    found = torch.cat(seen)
+    least = 3 if found.is_floating_point() else 2
+    if found.dim() < least or len(found) != arguments.n_rows:
+        raise ValueError(
+            f"the layer has a tensor of shape {tuple(found.shape)} for "
+            f"{arguments.n_rows} texts; its first tensor must be (B, T, D), such as "
+            "the output of the embeddings module, or token ids (B, T)"
+        )
+    return found, templates
+
+
+def _ids_of(inputs: Sequence[Tensor], n_positions: int) -> Tensor | None:
+    first = inputs[0]
+    is_ids = not first.is_floating_point() and first.shape[1:] == (n_positions,)
+    return first if is_ids else None
+
+
+def _kept_and_padding(
+    forward_func: Callable[..., Any],
+    tokenizer: object | None,
+    arguments: ForwardArguments,
+    ids: Tensor | None,
+    keep: Tensor | None,
+    shape: tuple[int, ...] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Two masks ``(B, T)``: tokens that stay in every query, and padding."""
+    n_texts, n_positions = shape or tuple(arguments.inputs[0].shape[:2])
+    kept = read_keep(keep, (n_texts, n_positions))
+    if kept is None:
+        kept = torch.zeros(n_texts, n_positions, dtype=torch.bool)
+        if ids is not None:
+            kept = find_special_tokens(ids.cpu(), forward_func, tokenizer)
+    padding = find_padding(
+        forward_func,
+        len(arguments.inputs),
+        arguments.additional,
+        (n_texts, n_positions),
+    )
+    return kept, padding

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from captum_attnflow.flow.solvers._barrier import central_path, implementation
+from captum_attnflow.flow.solvers._barrier.by_torch.passes import TorchPasses
+
+
+@pytest.fixture(params=["numba", "torch"])
+def passes(request, monkeypatch):
+    """Each implementation of the work on the edges, as what all solves choose."""
+    if request.param == "torch":
+        monkeypatch.setattr(implementation, "numba_passes", lambda: None)
+        return TorchPasses
+    pytest.importorskip("numba")
+    return implementation.numba_passes()
+
+
+class Attempt(NamedTuple):
+    """At solving a batch, see :func:`central_path.solve_batch`."""
+
+    dtype: torch.dtype
+    last_fall: float
+    solved: list[bool]
+
+
+@pytest.fixture
+def attempts(monkeypatch):
+    """The attempts of all solves, in turn."""
+    made = []
+
+    def watch(*arguments, attempt=central_path._attempt):
+        solved, solution = attempt(*arguments)
+        made.append(Attempt(*arguments[4:6], solved.tolist()))
+        return solved, solution
+
+    monkeypatch.setattr(central_path, "_attempt", watch)
+    return made

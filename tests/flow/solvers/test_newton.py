@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from networks import attention_network
+
+from captum_attnflow.flow.solvers._barrier.by_torch import passes as torch_passes
+from captum_attnflow.flow.solvers._barrier.by_torch.passes import TorchPasses
+from captum_attnflow.flow.solvers._barrier.newton import Newton
+from captum_attnflow.flow.solvers._barrier.problem import Problem, State
+from captum_attnflow.flow.solvers._barrier.start import start
+
+
+def states_of_six_steps(batch, target, passes, dtype=torch.float64):
+    problem = Problem.of(batch, batch.node_bound(), dtype)
+    state = State.empty(problem)
+    start(problem, batch.node_bound(), state)
+    newton = Newton(problem, state, passes)
+    for _ in range(6):
+        newton.step(target)
+        products = (state.room * state.price).sum((0, 2)) / (2 * state.room.shape[2])
+        torch.testing.assert_close(newton.mu, products)
+        yield [state.room.clone(), state.price.clone(), state.p.clone(), newton._fall]
+
+
+def assert_same_steps(found, expected):
+    for states in zip(found, expected, strict=True):
+        for one, other in zip(*states, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-12)
+
+
+def batch_and_target(n_centring, read_out, n_tokens=12):
+    batch = attention_network(5, n_tokens, n_networks=3, read_out=read_out)
+    target = torch.tensor([1e-9, 1e-9, 1e-9]).double()
+    target[:n_centring] = 1e3
+    return batch.trim(), target
+
+
+@pytest.mark.parametrize("edges_of_a_block", [2 * 3 * 12**2, 3 * 5 * 12, 1])
+@pytest.mark.parametrize("n_centring", [0, 1, 3])
+@pytest.mark.parametrize("read_out", [None, 0])
+def test_steps_are_the_same_in_blocks_of_any_size(
+    monkeypatch, edges_of_a_block, n_centring, read_out
+):
+    batch, target = batch_and_target(n_centring, read_out)
+    expected = list(states_of_six_steps(batch, target, TorchPasses))
+    monkeypatch.setattr(torch_passes, "_BLOCK_BYTES", 8 * edges_of_a_block)
+    assert_same_steps(states_of_six_steps(batch, target, TorchPasses), expected)
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 7])
+@pytest.mark.parametrize("n_centring", [0, 1, 3])
+@pytest.mark.parametrize("read_out", [None, 0])
+def test_compiled_steps_are_those_of_torch(
+    monkeypatch, n_threads, n_centring, read_out
+):
+    numba_passes = pytest.importorskip(
+        "captum_attnflow.flow.solvers._barrier.by_numba.passes", exc_type=ImportError
+    )
+    monkeypatch.setattr(numba_passes, "n_threads", lambda _: n_threads)
+    run_within = "captum_attnflow.flow.solvers._barrier.by_numba.threads.threads"
+    monkeypatch.setattr(run_within, lambda _: nullcontext())
+    # Systems are factored, since iterations leave different residuals.
+    monkeypatch.setattr(numba_passes.NumbaPasses, "iterative_from_tokens", 1000)
+    batch, target = batch_and_target(n_centring, read_out)
+    expected = states_of_six_steps(batch, target, TorchPasses)
+    found = states_of_six_steps(batch, target, numba_passes.NumbaPasses)
+    assert_same_steps(found, expected)
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+@pytest.mark.parametrize("read_out", [None, 0])
+def test_steps_conserve_and_prices_keep_to_the_potential_though_weights_are_rounded(
+    monkeypatch, n_threads, read_out
+):
+    numba_passes = pytest.importorskip(
+        "captum_attnflow.flow.solvers._barrier.by_numba.passes", exc_type=ImportError
+    )
+    monkeypatch.setattr(numba_passes, "n_threads", lambda _: n_threads)
+    batch, target = batch_and_target(0, read_out, n_tokens=24)
+    problem = Problem.of(batch, batch.node_bound(), torch.float32)
+    state = State.empty(problem)
+    start(problem, batch.node_bound(), state)
+    shares = []
+
+    class Recorded(numba_passes.NumbaPasses):
+        def move(self, primal, dual):
+            shares.append((primal, dual))
+            return super().move(primal, dual)
+
+    def excess():
+        """By how much the two prices of an edge differ from what is asked for."""
+        excess = state.price.double().sum(0)
+        inner, source, sink = problem.split(excess)
+        inner += state.p[:, 1:, :, None] - state.p[:, :-1, None, :]
+        source += state.p[:, 0] + 1
+        sink -= state.p[:, -1]
+        return excess
+
+    def imbalance():
+        inner, source, sink = problem.split(state.room[0].double())
+        into = torch.cat([source[:, None], inner.sum(3)], 1)
+        return into - torch.cat([inner.sum(2), sink[:, None]], 1)
+
+    newton = Newton(problem, state, Recorded)
+    for _ in range(8):
+        room, price = state.room.double(), state.price.double().abs().amax(0)
+        before, unbalanced = excess(), imbalance()
+        newton.step(target)
+        primal, dual = (share[:, None] for share in shares[-1])
+        growth = ((state.room - room) / room).abs().amax(0) / primal
+        error = (excess() - (1 - dual) * before).abs()
+        assert (error <= 4e-6 * price * (1 + growth))[problem.alive].all()
+        left = imbalance() - (1 - primal[..., None]) * unbalanced
+        assert (left.abs().amax((1, 2)) <= 2e-5 * newton.value).all()

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import networkx as nx
+import pytest
+import torch
+from hypothesis import given, settings
+from networks import attention_network, networks
+
+from captum_attnflow import BarrierSolver, FlowError, LayeredNetwork, NetworkXSolver
+from captum_attnflow.flow import add_residual
+from captum_attnflow.flow.solvers import _token_flows, solve_sources
+
+
+def value_alone(network: LayeredNetwork, token: int) -> float:
+    """networkx' maximum flow from one node, less an own read-out that is unbounded."""
+    graph = network.to_networkx()
+    own_path = network.capacity[0, :, token, token]
+    last = f"{network.n_layers}/{token}"
+    if own_path.isinf().all() and graph.has_edge(last, "sink"):
+        graph.remove_edge(last, "sink")
+    return nx.maximum_flow_value(
+        graph, f"0/{token}", "sink", flow_func=nx.algorithms.flow.edmonds_karp
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(networks())
+def test_every_value_is_a_maximum_flow_of_the_token_alone(network):
+    expected = [value_alone(network, token) for token in range(network.n_tokens)]
+    flows = solve_sources(network)
+    assert flows.value[0].tolist() == pytest.approx(expected, rel=1e-12, abs=0)
+    assert bool((flows.duality_gap <= 1e-6 * flows.value).all())
+
+
+@settings(max_examples=200, deadline=None)
+@given(networks())
+def test_values_over_few_edges_are_maximum_flows_of_the_whole_network(network):
+    expected = [value_alone(network, token) for token in range(network.n_tokens)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_token_flows, "_WIDTHS", (1, 2))
+        patch.setattr(_token_flows, "_LARGEST_SHARE", 2)
+        flows = solve_sources(network)
+    assert flows.value[0].tolist() == pytest.approx(expected, rel=1e-6, abs=0)
+    assert bool((flows.duality_gap <= 1e-6 * flows.value).all())
+
+
+def only_over_few_edges(monkeypatch, width):
+    monkeypatch.setattr(
+        _token_flows,
+        "_stages",
+        lambda tokens: [_token_flows._widest(tokens, width) & (tokens.middle > 0)],
+    )
+
+
+@pytest.mark.parametrize("residual", [None, 0.5])
+def test_the_widest_edges_of_attention_carry_the_flows_of_its_tokens(
+    monkeypatch, residual
+):
+    network = attention_network(6, 40, read_out=0)
+    network = replace(network, capacity=add_residual(network.capacity, residual))
+    expected = solve_sources(network).value
+    only_over_few_edges(monkeypatch, 16)
+    flows = solve_sources(network)
+    torch.testing.assert_close(flows.value, expected, rtol=1e-12, atol=0)
+    assert bool((flows.duality_gap <= 1e-6 * expected).all())
+
+
+def test_a_flow_that_needs_more_edges_is_not_taken_for_a_maximum(monkeypatch):
+    # Each flow fills the layer in the middle.
+    capacity = torch.ones(1, 3, 24, 24, dtype=torch.float64)
+    capacity[0, 1] = torch.rand(24, 24).double() + 0.5
+    capacity[0, [0, 2]] = 30.0
+    terminal = torch.ones(1, 24, dtype=torch.bool)
+    network = LayeredNetwork(capacity, terminal, terminal)
+    flows = solve_sources(network)
+    whole = capacity[0, 1].sum()
+    torch.testing.assert_close(flows.value, whole.expand(1, 24), rtol=1e-12, atol=0)
+    monkeypatch.setattr(_token_flows, "_WIDTHS", (2, 5))
+    monkeypatch.setattr(_token_flows, "_LARGEST_SHARE", 2)
+    assert torch.equal(solve_sources(network).value, flows.value)
+    only_over_few_edges(monkeypatch, 5)
+    assert bool((solve_sources(network).duality_gap > 0.1 * whole).all())
+
+
+@pytest.mark.parametrize("solver", [BarrierSolver(), NetworkXSolver()])
+@pytest.mark.parametrize("residual", [False, True])
+def test_solvers_agree_on_the_values(solver, residual):
+    network = attention_network(3, 6, n_networks=2, read_out=1)
+    if residual:
+        identity = torch.eye(6, dtype=torch.bool)
+        network.capacity[:] = torch.where(identity, torch.inf, network.capacity)
+    expected = solve_sources(network).value
+    flows = solve_sources(network, solver)
+    torch.testing.assert_close(flows.value, expected, rtol=1e-9, atol=0)
+    assert bool((flows.duality_gap <= 1e-5 * expected).all())
+
+
+def test_tokens_that_the_same_edges_confine_tie_exactly():
+    network = attention_network(4, 16, read_out=0)
+    network.capacity[0, 2] *= 1e-3
+    values = solve_sources(network).value[0]
+    assert values.unique().numel() == 1
+
+
+def test_values_do_not_depend_on_how_many_are_solved_at_once(monkeypatch):
+    network = attention_network(3, 5, n_networks=2)
+    whole = solve_sources(network, BarrierSolver()).value
+    monkeypatch.setattr("captum_attnflow.flow.solvers.sources._MAX_EDGES_AT_ONCE", 1)
+    torch.testing.assert_close(solve_sources(network, BarrierSolver()).value, whole)
+
+
+def test_a_token_without_a_path_has_the_value_zero():
+    capacity = torch.tensor([[[[0.5, 0.0], [0.0, 0.5]]]])
+    both, first = torch.tensor([[True, True]]), torch.tensor([[True, False]])
+    assert solve_sources(LayeredNetwork(capacity, both, first)).value.tolist() == [
+        [0.5, 0.0]
+    ]
+
+
+def test_a_token_alone_may_be_far_below_the_bound_of_its_value():
+    # All must pass one node that little reaches, between two wide layers.
+    capacity = torch.full((1, 3, 40, 40), 1.0, dtype=torch.float64)
+    capacity[0, 1] = 0
+    capacity[0, 1, 0, :] = 1e-9
+    capacity[0, 2, :, 0] = 1.0
+    terminal = torch.ones(1, 40, dtype=torch.bool)
+    flows = solve_sources(LayeredNetwork(capacity, terminal, terminal))
+    torch.testing.assert_close(flows.value, torch.full_like(flows.value, 4e-8))
+    assert bool((flows.duality_gap <= 1e-6 * flows.value).all())
+
+
+def test_an_unbounded_value_is_refused():
+    capacity = torch.full((1, 2, 2, 2), torch.inf)
+    terminal = torch.tensor([[True, True]])
+    with pytest.raises(FlowError, match=r"1 of 1 networks is unbounded.*finite"):
+        solve_sources(LayeredNetwork(capacity, terminal, terminal))

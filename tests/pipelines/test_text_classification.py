@@ -1,0 +1,319 @@
+from __future__ import annotations
+
+import copy
+import io
+import json
+import shutil
+
+import pytest
+import torch
+import transformers
+from models import bert, classifier
+from safetensors.torch import load_file, save_file
+
+from captum_attnflow.demo import DEMO_MODEL_PATH
+from captum_attnflow.pipelines.text_classification import METHODS, TextClassifier
+from captum_attnflow.show import html_page, terminal_text
+
+TEXTS = ["a gripping , funny film", "dull", "the worst thing i have seen in years"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_texts_of_a_batch_are_explained_as_if_alone(demo, method):
+    together = demo.explain(TEXTS, method)
+    for text, result in zip(TEXTS, together, strict=True):
+        [alone] = demo.explain([text], method)
+        assert (alone.tokens, alone.predicted) == (result.tokens, result.predicted)
+        assert result.scores == pytest.approx(alone.scores, rel=1e-3, abs=1e-9)
+
+
+def test_loading_a_folder_prints_nothing_and_leaves_progress_bars_on(capfd):
+    transformers.logging.enable_progress_bar()
+    TextClassifier.load(str(DEMO_MODEL_PATH))
+    assert capfd.readouterr() == ("", "")
+    assert transformers.logging.is_progress_bar_enabled()
+
+
+def test_predicted_class_is_attributed_unless_a_target_is_given(demo):
+    [result] = demo.explain(["dull"])
+    assert (result.predicted, result.target) == ("negative", "negative")
+    assert 0.5 < result.probability <= 1
+    for target in ("positive", 1, "1"):
+        [result] = demo.explain(["dull"], target=target)
+        assert (result.predicted, result.target) == ("negative", "positive")
+
+
+def test_joint_scores_sum_to_the_flow_value(demo):
+    for result in demo.explain(TEXTS):
+        assert sum(result.scores) == pytest.approx(result.flow_value)
+        assert len(result.tokens) == len(result.scores)
+
+
+def test_long_text_is_truncated_with_a_warning(demo):
+    with pytest.warns(UserWarning, match=r"'very very.*302 tokens.*limit of 128"):
+        [_, long] = demo.explain(["dull", "very " * 300], "attention-rollout")
+    assert len(long.tokens) == 128
+
+
+@pytest.mark.parametrize("empty", ["", "  \t"])
+def test_empty_text_is_refused(demo, empty):
+    with pytest.raises(ValueError, match="text 2 of 3 is empty"):
+        demo.explain(["dull", empty, "fine"])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind"),
+    [
+        (("first", "second"), "tuple"),
+        (["first", "second"], "list"),
+        ({"text": "first", "text_pair": "second"}, "dict"),
+        (None, "NoneType"),
+        (3, "int"),
+        (b"film", "bytes"),
+    ],
+)
+def test_what_is_no_text_is_refused(demo, wrong, kind):
+    with pytest.raises(ValueError, match=rf"text 2 of 2 is a {kind}, .*tokenizer\(fir"):
+        demo.explain(["dull", wrong])
+
+
+@pytest.mark.parametrize("code", [0xD83D, 0xDCE9])
+def test_half_a_character_is_refused(demo, code):
+    with pytest.raises(ValueError, match=r"text 2 of 2, 'caf\\u.*no UTF-8"):
+        demo.explain(["dull", f"caf{chr(code)}"])
+
+
+@pytest.mark.parametrize("part", ["model", "tokenizer"])
+def test_a_pipeline_is_no_part_of_it(demo, part):
+    pipeline = transformers.pipeline(
+        "text-classification", model=demo.model, tokenizer=demo.tokenizer
+    )
+    parts = {"model": demo.model, "tokenizer": demo.tokenizer}
+    with pytest.raises(ValueError, match=r"pipeline\.model, pipeline\.tokenizer"):
+        TextClassifier(**{**parts, part: pipeline})
+    with pytest.raises(ValueError, match=rf"{part} is a NoneType"):
+        TextClassifier(**{**parts, part: None})
+
+
+@pytest.mark.parametrize("target", ["neutral", 2, -1, "-1"])
+def test_unknown_target_is_refused(demo, target):
+    with pytest.raises(ValueError, match=r"\['negative', 'positive'\]"):
+        demo.explain(["dull"], target=target)
+
+
+def test_unknown_method_is_refused(demo):
+    with pytest.raises(ValueError, match=r"method='lime'.*attention-flow"):
+        demo.explain(["dull"], "lime")
+
+
+def test_no_texts_and_a_bare_string_are_refused(demo):
+    for wrong in ([], "a film", b"a film", None, 5, torch.tensor([[2, 3]])):
+        with pytest.raises(ValueError, match="list of at least one text"):
+            demo.explain(wrong)
+
+
+def test_unknown_option_is_refused(demo):
+    with pytest.raises(ValueError, match=r"no option 'game'; it has residual"):
+        demo.explain(["dull"], "attention-rollout", game="joint")
+
+
+@pytest.mark.parametrize(
+    ("family", "limit"), [("Roberta", 62), ("MPNet", 62), ("Bert", 64), ("XLNet", None)]
+)
+def test_limit_is_that_of_the_position_embeddings(demo, family, limit):
+    model = classifier(family)
+    tokenizer = copy.deepcopy(demo.tokenizer)
+    tokenizer.model_max_length = int(1e30)
+    model.resize_token_embeddings(len(tokenizer))
+    model.config.id2label = {0: "negative", 1: "positive"}
+    [result] = TextClassifier(model, tokenizer).explain(["dull"], "attention-rollout")
+    assert TextClassifier(model, tokenizer)._limit() == limit
+    if limit is not None:
+        with pytest.warns(UserWarning, match=f"limit of {limit}"):
+            [result] = TextClassifier(model, tokenizer).explain(
+                ["very " * 300], "attention-rollout"
+            )
+        assert len(result.tokens) == limit
+
+
+def of_problem(demo, problem, n_labels):
+    """The body of the demo model under a random head with labels a, b, ..."""
+    model = copy.deepcopy(demo.model)
+    model.classifier = torch.nn.Linear(model.config.hidden_size, n_labels)
+    model.config.id2label = dict(enumerate("abcdef"[:n_labels]))
+    model.config.problem_type = problem
+    return TextClassifier(model, demo.tokenizer)
+
+
+def logits_of(classifier, text):
+    ids = classifier.tokenizer(text, return_tensors="pt").input_ids
+    return classifier.model(ids).logits[0].detach()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_label_above_the_threshold_is_explained(demo, method):
+    several = of_problem(demo, "multi_label_classification", 6)
+    several.model.classifier.bias.data += 0.2
+    results = several.explain(TEXTS, method)
+    expected = []
+    for text in TEXTS:
+        logits = logits_of(several, text)
+        expected += [
+            (text, "abcdef"[i], float(logits[i].sigmoid()))
+            for i in (logits > 0).nonzero()[:, 0].tolist()
+        ]
+    assert len(expected) > len(TEXTS)  # more than one batch of the texts' size
+    assert [(r.text, r.predicted) for r in results] == [e[:2] for e in expected]
+    for result, (text, label, probability) in zip(results, expected, strict=True):
+        assert result.target == label
+        assert result.probability == pytest.approx(probability, rel=1e-4)
+        assert result.value is None
+        [alone] = several.explain([text], method, target=label)
+        assert result.scores == pytest.approx(alone.scores, rel=1e-3, abs=1e-6)
+
+
+def test_the_label_asked_for_is_explained_by_its_own_probability(demo):
+    several = of_problem(demo, "multi_label_classification", 6)
+    logits = logits_of(several, TEXTS[0])
+    lowest = int(logits.argmin())
+    [result] = several.explain(TEXTS[:1], target=lowest)
+    assert result.probability == pytest.approx(
+        float(logits[lowest].sigmoid()), rel=1e-4
+    )
+    assert result.probability < 0.5
+    assert result.predicted == result.target == "abcdef"[lowest]
+
+
+def test_no_label_above_the_threshold_is_told(demo):
+    several = of_problem(demo, "multi_label_classification", 3)
+    several.model.classifier.bias.data -= 100
+    with pytest.warns(UserWarning, match="no label of 'dull' has a probability above"):
+        [result] = several.explain(["dull"])
+    assert result.predicted == "abc"[int(logits_of(several, "dull").argmax())]
+    assert result.probability < 0.5
+
+
+def test_slalom_explains_the_log_odds_of_the_label_alone(demo):
+    several = of_problem(demo, "multi_label_classification", 4)
+    for index, label in enumerate("abcd"):
+        [result] = several.explain(["so funny"], "slalom", target=label)
+        expected = float(logits_of(several, "so funny")[index])
+        assert result.slalom.log_odds == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(("problem", "n_values"), [(None, 1), ("regression", 3)])
+@pytest.mark.parametrize("method", ["relevance-flow", "slalom"])
+def test_a_value_is_no_probability(demo, method, problem, n_values):
+    regression = of_problem(demo, problem, n_values)
+    values = logits_of(regression, "so funny").tolist()
+    results = regression.explain(["so funny"], method)
+    assert [result.target for result in results] == list("abc"[:n_values])
+    for result, value in zip(results, values, strict=True):
+        assert result.probability is None
+        assert result.value == pytest.approx(value, abs=1e-5)
+        assert terminal_text(result).plain.startswith(f"{result.target} {value:.3f}\n")
+        assert f"{result.target} ({value:.2f})" in html_page([result])
+        explained = result.slalom.log_odds if result.slalom else sum(result.scores)
+        assert explained == pytest.approx(value, abs=1e-4)
+
+
+def test_one_label_of_many_is_a_sigmoid_and_no_value(demo):
+    single = of_problem(demo, "multi_label_classification", 1)
+    [result] = single.explain(["dull"], target="a")
+    expected = float(logits_of(single, "dull").sigmoid())
+    assert result.probability == pytest.approx(expected, rel=1e-4)
+
+
+def test_labels_that_are_not_numbered_from_0_are_refused(demo):
+    model = copy.deepcopy(demo.model)
+    model.config.id2label = {1: "negative", 2: "positive"}
+    with pytest.raises(ValueError, match="number the labels from 0 to 1"):
+        TextClassifier(model, demo.tokenizer).explain(["dull"])
+
+
+def test_labels_that_do_not_fit_the_outputs_are_refused(demo):
+    model = copy.deepcopy(demo.model)
+    model.config.id2label = {0: "only"}
+    with pytest.raises(ValueError, match="2 outputs but id2label"):
+        TextClassifier(model, demo.tokenizer).explain(["dull"])
+
+
+class TestLoad:
+    def test_folder(self):
+        classifier = TextClassifier.load(str(DEMO_MODEL_PATH))
+        assert classifier.labels == ["negative", "positive"]
+        assert classifier.model.dtype == torch.float32
+        assert not classifier.model.training
+
+    @pytest.mark.parametrize("name", ["/no/such/folder", "./missing", "a/b/c"])
+    def test_missing_folder_is_refused_without_a_look_at_the_network(self, name):
+        with pytest.raises(FileNotFoundError, match="there is no model folder"):
+            TextClassifier.load(name)
+
+    def test_folder_without_a_model_is_refused(self, tmp_path):
+        with pytest.raises(ValueError, match=r"config\.json, model\.safetensors"):
+            TextClassifier.load(str(tmp_path))
+
+    def folder_with(self, tmp_path, **changes):
+        shutil.copytree(DEMO_MODEL_PATH, tmp_path, dirs_exist_ok=True)
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
+        return tmp_path
+
+    def test_code_of_a_model_folder_never_runs(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("sys.stdin", io.StringIO("y\ny\ny\n"))
+        trace = tmp_path / "ran"
+        folder = self.folder_with(
+            tmp_path,
+            model_type="evil",
+            auto_map={
+                "AutoConfig": "evil.Config",
+                "AutoModelForSequenceClassification": "evil.Model",
+            },
+        )
+        (folder / "evil.py").write_text(f"open({str(trace)!r}, 'w').close()")
+        with pytest.raises(ValueError, match="could not be loaded"):
+            TextClassifier.load(str(folder))
+        assert not trace.exists()
+
+    def test_model_without_a_trained_head_is_refused(self, tmp_path):
+        folder = self.folder_with(tmp_path)
+        weights = load_file(folder / "model.safetensors")
+        body = {k: v for k, v in weights.items() if not k.startswith("classifier")}
+        save_file(body, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=r"classifier\.weight.*would be random"):
+            TextClassifier.load(str(folder))
+
+    def test_folder_without_a_tokenizer_is_refused(self, tmp_path):
+        folder = self.folder_with(tmp_path)
+        for file in folder.glob("tokenizer*"):
+            file.unlink()
+        with pytest.raises(ValueError, match="tokenizer"):
+            TextClassifier.load(str(folder))
+
+    def test_broken_weights_are_refused(self, tmp_path):
+        folder = self.folder_with(tmp_path)
+        weights = (folder / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes(weights[:1000])
+        with pytest.raises(ValueError, match="could not be loaded"):
+            TextClassifier.load(str(folder))
+
+    def test_pickled_weights_are_refused(self, tmp_path):
+        for file in DEMO_MODEL_PATH.iterdir():
+            if file.suffix == ".json":
+                shutil.copy(file, tmp_path)
+        weights = load_file(DEMO_MODEL_PATH / "model.safetensors")
+        torch.save(weights, tmp_path / "pytorch_model.bin")
+        with pytest.raises(ValueError, match="could not be loaded"):
+            TextClassifier.load(str(tmp_path))
+
+    def test_model_of_one_output_gives_its_raw_value(self, demo):
+        model = bert(torch.float32)
+        model.resize_token_embeddings(len(demo.tokenizer))
+        model.classifier = torch.nn.Linear(32, 1)
+        model.config.num_labels = 1
+        model.config.id2label = {0: "score"}
+        [result] = TextClassifier(model, demo.tokenizer).explain(["a film"])
+        ids = demo.tokenizer("a film", return_tensors="pt").input_ids
+        assert result.value == pytest.approx(model(ids).logits.item(), rel=1e-4)
+        assert result.predicted == "score"

@@ -1,0 +1,328 @@
+"""Every HTML picture, opened from a file in a headless Chromium."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from browser import requested
+from pictures import HOSTILE, SCRIPTS, an_explanation
+from selenium import webdriver
+from selenium.webdriver import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import Select, WebDriverWait
+
+from captum_attnflow import RelevanceFlow
+from captum_attnflow.show import (
+    flow_diagram,
+    save_html,
+    text_records,
+    token_matrix,
+    visualize_text,
+)
+
+pytestmark = pytest.mark.browser
+
+
+def a_text(tokens: list[str]) -> Any:
+    scores = torch.linspace(-1, 1, len(tokens))
+    return visualize_text(text_records(scores, tokens, predicted=[HOSTILE]))
+
+
+def a_diagram(tokens: list[str]) -> Any:
+    return flow_diagram(an_explanation(3, len(tokens)), tokens)
+
+
+def a_result(tokens: list[str]) -> Any:
+    return an_explanation(2, len(tokens)).show([tokens])
+
+
+def a_matrix(tokens: list[str]) -> Any:
+    return token_matrix(torch.randn(3, len(tokens)), tokens, [HOSTILE, "b", "c"])
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture, where its tokens are and what changes under the pointer."""
+
+    make: Callable[[list[str]], Any]
+    tokens: str  # selects the elements
+    label: str  # gives an element's token
+    hovered: str  # selects what changes where the pointer is
+    change: str  # gives the state of an element
+
+
+OUTLINE = "return getComputedStyle(arguments[0]).outlineStyle"
+TEXT = "return arguments[0].textContent.trim()"
+PICTURES = {
+    "text": Shown(a_text, "mark", TEXT, "mark", OUTLINE),
+    "result": Shown(a_result, "mark", TEXT, "mark", OUTLINE),
+    "matrix": Shown(
+        a_matrix,
+        "thead th",
+        TEXT,
+        "tbody td",
+        "return getComputedStyle(arguments[0], '::after').content",
+    ),
+    "flow diagram": Shown(
+        a_diagram,
+        ".token",
+        "return arguments[0].querySelector('title').textContent",
+        ".token",
+        "return document.getElementById('reading').textContent",
+    ),
+}
+shown = pytest.mark.parametrize("picture", PICTURES.values(), ids=PICTURES)
+
+
+@pytest.fixture
+def opened(browser, tmp_path):
+    """Open a picture as a user does: saved to a file."""
+
+    def open_picture(picture: Any) -> webdriver.Chrome:
+        # Logs of the page before.
+        requested(browser)
+        browser.get_log("browser")
+        save_html(picture, tmp_path / "picture.html")
+        browser.get((tmp_path / "picture.html").as_uri())
+        return browser
+
+    return open_picture
+
+
+def displayed(token: str) -> str:
+    return token.replace("\x1b", "\\x1b")
+
+
+@shown
+def test_tokens_of_every_script_appear_as_text(picture, opened):
+    browser = opened(picture.make(SCRIPTS))
+    found = browser.find_elements(By.CSS_SELECTOR, picture.tokens)
+    labels = [browser.execute_script(picture.label, element) for element in found]
+    assert labels == [displayed(token) for token in SCRIPTS]
+
+
+@shown
+def test_hostile_tokens_make_no_element_and_no_alert(picture, opened):
+    # The last is short enough for any label.
+    browser = opened(picture.make([HOSTILE, "</script><img src=x>", "<s>x</s>"]))
+    assert browser.find_elements(By.CSS_SELECTOR, "img, s") == []
+    assert HOSTILE in browser.find_element(By.TAG_NAME, "html").get_property(
+        "textContent"
+    )
+
+
+@shown
+def test_hovering_a_token_changes_the_picture(picture, opened):
+    browser = opened(picture.make(["so", "very", "funny"]))
+    other, element = browser.find_elements(By.CSS_SELECTOR, picture.hovered)[:2]
+    before = browser.execute_script(picture.change, element)
+    # A pointer that a page before has left in this very place would not move.
+    ActionChains(browser).move_to_element(other).move_to_element(element).perform()
+    # The page may take its time on a machine that is busy.
+    WebDriverWait(browser, 10).until(
+        lambda browser: browser.execute_script(picture.change, element) != before
+    )
+
+
+@shown
+def test_no_script_fails_and_no_request_leaves_the_page(picture, opened):
+    browser = opened(picture.make(["so", "very", "funny"]))
+    for element in browser.find_elements(By.CSS_SELECTOR, picture.hovered):
+        ActionChains(browser).move_to_element(element).perform()
+    assert browser.get_log("browser") == []
+    addresses = requested(browser)
+    assert addresses[0].startswith("file:")
+    assert all(address.startswith(("file:", "data:")) for address in addresses)
+
+
+@shown
+@pytest.mark.parametrize("n_tokens", [1, 200])
+def test_one_token_and_two_hundred_are_shown(picture, n_tokens, opened):
+    browser = opened(picture.make(["word"] * n_tokens))
+    assert len(browser.find_elements(By.CSS_SELECTOR, picture.tokens)) == n_tokens
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize("make", [a_text, a_matrix])
+def test_a_text_without_tokens_is_shown(make, opened):
+    assert opened(make([])).get_log("browser") == []
+
+
+def test_zero_scores_are_not_painted(opened):
+    records = text_records(torch.zeros(2), ["so", "funny"])
+    browser = opened(visualize_text(records))
+    script = "return getComputedStyle(arguments[0]).backgroundColor"
+    marks = browser.find_elements(By.TAG_NAME, "mark")
+    colours = [browser.execute_script(script, mark) for mark in marks]
+    assert colours == ["rgb(255, 255, 255)"] * 2
+
+
+class TestFlowDiagram:
+    def test_a_hovered_token_tells_its_share_and_highlights_its_flow(self, opened):
+        explanation = an_explanation(3, 5)
+        browser = opened(flow_diagram(explanation, list("abcde")))
+        tokens = browser.find_elements(By.CSS_SELECTOR, ".token")
+        assert browser.find_elements(By.CSS_SELECTOR, ".trace path") == []
+        ActionChains(browser).move_to_element(tokens[2]).perform()
+        reading = browser.find_element(By.ID, "reading").text
+        share = 100 * explanation.scores[0, 2] / explanation.flow_value[0]
+        assert reading.startswith("“c” sends")
+        assert float(reading.split()[3]) == pytest.approx(float(share), rel=0.01)
+        assert "active" in tokens[2].get_attribute("class")
+        assert browser.find_elements(By.CSS_SELECTOR, ".trace path")
+
+    @pytest.mark.parametrize("relative_to", ["network", "layer"])
+    @pytest.mark.parametrize("position", range(4))
+    def test_the_highlighted_flow_is_what_the_token_sends(
+        self, position, relative_to, opened
+    ):
+        explanation = an_explanation(3, 4)
+        browser = opened(
+            flow_diagram(explanation, threshold=0.2, relative_to=relative_to)
+        )
+        token = browser.find_elements(By.CSS_SELECTOR, ".token")[position]
+        ActionChains(browser).move_to_element(token).perform()
+        sent = edges_from(explanation.flow[0].tolist(), position)
+        same_layer = relative_to == "layer"
+        shares = {
+            edge: amount
+            / max(
+                other
+                for (layer, _, _), other in sent.items()
+                if layer == edge[0] or not same_layer
+            )
+            for edge, amount in sent.items()
+        }
+        found = highlighted(browser)
+        assert set(found) == {edge for edge, share in shares.items() if share >= 0.2}
+        widest = max(found.values())
+        for edge, width in found.items():
+            assert width / widest == pytest.approx(shares[edge], abs=0.05)
+
+    def test_a_click_keeps_the_highlight_and_a_second_one_drops_it(self, opened):
+        browser = opened(a_diagram(["so", "very", "funny"]))
+        one, other = browser.find_elements(By.CSS_SELECTOR, ".token")[:2]
+        one.click()
+        ActionChains(browser).move_to_element(other).perform()
+        assert "“so”" in browser.find_element(By.ID, "reading").text
+        one.click()
+        ActionChains(browser).move_to_element(other).perform()
+        assert "“very”" in browser.find_element(By.ID, "reading").text
+
+    def test_the_range_of_layers_is_chosen(self, opened):
+        browser = opened(flow_diagram(an_explanation(5, 3)))
+        assert rows(browser) == {"input", *(f"layer {row}" for row in range(1, 6))}
+        Select(browser.find_element(By.ID, "from")).select_by_visible_text("layer 2")
+        Select(browser.find_element(By.ID, "to")).select_by_visible_text("layer 4")
+        assert rows(browser) == {"layer 2", "layer 3", "layer 4"}
+        Select(browser.find_element(By.ID, "to")).select_by_visible_text("layer 1")
+        assert rows(browser) == {"input", "layer 1"}
+
+    def test_a_notebook_shows_it_in_a_frame(self, browser, tmp_path):
+        page = tmp_path / "notebook.html"
+        page.write_text(a_diagram(["so", HOSTILE])._repr_html_(), "utf-8")
+        browser.get_log("browser")
+        browser.get(page.as_uri())
+        browser.switch_to.frame(browser.find_element(By.TAG_NAME, "iframe"))
+        tokens = browser.find_elements(By.CSS_SELECTOR, ".token")
+        ActionChains(browser).move_to_element(tokens[0]).perform()
+        assert "“so” sends" in browser.find_element(By.ID, "reading").text
+        browser.switch_to.default_content()
+        assert browser.get_log("browser") == []
+
+    def test_a_hovered_token_tells_its_signed_flow_and_highlights_its_edges(
+        self, opened, demo
+    ):
+        ids = demo.encode(["the plot is dull but the acting is funny"])["input_ids"]
+        method = RelevanceFlow(lambda ids: demo.model(ids).logits)
+        explanation = method.explain(ids, demo.tokenizer.mask_token_id, target=1)
+        browser = opened(flow_diagram(explanation, threshold=0))
+        scores, direct = explanation.scores[0], explanation.direct[0]
+        lowest = int(scores.argmin())
+        token = browser.find_elements(By.CSS_SELECTOR, ".token")[lowest]
+        assert "negative" in token.get_attribute("class")
+        ActionChains(browser).move_to_element(token).perform()
+        said = browser.find_element(By.ID, "reading").text.replace(
+            "\N{MINUS SIGN}", "-"
+        )
+        sent, share, past = map(float, re.findall(r" ([-+]?[\d.]+)", said))
+        output = float(explanation.flow_value[0])
+        assert sent == pytest.approx(float(scores[lowest]), rel=0.01)
+        assert share == pytest.approx(100 * float(scores[lowest]) / output, rel=0.01)
+        assert past == pytest.approx(float(direct[lowest]), rel=0.01)
+        flow = explanation.flow[0, 0, :, lowest].tolist()
+        assert set(highlighted(browser)) == {
+            (0, lowest, head) for head, amount in enumerate(flow) if amount
+        }
+        dashed = browser.find_elements(
+            By.CSS_SELECTOR, ".trace path.negative[stroke-dasharray]"
+        )
+        negative = browser.find_elements(By.CSS_SELECTOR, ".trace path.negative")
+        assert len(dashed) == len(negative) > 0
+        assert browser.get_log("browser") == []
+
+    @pytest.mark.parametrize("n_tokens", [12, 64, 200])
+    def test_labels_do_not_overlap(self, n_tokens, opened):
+        words = [f"word{'y' * (place % 9)}" for place in range(n_tokens)]
+        browser = opened(flow_diagram(an_explanation(2, n_tokens), words))
+        boxes = browser.execute_script(
+            "return [...document.querySelectorAll('.token text')].map((text) => {"
+            "const box = text.getBoundingClientRect(); return [box.left, box.right]})"
+        )
+        ordered = sorted(boxes)
+        assert len(ordered) == n_tokens
+        for (_, right), (left, _) in pairwise(ordered):
+            assert right <= left
+
+
+def rows(browser) -> set[str]:
+    names = browser.find_elements(By.CSS_SELECTOR, "text.row")
+    return {name.text for name in names if "drawn" not in name.text}
+
+
+def edges_from(flow: list, position: int) -> dict[tuple[int, int, int], float]:
+    """What a token sends over every edge, in plain loops."""
+    n_tokens = len(flow[0])
+    share = [float(column == position) for column in range(n_tokens)]
+    sent = {}
+    for layer, edges in enumerate(flow):
+        arrived = [0.0] * n_tokens
+        for head in range(n_tokens):
+            for tail in range(n_tokens):
+                amount = edges[head][tail] * share[tail]
+                sent[layer, tail, head] = amount
+                arrived[head] += amount
+        share = [
+            amount / sum(edges[head]) if amount else 0.0
+            for head, amount in enumerate(arrived)
+        ]
+    return sent
+
+
+def highlighted(browser) -> dict[tuple[int, int, int], float]:
+    """Widths of the trace's edges (layer, tail, head), read from the drawing."""
+    curves, nodes = browser.execute_script(
+        "const all = (css) => [...document.querySelectorAll(css)];"
+        "return [all('.trace path').map((path) =>"
+        "[path.getAttribute('d'), path.getAttribute('stroke-width')]), all("
+        "'.hit').map((node) => [node.cx.baseVal.value, node.cy.baseVal.value])]"
+    )
+    columns = sorted({x for x, _ in nodes})
+    levels = sorted({y for _, y in nodes}, reverse=True)
+
+    def nearest(places: list[float], number: str) -> int:
+        return min(range(len(places)), key=lambda at: abs(places[at] - float(number)))
+
+    found = {}
+    for path, width in curves:
+        for curve in path.split("M")[1:]:
+            numbers = curve.replace("C", " ").split()
+            tail, head = nearest(columns, numbers[0]), nearest(columns, numbers[-2])
+            found[nearest(levels, numbers[1]), tail, head] = float(width)
+    return found

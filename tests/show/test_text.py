@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import html
+import html.parser
+
+import pytest
+import torch
+from captum.attr import LayerIntegratedGradients
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
+from pictures import HOSTILE
+from rich.console import Console
+
+from captum_attnflow.pipelines.text_classification import TextAttribution
+from captum_attnflow.show import (
+    html_page,
+    save_html,
+    terminal_text,
+    text_records,
+    visualize_text,
+)
+from captum_attnflow.slalom.reading import SlalomReading
+
+
+def an_attribution(**changes) -> TextAttribution:
+    given = {
+        "text": "so funny",
+        "tokens": ("so", "funny"),
+        "scores": (0.5, 2.0),
+        "predicted": "positive",
+        "probability": 0.9,
+        "target": "positive",
+        "flow_value": 2.5,
+    }
+    return TextAttribution(**{**given, **changes})
+
+
+class Page(html.parser.HTMLParser):
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.text = ""
+        self.feed(source)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_page_shows_captums_picture():
+    page = Page(html_page([an_attribution()]))
+    for words in ("Attribution Label", "positive (0.90)", "funny", "2.50"):
+        assert words in page.text
+
+
+def test_hostile_tokens_and_labels_appear_as_text():
+    page = Page(
+        html_page(
+            [
+                an_attribution(
+                    tokens=(HOSTILE, "<script>"), predicted=HOSTILE, target=HOSTILE
+                )
+            ]
+        )
+    )
+    assert page.text.count(HOSTILE) == 3
+    assert not page.tags & {"img", "script"}
+
+
+def test_page_is_complete_and_refers_to_nothing_outside():
+    source = html_page([an_attribution(), an_attribution(tokens=("déjà", "映画"))])
+    assert source.startswith("<!DOCTYPE html>")
+    assert 'charset="utf-8"' in source
+    assert "http:" not in source
+    assert "https:" not in source
+    assert "映画" in source
+
+
+def test_page_prints_nothing(capsys):
+    html_page([an_attribution()])
+    assert capsys.readouterr().out == ""
+
+
+def test_scores_are_coloured_relative_to_the_largest_of_their_text():
+    [record] = text_records([an_attribution()])
+    assert record.word_attributions.tolist() == [0.25, 1.0]
+    assert record.attr_score == 2.5
+    assert record.convergence_score == 0
+
+
+@pytest.mark.parametrize("scores", [(0.0, 0.0), (1e-300, 1e-305)])
+def test_empty_and_tiny_scores_are_shown(scores):
+    attribution = an_attribution(scores=scores)
+    assert "funny" in html_page([attribution])
+    assert "funny" in terminal_text(attribution).plain
+    assert "nan" not in html_page([attribution])
+
+
+def test_terminal_shows_prediction_tokens_and_the_highest_scores():
+    lines = terminal_text(an_attribution(target="negative")).plain.splitlines()
+    assert lines == [
+        "positive 0.900  (scores for negative)",
+        " so  funny ",
+        "highest: funny 2, so 0.5",
+    ]
+
+
+def test_the_highest_score_is_the_deepest_green():
+    spans = terminal_text(an_attribution()).spans
+    colours = {str(span.style) for span in spans}
+    assert "black on rgb(77,255,77)" in colours
+
+
+def test_a_score_against_the_target_is_red():
+    spans = terminal_text(an_attribution(scores=(-2.0, 1.0))).spans
+    colours = {str(span.style) for span in spans}
+    assert colours >= {"black on rgb(255,77,77)", "black on rgb(166,255,166)"}
+
+
+def test_html_of_slalom_shows_function_minus_model():
+    reading = SlalomReading(
+        values=(None, 1.0),
+        importances=(None, 0.0),
+        value_standard_errors=(None, 0.1),
+        importance_standard_errors=(None, 0.2),
+        log_odds=2.0,
+        predicted_log_odds=1.5,
+        r2_short=None,
+        r2_deletions=0.5,
+    )
+    attribution = an_attribution(flow_value=None, slalom=reading, scores=(0.0, 1.5))
+    [record] = text_records([attribution])
+    assert record.convergence_score == -0.5
+    assert terminal_text(attribution).plain.splitlines()[3:] == [
+        "               value     importance",
+        "funny   +1.00 ± 0.10   +0.00 ± 0.20",
+        "held-out R2: deletions 0.50",
+    ]
+
+
+def test_control_characters_do_not_reach_the_terminal():
+    attribution = an_attribution(tokens=("\x1b[2J", "[red]b[/red]"))
+    console = Console(file=None, record=True, force_terminal=True)
+    with console.capture() as capture:
+        console.print(terminal_text(attribution))
+    assert "\x1b[2J" not in capture.get()
+    assert r"\x1b[2J" in terminal_text(attribution).plain
+    assert "[red]b[/red]" in terminal_text(attribution).plain
+
+
+class TestRecordsOfAnyAttribution:
+    tokens = ("[CLS]", "grip", "##ping", HOSTILE)
+
+    @pytest.mark.parametrize("shape", [(4,), (4, 8), (1, 4), (1, 4, 8)])
+    def test_tensors_of_captums_shapes_give_the_same_record(self, shape):
+        scores = torch.tensor([0.0, 1.0, 0.5, -2.0])
+        wide = shape[-1] == 8
+        attributions = (scores[:, None] / 8).expand(4, 8) if wide else scores
+        batched = shape[0] == 1
+        tokens = [self.tokens] if batched else self.tokens
+        [record] = text_records(attributions.reshape(shape), tokens)
+        assert record.word_attributions.tolist() == [0.0, 0.5, 0.25, -1.0]
+        assert record.attr_score == -0.5
+        assert record.raw_input_ids[3] == html.escape(HOSTILE)
+
+    def test_integrated_gradients_of_captum_are_shown(self, demo):
+        encoded = demo.encode(["a gripping film", "dull"])
+        attribution = LayerIntegratedGradients(
+            lambda ids: demo.model(ids).logits, demo.model.bert.embeddings
+        )
+        ids = encoded["input_ids"]
+        tokens = [demo.tokenizer.convert_ids_to_tokens(row) for row in ids]
+        scores, delta = attribution.attribute(
+            ids, target=1, n_steps=4, return_convergence_delta=True
+        )
+        records = text_records(scores, tokens, convergence=delta, target=["1", "1"])
+        assert [record.raw_input_ids for record in records] == tokens
+        assert records[1].convergence_score == delta[1]
+        assert float(records[0].attr_score) == pytest.approx(float(scores[0].sum()))
+
+    def test_labels_are_escaped_and_unknown_ones_a_dash(self):
+        [record] = text_records(torch.ones(1), ["a"], true_label=[HOSTILE])
+        page = Page(html_page(visualize_text([record])))
+        assert HOSTILE in page.text
+        assert "- (-)" in page.text
+        assert "nan" not in page.text
+
+    @pytest.mark.parametrize("target", [[0, 1], torch.tensor([0, 1]), ("0", "1")])
+    def test_labels_are_what_attribute_takes(self, target):
+        records = text_records(torch.ones(2, 1), [["a"], ["b"]], target=target)
+        assert [record.attr_class for record in records] == ["0", "1"]
+
+    @pytest.mark.parametrize("target", [1, "positive", torch.tensor(1)])
+    def test_one_label_for_all_is_refused(self, target):
+        with pytest.raises(ValueError, match="give an entry per text, such as target="):
+            text_records(torch.ones(2, 1), [["a"], ["b"]], target=target)
+
+    def test_words_are_merged_and_special_tokens_hidden_on_request(self):
+        options = {"special_tokens": ["[CLS]"], "special": "hidden"}
+        scores = torch.tensor([3.0, 1.0, 0.5, -2.0])
+        [record] = text_records(scores, self.tokens, pieces="wordpiece", **options)
+        assert record.raw_input_ids == ["gripping", html.escape(HOSTILE)]
+        assert record.word_attributions.tolist() == [0.75, -1.0]
+        assert record.attr_score == 2.5  # the hidden token's included
+
+    def test_text_attributions_are_merged_as_well(self):
+        attribution = an_attribution(tokens=("fun", "##ny"))
+        [record] = text_records([attribution], pieces="wordpiece")
+        assert record.raw_input_ids == ["funny"]
+        assert record.pred_class == "positive"
+
+    def test_scores_that_are_not_finite_are_told_and_not_painted(self):
+        scores = torch.tensor([float("nan"), 1.0, float("inf")])
+        with pytest.warns(UserWarning, match="2 token scores are not finite"):
+            [record] = text_records(scores, ["a", "b", "c"])
+        assert record.word_attributions.tolist() == [0.0, 1.0, 0.0]
+
+    @pytest.mark.parametrize(("shape", "tokens"), [((0,), []), ((1, 0), [[]])])
+    def test_a_text_without_tokens_is_shown(self, shape, tokens):
+        [record] = text_records(torch.zeros(shape), tokens)
+        assert "True Label" in visualize_text([record]).data
+
+    def test_no_texts_are_no_records(self):
+        assert text_records(torch.zeros(0, 3), []) == []
+
+    @pytest.mark.parametrize(
+        ("attributions", "tokens", "options", "words"),
+        [
+            (torch.ones(2), None, {}, "without tokens"),
+            (torch.ones(2), ["a"], {}, "give 2 tokens"),
+            (torch.ones(2, 2), [["a", "b"]], {}, "give 2 tokens for each of 2"),
+            (torch.ones(1, 2, 3, 4), [["a", "b"]], {}, r"\(1, 2, 3, 4\)"),
+            (torch.ones(1), ["a"], {"target": ["x", "y"]}, "target has 2 entries"),
+            (torch.ones(1), ["a"], {"special": "gone"}, "'shown', 'hidden'"),
+            (torch.ones(1), ["a"], {"word_ids": [[0]]}, "without pieces"),
+            (torch.ones(1), ["a"], {"pieces": "bpe"}, "'byte-level'"),
+            ([], ["a"], {}, "know theirs"),
+        ],
+    )
+    def test_bad_input_is_refused(self, attributions, tokens, options, words):
+        with pytest.raises(ValueError, match=words):
+            text_records(attributions, tokens, **options)
+
+
+class TestVisualizeText:
+    def test_prints_nothing_outside_a_notebook(self, capsys):
+        assert "funny" in visualize_text(text_records([an_attribution()])).data
+        assert capsys.readouterr().out == ""
+
+    def test_displays_nothing_of_its_own_in_a_notebook(self):
+        shell = InteractiveShell.instance()
+        try:
+            with capture_output() as captured:
+                picture = visualize_text(text_records([an_attribution()]))
+        finally:
+            shell.clear_instance()
+        assert captured.outputs == []  # the value of the cell shows it, once
+        assert "funny" in picture._repr_html_()
+
+    def test_is_saved_as_a_page(self, tmp_path):
+        picture = visualize_text(text_records([an_attribution(tokens=("a", "映画"))]))
+        save_html(picture, tmp_path / "page.html")
+        assert "映画" in Page((tmp_path / "page.html").read_text("utf-8")).text
+
+
+def test_a_text_attribution_shows_itself():
+    attribution = an_attribution(tokens=("so", HOSTILE))
+    page = Page(html_page(attribution))
+    assert HOSTILE in page.text
+    assert "positive (0.90)" in page.text
+    console = Console(width=100, record=True)
+    with console.capture() as capture:
+        console.print(attribution)
+    assert "positive 0.900" in capture.get()

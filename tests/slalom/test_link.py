@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from math import log
+
+import pytest
+import torch
+
+from captum_attnflow.slalom import clamped, log_odds, recognise_link
+
+LOGITS = torch.tensor([[0.3, 2.0, -1.0], [5.0, -2.0, 0.0]], dtype=torch.float64)
+TWO = LOGITS[:, :2]
+INDEX = torch.tensor([1, 0])
+
+
+def by_hand(logits) -> list[float]:
+    odds = []
+    for row, chosen in zip(logits.softmax(-1).tolist(), INDEX.tolist(), strict=True):
+        odds.append(log(row[chosen] / (1 - row[chosen])))
+    return odds
+
+
+@pytest.mark.parametrize("logits", [LOGITS, TWO])
+def test_logits_become_log_odds_against_all_other_classes(logits):
+    assert recognise_link(logits) == "logits"
+    found = log_odds(logits, INDEX, "logits").tolist()
+    assert found == pytest.approx(by_hand(logits))
+
+
+@pytest.mark.parametrize("logits", [LOGITS, TWO])
+def test_probabilities_and_their_logarithms_give_the_same_log_odds(logits):
+    expected = log_odds(logits, INDEX, "logits")
+    probabilities = logits.softmax(-1)
+    assert recognise_link(probabilities) == "probabilities"
+    found = log_odds(probabilities, INDEX, "probabilities")
+    torch.testing.assert_close(found, expected)
+    assert recognise_link(logits.log_softmax(-1)) == "logits"
+    found = log_odds(logits.log_softmax(-1), INDEX, "logits")
+    torch.testing.assert_close(found, expected)
+
+
+def test_one_output_is_a_log_odds_or_a_probability():
+    one, first = LOGITS[:, :1], torch.zeros(2, dtype=torch.int64)
+    assert recognise_link(one) == "identity"
+    for link in ("identity", "logits"):
+        assert torch.equal(log_odds(one, first, link), one[:, 0])
+    assert recognise_link(one.sigmoid()) == "probabilities"
+    torch.testing.assert_close(
+        log_odds(one.sigmoid(), first, "probabilities"), one[:, 0]
+    )
+
+
+def test_outputs_in_the_unit_interval_that_do_not_sum_to_one_are_logits():
+    assert recognise_link(torch.tensor([[0.2, 0.3], [0.9, 0.1]])) == "logits"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_certain_probabilities_stay_finite(dtype):
+    certain = torch.tensor([[0.0, 1.0]], dtype=dtype)
+    for index in (0, 1):
+        odds = log_odds(certain, torch.tensor([index]), "probabilities")
+        assert odds.isfinite().all()
+
+
+def test_probabilities_out_of_range_are_refused():
+    with pytest.raises(ValueError, match=r"from -2 to 5.*identity"):
+        log_odds(LOGITS, INDEX, "probabilities")
+
+
+def test_small_probabilities_of_the_others_do_not_saturate():
+    logits = torch.tensor([[0.0, 40.0], [60.0, 0.0]])
+    first, second = torch.zeros(2, dtype=torch.int64), torch.ones(2, dtype=torch.int64)
+    for index in (first, second):
+        found = log_odds(logits.softmax(-1), index, "probabilities")
+        expected = log_odds(logits, index, "logits")
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+        assert not clamped(logits.softmax(-1), index, "probabilities").any()
+
+
+def test_what_is_cut_off_is_told():
+    index = torch.zeros(3, dtype=torch.int64)
+    several = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.3, 0.7]])
+    assert clamped(several, index, "probabilities").tolist() == [True, True, False]
+    assert not clamped(several, index, "logits").any()
+    one = several[:, :1]
+    assert clamped(one, index, "probabilities").tolist() == [True, True, False]
