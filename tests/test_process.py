@@ -81,7 +81,7 @@ sys.exit(bool(changed))
 USE = """
 before = read_settings()
 import captum_attnflow as package
-from captum_attnflow import visualization
+from captum_attnflow import show
 from captum_attnflow.demo import DEMO_MODEL_PATH, load_demo_model
 from captum_attnflow.metrics import faithfulness
 from captum_attnflow.study import DataSource, Study, run_study
@@ -102,8 +102,8 @@ for name in ("AttentionFlow", "AttentionRollout", "AttnLRP", "CheferRelevance",
         explanation = method.explain(ids, tokenizer.mask_token_id, target=1)
         explanation.show([tokens])._repr_html_()
     if name == "RelevanceFlow":
-        visualization.flow_diagram(explanation, tokens).figure().savefig("flow.png")
-visualization.slalom_plane(explanation, tokens).savefig("plane.png")
+        show.flow_diagram(explanation, tokens).figure().savefig("flow.png")
+show.slalom_plane(explanation, tokens).savefig("plane.png")
 TextClassifier(model, tokenizer).explain(["a funny film"], "slalom")
 run_study(
     Study(
