@@ -29,6 +29,7 @@ from captum_attnflow.capture.attention_call import AttentionCall
 from captum_attnflow.capture.attention_layer import FusedLayer, attention_weights
 from captum_attnflow.capture.axes import Axes, axes_after, compose, name_of
 from captum_attnflow.capture.entries import InputEntries, traceable
+from captum_attnflow.capture.lone_query import Scores
 from captum_attnflow.capture.path import InputPath
 from captum_attnflow.capture.rules import PropagationRules
 from captum_attnflow.capture.rules.call import version
@@ -58,12 +59,14 @@ class _Weights:
         keys (int): The axis that the softmax ran over.
         n_heads (int, optional): Of the multi-head attention that runs.
         map_shape (tuple of int, optional): Queries and keys, once values were met.
+        scores (Scores, optional): What it is of, where that requires a gradient.
     """
 
     shape: torch.Size
     keys: int
     n_heads: int | None
     map_shape: tuple[int, int] | None = None
+    scores: Scores | None = None
 
     def heads_of(self, n_queries: int) -> int | None:
         """Heads, where it is known that they have dimensions of their own."""
@@ -75,7 +78,7 @@ class _Weights:
     def may_be(self, map_shape: tuple[int, int]) -> bool:
         """Whether it may be a map of so many queries and keys."""
         n_queries, n_keys = map_shape
-        if self.shape[self.keys] != n_keys:
+        if self.shape[self.keys] != n_keys or len(self.shape) < 3:
             return False
         if self.keys == len(self.shape) - 1:
             return self.shape[-2] == n_queries
@@ -222,11 +225,15 @@ class AttentionInterception(TorchFunctionMode):
         return entered
 
     def missed(self) -> int:
-        """Count softmaxes of a captured map's shape that met no values."""
+        """Count softmaxes that met no values, but are those of attention.
+
+        They have a captured map's shape, or the query of one token.
+        """
         found = {weights.map_shape for weights in self._weights}
         captured = [shape for shape in found if shape is not None]
         return sum(
-            weights.map_shape is None and any(map(weights.may_be, captured))
+            weights.map_shape is None
+            and (any(map(weights.may_be, captured)) or self._has_lone_query(weights))
             for weights in self._weights
         )
 
@@ -283,12 +290,14 @@ class AttentionInterception(TorchFunctionMode):
             output = softmax.weights()
         else:
             output = func(*args, **kwargs)
-        if output.dim() >= 3:
-            self._mark(output, softmax.dim)
+        if output.dim() >= 2:
+            self._mark(output, softmax.dim, softmax.scores)
         return output
 
-    def _mark(self, output: Tensor, keys: int) -> None:
+    def _mark(self, output: Tensor, keys: int, scores: Tensor | None = None) -> None:
         weights = _Weights(output.shape, keys, self._n_heads)
+        if scores is not None and scores.requires_grad:
+            weights.scores = Scores.of(scores, keys)
         self._weights.append(weights)
         self._marked[output] = _Mark(weights, tuple(range(output.dim())))
 
@@ -337,9 +346,9 @@ class AttentionInterception(TorchFunctionMode):
             if (
                 self._is_marked(weights)
                 and isinstance(values, Tensor)
-                and values.dim() == weights.dim()
+                and values.dim() == weights.dim() > 2
                 and self._marked[weights].keys == weights.dim() + keys
-                and not self._marked[weights].is_pooling(weights.shape[queries])
+                and self._are_queries(weights, weights.dim() + queries)
             ):
                 factors = list(given)
                 of_keys = values.movedim((-2, -1)[mine], -2)
@@ -363,8 +372,7 @@ class AttentionInterception(TorchFunctionMode):
             found = self._queries_of_einsum(weights, mine, letters, summed)
             if found is None:
                 continue
-            queries, holder = found
-            key = letters[mine][self._marked[weights].keys]
+            queries, holder, key = found
             of_keys = operands[holder].movedim(letters[holder].index(key), -2)
             operands[mine] = self._probe(weights, of_keys, queries)
             return self._note_mixed(weights, func(equation, *operands, **kwargs))
@@ -372,10 +380,11 @@ class AttentionInterception(TorchFunctionMode):
 
     def _queries_of_einsum(
         self, weights: Tensor, mine: int, letters: list[str], output: str
-    ) -> tuple[int, int] | None:
-        """Find the axis of the queries and which operand holds the values.
+    ) -> tuple[int | None, int, str] | None:
+        """Find the axis of the queries, which operand holds the values, and the keys.
 
-        Values are summed over keys, query by query and batch by batch.
+        Values are summed over keys, query by query and batch by batch. A lone query
+        has no axis.
         """
         mark, own = self._marked[weights], letters[mine]
         key = own[mark.keys]
@@ -384,16 +393,15 @@ class AttentionInterception(TorchFunctionMode):
         by_batch = any(letter in others and letter in output for letter in own)
         if key in output or not holders or not by_batch:
             return None
-        queries = mark.queries(
-            [
-                axis
-                for axis, letter in enumerate(own)
-                if letter in output and letter not in others
-            ]
-        )
-        if queries is None or mark.is_pooling(weights.shape[queries]):
+        candidates = [
+            axis
+            for axis, letter in enumerate(own)
+            if letter in output and letter not in others
+        ]
+        queries = mark.queries(candidates)
+        if (candidates and queries is None) or not self._are_queries(weights, queries):
             return None
-        return queries, holders[0]
+        return queries, holders[0], key
 
     def _sum_weighed(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -416,18 +424,17 @@ class AttentionInterception(TorchFunctionMode):
             return None
         if values.shape[mark.keys] != weights.shape[mark.keys]:
             return None
-        queries = mark.queries(
-            [
-                axis
-                for axis, origin in enumerate(mark.axes)
-                if origin is not None
-                and axis != mark.keys
-                and values.shape[axis] == 1
-                # One token alone has no axis that is longer.
-                and (weights.shape[axis] > 1 or weights.shape[mark.keys] == 1)
-            ]
-        )
-        if queries is None or mark.is_pooling(weights.shape[queries]):
+        candidates = [
+            axis
+            for axis, origin in enumerate(mark.axes)
+            if origin is not None
+            and axis != mark.keys
+            and values.shape[axis] == 1
+            # One token alone has no axis that is longer.
+            and (weights.shape[axis] > 1 or weights.shape[mark.keys] == 1)
+        ]
+        queries = mark.queries(candidates)
+        if (candidates and queries is None) or not self._are_queries(weights, queries):
             return None
         of_keys = values.movedim(mark.keys, -2)
         product = self._probe(weights, of_keys, queries) * values
@@ -437,18 +444,55 @@ class AttentionInterception(TorchFunctionMode):
     def _is_marked(self, operand: Any) -> TypeGuard[Tensor]:
         return isinstance(operand, Tensor) and operand in self._marked
 
-    def _probe(self, weights: Tensor, values: Tensor, queries: int) -> Tensor:
+    def _are_queries(self, weights: Tensor, queries: int | None) -> bool:
+        """Whether weights are those of queries of tokens, not of a pooling head.
+
+        Args:
+            weights (Tensor): A marked tensor.
+            queries (int, optional): The axis of the queries; None if it has none.
+        """
+        mark = self._marked[weights]
+        if queries is None or mark.axes[queries] is None:
+            return self._has_lone_query(mark.weights)
+        return not mark.is_pooling(weights.shape[queries])
+
+    def _has_lone_query(self, weights: _Weights) -> bool:
+        """Whether weights without an axis of queries have the query of one token."""
+        if weights.scores is None:
+            return False
+        n_keys = weights.shape[weights.keys]
+        before = [
+            call.probed for call in self.calls if call.lengths() == (n_keys, n_keys)
+        ]
+        # With no layer before it, the tokens themselves.
+        sources = before[-1:] or [
+            entry.tensor
+            for entry in self._entries.entered()
+            if entry.tensor.dim() == 3 and entry.tensor.shape[1] == n_keys
+        ]
+        return bool(sources) and weights.scores.have_query_of_a_token(sources)
+
+    def _probe(self, weights: Tensor, values: Tensor, queries: int | None) -> Tensor:
         """Send a marked tensor through the probe, once for all its uses.
 
         Args:
             weights (Tensor): It.
             values (Tensor): What it weighs, with the keys last but one.
-            queries (int): The axis of the queries.
+            queries (int, optional): The axis of the queries; a lone one may have none.
         """
         earlier: tuple[Tensor, AttentionCall] | None = self._probed.get(weights)
         if earlier is not None:
             return earlier[0]
         mark = self._marked[weights]
+        if queries is None:
+            with_axis = weights.unsqueeze(0)
+            self._marked[with_axis] = _Mark(mark.weights, (None, *mark.axes))
+            of_axis = self._probe(with_axis, values, 0)
+            probed = of_axis.squeeze(0)
+            if self.rules is not None:
+                self.rules.share_with(of_axis, probed)
+            self._probed[weights] = probed, self._probed[with_axis][1]
+            return probed
         new = [
             axis
             for axis, origin in enumerate(mark.axes)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from captum_attnflow.capture.attention_call import AttentionCall, sequence_lengths
 from captum_attnflow.capture.streams import Stack
@@ -76,6 +77,65 @@ def find_lone_query(
         if bool((found.sum(1) == 1).all()):
             return dict.fromkeys(lone, found)
     return {}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Where scores are in the graph, without holding them.
+
+    Attributes:
+        edge (GradientEdge): It.
+        shape (Size): Of the scores.
+        keys (int): The axis of the keys.
+        zero (Tensor): Of their dtype, on their device.
+    """
+
+    edge: GradientEdge
+    shape: torch.Size
+    keys: int
+    zero: Tensor
+
+    @staticmethod
+    def of(scores: Tensor, keys: int) -> Scores:
+        """Note the scores of a softmax, which require a gradient."""
+        edge = get_gradient_edge(scores)
+        return Scores(edge, scores.shape, keys, scores.new_zeros(()))
+
+    def have_query_of_a_token(self, sources: Sequence[Tensor]) -> bool:
+        """Whether scores without an axis of queries are those of one token's query.
+
+        The score of a key depends on the key's own token. Of a head that pools by a
+        learned query it depends on no other; here on one more, the same for all keys.
+
+        Args:
+            sources (sequence of Tensor): Where tokens are apart, last but one: the map
+                or the output of a layer before, or embeddings.
+        """
+        last = self.shape[self.keys] - 1
+        of_first, of_last = (self._others(key, sources) for key in (0, last))
+        if of_first is None or of_last is None:
+            return False
+        # The query may itself be one of these keys, and some rows have padding there.
+        inner_first, inner_last = of_first - {last}, of_last - {0}
+        is_same = inner_first <= inner_last or inner_last <= inner_first
+        return is_same and bool(of_first | of_last)
+
+    def _others(self, key: int, sources: Sequence[Tensor]) -> set[int] | None:
+        """Find on which other tokens a key's scores depend; None if on several."""
+        of_key = self.zero.repeat(self.shape)
+        of_key.select(self.keys, key).fill_(1)
+        gradients = torch.autograd.grad(
+            [self.edge], sources, [of_key], retain_graph=True, allow_unused=True
+        )
+        others: set[int] = set()
+        for gradient in gradients:
+            if gradient is not None:
+                found = (gradient != 0).any(-1).flatten(0, -2)
+                found[:, key] = False
+                if bool((found.sum(1) > 1).any()):
+                    return None
+                others.update(found.any(0).nonzero()[:, 0].tolist())
+        return others
 
 
 def _cutting(edge: GradientEdge) -> Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]:

@@ -32,14 +32,16 @@ ATTEND = {"written out": written_out, "fused": F.scaled_dot_product_attention}
 class Model(nn.Module):
     """Layers of attention; the last has some queries or all, of the same output."""
 
-    def __init__(self, n_layers: int, attend: Callable[..., Tensor]) -> None:
+    def __init__(
+        self, n_layers: int, attend: Callable[..., Tensor], n_heads: int = 4
+    ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(60, 32)
         self.maps = nn.ModuleList(
             nn.ModuleList(nn.Linear(32, 32) for _ in range(5)) for _ in range(n_layers)
         )
         self.norm, self.head = nn.LayerNorm(32), nn.Linear(32, 2)
-        self.attend = attend
+        self.attend, self.n_heads = attend, n_heads
         self.double().eval()
 
     def forward(self, ids: Tensor, position: Tensor, alone: bool) -> Tensor:
@@ -49,7 +51,7 @@ class Model(nn.Module):
             if alone and number == len(self.maps) - 1:
                 hidden = hidden.gather(1, position[:, None, None].expand(-1, 1, 32))
             q, k, v = (
-                project(tokens).unflatten(-1, (4, 8)).transpose(1, 2)
+                project(tokens).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
                 for project, tokens in (
                     (query, hidden),
                     (key, before),
@@ -185,3 +187,119 @@ def test_the_axis_of_the_query_may_be_added_behind_the_softmax(method, n_rows):
     torch.testing.assert_close(
         one.explain(ids, target=1).scores, every.explain(ids, target=1).scores
     )
+
+
+# Of one query (B, H, D), keys and values (B, H, T, D).
+WITHOUT_AXIS = {
+    "multiplied and summed": lambda a, v: (a[..., None] * v).sum(2),
+    "einsum": lambda a, v: torch.einsum("bhk,bhkd->bhd", a, v),
+    "heads last": lambda a, v: torch.einsum(
+        "bkh,bkhd->bhd", a.transpose(1, 2), v.transpose(1, 2)
+    ),
+    "heads last, summed": lambda a, v: (
+        a.transpose(1, 2)[..., None] * v.transpose(1, 2)
+    ).sum(1),
+    "axis added": lambda a, v: (a[:, :, None] @ v)[:, :, 0],
+}
+
+
+@every_method
+@pytest.mark.parametrize("mix", WITHOUT_AXIS)
+@pytest.mark.parametrize("n_layers", [1, 2])
+@pytest.mark.parametrize("position", [(0, 0, 0), (6, 2, 4)])
+def test_a_query_without_an_axis_is_one(method, mix, n_layers, position):
+    """The weights (B, H, T) weigh values as they are."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if q.shape[2] > 1:
+            return written_out(q, k, v)
+        scores = torch.einsum("bhqd,bhkd->bhk", q, k) / q.shape[-1] ** 0.5
+        return WITHOUT_AXIS[mix](scores.softmax(-1), v)[:, :, None]
+
+    model, ids = Model(n_layers, attend), torch.randint(0, 60, (3, 7))
+    found, expected = (
+        METHODS[method](lambda ids, at, alone=alone: model(ids, at, alone))
+        .explain(ids, target=1, additional_forward_args=(torch.tensor(position),))
+        .scores
+        for alone in (True, False)
+    )
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+
+
+@every_method
+@pytest.mark.parametrize("mix", ["summed", "einsum", "product"])
+def test_one_head_needs_no_axis_of_heads(method, mix):
+    """The weights of the query are (B, T)."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if q.shape[2] > 1:
+            return (q @ k.mT).softmax(-1) @ v
+        keys, values = k[:, 0], v[:, 0]
+        weights = (keys @ q[:, 0].mT).squeeze(-1).softmax(-1)
+        if mix == "product":
+            return torch.bmm(weights[:, None], values)[:, None]
+        if mix == "einsum":
+            return torch.einsum("bk,bkd->bd", weights, values)[:, None, None]
+        return (weights[..., None] * values).sum(1)[:, None, None]
+
+    model, ids = Model(2, attend, n_heads=1), torch.randint(0, 60, (3, 7))
+    at = torch.tensor([2, 0, 6])
+    found, expected = (
+        METHODS[method](lambda ids, alone=alone: model(ids, at, alone))
+        .explain(ids, target=1)
+        .scores
+        for alone in (True, False)
+    )
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+
+
+@every_method
+@pytest.mark.parametrize("n_heads", [1, 4])
+@pytest.mark.parametrize("mix", ["summed", "einsum", "product"])
+def test_heads_that_pool_by_what_they_learned_are_no_attention(method, mix, n_heads):
+    """Also with axes as those of a lone query."""
+    model, score = Model(2, written_out), nn.Linear(32, n_heads).double()
+    position = torch.zeros(3, dtype=torch.long)
+    hidden: list[Tensor] = []
+    model.norm.register_forward_hook(lambda *args: hidden.append(args[2]))
+
+    def forward(ids: Tensor, pooled: bool) -> Tensor:
+        logits = model(ids, position, False)
+        if not pooled:
+            return hidden[-1].sum((1, 2), keepdim=True)[:, 0] + logits
+        tokens = hidden[-1].unflatten(-1, (4, 8)).transpose(1, 2)
+        weights = score(hidden[-1].tanh()).mT.softmax(-1)
+        if mix == "product":
+            mixed = weights[:, :, None] @ tokens
+        elif mix == "einsum":
+            mixed = torch.einsum("bhk,bhkd->bhd", weights.expand(-1, 4, -1), tokens)
+        else:
+            mixed = (weights[..., None] * tokens).sum(2)
+        return model.head(mixed.reshape(3, 32))
+
+    ids = torch.randint(0, 60, (3, 7))
+    explanation = METHODS[method](lambda ids: forward(ids, True)).explain(ids, target=1)
+    assert explanation.network.n_layers == 2
+    assert (explanation.scores != 0).all()
+
+
+@every_method
+def test_a_query_whose_values_were_not_met_is_named(method):
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if q.shape[2] > 1:
+            return written_out(q, k, v)
+        weights = (q * k).sum(-1).softmax(-1)
+        return torch.stack(
+            [
+                torch.stack(
+                    [torch.mv(of_head.mT, w) for w, of_head in zip(ws, vs, strict=True)]
+                )
+                for ws, vs in zip(weights, v, strict=True)
+            ]
+        )[:, :, None]
+
+    model, at = Model(2, attend), torch.zeros(3, dtype=torch.long)
+    with pytest.warns(UserWarning, match="1 softmaxes"):
+        METHODS[method](lambda ids: model(ids, at, True)).explain(
+            torch.randint(0, 60, (3, 7)), target=1
+        )

@@ -145,7 +145,7 @@ class ScoreProducts:
 
     def note(self, product: Any) -> None:
         """Note a product of two factors that depend on the tokens."""
-        if isinstance(product, Tensor) and product.dim() >= 3:
+        if isinstance(product, Tensor) and product.dim() >= 2:
             self._product_of[product] = product, tuple(range(product.dim()))
             self._multiples[product] = True
 
