@@ -283,13 +283,13 @@ def _check_pass(interception: AttentionInterception) -> None:
             "missing from the scores: write them as softmax(...) followed by matmul or "
             "einsum, or as F.scaled_dot_product_attention"
         )
-    mixing = interception.mixing_between()
+    mixing = interception.mixes_beside()
     if mixing:
         warn_caller(
-            f"{', '.join(mixing)} mix positions between attention layers, as in "
-            "hybrids of attention with convolutions, recurrent layers or state spaces. "
-            "Flows follow attention alone: what passes there is missing from their "
-            "scores; AttnLRP follows it"
+            f"{', '.join(mixing)} mix positions beside the attention that was "
+            "captured, as in hybrids with convolutions, recurrent layers or state "
+            "spaces, or where attention has no softmax. Flows follow softmax attention "
+            "alone: what passes there is missing from their scores; AttnLRP follows it"
         )
     n_unfollowed = sum(
         call.fused is None and call.share_of_weights > 0 and call.scores is None

@@ -30,21 +30,19 @@ from captum_attnflow.capture.attention_layer import FusedLayer, attention_weight
 from captum_attnflow.capture.axes import Axes, axes_after, compose, name_of
 from captum_attnflow.capture.entries import InputEntries, traceable
 from captum_attnflow.capture.lone_query import Scores
+from captum_attnflow.capture.mixing import PositionMixing
 from captum_attnflow.capture.path import InputPath
 from captum_attnflow.capture.rules import PropagationRules
 from captum_attnflow.capture.rules.call import version
-from captum_attnflow.capture.streams import DependencyGraph
 from captum_attnflow.capture.torch_calls import (
     EINSUM,
     KEEPS_IDS,
-    MIXES_POSITIONS,
     PRODUCT,
     SUM,
     TIMES,
     TRANSPARENT,
     Softmax,
     Softmaxes,
-    mixes_positions,
 )
 
 _ATTRIBUTES = {"T", "mT", "mH"}  # that lay a tensor out anew
@@ -145,7 +143,7 @@ class AttentionInterception(TorchFunctionMode):
         self.calls: list[AttentionCall] = []
         self.dropout = False  # whether any took part
         self.without_gradient: set[str] = set()  # integer-quantised kernels
-        self._mixed: list[tuple[str, Tensor]] = []  # outside attention
+        self._mixing = PositionMixing()
         self._softmaxes = Softmaxes()
         self._weights: list[_Weights] = []
         if rules is not None:
@@ -195,8 +193,7 @@ class AttentionInterception(TorchFunctionMode):
             given = [arg for arg in args if isinstance(arg, Tensor)]
             if any(arg.requires_grad for arg in given):
                 self.without_gradient.add(str(func))
-        if name in MIXES_POSITIONS:
-            self._note_mixing(name, output, args, kwargs)
+        self._mixing.note(name, output, args, kwargs)
         if func is F.dropout and _drops(args, kwargs):
             self.dropout = True
         self._softmaxes.note(func, args, kwargs, output)
@@ -237,25 +234,16 @@ class AttentionInterception(TorchFunctionMode):
             for weights in self._weights
         )
 
-    def _note_mixing(
-        self, name: str, output: Any, args: Sequence[Any], kwargs: dict[str, Any]
-    ) -> None:
-        mixed = output[0] if isinstance(output, tuple) else output
-        is_seen = mixed.requires_grad and mixed.dim() > 2
-        if is_seen and mixes_positions(name, args, kwargs):
-            self._mixed.append((name, mixed))
-
-    def mixing_between(self) -> list[str]:
-        """Return what mixes positions behind an attention and in front of another."""
-        probed = [call.probed for call in self.calls]
-        behind = DependencyGraph(probed)
-        return sorted(
-            {
-                name
-                for name, mixed in self._mixed
-                if behind.depends(mixed)
-                and any(map(DependencyGraph([mixed]).depends, probed))
-            }
+    def mixes_beside(self) -> list[str]:
+        """Return the names of what mixes positions beside the captured attention."""
+        return self._mixing.beside(
+            self.calls,
+            [entry.tensor for entry in self._entries.entered()],
+            lambda: [
+                weights.scores.edge.node
+                for weights in self._weights
+                if weights.scores is not None
+            ],
         )
 
     def overwritten(self) -> int:
@@ -354,7 +342,11 @@ class AttentionInterception(TorchFunctionMode):
                 of_keys = values.movedim((-2, -1)[mine], -2)
                 factors[mine] = self._probe(weights, of_keys, weights.dim() + queries)
                 return self._note_mixed(weights, torch.matmul(*factors))
-        return func(*args, **kwargs)
+        output = func(*args, **kwargs)
+        if not any(map(self._is_marked, given)):
+            summed = given[0].shape[-1]
+            self._mixing.note_product("matmul", given, summed, output)
+        return output
 
     def _contract(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -363,13 +355,19 @@ class AttentionInterception(TorchFunctionMode):
         equation, *operands = args
         if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
             operands = list(operands[0])
+        letters, kept = _letters(equation, operands)
         if not any(map(self._is_marked, operands)):
-            return func(*args, **kwargs)
-        letters, summed = _letters(equation, operands)
+            output = func(*args, **kwargs)
+            if letters is not None and len(letters) == 2:
+                for axis, letter in enumerate(letters[0]):
+                    if letter in letters[1] and letter not in kept:
+                        summed = operands[0].shape[axis]
+                        self._mixing.note_product("einsum", operands, summed, output)
+            return output
         for mine, weights in enumerate(operands):
             if not self._is_marked(weights) or letters is None:
                 continue
-            found = self._queries_of_einsum(weights, mine, letters, summed)
+            found = self._queries_of_einsum(weights, mine, letters, kept)
             if found is None:
                 continue
             queries, holder, key = found

@@ -81,10 +81,11 @@ class DependencyGraph:
     """Tells on which of some tensors another one depends, by the autograd graph.
 
     Args:
-        sources (sequence of Tensor): Tensors that require a gradient.
+        sources (sequence of Tensor or Node): Tensors that require a gradient, or where
+            they are in the graph.
     """
 
-    def __init__(self, sources: Sequence[Tensor]) -> None:
+    def __init__(self, sources: Sequence[Tensor | Node]) -> None:
         self._n_sources = 0
         self._bit: dict[Node, int] = {}
         self._found: dict[Node | None, int] = {None: 0}
@@ -92,23 +93,23 @@ class DependencyGraph:
         for tensor in sources:
             self.add(tensor)
 
-    def add(self, tensor: Tensor) -> None:
+    def add(self, tensor: Tensor | Node) -> None:
         """Add a source, before anything is asked of what is computed from it."""
         node = _node(tensor)
         if node is not None:
             self._bit[node] = self._bit.get(node, 0) | 1 << self._n_sources
             self._found.pop(node, None)
         self._n_sources += 1
-        if node is not None and tensor.grad_fn is None:
+        if isinstance(tensor, Tensor) and node is not None and tensor.grad_fn is None:
             self._leaves[id(tensor)] = tensor
 
-    def depends(self, tensor: Tensor) -> bool:
+    def depends(self, tensor: Tensor | Node) -> bool:
         """Whether a tensor is computed from any source, or is one.
 
         Asked at every call of a forward pass, mostly of parameters, whose nodes are
         slow to get: leaves are known by themselves.
         """
-        node = tensor.grad_fn
+        node = tensor.grad_fn if isinstance(tensor, Tensor) else tensor
         if node is None:
             return id(tensor) in self._leaves
         found = self._found.get(node)
@@ -159,7 +160,9 @@ class DependencyGraph:
         return self._found[start]
 
 
-def _node(tensor: Tensor) -> Node | None:
+def _node(tensor: Tensor | Node) -> Node | None:
+    if isinstance(tensor, Node):
+        return tensor
     if not tensor.requires_grad:
         return None
     return tensor.grad_fn or get_gradient_edge(tensor).node

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,46 +107,6 @@ KEEPS_IDS = {
     "to",
     "view",
 }
-
-# Calls that mix positions, if not along the features: of convolutional and recurrent
-# layers, state spaces, shifts and Fourier transforms.
-MIXES_POSITIONS = {
-    "conv1d",
-    "conv2d",
-    "conv3d",
-    "conv_transpose1d",
-    "conv_transpose2d",
-    "cumprod",
-    "cumsum",
-    "fft_fft",
-    "fft_fft2",
-    "fft_fftn",
-    "fft_rfft",
-    "flip",
-    "gru",
-    "lstm",
-    "rnn_relu",
-    "rnn_tanh",
-    "roll",
-}
-
-
-def mixes_positions(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a call of :data:`MIXES_POSITIONS` mixes more than features."""
-    if name.startswith("conv"):
-        weight = args[1] if len(args) > 1 else kwargs["weight"]
-        return bool(max(weight.shape[2:]) > 1)
-    if name in ("gru", "lstm", "rnn_relu", "rnn_tanh"):
-        return True
-    x = args[0] if args else kwargs["input"]
-    place = 2 if name == "roll" else 1
-    named = next((kwargs[key] for key in ("dim", "dims") if key in kwargs), -1)
-    dims = args[place] if len(args) > place else named
-    if dims is None or dims == ():
-        return True
-    dims = dims if isinstance(dims, (tuple, list)) else (dims,)
-    return any(dim % x.dim() != x.dim() - 1 for dim in dims)
-
 
 # Calls behind which a sum is still the same sum, broadcast or kept from 0.
 _KEEPS_SUM = {

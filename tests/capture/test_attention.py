@@ -552,7 +552,7 @@ FEATURES_ALONE = {
 def test_layers_that_mix_positions_without_attention_are_named(method, name):
     """What passes through them is missing from a flow over attention."""
     model, ids = Hybrid(MIXING[name], "between"), token_ids(2, 6)
-    with pytest.warns(UserWarning, match=rf"{name} mix positions between attention"):
+    with pytest.warns(UserWarning, match=rf"{name} mix positions beside the attention"):
         method(model).attribute(ids, target=1)
 
 
