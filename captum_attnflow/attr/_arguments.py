@@ -196,6 +196,11 @@ def _check_baselines(baselines: Any, inputs: Any) -> None:
 
 
 def _check_target(target: Any) -> None:
+    if isinstance(target, bool):
+        raise ValueError(
+            f"target={target} is no index; give that of the output, such as "
+            f"{int(target)}"
+        )
     if isinstance(target, Tensor) and target.dim() > 1:
         raise ValueError(
             f"a target of shape {tuple(target.shape)}; give one class per example, "

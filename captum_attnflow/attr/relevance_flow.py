@@ -76,7 +76,8 @@ class RelevanceFlow(AttentionAttribution):
 
     Scores have a sign and sum to the selected output: not to its difference from the
     baseline's, since biases are counted where they act, most of them at the position
-    where the output is read.
+    where the output is read. Pixels have no share of tokens that they do not make, such
+    as [CLS]; scores of :meth:`explain` do.
 
     Half of a score is the flow :math:`r_0` of
     :func:`captum_attnflow.flow.conserved.conserve` that leaves the token, half a

@@ -675,9 +675,10 @@ def _rows_of_calls(
     if len({stack.routes for stack in stacks}) > 1:
         raise UnsupportedAttentionError(
             f"the attention calls form {len(stacks)} stacks, of {depths} layers, that "
-            "do not feed on each other, such as two models. One stack, or an encoder "
-            "and a decoder that attends to it, is supported: attribute to one of them "
-            "at a time"
+            "do not feed on each other, such as two models, or heads or examples that "
+            "a Python loop attends to one by one. One stack, or an encoder and a "
+            "decoder that attends to it, is supported: attribute to one model at a "
+            "time, and let a call of attention have all heads and examples"
         )
     sizes = [n_rows]
     if len(stacks) > 1:
@@ -697,7 +698,8 @@ def _rows_of_calls(
         raise UnsupportedAttentionError(
             f"{len(stacks)} stacks of attention ran over {seen} rows in all for "
             f"{n_rows} inputs: {_why_other_rows(len(stacks))}. It is not known which "
-            "pass a token's score belongs to: attribute to one pass at a time"
+            "pass a token's score belongs to: attribute to one pass at a time. Inputs "
+            "that have their tokens first go in transposed"
         )
     return rows
 

@@ -40,7 +40,8 @@ def select_output(
     if output.dim() == 0 or shape[0] != n_rows:
         raise ValueError(
             f"forward_func returned shape {shape} for {n_rows} inputs; the first "
-            "dimension must be the batch, one row per input"
+            "dimension must be the batch, one row per input. Inputs that have their "
+            "tokens first go in transposed"
         )
     if isinstance(target, Tensor):
         check_dense("target", target, "one class per example, (B,)")

@@ -308,7 +308,17 @@ class _LookupsBeforeAttention(TorchFunctionMode):
         # A path behind it would cut its gradient off.
         if begins_attention(self._softmaxes, func, args, kwargs):
             raise _AtAttention
-        output = func(*args, **kwargs)
+        try:
+            output = func(*args, **kwargs)
+        except IndexError as error:
+            if func is not F.embedding or self._lookup_axis(args) is None:
+                raise
+            ids, table = args[:2]
+            raise ValueError(
+                f"the baselines hold ids from {int(ids.min())} to {int(ids.max())}, "
+                f"but the embedding has {len(table)} rows; give ids from 0 to "
+                f"{len(table) - 1}, such as tokenizer.mask_token_id"
+            ) from error
         self._softmaxes.note(func, args, kwargs, output)
         if func is F.embedding and self._lookup_axis(args) is not None:
             self.lookups.append((args[0], args[1], output))

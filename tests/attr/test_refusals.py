@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -209,3 +210,57 @@ def test_fractions_are_no_baselines_of_ids(method):
 def test_inference_mode_of_the_caller_is_named(method):
     with torch.inference_mode(), pytest.raises(ValueError, match="inference_mode"):
         method(TorchEncoder()).attribute(token_ids(), target=1)
+
+
+@pytest.mark.parametrize("method", [*METHODS, CheferRelevance, AttnLRP])
+def test_ids_with_the_tokens_first_are_named_by_their_sizes(method):
+    model, ids = TorchEncoder(), token_ids(3, 6)
+    with pytest.raises(ValueError, match=r"tokens first.*transposed"):
+        method(lambda ids: model(ids.mT)).attribute(ids.mT.contiguous(), target=1)
+
+
+@pytest.mark.parametrize("method", [*METHODS, CheferRelevance, AttnLRP])
+def test_worker_threads_are_named(method):
+    model = TorchEncoder()
+
+    def forward(ids):
+        found = []
+        worker = threading.Thread(target=lambda: found.append(model(ids)))
+        worker.start()
+        worker.join()
+        return found[0]
+
+    with pytest.raises(ValueError, match="worker threads"):
+        method(forward).attribute(token_ids(), target=1)
+
+
+@pytest.mark.parametrize("method", [*METHODS, CheferRelevance])
+@pytest.mark.parametrize("over", ["heads", "examples"])
+def test_attention_in_a_loop_is_named(method, over):
+    embedding, head = nn.Embedding(60, 8), nn.Linear(8, 2)
+
+    def attend(x):
+        return (x @ x.mT).softmax(-1) @ x
+
+    def forward(ids):
+        x = embedding(ids)
+        for _ in range(2):
+            if over == "heads":
+                x = x + torch.cat([attend(part) for part in x.chunk(2, -1)], -1)
+            else:
+                x = x + torch.stack([attend(part[None])[0] for part in x])
+        return head(x[:, 0])
+
+    with pytest.raises(ValueError, match="a Python loop"):
+        method(forward).attribute(token_ids(2, 5), target=1)
+
+
+@pytest.mark.parametrize("method", [*METHODS, AttnLRP])
+def test_a_truth_value_is_no_target(method):
+    with pytest.raises(ValueError, match=r"target=True is no index.*such as 1"):
+        method(TorchEncoder()).attribute(token_ids(), target=True)
+
+
+def test_baselines_beyond_the_vocabulary_are_named():
+    with pytest.raises(ValueError, match=r"ids from 999 to 999.*rows; give ids from 0"):
+        RelevanceFlow(TorchEncoder()).attribute(token_ids(), 999, target=1)

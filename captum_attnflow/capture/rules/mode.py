@@ -171,7 +171,8 @@ class PropagationRules(TorchFunctionMode):
             raise ValueError(
                 "the output does not depend on the inputs through autograd: "
                 "forward_func may run under torch.no_grad(), detach what it computes, "
-                "or be TorchScript"
+                "be TorchScript, or run in worker threads, whose operations are not "
+                "seen: pass DataParallel's .module"
             )
         names = {
             node.name()
