@@ -21,18 +21,26 @@ from captum_attnflow._options import (
 )
 from captum_attnflow._tensors import check_dense
 from captum_attnflow._warnings import warn_caller
-from captum_attnflow.capture.attention_call import AttentionCall, sequence_lengths
-from captum_attnflow.capture.attention_layer import AttentionLayer, LoneQueryLayer
-from captum_attnflow.capture.eager import eager
-from captum_attnflow.capture.elements import tokens_of_elements
 from captum_attnflow.capture.entries import (
     Entry,
     InputEntries,
     refuse_tokens_first,
     square_entries,
+    tokens_of_elements,
+)
+from captum_attnflow.capture.graph import (
+    DependencyGraph,
+    Stack,
+    find_lone_query,
+    find_stacks,
+    sequence_lengths,
 )
 from captum_attnflow.capture.interception import AttentionInterception
-from captum_attnflow.capture.lone_query import find_lone_query
+from captum_attnflow.capture.maps import (
+    AttentionCall,
+    AttentionLayer,
+    LoneQueryLayer,
+)
 from captum_attnflow.capture.output import select_output
 from captum_attnflow.capture.path import InputPath
 from captum_attnflow.capture.propagation import warn_of_dropout, warn_of_unknown
@@ -42,6 +50,8 @@ from captum_attnflow.capture.record import (
     Route,
     TokenSequence,
     UnsupportedAttentionError,
+    refuse_kernels_without_gradient,
+    why_none_is_found,
 )
 from captum_attnflow.capture.rows import (
     Placement,
@@ -50,11 +60,7 @@ from captum_attnflow.capture.rows import (
     layouts_of_tokens,
 )
 from captum_attnflow.capture.rules import RULES, PropagationRules, Rules
-from captum_attnflow.capture.streams import DependencyGraph, Stack, find_stacks
-from captum_attnflow.capture.support import (
-    refuse_kernels_without_gradient,
-    why_none_is_found,
-)
+from captum_attnflow.capture.torch_calls import eager
 from captum_attnflow.capture.watched_layer import LayerCalls
 
 

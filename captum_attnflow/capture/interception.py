@@ -10,7 +10,6 @@ are.
 
 from __future__ import annotations
 
-import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,12 +24,9 @@ from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from captum_attnflow.capture.attention_call import AttentionCall
-from captum_attnflow.capture.attention_layer import FusedLayer, attention_weights
-from captum_attnflow.capture.axes import Axes, axes_after, compose, name_of
 from captum_attnflow.capture.entries import InputEntries, traceable
-from captum_attnflow.capture.lone_query import Scores
-from captum_attnflow.capture.mixing import PositionMixing
+from captum_attnflow.capture.graph import PositionMixing, Scores
+from captum_attnflow.capture.maps import AttentionCall, FusedLayer, attention_weights
 from captum_attnflow.capture.path import InputPath
 from captum_attnflow.capture.rules import PropagationRules
 from captum_attnflow.capture.rules.call import version
@@ -41,8 +37,13 @@ from captum_attnflow.capture.torch_calls import (
     SUM,
     TIMES,
     TRANSPARENT,
+    Axes,
     Softmax,
     Softmaxes,
+    axes_after,
+    compose,
+    einsum_letters,
+    name_of,
 )
 
 _ATTRIBUTES = {"T", "mT", "mH"}  # that lay a tensor out anew
@@ -355,7 +356,7 @@ class AttentionInterception(TorchFunctionMode):
         equation, *operands = args
         if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
             operands = list(operands[0])
-        letters, kept = _letters(equation, operands)
+        letters, kept = einsum_letters(equation, operands)
         if not any(map(self._is_marked, operands)):
             output = func(*args, **kwargs)
             if letters is not None and len(letters) == 2:
@@ -633,33 +634,6 @@ def _drops(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
     rate = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
     training = args[2] if len(args) > 2 else kwargs.get("training", True)
     return bool(training and rate > 0)
-
-
-def _letters(
-    equation: Any, operands: Sequence[Any]
-) -> tuple[list[str], str] | tuple[None, str]:
-    """Read an einsum, a letter for each axis; None where it is not a string."""
-    if not isinstance(equation, str) or not all(
-        isinstance(operand, Tensor) for operand in operands
-    ):
-        return None, ""
-    inputs, arrow, output = equation.replace(" ", "").partition("->")
-    letters = inputs.split(",")
-    # Axes behind an ellipsis are counted from the last.
-    spare = [letter for letter in string.ascii_letters if letter not in equation]
-    n_dots = 0
-    for i, (own, operand) in enumerate(zip(letters, operands, strict=True)):
-        if "..." in own:
-            n_own = operand.dim() - (len(own) - 3)
-            letters[i] = own.replace("...", "".join(spare[:n_own][::-1]))
-            n_dots = max(n_dots, n_own)
-    dots = "".join(spare[:n_dots][::-1])
-    if not arrow:
-        counted = "".join(letters)
-        once = sorted(letter for letter in set(counted) if counted.count(letter) == 1)
-        output = "".join(letter for letter in once if letter not in dots)
-        output = f"...{output}"
-    return letters, output.replace("...", dots)
 
 
 def _without(kwargs: dict[str, Any], name: str) -> dict[str, Any]:

@@ -12,9 +12,7 @@ from captum._utils.common import _run_forward
 from captum._utils.typing import TargetType
 from torch import Tensor, nn
 
-from captum_attnflow._threads import in_this_thread
 from captum_attnflow._warnings import warn_caller
-from captum_attnflow.capture.eager import eager
 from captum_attnflow.capture.entries import (
     Entry,
     InputEntries,
@@ -27,6 +25,8 @@ from captum_attnflow.capture.output import select_output
 from captum_attnflow.capture.record import Propagation
 from captum_attnflow.capture.rows import find_layouts
 from captum_attnflow.capture.rules import PropagationRules, Rules
+from captum_attnflow.capture.torch_calls import eager
+from captum_attnflow.capture.watched_layer import in_this_thread
 
 
 @dataclass(frozen=True)

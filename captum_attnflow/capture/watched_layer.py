@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from captum_attnflow._threads import in_this_thread
 from captum_attnflow.capture.entries import sequences_of, traceable
+from captum_attnflow.capture.graph import Stack
 from captum_attnflow.capture.rows import RowLayout
-from captum_attnflow.capture.streams import Stack
 
 
 @dataclass(frozen=True)
@@ -161,3 +162,28 @@ def record_layer_tensors(layer: nn.Module, of_input: bool) -> Iterator[LayerCall
         yield calls
     finally:
         handle.remove()
+
+
+def in_this_thread(layer: nn.Module, hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep a hook from calls that other threads make of a layer.
+
+    A hook belongs to the module, and other threads may run it meanwhile. Replicas of
+    the layer, which ``DataParallel`` runs in threads of its own, are modules of their
+    own: their calls count.
+
+    Args:
+        layer (Module): The layer that the hook is registered on.
+        hook (Callable): Of the module and what it takes or puts out.
+
+    Returns:
+        Callable: Does nothing where another thread calls ``layer``.
+    """
+    owner = threading.get_ident()
+
+    @wraps(hook)
+    def own(module: nn.Module, *arguments: Any) -> Any:
+        if module is layer and threading.get_ident() != owner:
+            return None
+        return hook(module, *arguments)
+
+    return own

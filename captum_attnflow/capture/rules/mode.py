@@ -13,8 +13,12 @@ from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from captum_attnflow.capture.axes import name_of
-from captum_attnflow.capture.record import Propagation, UnsupportedAttentionError
+from captum_attnflow.capture.graph import DependencyGraph
+from captum_attnflow.capture.record import (
+    Propagation,
+    UnsupportedAttentionError,
+    refuse_kernels_without_gradient,
+)
 from captum_attnflow.capture.rules.call import (
     Call,
     nodes_between,
@@ -37,8 +41,7 @@ from captum_attnflow.capture.rules.tracking import (
     Gates,
     ScoreProducts,
 )
-from captum_attnflow.capture.streams import DependencyGraph
-from captum_attnflow.capture.support import refuse_kernels_without_gradient
+from captum_attnflow.capture.torch_calls import name_of
 
 Rules = Literal["gradient", "attnlrp", "cp-lrp"]
 RULES: tuple[str, ...] = get_args(Rules)

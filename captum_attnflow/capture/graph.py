@@ -1,0 +1,527 @@
+"""Which sequence attends to which: the structure of a forward pass.
+
+The autograd graph tells, not the shapes: the keys of an attention call belong to the
+sequence whose last call its values feed on, the queries to the sequence whose last call
+the map depends on beside that. An encoder and a decoder over as many tokens are told
+apart like any others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+
+from captum_attnflow.capture.maps import AttentionCall
+from captum_attnflow.capture.record import Route, UnsupportedAttentionError
+
+
+@dataclass
+class _Stream:
+    """A sequence of tokens, with the calls whose queries it makes."""
+
+    calls: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Attention calls that feed on each other: one pass over a model.
+
+    Attributes:
+        calls (tuple of int): Which attention calls, in the order they ran.
+        routes (tuple of Route): Which sequence attends to which, call by call.
+        values (tuple): For each sequence all that is weighed of it, tensors of the
+            graph.
+    """
+
+    calls: tuple[int, ...]
+    routes: tuple[Route, ...]
+    values: tuple[tuple[Tensor, ...], ...]
+
+
+def find_stacks(maps: Sequence[Tensor], values: Sequence[Tensor]) -> list[Stack]:
+    """Group the attention calls of a forward pass into stacks.
+
+    Args:
+        maps (sequence of Tensor): The attention maps, in the order they ran.
+        values (sequence of Tensor): What each of them weighs.
+
+    Raises:
+        UnsupportedAttentionError: If sequences attend to each other in another way
+            than a decoder does to the last layer of one encoder.
+    """
+    graph = DependencyGraph(maps)
+    maps_on = [graph.ancestors(tensor) - {i} for i, tensor in enumerate(maps)]
+    values_on = [graph.ancestors(tensor) for tensor in values]
+    streams: list[_Stream] = []
+    ends: list[tuple[_Stream, _Stream]] = []  # of every call, (queries, keys)
+    for index, (on, fed) in enumerate(zip(maps_on, values_on, strict=True)):
+        keys = ends[max(fed)][0] if fed else None
+        beside = on - fed
+        queries = ends[max(beside)][0] if beside else keys
+        if queries is not None and queries.calls[-1] not in on:
+            queries = keys = None  # beside the calls before it, not behind them
+        if keys is None and queries is not None:
+            keys = next(
+                (end[1] for end in ends if end[0] is queries and not end[1].calls), None
+            )
+        if keys is None:
+            keys = _Stream()
+            streams.append(keys)
+        queries = queries or keys
+        queries.calls.append(index)
+        ends.append((queries, keys))
+    return [
+        _stack(group, ends, values, values_on) for group in _connected(streams, ends)
+    ]
+
+
+class DependencyGraph:
+    """Tells on which of some tensors another one depends, by the autograd graph.
+
+    Args:
+        sources (sequence of Tensor or Node): Tensors that require a gradient, or where
+            they are in the graph.
+    """
+
+    def __init__(self, sources: Sequence[Tensor | Node]) -> None:
+        self._n_sources = 0
+        self._bit: dict[Node, int] = {}
+        self._found: dict[Node | None, int] = {None: 0}
+        self._leaves: dict[int, Tensor] = {}  # by identity, which holding them keeps
+        for tensor in sources:
+            self.add(tensor)
+
+    def add(self, tensor: Tensor | Node) -> None:
+        """Add a source, before anything is asked of what is computed from it."""
+        node = _node(tensor)
+        if node is not None:
+            self._bit[node] = self._bit.get(node, 0) | 1 << self._n_sources
+            self._found.pop(node, None)
+        self._n_sources += 1
+        if isinstance(tensor, Tensor) and node is not None and tensor.grad_fn is None:
+            self._leaves[id(tensor)] = tensor
+
+    def depends(self, tensor: Tensor | Node) -> bool:
+        """Whether a tensor is computed from any source, or is one.
+
+        Asked at every call of a forward pass, mostly of parameters, whose nodes are
+        slow to get: leaves are known by themselves.
+        """
+        node = tensor.grad_fn if isinstance(tensor, Tensor) else tensor
+        if node is None:
+            return id(tensor) in self._leaves
+        found = self._found.get(node)
+        return (self._ancestors_of(node) if found is None else found) != 0
+
+    def dependent_nodes(self, tensor: Tensor) -> Iterator[Node]:
+        """Go through the nodes between the sources and a tensor."""
+        pending, seen = [_node(tensor)], set()
+        while pending:
+            node = pending.pop()
+            if node is None or node in seen or not self._ancestors_of(node):
+                continue
+            seen.add(node)
+            yield node
+            pending.extend(parent for parent, _ in node.next_functions)
+
+    @property
+    def n_sources(self) -> int:
+        """Sources so far; they are numbered from 0."""
+        return self._n_sources
+
+    def depends_on(self, tensor: Tensor, source: int) -> bool:
+        """Whether a tensor is computed from the source of a number."""
+        return bool(self._ancestors_of(_node(tensor)) >> source & 1)
+
+    def ancestors(self, tensor: Tensor) -> set[int]:
+        """Return which sources a tensor is computed from, or is."""
+        found = self._ancestors_of(_node(tensor))
+        return {i for i in range(self._n_sources) if found >> i & 1}
+
+    def _ancestors_of(self, start: Node | None) -> int:
+        # Depth first without recursion, which deep models would exhaust.
+        pending = [start]
+        while pending:
+            node = pending[-1]
+            if node is None or node in self._found:
+                pending.pop()
+                continue
+            parents = [parent for parent, _ in node.next_functions]
+            missing = [parent for parent in parents if parent not in self._found]
+            if missing:
+                pending.extend(missing)
+                continue
+            found = self._bit.get(node, 0)
+            for parent in parents:
+                found |= self._found[parent]
+            self._found[node] = found
+        return self._found[start]
+
+
+def _node(tensor: Tensor | Node) -> Node | None:
+    if isinstance(tensor, Node):
+        return tensor
+    if not tensor.requires_grad:
+        return None
+    return tensor.grad_fn or get_gradient_edge(tensor).node
+
+
+def _connected(
+    streams: list[_Stream], ends: list[tuple[_Stream, _Stream]]
+) -> Iterator[list[_Stream]]:
+    """Group streams that attend to each other."""
+    group = {id(stream): {id(stream)} for stream in streams}
+    for queries, keys in ends:
+        joined = group[id(queries)] | group[id(keys)]
+        for member in joined:
+            group[member] = joined
+    done: set[int] = set()
+    for stream in streams:
+        if id(stream) not in done:
+            done |= group[id(stream)]
+            yield [other for other in streams if id(other) in group[id(stream)]]
+
+
+def _stack(
+    streams: list[_Stream],
+    ends: list[tuple[_Stream, _Stream]],
+    values: Sequence[Tensor],
+    values_on: list[set[int]],
+) -> Stack:
+    calls = sorted(index for stream in streams for index in stream.calls)
+    crossing = {
+        (id(ends[call][0]), id(ends[call][1]))
+        for call in calls
+        if ends[call][0] is not ends[call][1]
+    }
+    if len(streams) > 2 or len(crossing) > 1:
+        raise UnsupportedAttentionError(
+            f"{len(streams)} sequences attend to each other; supported is one, or a "
+            "decoder that attends to one encoder, and not the reverse (co-attention). "
+            "Attribute to a part of the model that is such a one"
+        )
+    if crossing:  # the encoder first
+        streams = sorted(
+            streams, key=lambda stream: id(stream) == next(iter(crossing))[0]
+        )
+    for call in calls:
+        queries, keys = ends[call]
+        if queries is not keys and not values_on[call].issuperset(keys.calls):
+            raise UnsupportedAttentionError(
+                "a decoder attends to an inner layer of its encoder; supported is "
+                "cross-attention to the encoder's last layer"
+            )
+    position = {id(stream): index for index, stream in enumerate(streams)}
+    return Stack(
+        calls=tuple(calls),
+        routes=tuple(
+            Route(position[id(ends[call][0])], position[id(ends[call][1])])
+            for call in calls
+        ),
+        values=tuple(
+            tuple(values[call] for call in calls if ends[call][1] is stream)
+            for stream in streams
+        ),
+    )
+
+
+def find_lone_query(
+    selected: Tensor,
+    stack: Stack,
+    calls: Sequence[AttentionCall],
+    entered: Sequence[Tensor],
+    n_rows: int,
+) -> dict[int, Tensor]:
+    """Find the position of the query that the last calls of a stack have alone.
+
+    Args:
+        selected (Tensor): One output per row, in the graph.
+        stack (Stack): One pass over a model.
+        calls (sequence of AttentionCall): All calls.
+        entered (sequence of Tensor): What stands for the inputs.
+        n_rows (int): Rows of the stack.
+
+    Returns:
+        dict: For each such call a tensor ``(n_rows, T)``, bool, one position in each
+        row; empty if there is none, or its query is not of one token.
+    """
+    lengths = sequence_lengths(stack, calls)
+    routed = list(zip(stack.calls, stack.routes, strict=True))
+    lone = [
+        call
+        for call, route in routed
+        if calls[call].lengths()[0] == 1 < lengths.get(route.queries, 1)
+    ]
+    if not lone or list(stack.calls[-len(lone) :]) != lone:
+        return {}
+    queries = stack.routes[-len(lone)].queries
+    n_tokens = lengths[queries]
+    before = [
+        calls[call].probed
+        for call, route in routed[: -len(lone)]
+        if route.queries == queries and calls[call].lengths()[0] == n_tokens
+    ]
+    # With no layer before it, the tokens themselves.
+    shape = (n_rows, n_tokens)
+    sources = before[-1:] or [part for part in entered if part.shape[:2] == shape]
+    if not sources:
+        return {}
+    with ExitStack() as cuts:
+        for edge in (edge for call in lone for edge in calls[call].mixed):
+            handle = edge.node.register_prehook(_cutting(edge))
+            cuts.callback(handle.remove)
+        gradients = torch.autograd.grad(
+            torch.unbind(selected),
+            sources,
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    for gradient in gradients:
+        by_token = gradient.reshape(n_rows, -1, n_tokens, gradient.shape[-1]) != 0
+        found = by_token.any(-1).any(1)
+        if bool((found.sum(1) == 1).all()):
+            return dict.fromkeys(lone, found)
+    return {}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Where scores are in the graph, without holding them.
+
+    Attributes:
+        edge (GradientEdge): It.
+        shape (Size): Of the scores.
+        keys (int): The axis of the keys.
+        zero (Tensor): Of their dtype, on their device.
+    """
+
+    edge: GradientEdge
+    shape: torch.Size
+    keys: int
+    zero: Tensor
+
+    @staticmethod
+    def of(scores: Tensor, keys: int) -> Scores:
+        """Note the scores of a softmax, which require a gradient."""
+        edge = get_gradient_edge(scores)
+        return Scores(edge, scores.shape, keys, scores.new_zeros(()))
+
+    def have_query_of_a_token(self, sources: Sequence[Tensor]) -> bool:
+        """Whether scores without an axis of queries are those of one token's query.
+
+        The score of a key depends on the key's own token. Of a head that pools by a
+        learned query it depends on no other; here on one more, the same for all keys.
+
+        Args:
+            sources (sequence of Tensor): Where tokens are apart, last but one: the map
+                or the output of a layer before, or embeddings.
+        """
+        last = self.shape[self.keys] - 1
+        of_first, of_last = (self._others(key, sources) for key in (0, last))
+        if of_first is None or of_last is None:
+            return False
+        # The query may itself be one of these keys, and some rows have padding there.
+        inner_first, inner_last = of_first - {last}, of_last - {0}
+        is_same = inner_first <= inner_last or inner_last <= inner_first
+        return is_same and bool(of_first | of_last)
+
+    def _others(self, key: int, sources: Sequence[Tensor]) -> set[int] | None:
+        """Find on which other tokens a key's scores depend; None if on several."""
+        of_key = self.zero.repeat(self.shape)
+        of_key.select(self.keys, key).fill_(1)
+        gradients = torch.autograd.grad(
+            [self.edge], sources, [of_key], retain_graph=True, allow_unused=True
+        )
+        others: set[int] = set()
+        for gradient in gradients:
+            if gradient is not None:
+                found = (gradient != 0).any(-1).flatten(0, -2)
+                found[:, key] = False
+                if bool((found.sum(1) > 1).any()):
+                    return None
+                others.update(found.any(0).nonzero()[:, 0].tolist())
+        return others
+
+
+def _cutting(edge: GradientEdge) -> Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    def cut(gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(
+            torch.zeros_like(gradient)
+            if number == edge.output_nr and gradient is not None
+            else gradient
+            for number, gradient in enumerate(gradients)
+        )
+
+    return cut
+
+
+# Calls that mix positions, if not along the features: of convolutional and recurrent
+# layers, state spaces, shifts and Fourier transforms.
+_MIXES = {
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "cumprod",
+    "cumsum",
+    "fft_fft",
+    "fft_fft2",
+    "fft_fftn",
+    "fft_rfft",
+    "flip",
+    "gru",
+    "lstm",
+    "rnn_relu",
+    "rnn_tanh",
+    "roll",
+}
+
+
+@dataclass(frozen=True)
+class _Mixed:
+    """A call that may have mixed positions.
+
+    Attributes:
+        name (str): Of the call.
+        node (Node): Where in the graph its output is.
+        factors (tuple of Node): Of a product, its factors.
+        summed (int): Of a product, the size of the axis that it sums over.
+        keeps_positions (bool): Of a product, whether its output has an axis as long.
+    """
+
+    name: str
+    node: Node
+    factors: tuple[Node, ...] = ()
+    summed: int = 0
+    keeps_positions: bool = False
+
+
+class PositionMixing:
+    """Notes what mixes positions in a forward pass, without holding tensors."""
+
+    def __init__(self) -> None:
+        self._mixed: list[_Mixed] = []
+
+    def note(
+        self, name: str, output: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> None:
+        """Note a call, if it is one of a convolution, a recurrent layer or the like."""
+        if name not in _MIXES:
+            return
+        mixed = output[0] if isinstance(output, tuple) else output
+        is_seen = mixed.grad_fn is not None and mixed.dim() > 2
+        if is_seen and _mixes(name, args, kwargs):
+            self._mixed.append(_Mixed(name, mixed.grad_fn))
+
+    def note_product(
+        self, name: str, factors: Sequence[Any], summed: int, output: Any
+    ) -> None:
+        """Note a product that is none of captured weights and values.
+
+        Args:
+            name (str): Of the call.
+            factors (sequence): What is multiplied.
+            summed (int): The size of the axis that is summed over.
+            output (Any): What it returned.
+        """
+        nodes = tuple(
+            factor.grad_fn
+            for factor in factors
+            if isinstance(factor, Tensor) and factor.grad_fn is not None
+        )
+        if len(nodes) > 1 and output.dim() > 2:
+            keeps = summed in output.shape[-2:]
+            self._mixed.append(_Mixed(name, output.grad_fn, nodes, summed, keeps))
+
+    def beside(
+        self,
+        calls: Sequence[AttentionCall],
+        tokens: Sequence[Tensor],
+        scores: Callable[[], Iterable[Node]],
+    ) -> list[str]:
+        """Return the names of what mixes positions beside the captured attention.
+
+        Convolutions and the like do so between two layers; in front of all of them
+        they make the tokens. Products of two tensors that depend on the tokens do so
+        anywhere, if they keep the positions.
+
+        Args:
+            calls (sequence of AttentionCall): The attention that was captured.
+            tokens (sequence of Tensor): What stands for the inputs.
+            scores (Callable): Returns where the scores of all softmaxes are in the
+                graph.
+        """
+        lengths = {call.lengths()[1] for call in calls}
+        mixed = [of for of in self._mixed if not of.factors or of.summed in lengths]
+        if not mixed:
+            return []
+        probed = [call.probed for call in calls]
+        behind = DependencyGraph(probed)
+        ahead = DependencyGraph([of.node for of in mixed])
+        ahead_of_some = {i for tensor in probed for i in ahead.ancestors(tensor)}
+        of_tokens = DependencyGraph([*tokens, *probed])
+        of_scores: set[Node] | None = None
+        found = set()
+        for number, of in enumerate(mixed):
+            is_ahead, is_behind = number in ahead_of_some, behind.depends(of.node)
+            if not of.factors:
+                if is_ahead and is_behind:
+                    found.add(of.name)
+                continue
+            if not (is_ahead or (is_behind and of.keeps_positions)):
+                continue
+            if not all(map(of_tokens.depends, of.factors)):
+                continue
+            # As many features as tokens: scores sum over features.
+            if of_scores is None:
+                of_scores = {node for start in scores() for node in _products(start)}
+            if not set(_products(of.node)) <= of_scores:
+                found.add(of.name)
+        return sorted(found)
+
+
+def _products(start: Node) -> Iterator[Node]:
+    """Go back to the products of matrices that something is made of."""
+    pending, seen = [start], set()
+    while pending:
+        node = pending.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if "mm" in node.name().lower():
+            yield node
+        else:
+            pending.extend(parent for parent, _ in node.next_functions if parent)
+
+
+def _mixes(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call mixes more than features."""
+    if name.startswith("conv"):
+        weight = args[1] if len(args) > 1 else kwargs["weight"]
+        return bool(max(weight.shape[2:]) > 1)
+    if name in ("gru", "lstm", "rnn_relu", "rnn_tanh"):
+        return True
+    x = args[0] if args else kwargs["input"]
+    place = 2 if name == "roll" else 1
+    named = next((kwargs[key] for key in ("dim", "dims") if key in kwargs), -1)
+    dims = args[place] if len(args) > place else named
+    if dims is None or dims == ():
+        return True
+    dims = dims if isinstance(dims, (tuple, list)) else (dims,)
+    return any(dim % x.dim() != x.dim() - 1 for dim in dims)
+
+
+def sequence_lengths(stack: Stack, calls: Sequence[AttentionCall]) -> dict[int, int]:
+    """Return the tokens of each sequence of a stack that has keys."""
+    return {
+        route.keys: calls[call].lengths()[1]
+        for call, route in zip(stack.calls, stack.routes, strict=True)
+    }
