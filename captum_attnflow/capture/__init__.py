@@ -3,7 +3,7 @@
 This room knows torch and Captum, never a flow.
 """
 
-from captum_attnflow.capture.attention import capture_attention, capture_targets
+from captum_attnflow.capture.forward import capture_attention, capture_targets
 from captum_attnflow.capture.maps import (
     AttentionLayer,
     DenseLayer,

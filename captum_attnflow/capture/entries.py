@@ -1,4 +1,15 @@
-"""Which sequence an input, or what a layer puts out, belongs to."""
+"""What stands for the inputs: whose sequence it is, and which tokens it makes.
+
+An input may make some of a sequence's tokens and another one the others, as words and
+pixels do. Counts and shapes do not tell: [CLS], distillation tokens and registers stand
+before the patches, detection tokens behind them, patches need not be square, pixels at
+a border may belong to none, and models may shuffle, sort or drop tokens in each pass
+anew. The graph of the pass itself tells. Up to its first attention a token depends on
+its own elements alone, so the gradient of some of the tokens reaches just the elements
+that make them. The bits of a token's index are read one by one, from the tokens in
+whose index the bit is set, and from the others: an element that both reach makes
+several tokens.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from captum_attnflow.capture.graph import DependencyGraph, Stack
-from captum_attnflow.capture.rows import Placement, RowLayout, layouts_of_tokens
+from captum_attnflow.capture.graph import DependencyGraph, Stack, sequence_lengths
+from captum_attnflow.capture.maps import AttentionCall
 
 FURTHER = -1  # in place of an input's index: an argument behind the inputs
 
@@ -146,51 +157,6 @@ def _axes(ids: Tensor, given: Tensor) -> str:
     )
 
 
-def square_entries(entries: Iterable[Entry], n_rows: int) -> dict[Placement, Entry]:
-    """Return what stands for inputs of as many tokens as rows, and where to look.
-
-    Args:
-        entries (iterable of Entry): What stands for the inputs.
-        n_rows (int): Rows of the batch.
-    """
-    placed = {
-        Placement(
-            entry.tensor,
-            slice(0, n_rows),
-            layouts_of_tokens(entry.tensor.shape, n_rows),
-        ): entry
-        for entry in entries
-        if entry.axes in ("same", "swapped") and entry.tensor.dim() in (2, 3)
-    }
-    return {
-        placement: entry
-        for placement, entry in placed.items()
-        if not placement.is_certain
-    }
-
-
-def refuse_tokens_first(
-    entries: Iterable[Entry], layouts: Iterable[RowLayout | None]
-) -> None:
-    """Refuse inputs that turned out to have their rows in dimension 1.
-
-    Args:
-        entries (iterable of Entry): What stands for the inputs.
-        layouts (iterable of RowLayout): Where the rows are in each, if it shows.
-
-    Raises:
-        ValueError: If there is one.
-    """
-    for entry, layout in zip(entries, layouts, strict=True):
-        usual = 1 if entry.axes == "swapped" else 0
-        if layout is not None and layout.axis != usual:
-            raise ValueError(
-                "an input has its tokens in dimension 0 and its examples in dimension "
-                "1; the batch comes first: give input.transpose(0, 1), and a "
-                "forward_func that transposes it back"
-            )
-
-
 def sequences_of(tensors: Sequence[Tensor], stack: Stack) -> list[int | None]:
     """Tell for each tensor the first sequence of a stack that is computed from it.
 
@@ -322,3 +288,42 @@ def _completed(tokens: Tensor) -> Tensor:
 def _mixed(values: Tensor) -> Tensor:
     """Weigh features unevenly: the sum of normalised ones is constant."""
     return values @ torch.arange(values.shape[-1]).to(values).cos()
+
+
+class TokensOfElements:
+    """Tells which tokens of a sequence what enters the model makes."""
+
+    def __init__(self, stacks: list[Stack], calls: list[AttentionCall]) -> None:
+        self._stacks = stacks
+        self._lengths = sequence_lengths(stacks[0], calls)
+        self._found: list[tuple[Tensor, int, Tensor | None]] = []
+
+    def is_whole(self, sequence: int, entered: Tensor) -> bool:
+        """Whether a tensor ``(B, T, ...)`` has as many tokens as the sequence."""
+        return entered.dim() > 1 and entered.shape[1] == self._lengths[sequence]
+
+    def of_sequence(self, sequence: int, entered: Tensor) -> Tensor | None:
+        """Return the token of each element of a tensor ``(B, ...)`` of the graph.
+
+        Inputs and layers are asked for more than once; passes run for the first time.
+        """
+        for known, of, tokens in self._found:
+            if known is entered and of == sequence:
+                return tokens
+        with torch.enable_grad():
+            values = [stack.values[sequence][0] for stack in self._stacks]
+            tokens = tokens_of_elements(values, entered)
+        self._found.append((entered, sequence, tokens))
+        return tokens
+
+    def made_of(self, entered: Tensor) -> Tensor | None:
+        """Return the token of each element, where dimensions do not tell.
+
+        They do where there are as many tokens, in features ``(B, T, D)``.
+        """
+        shape = entered.shape
+        if len(self._stacks[0].values) > 1 or len(shape) < 2:
+            return None
+        if len(shape) <= 3 and self._lengths[0] in shape[:2]:
+            return None
+        return self.of_sequence(0, entered)

@@ -1,9 +1,16 @@
-"""Which sequence attends to which: the structure of a forward pass.
+"""The structure of a forward pass: what depends on what.
 
 The autograd graph tells, not the shapes: the keys of an attention call belong to the
 sequence whose last call its values feed on, the queries to the sequence whose last call
 the map depends on beside that. An encoder and a decoder over as many tokens are told
 apart like any others.
+
+A model that is read at one token, such as [CLS], needs no other queries in its last
+layer. Without what that layer mixes, the output depends on the token's own stream
+alone: the gradient, cut off behind the mixed values, tells the position.
+
+Flows follow attention alone. A convolution between two layers, or attention that is
+written in a way that is not known, mixes positions, which scores then miss.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture.entries import InputEntries, traceable
 from captum_attnflow.capture.graph import PositionMixing, Scores
 from captum_attnflow.capture.maps import AttentionCall, FusedLayer, attention_weights
@@ -652,3 +653,12 @@ def _without_dispatch(func: Callable[..., Any]) -> Callable[..., Any]:
     )
     copy.__kwdefaults__ = func.__kwdefaults__
     return copy
+
+
+def warn_of_dropout(interception: AttentionInterception) -> None:
+    """Say that scores are of a model that chance has thinned out."""
+    if interception.dropout:
+        warn_caller(
+            "dropout is active, so that the scores are those of one random choice of "
+            "units: call model.eval() first"
+        )

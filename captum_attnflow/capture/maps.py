@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
-
-from captum_attnflow.capture.rows import RowLayout, layouts_of_map
 
 # Entries of a map and its gradient that are formed at once.
 _MAX_ENTRIES_AT_ONCE = 1 << 22
@@ -442,3 +440,70 @@ class AttentionCall:
             relevance,
             self.share_of_weights,
         )
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """Where the rows are.
+
+    Attributes:
+        axis (int): The dimension of the rows, after unfolding.
+        unfolded (tuple of int, optional): Sizes into which dimension 0 unfolds, where
+            it holds rows and heads.
+    """
+
+    axis: int
+    unfolded: tuple[int, int] | None = None
+
+    def rows_first(self, tensor: Tensor) -> Tensor:
+        """Unfold a tensor and move its rows into dimension 0."""
+        if self.unfolded is not None:
+            tensor = tensor.unflatten(0, self.unfolded)
+        return tensor.movedim(self.axis, 0)
+
+
+def layouts_of_map(
+    shape: torch.Size, n_rows: int, n_heads: int | None
+) -> list[RowLayout]:
+    """List where the rows may be in a map ``(..., Tq, Tk)`` or what a kernel put out.
+
+    Args:
+        shape (Size): Its shape.
+        n_rows (int): Rows of the batch.
+        n_heads (int, optional): Heads, where they are known to come after the rows in
+            one dimension.
+    """
+    if len(shape) > 3:
+        fitting = [axis for axis in range(len(shape) - 2) if shape[axis] == n_rows]
+        # One row is all that there is, wherever it stands.
+        return [RowLayout(axis) for axis in (fitting[:1] if n_rows == 1 else fitting)]
+    folded = shape[0]
+    if folded % n_rows or n_heads not in (None, folded // n_rows):
+        return []
+    in_each = folded // n_rows
+    rows_outside = RowLayout(0, (n_rows, in_each))
+    if n_heads is not None or n_rows == 1 or in_each == 1:
+        return [rows_outside]
+    return [rows_outside, RowLayout(1, (in_each, n_rows))]
+
+
+def layouts_of_tokens(
+    shape: Sequence[int], n_rows: int, n_tokens: int | None = None
+) -> list[RowLayout]:
+    """List where the rows may be in a tensor ``(rows, T, ...)`` or ``(T, rows, ...)``.
+
+    Args:
+        shape (sequence of int): Its shape.
+        n_rows (int): Rows of the batch.
+        n_tokens (int, optional): ``T``, if it is known.
+    """
+    if len(shape) < 2:
+        return []
+    fitting = [
+        axis
+        for axis in (0, 1)
+        if shape[axis] == n_rows and n_tokens in (None, shape[1 - axis])
+    ]
+    if tuple(shape[:2]) == (1, 1):
+        fitting = fitting[:1]  # one token of one row
+    return [RowLayout(axis) for axis in fitting]

@@ -16,14 +16,16 @@ from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture.entries import (
     Entry,
     InputEntries,
-    refuse_tokens_first,
-    square_entries,
     traceable,
 )
-from captum_attnflow.capture.interception import AttentionInterception
+from captum_attnflow.capture.gradients import (
+    find_layouts,
+    refuse_tokens_first,
+    square_entries,
+)
+from captum_attnflow.capture.interception import AttentionInterception, warn_of_dropout
 from captum_attnflow.capture.output import select_output
 from captum_attnflow.capture.record import Propagation
-from captum_attnflow.capture.rows import find_layouts
 from captum_attnflow.capture.rules import PropagationRules, Rules
 from captum_attnflow.capture.torch_calls import eager
 from captum_attnflow.capture.watched_layer import in_this_thread
@@ -155,15 +157,6 @@ def propagate(
     warn_of_dropout(interception)
     warn_of_unknown(propagation.summary())
     return PropagatedRelevance(selected.detach(), relevance, propagation.summary())
-
-
-def warn_of_dropout(interception: AttentionInterception) -> None:
-    """Say that scores are of a model that chance has thinned out."""
-    if interception.dropout:
-        warn_caller(
-            "dropout is active, so that the scores are those of one random choice of "
-            "units: call model.eval() first"
-        )
 
 
 def warn_of_unknown(propagation: Propagation) -> None:

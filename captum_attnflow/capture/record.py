@@ -1,4 +1,4 @@
-"""The captured attention of one forward and one backward pass."""
+"""The captured attention of one forward and one backward pass, and what is refused."""
 
 from __future__ import annotations
 

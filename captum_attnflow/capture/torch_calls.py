@@ -1,4 +1,10 @@
-"""The torch calls that attention is written in: the one list of what begins it."""
+"""The torch calls that attention is written in: the one list of what begins it.
+
+Keys are the axis that a softmax runs over, wherever a model keeps them and wherever it
+moves them to; sizes do not tell, since heads, rows and tokens may be as many. Calls
+that move axes are run once more on an empty tensor, whose sizes and strides are all
+different.
+"""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from captum_attnflow.capture.entries import sequences_of, traceable
 from captum_attnflow.capture.graph import Stack
-from captum_attnflow.capture.rows import RowLayout
+from captum_attnflow.capture.maps import RowLayout
 
 
 @dataclass(frozen=True)

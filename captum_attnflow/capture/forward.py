@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,26 +24,29 @@ from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture.entries import (
     Entry,
     InputEntries,
-    refuse_tokens_first,
+    TokensOfElements,
+)
+from captum_attnflow.capture.gradients import (
+    OutputGradients,
+    WantedGradients,
     square_entries,
-    tokens_of_elements,
 )
 from captum_attnflow.capture.graph import (
     DependencyGraph,
     Stack,
     find_lone_query,
     find_stacks,
-    sequence_lengths,
 )
-from captum_attnflow.capture.interception import AttentionInterception
+from captum_attnflow.capture.interception import AttentionInterception, warn_of_dropout
 from captum_attnflow.capture.maps import (
     AttentionCall,
     AttentionLayer,
     LoneQueryLayer,
+    RowLayout,
 )
 from captum_attnflow.capture.output import select_output
 from captum_attnflow.capture.path import InputPath
-from captum_attnflow.capture.propagation import warn_of_dropout, warn_of_unknown
+from captum_attnflow.capture.propagation import warn_of_unknown
 from captum_attnflow.capture.record import (
     AttentionRecord,
     InputRelevance,
@@ -52,12 +55,6 @@ from captum_attnflow.capture.record import (
     UnsupportedAttentionError,
     refuse_kernels_without_gradient,
     why_none_is_found,
-)
-from captum_attnflow.capture.rows import (
-    Placement,
-    RowLayout,
-    find_layouts,
-    layouts_of_tokens,
 )
 from captum_attnflow.capture.rules import RULES, PropagationRules, Rules
 from captum_attnflow.capture.torch_calls import eager
@@ -169,7 +166,7 @@ def capture_targets(
     _refuse_maps_without_gradient(probed)
     rows = _rows_of_calls(stacks, interception.calls, len(inputs[0]))
     held = [entries.held_by(stack) for stack in stacks]
-    of_tokens = _Tokens(stacks, interception.calls)
+    of_tokens = TokensOfElements(stacks, interception.calls)
     # Layers of a single input shape attributions themselves.
     is_shaped = layer_calls is not None and len(inputs) == 1
     with _refusing_checkpoints():
@@ -195,7 +192,7 @@ def capture_targets(
             tokens = of_tokens.made_of(entry.tensor)
             made.append(None if tokens is None else entry.of_batch(tokens))
         made_at_layer = [of_tokens.made_of(tensor) for tensor in at_layer]
-    wanted = _Wanted(
+    wanted = WantedGradients(
         interception.calls,
         rows,
         {} if propagation is None else _streams(propagation, interception, stacks),
@@ -324,47 +321,8 @@ def _refusing_checkpoints() -> Iterator[None]:
         ) from error
 
 
-class _Tokens:
-    """Tells which tokens of a sequence what enters the model makes."""
-
-    def __init__(self, stacks: list[Stack], calls: list[AttentionCall]) -> None:
-        self._stacks = stacks
-        self._lengths = sequence_lengths(stacks[0], calls)
-        self._found: list[tuple[Tensor, int, Tensor | None]] = []
-
-    def is_whole(self, sequence: int, entered: Tensor) -> bool:
-        """Whether a tensor ``(B, T, ...)`` has as many tokens as the sequence."""
-        return entered.dim() > 1 and entered.shape[1] == self._lengths[sequence]
-
-    def of_sequence(self, sequence: int, entered: Tensor) -> Tensor | None:
-        """Return the token of each element of a tensor ``(B, ...)`` of the graph.
-
-        Inputs and layers are asked for more than once; passes run for the first time.
-        """
-        for known, of, tokens in self._found:
-            if known is entered and of == sequence:
-                return tokens
-        with torch.enable_grad():
-            values = [stack.values[sequence][0] for stack in self._stacks]
-            tokens = tokens_of_elements(values, entered)
-        self._found.append((entered, sequence, tokens))
-        return tokens
-
-    def made_of(self, entered: Tensor) -> Tensor | None:
-        """Return the token of each element, where dimensions do not tell.
-
-        They do where there are as many tokens, in features ``(B, T, D)``.
-        """
-        shape = entered.shape
-        if len(self._stacks[0].values) > 1 or len(shape) < 2:
-            return None
-        if len(shape) <= 3 and self._lengths[0] in shape[:2]:
-            return None
-        return self.of_sequence(0, entered)
-
-
 def _elements(
-    entries: InputEntries, held: list[tuple[int, ...]], of_tokens: _Tokens
+    entries: InputEntries, held: list[tuple[int, ...]], of_tokens: TokensOfElements
 ) -> dict[int, Tensor]:
     """Find the token of each element of the inputs, where it does not go by itself."""
     found = {}
@@ -462,162 +420,6 @@ def _placed(
         replace(entry, axes="swapped") if axis_of.get(id(entry.tensor)) else entry
         for entry in embeddings
     ]
-
-
-@dataclass(frozen=True)
-class _Gradients:
-    """Gradients of one output per row.
-
-    Attributes:
-        layers (list of AttentionLayer): The attention of each call.
-        streams (dict): Relevance ``(rows, Tq)`` of the residual stream behind the last
-            call of a stack, by call.
-        inputs (list of Tensor): In what stands for the inputs, or in the points of a
-            path.
-        layer_layouts (list of RowLayout or None): Where the rows are in each tensor of
-            a watched layer.
-    """
-
-    layers: list[AttentionLayer]
-    streams: dict[int, Tensor]
-    inputs: list[Tensor]
-    layer_layouts: list[RowLayout | None]
-
-
-class _Wanted:
-    """What an output is differentiated in.
-
-    Args:
-        calls (list of AttentionCall): All of them.
-        rows (list of slice): Which rows of the batch each has.
-        streams (dict): Residual streams behind the last call of a stack, by call.
-        inputs (list of Tensor): What stands for the inputs, or the points of a path.
-        at_layer (list of Tensor): What a watched layer takes or puts out.
-        square (dict): What stands for inputs of as many tokens as rows, by where to
-            look for these.
-    """
-
-    def __init__(
-        self,
-        calls: list[AttentionCall],
-        rows: list[slice],
-        streams: dict[int, Tensor],
-        inputs: list[Tensor],
-        at_layer: list[Tensor],
-        square: dict[Placement, Entry],
-    ) -> None:
-        self._calls, self._streams = calls, streams
-        self._inputs, self._at_layer = inputs, at_layer
-        self._scores = {
-            i: call.scores for i, call in enumerate(calls) if call.scores is not None
-        }
-        whole = slice(0, max(part.stop for part in rows))
-        of_maps = [
-            Placement(call.probed, part, call.layouts(part.stop - part.start))
-            for call, part in zip(calls, rows, strict=True)
-        ]
-        of_streams = [
-            Placement(
-                stream,
-                rows[call],
-                layouts_of_tokens(
-                    stream.shape,
-                    rows[call].stop - rows[call].start,
-                    calls[call].probed.shape[-2],
-                ),
-            )
-            for call, stream in streams.items()
-        ]
-        of_layer = [
-            Placement(tensor, whole, layouts_of_tokens(tensor.shape, whole.stop))
-            for tensor in at_layer
-        ]
-        self._square = square
-        self._placements = of_maps + of_streams + of_layer + list(square)
-        self._layouts: list[RowLayout | None] | None = None  # of the first output
-
-    def differentiate(
-        self, selected: Tensor, is_last: bool, grad_kwargs: dict[str, Any]
-    ) -> _Gradients:
-        """Run one backward pass from one output per row."""
-        maps, streams = [call.probed for call in self._calls], self._streams
-        tensors = [*maps, *streams.values(), *self._at_layer]
-        tensors += [placement.tensor for placement in self._square]
-        tensors += self._scores.values()
-        is_asked = not all(placement.is_certain for placement in self._placements)
-        is_kept = (self._layouts is None and is_asked) or not is_last
-        options = {
-            **grad_kwargs,
-            "allow_unused": True,
-            "materialize_grads": True,
-            "retain_graph": is_kept or grad_kwargs.get("retain_graph"),
-        }
-        of_all = torch.autograd.grad(
-            torch.unbind(selected),
-            tensors + self._inputs,
-            **options,
-        )
-        gradients = [gradient.detach() for gradient in of_all]
-        if self._layouts is None:
-            self._layouts = find_layouts(
-                self._placements, gradients, selected, retain_graph=not is_last
-            )
-            n_square = len(self._square)
-            of_square = self._layouts[len(self._placements) - n_square :]
-            refuse_tokens_first(self._square.values(), of_square)
-        n_calls = len(maps)
-        n_before = n_calls + len(streams)
-        layouts = self._layouts
-        of_scores = dict(
-            zip(self._scores, gradients[len(self._placements) :], strict=False)
-        )
-        of_streams = zip(
-            streams.items(),
-            gradients[n_calls:n_before],
-            layouts[n_calls:n_before],
-            strict=True,
-        )
-        return _Gradients(
-            layers=[
-                call.layer(gradient, self._layout_of_map(i), of_scores.get(i))
-                for i, (call, gradient) in enumerate(
-                    zip(self._calls, gradients, strict=False)
-                )
-            ],
-            streams={
-                call: layout.rows_first(stream.detach() * gradient).double().sum(-1)
-                for (call, stream), gradient, layout in of_streams
-                if layout is not None
-            },
-            inputs=gradients[len(tensors) :],
-            layer_layouts=layouts[n_before : n_before + len(self._at_layer)],
-        )
-
-    def _layout_of_map(self, call: int) -> RowLayout:
-        """Return where the rows are in a map; by other maps if its gradient is 0.
-
-        Raises:
-            UnsupportedAttentionError: If nothing tells.
-        """
-        assert self._layouts is not None
-        own = self._layouts[call]
-        if own is not None:
-            return own
-        possible = self._placements[call].layouts
-        of_others = {
-            layout
-            for layout in self._layouts[: len(self._calls)]
-            if layout in possible and layout is not None
-        }
-        if len(of_others) == 1:
-            return of_others.pop()
-        shape = tuple(self._calls[call].probed.shape)
-        raise UnsupportedAttentionError(
-            f"in attention maps of shape {shape} it does not show where the examples "
-            "are and where the heads: the output's gradient in them is 0, or that of "
-            "an example depends on other examples. Pass one example at a time "
-            "(internal_batch_size=1)"
-        )
 
 
 def _run(
@@ -761,7 +563,7 @@ def _lone_queries(
 def _join(
     stacks: list[Stack],
     rows: list[slice],
-    gradients: _Gradients,
+    gradients: OutputGradients,
     held: list[list[tuple[int, ...]]],
     output: Tensor,
     lone: list[dict[int, Tensor]],
