@@ -12,7 +12,7 @@ from torch import Tensor
 from captum_attnflow.attr._base import AttentionAttribution
 from captum_attnflow.attr._layer import LayerAttentionAttribution
 from captum_attnflow.capture import AttentionRecord
-from captum_attnflow.explanation import Explanation
+from captum_attnflow.explanation import Explanation, GivenFlow
 from captum_attnflow.flow import build_network, check_residual
 from captum_attnflow.flow.network import LayeredNetwork
 from captum_attnflow.flow.normalization import (
@@ -75,9 +75,8 @@ class AttentionRollout(AttentionAttribution):
         flow = _rollout_flow(network)
         explanation = Explanation(
             scores=flow[:, 0].sum(1),
-            flow_value=flow[:, -1].sum((1, 2)),
             network=network,
-            flow=flow,
+            joint_flow=GivenFlow(flow[:, -1].sum((1, 2)), flow),
         )
         return normalize(explanation, self.normalization)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from captum_attnflow.attr._base import AttentionAttribution
 from captum_attnflow.attr._layer import LayerAttentionAttribution
 from captum_attnflow.capture import AttentionRecord
-from captum_attnflow.explanation import Explanation
+from captum_attnflow.explanation import Explanation, GivenFlow
 from captum_attnflow.flow import information_tensor
 from captum_attnflow.flow.network import LayeredNetwork
 from captum_attnflow.flow.normalization import (
@@ -95,9 +95,8 @@ class CheferRelevance(AttentionAttribution):
         layers.diagonal(dim1=-2, dim2=-1).add_(1)  # from here on with residual edges
         explanation = Explanation(
             scores=torch.einsum("bi,bij->bj", share, relevance),
-            flow_value=share.sum(1),
             network=LayeredNetwork(layers, torch.ones_like(read_out), read_out),
-            flow=None,
+            joint_flow=GivenFlow(share.sum(1)),
         )
         return normalize(explanation, self.normalization)
 

@@ -56,6 +56,7 @@ from captum_attnflow.explanation import (
     ConservationDiagnostics,
     Explanation,
     FlowDiagnostics,
+    GivenFlow,
 )
 from captum_attnflow.flow import (
     Information,
@@ -306,14 +307,13 @@ def conserved_explanation(record: AttentionRecord) -> Explanation:
     scores = conserved.scores if direct is None else conserved.scores + direct
     return Explanation(
         scores=scores,
-        flow_value=output,
         network=LayeredNetwork(
             capacity=conserved.flow.abs(),
             source=torch.ones_like(read_out),
             # Where the output depends on no attention, it starts at all positions.
             sink=read_out | ~read_out.any(1, keepdim=True),
         ),
-        flow=conserved.flow,
+        joint_flow=GivenFlow(output, conserved.flow),
         diagnostics=ConservationDiagnostics(conserved.imbalance, record.propagation),
         direct=direct,
     )
@@ -335,7 +335,7 @@ def _maximum_flows(record: AttentionRecord) -> Explanation:
     return replace(
         explanation,
         scores=scores,
-        flow_value=scores.sum(1),
+        joint_flow=GivenFlow(scores.sum(1)),
         against=against,
         direct=direct,
     )
@@ -346,9 +346,8 @@ def _flows_over(record: AttentionRecord, information: Information) -> Explanatio
     flows = solve_sources(network)
     return Explanation(
         scores=flows.value,
-        flow_value=flows.value.sum(1),
         network=network,
-        flow=None,
+        joint_flow=GivenFlow(flows.value.sum(1)),
         diagnostics=FlowDiagnostics.worst(flows),
     )
 

@@ -9,7 +9,7 @@ The players are the input tokens.
   flow anew for each coalition.
 - ``"independent"``: every token sends alone, one maximum flow per token (Abnar &
   Zuidema 2020). A score is the value of a flow, hence unique; the scores do not sum to
-  the joint flow value.
+  the joint flow value. No score needs the joint flow, so it is solved when it is read.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from torch import Tensor
-
 from captum_attnflow._options import check_choice
 from captum_attnflow.explanation import Explanation, FlowDiagnostics
 from captum_attnflow.flow.network import LayeredNetwork
 from captum_attnflow.flow.solvers import (
-    FlowSolution,
+    DeferredFlow,
     FlowSolver,
     SolverName,
+    check_network,
     find_solver,
     solve_flow,
     solve_sources,
@@ -64,36 +63,23 @@ def play(
     """
     check_choice("game", game, GAMES)
     check_solver(solver)
-    joint = solve_flow(network, "barrier" if solver == "auto" else solver)
-    scores, diagnostics = GAMES[game](network, joint, solver)
-    return Explanation(
-        scores=scores,
-        flow_value=joint.value,
-        network=network,
-        flow=joint.flow,
-        cut=joint.cut,
-        diagnostics=diagnostics,
-    )
+    check_network(network)
+    return GAMES[game](network, solver)
 
 
-def _joint_scores(
-    network: LayeredNetwork, joint: FlowSolution, solver: GameSolver
-) -> tuple[Tensor, FlowDiagnostics]:
-    return joint.source_flow, FlowDiagnostics(
-        joint.duality_gap, joint.imbalance, joint.iterations
-    )
+def _joint(network: LayeredNetwork, solver: GameSolver) -> Explanation:
+    flow = solve_flow(network, "barrier" if solver == "auto" else solver)
+    diagnostics = FlowDiagnostics(flow.duality_gap, flow.imbalance, flow.iterations)
+    return Explanation(flow.source_flow, network, flow, diagnostics)
 
 
-def _independent_scores(
-    network: LayeredNetwork, joint: FlowSolution, solver: GameSolver
-) -> tuple[Tensor, FlowDiagnostics]:
+def _independent(network: LayeredNetwork, solver: GameSolver) -> Explanation:
     flows = solve_sources(network, "scipy" if solver == "auto" else solver)
-    return flows.value, FlowDiagnostics.worst(flows)
+    joint = DeferredFlow(network, "barrier" if solver == "auto" else solver)
+    return Explanation(flows.value, network, joint, FlowDiagnostics.worst(flows))
 
 
-GAMES: dict[
-    str,
-    Callable[
-        [LayeredNetwork, FlowSolution, GameSolver], tuple[Tensor, FlowDiagnostics]
-    ],
-] = {"joint": _joint_scores, "independent": _independent_scores}
+GAMES: dict[str, Callable[[LayeredNetwork, GameSolver], Explanation]] = {
+    "joint": _joint,
+    "independent": _independent,
+}

@@ -66,7 +66,7 @@ def normalize(explanation: Explanation, normalization: Normalization) -> Explana
         ...     sink=torch.tensor([[False, True]]),
         ... )
         >>> scores = torch.tensor([[0.6, 0.4]])
-        >>> raw = Explanation(scores, scores.sum(1), network, flow=None)
+        >>> raw = Explanation(scores, network, GivenFlow(scores.sum(1)))
         >>> normalize(raw, "receptive-field").scores  # divided by 3 and 2
         tensor([[0.2000, 0.2000]])
     """

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
+from torch import Tensor
 
 from captum_attnflow.flow.network import LayeredNetwork
 from captum_attnflow.flow.solvers.solution import (
@@ -74,6 +76,60 @@ def solve_flow(
     solution.potential.copy_(torch.where(live, solution.potential, idle_potential))
     solution.cut.copy_(solution.potential < -0.5)
     return solution
+
+
+@dataclass(frozen=True, eq=False)
+class DeferredFlow:
+    """The maximum flow of every network of a batch, solved when it is first read.
+
+    Args:
+        network (LayeredNetwork): The networks.
+        solver (str or FlowSolver): As in :func:`solve_flow`.
+
+    Examples::
+
+        >>> network = LayeredNetwork(
+        ...     capacity=torch.tensor([[[[0.2, 0.3], [0.0, 0.4]]]]),
+        ...     source=torch.tensor([[True, True]]),
+        ...     sink=torch.tensor([[True, False]]),
+        ... )
+        >>> deferred = DeferredFlow(network)  # nothing is solved yet
+        >>> round(float(deferred.value), 4)
+        0.5
+    """
+
+    network: LayeredNetwork
+    solver: SolverName | FlowSolver = "barrier"
+
+    @cached_property
+    def solution(self) -> FlowSolution:
+        """The solution, with its certificates.
+
+        Raises:
+            FlowError: As :func:`solve_flow`.
+        """
+        return solve_flow(self.network, self.solver)
+
+    @property
+    def value(self) -> Tensor:
+        """Value of the flow, shape ``(B,)``."""
+        return self.solution.value
+
+    @property
+    def flow(self) -> Tensor:
+        """Flow per edge, shape ``(B, L, T, T)``."""
+        return self.solution.flow
+
+    @property
+    def cut(self) -> Tensor:
+        """Source's side of a minimum cut, shape ``(B, L + 1, T)``, bool."""
+        return self.solution.cut
+
+    def select(self, rows: slice) -> FlowSolution | DeferredFlow:
+        """Return the flows of some networks, without solving any."""
+        if "solution" in vars(self):
+            return self.solution.select(rows)
+        return DeferredFlow(self.network.select(rows), self.solver)
 
 
 def _refuse_unbounded(network: LayeredNetwork) -> None:

@@ -55,7 +55,7 @@ class FlowSolution:
     cut: Tensor
     cut_capacity: Tensor
 
-    def select(self, index: Tensor) -> FlowSolution:
+    def select(self, index: Tensor | slice) -> FlowSolution:
         """Return the solutions of some networks of the batch."""
         return FlowSolution(
             **{field.name: getattr(self, field.name)[index] for field in fields(self)}
