@@ -13,7 +13,7 @@ from torch import Tensor
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture import Propagation, TokenSequence
 from captum_attnflow.flow.network import LayeredNetwork
-from captum_attnflow.flow.solvers import SourceFlows
+from captum_attnflow.flow.scores import FlowDiagnostics
 from captum_attnflow.scored_tokens import ShownByTokens
 
 # Of fewer tokens chance alone orders some by position.
@@ -63,38 +63,6 @@ class GivenFlow:
             self.value[rows],
             None if self.flow is None else self.flow[rows],
             None if self.cut is None else self.cut[rows],
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class FlowDiagnostics:
-    """How well the flows behind the scores of an example were solved.
-
-    The worst over the flows of the example, one flow or one per token.
-
-    Attributes:
-        duality_gap (Tensor): Shape ``(B,)``, flow value that may be missing to the
-            maximum, in units of capacity.
-        imbalance (Tensor): Shape ``(B,)``, largest violation of conservation at a
-            node, in units of capacity.
-        iterations (Tensor): Shape ``(B,)``, int64, Newton systems solved.
-    """
-
-    duality_gap: Tensor
-    imbalance: Tensor
-    iterations: Tensor
-
-    @staticmethod
-    def worst(flows: SourceFlows) -> FlowDiagnostics:
-        """Summarise the flows of an example's tokens."""
-        return FlowDiagnostics(
-            flows.duality_gap.amax(1), flows.imbalance.amax(1), flows.iterations.amax(1)
-        )
-
-    def select(self, rows: slice) -> FlowDiagnostics:
-        """Return the diagnostics of some examples."""
-        return FlowDiagnostics(
-            self.duality_gap[rows], self.imbalance[rows], self.iterations[rows]
         )
 
 

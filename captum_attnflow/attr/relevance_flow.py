@@ -4,7 +4,7 @@ Layer-wise relevance propagation changes the backward pass (see
 :mod:`captum_attnflow.capture.rules`): with its rules one row is as faithful as fifty
 of Integrated Gradients. What attention carries of this relevance, and what stays on the
 residual stream, is a flow on the network of the published methods (see
-:mod:`captum_attnflow.flow.conserved`): its value is the output, its sources are the
+:mod:`captum_attnflow.flow.scores`): its value is the output, its sources are the
 tokens, so scores sum to the output, in one forward and one backward pass and with no
 solver.
 
@@ -55,7 +55,6 @@ from captum_attnflow.capture.watched_layer import LayerCalls, record_layer_tenso
 from captum_attnflow.explanation import (
     ConservationDiagnostics,
     Explanation,
-    FlowDiagnostics,
     GivenFlow,
 )
 from captum_attnflow.flow import (
@@ -64,8 +63,12 @@ from captum_attnflow.flow import (
     message_tensor,
     refuse_other_shapes,
 )
-from captum_attnflow.flow.conserved import conserve, read_out_relevance
 from captum_attnflow.flow.network import LayeredNetwork
+from captum_attnflow.flow.scores import (
+    FlowDiagnostics,
+    conserve,
+    read_out_relevance,
+)
 from captum_attnflow.flow.solvers import solve_sources
 from captum_attnflow.targets import repeat_target
 
@@ -80,7 +83,7 @@ class RelevanceFlow(AttentionAttribution):
     where the output is read.
 
     Half of a score is the flow :math:`r_0` of
-    :func:`captum_attnflow.flow.conserved.conserve` that leaves the token, half a
+    :func:`captum_attnflow.flow.scores.conserve` that leaves the token, half a
     direct edge from its embedding :math:`x` to the read-out, with the gradient
     :math:`g` by the same rules. Without ``baselines`` that is :math:`x \cdot g`,
     from one row. With ``baselines`` :math:`x'`, of the meaning that they

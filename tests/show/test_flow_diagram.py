@@ -23,7 +23,7 @@ from captum_attnflow import (
     solve_flow,
 )
 from captum_attnflow.explanation import ConservationDiagnostics, GivenFlow
-from captum_attnflow.flow.conserved import conserve
+from captum_attnflow.flow.scores import conserve
 from captum_attnflow.show import flow_diagram, html_page
 from captum_attnflow.show.flow_diagram import FlowDiagram, FlowLayout
 

@@ -8,12 +8,7 @@ from captum_attnflow.flow.solvers.barrier import BarrierSolver
 from captum_attnflow.flow.solvers.flow import DeferredFlow, solve_flow
 from captum_attnflow.flow.solvers.networkx_solver import NetworkXSolver
 from captum_attnflow.flow.solvers.scipy_solver import SciPySolver
-from captum_attnflow.flow.solvers.solution import (
-    FlowError,
-    FlowSolution,
-    FlowSolver,
-    check_network,
-)
+from captum_attnflow.flow.solvers.solution import FlowError, FlowSolution, FlowSolver
 from captum_attnflow.flow.solvers.solvers import SOLVERS, SolverName, find_solver
 from captum_attnflow.flow.solvers.sources import SourceFlows, solve_sources
 
@@ -28,7 +23,6 @@ __all__ = [
     "SciPySolver",
     "SolverName",
     "SourceFlows",
-    "check_network",
     "find_solver",
     "solve_flow",
     "solve_sources",

@@ -30,14 +30,14 @@ from numbers import Integral, Real
 import torch
 
 from captum_attnflow._options import described
-from captum_attnflow.flow.network import LayeredNetwork
+from captum_attnflow.flow.network import LayeredNetwork, check_network
 from captum_attnflow.flow.solvers._barrier import implementation
 from captum_attnflow.flow.solvers._barrier.central_path import (
     LEAST_EPSILON,
     Aim,
     solve_batch,
 )
-from captum_attnflow.flow.solvers.solution import FlowSolution, check_network
+from captum_attnflow.flow.solvers.solution import FlowSolution
 
 # Edges whose arrays a processor's cache holds; more at once take longer each.
 _CACHED_EDGES = 1 << 18

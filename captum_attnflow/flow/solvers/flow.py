@@ -8,11 +8,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from captum_attnflow.flow.network import LayeredNetwork
+from captum_attnflow.flow.network import LayeredNetwork, check_network
 from captum_attnflow.flow.solvers.solution import (
     FlowSolution,
     FlowSolver,
-    check_network,
     refuse_infinite,
 )
 from captum_attnflow.flow.solvers.solvers import SolverName, find_solver

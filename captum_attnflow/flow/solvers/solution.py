@@ -9,8 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from captum_attnflow._options import described
-from captum_attnflow.flow.network import LayeredNetwork
+from captum_attnflow.flow.network import LayeredNetwork, check_network
 
 
 class FlowError(RuntimeError):
@@ -174,19 +173,6 @@ def bounds_of(network: LayeredNetwork) -> tuple[Tensor, Tensor]:
             "networks to solve_flow(network, solver), which takes any"
         )
     return nodes, value
-
-
-def check_network(network: object) -> None:
-    """Refuse what is no network.
-
-    Raises:
-        ValueError: Saying what was given and what is accepted.
-    """
-    if not isinstance(network, LayeredNetwork):
-        raise ValueError(
-            f"network is {described(network)}; give a LayeredNetwork, such as "
-            "LayeredNetwork(capacity, source, sink) or the one of an explanation"
-        )
 
 
 def certified(

@@ -9,12 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from captum_attnflow.flow.network import LayeredNetwork
+from captum_attnflow.flow.network import LayeredNetwork, check_network
 from captum_attnflow.flow.solvers.flow import solve_flow
 from captum_attnflow.flow.solvers.scipy_solver import SciPySolver
 from captum_attnflow.flow.solvers.solution import (
     FlowSolver,
-    check_network,
     refuse_infinite,
 )
 from captum_attnflow.flow.solvers.solvers import SolverName, find_solver

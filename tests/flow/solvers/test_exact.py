@@ -14,7 +14,7 @@ from captum_attnflow import (
     SciPySolver,
     solve_flow,
 )
-from captum_attnflow.flow.game import play
+from captum_attnflow.flow.scores import score_tokens
 from captum_attnflow.flow.solvers import solve_sources
 from captum_attnflow.flow.solvers.networkx_solver import Algorithm
 
@@ -164,7 +164,7 @@ def test_an_empty_batch_has_an_empty_answer(solver):
         assert solution.value.shape == (0,)
     assert solve_sources(network, solver).value.shape == (0, 3)
     for game in ("joint", "independent"):
-        assert play(network, game, solver).scores.shape == (0, 3)
+        assert score_tokens(network, game, solver).scores.shape == (0, 3)
 
 
 @pytest.mark.parametrize("solver", [*EXACT, BarrierSolver()])
