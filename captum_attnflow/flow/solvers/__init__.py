@@ -5,12 +5,18 @@ file with a frozen dataclass and one line in :data:`SOLVERS`.
 """
 
 from captum_attnflow.flow.solvers.barrier import BarrierSolver
-from captum_attnflow.flow.solvers.flow import DeferredFlow, solve_flow
+from captum_attnflow.flow.solvers.base import FlowError, FlowSolution, FlowSolver
 from captum_attnflow.flow.solvers.networkx_solver import NetworkXSolver
 from captum_attnflow.flow.solvers.scipy_solver import SciPySolver
-from captum_attnflow.flow.solvers.solution import FlowError, FlowSolution, FlowSolver
-from captum_attnflow.flow.solvers.solvers import SOLVERS, SolverName, find_solver
-from captum_attnflow.flow.solvers.sources import SourceFlows, solve_sources
+from captum_attnflow.flow.solvers.solve import (
+    SOLVERS,
+    DeferredFlow,
+    SolverName,
+    SourceFlows,
+    find_solver,
+    solve_flow,
+    solve_sources,
+)
 
 __all__ = [
     "SOLVERS",

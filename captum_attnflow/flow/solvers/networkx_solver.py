@@ -12,7 +12,7 @@ from torch import Tensor
 
 from captum_attnflow._options import check_choice
 from captum_attnflow.flow.network import SINK, SOURCE, LayeredNetwork
-from captum_attnflow.flow.solvers.solution import (
+from captum_attnflow.flow.solvers.base import (
     FlowError,
     FlowSolution,
     bounds_of,

@@ -10,7 +10,7 @@ from networks import attention_network, networks
 
 from captum_attnflow import BarrierSolver, FlowError, LayeredNetwork, NetworkXSolver
 from captum_attnflow.flow import add_residual
-from captum_attnflow.flow.solvers import _token_flows, solve_sources
+from captum_attnflow.flow.solvers import scipy_solver, solve_sources
 
 
 def value_alone(network: LayeredNetwork, token: int) -> float:
@@ -39,8 +39,8 @@ def test_every_value_is_a_maximum_flow_of_the_token_alone(network):
 def test_values_over_few_edges_are_maximum_flows_of_the_whole_network(network):
     expected = [value_alone(network, token) for token in range(network.n_tokens)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_token_flows, "_WIDTHS", (1, 2))
-        patch.setattr(_token_flows, "_LARGEST_SHARE", 2)
+        patch.setattr(scipy_solver, "_WIDTHS", (1, 2))
+        patch.setattr(scipy_solver, "_LARGEST_SHARE", 2)
         flows = solve_sources(network)
     assert flows.value[0].tolist() == pytest.approx(expected, rel=1e-6, abs=0)
     assert bool((flows.duality_gap <= 1e-6 * flows.value).all())
@@ -48,9 +48,9 @@ def test_values_over_few_edges_are_maximum_flows_of_the_whole_network(network):
 
 def only_over_few_edges(monkeypatch, width):
     monkeypatch.setattr(
-        _token_flows,
+        scipy_solver,
         "_stages",
-        lambda tokens: [_token_flows._widest(tokens, width) & (tokens.middle > 0)],
+        lambda tokens: [scipy_solver._widest(tokens, width) & (tokens.middle > 0)],
     )
 
 
@@ -77,8 +77,8 @@ def test_a_flow_that_needs_more_edges_is_not_taken_for_a_maximum(monkeypatch):
     flows = solve_sources(network)
     whole = capacity[0, 1].sum()
     torch.testing.assert_close(flows.value, whole.expand(1, 24), rtol=1e-12, atol=0)
-    monkeypatch.setattr(_token_flows, "_WIDTHS", (2, 5))
-    monkeypatch.setattr(_token_flows, "_LARGEST_SHARE", 2)
+    monkeypatch.setattr(scipy_solver, "_WIDTHS", (2, 5))
+    monkeypatch.setattr(scipy_solver, "_LARGEST_SHARE", 2)
     assert torch.equal(solve_sources(network).value, flows.value)
     only_over_few_edges(monkeypatch, 5)
     assert bool((solve_sources(network).duality_gap > 0.1 * whole).all())
@@ -107,7 +107,7 @@ def test_tokens_that_the_same_edges_confine_tie_exactly():
 def test_values_do_not_depend_on_how_many_are_solved_at_once(monkeypatch):
     network = attention_network(3, 5, n_networks=2)
     whole = solve_sources(network, BarrierSolver()).value
-    monkeypatch.setattr("captum_attnflow.flow.solvers.sources._MAX_EDGES_AT_ONCE", 1)
+    monkeypatch.setattr("captum_attnflow.flow.solvers.solve._MAX_EDGES_AT_ONCE", 1)
     torch.testing.assert_close(solve_sources(network, BarrierSolver()).value, whole)
 
 
