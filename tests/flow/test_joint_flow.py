@@ -8,10 +8,10 @@ from models import bert, token_ids
 from networks import attention_network
 
 from captum_attnflow import AttentionFlow, BarrierSolver, LayerAttentionFlow, solve_flow
-from captum_attnflow.flow.solvers import SOLVERS, DeferredFlow
+from captum_attnflow.flow.solvers import SOLVERS, DeferredFlow, FlowSolver
 
 
-class CountingSolver:
+class CountingSolver(FlowSolver):
     """The barrier solver, with the number of networks of each solve."""
 
     def __init__(self):

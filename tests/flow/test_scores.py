@@ -7,6 +7,7 @@ from networks import attention_network
 
 from captum_attnflow import BarrierSolver, LayeredNetwork
 from captum_attnflow.flow.scores import score_tokens
+from captum_attnflow.flow.solvers import SOLVERS
 
 
 def value_of(network: LayeredNetwork, sources: list[int], example: int = 0) -> float:
@@ -19,10 +20,11 @@ def value_of(network: LayeredNetwork, sources: list[int], example: int = 0) -> f
     )
 
 
-def test_independent_scores_are_the_flows_of_single_tokens():
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_independent_scores_are_the_flows_of_single_tokens(solver):
     network = attention_network(3, 5, n_networks=2, read_out=1)
     network.capacity[1, 0, :, 3] = 0  # a token that nothing attends to
-    scored = score_tokens(network, "independent", BarrierSolver())
+    scored = score_tokens(network, "independent", solver)
     for example in range(2):
         expected = [value_of(network, [token], example) for token in range(5)]
         scores = scored.scores[example].tolist()
@@ -80,9 +82,10 @@ def free(network: LayeredNetwork) -> LayeredNetwork:
     )
 
 
-def test_a_token_with_a_free_path_is_scored_by_what_it_sends_to_others():
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_token_with_a_free_path_is_scored_by_what_it_sends_to_others(solver):
     network = free(attention_network(2, 3))
-    scored = score_tokens(network, "independent", BarrierSolver())
+    scored = score_tokens(network, "independent", solver)
     for token in range(3):
         others = network.sink.clone()
         others[0, token] = False

@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captum_attnflow.flow.network import LayeredNetwork
-from captum_attnflow.flow.solvers.base import FlowSolution, bounds_of, certified
+from captum_attnflow.flow.solvers.base import (
+    FlowSolution,
+    FlowSolver,
+    SourceFlows,
+    bounds_of,
+    certified,
+    own_path_is_free,
+    source_bounds,
+)
 from captum_attnflow.flow.solvers.dinic import (
     FIRST,
     SINK,
@@ -47,7 +55,7 @@ _SAME_SUM = 1e-13
 
 
 @dataclass(frozen=True)
-class SciPySolver:
+class SciPySolver(FlowSolver):
     """One maximum flow after the other by Dinic's algorithm in SciPy.
 
     SciPy's flows are integers. Capacities are rounded down to multiples of a unit, a
@@ -71,22 +79,9 @@ class SciPySolver:
         ]
         return FlowSolution.concatenate(parts)
 
-    def solve_sources(
-        self, network: LayeredNetwork, bound: Tensor, own_sink: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Solve one flow per token.
-
-        Args:
-            network (LayeredNetwork): The networks; their sources do not count.
-            bound (Tensor): Shape ``(B, T)``, finite bound of each token's flow; where
-                it is 0 nothing is solved.
-            own_sink (Tensor): Shape ``(B, T)``, bool, whether a token's flow may end
-                at its own position.
-
-        Returns:
-            tuple[Tensor, Tensor]: Cut capacities, and how far each flow stays below;
-            both of shape ``(B, T)``.
-        """
+    def solve_sources(self, network: LayeredNetwork) -> SourceFlows:
+        """Solve one maximum flow per token, all of a network on one graph."""
+        bound, own_sink = source_bounds(network), ~own_path_is_free(network)
         value, gap = torch.zeros_like(bound), torch.zeros_like(bound)
         on_cpu = LayeredNetwork(
             network.capacity.cpu(), network.source.cpu(), network.sink.cpu()
@@ -101,7 +96,8 @@ class SciPySolver:
             cut, below = token_flows(alone, bounds[tokens])
             value[index, tokens] = cut.to(value)
             gap[index, tokens] = below.to(gap)
-        return value, gap
+        nothing = torch.zeros_like(value)
+        return SourceFlows(value, gap, nothing, nothing.to(torch.int64))
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -14,7 +12,12 @@ from torch import Tensor
 from captum_attnflow._options import described
 from captum_attnflow.flow.network import LayeredNetwork, check_network
 from captum_attnflow.flow.solvers.barrier import BarrierSolver
-from captum_attnflow.flow.solvers.base import FlowSolution, FlowSolver, refuse_infinite
+from captum_attnflow.flow.solvers.base import (
+    FlowSolution,
+    FlowSolver,
+    SourceFlows,
+    solve_any,
+)
 from captum_attnflow.flow.solvers.networkx_solver import NetworkXSolver
 from captum_attnflow.flow.solvers.scipy_solver import SciPySolver
 
@@ -25,7 +28,6 @@ SOLVERS: dict[str, FlowSolver] = {
     "scipy": SciPySolver(),
     "networkx": NetworkXSolver(),
 }
-_MAX_EDGES_AT_ONCE = 1 << 22
 
 
 def find_solver(solver: SolverName | FlowSolver) -> FlowSolver:
@@ -34,12 +36,13 @@ def find_solver(solver: SolverName | FlowSolver) -> FlowSolver:
     Raises:
         ValueError: If the name is unknown, or it is no solver.
     """
-    if not isinstance(solver, (str, type, Tensor)) and hasattr(solver, "solve"):
+    if isinstance(solver, FlowSolver) and not isinstance(solver, type):
         return solver
     if not isinstance(solver, str) or solver not in SOLVERS:
         raise ValueError(
             f"solver={described(solver)} is unknown; give one of {sorted(SOLVERS)}, or "
-            "an instance such as BarrierSolver(epsilon=1e-6)"
+            "an instance of a class that derives from FlowSolver, such as "
+            "BarrierSolver(epsilon=1e-6)"
         )
     return SOLVERS[solver]
 
@@ -80,28 +83,7 @@ def solve_flow(
         [0.2, 0.3]
     """
     check_network(network)
-    chosen = find_solver(solver)
-    from_source, to_sink = network.reachable()
-    live = from_source & to_sink
-    trimmed = replace(network, capacity=network.capacity.detach().double()).restrict(
-        live
-    )
-    _refuse_unbounded(trimmed)
-    # A reachable dead end stands on the source's side of every minimum cut.
-    idle_potential = -(from_source & ~to_sink).to(trimmed.capacity.dtype)
-    solvable = trimmed.sink.any(-1)
-    if not bool(solvable.any()):
-        return FlowSolution.zero(trimmed, idle_potential)
-    if bool(solvable.all()):
-        solution = chosen.solve(trimmed)
-    else:
-        solution = FlowSolution.zero(trimmed, idle_potential)
-        part = chosen.solve(trimmed.select(solvable))
-        for name, whole in vars(solution).items():
-            whole[solvable] = getattr(part, name)
-    solution.potential.copy_(torch.where(live, solution.potential, idle_potential))
-    solution.cut.copy_(solution.potential < -0.5)
-    return solution
+    return solve_any(network, find_solver(solver))
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,31 +140,6 @@ class DeferredFlow:
         return DeferredFlow(self.network.select(rows), self.solver)
 
 
-def _refuse_unbounded(network: LayeredNetwork) -> None:
-    if not network.capacity.numel() or not bool(network.capacity.amax().isinf()):
-        return
-    refuse_infinite(network.node_bound().flatten(1).amax(1))
-
-
-@dataclass(frozen=True, eq=False)
-class SourceFlows:
-    """Maximum flows of every token of a batch of networks, each sending alone.
-
-    Attributes:
-        value (Tensor): Shape ``(B, T)``, capacity of a minimum cut between the token
-            and the sink, which is the value of its maximum flow. A sum of capacities:
-            tokens that the same edges confine tie exactly.
-        duality_gap (Tensor): Shape ``(B, T)``, how far the flow found stays below.
-        imbalance (Tensor): Shape ``(B, T)``, see :class:`FlowSolution`.
-        iterations (Tensor): Shape ``(B, T)``, int64, see :class:`FlowSolution`.
-    """
-
-    value: Tensor
-    duality_gap: Tensor
-    imbalance: Tensor
-    iterations: Tensor
-
-
 def solve_sources(
     network: LayeredNetwork, solver: SolverName | FlowSolver = "scipy"
 ) -> SourceFlows:
@@ -221,58 +178,4 @@ def solve_sources(
         capacity=network.capacity.detach().double(),
         source=torch.ones_like(network.source),
     ).trim()
-    if isinstance(chosen, SciPySolver):
-        value, gap = chosen.solve_sources(
-            network, _bound(network), ~_own_path_is_free(network)
-        )
-        nothing = torch.zeros_like(value)
-        return SourceFlows(value, gap, nothing, nothing.to(torch.int64))
-    value = torch.zeros_like(network.capacity[:, 0, 0])
-    flows = SourceFlows(
-        value, value.clone(), value.clone(), value.to(torch.int64, copy=True)
-    )
-    for rows, tokens in _at_once(network, network.source):
-        solution = solve_flow(_one_source_each(network, rows, tokens), chosen)
-        flows.value[rows, tokens] = solution.cut_capacity
-        for name in ("duality_gap", "imbalance", "iterations"):
-            getattr(flows, name)[rows, tokens] = getattr(solution, name)
-    return flows
-
-
-def _own_path_is_free(network: LayeredNetwork) -> Tensor:
-    """Whether each token has a residual path that never binds, shape ``(B, T)``."""
-    return network.capacity.diagonal(dim1=-2, dim2=-1).isinf().all(1)
-
-
-def _at_once(
-    network: LayeredNetwork, chosen: Tensor
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Chosen tokens, as rows and positions, in parts that fit into memory."""
-    rows, tokens = chosen.nonzero(as_tuple=True)
-    at_once = max(1, _MAX_EDGES_AT_ONCE // math.prod(network.capacity.shape[1:]))
-    return zip(rows.split(at_once), tokens.split(at_once), strict=True)
-
-
-def _one_source_each(
-    network: LayeredNetwork, rows: Tensor, tokens: Tensor
-) -> LayeredNetwork:
-    """One network per token, which is its only source."""
-    alone = torch.zeros_like(network.source[rows])
-    alone[torch.arange(len(rows)), tokens] = True
-    own_sink = alone & _own_path_is_free(network)[rows]
-    return LayeredNetwork(
-        capacity=network.capacity[rows],
-        source=alone,
-        sink=network.sink[rows] & ~own_sink,
-    )
-
-
-def _bound(network: LayeredNetwork) -> Tensor:
-    """Bound each token's flow by what can leave it, shape ``(B, T)``."""
-    bound = torch.where(network.source, network.leaving_bound()[:, 0], 0.0)
-    own_sink_closed = network.sink & _own_path_is_free(network)
-    for rows, tokens in _at_once(network, own_sink_closed):
-        leaving = _one_source_each(network, rows, tokens).leaving_bound()[:, 0]
-        bound[rows, tokens] = leaving[torch.arange(len(rows)), tokens]
-    refuse_infinite(bound.amax(1))
-    return bound
+    return chosen.solve_sources(network)

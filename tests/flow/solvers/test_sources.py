@@ -8,9 +8,20 @@ import torch
 from hypothesis import given, settings
 from networks import attention_network, networks
 
-from captum_attnflow import BarrierSolver, FlowError, LayeredNetwork, NetworkXSolver
+from captum_attnflow import (
+    BarrierSolver,
+    FlowError,
+    LayeredNetwork,
+    SciPySolver,
+    solve_flow,
+)
 from captum_attnflow.flow import add_residual
-from captum_attnflow.flow.solvers import scipy_solver, solve_sources
+from captum_attnflow.flow.solvers import (
+    SOLVERS,
+    FlowSolver,
+    scipy_solver,
+    solve_sources,
+)
 
 
 def value_alone(network: LayeredNetwork, token: int) -> float:
@@ -84,7 +95,7 @@ def test_a_flow_that_needs_more_edges_is_not_taken_for_a_maximum(monkeypatch):
     assert bool((solve_sources(network).duality_gap > 0.1 * whole).all())
 
 
-@pytest.mark.parametrize("solver", [BarrierSolver(), NetworkXSolver()])
+@pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("residual", [False, True])
 def test_solvers_agree_on_the_values(solver, residual):
     network = attention_network(3, 6, n_networks=2, read_out=1)
@@ -107,7 +118,7 @@ def test_tokens_that_the_same_edges_confine_tie_exactly():
 def test_values_do_not_depend_on_how_many_are_solved_at_once(monkeypatch):
     network = attention_network(3, 5, n_networks=2)
     whole = solve_sources(network, BarrierSolver()).value
-    monkeypatch.setattr("captum_attnflow.flow.solvers.solve._MAX_EDGES_AT_ONCE", 1)
+    monkeypatch.setattr("captum_attnflow.flow.solvers.base._MAX_EDGES_AT_ONCE", 1)
     torch.testing.assert_close(solve_sources(network, BarrierSolver()).value, whole)
 
 
@@ -136,3 +147,28 @@ def test_an_unbounded_value_is_refused():
     terminal = torch.tensor([[True, True]])
     with pytest.raises(FlowError, match=r"1 of 1 networks is unbounded.*finite"):
         solve_sources(LayeredNetwork(capacity, terminal, terminal))
+
+
+class NewSolver(FlowSolver):
+    """A solver that says no more than how it solves a batch of networks."""
+
+    def solve(self, network):
+        return SciPySolver().solve(network)
+
+
+def test_a_new_solver_is_one_class_and_one_line(monkeypatch):
+    monkeypatch.setitem(SOLVERS, "new", NewSolver())
+    network = attention_network(3, 6, n_networks=2, read_out=1)
+    expected = solve_sources(network, "scipy").value
+    torch.testing.assert_close(solve_sources(network, "new").value, expected)
+    expected = solve_flow(network, "scipy").value
+    assert torch.equal(solve_flow(network, "new").value, expected)
+
+
+def test_what_does_not_derive_from_a_solver_is_refused_with_the_way():
+    class Partial:
+        solve = NewSolver.solve
+
+    network = attention_network(2, 3)
+    with pytest.raises(ValueError, match="derives from FlowSolver"):
+        solve_flow(network, Partial())

@@ -45,14 +45,14 @@ from captum_attnflow.flow.solvers.barrier.passes import (
     undisturbed,
 )
 from captum_attnflow.flow.solvers.barrier.torch_passes import TorchPasses
-from captum_attnflow.flow.solvers.base import FlowSolution
+from captum_attnflow.flow.solvers.base import FlowSolution, FlowSolver
 
 # Edges whose arrays a processor's cache holds; more at once take longer each.
 _CACHED_EDGES = 1 << 18
 
 
 @dataclass(frozen=True)
-class BarrierSolver:
+class BarrierSolver(FlowSolver):
     r"""The unique flow of the barrier problem, all networks of a batch together.
 
     The barrier weight is relative by default: ``mu = epsilon * value / m`` for the
