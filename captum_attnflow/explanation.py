@@ -1,9 +1,10 @@
-"""What ``explain()`` returns: scores, flow, network and how well it was solved."""
+"""What ``explain()`` returns: scores, network, flow and how well it was solved."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import networkx as nx
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture import Propagation, TokenSequence
 from captum_attnflow.flow.network import LayeredNetwork
-from captum_attnflow.flow.solvers import SourceFlows
+from captum_attnflow.flow.scores import FlowDiagnostics
 from captum_attnflow.scored_tokens import ShownByTokens
 
 # Of fewer tokens chance alone orders some by position.
@@ -20,35 +21,48 @@ _FEWEST_POSITIONS = 6
 _POSITION_ALONE = 0.98  # Spearman's rho
 
 
-@dataclass(frozen=True, eq=False)
-class FlowDiagnostics:
-    """How well the flows behind the scores of an example were solved.
+class JointFlow(Protocol):
+    """The flow of all tokens of each example, known or solved when it is read.
 
-    The worst over the flows of the example, one flow or one per token.
-
-    Attributes:
-        duality_gap (Tensor): Shape ``(B,)``, flow value that may be missing to the
-            maximum, in units of capacity.
-        imbalance (Tensor): Shape ``(B,)``, largest violation of conservation at a
-            node, in units of capacity.
-        iterations (Tensor): Shape ``(B,)``, int64, Newton systems solved.
+    A :class:`captum_attnflow.flow.solvers.FlowSolution` is one.
     """
 
-    duality_gap: Tensor
-    imbalance: Tensor
-    iterations: Tensor
+    @property
+    def value(self) -> Tensor:
+        """Value of the flow, shape ``(B,)``."""
 
-    @staticmethod
-    def worst(flows: SourceFlows) -> FlowDiagnostics:
-        """Summarise the flows of an example's tokens."""
-        return FlowDiagnostics(
-            flows.duality_gap.amax(1), flows.imbalance.amax(1), flows.iterations.amax(1)
-        )
+    @property
+    def flow(self) -> Tensor | None:
+        """Flow per edge, shape ``(B, L, T, T)``; None where only the value is known."""
 
-    def select(self, rows: slice) -> FlowDiagnostics:
-        """Return the diagnostics of some examples."""
-        return FlowDiagnostics(
-            self.duality_gap[rows], self.imbalance[rows], self.iterations[rows]
+    @property
+    def cut(self) -> Tensor | None:
+        """Source's side of a minimum cut, shape ``(B, L + 1, T)``, bool, or None."""
+
+    def select(self, rows: slice) -> JointFlow:
+        """Return the flows of some examples."""
+
+
+@dataclass(frozen=True, eq=False)
+class GivenFlow:
+    """A flow that no solver has to find, such as attention rollout.
+
+    Attributes:
+        value (Tensor): Shape ``(B,)``.
+        flow (Tensor, optional): Shape ``(B, L, T, T)``.
+        cut (Tensor, optional): Shape ``(B, L + 1, T)``, bool.
+    """
+
+    value: Tensor
+    flow: Tensor | None = None
+    cut: Tensor | None = None
+
+    def select(self, rows: slice) -> GivenFlow:
+        """Return the flows of some examples."""
+        return GivenFlow(
+            self.value[rows],
+            None if self.flow is None else self.flow[rows],
+            None if self.cut is None else self.cut[rows],
         )
 
 
@@ -81,18 +95,11 @@ class Explanation(ShownByTokens):
         scores (Tensor): Shape ``(B, T)``, float64; one score per position of the
             attention maps, 0 on masked padding. Never negative, but for Relevance
             Flow, whose scores sum to the output.
-        flow_value (Tensor): Shape ``(B,)``, float64, value of the joint flow; 1 for
-            attention rollout, whose flow is the product of matrices itself, and for the
-            relevance of Chefer et al., which starts from 1 and is not conserved. Of
-            Relevance Flow it is the output, or the sum of the scores where it solves
-            maximum flows.
         network (LayeredNetwork): The joint network of each example. The edges of a
             conserved flow of relevance hold what they carry.
-        flow (Tensor, optional): Shape ``(B, L, T, T)``, float64, the joint flow per
-            edge, laid out as ``network.capacity``; signed for Relevance Flow. None for
-            its maximum flows and the relevance of Chefer et al.
-        cut (Tensor, optional): Shape ``(B, L + 1, T)``, bool, ``True`` on the source's
-            side of a minimum cut; None where no joint flow is solved.
+        joint_flow (JointFlow): The flow of all tokens at once, behind
+            :attr:`flow_value`, :attr:`flow` and :attr:`cut`. In the independent game
+            no score needs it, and it is solved when one of these is first read.
         diagnostics (FlowDiagnostics or ConservationDiagnostics, optional): How well
             the flows behind the scores were solved, or are conserved; None for
             attention rollout and the relevance of Chefer et al.
@@ -113,10 +120,8 @@ class Explanation(ShownByTokens):
     """
 
     scores: Tensor
-    flow_value: Tensor
     network: LayeredNetwork
-    flow: Tensor | None
-    cut: Tensor | None = None
+    joint_flow: JointFlow
     diagnostics: FlowDiagnostics | ConservationDiagnostics | None = None
     against: Explanation | None = None
     direct: Tensor | None = None
@@ -124,6 +129,34 @@ class Explanation(ShownByTokens):
     output: Tensor | None = None
     sequences: tuple[TokenSequence, ...] = ()
     elements: Mapping[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def flow_value(self) -> Tensor:
+        """Value of the joint flow, shape ``(B,)``, float64.
+
+        It is 1 for attention rollout, whose flow is the product of matrices itself, and
+        for the relevance of Chefer et al., which starts from 1 and is not conserved. Of
+        Relevance Flow it is the output, or the sum of the scores where it solves
+        maximum flows.
+        """
+        return self.joint_flow.value
+
+    @property
+    def flow(self) -> Tensor | None:
+        """The joint flow per edge, shape ``(B, L, T, T)``, float64.
+
+        It is laid out as ``network.capacity`` and signed for Relevance Flow. None for
+        the maximum flows of Relevance Flow and the relevance of Chefer et al.
+        """
+        return self.joint_flow.flow
+
+    @property
+    def cut(self) -> Tensor | None:
+        """The source's side of a minimum cut, shape ``(B, L + 1, T)``, bool.
+
+        None where the joint flow is no maximum flow.
+        """
+        return self.joint_flow.cut
 
     @property
     def delta(self) -> Tensor:
@@ -137,16 +170,18 @@ class Explanation(ShownByTokens):
         return self.scores.sum(1) - self.flow_value
 
     def select(self, rows: slice) -> Explanation:
-        """Return the explanations of some examples of the batch."""
+        """Return the explanations of some examples of the batch.
+
+        A joint flow that was not read stays unsolved, and what is returned solves it
+        for its own examples only.
+        """
         diagnostics, against = self.diagnostics, self.against
         raw = self.unnormalized_scores
         return replace(
             self,
             scores=self.scores[rows],
-            flow_value=self.flow_value[rows],
             network=self.network.select(rows),
-            flow=None if self.flow is None else self.flow[rows],
-            cut=None if self.cut is None else self.cut[rows],
+            joint_flow=self.joint_flow.select(rows),
             diagnostics=None if diagnostics is None else diagnostics.select(rows),
             against=None if against is None else against.select(rows),
             direct=None if self.direct is None else self.direct[rows],

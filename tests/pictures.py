@@ -32,10 +32,8 @@ def an_explanation(n_layers: int, n_tokens: int) -> Explanation:
     solution = solve_flow(network)
     return Explanation(
         scores=solution.source_flow,
-        flow_value=solution.value,
         network=network,
-        flow=solution.flow,
-        cut=solution.cut,
+        joint_flow=solution,
     )
 
 

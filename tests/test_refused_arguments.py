@@ -27,9 +27,14 @@ from captum_attnflow.flow import (
     information_tensor,
     message_tensor,
 )
-from captum_attnflow.flow.conserved import conserve, read_out_relevance
-from captum_attnflow.flow.game import check_solver, play
-from captum_attnflow.flow.normalization import check_normalization, normalize
+from captum_attnflow.flow.scores import (
+    check_normalization,
+    check_solver,
+    conserve,
+    normalize,
+    read_out_relevance,
+    score_tokens,
+)
 from captum_attnflow.flow.solvers import find_solver, solve_sources
 
 CAPACITY = torch.rand(1, 2, 3, 3, generator=torch.Generator().manual_seed(0)) + 0.1
@@ -115,16 +120,16 @@ ARGUMENTS = {
     ),
     "network": (solve_flow, set()),
     "network of sources": (solve_sources, set()),
-    "network of a game": (lambda given: play(given, "joint"), set()),
+    "network of a game": (lambda given: score_tokens(given, "joint"), set()),
     "network of the barrier": (BarrierSolver().solve, set()),
     "network of SciPy": (SciPySolver().solve, set()),
     "network of networkx": (NetworkXSolver().solve, set()),
     "solver": (lambda given: solve_flow(NETWORK, given), set()),
     "solver of sources": (lambda given: solve_sources(NETWORK, given), set()),
-    "solver of a game": (lambda given: play(NETWORK, "joint", given), set()),
+    "solver of a game": (lambda given: score_tokens(NETWORK, "joint", given), set()),
     "solver that is checked": (check_solver, set()),
     "solver that is found": (find_solver, set()),
-    "game": (lambda given: play(NETWORK, given), set()),
+    "game": (lambda given: score_tokens(NETWORK, given), set()),
     "epsilon": (lambda given: BarrierSolver(epsilon=given), {"a fraction"}),
     "mu": (lambda given: BarrierSolver(mu=given), NUMBERS | COUNTS),
     "tolerance": (lambda given: BarrierSolver(tolerance=given), {"a fraction"}),
@@ -149,10 +154,13 @@ ARGUMENTS = {
         lambda given: read_out_relevance(torch.ones(1), ENDS, given),
         OPTIONAL,
     ),
-    "explanation": (lambda given: normalize(given, "receptive-field"), set()),
-    "explanation as it is": (lambda given: normalize(given, None), set()),
+    "scores": (lambda given: normalize(given, NETWORK, None), set()),
+    "network of scores": (
+        lambda given: normalize(CAPACITY[:, 0, 0], given, None),
+        set(),
+    ),
     "normalization": (
-        lambda given: normalize(play(everywhere(CAPACITY.tril()), "joint"), given),
+        lambda given: normalize(CAPACITY[:, 0, 0], everywhere(CAPACITY.tril()), given),
         OPTIONAL,
     ),
     "normalization that is checked": (check_normalization, OPTIONAL),

@@ -22,7 +22,7 @@ from captum_attnflow import LayeredNetwork, metrics
 from captum_attnflow.capture import capture_attention
 from captum_attnflow.demo import load_demo_model
 from captum_attnflow.flow import solvers
-from captum_attnflow.flow.conserved import conserve, read_out_relevance
+from captum_attnflow.flow.scores import conserve, read_out_relevance
 
 WRONG: dict[str, Any] = {
     "None": None,

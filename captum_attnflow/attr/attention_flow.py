@@ -9,15 +9,18 @@ from captum._utils.typing import ModuleOrModuleList
 
 from captum_attnflow._options import check_choice
 from captum_attnflow.attr._base import AttentionAttribution
+from captum_attnflow.attr._explanations import explain_maximum_flows
 from captum_attnflow.attr._layer import LayerAttentionAttribution
 from captum_attnflow.capture import AttentionRecord
 from captum_attnflow.explanation import Explanation
 from captum_attnflow.flow import Residual, build_network, check_residual
-from captum_attnflow.flow.game import GAMES, Game, GameSolver, check_solver, play
-from captum_attnflow.flow.normalization import (
+from captum_attnflow.flow.scores import (
+    GAMES,
+    Game,
+    GameSolver,
     Normalization,
     check_normalization,
-    normalize,
+    check_solver,
 )
 
 
@@ -38,15 +41,15 @@ class AttentionFlow(AttentionAttribution):
             ``None`` or ``"free"``; see :func:`captum_attnflow.flow.add_residual`.
         game (str): ``"independent"`` (one flow per token, as in the paper) or
             ``"joint"`` (one flow of all tokens, Ethayarajh & Jurafsky 2021); see
-            :mod:`captum_attnflow.flow.game`. The joint flow on row-normalised
+            :mod:`captum_attnflow.flow.scores`. The joint flow on row-normalised
             capacities has a trivial value, the number of read-out positions, and many
             optima.
-        solver (str or FlowSolver): ``"auto"`` (see :mod:`captum_attnflow.flow.game`),
+        solver (str or FlowSolver): ``"auto"`` (see :mod:`captum_attnflow.flow.scores`),
             ``"barrier"``, ``"scipy"``, ``"networkx"``, or an instance such as
             ``BarrierSolver(epsilon=1e-8)``.
         normalization (str, optional): ``"receptive-field"`` divides the scores of a
             decoder's tokens by how many positions may read them, against position
-            bias; see :mod:`captum_attnflow.flow.normalization`.
+            bias; see :mod:`captum_attnflow.flow.scores`.
 
     Raises:
         ValueError: If an option is unknown.
@@ -85,8 +88,9 @@ class AttentionFlow(AttentionAttribution):
 
     def _score(self, record: AttentionRecord) -> Explanation:
         network = build_network(record, "AF", self.residual)
-        explanation = play(network, self.game, self.solver)
-        return normalize(explanation, self.normalization)
+        return explain_maximum_flows(
+            network, self.game, self.solver, self.normalization
+        )
 
 
 class LayerAttentionFlow(LayerAttentionAttribution, AttentionFlow):

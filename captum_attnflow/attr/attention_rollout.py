@@ -10,16 +10,13 @@ from captum._utils.typing import ModuleOrModuleList
 from torch import Tensor
 
 from captum_attnflow.attr._base import AttentionAttribution
+from captum_attnflow.attr._explanations import normalize_scores
 from captum_attnflow.attr._layer import LayerAttentionAttribution
 from captum_attnflow.capture import AttentionRecord
-from captum_attnflow.explanation import Explanation
+from captum_attnflow.explanation import Explanation, GivenFlow
 from captum_attnflow.flow import build_network, check_residual
 from captum_attnflow.flow.network import LayeredNetwork
-from captum_attnflow.flow.normalization import (
-    Normalization,
-    check_normalization,
-    normalize,
-)
+from captum_attnflow.flow.scores import Normalization, check_normalization
 
 
 class AttentionRollout(AttentionAttribution):
@@ -36,7 +33,7 @@ class AttentionRollout(AttentionAttribution):
         multiply_by_inputs (bool): Kept for Captum's signature; no effect.
         residual (float, optional): Share of the residual edge, in (0, 1), or None.
         normalization (str, optional): ``"receptive-field"`` for decoders, after which
-            scores no longer sum to 1; see :mod:`captum_attnflow.flow.normalization`.
+            scores no longer sum to 1; see :mod:`captum_attnflow.flow.scores`.
 
     Raises:
         ValueError: If an option is unknown or out of its range.
@@ -75,11 +72,10 @@ class AttentionRollout(AttentionAttribution):
         flow = _rollout_flow(network)
         explanation = Explanation(
             scores=flow[:, 0].sum(1),
-            flow_value=flow[:, -1].sum((1, 2)),
             network=network,
-            flow=flow,
+            joint_flow=GivenFlow(flow[:, -1].sum((1, 2)), flow),
         )
-        return normalize(explanation, self.normalization)
+        return normalize_scores(explanation, self.normalization)
 
 
 def _rollout_flow(network: LayeredNetwork) -> Tensor:

@@ -10,16 +10,13 @@ from captum._utils.typing import ModuleOrModuleList
 from torch import Tensor
 
 from captum_attnflow.attr._base import AttentionAttribution
+from captum_attnflow.attr._explanations import normalize_scores
 from captum_attnflow.attr._layer import LayerAttentionAttribution
 from captum_attnflow.capture import AttentionRecord
-from captum_attnflow.explanation import Explanation
+from captum_attnflow.explanation import Explanation, GivenFlow
 from captum_attnflow.flow import information_tensor
 from captum_attnflow.flow.network import LayeredNetwork
-from captum_attnflow.flow.normalization import (
-    Normalization,
-    check_normalization,
-    normalize,
-)
+from captum_attnflow.flow.scores import Normalization, check_normalization
 
 
 class CheferRelevance(AttentionAttribution):
@@ -55,7 +52,7 @@ class CheferRelevance(AttentionAttribution):
         forward_func (Callable or Module): The forward function.
         multiply_by_inputs (bool): Kept for Captum's signature; no effect.
         normalization (str, optional): ``"receptive-field"`` for decoders; see
-            :mod:`captum_attnflow.flow.normalization`.
+            :mod:`captum_attnflow.flow.scores`.
 
     Raises:
         ValueError: If an option is unknown.
@@ -95,11 +92,10 @@ class CheferRelevance(AttentionAttribution):
         layers.diagonal(dim1=-2, dim2=-1).add_(1)  # from here on with residual edges
         explanation = Explanation(
             scores=torch.einsum("bi,bij->bj", share, relevance),
-            flow_value=share.sum(1),
             network=LayeredNetwork(layers, torch.ones_like(read_out), read_out),
-            flow=None,
+            joint_flow=GivenFlow(share.sum(1)),
         )
-        return normalize(explanation, self.normalization)
+        return normalize_scores(explanation, self.normalization)
 
 
 def _propagate(record: AttentionRecord, layers: Tensor) -> Tensor:

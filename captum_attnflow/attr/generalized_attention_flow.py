@@ -9,15 +9,18 @@ from captum._utils.typing import ModuleOrModuleList
 
 from captum_attnflow._options import check_choice
 from captum_attnflow.attr._base import AttentionAttribution
+from captum_attnflow.attr._explanations import explain_maximum_flows
 from captum_attnflow.attr._layer import LayerAttentionAttribution
 from captum_attnflow.capture import RULES, AttentionRecord, Rules
 from captum_attnflow.explanation import Explanation
 from captum_attnflow.flow import Residual, build_network, check_residual
-from captum_attnflow.flow.game import GAMES, Game, GameSolver, check_solver, play
-from captum_attnflow.flow.normalization import (
+from captum_attnflow.flow.scores import (
+    GAMES,
+    Game,
+    GameSolver,
     Normalization,
     check_normalization,
-    normalize,
+    check_solver,
 )
 
 FlowInformation = Literal["AF", "GF", "AGF"]
@@ -44,13 +47,13 @@ class GeneralizedAttentionFlow(AttentionAttribution):
         residual (float, str, optional): Residual edges: ``None``, a fraction, or
             ``"free"``; see :func:`captum_attnflow.flow.add_residual`.
         game (str): ``"joint"`` (scores sum to the flow value) or ``"independent"``
-            (one flow per token); see :mod:`captum_attnflow.flow.game`.
-        solver (str or FlowSolver): ``"auto"`` (see :mod:`captum_attnflow.flow.game`),
+            (one flow per token); see :mod:`captum_attnflow.flow.scores`.
+        solver (str or FlowSolver): ``"auto"`` (see :mod:`captum_attnflow.flow.scores`),
             ``"barrier"``, ``"scipy"``, ``"networkx"``, or an instance such as
             ``BarrierSolver(epsilon=1e-8)``.
         normalization (str, optional): ``"receptive-field"`` divides the scores of a
             decoder's tokens by how many positions may read them, against position
-            bias; see :mod:`captum_attnflow.flow.normalization`.
+            bias; see :mod:`captum_attnflow.flow.scores`.
         gradient (str): What ``G`` is: the plain ``"gradient"`` of the paper, or that
             of propagation rules, ``"attnlrp"`` or ``"cp-lrp"``; see
             :mod:`captum_attnflow.capture.rules`.
@@ -105,8 +108,9 @@ class GeneralizedAttentionFlow(AttentionAttribution):
 
     def _score(self, record: AttentionRecord) -> Explanation:
         network = build_network(record, self.information, self.residual)
-        explanation = play(network, self.game, self.solver)
-        return normalize(explanation, self.normalization)
+        return explain_maximum_flows(
+            network, self.game, self.solver, self.normalization
+        )
 
 
 class LayerGeneralizedAttentionFlow(

@@ -4,7 +4,7 @@ Layer-wise relevance propagation changes the backward pass (see
 :mod:`captum_attnflow.capture.rules`): with its rules one row is as faithful as fifty
 of Integrated Gradients. What attention carries of this relevance, and what stays on the
 residual stream, is a flow on the network of the published methods (see
-:mod:`captum_attnflow.flow.conserved`): its value is the output, its sources are the
+:mod:`captum_attnflow.flow.scores`): its value is the output, its sources are the
 tokens, so scores sum to the output, in one forward and one backward pass and with no
 solver.
 
@@ -55,7 +55,7 @@ from captum_attnflow.capture.watched_layer import LayerCalls, record_layer_tenso
 from captum_attnflow.explanation import (
     ConservationDiagnostics,
     Explanation,
-    FlowDiagnostics,
+    GivenFlow,
 )
 from captum_attnflow.flow import (
     Information,
@@ -63,8 +63,12 @@ from captum_attnflow.flow import (
     message_tensor,
     refuse_other_shapes,
 )
-from captum_attnflow.flow.conserved import conserve, read_out_relevance
 from captum_attnflow.flow.network import LayeredNetwork
+from captum_attnflow.flow.scores import (
+    FlowDiagnostics,
+    conserve,
+    read_out_relevance,
+)
 from captum_attnflow.flow.solvers import solve_sources
 from captum_attnflow.targets import repeat_target
 
@@ -80,7 +84,7 @@ class RelevanceFlow(AttentionAttribution):
     as [CLS]; scores of :meth:`explain` do.
 
     Half of a score is the flow :math:`r_0` of
-    :func:`captum_attnflow.flow.conserved.conserve` that leaves the token, half a
+    :func:`captum_attnflow.flow.scores.conserve` that leaves the token, half a
     direct edge from its embedding :math:`x` to the read-out, with the gradient
     :math:`g` by the same rules. Without ``baselines`` that is :math:`x \cdot g`,
     from one row. With ``baselines`` :math:`x'`, of the meaning that they
@@ -307,14 +311,13 @@ def conserved_explanation(record: AttentionRecord) -> Explanation:
     scores = conserved.scores if direct is None else conserved.scores + direct
     return Explanation(
         scores=scores,
-        flow_value=output,
         network=LayeredNetwork(
             capacity=conserved.flow.abs(),
             source=torch.ones_like(read_out),
             # Where the output depends on no attention, it starts at all positions.
             sink=read_out | ~read_out.any(1, keepdim=True),
         ),
-        flow=conserved.flow,
+        joint_flow=GivenFlow(output, conserved.flow),
         diagnostics=ConservationDiagnostics(conserved.imbalance, record.propagation),
         direct=direct,
     )
@@ -336,7 +339,7 @@ def _maximum_flows(record: AttentionRecord) -> Explanation:
     return replace(
         explanation,
         scores=scores,
-        flow_value=scores.sum(1),
+        joint_flow=GivenFlow(scores.sum(1)),
         against=against,
         direct=direct,
     )
@@ -347,9 +350,8 @@ def _flows_over(record: AttentionRecord, information: Information) -> Explanatio
     flows = solve_sources(network)
     return Explanation(
         scores=flows.value,
-        flow_value=flows.value.sum(1),
         network=network,
-        flow=None,
+        joint_flow=GivenFlow(flows.value.sum(1)),
         diagnostics=FlowDiagnostics.worst(flows),
     )
 

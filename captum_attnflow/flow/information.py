@@ -1,4 +1,6 @@
-r"""Information tensors: what an attention edge can carry.
+r"""From captured attention to the network: information, residual edges, terminals.
+
+The information of an attention edge is what it can carry.
 
 ``A`` are attention probabilities, ``G`` the gradient of the selected output in them,
 both ``(B, H, T, T)`` with queries in rows; :math:`E_h` is the mean over heads,
@@ -15,13 +17,16 @@ import torch
 from torch import Tensor
 
 from captum_attnflow._options import check_choice, described
+from captum_attnflow._tensors import check_tensor
 from captum_attnflow.capture import (
     AttentionLayer,
     AttentionRecord,
     UnsupportedAttentionError,
 )
+from captum_attnflow.flow.network import LayeredNetwork
 
 Information = Literal["AF", "GF", "AGF", "relevance", "counter-relevance"]
+Residual = float | Literal["free"] | None
 
 
 def attention(weights: Tensor, gradients: Tensor) -> Tensor:
@@ -172,3 +177,114 @@ def _why(shapes: Sequence[tuple[int, ...]]) -> str:
         "tower with attention of its own makes some of the tokens (LLaVA), pass what "
         "it puts out as an input of its own: (ids, image features)"
     )
+
+
+def check_residual(residual: Residual) -> None:
+    """Refuse anything but ``None``, ``"free"`` or a fraction.
+
+    Raises:
+        ValueError: Naming what was given and what is accepted.
+    """
+    is_fraction = isinstance(residual, (int, float)) and 0 < residual < 1
+    is_free = isinstance(residual, str) and residual == "free"
+    if residual is not None and not is_free and not is_fraction:
+        raise ValueError(
+            f"residual={described(residual)} is unknown; give None (no residual "
+            'edges; "none" in the shell), a '
+            'fraction between 0 and 1 such as 0.5 (rows renormalised), or "free" '
+            "(residual edges that never bind)"
+        )
+
+
+def add_residual(capacity: Tensor, residual: Residual) -> Tensor:
+    r"""Add residual edges from each token to itself one layer above.
+
+    Args:
+        capacity (Tensor): Shape ``(B, L, T, T)``, in ``[0, inf)``.
+        residual (float, str, optional): ``None`` adds nothing (Azarkhalili & Libbrecht
+            2025). A fraction ``r`` normalises the rows to sum 1 and mixes
+            :math:`(1 - r) C + r I`, then renormalises; on attention weights and 0.5
+            this is Abnar & Zuidema's :math:`0.5 A + 0.5 I` (2020). ``"free"`` makes
+            residual edges infinite.
+
+    Returns:
+        Tensor: Same shape, in ``[0, inf]``.
+
+    Raises:
+        ValueError: If ``residual`` is none of these, or capacities are not so.
+
+    Examples::
+
+        >>> attention = torch.tensor([[[[0.8, 0.2], [0.5, 0.5]]]])
+        >>> add_residual(attention, 0.5)
+        tensor([[[[0.9000, 0.1000],
+                  [0.2500, 0.7500]]]])
+    """
+    check_residual(residual)
+    check_tensor("capacity", capacity, "floats", ("B", "L", "T", "T"))
+    if capacity.numel() and not bool(
+        (capacity.amin() >= 0) & (capacity.amax() < torch.inf)
+    ):
+        raise ValueError(
+            "capacity holds entries that are negative, NaN or infinite; give those in "
+            "[0, inf), to which residual edges are added"
+        )
+    if residual is None:
+        return capacity
+    identity = torch.eye(
+        capacity.shape[-1], dtype=capacity.dtype, device=capacity.device
+    )
+    if isinstance(residual, str):
+        return torch.where(identity > 0, torch.inf, capacity)
+    mixed = (1 - residual) * _normalise_rows(capacity) + residual * identity
+    return _normalise_rows(mixed)
+
+
+def _normalise_rows(capacity: Tensor) -> Tensor:
+    total = capacity.sum(-1, keepdim=True)
+    return capacity / (total + (total == 0))
+
+
+def build_network(
+    record: AttentionRecord, information: Information, residual: Residual
+) -> LayeredNetwork:
+    """Join every token to the source and every read-out position to the sink.
+
+    An encoder and a decoder make one network over the tokens of both, the encoder's
+    first. A layer of the decoder is two of the network, self-attention and
+    cross-attention. Where a layer has no queries of a token, the token is carried along
+    by an edge that never binds; so is a decoder's token past the cross-attention, also
+    without residual edges, since nothing else leads on from its self-attention.
+
+    With ``residual="free"`` a read-out position is no source: its own residual path
+    would carry any amount of flow to the sink.
+
+    Args:
+        record (AttentionRecord): Captured attention and gradients.
+        information (str): See :func:`information_tensor`.
+        residual (float, str, optional): See :func:`add_residual`.
+
+    Returns:
+        LayeredNetwork: One network per example, float64.
+    """
+    capacity = add_residual(information_tensor(record, information), residual)
+    carried = _carried(record, past_cross_attention=residual is None)
+    capacity.diagonal(dim1=-2, dim2=-1).masked_fill_(
+        carried.to(capacity.device), torch.inf
+    )
+    read_out = record.read_out()
+    source = read_out.new_ones(read_out.shape)
+    return LayeredNetwork(
+        capacity=capacity,
+        source=~read_out if residual == "free" else source,
+        sink=read_out,
+    )
+
+
+def _carried(record: AttentionRecord, past_cross_attention: bool) -> Tensor:
+    """Which positions an edge that never binds carries, shape ``(L, T)``, bool."""
+    carried = torch.ones(len(record.routes), record.n_tokens, dtype=torch.bool)
+    for layer, (queries, keys) in enumerate(record.routes):
+        is_cross = queries != keys
+        carried[layer, record.positions(queries)] = is_cross and past_cross_attention
+    return carried

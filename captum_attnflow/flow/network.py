@@ -402,3 +402,16 @@ class LayeredNetwork:
 def node_name(layer: int, position: int, token: str = "") -> str:
     """Name of a token node in :meth:`LayeredNetwork.to_networkx`."""
     return f"{layer}/{position} {token}".rstrip()
+
+
+def check_network(network: object) -> None:
+    """Refuse what is no network.
+
+    Raises:
+        ValueError: Saying what was given and what is accepted.
+    """
+    if not isinstance(network, LayeredNetwork):
+        raise ValueError(
+            f"network is {described(network)}; give a LayeredNetwork, such as "
+            "LayeredNetwork(capacity, source, sink) or the one of an explanation"
+        )

@@ -14,7 +14,7 @@ from peers import by_networkx, by_scipy, prepare_or_tools, solve_or_tools
 from race import Contestant
 
 from captum_attnflow import solve_flow
-from captum_attnflow.flow.solvers._barrier.newton import Newton
+from captum_attnflow.flow.solvers.barrier.central_path import Newton
 
 TOKENS = [(12, n_tokens) for n_tokens in (16, 32, 64, 128, 256)]
 LAYERS = [(n_layers, 64) for n_layers in (3, 6, 12, 24)]

@@ -16,7 +16,7 @@ from captum_attnflow import RelevanceFlow
 from captum_attnflow.attr.attn_lrp import AttnLRP
 from captum_attnflow.capture import capture_attention
 from captum_attnflow.flow import message_tensor
-from captum_attnflow.flow.conserved import conserve
+from captum_attnflow.flow.scores import conserve
 
 SHARES = {"attnlrp": 0.5, "cp-lrp": 0.0}
 

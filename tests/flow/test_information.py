@@ -60,7 +60,7 @@ def test_information_tensor_equals_its_definition_entry_by_entry(information):
         assert tensor[example, layer, query, key].item() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("information", ["AF", "GF", "AGF"])
+@pytest.mark.parametrize("information", INFORMATION)
 def test_masked_keys_have_no_capacity(information):
     assert not information_tensor(a_record(), information)[1, ..., -1].any()
 

@@ -122,7 +122,7 @@ def test_a_maximum_flow_on_a_relevance_flows_network_has_no_direct_edges(demo):
     method = RelevanceFlow(lambda ids: demo.model(ids).logits)
     explanation = method.explain(ids, demo.tokenizer.mask_token_id, target=1)
     solution = solve_flow(explanation.network)
-    solved = replace(explanation, flow=solution.flow, cut=solution.cut)
+    solved = replace(explanation, joint_flow=solution)
     assert explanation.to_networkx().has_edge("0/1", "sink")
     assert not solved.to_networkx().has_edge("0/1", "sink")
 

@@ -22,8 +22,8 @@ from captum_attnflow import (
     RelevanceFlow,
     solve_flow,
 )
-from captum_attnflow.explanation import ConservationDiagnostics
-from captum_attnflow.flow.conserved import conserve
+from captum_attnflow.explanation import ConservationDiagnostics, GivenFlow
+from captum_attnflow.flow.scores import conserve
 from captum_attnflow.show import flow_diagram, html_page
 from captum_attnflow.show.flow_diagram import FlowDiagram, FlowLayout
 
@@ -174,12 +174,7 @@ def test_what_has_no_joint_flow_is_refused_with_the_way_to_one(demo):
         flow_diagram(explanation)
     assert "solve_flow(explanation.network)" in str(refusal.value)
     solution = solve_flow(explanation.network)
-    joint = replace(
-        explanation,
-        flow=solution.flow,
-        cut=solution.cut,
-        flow_value=solution.value,
-    )
+    joint = replace(explanation, joint_flow=solution)
     assert flow_diagram(joint).layout.cut.capacity == pytest.approx(
         float(solution.value[0]), rel=1e-4
     )
@@ -200,9 +195,8 @@ def a_relevance_flow(
     scores = conserved.scores + past if direct else conserved.scores
     return Explanation(
         scores=scores,
-        flow_value=scores.sum(1),
         network=LayeredNetwork(conserved.flow.abs(), torch.ones_like(read), read),
-        flow=conserved.flow,
+        joint_flow=GivenFlow(scores.sum(1), conserved.flow),
         diagnostics=ConservationDiagnostics(conserved.imbalance, None),
         direct=past if direct else None,
     )
@@ -327,7 +321,7 @@ class TestRelevanceFlow:
         direct = torch.tensor([[0.5, 0.0, -0.25, 0.0]], dtype=torch.float64)
         alone = replace(
             explanation,
-            flow=flow,
+            joint_flow=GivenFlow(explanation.flow_value, flow),
             direct=direct,
             network=replace(explanation.network, capacity=flow.abs()),
         )
@@ -354,12 +348,7 @@ class TestRelevanceFlow:
     def test_a_maximum_flow_on_its_network_is_drawn_as_one(self):
         explanation = a_relevance_flow(2, 4)
         solution = solve_flow(explanation.network)
-        solved = replace(
-            explanation,
-            flow=solution.flow,
-            cut=solution.cut,
-            flow_value=solution.value,
-        )
+        solved = replace(explanation, joint_flow=solution)
         layout = flow_diagram(solved).layout
         assert "minimum cut of" in layout.summary()
         assert (layout.direct, layout.amounts) == (None, ())
@@ -370,9 +359,10 @@ class TestRelevanceFlow:
         explanation = a_relevance_flow(2, n_tokens)
         scaled = replace(
             explanation,
-            flow=explanation.flow * scale,
+            joint_flow=GivenFlow(
+                explanation.flow_value * scale, explanation.flow * scale
+            ),
             direct=explanation.direct * scale,
-            flow_value=explanation.flow_value * scale,
         )
         figure = flow_diagram(scaled, ["m"] * n_tokens).figure()
         written = [*texts(figure), *figure.texts]
@@ -445,10 +435,12 @@ def test_a_flow_of_nothing_is_drawn():
     )
     nothing = Explanation(
         scores=torch.zeros(1, 3),
-        flow_value=torch.zeros(1),
         network=network,
-        flow=torch.zeros(1, 2, 3, 3),
-        cut=torch.zeros(1, 3, 3, dtype=torch.bool),
+        joint_flow=GivenFlow(
+            torch.zeros(1),
+            torch.zeros(1, 2, 3, 3),
+            torch.zeros(1, 3, 3, dtype=torch.bool),
+        ),
     )
     diagram = flow_diagram(nothing, ["a", "b", "c"])
     assert "flow value 0" in diagram.to_html()

@@ -1,20 +1,31 @@
 """Solvers: a :class:`LayeredNetwork` in, certified flows out.
 
-They know tensors and networks, never a model, a token or Captum. A new solver is one
-file with a frozen dataclass and one line in :data:`SOLVERS`.
+They know tensors and networks, never a model, a token or Captum. A new solver is a
+frozen dataclass that derives from :class:`FlowSolver`, and a line in :data:`SOLVERS`.
 """
 
 from captum_attnflow.flow.solvers.barrier import BarrierSolver
-from captum_attnflow.flow.solvers.flow import solve_flow
+from captum_attnflow.flow.solvers.base import (
+    FlowError,
+    FlowSolution,
+    FlowSolver,
+    SourceFlows,
+)
 from captum_attnflow.flow.solvers.networkx_solver import NetworkXSolver
 from captum_attnflow.flow.solvers.scipy_solver import SciPySolver
-from captum_attnflow.flow.solvers.solution import FlowError, FlowSolution, FlowSolver
-from captum_attnflow.flow.solvers.solvers import SOLVERS, SolverName, find_solver
-from captum_attnflow.flow.solvers.sources import SourceFlows, solve_sources
+from captum_attnflow.flow.solvers.solve import (
+    SOLVERS,
+    DeferredFlow,
+    SolverName,
+    find_solver,
+    solve_flow,
+    solve_sources,
+)
 
 __all__ = [
     "SOLVERS",
     "BarrierSolver",
+    "DeferredFlow",
     "FlowError",
     "FlowSolution",
     "FlowSolver",

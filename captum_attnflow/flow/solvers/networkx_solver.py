@@ -12,9 +12,10 @@ from torch import Tensor
 
 from captum_attnflow._options import check_choice
 from captum_attnflow.flow.network import SINK, SOURCE, LayeredNetwork
-from captum_attnflow.flow.solvers.solution import (
+from captum_attnflow.flow.solvers.base import (
     FlowError,
     FlowSolution,
+    FlowSolver,
     bounds_of,
     certified,
 )
@@ -27,7 +28,7 @@ _ACCURACY = 1e-9
 
 
 @dataclass(frozen=True)
-class NetworkXSolver:
+class NetworkXSolver(FlowSolver):
     """One maximum flow per network by networkx, one network after the other.
 
     The value is exact up to rounding. The flow, and with it every joint token score,

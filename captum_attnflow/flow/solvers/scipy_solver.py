@@ -1,7 +1,15 @@
-"""Exact maximum flow through SciPy's Dinic algorithm, certified by a cut."""
+"""Exact maximum flows through SciPy's Dinic algorithm, certified by a cut.
+
+**All tokens of one network, each sending alone.** A token's flow is small beside what
+the layers in the middle could carry. It is solved over the widest edges of every node,
+which are a tenth of all, and judged within the whole network: where no edge, used or
+not, leads further, it is a maximum flow and the reached nodes are a minimum cut. Only
+tokens for which one does are solved again over more edges, at last over all.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,21 +18,44 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captum_attnflow.flow.network import LayeredNetwork
-from captum_attnflow.flow.solvers._dinic import (
+from captum_attnflow.flow.solvers.base import (
+    FlowSolution,
+    FlowSolver,
+    SourceFlows,
+    bounds_of,
+    certified,
+    own_path_is_free,
+    source_bounds,
+)
+from captum_attnflow.flow.solvers.dinic import (
     FIRST,
     SINK,
     SOURCE,
     Graph,
+    edge_lists,
     from_units,
     in_units,
+    source_side,
 )
-from captum_attnflow.flow.solvers._residual import edge_lists, source_side
-from captum_attnflow.flow.solvers._token_flows import LOOSE, TokenNetworks, token_flows
-from captum_attnflow.flow.solvers.solution import FlowSolution, bounds_of, certified
+
+# Widest edges into and out of every node that are kept, fewest first, where they are at
+# most this share of all: more are not worth the time.
+_WIDTHS = (4, 15, 40)
+_LARGEST_SHARE = 0.25
+# Every so many tokens one tries a graph for the others, and the share of those that may
+# fail in it.
+_PROBE_EVERY = 8
+_MAY_FAIL = 0.25
+# A bound this many times the value makes the unit too coarse: solve again.
+_LOOSE = 16
+# Edges of the tokens whose flows are held at once, to bound memory.
+_MAX_EDGES_AT_ONCE = 1 << 22
+# Sums of the same capacities may differ by rounding.
+_SAME_SUM = 1e-13
 
 
 @dataclass(frozen=True)
-class SciPySolver:
+class SciPySolver(FlowSolver):
     """One maximum flow after the other by Dinic's algorithm in SciPy.
 
     SciPy's flows are integers. Capacities are rounded down to multiples of a unit, a
@@ -48,22 +79,9 @@ class SciPySolver:
         ]
         return FlowSolution.concatenate(parts)
 
-    def solve_sources(
-        self, network: LayeredNetwork, bound: Tensor, own_sink: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Solve one flow per token.
-
-        Args:
-            network (LayeredNetwork): The networks; their sources do not count.
-            bound (Tensor): Shape ``(B, T)``, finite bound of each token's flow; where
-                it is 0 nothing is solved.
-            own_sink (Tensor): Shape ``(B, T)``, bool, whether a token's flow may end
-                at its own position.
-
-        Returns:
-            tuple[Tensor, Tensor]: Cut capacities, and how far each flow stays below;
-            both of shape ``(B, T)``.
-        """
+    def solve_sources(self, network: LayeredNetwork) -> SourceFlows:
+        """Solve one maximum flow per token, all of a network on one graph."""
+        bound, own_sink = source_bounds(network), ~own_path_is_free(network)
         value, gap = torch.zeros_like(bound), torch.zeros_like(bound)
         on_cpu = LayeredNetwork(
             network.capacity.cpu(), network.source.cpu(), network.sink.cpu()
@@ -78,7 +96,8 @@ class SciPySolver:
             cut, below = token_flows(alone, bounds[tokens])
             value[index, tokens] = cut.to(value)
             gap[index, tokens] = below.to(gap)
-        return value, gap
+        nothing = torch.zeros_like(value)
+        return SourceFlows(value, gap, nothing, nothing.to(torch.int64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +144,7 @@ class _JointGraph:
 def _solve_one(network: LayeredNetwork, bound: float) -> FlowSolution:
     solution = _solve_in_units(network, bound)
     # Capacities below a unit are lost, and the flow in them: solve with a finer one.
-    while (least := float(solution.cut_capacity)) * LOOSE < bound:
+    while (least := float(solution.cut_capacity)) * _LOOSE < bound:
         bound = least
         solution = _solve_in_units(network, bound)
     return solution
@@ -180,3 +199,259 @@ def _answer(
         duality_gap=gap.clamp_min(0),
         iterations=torch.zeros_like(value, dtype=torch.int64),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class TokenNetworks:
+    """What is left of one network for each of ``P`` tokens that sends alone.
+
+    The first layer is the token's own edges, and the terminals never bind, so that the
+    last layer is one edge per node: the sum of its edges into the token's read-outs.
+
+    Attributes:
+        token (Tensor): Shape ``(P,)``, int64.
+        first (Tensor): Shape ``(P, T)``, float64, capacity from the token.
+        middle (Tensor): Shape ``(M, T, T)``, float64, as in ``LayeredNetwork``.
+        last (Tensor): Shape ``(P, T)``, float64, capacity to the sink.
+        read_out (Tensor): Positions that feed the sink, int64.
+    """
+
+    token: Tensor
+    first: Tensor
+    middle: Tensor
+    last: Tensor
+    read_out: Tensor
+
+    @staticmethod
+    def of(network: LayeredNetwork, token: Tensor, own_sink: Tensor) -> TokenNetworks:
+        """Split a network of one, on the CPU.
+
+        Args:
+            network (LayeredNetwork): The network; its sources do not count.
+            token (Tensor): Shape ``(P,)``, int64, the tokens that send.
+            own_sink (Tensor): Shape ``(P,)``, bool, whether a token's flow may end at
+                its own position.
+        """
+        capacity = network.capacity[0]
+        sink = network.sink[0].repeat(len(token), 1)
+        sink[torch.arange(len(token)), token] &= own_sink
+        if network.n_layers == 1:
+            last = torch.where(sink, torch.inf, capacity.new_zeros(()))
+        else:
+            # Not a product with infinite capacities: inf * 0 is NaN.
+            free = capacity[-1].isinf()
+            weights = sink.to(capacity.dtype)
+            last = weights @ capacity[-1].masked_fill(free, 0.0)
+            last.masked_fill_(weights @ free.to(capacity.dtype) > 0, torch.inf)
+        return TokenNetworks(
+            token=token,
+            first=capacity[0].mT[token],
+            middle=capacity[1:-1],
+            last=last,
+            read_out=network.sink[0].nonzero()[:, 0],
+        )
+
+    def select(self, index: Tensor) -> TokenNetworks:
+        """Return what is left for some of the tokens."""
+        return replace(
+            self,
+            token=self.token[index],
+            first=self.first[index],
+            last=self.last[index],
+        )
+
+    def cut_capacity(self, side: Tensor) -> Tensor:
+        """Capacity of the edges that leave a cut's side ``(M + 1, P, T)``."""
+        crossing = torch.where(side[0], 0.0, self.first).sum(1)
+        # Edges that never bind cross no minimum cut.
+        finite = self.middle.masked_fill(self.middle.isinf(), 0.0)
+        for layer, capacity in enumerate(finite):
+            arriving = side[layer].to(capacity.dtype) @ capacity.mT
+            crossing += arriving.masked_fill_(side[layer + 1], 0.0).sum(1)
+        return crossing + torch.where(side[-1], self.last, 0.0).sum(1)
+
+
+class _SparseGraph:
+    """Some edges of the middle, and all that may leave the token's own nodes.
+
+    A token's nodes are those of its position in every layer. Their edges may have to be
+    full, and differ between tokens: they start from one node more per layer, which only
+    the token's own node feeds.
+    """
+
+    def __init__(self, middle: Tensor, kept: Tensor) -> None:
+        n_layers, n_tokens, _ = middle.shape
+        self._n_tokens = n_tokens
+        self._left_out = middle.masked_fill(kept, 0.0).numpy()
+        layer, head, tail = kept.numpy().nonzero()
+        partial = self._left_out.any((1, 2)).nonzero()[0]
+        self._own_layer = np.repeat(partial, n_tokens)
+        self._position = np.tile(np.arange(n_tokens), len(partial))
+        layers = np.concatenate([layer, self._own_layer])
+        order = np.argsort(layers, kind="stable")
+        self._layer = layers[order]
+        self._head = np.concatenate([head, self._position])[order]
+        self._tail = np.concatenate([tail, np.full(len(self._position), -1)])[order]
+        self._own = (self._tail < 0).nonzero()[0]
+        self._capacity = middle.numpy()[self._layer, self._head, self._tail]
+        self._graph = self._connect(n_layers)
+
+    def _connect(self, n_layers: int) -> Graph:
+        n_tokens = self._n_tokens
+        every = np.arange(n_tokens)
+        below = FIRST + self._layer * n_tokens
+        last = FIRST + n_layers * n_tokens
+        own_node = last + n_tokens
+        from_own = own_node + self._layer
+        tails = [
+            np.full(n_tokens, SOURCE),
+            np.where(self._tail < 0, from_own, below + self._tail),
+            FIRST + self._own_layer * n_tokens + self._position,
+            last + every,
+        ]
+        heads = [
+            FIRST + every,
+            below + n_tokens + self._head,
+            own_node + self._own_layer,
+            np.full(n_tokens, SINK),
+        ]
+        return Graph(np.concatenate(tails), np.concatenate(heads), own_node + n_layers)
+
+    @property
+    def n_edges(self) -> int:
+        return 2 * self._n_tokens + len(self._layer) + len(self._position)
+
+    def solve(
+        self, tokens: TokenNetworks, bound: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Solve tokens whose flows have these bounds.
+
+        Returns:
+            tuple: Cut sides ``(M + 1, P, T)``, flow values ``(P,)``, and whether each
+            flow is a maximum flow of the whole network.
+        """
+        token, n_tokens = tokens.token.numpy(), self._n_tokens
+        inner = np.tile(self._capacity, (len(token), 1))
+        inner[:, self._own] = self._left_out[
+            self._own_layer, self._position, token[:, None]
+        ]
+        join = np.where(self._position == token[:, None], np.inf, 0.0)
+        first, last = tokens.first.numpy(), tokens.last.numpy()
+        capacity = np.concatenate([first, inner, join, last], axis=1)
+        units = in_units(capacity, bound.numpy())
+        flow = self._graph.maximum_flows(units)
+        room = units - flow
+        middle = slice(n_tokens, n_tokens + len(self._layer))
+        saturated, carrying = (
+            edge_lists(
+                chosen,
+                self._layer,
+                self._head,
+                self._tail,
+                token,
+                (len(self._left_out), n_tokens),
+            )
+            for chosen in (
+                (inner > 0) & (room[:, middle] == 0),
+                flow[:, middle] > 0,
+            )
+        )
+        side = source_side(
+            (tokens.middle > 0).float(),
+            torch.from_numpy(room[:, :n_tokens] > 0),
+            saturated,
+            carrying,
+        )
+        goes_on = side[-1] & torch.from_numpy(room[:, -n_tokens:] > 0)
+        value = flow[:, :n_tokens].sum(1, keepdims=True, dtype=np.int64)
+        value = from_units(value, bound.numpy())[:, 0]
+        return side, torch.from_numpy(value), ~goes_on.any(1)
+
+
+def token_flows(tokens: TokenNetworks, bound: Tensor) -> tuple[Tensor, Tensor]:
+    """Solve one maximum flow per token.
+
+    Args:
+        tokens (TokenNetworks): The tokens of one network.
+        bound (Tensor): Shape ``(P,)``, positive and finite bounds of their flows.
+
+    Returns:
+        tuple[Tensor, Tensor]: Capacities of minimum cuts, and how far each flow found
+        stays below; both of shape ``(P,)``.
+    """
+    ends = torch.minimum(tokens.first.sum(1), tokens.last.sum(1))
+    bound = torch.minimum(bound, ends)
+    value, gap = bound.clone(), bound.clone()
+    unsolved = bound.nonzero()[:, 0]
+    for kept in _stages(tokens):
+        if not len(unsolved):
+            break
+        graph = _SparseGraph(tokens.middle, kept)
+        is_probe = torch.arange(len(unsolved)) % _PROBE_EVERY == 0
+        probes, others = unsolved[is_probe], unsolved[~is_probe]
+        unsolved = _solve_in(graph, tokens, probes, bound, value, gap)
+        if len(unsolved) <= _MAY_FAIL * len(probes):
+            others = _solve_in(graph, tokens, others, bound, value, gap)
+        unsolved = torch.cat([unsolved, others])
+    return _tie(value), gap
+
+
+def _solve_in(
+    graph: _SparseGraph,
+    tokens: TokenNetworks,
+    waiting: Tensor,
+    bound: Tensor,
+    value: Tensor,
+    gap: Tensor,
+) -> Tensor:
+    """Fill in values and gaps of waiting tokens; return those with more to gain."""
+    unsolved = [waiting[:0]]
+    at_once = max(1, _MAX_EDGES_AT_ONCE // graph.n_edges)
+    while len(waiting):
+        part, waiting = waiting[:at_once], waiting[at_once:]
+        some = tokens.select(part)
+        side, flow, is_maximum = graph.solve(some, bound[part])
+        # Among cuts that differ by less than a unit, the one found is not always least.
+        cut = torch.minimum(some.cut_capacity(side), bound[part])
+        value[part] = cut
+        gap[part] = (cut - flow).clamp_min(0)
+        loose = is_maximum & (cut * _LOOSE < bound[part])
+        bound[part[loose]] = cut[loose]
+        waiting = torch.cat([waiting, part[loose]])
+        unsolved.append(part[~is_maximum])
+    return torch.cat(unsolved)
+
+
+def _stages(tokens: TokenNetworks) -> Iterator[Tensor]:
+    """Mark more and more edges ``(M, T, T)``, in the end all."""
+    edges = tokens.middle > 0
+    n_tokens = tokens.first.shape[1]
+    for width in _WIDTHS:
+        if 2 * width <= _LARGEST_SHARE * n_tokens and len(tokens.middle):
+            yield _widest(tokens, width) & edges
+    yield edges
+
+
+def _widest(tokens: TokenNetworks, width: int) -> Tensor:
+    """Mark the widest edges into and out of every node, shape ``(M, T, T)``, bool.
+
+    Residual edges and, where the output is read at few positions, all edges into
+    these are among them: minimum cuts often lie around the nodes of a read-out.
+    """
+    kept = torch.zeros_like(tokens.middle, dtype=torch.bool)
+    for dim in (1, 2):
+        kept.scatter_(dim, tokens.middle.topk(width, dim).indices, True)
+    kept.diagonal(dim1=1, dim2=2).fill_(True)
+    if len(tokens.read_out) <= width:
+        kept[:, tokens.read_out] = True
+    return kept
+
+
+def _tie(value: Tensor) -> Tensor:
+    """Give values that differ by rounding alone the smallest of them."""
+    ordered, order = value.sort()
+    is_first = torch.ones_like(ordered, dtype=torch.bool)
+    is_first[1:] = ordered[1:] > ordered[:-1] * (1 + _SAME_SUM)
+    tied = torch.empty_like(value)
+    tied[order] = ordered[is_first][is_first.cumsum(0) - 1]
+    return tied

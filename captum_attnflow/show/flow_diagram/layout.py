@@ -245,9 +245,8 @@ def _read(
         raise ValueError(
             "this explanation has no joint flow to draw: its scores are values of one "
             'flow per token. RelevanceFlow has one unless flow="maximum". Or solve one '
-            "on this network: solution = solve_flow(explanation.network), and draw "
-            "dataclasses.replace(explanation, flow=solution.flow, cut=solution.cut, "
-            "flow_value=solution.value)"
+            "on this network, and draw dataclasses.replace(explanation, "
+            "joint_flow=solve_flow(explanation.network))"
         )
     n_examples, _, _, n_tokens = explanation.flow.shape
     check_example(example, n_examples)

@@ -5,18 +5,18 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from captum_attnflow.flow.solvers._barrier import central_path, implementation
-from captum_attnflow.flow.solvers._barrier.by_torch.passes import TorchPasses
+from captum_attnflow.flow.solvers.barrier import central_path, solver
+from captum_attnflow.flow.solvers.barrier.torch_passes import TorchPasses
 
 
 @pytest.fixture(params=["numba", "torch"])
 def passes(request, monkeypatch):
     """Each implementation of the work on the edges, as what all solves choose."""
     if request.param == "torch":
-        monkeypatch.setattr(implementation, "numba_passes", lambda: None)
+        monkeypatch.setattr(solver, "numba_passes", lambda: None)
         return TorchPasses
     pytest.importorskip("numba")
-    return implementation.numba_passes()
+    return solver.numba_passes()
 
 
 class Attempt(NamedTuple):

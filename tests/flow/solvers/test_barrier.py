@@ -24,8 +24,7 @@ from captum_attnflow import (
     solve_flow,
 )
 from captum_attnflow.flow.solvers import solve_sources
-from captum_attnflow.flow.solvers._barrier import central_path
-from captum_attnflow.flow.solvers._barrier.by_torch import passes as torch_passes
+from captum_attnflow.flow.solvers.barrier import central_path, torch_passes
 
 pytestmark = pytest.mark.usefixtures("passes")
 # The fixture is the same for all examples.

@@ -14,16 +14,12 @@ from captum_attnflow import (
     SciPySolver,
     solve_flow,
 )
-from captum_attnflow.flow.game import play
-from captum_attnflow.flow.solvers import solve_sources
+from captum_attnflow.flow.scores import score_tokens
+from captum_attnflow.flow.solvers import SOLVERS, solve_sources
 from captum_attnflow.flow.solvers.networkx_solver import Algorithm
 
-EXACT = [
-    SciPySolver(),
-    NetworkXSolver("preflow_push"),
-    NetworkXSolver("shortest_augmenting_path"),
-    NetworkXSolver("edmonds_karp"),
-]
+SOLVED_BY = [*SOLVERS.values(), *map(NetworkXSolver, get_args(Algorithm)[1:])]
+EXACT = [solver for solver in SOLVED_BY if not isinstance(solver, BarrierSolver)]
 
 
 @pytest.mark.parametrize("solver", EXACT)
@@ -141,21 +137,21 @@ def test_a_loose_bound_of_the_value_costs_scipy_no_accuracy():
     )
 
 
-@pytest.mark.parametrize("solver", [*EXACT, BarrierSolver()])
+@pytest.mark.parametrize("solver", SOLVED_BY)
 def test_a_sum_of_capacities_beyond_float64_is_refused_as_such(solver):
     network = everywhere(torch.full((1, 2, 4, 4), 1e308, dtype=torch.float64))
     with pytest.raises(FlowError, match=r"more than float64.*scale all capacities"):
         solve_flow(network, solver)
 
 
-@pytest.mark.parametrize("solver", [*EXACT, BarrierSolver()])
+@pytest.mark.parametrize("solver", SOLVED_BY)
 def test_a_solvers_own_solve_refuses_a_network_without_a_path(solver):
     network = everywhere(torch.zeros(1, 2, 3, 3).double())
     with pytest.raises(FlowError, match=r"no path.*solve_flow\(network, solver\)"):
         solver.solve(network)
 
 
-@pytest.mark.parametrize("solver", [*EXACT, BarrierSolver()])
+@pytest.mark.parametrize("solver", SOLVED_BY)
 def test_an_empty_batch_has_an_empty_answer(solver):
     network = attention_network(2, 3, n_networks=0)
     for solution in (solver.solve(network), solve_flow(network, solver)):
@@ -164,10 +160,10 @@ def test_an_empty_batch_has_an_empty_answer(solver):
         assert solution.value.shape == (0,)
     assert solve_sources(network, solver).value.shape == (0, 3)
     for game in ("joint", "independent"):
-        assert play(network, game, solver).scores.shape == (0, 3)
+        assert score_tokens(network, game, solver).scores.shape == (0, 3)
 
 
-@pytest.mark.parametrize("solver", [*EXACT, BarrierSolver()])
+@pytest.mark.parametrize("solver", SOLVED_BY)
 @pytest.mark.parametrize("n_layers", [1, 3])
 def test_one_token_passes_what_its_narrowest_layer_does(solver, n_layers):
     capacity = torch.rand(2, n_layers, 1, 1).double() + 0.1

@@ -5,12 +5,12 @@ import torch
 from networks import assert_same_scores, attention_network
 
 from captum_attnflow import solve_flow
-from captum_attnflow.flow.solvers._barrier import laplacian as module
-from captum_attnflow.flow.solvers._barrier.by_torch import conjugate_gradients
-from captum_attnflow.flow.solvers._barrier.by_torch.conjugate_gradients import (
+from captum_attnflow.flow.solvers.barrier import laplacian as module
+from captum_attnflow.flow.solvers.barrier.laplacian import (
+    Laplacian,
     TorchConjugateGradients,
+    node_sums,
 )
-from captum_attnflow.flow.solvers._barrier.laplacian import Laplacian, node_sums
 
 
 def solver_of(passes, weight, source, sink, iterative=True):
@@ -115,7 +115,7 @@ def test_residuals_may_be_asked_for_after_some_iterations(monkeypatch, max_itera
     right_side, tolerance = torch.randn(3, 5, 24).double(), torch.full((3,), 1e-9)
     answers = []
     for at_once in (1, 4):
-        monkeypatch.setitem(conjugate_gradients._ITERATIONS_A_CHECK, "cpu", at_once)
+        monkeypatch.setitem(module._ITERATIONS_A_CHECK, "cpu", at_once)
         solver = TorchConjugateGradients(weight, sums, sums.sum(2))
         answers.append(solver.solve(right_side, tolerance, max_iterations))
     (expected, is_small), (solution, is_small_later) = answers

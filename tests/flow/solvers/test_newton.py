@@ -6,11 +6,10 @@ import pytest
 import torch
 from networks import attention_network
 
-from captum_attnflow.flow.solvers._barrier.by_torch import passes as torch_passes
-from captum_attnflow.flow.solvers._barrier.by_torch.passes import TorchPasses
-from captum_attnflow.flow.solvers._barrier.newton import Newton
-from captum_attnflow.flow.solvers._barrier.problem import Problem, State
-from captum_attnflow.flow.solvers._barrier.start import start
+from captum_attnflow.flow.solvers.barrier import torch_passes
+from captum_attnflow.flow.solvers.barrier.central_path import Newton, start
+from captum_attnflow.flow.solvers.barrier.problem import Problem, State
+from captum_attnflow.flow.solvers.barrier.torch_passes import TorchPasses
 
 
 def states_of_six_steps(batch, target, passes, dtype=torch.float64):
@@ -57,11 +56,10 @@ def test_compiled_steps_are_those_of_torch(
     monkeypatch, n_threads, n_centring, read_out
 ):
     numba_passes = pytest.importorskip(
-        "captum_attnflow.flow.solvers._barrier.by_numba.passes", exc_type=ImportError
+        "captum_attnflow.flow.solvers.barrier.numba_passes", exc_type=ImportError
     )
     monkeypatch.setattr(numba_passes, "n_threads", lambda _: n_threads)
-    run_within = "captum_attnflow.flow.solvers._barrier.by_numba.threads.threads"
-    monkeypatch.setattr(run_within, lambda _: nullcontext())
+    monkeypatch.setattr(numba_passes, "threads", lambda _: nullcontext())
     # Systems are factored, since iterations leave different residuals.
     monkeypatch.setattr(numba_passes.NumbaPasses, "iterative_from_tokens", 1000)
     batch, target = batch_and_target(n_centring, read_out)
@@ -76,7 +74,7 @@ def test_steps_conserve_and_prices_keep_to_the_potential_though_weights_are_roun
     monkeypatch, n_threads, read_out
 ):
     numba_passes = pytest.importorskip(
-        "captum_attnflow.flow.solvers._barrier.by_numba.passes", exc_type=ImportError
+        "captum_attnflow.flow.solvers.barrier.numba_passes", exc_type=ImportError
     )
     monkeypatch.setattr(numba_passes, "n_threads", lambda _: n_threads)
     batch, target = batch_and_target(0, read_out, n_tokens=24)

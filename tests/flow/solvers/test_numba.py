@@ -15,18 +15,16 @@ from filelock import FileLock
 from networks import assert_same_scores, attention_network, everywhere
 
 from captum_attnflow import BarrierSolver, solve_flow
-from captum_attnflow.flow.solvers._barrier import central_path, implementation
-from captum_attnflow.flow.solvers._barrier.by_torch.passes import TorchPasses
+from captum_attnflow.flow.solvers.barrier import central_path, solver
+from captum_attnflow.flow.solvers.barrier.torch_passes import TorchPasses
 
 numba = pytest.importorskip("numba")
 from numba.core.dispatcher import Dispatcher  # noqa: E402
 
-from captum_attnflow.flow.solvers._barrier.by_numba import (  # noqa: E402
-    compiling,
-    threads,
-    weights,
+from captum_attnflow.flow.solvers.barrier import (  # noqa: E402
+    numba_compiling,
+    numba_passes,
 )
-from captum_attnflow.flow.solvers._barrier.by_numba import passes as numba_passes  # noqa: E402
 
 NumbaPasses = numba_passes.NumbaPasses
 
@@ -49,7 +47,7 @@ def chosen(monkeypatch):
 @pytest.fixture
 def loading_fails(monkeypatch):
     """Let the import of what Numba compiles fail with an error."""
-    implementation.numba_passes.cache_clear()
+    solver.numba_passes.cache_clear()
 
     def fail_with(error):
         load = builtins.__import__
@@ -63,7 +61,7 @@ def loading_fails(monkeypatch):
 
     yield fail_with
     monkeypatch.undo()
-    implementation.numba_passes.cache_clear()
+    solver.numba_passes.cache_clear()
 
 
 @pytest.mark.parametrize("read_out", [None, 0])
@@ -200,8 +198,8 @@ def test_functions_are_compiled_where_no_folder_can_keep_them(monkeypatch):
             raise RuntimeError("cannot cache function: no locator available")
         return numba.njit(**options)
 
-    monkeypatch.setattr(compiling, "njit", njit)
-    assert compiling.compiled()(lambda number: number + 1)(1) == 2
+    monkeypatch.setattr(numba_compiling, "njit", njit)
+    assert numba_compiling.compiled()(lambda number: number + 1)(1) == 2
 
 
 def test_compiling_waits_for_other_processes_that_do(monkeypatch, tmp_path):
@@ -210,7 +208,7 @@ def test_compiling_waits_for_other_processes_that_do(monkeypatch, tmp_path):
     def add_one(number):
         return number + 1
 
-    kernel = compiling.compiled()(add_one)
+    kernel = numba_compiling.compiled()(add_one)
     folder = Path(kernel.stats.cache_path)
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(1) as pool:
@@ -230,7 +228,7 @@ def test_an_interrupt_waits_until_a_function_is_compiled(monkeypatch):
         add(self, result)
 
     monkeypatch.setattr(Dispatcher, "add_overload", interrupted)
-    kernel = compiling.compiled()(lambda number: number + 1)
+    kernel = numba_compiling.compiled()(lambda number: number + 1)
     with pytest.raises(KeyboardInterrupt):
         kernel(1)
     assert len(kernel.signatures) == 1
@@ -241,25 +239,25 @@ def test_an_interrupt_waits_until_numba_is_imported(monkeypatch):
     # Half of it, it could not be imported again.
     imported = []
 
-    def interrupted(load=implementation._import_numba):
+    def interrupted(load=solver._import_numba):
         signal.raise_signal(signal.SIGINT)
         imported.append(load())
         return imported[-1]
 
-    implementation.numba_passes.cache_clear()
-    monkeypatch.setattr(implementation, "_import_numba", interrupted)
+    solver.numba_passes.cache_clear()
+    monkeypatch.setattr(solver, "_import_numba", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        implementation.numba_passes()
+        solver.numba_passes()
     assert imported == [numba]
     monkeypatch.undo()
-    assert implementation.numba_passes() is NumbaPasses
+    assert solver.numba_passes() is NumbaPasses
 
 
 def test_without_just_in_time_compilation_torch_does_the_work(monkeypatch, chosen):
-    implementation.numba_passes.cache_clear()
+    solver.numba_passes.cache_clear()
     monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
     solve_flow(attention_network(2, 8))
-    implementation.numba_passes.cache_clear()
+    solver.numba_passes.cache_clear()
     assert chosen == {TorchPasses}
 
 
@@ -267,11 +265,11 @@ def test_threads_that_cannot_start_are_told_and_done_without(monkeypatch, chosen
     def fail():
         raise ValueError("No threading layer could be loaded.")
 
-    implementation.numba_passes.cache_clear()
+    solver.numba_passes.cache_clear()
     monkeypatch.setattr(numba, "get_num_threads", fail)
     with pytest.warns(UserWarning, match="No threading layer.*Mend what this names"):
         solve_flow(attention_network(2, 8))
-    implementation.numba_passes.cache_clear()
+    solver.numba_passes.cache_clear()
     assert chosen == {TorchPasses}
 
 
@@ -287,14 +285,16 @@ def test_a_solve_leaves_the_number_of_threads_as_it_was():
 @pytest.mark.parametrize("n_threads", [1, 2])
 def test_no_more_threads_are_used_than_torch_uses(monkeypatch, n_threads):
     monkeypatch.setattr(torch, "get_num_threads", lambda: n_threads)
-    assert threads.n_threads(1 << 20) == min(n_threads, numba.config.NUMBA_NUM_THREADS)
-    assert threads.n_threads(1000) == 1
+    assert numba_passes.n_threads(1 << 20) == min(
+        n_threads, numba.config.NUMBA_NUM_THREADS
+    )
+    assert numba_passes.n_threads(1000) == 1
 
 
 def test_one_thread_works_where_others_are_not_safe(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(numba, "threading_layer", lambda: "workqueue")
-    assert threads.n_threads(1 << 20) == 1
+    assert numba_passes.n_threads(1 << 20) == 1
 
 
 def test_one_thread_works_where_the_chosen_threads_are_missing(monkeypatch):
@@ -303,7 +303,7 @@ def test_one_thread_works_where_the_chosen_threads_are_missing(monkeypatch):
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(numba, "set_num_threads", fail)
-    assert threads.n_threads(1 << 20) == 1
+    assert numba_passes.n_threads(1 << 20) == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
@@ -312,7 +312,7 @@ def test_one_thread_works_after_a_fork():
     solve_flow(attention_network(4, 96))
     child = os.fork()
     if child == 0:
-        os._exit(threads.n_threads(1 << 20))
+        os._exit(numba_passes.n_threads(1 << 20))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
 
 
@@ -328,8 +328,8 @@ def test_threads_may_solve_at_the_same_time():
 @numba.njit
 def _through(array, values):
     for i in range(values.size):
-        array[i] = weights.encode(values[i], array)
-        values[i] = weights.decode(array[i])
+        array[i] = numba_compiling.encode(values[i], array)
+        values[i] = numba_compiling.decode(array[i])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -340,9 +340,9 @@ def test_weights_are_rounded_as_torch_rounds_them(dtype):
     is_halfway = values % (1 << 16) == 1 << 15  # where torch rounds to even
     values = values[~is_halfway]
     values = values.view(torch.float32).to(dtype)
-    kept = torch.empty(values.shape, dtype=weights.weight_dtype(dtype))
+    kept = torch.empty(values.shape, dtype=numba_compiling.weight_dtype(dtype))
     expected = values.to(kept.dtype)
     found = values.clone()
-    _through(*weights.arrays(kept, found))
+    _through(*numba_compiling.arrays(kept, found))
     torch.testing.assert_close(kept, expected, rtol=0, atol=0)
     torch.testing.assert_close(found, expected.to(dtype), rtol=0, atol=0)

@@ -8,9 +8,20 @@ import torch
 from hypothesis import given, settings
 from networks import attention_network, networks
 
-from captum_attnflow import BarrierSolver, FlowError, LayeredNetwork, NetworkXSolver
+from captum_attnflow import (
+    BarrierSolver,
+    FlowError,
+    LayeredNetwork,
+    SciPySolver,
+    solve_flow,
+)
 from captum_attnflow.flow import add_residual
-from captum_attnflow.flow.solvers import _token_flows, solve_sources
+from captum_attnflow.flow.solvers import (
+    SOLVERS,
+    FlowSolver,
+    scipy_solver,
+    solve_sources,
+)
 
 
 def value_alone(network: LayeredNetwork, token: int) -> float:
@@ -39,8 +50,8 @@ def test_every_value_is_a_maximum_flow_of_the_token_alone(network):
 def test_values_over_few_edges_are_maximum_flows_of_the_whole_network(network):
     expected = [value_alone(network, token) for token in range(network.n_tokens)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_token_flows, "_WIDTHS", (1, 2))
-        patch.setattr(_token_flows, "_LARGEST_SHARE", 2)
+        patch.setattr(scipy_solver, "_WIDTHS", (1, 2))
+        patch.setattr(scipy_solver, "_LARGEST_SHARE", 2)
         flows = solve_sources(network)
     assert flows.value[0].tolist() == pytest.approx(expected, rel=1e-6, abs=0)
     assert bool((flows.duality_gap <= 1e-6 * flows.value).all())
@@ -48,9 +59,9 @@ def test_values_over_few_edges_are_maximum_flows_of_the_whole_network(network):
 
 def only_over_few_edges(monkeypatch, width):
     monkeypatch.setattr(
-        _token_flows,
+        scipy_solver,
         "_stages",
-        lambda tokens: [_token_flows._widest(tokens, width) & (tokens.middle > 0)],
+        lambda tokens: [scipy_solver._widest(tokens, width) & (tokens.middle > 0)],
     )
 
 
@@ -77,14 +88,14 @@ def test_a_flow_that_needs_more_edges_is_not_taken_for_a_maximum(monkeypatch):
     flows = solve_sources(network)
     whole = capacity[0, 1].sum()
     torch.testing.assert_close(flows.value, whole.expand(1, 24), rtol=1e-12, atol=0)
-    monkeypatch.setattr(_token_flows, "_WIDTHS", (2, 5))
-    monkeypatch.setattr(_token_flows, "_LARGEST_SHARE", 2)
+    monkeypatch.setattr(scipy_solver, "_WIDTHS", (2, 5))
+    monkeypatch.setattr(scipy_solver, "_LARGEST_SHARE", 2)
     assert torch.equal(solve_sources(network).value, flows.value)
     only_over_few_edges(monkeypatch, 5)
     assert bool((solve_sources(network).duality_gap > 0.1 * whole).all())
 
 
-@pytest.mark.parametrize("solver", [BarrierSolver(), NetworkXSolver()])
+@pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("residual", [False, True])
 def test_solvers_agree_on_the_values(solver, residual):
     network = attention_network(3, 6, n_networks=2, read_out=1)
@@ -107,7 +118,7 @@ def test_tokens_that_the_same_edges_confine_tie_exactly():
 def test_values_do_not_depend_on_how_many_are_solved_at_once(monkeypatch):
     network = attention_network(3, 5, n_networks=2)
     whole = solve_sources(network, BarrierSolver()).value
-    monkeypatch.setattr("captum_attnflow.flow.solvers.sources._MAX_EDGES_AT_ONCE", 1)
+    monkeypatch.setattr("captum_attnflow.flow.solvers.base._MAX_EDGES_AT_ONCE", 1)
     torch.testing.assert_close(solve_sources(network, BarrierSolver()).value, whole)
 
 
@@ -136,3 +147,28 @@ def test_an_unbounded_value_is_refused():
     terminal = torch.tensor([[True, True]])
     with pytest.raises(FlowError, match=r"1 of 1 networks is unbounded.*finite"):
         solve_sources(LayeredNetwork(capacity, terminal, terminal))
+
+
+class NewSolver(FlowSolver):
+    """A solver that says no more than how it solves a batch of networks."""
+
+    def solve(self, network):
+        return SciPySolver().solve(network)
+
+
+def test_a_new_solver_is_one_class_and_one_line(monkeypatch):
+    monkeypatch.setitem(SOLVERS, "new", NewSolver())
+    network = attention_network(3, 6, n_networks=2, read_out=1)
+    expected = solve_sources(network, "scipy").value
+    torch.testing.assert_close(solve_sources(network, "new").value, expected)
+    expected = solve_flow(network, "scipy").value
+    assert torch.equal(solve_flow(network, "new").value, expected)
+
+
+def test_what_does_not_derive_from_a_solver_is_refused_with_the_way():
+    class Partial:
+        solve = NewSolver.solve
+
+    network = attention_network(2, 3)
+    with pytest.raises(ValueError, match="derives from FlowSolver"):
+        solve_flow(network, Partial())

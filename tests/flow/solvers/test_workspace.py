@@ -5,8 +5,8 @@ import torch
 from networks import attention_network
 
 from captum_attnflow import solve_flow
-from captum_attnflow.flow.solvers._barrier import workspace as module
-from captum_attnflow.flow.solvers._barrier.workspace import Workspace
+from captum_attnflow.flow.solvers.barrier import problem as module
+from captum_attnflow.flow.solvers.barrier.problem import Workspace
 
 
 @pytest.fixture

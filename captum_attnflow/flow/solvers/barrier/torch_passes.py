@@ -1,4 +1,4 @@
-"""What a Newton step does to the edges, block by block.
+"""The passes over the edges by torch, on any device, block by block.
 
 Each pass takes up to ten arrays. Blocks are cut so that their parts of the arrays stay
 in a processor's cache from the first operation of a pass to the last.
@@ -7,12 +7,29 @@ in a processor's cache from the first operation of a pass to the last.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from captum_attnflow.flow.solvers._barrier.problem import Problem, State, split
+from captum_attnflow.flow.network import LayeredNetwork
+from captum_attnflow.flow.solvers.barrier.dual import ClosedForm, Potential
+from captum_attnflow.flow.solvers.barrier.laplacian import (
+    TorchConjugateGradients,
+    node_sums,
+)
+from captum_attnflow.flow.solvers.barrier.passes import EdgePasses
+from captum_attnflow.flow.solvers.barrier.problem import (
+    UNLIMITED,
+    Problem,
+    State,
+    split,
+    workspace,
+)
+
+# Of an array, in a block of edges; for the cache of a CPU.
+_BLOCK_BYTES = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -196,3 +213,134 @@ def _evenly(number: int, at_once: int) -> list[slice]:
     n_parts = -(-number // at_once)
     ends = [part * number // n_parts for part in range(n_parts + 1)]
     return [slice(*two) for two in pairwise(ends)]
+
+
+class TorchClosedForm(ClosedForm):
+    """The passes of :class:`ClosedForm`, layer by layer."""
+
+    def __init__(
+        self, network: LayeredNetwork, scale: Tensor, dtype: torch.dtype
+    ) -> None:
+        self._capacity = network.capacity
+        self._scale = scale[:, None, None]
+        self.weight = workspace().empty(network.capacity.shape, like=network.capacity)
+        of_layer = network.capacity[:, 0].shape
+        self._spare = workspace().empty((3, *of_layer), like=network.capacity)
+
+    def weigh(self, potential: Potential, mu: Tensor) -> tuple[Tensor, Tensor]:
+        n_networks, n_layers, n_tokens, _ = self._capacity.shape
+        flows, weights = self._capacity.new_empty(2, 2, n_networks, n_layers, n_tokens)
+        for layer in range(n_layers):
+            room, share, is_flow = self._lesser_share(layer, potential, mu)
+            weight = self.weight[:, layer]
+            other = torch.sub(1, share, out=self._spare[2])
+            across = torch.mul(share, other, out=weight).mul_(room)
+            across.square_().div_(mu[:, None, None])
+            flow = room.mul_(torch.where(is_flow, share, other))
+            weight.div_(share.square_().add_(other.square_()))
+            for sums, edges in ((flows, flow), (weights, weight)):
+                torch.sum(edges, 2, out=sums[0, :, layer])
+                torch.sum(edges, 1, out=sums[1, :, layer])
+        return flows, weights
+
+    def fill(self, potential: Potential, mu: Tensor, flow: Tensor) -> None:
+        for layer in range(flow.shape[1]):
+            room, share, is_flow = self._lesser_share(layer, potential, mu)
+            of_flow = torch.where(is_flow, share, 1 - share)
+            torch.mul(room.mul_(of_flow), self._scale, out=flow[:, layer])
+        # Scaling back may round a saturated edge past its capacity.
+        torch.minimum(flow, self._capacity, out=flow)
+
+    def _lesser_share(
+        self, layer: int, potential: Potential, mu: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Capacities; flow or room, what is less, as a share; whether it is flow."""
+        room, share, root = self._spare
+        fall, of_rest = share, root
+        high, low = potential.high, potential.low
+        torch.sub(high[:, layer, None], high[:, layer + 1, :, None], out=fall)
+        torch.sub(low[:, layer, None], low[:, layer + 1, :, None], out=of_rest)
+        torch.div(self._capacity[:, layer], self._scale, out=room)
+        room.clamp_max_(UNLIMITED)
+        quotient = fall.add_(of_rest).mul_(room).div_(mu[:, None, None])
+        is_flow = quotient > 0
+        torch.mul(quotient, quotient, out=root).add_(4).sqrt_()
+        share = quotient.abs_().add_(root).add_(2).reciprocal_().mul_(2)
+        return room, share, is_flow
+
+
+class TorchPasses(EdgePasses):
+    """The passes of :class:`EdgePasses`, block by block."""
+
+    # Float32 is too coarse for nodes, and products of matrices need one dtype.
+    dtypes = (torch.float64,)
+    n_arrays = 13
+    iterative_solver = TorchConjugateGradients
+    iterative_from_tokens = 48
+    closed_form = TorchClosedForm
+
+    def __init__(
+        self,
+        problem: Problem,
+        state: State,
+        memory: Tensor | None = None,
+    ) -> None:
+        shape, like = problem.capacity.shape, problem.capacity
+        on_cpu = like.device.type == "cpu"
+        at_once = _BLOCK_BYTES // like.element_size() if on_cpu else shape.numel()
+        places = cut(problem, at_once)
+        n_arrays = 5 * shape.numel()
+        longest = max(place.edges.stop - place.edges.start for place in places)
+        n_spare = 2 * longest * shape[0]
+        if memory is None or memory.numel() < n_arrays + n_spare:
+            memory = workspace().empty((n_arrays + n_spare,), like=like)
+        self.memory = memory
+        arrays = memory[:n_arrays].view(5, *shape)
+        arrays[4] = problem.alive
+        self.weight, self._source, self._sink = problem.split(arrays[2])
+        self._state = state
+        self._blocks = [
+            EdgeBlock(problem, state, arrays, memory[n_arrays:], place)
+            for place in places
+        ]
+
+    def weigh(self) -> Tensor:
+        for block in self._blocks:
+            block.weigh()
+        return node_sums(self.weight, self._source, self._sink)
+
+    def predict(self, potential: Tensor, among: Tensor) -> tuple[Tensor, ...]:
+        chosen = None if bool(among.all()) else among
+        passes = [block.predict(potential, chosen) for block in self._blocks]
+        least, most, cost, gain = zip(*passes, strict=True)
+        return (
+            reduce(torch.minimum, least),
+            reduce(torch.maximum, most),
+            reduce(torch.add, cost),
+            reduce(torch.add, gain),
+        )
+
+    def centre(self) -> None:
+        for block in self._blocks:
+            block.centre()
+
+    def force(self, aim: Tensor) -> Tensor:
+        divergence = torch.zeros_like(self._state.p)
+        for block in self._blocks:
+            block.force(aim, self._state.p, divergence)
+        return divergence
+
+    def turn(self, change: Tensor) -> tuple[Tensor, Tensor]:
+        falls = [block.turn(change) for block in self._blocks]
+        of_room, of_price = zip(*falls, strict=True)
+        return reduce(torch.maximum, of_room), reduce(torch.maximum, of_price)
+
+    def move(self, primal: Tensor, dual: Tensor) -> tuple[Tensor, Tensor]:
+        for block in self._blocks:
+            block.move(primal, dual)
+        return self.measure()
+
+    def measure(self) -> tuple[Tensor, Tensor]:
+        divergence = torch.zeros_like(self._state.p)
+        totals = [block.measure(divergence) for block in self._blocks]
+        return divergence, reduce(torch.add, totals)

@@ -25,26 +25,34 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 from numbers import Integral, Real
+from types import ModuleType
 
 import torch
 
 from captum_attnflow._options import described
-from captum_attnflow.flow.network import LayeredNetwork
-from captum_attnflow.flow.solvers._barrier import implementation
-from captum_attnflow.flow.solvers._barrier.central_path import (
+from captum_attnflow._warnings import warn_caller
+from captum_attnflow.flow.network import LayeredNetwork, check_network
+from captum_attnflow.flow.solvers.barrier.central_path import (
     LEAST_EPSILON,
     Aim,
     solve_batch,
 )
-from captum_attnflow.flow.solvers.solution import FlowSolution, check_network
+from captum_attnflow.flow.solvers.barrier.passes import (
+    EdgePasses,
+    is_transformed,
+    undisturbed,
+)
+from captum_attnflow.flow.solvers.barrier.torch_passes import TorchPasses
+from captum_attnflow.flow.solvers.base import FlowSolution, FlowSolver
 
 # Edges whose arrays a processor's cache holds; more at once take longer each.
 _CACHED_EDGES = 1 << 18
 
 
 @dataclass(frozen=True)
-class BarrierSolver:
+class BarrierSolver(FlowSolver):
     r"""The unique flow of the barrier problem, all networks of a batch together.
 
     The barrier weight is relative by default: ``mu = epsilon * value / m`` for the
@@ -114,7 +122,7 @@ class BarrierSolver:
                 f"max_iterations={self.max_iterations} and max_edges={self.max_edges} "
                 "must be positive"
             )
-        if self.compiled and implementation.numba_passes() is None:
+        if self.compiled and numba_passes() is None:
             raise ImportError(
                 "compiled=True needs Numba, which is not installed or does not work. "
                 "Install it by pip install 'captum-attnflow[compiled]', or leave "
@@ -138,7 +146,7 @@ class BarrierSolver:
             float(self.tolerance),
             int(self.max_iterations),
         )
-        passes = implementation.choose_passes(self.compiled, network.capacity.device)
+        passes = choose_passes(self.compiled, network.capacity.device)
         at_once = self.max_edges
         if network.capacity.device.type == "cpu":
             at_once = min(at_once, _CACHED_EDGES)
@@ -171,3 +179,58 @@ def _parts(edges: list[int], at_once: int) -> list[int]:
         else:
             lengths.append(1)
     return lengths
+
+
+def choose_passes(compiled: bool | None, device: torch.device) -> type[EdgePasses]:
+    """Torch's on GPUs and where other code traces; else as asked, or Numba's."""
+    is_traced = torch.compiler.is_compiling() or is_transformed()
+    if is_traced or compiled is False or device.type != "cpu":
+        return TorchPasses
+    return numba_passes() or TorchPasses
+
+
+@cache
+def numba_passes() -> type[EdgePasses] | None:
+    """The passes compiled by Numba, where it is installed, works and compiles."""
+    try:
+        numba = undisturbed(_import_numba)
+        _start_threads_of(numba)
+    except Exception as error:
+        if not (isinstance(error, ModuleNotFoundError) and error.name == "numba"):
+            # It depends on what else is installed in ways that it tells by any error.
+            warn_caller(
+                "flows are solved without Numba, which is installed but cannot be "
+                f"loaded ({type(error).__name__}: {error}). Mend what this names, or "
+                "reinstall it by pip install 'captum-attnflow[compiled]', or uninstall "
+                "it"
+            )
+        return None
+    if numba.config.DISABLE_JIT:
+        return None
+    return undisturbed(_import_passes)
+
+
+def _import_numba() -> ModuleType:
+    import numba
+
+    module: ModuleType = numba
+    return module
+
+
+def _import_passes() -> type[EdgePasses]:
+    from captum_attnflow.flow.solvers.barrier.numba_passes import NumbaPasses
+
+    return NumbaPasses
+
+
+def _start_threads_of(numba: ModuleType) -> None:
+    """Start the threads that Numba would start with the first kernel that needs them.
+
+    Its OpenMP may be torch's, whose number of threads it then sets, once a process.
+    """
+    before = torch.get_num_threads()
+    try:
+        numba.get_num_threads()
+    finally:
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)

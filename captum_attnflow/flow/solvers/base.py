@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from captum_attnflow._options import described
-from captum_attnflow.flow.network import LayeredNetwork
+from captum_attnflow.flow.network import LayeredNetwork, check_network
+
+# Edges of the networks that one solve takes, to bound memory.
+_MAX_EDGES_AT_ONCE = 1 << 22
 
 
 class FlowError(RuntimeError):
@@ -55,7 +58,7 @@ class FlowSolution:
     cut: Tensor
     cut_capacity: Tensor
 
-    def select(self, index: Tensor) -> FlowSolution:
+    def select(self, index: Tensor | slice) -> FlowSolution:
         """Return the solutions of some networks of the batch."""
         return FlowSolution(
             **{field.name: getattr(self, field.name)[index] for field in fields(self)}
@@ -119,12 +122,135 @@ class FlowSolution:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class SourceFlows:
+    """Maximum flows of every token of a batch of networks, each sending alone.
+
+    Attributes:
+        value (Tensor): Shape ``(B, T)``, capacity of a minimum cut between the token
+            and the sink, which is the value of its maximum flow. A sum of capacities:
+            tokens that the same edges confine tie exactly.
+        duality_gap (Tensor): Shape ``(B, T)``, how far the flow found stays below.
+        imbalance (Tensor): Shape ``(B, T)``, see :class:`FlowSolution`.
+        iterations (Tensor): Shape ``(B, T)``, int64, see :class:`FlowSolution`.
+    """
+
+    value: Tensor
+    duality_gap: Tensor
+    imbalance: Tensor
+    iterations: Tensor
+
+
+@runtime_checkable
 class FlowSolver(Protocol):
-    """A frozen set of hyper-parameters that knows how to solve networks."""
+    """A frozen set of hyper-parameters that knows how to solve networks.
+
+    A new solver derives from this and implements :meth:`solve`.
+    """
 
     def solve(self, network: LayeredNetwork) -> FlowSolution:
         """Solve a batch of trimmed networks, each with a path to the sink."""
         ...
+
+    def solve_sources(self, network: LayeredNetwork) -> SourceFlows:
+        """Solve one maximum flow per token, each token sending alone.
+
+        By default each token has a network of its own. A solver that shares work
+        between the tokens of a network overrides this.
+
+        Args:
+            network (LayeredNetwork): Trimmed networks, float64. All tokens count as
+                sources; where :func:`own_path_is_free`, a token's own read-out is no
+                sink of its flow.
+        """
+        value = torch.zeros_like(network.capacity[:, 0, 0])
+        flows = SourceFlows(
+            value, value.clone(), value.clone(), value.to(torch.int64, copy=True)
+        )
+        for rows, tokens in _at_once(network, network.source):
+            solution = solve_any(_one_source_each(network, rows, tokens), self)
+            flows.value[rows, tokens] = solution.cut_capacity
+            for name in ("duality_gap", "imbalance", "iterations"):
+                getattr(flows, name)[rows, tokens] = getattr(solution, name)
+        return flows
+
+
+def solve_any(network: LayeredNetwork, solver: FlowSolver) -> FlowSolution:
+    """Solve any networks by a solver that takes trimmed ones with a path.
+
+    Args:
+        network (LayeredNetwork): The networks.
+        solver (FlowSolver): What solves them.
+
+    Raises:
+        FlowError: If a flow is unbounded, or the solver fails.
+    """
+    from_source, to_sink = network.reachable()
+    live = from_source & to_sink
+    trimmed = replace(network, capacity=network.capacity.detach().double()).restrict(
+        live
+    )
+    _refuse_unbounded(trimmed)
+    # A reachable dead end stands on the source's side of every minimum cut.
+    idle_potential = -(from_source & ~to_sink).to(trimmed.capacity.dtype)
+    solvable = trimmed.sink.any(-1)
+    if not bool(solvable.any()):
+        return FlowSolution.zero(trimmed, idle_potential)
+    if bool(solvable.all()):
+        solution = solver.solve(trimmed)
+    else:
+        solution = FlowSolution.zero(trimmed, idle_potential)
+        part = solver.solve(trimmed.select(solvable))
+        for name, whole in vars(solution).items():
+            whole[solvable] = getattr(part, name)
+    solution.potential.copy_(torch.where(live, solution.potential, idle_potential))
+    solution.cut.copy_(solution.potential < -0.5)
+    return solution
+
+
+def _refuse_unbounded(network: LayeredNetwork) -> None:
+    if not network.capacity.numel() or not bool(network.capacity.amax().isinf()):
+        return
+    refuse_infinite(network.node_bound().flatten(1).amax(1))
+
+
+def own_path_is_free(network: LayeredNetwork) -> Tensor:
+    """Whether each token has a residual path that never binds, shape ``(B, T)``."""
+    return network.capacity.diagonal(dim1=-2, dim2=-1).isinf().all(1)
+
+
+def _at_once(
+    network: LayeredNetwork, chosen: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Chosen tokens, as rows and positions, in parts that fit into memory."""
+    rows, tokens = chosen.nonzero(as_tuple=True)
+    at_once = max(1, _MAX_EDGES_AT_ONCE // math.prod(network.capacity.shape[1:]))
+    return zip(rows.split(at_once), tokens.split(at_once), strict=True)
+
+
+def _one_source_each(
+    network: LayeredNetwork, rows: Tensor, tokens: Tensor
+) -> LayeredNetwork:
+    """One network per token, which is its only source."""
+    alone = torch.zeros_like(network.source[rows])
+    alone[torch.arange(len(rows)), tokens] = True
+    own_sink = alone & own_path_is_free(network)[rows]
+    return LayeredNetwork(
+        capacity=network.capacity[rows],
+        source=alone,
+        sink=network.sink[rows] & ~own_sink,
+    )
+
+
+def source_bounds(network: LayeredNetwork) -> Tensor:
+    """Bound each token's flow by what can leave it, shape ``(B, T)``."""
+    bound = torch.where(network.source, network.leaving_bound()[:, 0], 0.0)
+    own_sink_closed = network.sink & own_path_is_free(network)
+    for rows, tokens in _at_once(network, own_sink_closed):
+        leaving = _one_source_each(network, rows, tokens).leaving_bound()[:, 0]
+        bound[rows, tokens] = leaving[torch.arange(len(rows)), tokens]
+    refuse_infinite(bound.amax(1))
+    return bound
 
 
 def refuse_infinite(bound: Tensor) -> None:
@@ -174,19 +300,6 @@ def bounds_of(network: LayeredNetwork) -> tuple[Tensor, Tensor]:
             "networks to solve_flow(network, solver), which takes any"
         )
     return nodes, value
-
-
-def check_network(network: object) -> None:
-    """Refuse what is no network.
-
-    Raises:
-        ValueError: Saying what was given and what is accepted.
-    """
-    if not isinstance(network, LayeredNetwork):
-        raise ValueError(
-            f"network is {described(network)}; give a LayeredNetwork, such as "
-            "LayeredNetwork(capacity, source, sink) or the one of an explanation"
-        )
 
 
 def certified(

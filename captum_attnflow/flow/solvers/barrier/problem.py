@@ -1,20 +1,27 @@
-"""The barrier problem of a batch in flat arrays, and a state of it."""
+"""The barrier problem of a batch in flat arrays, an iterate, and their memory."""
 
 from __future__ import annotations
 
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from captum_attnflow._large_arrays import empty, empty_bytes
 from captum_attnflow.flow.network import LayeredNetwork
-from captum_attnflow.flow.solvers._barrier.workspace import workspace
 
 # Room of an edge that never binds, and the inverse of the flow on one that is missing,
 # in units of the value; and the least capacity to be told from none.
 UNLIMITED = 1e100
 _UNLIMITED = {torch.float64: UNLIMITED, torch.float32: 1e25}
 _LEAST = {torch.float64: 0.0, torch.float32: 1e-20}
+# Of what is needed at a time, no more is kept.
+_MOST_KEPT_BYTES = 1 << 27
+_ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,7 @@ class Problem:
         )
 
     def select(self, index: Tensor) -> Problem:
+        """Return the problem of some networks of the batch."""
         return replace(
             self,
             capacity=self.capacity[index],
@@ -122,6 +130,7 @@ class State:
         return State(room, price, problem.n_terms.new_empty(nodes))
 
     def select(self, index: Tensor) -> State:
+        """Return the state of some networks of the batch."""
         return State(self.room[:, index], self.price[:, index], self.p[index])
 
 
@@ -133,3 +142,64 @@ def split(
     n_inner = edges.shape[1] - 2 * n_terminals
     inner, source, sink = edges.split([n_inner, n_terminals, n_terminals], 1)
     return inner.unflatten(1, shape), source, sink
+
+
+class Workspace:
+    """Hands out uninitialised arrays, and takes those of a frame back at its end.
+
+    Of what the largest frame asked for, up to 128 MiB of the CPU's memory are kept for
+    the next one. Beyond what a frame announced, arrays are ordinary memory.
+    """
+
+    def __init__(self) -> None:
+        self._memory = empty_bytes(0)
+        self._used = 0
+        self._n_frames = 0
+
+    @contextmanager
+    def frame(self, n_bytes: int = 0) -> Iterator[None]:
+        """Give back at the end what was handed out within.
+
+        No array from within may be used, or seen by anybody, after that.
+
+        Args:
+            n_bytes (int): What will be handed out; of no effect within another frame.
+        """
+        before = self._used
+        if not self._n_frames and self._memory.numel() < n_bytes:
+            self._memory = empty_bytes(0)  # given back first
+            self._memory = empty_bytes(n_bytes)
+        self._n_frames += 1
+        try:
+            yield
+        finally:
+            self._n_frames -= 1
+            self._used = before
+            if not self._n_frames and self._memory.numel() > _MOST_KEPT_BYTES:
+                self._memory = empty_bytes(0)
+
+    def empty(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Return an array of a shape, with the dtype and the device of another.
+
+        Outside of all frames it is ordinary memory.
+        """
+        start = self._used
+        end = start + math.prod(shape) * like.element_size()
+        is_kept = self._n_frames and end <= self._memory.numel()
+        if like.device.type != "cpu" or not is_kept:
+            return empty(shape, like)
+        self._used = -(-end // _ALIGNMENT) * _ALIGNMENT
+        return self._memory[start:end].view(like.dtype).view(shape)
+
+
+class _Thread(threading.local):
+    def __init__(self) -> None:
+        self.workspace = Workspace()
+
+
+_THREAD = _Thread()
+
+
+def workspace() -> Workspace:
+    """Return the workspace of this thread."""
+    return _THREAD.workspace

@@ -1,8 +1,15 @@
-r"""Preconditioned conjugate gradients: the iterative solver, ``O(L T^2)`` a sweep.
+r"""Grounded graph Laplacians of layered networks, and how to solve them.
 
-Edges join neighbouring layers only, so every other layer of nodes is eliminated
-exactly (red-black ordering): its own block is diagonal. What is left needs half the
-iterations, each of the same two products.
+Edges join neighbouring token layers only, so the weighted Laplacian, with the
+terminals grounded, has ``T x T`` blocks on three diagonals. Two methods solve it.
+
+**Block Cholesky.** One sweep over the layers factors a whole batch in dense products,
+``O(L T^3)``.
+
+**Preconditioned conjugate gradients**, ``O(L T^2)`` an iteration. Edges join
+neighbouring layers only, so every other layer of nodes is eliminated exactly (red-black
+ordering): its own block is diagonal. What is left needs half the iterations, each of
+the same two products.
 
 Attention mixes fast: the weights between two layers are close to a matrix of rank one.
 The preconditioner replaces each block :math:`W_l` by
@@ -14,17 +21,173 @@ networks of mixing attention it needs 1 to 8 iterations for eight digits.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from captum_attnflow.flow.solvers._barrier.laplacian import IterativeSolver
-
+# The Laplacian of a cluster that only weak edges ground is singular in floating
+# point. This share of the diagonal keeps its factor real and is far below the
+# accuracy that any step needs.
+_RELATIVE_RIDGE = 1e-14
+# Iterations after which the direct solver is the cheaper one: its work grows with the
+# cube of the tokens, that of an iteration with their square.
+_MAX_ITERATIONS = 30
+_TOKENS_PER_ITERATION = 2
 # How often to ask whether residuals are small. A CPU knows at once; other devices have
 # to be waited for, longer than a few iterations take.
 _ITERATIONS_A_CHECK = {"cpu": 1}
 _ELSEWHERE = 4
+
+
+class IterativeSolver(Protocol):
+    """Solves systems of one batch of Laplacians by iterating.
+
+    Args:
+        weight (Tensor): Shape ``(B, L, T, T)``, see :class:`Laplacian`.
+        sums (Tensor): Shape ``(B, L + 1, 2, T)``, see :func:`node_sums`.
+        diagonal (Tensor): Shape ``(B, L + 1, T)``, positive.
+    """
+
+    def __init__(self, weight: Tensor, sums: Tensor, diagonal: Tensor) -> None: ...
+
+    def solve(
+        self, right_side: Tensor, tolerance: Tensor, max_iterations: int
+    ) -> tuple[Tensor, bool]:
+        """Iterate until every residual is small at every node.
+
+        Args:
+            right_side (Tensor): Shape ``(B, L + 1, T)``.
+            tolerance (Tensor): Shape ``(B,)``, largest residual at a node.
+            max_iterations (int): Iterations before giving up.
+
+        Returns:
+            tuple[Tensor, bool]: The solution and whether all residuals are small.
+        """
+        ...
+
+
+class Laplacian:
+    """A batch of Laplacians, solved iteratively or directly.
+
+    Args:
+        weight (Tensor): Shape ``(B, L, T, T)``, weight of the edge from node ``j`` of
+            layer ``l`` to node ``i`` of layer ``l + 1`` at ``[b, l, i, j]``.
+        sums (Tensor): Shape ``(B, L + 1, 2, T)``, see :func:`node_sums`.
+        iterative_solver (type, optional): What to try first.
+
+    A node without any weight gets a unit diagonal: its solution is its right side.
+
+    Attributes:
+        iterative (bool): Whether the iterative solver has served so far.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        sums: Tensor,
+        iterative_solver: type[IterativeSolver] | None,
+    ) -> None:
+        diagonal = sums.sum(2)
+        diagonal.masked_fill_(diagonal == 0, 1.0).mul_(1 + _RELATIVE_RIDGE)
+        self.iterative = iterative_solver is not None
+        self._weight = weight
+        self._diagonal = diagonal
+        self._source = sums[:, 0, 0]
+        self._direct: BlockCholesky | None = None
+        if iterative_solver:
+            self._iterative_solver = iterative_solver(weight, sums, diagonal)
+
+    def solve(
+        self, right_side: Tensor, tolerance: Tensor, at_source: float = 0.0
+    ) -> Tensor:
+        """Solve for node potentials with the source and the sink held fixed.
+
+        Args:
+            right_side (Tensor): Shape ``(B, L + 1, T)``.
+            tolerance (Tensor): Shape ``(B,)``, residual at a node that the iterative
+                solver may leave.
+            at_source (float): Potential of the source; that of the sink is 0.
+
+        Returns:
+            Tensor: Shape ``(B, L + 1, T)``.
+        """
+        if at_source:
+            right_side = right_side.clone()
+            right_side[:, 0] += at_source * self._source
+        if self.iterative:
+            n_tokens = right_side.shape[-1]
+            solution, self.iterative = self._iterative_solver.solve(
+                right_side,
+                tolerance,
+                max(_MAX_ITERATIONS, n_tokens // _TOKENS_PER_ITERATION),
+            )
+            if self.iterative:
+                return solution
+        if self._direct is None:
+            self._direct = BlockCholesky(self._weight, self._diagonal)
+        return self._direct.solve(right_side)
+
+
+def node_sums(weight: Tensor, source: Tensor, sink: Tensor) -> Tensor:
+    """Sum the weights into each node and out of it, the terminals' included.
+
+    Args:
+        weight (Tensor): Shape ``(B, L, T, T)``, see :class:`Laplacian`.
+        source (Tensor): Shape ``(B, T)``, weight of the edges from the source.
+        sink (Tensor): Shape ``(B, T)``, weight of the edges to the sink.
+
+    Returns:
+        Tensor: Shape ``(B, L + 1, 2, T)``.
+    """
+    n_networks, n_layers, n_tokens, _ = weight.shape
+    sums = weight.new_empty(n_networks, n_layers + 1, 2, n_tokens)
+    torch.sum(weight, -1, out=sums[:, 1:, 0])
+    torch.sum(weight, -2, out=sums[:, :-1, 1])
+    sums[:, 0, 0], sums[:, -1, 1] = source, sink
+    return sums
+
+
+class BlockCholesky:
+    """Factor of a batch of block-tridiagonal Laplacians.
+
+    Args:
+        weight (Tensor): Shape ``(B, L, T, T)``, see :class:`Laplacian`.
+        diagonal (Tensor): Shape ``(B, L + 1, T)``, positive.
+    """
+
+    def __init__(self, weight: Tensor, diagonal: Tensor) -> None:
+        blocks = torch.diag_embed(diagonal)
+        self._factors: list[Tensor] = []
+        self._couplings: list[Tensor] = []
+        block = blocks[:, 0]
+        for layer in range(weight.shape[1]):
+            factor, _ = torch.linalg.cholesky_ex(block)
+            coupling = torch.linalg.solve_triangular(
+                factor, weight[:, layer].mT.to(block.dtype), upper=False
+            )
+            self._factors.append(factor)
+            self._couplings.append(coupling)
+            block = torch.baddbmm(blocks[:, layer + 1], coupling.mT, coupling, alpha=-1)
+        self._factors.append(torch.linalg.cholesky_ex(block)[0])
+
+    def solve(self, right_side: Tensor) -> Tensor:
+        """Solve for node potentials; both sides have shape ``(B, L + 1, T)``."""
+        forward: list[Tensor] = []
+        for layer, factor in enumerate(self._factors):
+            column = right_side[:, layer, :, None]
+            if layer:
+                coupling = self._couplings[layer - 1].mT
+                column = torch.baddbmm(column, coupling, forward[-1])
+            forward.append(torch.linalg.solve_triangular(factor, column, upper=False))
+        last = self._factors[-1].mT
+        solution = [torch.linalg.solve_triangular(last, forward[-1], upper=True)]
+        for layer in reversed(range(len(self._couplings))):
+            column = torch.baddbmm(forward[layer], self._couplings[layer], solution[-1])
+            factor = self._factors[layer].mT
+            solution.append(torch.linalg.solve_triangular(factor, column, upper=True))
+        return torch.stack(solution[::-1], 1)[..., 0]
 
 
 class NodeValues:

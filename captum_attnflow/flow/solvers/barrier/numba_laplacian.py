@@ -10,8 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from captum_attnflow.flow.solvers._barrier.by_numba.compiling import compiled
-from captum_attnflow.flow.solvers._barrier.by_numba.weights import decode
+from captum_attnflow.flow.solvers.barrier.numba_compiling import compiled, decode
 
 
 @compiled(any_order=True)

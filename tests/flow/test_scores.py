@@ -6,7 +6,8 @@ import torch
 from networks import attention_network
 
 from captum_attnflow import BarrierSolver, LayeredNetwork
-from captum_attnflow.flow.game import play
+from captum_attnflow.flow.scores import score_tokens
+from captum_attnflow.flow.solvers import SOLVERS
 
 
 def value_of(network: LayeredNetwork, sources: list[int], example: int = 0) -> float:
@@ -19,15 +20,16 @@ def value_of(network: LayeredNetwork, sources: list[int], example: int = 0) -> f
     )
 
 
-def test_independent_scores_are_the_flows_of_single_tokens():
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_independent_scores_are_the_flows_of_single_tokens(solver):
     network = attention_network(3, 5, n_networks=2, read_out=1)
     network.capacity[1, 0, :, 3] = 0  # a token that nothing attends to
-    explanation = play(network, "independent", BarrierSolver())
+    scored = score_tokens(network, "independent", solver)
     for example in range(2):
         expected = [value_of(network, [token], example) for token in range(5)]
-        scores = explanation.scores[example].tolist()
+        scores = scored.scores[example].tolist()
         assert scores == pytest.approx(expected, rel=1e-6)
-    assert explanation.scores[1, 3] == 0
+    assert scored.scores[1, 3] == 0
 
 
 def test_joint_scores_are_shapley_values_of_the_game_on_the_flow():
@@ -35,10 +37,10 @@ def test_joint_scores_are_shapley_values_of_the_game_on_the_flow():
     from itertools import permutations
 
     network = attention_network(2, 4)
-    explanation = play(network, "joint", BarrierSolver())
+    scored = score_tokens(network, "joint", BarrierSolver())
 
     def worth(coalition):
-        return sum(explanation.flow[0, 0, :, token].sum() for token in coalition)
+        return sum(scored.joint_flow.flow[0, 0, :, token].sum() for token in coalition)
 
     orders = list(permutations(range(4)))
     for player in range(4):
@@ -47,7 +49,7 @@ def test_joint_scores_are_shapley_values_of_the_game_on_the_flow():
             - worth(order[: order.index(player)])
             for order in orders
         ]
-        assert explanation.scores[0, player].item() == pytest.approx(
+        assert scored.scores[0, player].item() == pytest.approx(
             float(sum(gains)) / len(orders)
         )
 
@@ -56,7 +58,7 @@ def test_joint_scores_are_not_shapley_values_of_the_game_that_solves_anew():
     from itertools import permutations
 
     network = attention_network(2, 3, read_out=0)
-    scores = play(network, "joint", BarrierSolver()).scores[0]
+    scores = score_tokens(network, "joint", BarrierSolver()).scores[0]
     orders = list(permutations(range(3)))
     shapley = [
         sum(
@@ -80,22 +82,23 @@ def free(network: LayeredNetwork) -> LayeredNetwork:
     )
 
 
-def test_a_token_with_a_free_path_is_scored_by_what_it_sends_to_others():
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_token_with_a_free_path_is_scored_by_what_it_sends_to_others(solver):
     network = free(attention_network(2, 3))
-    explanation = play(network, "independent", BarrierSolver())
+    scored = score_tokens(network, "independent", solver)
     for token in range(3):
         others = network.sink.clone()
         others[0, token] = False
         alone = LayeredNetwork(network.capacity, torch.eye(3).bool()[[token]], others)
         expected = value_of(alone, [token])
-        assert explanation.scores[0, token].item() == pytest.approx(expected, rel=1e-6)
+        assert scored.scores[0, token].item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_diagnostics_are_the_worst_of_the_flows_behind_an_example():
     network = attention_network(3, 5, n_networks=2)
-    explanation = play(network, "independent", BarrierSolver(epsilon=1e-5))
-    diagnostics = explanation.diagnostics
-    largest = explanation.scores.amax(1)
+    scored = score_tokens(network, "independent", BarrierSolver(epsilon=1e-5))
+    diagnostics = scored.diagnostics
+    largest = scored.scores.amax(1)
     assert diagnostics.duality_gap.tolist() == pytest.approx(
         (1e-5 * largest).tolist(), rel=1e-3
     )

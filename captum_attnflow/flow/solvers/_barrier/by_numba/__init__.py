@@ -1,1 +1,0 @@
-"""Passes over the edges and conjugate gradients compiled by Numba, for CPUs."""

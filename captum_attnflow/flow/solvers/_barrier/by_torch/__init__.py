@@ -1,1 +1,0 @@
-"""Passes over the edges and conjugate gradients by torch, on any device."""

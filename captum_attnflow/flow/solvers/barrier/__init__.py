@@ -1,0 +1,16 @@
+"""How :class:`BarrierSolver` works: from networks to the central path, and onto it.
+
+- ``solver``: the solver, its options, and which implementation it chooses.
+- ``problem``: what stays fixed, what a step changes, and memory for both.
+- ``central_path``: the whole of a solve. It starts near the central path, follows it by
+  predictor-corrector steps on flows and potentials, and ends in ``dual``. It leaves the
+  edges to ``EdgePasses`` (``passes``), and linear systems to ``laplacian``.
+- ``dual``: the last steps, on potentials alone.
+- ``torch_passes`` and ``numba_passes``: two implementations of the passes over the
+  edges, for any device and compiled for CPUs. The latter's kernels are ``numba_edges``
+  and ``numba_laplacian``; ``numba_compiling`` says how they are compiled.
+"""
+
+from captum_attnflow.flow.solvers.barrier.solver import BarrierSolver
+
+__all__ = ["BarrierSolver"]

@@ -1,0 +1,336 @@
+"""The passes over the edges and conjugate gradients, compiled by Numba: on CPUs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numba
+import torch
+from torch import Tensor
+
+from captum_attnflow.flow.network import LayeredNetwork
+from captum_attnflow.flow.solvers.barrier import numba_edges as kernels
+from captum_attnflow.flow.solvers.barrier import numba_laplacian
+from captum_attnflow.flow.solvers.barrier.dual import ClosedForm, Potential
+from captum_attnflow.flow.solvers.barrier.laplacian import IterativeSolver
+from captum_attnflow.flow.solvers.barrier.numba_compiling import arrays, weight_dtype
+from captum_attnflow.flow.solvers.barrier.passes import EdgePasses
+from captum_attnflow.flow.solvers.barrier.problem import (
+    UNLIMITED,
+    Problem,
+    State,
+    workspace,
+)
+
+# Fewer edges are not worth a second thread.
+_EDGES_A_THREAD = 1 << 15
+# Tasks a thread at least, for an even share.
+_TASKS_A_THREAD = 4
+# OpenMP ends a process that uses it, was forked, and uses it again.
+_PROCESS = os.getpid()
+
+
+def n_threads(n_edges: int) -> int:
+    """As many as torch uses, but one where more are not safe or not worth it."""
+    most = min(
+        torch.get_num_threads(),
+        numba.config.NUMBA_NUM_THREADS,
+        -(-n_edges // _EDGES_A_THREAD),
+    )
+    return most if most > 1 and _are_safe() else 1
+
+
+def n_blocks(number: int, n_layers: int, n_tokens: int) -> int:
+    """Blocks of a layer's heads, for tasks enough for so many threads."""
+    return min(n_tokens, -(-_TASKS_A_THREAD * number // n_layers))
+
+
+def _are_safe() -> bool:
+    """Whether any of Python's threads may start Numba's, in this process."""
+    if os.getpid() != _PROCESS:
+        return False
+    try:
+        # Which layer of threads there is shows once it is up.
+        numba.set_num_threads(numba.get_num_threads())
+        return bool(numba.threading_layer() != "workqueue")
+    except (ImportError, ValueError):
+        # The layer that the user chose is not there.
+        return False
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Let Numba use so many threads within."""
+    if number == 1:
+        yield
+        return
+    before = numba.get_num_threads()
+    numba.set_num_threads(number)
+    try:
+        yield
+    finally:
+        numba.set_num_threads(before)
+
+
+def run_in_parts(
+    number: int,
+    serial: Callable[..., None],
+    parallel: Callable[..., None],
+    *arguments: object,
+) -> None:
+    """Run a kernel whose work is cut into parts, in so many threads.
+
+    Args:
+        number (int): Threads, and parts.
+        serial (Callable): Does one part: which, of how many, and the arguments.
+        parallel (Callable): Does all parts: of how many, and the arguments.
+        arguments (object): Passed on.
+    """
+    if number == 1:
+        serial(0, 1, *arguments)
+        return
+    with threads(number):
+        parallel(number, *arguments)
+
+
+class NumbaConjugateGradients(IterativeSolver):
+    """The method of :class:`TorchConjugateGradients`, a solve being one call."""
+
+    def __init__(self, weight: Tensor, sums: Tensor, diagonal: Tensor) -> None:
+        self._n_threads = n_threads(weight.numel())
+        inverse = 1 / diagonal
+        basis = torch.empty_like(sums)
+        chain = sums.new_empty(*weight.shape[:2], 4)
+        numba_laplacian.set_preconditioner(*arrays(sums, inverse, basis, chain))
+        self._system = arrays(_in_rows(weight), diagonal, inverse, basis, chain)
+
+    def solve(
+        self, right_side: Tensor, tolerance: Tensor, max_iterations: int
+    ) -> tuple[Tensor, bool]:
+        solution = torch.empty_like(right_side, memory_format=torch.contiguous_format)
+        with threads(self._n_threads):
+            small = numba_laplacian.conjugate_gradients(
+                self._n_threads,
+                *self._system,
+                right_side.contiguous().numpy(),
+                tolerance.to(right_side.dtype).numpy(),
+                max_iterations,
+                solution.numpy(),
+            )
+        return solution, bool(small)
+
+
+def _in_rows(weight: Tensor) -> Tensor:
+    """The weights of each network as one row, with what lies between two networks.
+
+    So they are contiguous, and compile to vector instructions, for batches, too.
+    """
+    if not weight[0].is_contiguous():
+        weight = weight.contiguous()
+    n_networks = len(weight)
+    length = weight.stride(0) if n_networks > 1 else weight[0].numel()
+    return weight.as_strided((n_networks, length), (length, 1))
+
+
+class NumbaClosedForm(ClosedForm):
+    """The passes of :class:`ClosedForm`, each one loop over the edges.
+
+    Rounded weights serve Newton's steps all the same, which measure the flows anew.
+    """
+
+    def __init__(
+        self, network: LayeredNetwork, scale: Tensor, dtype: torch.dtype
+    ) -> None:
+        capacity = network.capacity.contiguous()
+        self._shape = capacity.shape
+        self._like = capacity
+        like_weight = capacity.new_empty(0, dtype=weight_dtype(dtype))
+        self.weight = workspace().empty(self._shape, like=like_weight)
+        self._n_threads = n_threads(capacity.numel())
+        n_networks, n_layers, n_tokens, _ = self._shape
+        self._n_blocks = n_blocks(self._n_threads, n_networks * n_layers, n_tokens)
+        self._network = (capacity.numpy(), scale.numpy(), UNLIMITED)
+
+    def weigh(self, potential: Potential, mu: Tensor) -> tuple[Tensor, Tensor]:
+        n_networks, n_layers, n_tokens, _ = self._shape
+        columns = self._like.new_empty(
+            n_networks * n_layers * self._n_blocks, 2, n_tokens
+        )
+        into = self._like.new_empty(2, n_networks, n_layers, n_tokens)
+        self._run(
+            kernels.weigh_closed_form,
+            kernels.weigh_closed_form_parallel,
+            potential,
+            mu,
+            *(self.weight, columns, into),
+        )
+        blocks = columns.view(n_networks, n_layers, self._n_blocks, 2, n_tokens)
+        out_of = blocks.sum(2)
+        flows, weights = (
+            torch.stack([into[part], out_of[:, :, part]]) for part in range(2)
+        )
+        return flows, weights
+
+    def fill(self, potential: Potential, mu: Tensor, flow: Tensor) -> None:
+        self._run(
+            kernels.fill_closed_form,
+            kernels.fill_closed_form_parallel,
+            potential,
+            mu,
+            flow,
+        )
+
+    def _run(
+        self,
+        serial: Callable[..., None],
+        parallel: Callable[..., None],
+        potential: Potential,
+        mu: Tensor,
+        *out: Tensor,
+    ) -> None:
+        edges = (self._n_blocks, *self._network)
+        others = arrays(potential.high, potential.low, mu, *out)
+        run_in_parts(self._n_threads, serial, parallel, *edges, *others)
+
+
+class NumbaPasses(EdgePasses):
+    """The passes of :class:`EdgePasses`, each one loop over the edges.
+
+    Of what belongs to an edge only the weights are kept from one pass to the next; a
+    step's change of flow and its new prices follow from the potentials. With ``w`` the
+    weight, ``rise`` that of a potential along an edge and ``second`` 1 in steps with
+    second-order terms and else 0,
+
+        predicted = w * rise(predictor)
+        push = second * (r + r ** 2) * price + aim / room,    r = predicted / room
+        dx = w * (rise(p) + push_x + push_y) + w * rise(change)
+        new price = push - price * dx / room
+
+    The change of flow that leaves the potential is linear in the aim, so that one pass
+    does for the predictor and for it. In new prices ``dx`` counts as if ``w`` were not
+    rounded.
+    """
+
+    dtypes = (torch.float32, torch.float64)
+    n_arrays = 7
+    iterative_solver = NumbaConjugateGradients
+    iterative_from_tokens = 1
+    closed_form = NumbaClosedForm
+
+    def __init__(
+        self,
+        problem: Problem,
+        state: State,
+        memory: Tensor | None = None,
+    ) -> None:
+        shape, like = problem.capacity.shape, problem.capacity
+        if memory is None or memory.numel() < shape.numel():
+            like = like.new_empty(0, dtype=weight_dtype(like.dtype))
+            memory = workspace().empty((shape.numel(),), like=like)
+        self.memory = memory
+        weights = memory[: shape.numel()].view(shape)
+        self.weight, _, _ = problem.split(weights)
+        self._arrays = arrays(state.room, state.price, weights)
+        self._state = state
+        self._like = state.p
+        n_networks, n_layers = shape[0], problem.n_layers
+        self._n_threads = n_threads(shape.numel())
+        blocks = n_blocks(self._n_threads, n_networks * n_layers, problem.n_tokens)
+        self._tasks = (n_networks, (n_layers + 2) * blocks)
+        self._shape = (blocks, n_layers, problem.n_tokens)
+        self._alive = problem.alive.numpy()
+        self._no_second_order = torch.zeros_like(problem.n_terms)
+
+    def weigh(self) -> Tensor:
+        return self._sums
+
+    def predict(self, potential: Tensor, among: Tensor) -> tuple[Tensor, ...]:
+        found = self._begin(potential.contiguous(), among.to(potential.dtype))
+        least, most, cost, gain = found.unbind(2)
+        return least.amin(1), most.amax(1), cost.sum(1), gain.sum(1)
+
+    def centre(self) -> None:
+        self._begin(self._state.p, self._no_second_order)
+
+    def _begin(self, predictor: Tensor, second_order: Tensor) -> Tensor:
+        """Begin a step; return what is found of its predictor, by task."""
+        self._begun = arrays(second_order, predictor, self._state.p)
+        fixed_columns, mu_columns = self._new_columns(), self._new_columns()
+        fixed_sums, mu_sums = self._new_sums(), self._new_sums()
+        found = self._like.new_empty(*self._tasks, 4)
+        self._run(
+            kernels.predict,
+            kernels.predict_parallel,
+            *self._begun,
+            *arrays(fixed_columns, fixed_sums, mu_columns, mu_sums),
+            found.flatten(0, 1).numpy(),
+        )
+        self._fixed = self._divergence(fixed_columns, fixed_sums)
+        self._per_mu = self._divergence(mu_columns, mu_sums)
+        return found
+
+    def force(self, aim: Tensor) -> Tensor:
+        self._step = (*self._begun, aim.numpy())
+        return self._fixed.addcmul(self._per_mu, aim[:, None, None])
+
+    def turn(self, change: Tensor) -> tuple[Tensor, Tensor]:
+        self._step = (*self._step[:4], change.contiguous().numpy())
+        found = self._like.new_empty(*self._tasks, 2)
+        self._run(
+            kernels.turn,
+            kernels.turn_parallel,
+            *self._step,
+            found.flatten(0, 1).numpy(),
+        )
+        least, left = found.amin(1).unbind(1)
+        return -least, 1 - left
+
+    def move(self, primal: Tensor, dual: Tensor) -> tuple[Tensor, Tensor]:
+        return self._settle(*self._step, *arrays(primal, dual), True)
+
+    def measure(self) -> tuple[Tensor, Tensor]:
+        per_network, per_node = arrays(self._no_second_order, self._state.p)
+        unused_step = (per_network, per_node, per_node, per_network, per_node)
+        return self._settle(*unused_step, per_network, per_network, False)
+
+    def _settle(self, *step: object) -> tuple[Tensor, Tensor]:
+        weight_columns, flow_columns = self._new_columns(), self._new_columns()
+        self._sums, sums = self._new_sums(), self._new_sums()
+        totals = self._like.new_empty(self._tasks)
+        self._run(
+            kernels.settle,
+            kernels.settle_parallel,
+            *step,
+            self._alive,
+            *arrays(weight_columns, self._sums, flow_columns, sums),
+            totals.flatten().numpy(),
+        )
+        self._add_columns(weight_columns, self._sums)
+        return self._divergence(flow_columns, sums), totals.sum(1)
+
+    def _run(
+        self,
+        serial: Callable[..., None],
+        parallel: Callable[..., None],
+        *arguments: object,
+    ) -> None:
+        common = (*self._shape, *self._arrays)
+        run_in_parts(self._n_threads, serial, parallel, *common, *arguments)
+
+    def _new_columns(self) -> Tensor:
+        n_networks, tasks = self._tasks
+        return self._like.new_empty(n_networks * tasks, self._shape[2])
+
+    def _new_sums(self) -> Tensor:
+        n_networks, n_nodes, n_tokens = self._state.p.shape
+        return self._like.new_zeros(n_networks, n_nodes, 2, n_tokens)
+
+    def _add_columns(self, columns: Tensor, sums: Tensor) -> None:
+        blocks, n_layers, _ = self._shape
+        kernels.add_columns(columns.numpy(), blocks, n_layers, sums.numpy())
+
+    def _divergence(self, columns: Tensor, sums: Tensor) -> Tensor:
+        self._add_columns(columns, sums)
+        return sums[:, :, 0] - sums[:, :, 1]
