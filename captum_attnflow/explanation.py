@@ -13,7 +13,14 @@ from torch import Tensor
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture import Propagation, TokenSequence
 from captum_attnflow.flow.network import LayeredNetwork
-from captum_attnflow.flow.scores import FlowDiagnostics
+from captum_attnflow.flow.scores import (
+    FlowDiagnostics,
+    Game,
+    GameSolver,
+    Normalization,
+    normalize,
+    score_tokens,
+)
 from captum_attnflow.scored_tokens import ShownByTokens
 
 # Of fewer tokens chance alone orders some by position.
@@ -268,3 +275,28 @@ def warn_of_zeros(explanation: Explanation) -> None:
             "attention that lowers it may lead there (its relevance is clamped at 0), "
             'or, with residual="free", every position is read out'
         )
+
+
+def explain_maximum_flows(
+    network: LayeredNetwork,
+    game: Game,
+    solver: GameSolver,
+    normalization: Normalization,
+) -> Explanation:
+    """Score tokens by maximum flows, see :mod:`captum_attnflow.flow.scores`."""
+    scored = score_tokens(network, game, solver)
+    explanation = Explanation(
+        scored.scores, network, scored.joint_flow, scored.diagnostics
+    )
+    return normalize_scores(explanation, normalization)
+
+
+def normalize_scores(
+    explanation: Explanation, normalization: Normalization
+) -> Explanation:
+    """Normalise the scores and keep those before; flow and flow value stay."""
+    scores = explanation.scores
+    normalized = normalize(scores, explanation.network, normalization)
+    if normalization is None:
+        return explanation
+    return replace(explanation, scores=normalized, unnormalized_scores=scores)

@@ -1,15 +1,14 @@
 """What a Captum user calls: one attribution method per file."""
 
-from captum.attr import LLMAttribution, LLMGradientAttribution
+from captum.attr import LLMAttribution
 
-from captum_attnflow.attr._base import AttentionAttribution
-from captum_attnflow.attr._layer import LayerAttentionAttribution
 from captum_attnflow.attr.attention_flow import AttentionFlow, LayerAttentionFlow
 from captum_attnflow.attr.attention_rollout import (
     AttentionRollout,
     LayerAttentionRollout,
 )
 from captum_attnflow.attr.attn_lrp import AttnLRP, LayerAttnLRP
+from captum_attnflow.attr.base import AttentionAttribution, LayerAttentionAttribution
 from captum_attnflow.attr.chefer_relevance import (
     CheferRelevance,
     LayerCheferRelevance,
@@ -23,8 +22,7 @@ from captum_attnflow.attr.relevance_flow import LayerRelevanceFlow, RelevanceFlo
 from captum_attnflow.slalom.attribution import SLALOM
 from captum_attnflow.slalom.layer import LayerSLALOM
 
-# Captum admits methods to its LLM wrappers by these lists of classes.
-LLMGradientAttribution.SUPPORTED_METHODS += (LayerAttentionAttribution, LayerAttnLRP)
+# Captum admits methods to its wrapper for language models by these lists.
 LLMAttribution.SUPPORTED_METHODS += (SLALOM,)
 LLMAttribution.SUPPORTED_PER_TOKEN_ATTR_METHODS += (SLALOM,)
 

@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from captum._utils.typing import ModuleOrModuleList
-
 from captum_attnflow._options import check_choice
-from captum_attnflow.attr._base import AttentionAttribution
-from captum_attnflow.attr._explanations import explain_maximum_flows
-from captum_attnflow.attr._layer import LayerAttentionAttribution
+from captum_attnflow.attr.base import AttentionAttribution, LayerAttentionAttribution
 from captum_attnflow.capture import AttentionRecord
-from captum_attnflow.explanation import Explanation
+from captum_attnflow.explanation import Explanation, explain_maximum_flows
 from captum_attnflow.flow import Residual, build_network, check_residual
 from captum_attnflow.flow.scores import (
     GAMES,
@@ -121,28 +117,3 @@ class LayerAttentionFlow(LayerAttentionAttribution, AttentionFlow):
         >>> flow.attribute(ids, target=1).shape == (*ids.shape, 128)
         True
     """
-
-    def __init__(
-        self,
-        forward_func: Callable[..., Any],
-        layer: ModuleOrModuleList,
-        device_ids: list[int] | None = None,
-        multiply_by_inputs: bool = True,
-        *,
-        residual: Residual = 0.5,
-        game: Game = "independent",
-        solver: GameSolver = "auto",
-        normalization: Normalization = None,
-    ) -> None:
-        LayerAttentionAttribution.__init__(
-            self, forward_func, layer, device_ids, multiply_by_inputs
-        )
-        AttentionFlow.__init__(
-            self,
-            forward_func,
-            multiply_by_inputs,
-            residual=residual,
-            game=game,
-            solver=solver,
-            normalization=normalization,
-        )

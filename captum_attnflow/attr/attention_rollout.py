@@ -6,14 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from captum._utils.typing import ModuleOrModuleList
 from torch import Tensor
 
-from captum_attnflow.attr._base import AttentionAttribution
-from captum_attnflow.attr._explanations import normalize_scores
-from captum_attnflow.attr._layer import LayerAttentionAttribution
+from captum_attnflow.attr.base import AttentionAttribution, LayerAttentionAttribution
 from captum_attnflow.capture import AttentionRecord
-from captum_attnflow.explanation import Explanation, GivenFlow
+from captum_attnflow.explanation import Explanation, GivenFlow, normalize_scores
 from captum_attnflow.flow import build_network, check_residual
 from captum_attnflow.flow.network import LayeredNetwork
 from captum_attnflow.flow.scores import Normalization, check_normalization
@@ -121,24 +118,3 @@ class LayerAttentionRollout(LayerAttentionAttribution, AttentionRollout):
         >>> rollout.attribute(ids, target=1).shape == (*ids.shape, 128)
         True
     """
-
-    def __init__(
-        self,
-        forward_func: Callable[..., Any],
-        layer: ModuleOrModuleList,
-        device_ids: list[int] | None = None,
-        multiply_by_inputs: bool = True,
-        *,
-        residual: float | None = 0.5,
-        normalization: Normalization = None,
-    ) -> None:
-        LayerAttentionAttribution.__init__(
-            self, forward_func, layer, device_ids, multiply_by_inputs
-        )
-        AttentionRollout.__init__(
-            self,
-            forward_func,
-            multiply_by_inputs,
-            residual=residual,
-            normalization=normalization,
-        )

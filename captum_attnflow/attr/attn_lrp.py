@@ -13,22 +13,18 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
-from captum._utils.common import _format_output, _is_tuple
-from captum._utils.typing import BaselineType, ModuleOrModuleList, TargetType
-from captum.attr import GradientAttribution, LayerAttribution
-from captum.log import log_usage
+from captum.attr import LayerAttribution
 from torch import Tensor, nn
 
 from captum_attnflow._options import (
-    check_callable,
     check_choice,
-    check_flags,
-    check_grad_kwargs,
 )
-from captum_attnflow.attr._arguments import ForwardArguments
-from captum_attnflow.attr._base import TensorOrTensors
-from captum_attnflow.attr._layer import check_layer
-from captum_attnflow.attr._parts import run_in_parts
+from captum_attnflow.attr.arguments import ForwardArguments, check_layer, run_in_parts
+from captum_attnflow.attr.base import (
+    InPlaceOfIntegratedGradients,
+    InPlaceOfLayerIntegratedGradients,
+    sum_over_features,
+)
 from captum_attnflow.capture.propagation import (
     PropagatedRelevance,
     TensorGradient,
@@ -38,7 +34,7 @@ from captum_attnflow.capture.propagation import (
 PropagationRule = Literal["attnlrp", "cp-lrp"]
 
 
-class AttnLRP(GradientAttribution):
+class AttnLRP(InPlaceOfIntegratedGradients):
     r"""AttnLRP or CP-LRP, in place of ``IntegratedGradients``.
 
     Works with attention and without, in any model whose operations run as Python calls
@@ -74,110 +70,24 @@ class AttnLRP(GradientAttribution):
         *,
         rules: PropagationRule = "attnlrp",
     ) -> None:
-        check_callable("forward_func", forward_func)
-        super().__init__(forward_func)
+        super().__init__(forward_func, multiply_by_inputs)
         check_choice("rules", rules, get_args(PropagationRule))
         self.rules = rules
-        self._multiply_by_inputs = multiply_by_inputs
 
-    @log_usage()
-    def attribute(
-        self,
-        inputs: TensorOrTensors,
-        baselines: BaselineType = None,
-        target: TargetType = None,
-        additional_forward_args: object = None,
-        n_steps: int = 50,
-        method: str = "gausslegendre",
-        internal_batch_size: int | None = None,
-        return_convergence_delta: bool = False,
-    ) -> Any:
-        r"""Attribute the selected output to the inputs.
-
-        Takes the arguments of ``IntegratedGradients.attribute`` in their order.
-
-        Args:
-            inputs (Tensor or tuple[Tensor, ...]): Floats of any shape, or token ids
-                ``(B, T)``; dimension 0 is the batch.
-            baselines (scalar, Tensor, tuple, optional): Validated, then ignored: there
-                is no reference point.
-            target (int, tuple, Tensor or list, optional): Output to attribute, as
-                Captum selects it.
-            additional_forward_args (Any, optional): Passed on behind ``inputs``.
-            n_steps (int): Validated, then ignored: there is no path.
-            method (str): Validated, then ignored.
-            internal_batch_size (int, optional): Most rows in one forward pass; if
-                ``None``, all, or as many as memory holds.
-            return_convergence_delta (bool): Also return the sum of an example's scores
-                minus its output.
-
-        Returns:
-            **attributions** or 2-element tuple of **attributions**, **delta**:
-
-            - **attributions** (*Tensor* or *tuple[Tensor, ...]*): Shaped like
-              ``inputs``, a tuple if ``inputs`` is one; float64 for float64 inputs,
-              float32 otherwise.
-            - **delta** (*Tensor*): Shape ``(B,)``, if asked for.
-
-        Raises:
-            UnsupportedAttentionError: If operations ran where no rule can change them.
-            ValueError: If inputs or target do not fit the model.
-        """
-        check_flags(return_convergence_delta=return_convergence_delta)
-        arguments = ForwardArguments.read(
-            inputs, baselines, target, additional_forward_args, n_steps, method
-        )
+    def _attribute(
+        self, arguments: ForwardArguments, internal_batch_size: int | None
+    ) -> tuple[tuple[Tensor, ...], Callable[[], Tensor]]:
         parts = self._propagate(arguments, internal_batch_size)
-        dtypes = [tensor.dtype for tensor in arguments.inputs]
         attributions = tuple(
-            torch.cat([self._of_input(part.tensors[index], tensor) for part in parts])
-            for index, tensor in enumerate(arguments.inputs)
+            torch.cat([self._of_input(part.tensors[index], like) for part in parts]).to(
+                _result_dtype(like.dtype)
+            )
+            for index, like in enumerate(arguments.inputs)
         )
-        attributions = tuple(
-            attribution.to(_result_dtype(dtype))
-            for attribution, dtype in zip(attributions, dtypes, strict=True)
-        )
-        formatted = _format_output(_is_tuple(inputs), attributions)
-        if return_convergence_delta:
-            return formatted, _delta(attributions, parts)
-        return formatted
+        return attributions, lambda: _delta(attributions, parts)
 
-    def has_convergence_delta(self) -> bool:
-        """Return True: sum of scores minus output."""
-        return True
-
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """The flag given to the constructor."""
-        return self._multiply_by_inputs
-
-    @log_usage()
-    def compute_convergence_delta(
-        self,
-        attributions: TensorOrTensors,
-        start_point: BaselineType,
-        end_point: TensorOrTensors,
-        target: TargetType = None,
-        additional_forward_args: object = None,
-    ) -> Tensor:
-        """Sum of given attributions minus the output at ``end_point``.
-
-        Args:
-            attributions (Tensor or tuple[Tensor, ...]): Attributions of ``end_point``.
-            start_point (scalar, Tensor or tuple, optional): The baselines; ignored.
-            end_point (Tensor or tuple[Tensor, ...]): The inputs.
-            target (int, tuple, Tensor or list, optional): As in :meth:`attribute`.
-            additional_forward_args (Any, optional): As in :meth:`attribute`.
-
-        Returns:
-            Tensor: Shape ``(B,)``.
-        """
-        arguments = ForwardArguments.read(
-            end_point, start_point, target, additional_forward_args, 1, "gausslegendre"
-        )
-        single = isinstance(attributions, Tensor)
-        given = (attributions,) if single else tuple(attributions)
-        return _delta(given, self._propagate(arguments, None))
+    def _sum(self, arguments: ForwardArguments) -> Tensor:
+        return _output(self._propagate(arguments, None))
 
     def _propagate(
         self,
@@ -221,7 +131,7 @@ class AttnLRP(GradientAttribution):
         )
 
 
-class LayerAttnLRP(AttnLRP, LayerAttribution):
+class LayerAttnLRP(InPlaceOfLayerIntegratedGradients, AttnLRP, LayerAttribution):
     """AttnLRP or CP-LRP, in place of ``LayerIntegratedGradients``.
 
     Args:
@@ -245,82 +155,20 @@ class LayerAttnLRP(AttnLRP, LayerAttribution):
         True
     """
 
-    def __init__(
+    def _attribute_to_layer(
         self,
-        forward_func: Callable[..., Any],
-        layer: ModuleOrModuleList,
-        device_ids: list[int] | None = None,
-        multiply_by_inputs: bool = True,
-        *,
-        rules: PropagationRule = "attnlrp",
-    ) -> None:
-        LayerAttribution.__init__(self, forward_func, layer, device_ids)
-        AttnLRP.__init__(self, forward_func, multiply_by_inputs, rules=rules)
-
-    @log_usage()
-    def attribute(
-        self,
-        inputs: TensorOrTensors,
-        baselines: BaselineType = None,
-        target: TargetType = None,
-        additional_forward_args: object = None,
-        n_steps: int = 50,
-        method: str = "gausslegendre",
-        internal_batch_size: int | None = None,
-        return_convergence_delta: bool = False,
-        attribute_to_layer_input: bool = False,
-        grad_kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        r"""Attribute the selected output to what a layer emits or takes.
-
-        Takes the arguments of ``LayerIntegratedGradients.attribute`` in their order;
-        those that :meth:`AttnLRP.attribute` has mean the same.
-
-        Args:
-            inputs (Tensor or tuple[Tensor, ...]): Anything the forward function takes.
-            baselines (scalar, Tensor, tuple, optional): Validated, then ignored.
-            target (int, tuple, Tensor or list, optional): Output to attribute.
-            additional_forward_args (Any, optional): Passed on behind ``inputs``.
-            n_steps (int): Validated, then ignored.
-            method (str): Validated, then ignored.
-            internal_batch_size (int, optional): Most rows in one forward pass.
-            return_convergence_delta (bool): Also return the sum of an example's scores
-                minus its output; over all layers, if there are several.
-            attribute_to_layer_input (bool): Attribute to what the layer takes by
-                position instead of what it emits.
-            grad_kwargs (dict, optional): Further arguments of ``torch.autograd.grad``.
-
-        Returns:
-            **attributions** or 2-element tuple of **attributions**, **delta**:
-
-            - **attributions** (*Tensor*, *tuple* or *list*): Shaped like the layer's
-              tensors of floats; a tuple if there are several, a list if ``layer`` is a
-              list.
-            - **delta** (*Tensor*): Shape ``(B,)``, if asked for.
-
-        Raises:
-            UnsupportedAttentionError: If operations ran where no rule can change them.
-            ValueError: If inputs, target or layer do not fit the model.
-        """
-        check_flags(
-            return_convergence_delta=return_convergence_delta,
-            attribute_to_layer_input=attribute_to_layer_input,
-        )
-        check_grad_kwargs(grad_kwargs)
-        arguments = ForwardArguments.read(
-            inputs, baselines, target, additional_forward_args, n_steps, method
-        )
+        arguments: ForwardArguments,
+        internal_batch_size: int | None,
+        of_layer_input: bool,
+        grad_kwargs: dict[str, Any] | None,
+        with_delta: bool,
+    ) -> tuple[list[tuple[Tensor, ...]], Callable[[], Tensor]]:
         given = self.layer if isinstance(self.layer, list) else [self.layer]
         layers = [check_layer(layer) for layer in given]
         parts = self._propagate(
-            arguments,
-            internal_batch_size,
-            layers,
-            attribute_to_layer_input,
-            grad_kwargs,
+            arguments, internal_batch_size, layers, of_layer_input, grad_kwargs
         )
-        joins = len(parts) > 1 or return_convergence_delta
-        for part in parts if joins else ():
+        for part in parts if len(parts) > 1 or with_delta else ():
             _refuse_other_rows(part)
         attributions = [
             tuple(
@@ -331,11 +179,8 @@ class LayerAttnLRP(AttnLRP, LayerAttribution):
             )
             for i in range(len(layers))
         ]
-        formatted = [_format_output(len(of) > 1, of) for of in attributions]
-        result = formatted if isinstance(self.layer, list) else formatted[0]
-        if return_convergence_delta:
-            return result, _delta([one for of in attributions for one in of], parts)
-        return result
+        every = [one for of in attributions for one in of]
+        return attributions, lambda: _delta(every, parts)
 
 
 def _refuse_other_rows(part: PropagatedRelevance) -> None:
@@ -355,9 +200,11 @@ def _result_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def _output(parts: Sequence[PropagatedRelevance]) -> Tensor:
+    return torch.cat([part.output for part in parts])
+
+
 def _delta(
     attributions: Sequence[Tensor], parts: Sequence[PropagatedRelevance]
 ) -> Tensor:
-    output = torch.cat([part.output for part in parts])
-    totals = [one.double().flatten(1).sum(1) for one in attributions]
-    return (torch.stack(totals).sum(0) - output.double()).to(attributions[0])
+    return sum_over_features(attributions) - _output(parts).to(attributions[0])

@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
-from captum._utils.typing import ModuleOrModuleList
-
 from captum_attnflow._options import check_choice
-from captum_attnflow.attr._base import AttentionAttribution
-from captum_attnflow.attr._explanations import explain_maximum_flows
-from captum_attnflow.attr._layer import LayerAttentionAttribution
+from captum_attnflow.attr.base import AttentionAttribution, LayerAttentionAttribution
 from captum_attnflow.capture import RULES, AttentionRecord, Rules
-from captum_attnflow.explanation import Explanation
+from captum_attnflow.explanation import Explanation, explain_maximum_flows
 from captum_attnflow.flow import Residual, build_network, check_residual
 from captum_attnflow.flow.scores import (
     GAMES,
@@ -145,32 +141,3 @@ class LayerGeneralizedAttentionFlow(
         >>> gaf.attribute(ids, target=1).shape == (*ids.shape, 128)
         True
     """
-
-    def __init__(
-        self,
-        forward_func: Callable[..., Any],
-        layer: ModuleOrModuleList,
-        device_ids: list[int] | None = None,
-        multiply_by_inputs: bool = True,
-        *,
-        information: FlowInformation = "AGF",
-        residual: Residual = None,
-        game: Game = "joint",
-        solver: GameSolver = "auto",
-        normalization: Normalization = None,
-        gradient: Rules = "gradient",
-    ) -> None:
-        LayerAttentionAttribution.__init__(
-            self, forward_func, layer, device_ids, multiply_by_inputs
-        )
-        GeneralizedAttentionFlow.__init__(
-            self,
-            forward_func,
-            multiply_by_inputs,
-            information=information,
-            residual=residual,
-            game=game,
-            solver=solver,
-            normalization=normalization,
-            gradient=gradient,
-        )

@@ -33,15 +33,14 @@ from itertools import chain
 from typing import Any, Literal, get_args
 
 import torch
-from captum._utils.typing import ModuleOrModuleList, TargetType
+from captum._utils.typing import TargetType
 from torch import Tensor, nn
 
 from captum_attnflow._options import check_choice
 from captum_attnflow._warnings import warn_caller
-from captum_attnflow.attr._arguments import ForwardArguments
-from captum_attnflow.attr._base import AttentionAttribution
-from captum_attnflow.attr._layer import LayerAttentionAttribution, single_layer
-from captum_attnflow.attr._shape import sum_over_tokens
+from captum_attnflow.attr.arguments import ForwardArguments, single_layer
+from captum_attnflow.attr.base import AttentionAttribution, LayerAttentionAttribution
+from captum_attnflow.attr.shape import sum_over_tokens
 from captum_attnflow.capture import (
     RULES,
     AttentionRecord,
@@ -396,29 +395,6 @@ class LayerRelevanceFlow(LayerAttentionAttribution, RelevanceFlow):
         >>> attributions.shape == (*ids.shape, 128)
         True
     """
-
-    def __init__(
-        self,
-        forward_func: Callable[..., Any],
-        layer: ModuleOrModuleList,
-        device_ids: list[int] | None = None,
-        multiply_by_inputs: bool = True,
-        *,
-        rules: Rules = "attnlrp",
-        path_steps: int = 1,
-        flow: RelevanceFlowKind = "conserved",
-    ) -> None:
-        LayerAttentionAttribution.__init__(
-            self, forward_func, layer, device_ids, multiply_by_inputs
-        )
-        RelevanceFlow.__init__(
-            self,
-            forward_func,
-            multiply_by_inputs,
-            rules=rules,
-            path_steps=path_steps,
-            flow=flow,
-        )
 
     def _path_layer(self) -> nn.Module:
         return single_layer(self.layer)

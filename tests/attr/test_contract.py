@@ -154,10 +154,21 @@ class TestSignatures:
             assert extra.default is not inspect.Parameter.empty
 
     @pytest.mark.parametrize("method", METHODS + LAYER_METHODS)
-    def test_explain_takes_the_arguments_of_attribute(self, method):
+    def test_explain_takes_the_arguments_of_attribute_that_it_reads(self, method):
         explain = inspect.signature(method.explain).parameters
         attribute = inspect.signature(method.attribute).parameters
-        assert list(explain.values()) == list(attribute.values())
+        first = ["self", "inputs", "baselines", "target", "additional_forward_args"]
+        assert list(explain) == [*first, "internal_batch_size"]
+        assert [explain[name] for name in first] == [attribute[name] for name in first]
+
+    @pytest.mark.parametrize("method", LAYER_METHODS)
+    def test_constructors_name_their_options(self, method):
+        own = inspect.signature(method.__mro__[3].__init__).parameters
+        names = list(inspect.signature(method).parameters)
+        first = ["forward_func", "layer", "device_ids", "multiply_by_inputs"]
+        assert names == [*first, *list(own)[3:]]
+        with pytest.raises(TypeError, match="unexpected keyword argument 'colour'"):
+            method(len, torch.nn.Identity(), colour="red")
 
     @pytest.mark.parametrize("method", METHODS + LAYER_METHODS)
     def test_attribute_is_wrapped_as_noise_tunnel_expects(self, method):

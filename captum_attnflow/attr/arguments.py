@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from captum._utils.common import (
     _format_additional_forward_args,
     _format_tensor_into_tuples,
 )
-from captum._utils.typing import BaselineType, TargetType
+from captum._utils.typing import BaselineType, ModuleOrModuleList, TargetType
 from captum.attr._utils.common import (
     _format_input_baseline,
     _tensorize_baseline,
     _validate_input,
     _validate_target,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
+from captum_attnflow._memory import is_out_of_memory
 from captum_attnflow._options import check_batch_size, check_integer
 from captum_attnflow._tensors import check_dense
+from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture import UnsupportedAttentionError
 from captum_attnflow.targets import repeat_target, target_of_rows
 from captum_attnflow.texts.token_axis import has_rows, rows_of
@@ -207,3 +209,85 @@ def _check_target(target: Any) -> None:
             "shape (B,), such as target.flatten(), or a list of tuples for outputs of "
             "more dimensions"
         )
+
+
+Part = TypeVar("Part")
+
+
+def run_in_parts(
+    run: Callable[[ForwardArguments, int | None], Iterable[Part]],
+    arguments: ForwardArguments,
+    internal_batch_size: int | None,
+    rows_per_example: int = 1,
+    before_retry: Callable[[], None] = lambda: None,
+) -> list[Part]:
+    """Run a batch, in smaller parts where it does not fit into memory.
+
+    Args:
+        run (Callable): Runs a part, given the rows of a forward pass.
+        arguments (ForwardArguments): The batch.
+        internal_batch_size (int, optional): Rows of a forward pass. If ``None``, all of
+            them, then half as many for as long as memory is short, with a warning.
+        rows_per_example (int): Rows that an example takes.
+        before_retry (Callable): Called after a pass that did not fit.
+
+    Returns:
+        list: What the parts gave, in order.
+
+    Raises:
+        RuntimeError: If memory is short for the rows that were asked for, or for one.
+    """
+    rows, at_once = arguments.n_rows * rows_per_example, internal_batch_size
+    while True:
+        try:
+            return [
+                result
+                for part in arguments.split(at_once, rows_per_example)
+                for result in run(part, at_once)
+            ]
+        except (MemoryError, RuntimeError) as error:
+            given = internal_batch_size is not None
+            if given or rows == 1 or not is_out_of_memory(error):
+                raise
+        # Behind the exception, which holds the tensors of the pass that failed.
+        failed, rows = rows, (rows + 1) // 2
+        if rows > rows_per_example:
+            rows -= rows % rows_per_example
+        at_once = rows
+        before_retry()
+        warn_caller(
+            f"a forward and backward pass of {failed} rows did not fit into memory; "
+            f"going on with {rows} at once. internal_batch_size={rows} saves the pass "
+            "that failed"
+        )
+
+
+def single_layer(given: ModuleOrModuleList) -> nn.Module:
+    """Return the one layer that was given, alone or in a list.
+
+    Raises:
+        ValueError: If several were given, or something else.
+    """
+    layers = given if isinstance(given, list) else [given]
+    if len(layers) != 1:
+        raise ValueError(
+            f"{len(layers)} layers were given, but there is one score per token "
+            "position, which cannot be split between them (word, position and "
+            "type embeddings). Attribute to one layer, such as the whole "
+            "embeddings module"
+        )
+    return check_layer(layers[0])
+
+
+def check_layer(layer: Any) -> nn.Module:
+    """Return a layer.
+
+    Raises:
+        ValueError: If it is no module.
+    """
+    if not isinstance(layer, nn.Module):
+        raise ValueError(
+            f"layer={layer!r} is no module; give a part of the model itself, such as "
+            "its embeddings module"
+        )
+    return layer

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_attnflow.capture import TokenSequence
-from captum_attnflow.capture.watched_layer import TensorLike
+from captum_attnflow.capture.watched_layer import LayerCall, TensorLike
 
 
 def shape_like_inputs(
@@ -240,3 +241,31 @@ def _spread(scores: Tensor, template: TensorLike, elements: Tensor) -> Tensor:
     n_elements = torch.zeros_like(scores).scatter_add(1, token, owned.to(scores))
     shares = (scores / n_elements.clamp_min(1)).gather(1, token).where(owned, 0)
     return _new(template, shares.view(template.shape))
+
+
+def layer_templates(
+    layer: nn.Module,
+    calls: list[LayerCall],
+    n_examples: int,
+    rows_per_example: int,
+) -> list[TensorLike]:
+    """Describe what the layer saw or emitted for the whole batch.
+
+    A layer may run in several parts of the batch, several times (ALBERT), and over
+    several rows per example.
+    """
+    if not calls:
+        raise ValueError(
+            f"the layer {type(layer).__name__} did not run in the forward function; "
+            "pass a layer of the model that forward_func calls"
+        )
+    templates = []
+    for tensors in zip(*(call.tensors for call in calls), strict=True):
+        last = tensors[-1]
+        rows = sum(tensor.shape[0] if tensor.shape else 1 for tensor in tensors)
+        # One call over other rows than the batch is not cut along the batch.
+        in_parts = len(calls) > 1 or rows_per_example > 1
+        if in_parts and last.shape and rows % (n_examples * rows_per_example) == 0:
+            last = replace(last, shape=(n_examples, *last.shape[1:]))
+        templates.append(last)
+    return templates
