@@ -228,7 +228,7 @@ class InPlaceOfLayerIntegratedGradients:
             super(cls, self).__init__(*args, **options)
 
         of_layer = signature(InPlaceOfLayerIntegratedGradients.__init__).parameters
-        method = super(InPlaceOfLayerIntegratedGradients, cls)
+        method = super()
         of_method = signature(method.__init__).parameters  # type: ignore[misc]
         shown = [
             part for part in of_layer.values() if part.kind is not part.VAR_KEYWORD
