@@ -200,7 +200,7 @@ def source_side(
         edges (Tensor): Shape ``(M, T, T)``, float32, 1 where there is an edge.
         start (Tensor): Shape ``(P, T)``, bool, nodes of the lowest layer that the
             source still reaches.
-        saturated (sequence of EdgeList): Edges without room, per layer.
+        saturated (sequence of EdgeList): Edges without residual capacity, per layer.
         carrying (sequence of EdgeList): Edges with flow, per layer.
 
     Returns:
@@ -213,7 +213,7 @@ def source_side(
     while reached != (reached := int(side.sum())):
         for layer, full in enumerate(saturated):
             below = side[layer]
-            # Edges from reached nodes, less those that have no room.
+            # Edges from reached nodes, less those that are saturated.
             count = below @ edges[layer].mT
             without = below.view(-1)[full.tail]
             count.view(-1).index_add_(0, full.head, without, alpha=-1)

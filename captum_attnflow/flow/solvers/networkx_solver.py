@@ -130,17 +130,17 @@ def _source_side(network: LayeredNetwork, flow: Tensor) -> Tensor:
     """Find the nodes that more flow could reach, shape ``(1, L + 1, T)``, bool.
 
     networkx' own minimum cut takes an edge for full where flow and capacity are equal
-    to the last bit, and misses the cut where rounding leaves some room.
+    to the last bit, and misses the cut where rounding leaves some of it.
     """
     rounding = _ROUNDING * flow.amax()
-    room = network.capacity - flow > rounding
+    residual = network.capacity - flow > rounding
     back = flow > rounding
     side = torch.zeros(flow.shape[1] + 1, flow.shape[-1], dtype=torch.bool)
     side[0] = network.source[0]
     n_reached = -1
     while n_reached != (n_reached := int(side.sum())):
         for layer in range(network.n_layers):
-            side[layer + 1] |= (room[0, layer] & side[layer]).any(1)
+            side[layer + 1] |= (residual[0, layer] & side[layer]).any(1)
         for layer in reversed(range(network.n_layers)):
             side[layer] |= (back[0, layer] & side[layer + 1, :, None]).any(0)
     return side[None]

@@ -42,8 +42,8 @@ from captum_attnflow.flow.solvers.dinic import (
 # most this share of all: more are not worth the time.
 _WIDTHS = (4, 15, 40)
 _LARGEST_SHARE = 0.25
-# Every so many tokens one tries a graph for the others, and the share of those that may
-# fail in it.
+# One token in this many tries a graph for the others. They use it if at most this share
+# of the trials fails.
 _PROBE_EVERY = 8
 _MAY_FAIL = 0.25
 # A bound this many times the value makes the unit too coarse: solve again.
@@ -127,7 +127,7 @@ class _JointGraph:
     def solve(
         self, shape: tuple[int, int], bound: float
     ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Flow and room in units, both ``(1, E)``: inner edges, then to the sink."""
+        """Flow and residual capacity in units, ``(1, E)``: inner edges, then others."""
         n_layers, n_tokens = shape
         below, last = FIRST + self.layer * n_tokens, FIRST + n_layers * n_tokens
         tails = [below + self.tail, last + self.sinks, 0 * self.sources + SOURCE]
@@ -152,7 +152,7 @@ def _solve_one(network: LayeredNetwork, bound: float) -> FlowSolution:
 
 def _solve_in_units(network: LayeredNetwork, bound: float) -> FlowSolution:
     graph, shape = _JointGraph.of(network), (network.n_layers, network.n_tokens)
-    flow, room = graph.solve(shape, bound)
+    flow, residual = graph.solve(shape, bound)
     n_inner = len(graph.layer)
     saturated, carrying = (
         edge_lists(
@@ -163,7 +163,7 @@ def _solve_in_units(network: LayeredNetwork, bound: float) -> FlowSolution:
             np.zeros(1, np.int64),
             shape,
         )
-        for chosen in (room == 0, flow > 0)
+        for chosen in (residual == 0, flow > 0)
     )
     edges = (network.capacity[0] > 0).float().cpu()
     cut = source_side(edges, network.source.cpu(), saturated, carrying)
@@ -340,7 +340,7 @@ class _SparseGraph:
         capacity = np.concatenate([first, inner, join, last], axis=1)
         units = in_units(capacity, bound.numpy())
         flow = self._graph.maximum_flows(units)
-        room = units - flow
+        residual = units - flow
         middle = slice(n_tokens, n_tokens + len(self._layer))
         saturated, carrying = (
             edge_lists(
@@ -352,17 +352,17 @@ class _SparseGraph:
                 (len(self._left_out), n_tokens),
             )
             for chosen in (
-                (inner > 0) & (room[:, middle] == 0),
+                (inner > 0) & (residual[:, middle] == 0),
                 flow[:, middle] > 0,
             )
         )
         side = source_side(
             (tokens.middle > 0).float(),
-            torch.from_numpy(room[:, :n_tokens] > 0),
+            torch.from_numpy(residual[:, :n_tokens] > 0),
             saturated,
             carrying,
         )
-        goes_on = side[-1] & torch.from_numpy(room[:, -n_tokens:] > 0)
+        goes_on = side[-1] & torch.from_numpy(residual[:, -n_tokens:] > 0)
         value = flow[:, :n_tokens].sum(1, keepdims=True, dtype=np.int64)
         value = from_units(value, bound.numpy())[:, 0]
         return side, torch.from_numpy(value), ~goes_on.any(1)

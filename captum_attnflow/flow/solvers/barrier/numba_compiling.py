@@ -98,7 +98,8 @@ def arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:
 def encode(weight, array):
     """Return a weight as an element of an array; for compiled code alone.
 
-    Halfway it is rounded up. Of what is no number, only what arithmetic makes stays so.
+    Ties are rounded up. NaN stays NaN if arithmetic made it; other bit patterns of NaN
+    may not.
     """
     raise NotImplementedError
 
