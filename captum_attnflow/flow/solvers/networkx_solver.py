@@ -23,7 +23,7 @@ from captum_attnflow.flow.solvers.base import (
 Algorithm = Literal["preflow_push", "shortest_augmenting_path", "edmonds_karp"]
 
 _ROUNDING = 1e-12  # of the largest flow, which networkx adds up in float64
-# Of the value: what rounding may leave at a node, or leave out of the value.
+# Share of the value that rounding may leave at a node, or that the value may lack.
 _ACCURACY = 1e-9
 
 
@@ -107,8 +107,8 @@ class NetworkXSolver(FlowSolver):
 def _bounded(network: LayeredNetwork, bound: Tensor) -> nx.DiGraph:
     """The graph of a network of one, with capacities that its flow could fill.
 
-    networkx pushes whatever an edge would carry, and takes back from it what goes no
-    further: beside a huge amount the rest of a sum is lost.
+    networkx pushes all that an edge can carry, and later takes back what cannot go on.
+    Beside a huge amount, the small terms of a sum are lost to rounding.
 
     Args:
         network (LayeredNetwork): A network.

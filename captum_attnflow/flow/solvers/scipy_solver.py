@@ -38,15 +38,17 @@ from captum_attnflow.flow.solvers.dinic import (
     source_side,
 )
 
-# Widest edges into and out of every node that are kept, fewest first, where they are at
-# most this share of all: more are not worth the time.
+# How many of the widest edges into and out of every node are kept, fewest first. A
+# width is skipped where it keeps more than this share of all edges: more are not worth
+# the time.
 _WIDTHS = (4, 15, 40)
 _LARGEST_SHARE = 0.25
 # One token in this many tries a graph for the others. They use it if at most this share
 # of the trials fails.
 _PROBE_EVERY = 8
 _MAY_FAIL = 0.25
-# A bound this many times the value makes the unit too coarse: solve again.
+# A bound this many times the value makes the unit too coarse: solve again with a finer
+# one.
 _LOOSE = 16
 # Edges of the tokens whose flows are held at once, to bound memory.
 _MAX_EDGES_AT_ONCE = 1 << 22
@@ -143,7 +145,7 @@ class _JointGraph:
 
 def _solve_one(network: LayeredNetwork, bound: float) -> FlowSolution:
     solution = _solve_in_units(network, bound)
-    # Capacities below a unit are lost, and the flow in them: solve with a finer one.
+    # Capacities below a unit were rounded to 0: solve with a finer unit.
     while (least := float(solution.cut_capacity)) * _LOOSE < bound:
         bound = least
         solution = _solve_in_units(network, bound)
@@ -203,7 +205,7 @@ def _answer(
 
 @dataclass(frozen=True, eq=False)
 class TokenNetworks:
-    """What is left of one network for each of ``P`` tokens that sends alone.
+    """The networks of ``P`` tokens of one network, each sending alone.
 
     The first layer is the token's own edges, and the terminals never bind, so that the
     last layer is one edge per node: the sum of its edges into the token's read-outs.
@@ -252,7 +254,7 @@ class TokenNetworks:
         )
 
     def select(self, index: Tensor) -> TokenNetworks:
-        """Return what is left for some of the tokens."""
+        """Return the networks of some of the tokens."""
         return replace(
             self,
             token=self.token[index],
@@ -423,7 +425,7 @@ def _solve_in(
 
 
 def _stages(tokens: TokenNetworks) -> Iterator[Tensor]:
-    """Mark more and more edges ``(M, T, T)``, in the end all."""
+    """Mark more and more edges ``(M, T, T)``, at last all."""
     edges = tokens.middle > 0
     n_tokens = tokens.first.shape[1]
     for width in _WIDTHS:
@@ -448,7 +450,7 @@ def _widest(tokens: TokenNetworks, width: int) -> Tensor:
 
 
 def _tie(value: Tensor) -> Tensor:
-    """Give values that differ by rounding alone the smallest of them."""
+    """Make values that differ only by rounding equal to the smallest of them."""
     ordered, order = value.sort()
     is_first = torch.ones_like(ordered, dtype=torch.bool)
     is_first[1:] = ordered[1:] > ordered[:-1] * (1 + _SAME_SUM)

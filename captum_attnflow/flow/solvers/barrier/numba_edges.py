@@ -174,7 +174,7 @@ def predict(part, n_parts, layout, edges, predictor, fixed_sums, mu_sums, out):
         n_parts (int): Parts in all.
         layout (Layout): How edges are cut into tasks.
         edges (Edges): The iterate's edges.
-        predictor (Predictor): The step straight at the optimum.
+        predictor (Predictor): The affine-scaling step.
         fixed_sums (Sums): Columns are written, nodes added to.
         mu_sums (Sums): The same.
         out (array): Shape ``(tasks, 4)``, written: the predictor's least and most
@@ -238,7 +238,7 @@ def ratio_test(part, n_parts, layout, edges, predictor, step_mu, change, out):
         n_parts (int): Parts in all.
         layout (Layout): How edges are cut into tasks.
         edges (Edges): The iterate's edges.
-        predictor (Predictor): The step straight at the optimum.
+        predictor (Predictor): The affine-scaling step.
         step_mu (array): Shape ``(B,)``, barrier parameter of the step.
         change (array): Shape ``(B, L + 1, T)``, of the potential.
         out (array): Shape ``(tasks, 2)``, written.
@@ -307,7 +307,7 @@ def advance(
         n_parts (int): Parts in all.
         layout (Layout): How edges are cut into tasks.
         edges (Edges): The iterate's edges, overwritten.
-        predictor (Predictor): The step straight at the optimum.
+        predictor (Predictor): The affine-scaling step.
         step_mu (array): Shape ``(B,)``, barrier parameter of the step.
         change (array): Shape ``(B, L + 1, T)``, of the potential.
         primal (array): Shape ``(B,)``, step length of flows.

@@ -28,9 +28,9 @@ from captum_attnflow.flow.solvers.barrier.problem import (
 
 # Fewer edges are not worth a second thread.
 _EDGES_A_THREAD = 1 << 15
-# Tasks a thread at least, for an even share.
+# Least tasks of a thread, so that threads have even shares.
 _TASKS_A_THREAD = 4
-# OpenMP ends a process that uses it, was forked, and uses it again.
+# OpenMP kills a process that was forked after using it, and uses it again.
 _PROCESS = os.getpid()
 
 
@@ -54,11 +54,11 @@ def _are_safe() -> bool:
     if os.getpid() != _PROCESS:
         return False
     try:
-        # Which layer of threads there is shows once it is up.
+        # Numba knows its threading layer only once it has started.
         numba.set_num_threads(numba.get_num_threads())
         return bool(numba.threading_layer() != "workqueue")
     except (ImportError, ValueError):
-        # The layer that the user chose is not there.
+        # The threading layer that the user chose is not installed.
         return False
 
 
@@ -98,7 +98,7 @@ def run_in_parts(
 
 
 class NumbaConjugateGradients(IterativeSolver):
-    """The method of :class:`TorchConjugateGradients`, a solve being one call."""
+    """The method of :class:`TorchConjugateGradients`; one kernel call is a solve."""
 
     def __init__(self, weight: Tensor, sums: Tensor, diagonal: Tensor) -> None:
         self._n_threads = n_threads(weight.numel())
@@ -125,7 +125,7 @@ class NumbaConjugateGradients(IterativeSolver):
 
 
 def _in_rows(weight: Tensor) -> Tensor:
-    """The weights of each network as one row, with what lies between two networks.
+    """The weights of each network as one row, with the gap between two networks.
 
     So they are contiguous, and compile to vector instructions, for batches, too.
     """
@@ -139,7 +139,7 @@ def _in_rows(weight: Tensor) -> Tensor:
 class NumbaClosedForm(ClosedForm):
     """The passes of :class:`ClosedForm`, each one loop over the edges.
 
-    Rounded weights serve Newton's steps all the same, which measure the flows anew.
+    Newton's steps may use rounded weights, since each step measures the flows again.
     """
 
     def __init__(
@@ -257,7 +257,7 @@ class NumbaPasses(EdgePasses):
         self._begin(self._iterate.p, self._no_second_order)
 
     def _begin(self, potential: Tensor, second_order: Tensor) -> Tensor:
-        """Begin a step; return what is found of its predictor, by task."""
+        """Begin a step; return ratios, cost and gain of its predictor, by task."""
         self._predictor = kernels.Predictor(
             *arrays(second_order, potential, self._iterate.p)
         )

@@ -1,4 +1,4 @@
-"""The passes over all edges that a Newton step makes, and who makes them."""
+"""The passes over all edges that a Newton step makes: what implementations share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def undisturbed(work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
-    """Do some work that no signal ends halfway, such as an interrupt by the user.
+    """Do some work that no signal interrupts, such as one by the user.
 
     An import of Numba that ends halfway cannot be had again in the same process, and
     LLVM calls Python back, where an exception is lost together with the code. But
@@ -77,7 +77,7 @@ class EdgePasses(Protocol):
         ...
 
     def predict(self, potential: Tensor, predicting: Tensor) -> tuple[Tensor, ...]:
-        """Begin a step by the second-order terms of that straight at the optimum.
+        """Begin a step by the second-order terms of the affine-scaling predictor.
 
         Args:
             potential (Tensor): Shape ``(B, L + 1, T)``, after that step.

@@ -19,7 +19,7 @@ from captum_attnflow.flow.network import LayeredNetwork
 UNLIMITED = 1e100
 _UNLIMITED = {torch.float64: UNLIMITED, torch.float32: 1e25}
 _LEAST = {torch.float64: 0.0, torch.float32: 1e-20}
-# Of what is needed at a time, no more is kept.
+# Memory beyond this is not kept from one solve to the next.
 _MOST_KEPT_BYTES = 1 << 27
 _ALIGNMENT = 64
 
@@ -57,7 +57,7 @@ class BarrierProblem:
         torch.gt(inner, 0, out=alive[:, :n_inner])
         alive[:, n_inner:] = terminals
         with workspace().frame():
-            # Scaled before it is rounded; to divide into another dtype would be slow.
+            # Scaled before rounding. Division into another dtype would be slow.
             layers, _, _ = split(
                 capacity, (network.n_layers, network.n_tokens, network.n_tokens)
             )
@@ -73,7 +73,7 @@ class BarrierProblem:
         capacity.masked_fill_(~alive, unlimited).clamp_max_(unlimited)
         is_precise &= capacity.amin(1) >= _LEAST[dtype]
         with workspace().frame():
-            # As numbers, by row: other sums would copy all to fresh memory.
+            # Counted as floats, row by row: sums of bools would copy all to new memory.
             count = workspace().empty(alive.shape, like=capacity)
             rows = count.unflatten(1, (-1, network.n_tokens))
             count.copy_(alive)

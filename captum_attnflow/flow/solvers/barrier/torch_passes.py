@@ -28,7 +28,7 @@ from captum_attnflow.flow.solvers.barrier.problem import (
     workspace,
 )
 
-# Of an array, in a block of edges; for the cache of a CPU.
+# Bytes of an array in a block of edges, so that a block fits a CPU's cache.
 _BLOCK_BYTES = 1 << 21
 
 
@@ -106,7 +106,7 @@ class EdgeBlock:
     def predict(
         self, potential: Tensor, predicting: Tensor | None
     ) -> tuple[Tensor, ...]:
-        """Set the second-order terms of the step straight at the optimum.
+        """Set the second-order terms of the affine-scaling predictor.
 
         Args:
             potential (Tensor): Shape ``(B, L + 1, T)``, after that step.
@@ -190,12 +190,12 @@ class EdgeBlock:
 def dot(left: Tensor, right: Tensor) -> Tensor:
     """Inner product per network, without a product array in memory."""
     if len(left) == 1:
-        # As fast as memory, which a batched product of one is not.
+        # Runs at memory speed; a batched product of one does not.
         return torch.dot(left[0], right[0])[None]
     return torch.bmm(left[:, None], right[..., None])[:, 0, 0]
 
 
-def cut(problem: BarrierProblem, most: int) -> list[Place]:
+def blocks_of(problem: BarrierProblem, most: int) -> list[Place]:
     """Cut a batch into blocks of about one size.
 
     Args:
@@ -296,7 +296,7 @@ class TorchPasses(EdgePasses):
         shape, like = problem.capacity.shape, problem.capacity
         on_cpu = like.device.type == "cpu"
         at_once = _BLOCK_BYTES // like.element_size() if on_cpu else shape.numel()
-        places = cut(problem, at_once)
+        places = blocks_of(problem, at_once)
         n_arrays = 5 * shape.numel()
         longest = max(place.edges.stop - place.edges.start for place in places)
         n_spare = 2 * longest * shape[0]
