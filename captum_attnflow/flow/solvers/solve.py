@@ -41,8 +41,8 @@ def find_solver(solver: SolverName | FlowSolver) -> FlowSolver:
     if not isinstance(solver, str) or solver not in SOLVERS:
         raise ValueError(
             f"solver={described(solver)} is unknown; give one of {sorted(SOLVERS)}, or "
-            "an instance of a class that derives from FlowSolver, such as "
-            "BarrierSolver(epsilon=1e-6)"
+            "an instance such as BarrierSolver(epsilon=1e-6), whose class derives from "
+            "FlowSolver"
         )
     return SOLVERS[solver]
 

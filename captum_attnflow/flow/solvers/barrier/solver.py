@@ -150,7 +150,7 @@ class BarrierSolver(FlowSolver):
         at_once = self.max_edges
         if network.capacity.device.type == "cpu":
             at_once = min(at_once, _CACHED_EDGES)
-        # Networks of similar size are solved together, without positions that none uses:
+        # Networks of similar size are solved together, without unused positions:
         # padding, and what comes after a decoder's read-out.
         used = network.used()
         sizes, order = used.sum(1).sort(stable=True)
