@@ -141,7 +141,7 @@ def refuse_other_shapes(record: AttentionRecord) -> None:
 
     Raises:
         UnsupportedAttentionError: With the shapes, and what may be the reason.
-        ValueError: If it is no record.
+        ValueError: If it is not a record.
     """
     if not isinstance(record, AttentionRecord):
         raise ValueError(
@@ -211,7 +211,7 @@ def add_residual(capacity: Tensor, residual: Residual) -> Tensor:
         Tensor: Same shape, in ``[0, inf]``.
 
     Raises:
-        ValueError: If ``residual`` is none of these, or capacities are not so.
+        ValueError: If ``residual`` is something else, or a capacity out of its range.
 
     Examples::
 
@@ -256,7 +256,7 @@ def build_network(
     by an edge that never binds; so is a decoder's token past the cross-attention, also
     without residual edges, since nothing else leads on from its self-attention.
 
-    With ``residual="free"`` a read-out position is no source: its own residual path
+    With ``residual="free"`` a read-out position is not a source: its own residual path
     would carry any amount of flow to the sink.
 
     Args:

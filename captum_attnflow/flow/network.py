@@ -36,7 +36,7 @@ class LayeredNetwork:
             the super-sink, by an edge that never binds.
 
     Raises:
-        ValueError: If one is no tensor, shapes disagree, a terminal is not bool,
+        ValueError: If one is not a tensor, shapes disagree, a terminal is not bool,
             capacities are not floats, or one is negative or NaN.
 
     Examples::
@@ -405,7 +405,7 @@ def node_name(layer: int, position: int, token: str = "") -> str:
 
 
 def check_network(network: object) -> None:
-    """Refuse what is no network.
+    """Refuse anything but a network.
 
     Raises:
         ValueError: Saying what was given and what is accepted.

@@ -87,7 +87,7 @@ class FlowSolution:
 
     @staticmethod
     def zero(network: LayeredNetwork, potential: Tensor | None = None) -> FlowSolution:
-        """Return flows of 0, with potentials ``(B, L + 1, T)`` that tell their cut."""
+        """Return flows of 0, and the cut of potentials ``(B, L + 1, T)``."""
         if potential is None:
             nodes = (network.n_networks, network.n_layers + 1, network.n_tokens)
             potential = network.capacity.new_zeros(nodes)
@@ -160,7 +160,7 @@ class FlowSolver(Protocol):
 
         Args:
             network (LayeredNetwork): Trimmed networks, float64. All tokens count as
-                sources; where :func:`own_path_is_free`, a token's own read-out is no
+                sources. Where :func:`own_path_is_free`, a token's own read-out is not a
                 sink of its flow.
         """
         value = torch.zeros_like(network.capacity[:, 0, 0])
@@ -284,12 +284,12 @@ def bounds_of(network: LayeredNetwork) -> tuple[Tensor, Tensor]:
         value is positive and finite.
 
     Raises:
-        ValueError: If it is no network.
+        ValueError: If it is not a network.
         FlowError: If the value is not bounded, or there is no path.
     """
     check_network(network)
     nodes = network.node_bound()
-    # No layer of nodes passes on more than the sum of what its nodes can.
+    # The flow passes every layer of nodes, each node within its bound.
     value = nodes.sum(-1).amin(-1)
     refuse_infinite(value)
     is_empty = value == 0

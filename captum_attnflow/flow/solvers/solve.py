@@ -34,15 +34,15 @@ def find_solver(solver: SolverName | FlowSolver) -> FlowSolver:
     """Return the solver of that name, or the solver itself.
 
     Raises:
-        ValueError: If the name is unknown, or it is no solver.
+        ValueError: If the name is unknown, or it is not a solver.
     """
     if isinstance(solver, FlowSolver) and not isinstance(solver, type):
         return solver
     if not isinstance(solver, str) or solver not in SOLVERS:
         raise ValueError(
             f"solver={described(solver)} is unknown; give one of {sorted(SOLVERS)}, or "
-            "an instance of a class that derives from FlowSolver, such as "
-            "BarrierSolver(epsilon=1e-6)"
+            "an instance such as BarrierSolver(epsilon=1e-6), whose class derives from "
+            "FlowSolver"
         )
     return SOLVERS[solver]
 
@@ -60,7 +60,7 @@ def solve_flow(
             gradient passes to them.
         solver (str or FlowSolver): ``"barrier"`` (unique flow, batched),
             ``"networkx"`` (exact, one arbitrary maximum flow), ``"scipy"`` (the same,
-            exact in units whose size it tells), or an instance of
+            exact in small units of the value), or an instance of
             :class:`BarrierSolver`, :class:`SciPySolver` or :class:`NetworkXSolver`.
 
     Returns:
@@ -69,7 +69,7 @@ def solve_flow(
     Raises:
         FlowError: If a flow is unbounded (a path from source to sink has only edges
             of infinite capacity), or the solver's iteration limit is reached.
-        ValueError: If the solver is unknown, or it is no network.
+        ValueError: If the solver is unknown, or it is not a network.
 
     Examples::
 
@@ -159,7 +159,7 @@ def solve_sources(
 
     Raises:
         FlowError: If a flow is unbounded, or the solver's iteration limit is reached.
-        ValueError: If the solver is unknown, or it is no network.
+        ValueError: If the solver is unknown, or it is not a network.
 
     Examples::
 

@@ -30,9 +30,9 @@ from captum_attnflow.flow.solvers.barrier.laplacian import IterativeSolver, Lapl
 _IMBALANCE = 1e-10
 _ACCURACY = 1e-4
 _LEAST_ACCURACY = 1e-12
-# The barrier weight follows the value where no more is lost than this share of how far
-# it is off. By how much a change of it may change the value's own is bounded.
-_LOST_WHILE_FOLLOWING = 1e-2
+# The barrier parameter follows the value where the imbalance is at most this share of
+# how far the parameter is off. The slope of the value in the parameter is clamped.
+_IMBALANCE_WHILE_FOLLOWING = 1e-2
 _SLOPES = (-10.0, 0.9)
 # Layers are factored after a step that leaves more than this share of the imbalance.
 _LITTLE = 0.5
@@ -42,8 +42,8 @@ _LITTLE = 0.5
 class Potential:
     """Potentials as sums of two numbers each.
 
-    Near the optimum an edge with much room sees a fall of as little as ``mu``, which
-    one number near -1 is too coarse for.
+    Near the optimum the potential falls by as little as ``mu`` along an edge with much
+    slack. One float64 near -1 is too coarse for that.
     """
 
     high: Tensor  # (B, L + 1, T), float64
@@ -51,8 +51,8 @@ class Potential:
 
     def add(self, change: Tensor) -> None:
         """Change it in place."""
-        total, lost = exact_sum(self.high, change)
-        self.high, self.low = exact_sum(total, self.low + lost)
+        total, error = exact_sum(self.high, change)
+        self.high, self.low = exact_sum(total, self.low + error)
 
     def select(self, index: Tensor) -> Potential:
         """Return those of some networks."""
@@ -60,7 +60,7 @@ class Potential:
 
 
 def exact_sum(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """A sum, and what rounding has lost of it (Knuth's TwoSum)."""
+    """A sum and its rounding error (Knuth's TwoSum)."""
     total = left + right
     added = total - left
     return total, (left - (total - added)) + (right - added)
@@ -72,8 +72,8 @@ class ClosedForm(Protocol):
     Args:
         network (LayeredNetwork): Trimmed networks.
         scale (Tensor): Shape ``(B,)``, unit of flows, potentials being without one.
-        dtype (dtype): Of the edges on the way here, where that tells how exact the
-            weights need to be.
+        dtype (dtype): Of the edges so far; how exact weights have to be may depend on
+            it.
 
     Attributes:
         weight (Tensor): Shape ``(B, L, T, T)``, of the inner edges.
@@ -85,7 +85,7 @@ class ClosedForm(Protocol):
         self, network: LayeredNetwork, scale: Tensor, dtype: torch.dtype
     ) -> None: ...
 
-    def weigh(self, potential: Potential, mu: Tensor) -> tuple[Tensor, Tensor]:
+    def set_weights(self, potential: Potential, mu: Tensor) -> tuple[Tensor, Tensor]:
         """Set the weights.
 
         Args:
@@ -110,17 +110,17 @@ class DualNewton:
         network (LayeredNetwork): Trimmed networks.
         edges (ClosedForm): What does the work on their edges.
         potential (Potential): Where to start, near the optimum.
-        mu (Tensor): Shape ``(B,)``, barrier weight to start with.
-        target (Callable): Gives the barrier weight for flow values, both ``(B,)``.
+        mu (Tensor): Shape ``(B,)``, barrier parameter to start with.
+        target (Callable): Gives the barrier parameter for flow values, both ``(B,)``.
         iterative_solver (type, optional): What to try first on linear systems.
 
     Attributes:
         potential (Potential): Of the nodes.
-        mu (Tensor): Shape ``(B,)``, barrier weight.
+        mu (Tensor): Shape ``(B,)``, barrier parameter.
         source_flow (Tensor): Shape ``(B, T)``, flow from the source.
         sink_flow (Tensor): Shape ``(B, T)``, flow to the sink.
-        lost (Tensor): Shape ``(B,)``, largest imbalance at a node as a share of the
-            value; infinite where potentials stand for no flow.
+        relative_imbalance (Tensor): Shape ``(B,)``, largest imbalance at a node as a
+            share of the value; infinite where potentials stand for no flow.
     """
 
     def __init__(
@@ -144,46 +144,50 @@ class DualNewton:
     @property
     def conserves(self) -> Tensor:
         """Whether what enters each node leaves it, ``(B,)``, bool."""
-        return self.lost <= _IMBALANCE
+        return self.relative_imbalance <= _IMBALANCE
 
     def is_at_target(self, tolerance: float) -> Tensor:
-        """Whether the barrier weight is the value's own, but for this share of it."""
+        """Whether the barrier parameter is the value's own up to this share of it."""
         return (self.mu - self._target).abs() <= tolerance * self._target
 
     @property
-    def is_astray(self) -> Tensor:
-        """Whether each network is so far off that no step may lead back, ``(B,)``."""
-        return ~(self.lost < 1)
+    def has_diverged(self) -> Tensor:
+        """Whether each network is too far off for a step to lead back, ``(B,)``."""
+        return ~(self.relative_imbalance < 1)
 
     def step(self, tolerance: float) -> None:
         """Solve for flows that conserve; see :meth:`is_at_target`.
 
-        Networks astray stay where they are.
+        Networks that have diverged stay as they are.
         """
         self._follow_target(tolerance)
-        astray = self.is_astray
-        if bool(astray.any()):
+        diverged = self.has_diverged
+        if bool(diverged.any()):
             for values in (self._edges.weight, self._sums, self._imbalance):
-                values[astray] = 0
+                values[diverged] = 0
         laplacian = Laplacian(self._edges.weight, self._sums, self._iterative_solver)
-        before = self.lost
+        before = self.relative_imbalance
         accuracy = (_ACCURACY * before).clamp_min(_LEAST_ACCURACY) * self._value
-        accuracy = torch.where(astray, 1.0, accuracy)
+        accuracy = torch.where(diverged, 1.0, accuracy)
         self.potential.add(laplacian.solve(-self._imbalance, accuracy))
         self._measure()
         # Small residuals leave large errors where weights differ by many orders.
-        gains_little = (self.lost > _LITTLE * before) & ~self.conserves & ~astray
+        gains_little = (
+            (self.relative_imbalance > _LITTLE * before) & ~self.conserves & ~diverged
+        )
         if not laplacian.iterative or bool(gains_little.any()):
             self._iterative_solver = None
 
     def _follow_target(self, tolerance: float) -> None:
-        """Let the barrier weight follow the value, by secants.
+        """Let the barrier parameter follow the value, by secants.
 
-        Not while much flow is lost, when values tell nothing of the optimum's.
+        While the imbalance is large the value says nothing of the optimum's.
         """
         mu, target = self.mu, self._target
         off = (mu - target).abs() / target
-        follows = (off > tolerance) & (self.lost <= _LOST_WHILE_FOLLOWING * off)
+        follows = (off > tolerance) & (
+            self.relative_imbalance <= _IMBALANCE_WHILE_FOLLOWING * off
+        )
         if not bool(follows.any()):
             return
         last_mu, last_target = self._last
@@ -198,7 +202,7 @@ class DualNewton:
 
     def _measure(self) -> None:
         mu, high, low = self.mu, self.potential.high, self.potential.low
-        flows, weights = self._edges.weigh(self.potential, mu)
+        flows, weights = self._edges.set_weights(self.potential, mu)
         source, sink = self._network.source, self._network.sink
         per_fall = mu[:, None]
         self.source_flow = torch.where(
@@ -211,8 +215,8 @@ class DualNewton:
         self._imbalance = into - out_of
         # Edges that never bind have a second, meaningless branch below 0.
         positive = (self.source_flow >= 0).all(1) & (self.sink_flow >= 0).all(1)
-        lost = self._imbalance.abs().amax((1, 2)) / self._value
-        self.lost = torch.where(positive, lost, torch.inf)
+        relative_imbalance = self._imbalance.abs().amax((1, 2)) / self._value
+        self.relative_imbalance = torch.where(positive, relative_imbalance, torch.inf)
         source_weight, sink_weight = (
             flow.square() / mu[:, None] for flow in (self.source_flow, self.sink_flow)
         )

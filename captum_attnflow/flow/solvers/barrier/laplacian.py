@@ -31,12 +31,12 @@ from torch.nn.functional import pad
 # point. This share of the diagonal keeps its factor real and is far below the
 # accuracy that any step needs.
 _RELATIVE_RIDGE = 1e-14
-# Iterations after which the direct solver is the cheaper one: its work grows with the
-# cube of the tokens, that of an iteration with their square.
+# Iterations after which the direct solver costs less: its work grows with the cube of
+# the tokens, that of an iteration with their square.
 _MAX_ITERATIONS = 30
 _TOKENS_PER_ITERATION = 2
-# How often to ask whether residuals are small. A CPU knows at once; other devices have
-# to be waited for, longer than a few iterations take.
+# Iterations between two checks whether residuals are small. On a CPU a check is free;
+# waiting for another device takes longer than a few iterations.
 _ITERATIONS_A_CHECK = {"cpu": 1}
 _ELSEWHERE = 4
 
@@ -254,7 +254,7 @@ class RedBlackLaplacian:
         self._add_even(out, sign=-1)
 
     def precondition(self, odd: NodeValues) -> Tensor:
-        """Divide by a matrix that is near."""
+        """Apply the preconditioner."""
         return self._preconditioner.solve(odd)
 
     def _gather_even(self, odd: NodeValues) -> None:
@@ -294,8 +294,8 @@ class RankOnePreconditioner:
         n_networks, n_layers, _ = inverse.shape
         total = sums[:, 1:, 0].sum(-1)
         root = total.clamp_min_(torch.finfo(total.dtype).tiny).rsqrt_()
-        # Two vectors a node layer, of the block below and of the block above. None is
-        # below the first nor above the last: these two see each other, as nothing.
+        # Two vectors a node layer, of the block below and of the block above. The first
+        # layer has no block below and the last none above: these two vectors are 0.
         basis = sums * pad(root, (1, 1)).unfold(1, 2, 1)[..., None]
         scaled = basis * inverse[:, :, None]
         exchange = _exchange(n_layers, inverse.dtype, inverse.device)
@@ -303,7 +303,7 @@ class RankOnePreconditioner:
         grid = (n_networks, n_layers, 2, n_layers, 2)
         own = system.view(grid).diagonal(dim1=1, dim2=3)
         own -= (scaled @ basis.mT).permute(0, 2, 3, 1)
-        # No error where it is singular: the iterations show whether it serves.
+        # A singular system raises no error: the residuals show whether it converges.
         coefficients, _ = torch.linalg.inv_ex(system)
         coefficients = coefficients.view(grid)[:, 1::2, :, 1::2].permute(0, 3, 1, 2, 4)
         odd = scaled[:, 1::2]
@@ -324,7 +324,7 @@ class RankOnePreconditioner:
 
 @lru_cache(maxsize=16)
 def _exchange(n_layers: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The matrix that exchanges the second of a layer's numbers and the next's first.
+    """The matrix ``K`` that exchanges the two numbers of each block of edges.
 
     Returns:
         Tensor: Shape ``(2 * n_layers, 2 * n_layers)``.
@@ -335,7 +335,7 @@ def _exchange(n_layers: int, dtype: torch.dtype, device: torch.device) -> Tensor
 
 
 class TorchConjugateGradients(IterativeSolver):
-    """Conjugate gradients by torch, on any device."""
+    """Conjugate gradients (Hestenes & Stiefel 1952) by torch, on any device."""
 
     def __init__(self, weight: Tensor, sums: Tensor, diagonal: Tensor) -> None:
         self._system = RedBlackLaplacian(weight, sums, diagonal)
@@ -351,7 +351,7 @@ class TorchConjugateGradients(IterativeSolver):
         )
         tolerance = tolerance.to(right_side.dtype)
         energy = torch.ones_like(tolerance)
-        # A system that is solved already has no energy left.
+        # The energy of a system that is solved already is 0.
         least = torch.finfo(energy.dtype).tiny
         small = False
         at_once = _ITERATIONS_A_CHECK.get(right_side.device.type, _ELSEWHERE)

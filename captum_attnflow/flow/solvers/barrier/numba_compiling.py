@@ -47,7 +47,7 @@ def compiled(
         try:
             kernel = njit(cache=True, **options)(function)
         except RuntimeError:
-            # No folder to keep it in can be written to.
+            # No cache folder is writable.
             kernel = njit(**options)(function)
         else:
             _compile_one_at_a_time(kernel)
@@ -59,7 +59,7 @@ def compiled(
 
 
 def _compile_one_at_a_time(kernel: Any) -> None:
-    """Let no two processes look up or keep what they compile at once.
+    """Lock the cache while a process reads or writes it.
 
     Numba does not see to that: of two that keep the same function for different types,
     one may later load the code of the other, which ends the process.
@@ -86,7 +86,7 @@ def weight_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:
-    """The same memory for NumPy, which knows of bfloat16 no more than the bits."""
+    """The same memory for NumPy, which has no bfloat16 and sees its bits."""
     return tuple(
         tensor.view(torch.int16).numpy().view(np.uint16)
         if tensor.dtype == torch.bfloat16
@@ -96,15 +96,16 @@ def arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:
 
 
 def encode(weight, array):
-    """Return a weight as an element of an array; for compiled code alone.
+    """Return a weight as an element of an array; only in compiled code.
 
-    Halfway it is rounded up. Of what is no number, only what arithmetic makes stays so.
+    Ties are rounded up. NaN stays NaN if arithmetic made it; other bit patterns of NaN
+    may not.
     """
     raise NotImplementedError
 
 
 def decode(element):
-    """Return the weight that an element stands for; for compiled code alone."""
+    """Return the weight that an element stands for; only in compiled code."""
     raise NotImplementedError
 
 

@@ -1,8 +1,9 @@
 """Conjugate gradients on a batch of layered networks, compiled by Numba.
 
-The same method as :class:`TorchConjugateGradients`, in one call. A part of the work is
-every so many of the even layers of nodes, each with the edges into it and out of it,
-which so are read from memory once for both products. Each network stops by itself.
+The same method as :class:`TorchConjugateGradients`, in one call. A task is an even
+layer of nodes with the edges into it and out of it, which are read from memory once for
+both products. Part ``k`` of ``n`` takes every ``n``-th task. A network stops when its
+residuals are small.
 """
 
 from __future__ import annotations
@@ -220,7 +221,7 @@ def conjugate_gradients(
     max_iterations,
     out,
 ):
-    """Solve until every residual is small at every node; tell whether they are.
+    """Solve until every residual is small at every node; return whether they are.
 
     Args:
         n_parts (int): Threads to use.
@@ -248,7 +249,7 @@ def conjugate_gradients(
     step = np.empty_like(solution)
     energy = np.ones(n_networks, dtype)
     _copy_even(right_side, even)
-    # A literal would be compiled for by itself.
+    # Not the literal False, which Numba would compile for as a type of its own.
     gathers = n_parts < 1
     _eliminate(n_parts, running, weight, inverse, solution, even, to_odd, gathers)
     for network in range(n_networks):

@@ -1,4 +1,4 @@
-"""The passes over all edges that a Newton step makes, and who makes them."""
+"""The passes over all edges that a Newton step makes: what implementations share."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor
 
 from captum_attnflow.flow.solvers.barrier.dual import ClosedForm
 from captum_attnflow.flow.solvers.barrier.laplacian import IterativeSolver
-from captum_attnflow.flow.solvers.barrier.problem import Problem, State
+from captum_attnflow.flow.solvers.barrier.problem import BarrierProblem, Iterate
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 def undisturbed(work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
-    """Do some work that no signal ends halfway, such as an interrupt by the user.
+    """Do some work that no signal interrupts, such as one by the user.
 
     An import of Numba that ends halfway cannot be had again in the same process, and
     LLVM calls Python back, where an exception is lost together with the code. But
@@ -35,13 +35,15 @@ def undisturbed(work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -
 class EdgePasses(Protocol):
     """The passes over the edges of a batch, in the order of a step.
 
-    With ``ratio = dx / room``, whose halves belong to ``x`` and ``-y``, the Newton
-    equations reduce to ``dx = weight * (push + rise(p + dp))``, where the two pushes
-    sum to ``push``, and the rise is that of the potential along an edge.
+    The Newton equations of the optimum in ``solver`` reduce, edge by edge, to
+    ``dx = weight * (correction + rise(p + dp))`` with
+    ``1 / weight = z / x + s / y``. The rise is that of the potential along an edge. The
+    correction sums, over the two slacks ``x`` and ``-y`` of an edge, the barrier's
+    ``mu / slack`` and Mehrotra's second-order term of the predictor.
 
     Args:
-        problem (Problem): The problem.
-        state (State): A state of it, changed by :meth:`move`.
+        problem (BarrierProblem): The problem.
+        iterate (Iterate): An iterate of it, changed by :meth:`advance`.
         memory (Tensor, optional): Flat memory to work in; by default, or if it is not
             enough, the workspace's.
 
@@ -65,25 +67,25 @@ class EdgePasses(Protocol):
 
     def __init__(
         self,
-        problem: Problem,
-        state: State,
+        problem: BarrierProblem,
+        iterate: Iterate,
         memory: Tensor | None = None,
     ) -> None: ...
 
-    def weigh(self) -> Tensor:
-        """Have the weights set, and sum them as :func:`node_sums` does."""
+    def set_weights(self) -> Tensor:
+        """Set the weights of the iterate, and sum them as :func:`node_sums` does."""
         ...
 
-    def predict(self, potential: Tensor, among: Tensor) -> tuple[Tensor, ...]:
-        """Begin a step by the second-order terms of that straight at the optimum.
+    def predict(self, potential: Tensor, predicting: Tensor) -> tuple[Tensor, ...]:
+        """Begin a step by the second-order terms of the affine-scaling predictor.
 
         Args:
             potential (Tensor): Shape ``(B, L + 1, T)``, after that step.
-            among (Tensor): Shape ``(B,)``, bool; other networks centre.
+            predicting (Tensor): Shape ``(B,)``, bool; other networks centre.
 
         Returns:
-            tuple[Tensor, ...]: The least and the largest ratio ``dx / room``, and the
-            sums of ``dx`` times both prices and times the rise, each ``(B,)``.
+            tuple[Tensor, ...]: The least and the largest ratio ``dx / slack``, and the
+            sums of ``dx`` times both multipliers and times the rise, each ``(B,)``.
         """
         ...
 
@@ -91,28 +93,28 @@ class EdgePasses(Protocol):
         """Begin a step without predictor and second-order terms."""
         ...
 
-    def force(self, aim: Tensor) -> Tensor:
-        """Aim at a ``mu``, and change the flow as if the potential stayed.
+    def correct(self, step_mu: Tensor) -> Tensor:
+        """Set the right side for a barrier parameter, at the potential as it is.
 
         Args:
-            aim (Tensor): Shape ``(B,)``.
+            step_mu (Tensor): Shape ``(B,)``, barrier parameter of the step.
 
         Returns:
-            Tensor: Shape ``(B, L + 1, T)``, divergence of the change.
+            Tensor: Shape ``(B, L + 1, T)``, divergence of the change of flow so far.
         """
         ...
 
-    def turn(self, change: Tensor) -> tuple[Tensor, Tensor]:
-        """Let the change of the potential change the flow, too.
+    def ratio_test(self, change: Tensor) -> tuple[Tensor, Tensor]:
+        """Complete the step's direction by the change of the potential.
 
         Returns:
-            tuple[Tensor, Tensor]: Shape ``(B,)``, the largest shares by which a room
-            and a price would fall, at most 0 where none would.
+            tuple[Tensor, Tensor]: Shape ``(B,)``, the largest shares by which a slack
+            and a multiplier would fall in a full step; at most 0 where none falls.
         """
         ...
 
-    def move(self, primal: Tensor, dual: Tensor) -> tuple[Tensor, Tensor]:
-        """Step by these shares of the way, of shape ``(B,)``; then measure."""
+    def advance(self, primal: Tensor, dual: Tensor) -> tuple[Tensor, Tensor]:
+        """Take the step with these step lengths, of shape ``(B,)``; then measure."""
         ...
 
     def measure(self) -> tuple[Tensor, Tensor]:

@@ -14,23 +14,23 @@ from torch import Tensor
 from captum_attnflow._large_arrays import empty, empty_bytes
 from captum_attnflow.flow.network import LayeredNetwork
 
-# Room of an edge that never binds, and the inverse of the flow on one that is missing,
-# in units of the value; and the least capacity to be told from none.
+# Slack of an edge that never binds, and the inverse of the flow on one that is missing,
+# in units of the value; and the least capacity that counts as an edge.
 UNLIMITED = 1e100
 _UNLIMITED = {torch.float64: UNLIMITED, torch.float32: 1e25}
 _LEAST = {torch.float64: 0.0, torch.float32: 1e-20}
-# Of what is needed at a time, no more is kept.
+# Memory beyond this is not kept from one solve to the next.
 _MOST_KEPT_BYTES = 1 << 27
 _ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
-class Problem:
+class BarrierProblem:
     """What stays fixed; edges are flat: inner ``L*T*T``, then source, then sink.
 
-    An edge that is missing carries next to nothing and one that never binds has next
-    to unlimited room. Neither can move, and both keep their barrier terms, so that no
-    sum and no step length needs a mask.
+    A missing edge carries nearly 0, and one that never binds has nearly unlimited
+    slack. Neither changes in a step, and both keep their barrier terms, so that no sum
+    and no step length needs a mask.
     """
 
     capacity: Tensor  # (B, E), in units of scale; unlimited where not bounded
@@ -43,7 +43,9 @@ class Problem:
     unlimited: float
 
     @staticmethod
-    def of(network: LayeredNetwork, bound: Tensor, dtype: torch.dtype) -> Problem:
+    def of(
+        network: LayeredNetwork, bound: Tensor, dtype: torch.dtype
+    ) -> BarrierProblem:
         """The problem of a trimmed network and its ``node_bound()``."""
         inner = network.capacity.flatten(1)
         terminals = torch.cat([network.source, network.sink], 1)
@@ -55,7 +57,7 @@ class Problem:
         torch.gt(inner, 0, out=alive[:, :n_inner])
         alive[:, n_inner:] = terminals
         with workspace().frame():
-            # Scaled before it is rounded; to divide into another dtype would be slow.
+            # Scaled before rounding. Division into another dtype would be slow.
             layers, _, _ = split(
                 capacity, (network.n_layers, network.n_tokens, network.n_tokens)
             )
@@ -71,14 +73,14 @@ class Problem:
         capacity.masked_fill_(~alive, unlimited).clamp_max_(unlimited)
         is_precise &= capacity.amin(1) >= _LEAST[dtype]
         with workspace().frame():
-            # As numbers, by row: other sums would copy all to fresh memory.
+            # Counted as floats, row by row: sums of bools would copy all to new memory.
             count = workspace().empty(alive.shape, like=capacity)
             rows = count.unflatten(1, (-1, network.n_tokens))
             count.copy_(alive)
             n_terms = rows.sum(2).double().sum(1)
             torch.lt(capacity, unlimited, out=count)
             n_terms += rows.sum(2).double().sum(1)
-        return Problem(
+        return BarrierProblem(
             capacity=capacity,
             alive=alive,
             scale=scale,
@@ -89,7 +91,7 @@ class Problem:
             unlimited=unlimited,
         )
 
-    def select(self, index: Tensor) -> Problem:
+    def select(self, index: Tensor) -> BarrierProblem:
         """Return the problem of some networks of the batch."""
         return replace(
             self,
@@ -110,28 +112,29 @@ class Problem:
 
 
 @dataclass
-class State:
-    """Flow and room left, and what a unit more of flow costs in each.
+class Iterate:
+    """The slacks of the bounds ``0 <= x <= u`` of the flow, and their multipliers.
 
-    The second of each two has a sign, so that a change of flow changes both alike.
+    The upper slack ``y = u - x`` is kept with the opposite sign, and so is its
+    multiplier, so that a change of flow changes both slacks alike.
     Edges are held in the dtype of the problem, and nodes in float64.
     """
 
-    room: Tensor  # (2, B, E): x and -y, kept apart since x - u cancels
-    price: Tensor  # (2, B, E): z and -s, at the optimum mu times the barrier's gradient
+    slack: Tensor  # (2, B, E): x and -y, kept apart since x - u cancels
+    multiplier: Tensor  # (2, B, E): z and -s, at the optimum mu / slack
     p: Tensor  # (B, L + 1, T) potential
 
     @staticmethod
-    def empty(problem: Problem) -> State:
-        """A state that is still to be filled, in the workspace."""
+    def empty(problem: BarrierProblem) -> Iterate:
+        """An iterate that is still to be filled, in the workspace."""
         capacity = problem.capacity
-        room, price = workspace().empty((2, 2, *capacity.shape), like=capacity)
+        slack, multiplier = workspace().empty((2, 2, *capacity.shape), like=capacity)
         nodes = (len(capacity), problem.n_layers + 1, problem.n_tokens)
-        return State(room, price, problem.n_terms.new_empty(nodes))
+        return Iterate(slack, multiplier, problem.n_terms.new_empty(nodes))
 
-    def select(self, index: Tensor) -> State:
-        """Return the state of some networks of the batch."""
-        return State(self.room[:, index], self.price[:, index], self.p[index])
+    def select(self, index: Tensor) -> Iterate:
+        """Return the iterate of some networks of the batch."""
+        return Iterate(self.slack[:, index], self.multiplier[:, index], self.p[index])
 
 
 def split(
