@@ -24,6 +24,7 @@ from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture.entries import (
     Entry,
     InputEntries,
+    LayerCalls,
     TokensOfElements,
 )
 from captum_attnflow.capture.gradients import (
@@ -58,7 +59,6 @@ from captum_attnflow.capture.record import (
 )
 from captum_attnflow.capture.rules import RULES, PropagationRules, Rules
 from captum_attnflow.capture.torch_calls import eager
-from captum_attnflow.capture.watched_layer import LayerCalls
 
 
 def capture_attention(

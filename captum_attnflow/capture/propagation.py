@@ -16,6 +16,7 @@ from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture.entries import (
     Entry,
     InputEntries,
+    in_this_thread,
     traceable,
 )
 from captum_attnflow.capture.gradients import (
@@ -28,7 +29,6 @@ from captum_attnflow.capture.output import select_output
 from captum_attnflow.capture.record import Propagation
 from captum_attnflow.capture.rules import PropagationRules, Rules
 from captum_attnflow.capture.torch_calls import eager
-from captum_attnflow.capture.watched_layer import in_this_thread
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from captum_attnflow._options import check_callable, check_choice, check_flags
 from captum_attnflow._tensors import check_dense
-from captum_attnflow.attr.arguments import ForwardArguments
+from captum_attnflow.attr.arguments import ForwardArguments, shape_like_inputs
 from captum_attnflow.attr.base import TensorOrTensors
-from captum_attnflow.attr.shape import shape_like_inputs
-from captum_attnflow.capture.watched_layer import TensorLike
+from captum_attnflow.capture.entries import TensorLike
 from captum_attnflow.slalom import Link, Score, SlalomExplanation, Strategy
 from captum_attnflow.slalom.inputs import (
     are_texts,

@@ -15,9 +15,13 @@ from torch import Tensor, nn
 from typing_extensions import TypeIs
 
 from captum_attnflow._memory import is_out_of_memory
-from captum_attnflow.attr.arguments import ForwardArguments, check_inputs
-from captum_attnflow.attr.shape import layer_templates, refuse_several
-from captum_attnflow.capture.watched_layer import TensorLike, record_layer_tensors
+from captum_attnflow.attr.arguments import (
+    ForwardArguments,
+    check_inputs,
+    layer_templates,
+    refuse_several,
+)
+from captum_attnflow.capture.entries import TensorLike, record_layer_tensors
 from captum_attnflow.slalom.readout import (
     axes_of_tokens,
     named_positions,

@@ -13,10 +13,13 @@ from captum.log import log_usage
 from torch import Tensor
 
 from captum_attnflow._options import check_flags
-from captum_attnflow.attr.arguments import ForwardArguments, single_layer
+from captum_attnflow.attr.arguments import (
+    ForwardArguments,
+    shape_like_layer,
+    single_layer,
+)
 from captum_attnflow.attr.base import TensorOrTensors
-from captum_attnflow.attr.shape import shape_like_layer
-from captum_attnflow.capture.watched_layer import TensorLike
+from captum_attnflow.capture.entries import TensorLike
 from captum_attnflow.slalom import Link, Score, SlalomExplanation, Strategy
 from captum_attnflow.slalom.attribution import SLALOM
 from captum_attnflow.slalom.inputs import activations_of, are_texts, check_tokens

@@ -11,7 +11,7 @@ from captum._utils.common import _run_forward
 from torch import Tensor, nn
 
 from captum_attnflow._tensors import check_dense
-from captum_attnflow.capture.watched_layer import in_this_thread
+from captum_attnflow.capture.entries import in_this_thread
 from captum_attnflow.targets import Target
 from captum_attnflow.texts.texts import (
     Absence,
