@@ -10,7 +10,7 @@ from networks import attention_network
 from scipy.optimize import brentq
 
 from captum_attnflow import BarrierSolver, LayeredNetwork, solve_flow
-from captum_attnflow.flow.solvers.barrier.dual import DualNewton, Potential
+from captum_attnflow.flow.solvers.barrier.laplacian import DualNewton, Potential
 
 
 def flow_by_bisection(capacity: float, fall: float, mu: float) -> float:

@@ -14,14 +14,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from captum_attnflow._large_arrays import empty
-from captum_attnflow.flow.network import LayeredNetwork
-from captum_attnflow.flow.solvers.barrier.dual import DualNewton, Potential
-from captum_attnflow.flow.solvers.barrier.laplacian import Laplacian
-from captum_attnflow.flow.solvers.barrier.passes import EdgePasses, untracked
+from captum_attnflow.flow.network import LayeredNetwork, empty
+from captum_attnflow.flow.solvers.barrier.laplacian import (
+    DualNewton,
+    Laplacian,
+    Potential,
+)
 from captum_attnflow.flow.solvers.barrier.problem import (
     BarrierProblem,
+    EdgePasses,
     Iterate,
+    untracked,
     workspace,
 )
 from captum_attnflow.flow.solvers.base import (

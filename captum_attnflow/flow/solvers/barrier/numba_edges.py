@@ -22,7 +22,7 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from captum_attnflow.flow.solvers.barrier.numba_compiling import (
+from captum_attnflow.flow.solvers.barrier.numba_kernels import (
     compiled,
     decode,
     encode,

@@ -14,14 +14,17 @@ from torch import Tensor
 
 from captum_attnflow.flow.network import LayeredNetwork
 from captum_attnflow.flow.solvers.barrier import numba_edges as kernels
-from captum_attnflow.flow.solvers.barrier import numba_laplacian
-from captum_attnflow.flow.solvers.barrier.dual import ClosedForm, Potential
-from captum_attnflow.flow.solvers.barrier.laplacian import IterativeSolver
-from captum_attnflow.flow.solvers.barrier.numba_compiling import arrays, weight_dtype
-from captum_attnflow.flow.solvers.barrier.passes import EdgePasses
+from captum_attnflow.flow.solvers.barrier import numba_kernels
+from captum_attnflow.flow.solvers.barrier.laplacian import (
+    ClosedForm,
+    IterativeSolver,
+    Potential,
+)
+from captum_attnflow.flow.solvers.barrier.numba_kernels import arrays, weight_dtype
 from captum_attnflow.flow.solvers.barrier.problem import (
     UNLIMITED,
     BarrierProblem,
+    EdgePasses,
     Iterate,
     workspace,
 )
@@ -105,7 +108,7 @@ class NumbaConjugateGradients(IterativeSolver):
         inverse = 1 / diagonal
         basis = torch.empty_like(sums)
         chain = sums.new_empty(*weight.shape[:2], 4)
-        numba_laplacian.set_preconditioner(*arrays(sums, inverse, basis, chain))
+        numba_kernels.set_preconditioner(*arrays(sums, inverse, basis, chain))
         self._system = arrays(_in_rows(weight), diagonal, inverse, basis, chain)
 
     def solve(
@@ -113,7 +116,7 @@ class NumbaConjugateGradients(IterativeSolver):
     ) -> tuple[Tensor, bool]:
         solution = torch.empty_like(right_side, memory_format=torch.contiguous_format)
         with threads(self._n_threads):
-            small = numba_laplacian.conjugate_gradients(
+            small = numba_kernels.conjugate_gradients(
                 self._n_threads,
                 *self._system,
                 right_side.contiguous().numpy(),

@@ -39,7 +39,7 @@ from captum_attnflow.flow.solvers.barrier.central_path import (
     BarrierOptions,
     solve_batch,
 )
-from captum_attnflow.flow.solvers.barrier.passes import (
+from captum_attnflow.flow.solvers.barrier.problem import (
     EdgePasses,
     is_transformed,
     undisturbed,

@@ -14,15 +14,16 @@ import torch
 from torch import Tensor
 
 from captum_attnflow.flow.network import LayeredNetwork
-from captum_attnflow.flow.solvers.barrier.dual import ClosedForm, Potential
 from captum_attnflow.flow.solvers.barrier.laplacian import (
+    ClosedForm,
+    Potential,
     TorchConjugateGradients,
     node_sums,
 )
-from captum_attnflow.flow.solvers.barrier.passes import EdgePasses
 from captum_attnflow.flow.solvers.barrier.problem import (
     UNLIMITED,
     BarrierProblem,
+    EdgePasses,
     Iterate,
     split,
     workspace,
