@@ -109,8 +109,7 @@ def fit_slalom(data: QueryData, sink: bool = False) -> SlalomFit:
     check_type("sink", sink, bool, "True or False")
     if not bool((data.weights > 0).any(1).all()):
         raise ValueError(
-            "a text of data has no query of positive weight; each text needs at least "
-            "one"
+            "a text of data has no query of positive weight; each text must have one"
         )
     problem = Problem.of(data, sink)
     state = _algebraic_start(problem)

@@ -4,34 +4,31 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from captum._utils.common import _format_additional_forward_args, _run_forward
+from captum._utils.common import _format_additional_forward_args
 from captum._utils.typing import TargetType
 from captum.attr import InterpretableInput
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import TypeIs
 
 from captum_attnflow._memory import is_out_of_memory
 from captum_attnflow.attr.arguments import ForwardArguments, check_inputs
-from captum_attnflow.attr.shape import layer_templates, refuse_several
-from captum_attnflow.capture.watched_layer import TensorLike, record_layer_tensors
+from captum_attnflow.attr.shape import refuse_several
+from captum_attnflow.capture.watched_layer import TensorLike
 from captum_attnflow.texts import (
     Absence,
     DeletableColumns,
     DeletableWords,
     PerturbableTexts,
-    ReplaceableActivations,
     ReplaceableInputs,
     Target,
-    ask,
+    evaluate_queries,
     find_padding,
     find_special_tokens,
     parameter_names,
     read_keep,
-    replaced_activation,
     run_queries,
     targets_of_texts,
 )
@@ -102,7 +99,7 @@ def tokens_of(
     places = torch.arange(inputs.shape[1]).expand(inputs.shape[:2])
     if wrapped or (inputs.is_floating_point() and inputs.dim() == 2):
         nowhere = torch.zeros(inputs.shape, dtype=torch.bool)
-        fixed = _equal_positions(inputs, baseline)
+        fixed = equal_positions(inputs, baseline)
         # Captum's wrapper of language models takes one row at a time.
         return ReplaceableInputs(
             inputs,
@@ -113,11 +110,11 @@ def tokens_of(
             nowhere,
             1 if wrapped else None,
         )
-    kept, padding = _kept_and_padding(
+    kept, padding = kept_and_padding(
         forward_func, tokenizer, arguments, inputs if is_ids else None, keep
     )
     if absence == "baseline" or arguments.has_baselines:
-        kept = kept | _equal_positions(inputs, baseline)
+        kept = kept | equal_positions(inputs, baseline)
     targets = targets_of_texts(arguments.target, len(inputs))
     if absence == "baseline":
         tokens = inputs.cpu() if is_ids else places
@@ -189,7 +186,7 @@ def _only_tokens(arguments: ForwardArguments) -> Tensor:
     )
 
 
-def _equal_positions(inputs: Tensor, baseline: Tensor) -> Tensor:
+def equal_positions(inputs: Tensor, baseline: Tensor) -> Tensor:
     """Mark positions where absent and present are the same, ``(B, T)``."""
     same = (inputs == baseline).expand(inputs.shape)
     return same.reshape(*inputs.shape[:2], -1).all(2).cpu()
@@ -252,102 +249,7 @@ def _is_binary(argument: Any) -> bool:
     )
 
 
-def activations_of(
-    forward_func: Callable[..., Any],
-    tokenizer: object | None,
-    layer: nn.Module,
-    of_input: bool,
-    arguments: ForwardArguments,
-    keep: Tensor | None,
-    internal_batch_size: int | None,
-) -> tuple[PerturbableTexts, list[TensorLike]]:
-    """Read a layer's activations at each position, and those for the baselines.
-
-    Returns:
-        tuple: The texts, and a description of the layer's tensors.
-
-    Raises:
-        ValueError: If the layer did not run, or has no token axis.
-    """
-    baseline, templates = _activations(
-        forward_func,
-        layer,
-        of_input,
-        replace(arguments, inputs=arguments.baselines),
-        internal_batch_size,
-    )
-    present, _ = _activations(
-        forward_func, layer, of_input, arguments, internal_batch_size
-    )
-    ids = _ids_of(arguments.inputs, baseline.shape[1])
-    positions = torch.arange(baseline.shape[1]).expand(baseline.shape[:2])
-    kept, padding = _kept_and_padding(
-        forward_func, tokenizer, arguments, ids, keep, tuple(positions.shape)
-    )
-    kept = kept | _equal_positions(present, baseline)
-
-    def activations(kept: Tensor) -> ReplaceableActivations:
-        return ReplaceableActivations(
-            layer,
-            of_input,
-            baseline,
-            arguments.inputs,
-            arguments.additional,
-            positions if ids is None else ids.cpu(),
-            kept,
-            padding,
-        )
-
-    targets = targets_of_texts(arguments.target, arguments.n_rows)
-    behind = without_effect(
-        forward_func, activations(kept), targets, None, internal_batch_size
-    )
-    return activations(kept | behind), templates
-
-
-def _activations(
-    forward_func: Callable[..., Any],
-    layer: nn.Module,
-    of_input: bool,
-    arguments: ForwardArguments,
-    internal_batch_size: int | None,
-) -> tuple[Tensor, list[TensorLike]]:
-    """Run inputs; take the layer's first tensor, and describe all."""
-    seen: list[Tensor] = []
-
-    def record(activation: Tensor) -> Tensor:
-        seen.append(activation.detach().clone())
-        return activation
-
-    with (
-        torch.no_grad(),
-        record_layer_tensors(layer, of_input) as calls,
-        replaced_activation(layer, of_input, record),
-    ):
-        for part in arguments.split(internal_batch_size):
-            n_before = len(seen)
-            _run_forward(forward_func, part.inputs, None, part.additional)
-            # Of a layer that runs several times, each time in a row.
-            del seen[n_before + 1 :]
-    templates = layer_templates(layer, calls.calls, arguments.n_rows, 1)
-    found = torch.cat(seen)
-    least = 3 if found.is_floating_point() else 2
-    if found.dim() < least or len(found) != arguments.n_rows:
-        raise ValueError(
-            f"the layer has a tensor of shape {tuple(found.shape)} for "
-            f"{arguments.n_rows} texts; its first tensor must be (B, T, D), such as "
-            "the output of the embeddings module, or token ids (B, T)"
-        )
-    return found, templates
-
-
-def _ids_of(inputs: Sequence[Tensor], n_positions: int) -> Tensor | None:
-    first = inputs[0]
-    is_ids = not first.is_floating_point() and first.shape[1:] == (n_positions,)
-    return first if is_ids else None
-
-
-def _kept_and_padding(
+def kept_and_padding(
     forward_func: Callable[..., Any],
     tokenizer: object | None,
     arguments: ForwardArguments,
@@ -374,6 +276,8 @@ def _kept_and_padding(
 # Answers that differ by less are equal, in multiples of the dtype's rounding: kernels
 # sum in another order over inputs of another length.
 _ROUNDINGS = 64
+
+
 _LARGEST_ROUNDING = 2e-2
 
 
@@ -473,7 +377,9 @@ def without_effect(
             else []
             for text, size in enumerate(sizes)
         ]
-        outputs = ask(forward_func, texts, queries, targets, internal_batch_size)
+        outputs = evaluate_queries(
+            forward_func, texts, queries, targets, internal_batch_size
+        )
         return {text for text in starts if _equal_in_pairs(outputs[text])}
 
     low = [0 if first_behind else 1] * len(sizes)

@@ -29,7 +29,12 @@ from captum_attnflow.slalom import (
     r_squared,
 )
 from captum_attnflow.slalom.link import LinkedOutputs, link_outputs
-from captum_attnflow.texts import PerturbableTexts, Query, ask, targets_of_texts
+from captum_attnflow.texts import (
+    PerturbableTexts,
+    Query,
+    evaluate_queries,
+    targets_of_texts,
+)
 
 # A tenth of the queries per text in the paper.
 _LEAST_DEFAULT_SAMPLES = 500
@@ -321,7 +326,7 @@ def _run_and_link(
 ) -> LinkedOutputs:
     """Run the queries of each text and turn their outputs into log-odds."""
     targets = targets_of_texts(target, len(texts.types))
-    outputs = ask(
+    outputs = evaluate_queries(
         forward_func, texts, queries, targets, internal_batch_size, show_progress
     )
     if targets is None and texts.max_rows != 1:
