@@ -1,7 +1,5 @@
 """What a Captum user calls: one attribution method per file."""
 
-from captum.attr import LLMAttribution
-
 from captum_attnflow.attr.attention_flow import AttentionFlow, LayerAttentionFlow
 from captum_attnflow.attr.attention_rollout import (
     AttentionRollout,
@@ -21,10 +19,6 @@ from captum_attnflow.attr.generation import GenerationAttribution
 from captum_attnflow.attr.relevance_flow import LayerRelevanceFlow, RelevanceFlow
 from captum_attnflow.slalom.attribution import SLALOM
 from captum_attnflow.slalom.layer import LayerSLALOM
-
-# Captum admits methods to its wrapper for language models by these lists.
-LLMAttribution.SUPPORTED_METHODS += (SLALOM,)
-LLMAttribution.SUPPORTED_PER_TOKEN_ATTR_METHODS += (SLALOM,)
 
 __all__ = [
     "AttentionAttribution",

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from captum_attnflow.scored_tokens import coloured_tokens, printable
 from captum_attnflow.show.captum_text import safe_record, visualize_text
-from captum_attnflow.slalom.reading import SlalomReading
+from captum_attnflow.slalom.explanation import SlalomReading
 
 
 @dataclass(frozen=True)

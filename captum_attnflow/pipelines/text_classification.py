@@ -35,7 +35,7 @@ from captum_attnflow.pipelines.pretrained import (
 )
 from captum_attnflow.pipelines.text_attribution import TextAttribution
 from captum_attnflow.slalom import SlalomExplanation
-from captum_attnflow.slalom.reading import SlalomReading
+from captum_attnflow.slalom.explanation import SlalomReading
 from captum_attnflow.texts import find_special_tokens
 
 __all__ = ["METHODS", "TextAttribution", "TextClassifier"]
