@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from captum._utils.common import _format_output, _is_tuple
 from captum._utils.typing import BaselineType, TargetType
+from captum.attr import LLMAttribution
 from captum.attr._utils.attribution import PerturbationAttribution
 from captum.log import log_usage
 from torch import Tensor
@@ -362,3 +363,8 @@ class SLALOM(PerturbationAttribution):
         )
         warn_of_explanation(explanation, self.options.strategy, in_full=hold_out)
         return explanation
+
+
+# Captum admits methods to its wrapper for language models by these lists.
+LLMAttribution.SUPPORTED_METHODS += (SLALOM,)
+LLMAttribution.SUPPORTED_PER_TOKEN_ATTR_METHODS += (SLALOM,)
