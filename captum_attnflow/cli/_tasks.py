@@ -10,8 +10,11 @@ from typing import Any
 
 from captum_attnflow._files import replace_file
 from captum_attnflow.demo import DEMO_MODEL_PATH
-from captum_attnflow.pipelines.image_attribution import ImageAttribution, ImageOverlays
-from captum_attnflow.pipelines.image_classification import ImageClassifier
+from captum_attnflow.pipelines.image_classification import (
+    ImageAttribution,
+    ImageClassifier,
+    ImageOverlays,
+)
 from captum_attnflow.pipelines.text_classification import TextClassifier
 from captum_attnflow.pipelines.text_generation import GeneratedText, TextGenerator
 

@@ -17,9 +17,8 @@ from transformers.utils import logging as transformers_logging
 from captum_attnflow._options import check_choice
 from captum_attnflow.cli._messages import errors_told, printing
 from captum_attnflow.cli._tasks import TASKS, Task
-from captum_attnflow.pipelines.inputs import check_encodable
-from captum_attnflow.pipelines.pretrained import DEFAULT_METHOD
-from captum_attnflow.pipelines.text_classification import METHODS
+from captum_attnflow.pipelines.methods import DEFAULT_METHOD, METHODS
+from captum_attnflow.pipelines.pretrained import check_encodable
 from captum_attnflow.show import save_html
 from captum_attnflow.slalom import SCORES
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from captum_attnflow.pipelines.inputs import check_encodable
+from captum_attnflow.pipelines.pretrained import check_encodable
 from captum_attnflow.study.strict_json import read_json
 
 Rows = Iterator[Mapping[str, Any]]

@@ -11,7 +11,7 @@ from typing import Any
 from captum._utils.progress import NullProgress, progress
 
 from captum_attnflow._files import replace_file
-from captum_attnflow.pipelines.predictions import problem_type
+from captum_attnflow.pipelines.pretrained import problem_type
 from captum_attnflow.pipelines.text_classification import TextClassifier
 from captum_attnflow.study import manifest
 from captum_attnflow.study.batch import TextBatch, find_token
