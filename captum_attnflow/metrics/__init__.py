@@ -57,16 +57,17 @@ Examples::
     torch.Size([1])
 """
 
-from captum_attnflow.metrics._levels import RemovalOptions
-from captum_attnflow.metrics.curves import (
-    deletion_area,
-    deletion_curve,
-    insertion_area,
-    insertion_curve,
-)
+from captum_attnflow.metrics.arguments import RemovalOptions
 from captum_attnflow.metrics.erasure import (
+    METRICS,
+    Metric,
     aopc,
     comprehensiveness,
+    deletion_area,
+    deletion_curve,
+    faithfulness,
+    insertion_area,
+    insertion_curve,
     log_odds,
     sufficiency,
 )
@@ -77,7 +78,6 @@ from captum_attnflow.metrics.evidence import (
     evidence_rank,
 )
 from captum_attnflow.metrics.normalized import AOPCBounds, aopc_bounds, naopc
-from captum_attnflow.metrics.table import METRICS, Metric, faithfulness
 
 __all__ = [
     "AOPCBounds",

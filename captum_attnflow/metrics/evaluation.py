@@ -1,34 +1,59 @@
-"""The model's answer to inputs from which tokens were removed."""
+"""The target's probability without sets of tokens, each set evaluated once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from captum._utils.common import _run_forward, _select_targets
+from captum._utils.common import (
+    _format_additional_forward_args,
+    _run_forward,
+    _select_targets,
+)
 from captum._utils.progress import NullProgress, progress
 from captum._utils.typing import TargetType
 from torch import Tensor
+from typing_extensions import Unpack
 
-from captum_attnflow._options import check_batch_size, check_choice
-from captum_attnflow._tensors import check_dense
-from captum_attnflow.metrics.removal import TokenSets
-from captum_attnflow.targets import target_of_rows
+from captum_attnflow._options import (
+    check_batch_size,
+    check_callable,
+    check_choice,
+    check_flags,
+    check_integer,
+)
+from captum_attnflow.metrics.arguments import (
+    EvaluationOptions,
+    Output,
+    RemovalMode,
+    TensorOrTensors,
+    read_baseline,
+    read_inputs,
+    read_mask,
+    read_token_scores,
+)
+from captum_attnflow.metrics.removal import (
+    NOTHING,
+    AnyLevel,
+    TokenSets,
+    plan_removals,
+)
+from captum_attnflow.targets import target_of_rows, targets_of_texts
 from captum_attnflow.texts.token_axis import TokenAxis, columns_of
 
-RemovalMode = Literal["replace", "delete"]
-Output = Literal["logits", "probabilities"]
+Value = Callable[[Tensor, Tensor], Tensor]
+"""Of the target's log probabilities with all tokens and without a set of them."""
 
 
 @dataclass(frozen=True, eq=False)
 class TokenRemoval:
-    """A forward function whose inputs lose tokens.
+    """A forward function and inputs from which tokens are removed.
 
-    Rows are grouped by the number of tokens that are left, without padding, so that no
-    attention mask is needed to keep them apart.
+    Rows with equally many tokens left run together. They need no padding, so the model
+    needs no attention mask.
 
     Attributes:
         forward_func (Callable): The forward function, as Captum takes it.
@@ -112,7 +137,7 @@ class TokenRemoval:
     def _without(self, rows: Tensor, removed: Tensor) -> Tensor:
         if self.removal == "delete":
             return self.inputs[rows]
-        baseline = _read_baseline(self.baselines, self.inputs)
+        baseline = read_baseline(self.baselines, self.inputs)
         per_feature = removed.reshape(*removed.shape, *(1,) * (self.inputs.dim() - 2))
         return torch.where(per_feature, baseline[rows], self.inputs[rows])
 
@@ -123,37 +148,92 @@ class TokenRemoval:
         return tuple(axis.take(given, rows, columns) for given in self.additional)
 
 
-def _read_baseline(baselines: Any, inputs: Tensor) -> Tensor:
-    if isinstance(baselines, tuple) and len(baselines) == 1:
-        (baselines,) = baselines
-    if baselines is None:
-        raise ValueError(
-            'removal="replace" needs baselines: the id of the reference token, such as '
-            "tokenizer.mask_token_id, or its embedding; or give "
-            'removal="delete", which needs none'
-        )
-    if isinstance(baselines, Tensor):
-        check_dense("baselines", baselines, "an embedding, or shaped like the inputs")
-    try:
-        given = torch.as_tensor(baselines, device=inputs.device)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"baselines={baselines!r} is no number and no tensor; give the id of the "
-            "reference token, its embedding, or a tensor shaped like the inputs"
-        ) from error
-    if given.is_floating_point() and not inputs.is_floating_point():
-        raise ValueError(
-            f"baselines={baselines!r} cannot replace token ids, which are integers; "
-            "give the id of the reference token"
-        )
-    try:
-        return given.to(inputs.dtype).expand(inputs.shape)
-    except RuntimeError as error:
-        raise ValueError(
-            f"baselines of shape {tuple(given.shape)} do not fit inputs of shape "
-            f"{tuple(inputs.shape)}; give a number, one embedding, or a tensor shaped "
-            "like the inputs"
-        ) from error
+def read_removal(
+    forward_func: Callable[..., Any],
+    inputs: TensorOrTensors,
+    baselines: Any,
+    target: TargetType,
+    additional_forward_args: object,
+    *,
+    removal: RemovalMode = "replace",
+    output: Output = "logits",
+    keep: Tensor | None = None,
+    padding: Tensor | None = None,
+    internal_batch_size: int | None = None,
+    show_progress: bool = False,
+) -> tuple[TokenRemoval, Tensor]:
+    """Read the arguments of a metric; which tokens may be removed follows from them.
+
+    See :mod:`captum_attnflow.metrics` and :class:`EvaluationOptions`.
+
+    Returns:
+        tuple: The model without tokens, and the removable ones, ``(B, T)``, bool, on
+        the CPU.
+    """
+    check_callable("forward_func", forward_func)
+    check_flags(show_progress=show_progress)
+    tokens = read_inputs(inputs)
+    positions = tokens.new_empty(tokens.shape[:2])
+    absent = read_mask("padding", padding, positions)
+    kept = read_mask("keep", keep, positions)
+    targets_of_texts(target, len(tokens))
+    if isinstance(target, Tensor) and target.dim() > 1:
+        target = target.flatten()  # (B, 1), as topk(1) and argmax(keepdim=True) give
+    model = TokenRemoval(
+        forward_func=forward_func,
+        inputs=tokens,
+        baselines=baselines,
+        target=target,
+        additional=_format_additional_forward_args(additional_forward_args),
+        removal=removal,
+        output=output,
+        padding=absent.to(tokens.device),
+        internal_batch_size=internal_batch_size,
+        show_progress=show_progress,
+    )
+    return model, ~(absent | kept)
+
+
+def level_values(
+    wanted: Mapping[str, tuple[Value, Sequence[AnyLevel]]],
+    forward_func: Callable[..., Any],
+    inputs: TensorOrTensors,
+    attributions: TensorOrTensors,
+    baselines: Any,
+    target: TargetType,
+    additional_forward_args: object,
+    *,
+    n_tie_samples: int = 32,
+    seed: int = 0,
+    **options: Unpack[EvaluationOptions],
+) -> dict[str, Tensor]:
+    """Evaluate values at levels; expectations where scores tie.
+
+    ``wanted`` maps any name to a value and its levels. The other arguments are those
+    of :mod:`captum_attnflow.metrics` and :class:`RemovalOptions`.
+
+    Returns:
+        dict[str, Tensor]: Shape ``(B, K)``, float64, by the names given.
+    """
+    model, removable = read_removal(
+        forward_func, inputs, baselines, target, additional_forward_args, **options
+    )
+    scores = read_token_scores(attributions, model.inputs)
+    check_integer("n_tie_samples", n_tie_samples, 1)
+    check_integer("seed", seed)
+    levels = dict.fromkeys(
+        [NOTHING, *(level for _, levels in wanted.values() for level in levels)]
+    )
+    numbers = {level: number for number, level in enumerate(levels)}
+    removals = plan_removals(scores, removable, list(numbers), n_tie_samples, seed)
+    after = model.log_probability(removals)
+    before = removals.expectation(after)[:, numbers[NOTHING]][removals.example]
+    return {
+        name: removals.expectation(value(before, after))[
+            :, [numbers[level] for level in levels_of_value]
+        ]
+        for name, (value, levels_of_value) in wanted.items()
+    }
 
 
 def _log_probability(output: Any, target: TargetType, kind: Output) -> Tensor:

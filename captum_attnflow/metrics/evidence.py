@@ -35,8 +35,9 @@ import torch
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_attnflow.metrics._reading import (
+from captum_attnflow.metrics.arguments import (
     TensorOrTensors,
+    n_of_share,
     read_mask,
     read_token_scores,
 )
@@ -257,9 +258,8 @@ def evidence_f1(
     ranking = _rank(attributions, evidence, keep, padding)
     last = ranking.n_evidence
     if fraction is not None:
-        # Without the margin, 7 % of 100 tokens would be 8.
         counts = ranking.counted.sum(1).tolist()
-        last = last.new_tensor([math.ceil(fraction * n - 1e-9) for n in counts])
+        last = last.new_tensor([n_of_share(fraction, n) for n in counts])
         last = last.clamp_min(1)
     taken = last - ranking.at(ranking.before, last)
     share = ranking.at(ranking.evidence_inside / ranking.size, last)

@@ -19,16 +19,18 @@ from typing_extensions import Unpack
 
 from captum_attnflow._options import check_integer, check_type
 from captum_attnflow._tensors import check_dense
-from captum_attnflow.metrics._levels import (
+from captum_attnflow.metrics.arguments import (
     EvaluationOptions,
     RemovalOptions,
+    TensorOrTensors,
+)
+from captum_attnflow.metrics.erasure import probability_fall
+from captum_attnflow.metrics.evaluation import (
+    TokenRemoval,
     level_values,
     read_removal,
 )
-from captum_attnflow.metrics._reading import TensorOrTensors
-from captum_attnflow.metrics.evaluation import TokenRemoval
 from captum_attnflow.metrics.removal import Count, TokenSets
-from captum_attnflow.metrics.table import probability_fall
 
 Falls = Callable[[Sequence[int]], list[float]]
 """Of sets of tokens, as bits of integers: the fall of the probability without each."""

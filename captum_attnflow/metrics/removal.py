@@ -17,6 +17,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from captum_attnflow.metrics.arguments import n_of_share
+
 Part = Literal["highest", "rest"]
 
 
@@ -35,8 +37,7 @@ class Level(NamedTuple):
 
     def n_highest(self, n_tokens: int) -> int:
         """Return how many of so many tokens are the highest."""
-        # Without the margin, 7 % of 100 tokens would be 8.
-        return math.ceil(self.fraction * n_tokens - 1e-9)
+        return n_of_share(self.fraction, n_tokens)
 
 
 class Count(NamedTuple):
