@@ -14,6 +14,7 @@ from captum.attr import LayerAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
+from captum_attnflow._memory import is_out_of_memory
 from captum_attnflow._options import check_flags
 from captum_attnflow.attr.arguments import (
     ForwardArguments,
@@ -37,6 +38,7 @@ from captum_attnflow.slalom.inputs import (
     without_effect,
 )
 from captum_attnflow.texts import PerturbableTexts, Query, targets_of_texts
+from captum_attnflow.texts.evaluation import baselines_refused
 from captum_attnflow.texts.replacement import ReplaceableTexts
 from captum_attnflow.texts.token_axis import rows_of
 
@@ -229,16 +231,18 @@ class LayerSLALOM(SLALOM, LayerAttribution):
             ValueError: If the layer did not run, or has no token axis.
         """
         layer, forward_func = single_layer(self.layer), self.forward_func
-        baseline, templates = _run_layer(
-            forward_func,
-            layer,
-            of_input,
-            replace(arguments, inputs=arguments.baselines),
-            internal_batch_size,
-        )
-        present, _ = _run_layer(
+        present, templates = _run_layer(
             forward_func, layer, of_input, arguments, internal_batch_size
         )
+        at_baselines = replace(arguments, inputs=arguments.baselines)
+        try:
+            baseline, _ = _run_layer(
+                forward_func, layer, of_input, at_baselines, internal_batch_size
+            )
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            raise baselines_refused(error) from error
         ids = _ids_of(arguments.inputs, baseline.shape[1])
         positions = torch.arange(baseline.shape[1]).expand(baseline.shape[:2])
         kept, padding = kept_and_padding(

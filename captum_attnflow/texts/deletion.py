@@ -60,6 +60,8 @@ class DeletableColumns:
         check_tokens("inputs", inputs, padding)
         self._inputs = inputs
         self._additional = additional
+        is_floating = inputs.is_floating_point()
+        self.float_shape = tuple(inputs.shape) if is_floating else None
         self._named_by, self._whole = named_by, whole
         self._token_axis = TokenAxis(padding)
         self.n_positions = inputs.shape[1]
@@ -134,6 +136,7 @@ class DeletableWords:
 
     absence: Absence = "deleted"
     max_rows: int | None = None
+    float_shape: tuple[int, ...] | None = None
 
     def __init__(
         self, texts: Sequence[str], additional: tuple[Any, ...] | None

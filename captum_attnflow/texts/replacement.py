@@ -38,6 +38,7 @@ class ReplaceableTexts:
 
     absence: Absence = "baseline"
     max_rows: int | None = None
+    float_shape: tuple[int, ...] | None = None
 
     def __init__(self, tokens: Tensor, keep: Tensor, padding: Tensor) -> None:
         check_masks(keep, padding)
@@ -103,6 +104,9 @@ class ReplaceableInputs(ReplaceableTexts):
             ) from error
         self._additional = additional
         self.max_rows = max_rows
+        # With a limit of rows the floats are Captum's own, whose shape helps nobody.
+        if inputs.is_floating_point() and max_rows is None:
+            self.float_shape = tuple(inputs.shape)
 
     def run(
         self,
