@@ -13,7 +13,7 @@ from rich.text import Text
 from torch import Tensor
 
 from captum_attnflow.scored_tokens import escaped, printable, relative
-from captum_attnflow.show.fonts import drawable
+from captum_attnflow.show.figures import drawable
 from captum_attnflow.show.image import image_overlay
 
 _N_TOP_PATCHES = 5

@@ -9,7 +9,7 @@ from typing import Any
 from rich.text import Text
 
 from captum_attnflow.scored_tokens import coloured_tokens, printable
-from captum_attnflow.show.captum_text import safe_record, visualize_text
+from captum_attnflow.show.text import safe_record, visualize_text
 from captum_attnflow.slalom.reading import SlalomReading
 
 
@@ -55,7 +55,7 @@ class TextAttribution:
     def labels(self) -> dict[str, Any]:
         """What Captum's record says beside tokens and scores.
 
-        The arguments of :func:`~captum_attnflow.show.captum_text.safe_record`. The
+        The arguments of :func:`~captum_attnflow.show.text.safe_record`. The
         true label is not known; a value stands where a label has its probability.
         """
         return {
