@@ -94,7 +94,7 @@ def flow_diagram(
         relative_to (str): Widths are relative to the largest flow of the ``"network"``
             or of each edge's ``"layer"``. By layer, widths of different layers do not
             compare, but a layer whose flow spreads over many edges shows its main
-            ones; a threshold of 0.1 to 0.5 suits it.
+            ones; a threshold of some tenths suits it.
 
     Returns:
         FlowDiagram: Shows itself in a notebook; ``figure()`` is for papers, and
