@@ -45,7 +45,6 @@ from captum_attnflow.capture.maps import (
     LoneQueryLayer,
     RowLayout,
 )
-from captum_attnflow.capture.output import select_output
 from captum_attnflow.capture.path import InputPath
 from captum_attnflow.capture.propagation import warn_of_unknown
 from captum_attnflow.capture.record import (
@@ -59,6 +58,7 @@ from captum_attnflow.capture.record import (
 )
 from captum_attnflow.capture.rules import RULES, PropagationRules, Rules
 from captum_attnflow.capture.torch_calls import eager
+from captum_attnflow.targets import select_output
 
 
 def capture_attention(

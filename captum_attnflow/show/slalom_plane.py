@@ -24,7 +24,7 @@ from captum_attnflow._options import check_example
 from captum_attnflow.scored_tokens import position_labels
 from captum_attnflow.show.figures import drawable, shortened, shown_in_notebooks
 from captum_attnflow.slalom import SlalomExplanation
-from captum_attnflow.slalom.reading import SlalomReading
+from captum_attnflow.slalom.explanation import SlalomReading
 
 Floats = npt.NDArray[np.float64]
 

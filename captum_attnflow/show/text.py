@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
+from typing import Any, Literal, Protocol, TypedDict, get_args, runtime_checkable
 
 import torch
 from captum.attr import visualization as captum_visualization
@@ -22,10 +22,6 @@ from typing_extensions import Unpack
 from captum_attnflow._options import check_choice
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.scored_tokens import check_tokens, escaped, relative
-
-if TYPE_CHECKING:
-    from captum_attnflow.pipelines.text_attribution import TextAttribution
-
 
 Pieces = Literal["wordpiece", "sentencepiece", "byte-level"]
 Special = Literal["shown", "hidden"]
@@ -167,6 +163,7 @@ def safe_record(
     *,
     predicted: str = UNKNOWN,
     probability: float | None = None,
+    value: float | None = None,
     true_label: str = UNKNOWN,
     target: str = UNKNOWN,
     total: float | None = None,
@@ -180,15 +177,18 @@ def safe_record(
             their largest absolute value.
         predicted (str): The predicted label.
         probability (float, optional): Its probability.
+        value (float, optional): The output, in regression. It is shown where a label
+            has its probability.
         true_label (str): The true label.
         target (str): The label that the scores belong to.
         total (float, optional): The attribution score; the sum of the scores by
             default.
         convergence (float): The convergence score, which the picture does not show.
     """
+    number = value if probability is None else probability
     return captum_visualization.VisualizationDataRecord(
         word_attributions=torch.tensor(relative(scores)),
-        pred_prob=_Unknown("nan") if probability is None else probability,
+        pred_prob=_Unknown("nan") if number is None else number,
         pred_class=escaped(predicted),
         true_class=escaped(true_label),
         attr_class=escaped(target),
@@ -240,6 +240,26 @@ class Labels(TypedDict, total=False):
     convergence: Sequence[float] | Tensor
 
 
+@runtime_checkable
+class LabelledText(Protocol):
+    """A text with scored tokens and what a record says beside them.
+
+    A :class:`captum_attnflow.pipelines.text_classification.TextAttribution` is one.
+    """
+
+    @property
+    def tokens(self) -> Sequence[str]:
+        """Its tokens."""
+
+    @property
+    def scores(self) -> Sequence[float]:
+        """One score per token."""
+
+    @property
+    def labels(self) -> Mapping[str, Any]:
+        """The arguments of :func:`safe_record` behind tokens and scores."""
+
+
 @dataclass(frozen=True)
 class _Row:
     tokens: Sequence[str]
@@ -248,7 +268,7 @@ class _Row:
 
 
 def text_records(
-    attributions: Tensor | Sequence[TextAttribution],
+    attributions: Tensor | Sequence[LabelledText],
     tokens: Sequence[str] | Sequence[Sequence[str]] | None = None,
     *,
     pieces: Pieces | None = None,
@@ -338,7 +358,7 @@ def _column(name: str, given: Any) -> list[Any]:
 
 
 def _rows(
-    attributions: Tensor | Sequence[TextAttribution],
+    attributions: Tensor | Sequence[LabelledText],
     tokens: Sequence[str] | Sequence[Sequence[str]] | None,
 ) -> list[_Row]:
     if not isinstance(attributions, Tensor):

@@ -20,9 +20,9 @@ from captum_attnflow import (
     BarrierSolver,
     FlowError,
     LayeredNetwork,
-    _large_arrays,
     solve_flow,
 )
+from captum_attnflow.flow import network as flow_network
 from captum_attnflow.flow.solvers import solve_sources
 from captum_attnflow.flow.solvers.barrier import central_path, torch_passes
 
@@ -496,7 +496,7 @@ def test_a_solve_may_stand_within_a_functional_transform(
     monkeypatch, of_capacity, large
 ):
     if large:
-        monkeypatch.setattr(_large_arrays, "_LARGE_BYTES", 0)
+        monkeypatch.setattr(flow_network, "_LARGE_BYTES", 0)
     network = attention_network(2, 8, read_out=0)
     expected = solve_flow(network).source_flow
 
@@ -514,7 +514,7 @@ def test_a_solve_may_stand_within_a_functional_transform(
 @pytest.mark.parametrize("large", [False, True])
 def test_a_solve_may_stand_within_a_compiled_function(monkeypatch, large):
     if large:
-        monkeypatch.setattr(_large_arrays, "_LARGE_BYTES", 0)
+        monkeypatch.setattr(flow_network, "_LARGE_BYTES", 0)
     network = attention_network(2, 8, read_out=0)
     expected = solve_flow(network).value
     compiled = torch.compile(lambda x: x * solve_flow(network).value, backend="eager")

@@ -8,7 +8,7 @@ from networks import attention_network
 
 from captum_attnflow.flow.solvers.barrier import torch_passes
 from captum_attnflow.flow.solvers.barrier.central_path import Newton, start
-from captum_attnflow.flow.solvers.barrier.solver import BarrierProblem, Iterate
+from captum_attnflow.flow.solvers.barrier.problem import BarrierProblem, Iterate
 from captum_attnflow.flow.solvers.barrier.torch_passes import TorchPasses
 
 

@@ -6,7 +6,7 @@ from networks import attention_network
 
 from captum_attnflow import solve_flow
 from captum_attnflow.flow.solvers.barrier import problem as module
-from captum_attnflow.flow.solvers.barrier.solver import Workspace
+from captum_attnflow.flow.solvers.barrier.problem import Workspace
 
 
 @pytest.fixture
