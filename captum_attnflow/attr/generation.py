@@ -18,7 +18,7 @@ from captum.attr._core.llm_attr import (
 from torch import Tensor
 
 from captum_attnflow.attr.base import AttentionAttribution
-from captum_attnflow.generation import GenerationExplanation
+from captum_attnflow.explanation import GenerationExplanation
 
 
 class GenerationAttribution(LLMGradientAttribution):
