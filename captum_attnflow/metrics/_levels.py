@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
 import torch
-from captum._utils.common import _format_additional_forward_args
-from captum._utils.typing import TargetType
 from torch import Tensor
 from typing_extensions import Unpack
 
-from captum_attnflow._options import check_callable, check_flags, check_integer
+from captum_attnflow._captum import TargetType, format_additional_forward_args
+from captum_attnflow._checks import check_callable, check_flags, check_integer
 from captum_attnflow.metrics._reading import (
     TensorOrTensors,
     only_tensor,
@@ -150,7 +149,7 @@ def read_removal(
         inputs=tokens,
         baselines=baselines,
         target=target,
-        additional=_format_additional_forward_args(additional_forward_args),
+        additional=format_additional_forward_args(additional_forward_args),
         removal=removal,
         output=output,
         padding=absent.to(tokens.device),

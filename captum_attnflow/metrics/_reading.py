@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captum_attnflow._tensors import check_dense
+from captum_attnflow._checks import check_dense
 
 TensorOrTensors = Tensor | tuple[Tensor, ...]
 

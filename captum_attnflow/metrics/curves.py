@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from captum._utils.typing import TargetType
-from captum.log import log_usage
 from torch import Tensor
 from typing_extensions import Unpack
 
+from captum_attnflow._captum import TargetType, log_usage
 from captum_attnflow.metrics._levels import RemovalOptions
 from captum_attnflow.metrics._reading import TensorOrTensors
 from captum_attnflow.metrics.table import (

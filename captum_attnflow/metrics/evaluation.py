@@ -8,13 +8,16 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from captum._utils.common import _run_forward, _select_targets
-from captum._utils.progress import NullProgress, progress
-from captum._utils.typing import TargetType
 from torch import Tensor
 
-from captum_attnflow._options import check_batch_size, check_choice
-from captum_attnflow._tensors import check_dense
+from captum_attnflow._captum import (
+    NullProgress,
+    TargetType,
+    progress,
+    run_forward,
+    select_targets,
+)
+from captum_attnflow._checks import check_batch_size, check_choice, check_dense
 from captum_attnflow.metrics.removal import TokenSets
 from captum_attnflow.targets import target_of_rows
 from captum_attnflow.texts.token_axis import TokenAxis, columns_of
@@ -79,7 +82,7 @@ class TokenRemoval:
                 rows = removals.example[sets].to(self.inputs.device)
                 removed = removals.removed[sets].to(self.inputs.device)
                 inputs = self._without(rows, removed)
-                output = _run_forward(
+                output = run_forward(
                     self.forward_func,
                     columns_of(inputs, columns, (1,)),
                     additional_forward_args=self._additional(rows, columns),
@@ -182,7 +185,7 @@ def _log_probability(output: Any, target: TargetType, kind: Output) -> Tensor:
     if target is None and output.dim() == 2 and output.shape[1] == 1:
         target = 0
     try:
-        selected = _select_targets(output, target)
+        selected = select_targets(output, target)
     except (AssertionError, IndexError, RuntimeError) as error:
         raise ValueError(
             f"target={target!r} selects nothing of outputs of shape "

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 
-from captum_attnflow._options import check_example
+from captum_attnflow._checks import check_example
 from captum_attnflow.scored_tokens import position_labels
 from captum_attnflow.show.figures import drawable, shortened, shown_in_notebooks
 from captum_attnflow.slalom import SlalomExplanation

@@ -19,7 +19,7 @@ from tokenizers import decoders
 from torch import Tensor
 from typing_extensions import Unpack
 
-from captum_attnflow._options import check_choice
+from captum_attnflow._checks import check_choice
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.scored_tokens import check_tokens, escaped, relative
 

@@ -7,15 +7,23 @@ from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
-from captum._utils.common import _format_output, _is_tuple
-from captum._utils.typing import BaselineType, TargetType
 from captum.attr import LLMAttribution
-from captum.attr._utils.attribution import PerturbationAttribution
-from captum.log import log_usage
 from torch import Tensor
 
-from captum_attnflow._options import check_callable, check_choice, check_flags
-from captum_attnflow._tensors import check_dense
+from captum_attnflow._captum import (
+    BaselineType,
+    PerturbationAttribution,
+    TargetType,
+    format_output,
+    is_tuple,
+    log_usage,
+)
+from captum_attnflow._checks import (
+    check_callable,
+    check_choice,
+    check_dense,
+    check_flags,
+)
 from captum_attnflow.attr.arguments import ForwardArguments, shape_like_inputs
 from captum_attnflow.attr.base import TensorOrTensors
 from captum_attnflow.capture.entries import TensorLike
@@ -232,7 +240,7 @@ class SLALOM(PerturbationAttribution):
             # Each target token of a language model has a row; texts have no shape.
             template = replace(template, shape=tuple(explanation.scores.shape))
         attributions = shape_like_inputs(explanation.scores, [template])
-        formatted = _format_output(_is_tuple(inputs), attributions)
+        formatted = format_output(is_tuple(inputs), attributions)
         if return_convergence_delta:
             return formatted, explanation.delta.to(attributions[0])
         return formatted

@@ -10,16 +10,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
-from captum._utils.common import _format_additional_forward_args
-from captum._utils.typing import TargetType
 from captum.attr import InterpretableInput
 from torch import Tensor
 from typing_extensions import TypeIs
 
-from captum_attnflow._memory import is_out_of_memory
+from captum_attnflow._captum import TargetType, format_additional_forward_args
 from captum_attnflow.attr.arguments import (
     ForwardArguments,
     check_inputs,
+    is_out_of_memory,
     refuse_several,
 )
 from captum_attnflow.capture.entries import TensorLike
@@ -88,7 +87,7 @@ def words_of(
             "put what must stay into forward_func"
         )
     return DeletableWords(
-        texts, _format_additional_forward_args(additional_forward_args)
+        texts, format_additional_forward_args(additional_forward_args)
     )
 
 

@@ -8,16 +8,21 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from captum._utils.common import _format_output, _run_forward
-from captum._utils.typing import BaselineType, ModuleOrModuleList, TargetType
 from captum.attr import LayerAttribution
-from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_attnflow._memory import is_out_of_memory
-from captum_attnflow._options import check_flags
+from captum_attnflow._captum import (
+    BaselineType,
+    ModuleOrModuleList,
+    TargetType,
+    format_output,
+    log_usage,
+    run_forward,
+)
+from captum_attnflow._checks import check_flags
 from captum_attnflow.attr.arguments import (
     ForwardArguments,
+    is_out_of_memory,
     layer_templates,
     shape_like_layer,
     single_layer,
@@ -177,7 +182,7 @@ class LayerSLALOM(SLALOM, LayerAttribution):
             texts, target, internal_batch_size, show_progress, hold_out=False
         )
         attributions = shape_like_layer(explanation.scores, templates)
-        formatted = _format_output(len(attributions) > 1, attributions)
+        formatted = format_output(len(attributions) > 1, attributions)
         result = [formatted] if isinstance(self.layer, list) else formatted
         if return_convergence_delta:
             return result, explanation.delta.to(attributions[0])
@@ -327,7 +332,7 @@ class ReplaceableActivations(ReplaceableTexts):
             return torch.where(here, activation, baseline.to(activation))
 
         with _replaced_activation(self._layer, self._of_input, substitute):
-            return _run_forward(forward_func, inputs, None, additional)
+            return run_forward(forward_func, inputs, None, additional)
 
 
 def _read(
@@ -414,7 +419,7 @@ def _run_layer(
     ):
         for part in arguments.split(internal_batch_size):
             n_before = len(seen)
-            _run_forward(forward_func, part.inputs, None, part.additional)
+            run_forward(forward_func, part.inputs, None, part.additional)
             # A layer may run several times in one pass; the first run counts.
             del seen[n_before + 1 :]
     templates = layer_templates(layer, calls.calls, arguments.n_rows, 1)

@@ -7,10 +7,10 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from captum._utils.common import _run_forward
 from torch import Tensor
 
-from captum_attnflow._options import check_type
+from captum_attnflow._captum import run_forward
+from captum_attnflow._checks import check_type
 from captum_attnflow.targets import Target
 from captum_attnflow.texts.texts import (
     Absence,
@@ -115,7 +115,7 @@ class DeletableColumns:
             else self._token_axis.take(argument, rows, columns)
             for number, argument in enumerate(self._additional)
         )
-        return _run_forward(forward_func, inputs, None, additional)
+        return run_forward(forward_func, inputs, None, additional)
 
     def _columns(self, text: int, query: Query) -> list[int]:
         positions = self.positions[text]

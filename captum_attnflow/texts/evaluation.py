@@ -7,10 +7,10 @@ from itertools import groupby, islice
 from typing import Any
 
 import torch
-from captum._utils.progress import progress
 from torch import Tensor
 
-from captum_attnflow._memory import is_out_of_memory
+from captum_attnflow._captum import progress
+from captum_attnflow.attr.arguments import is_out_of_memory
 from captum_attnflow.targets import Target
 from captum_attnflow.texts.texts import PerturbableTexts, Query
 

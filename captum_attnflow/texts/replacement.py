@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from captum._utils.common import _run_forward
 from torch import Tensor
 
-from captum_attnflow._tensors import check_dense
+from captum_attnflow._captum import run_forward
+from captum_attnflow._checks import check_dense
 from captum_attnflow.targets import Target
 from captum_attnflow.texts.texts import (
     Absence,
@@ -122,4 +122,4 @@ class ReplaceableInputs(ReplaceableTexts):
         additional = self._additional and tuple(
             rows_of(argument, len(self._inputs), rows) for argument in self._additional
         )
-        return _run_forward(forward_func, inputs, None, additional)
+        return run_forward(forward_func, inputs, None, additional)

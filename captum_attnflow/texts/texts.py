@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from captum_attnflow._tensors import check_dense
+from captum_attnflow._checks import check_dense
 from captum_attnflow.targets import Target
 
 Absence = Literal["deleted", "baseline"]

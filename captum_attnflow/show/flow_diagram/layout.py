@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from captum_attnflow._options import check_choice, check_example
+from captum_attnflow._checks import check_choice, check_example
 from captum_attnflow.explanation import ConservationDiagnostics, Explanation
 from captum_attnflow.flow.network import LayeredNetwork
 from captum_attnflow.scored_tokens import position_labels, printable
