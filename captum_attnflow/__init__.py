@@ -14,8 +14,7 @@ takes another way, by queries alone::
 - :mod:`captum_attnflow.flow`: information tensors, the network, its flows and scores.
 - :mod:`captum_attnflow.texts`: parts of texts, put to a forward function.
 - :mod:`captum_attnflow.slalom`: SLALOM: its queries, function, fit and scores.
-- :mod:`captum_attnflow.explanation`: what ``explain()`` returns.
-- :mod:`captum_attnflow.generation`: what it returns for generated text.
+- :mod:`captum_attnflow.explanation`: what ``explain()`` returns, of generated text too.
 - :mod:`captum_attnflow.scored_tokens`: how results show themselves.
 - :mod:`captum_attnflow.pipelines`: texts and images in, attributions out.
 - :mod:`captum_attnflow.metrics`: faithfulness of any attribution.
@@ -52,7 +51,7 @@ if TYPE_CHECKING:
         RelevanceFlow,
     )
     from captum_attnflow.capture import UnsupportedAttentionError
-    from captum_attnflow.explanation import Explanation
+    from captum_attnflow.explanation import Explanation, GenerationExplanation
     from captum_attnflow.flow.network import LayeredNetwork
     from captum_attnflow.flow.solvers import (
         BarrierSolver,
@@ -62,7 +61,6 @@ if TYPE_CHECKING:
         SciPySolver,
         solve_flow,
     )
-    from captum_attnflow.generation import GenerationExplanation
     from captum_attnflow.slalom import SlalomExplanation
 else:
     _MODULES = {
@@ -84,7 +82,7 @@ else:
             "SLALOM",
         ),
         "captum_attnflow.capture": ("UnsupportedAttentionError",),
-        "captum_attnflow.explanation": ("Explanation",),
+        "captum_attnflow.explanation": ("Explanation", "GenerationExplanation"),
         "captum_attnflow.flow.network": ("LayeredNetwork",),
         "captum_attnflow.flow.solvers": (
             "BarrierSolver",
@@ -94,7 +92,6 @@ else:
             "SciPySolver",
             "solve_flow",
         ),
-        "captum_attnflow.generation": ("GenerationExplanation",),
         "captum_attnflow.slalom": ("SlalomExplanation",),
     }
     # Behind the condition, as type checkers would admit any name of a __getattr__.

@@ -5,12 +5,10 @@ from __future__ import annotations
 from operator import index as as_index
 from typing import Any
 
-from captum._utils.common import _select_targets
-from captum._utils.typing import TargetType
 from torch import Tensor
 
-from captum_attnflow._options import check_integer
-from captum_attnflow._tensors import check_dense
+from captum_attnflow._captum import TargetType, select_targets
+from captum_attnflow._checks import check_dense, check_integer
 
 Target = tuple[int, ...]
 
@@ -109,7 +107,7 @@ def select_output(
     # The caller knows of the examples, not of the points of their paths.
     given, shape = target_of_rows(target, slice(n_examples)), (n_examples, *shape[1:])
     try:
-        selected = _select_targets(output, target)
+        selected = select_targets(output, target)
     except (
         AssertionError,
         IndexError,

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from captum_attnflow import (
-    AttentionRollout,
-    CheferRelevance,
-    GeneralizedAttentionFlow,
-    RelevanceFlow,
-)
+from captum_attnflow import RelevanceFlow
+from captum_attnflow.pipelines.methods import GENERATION_METHODS, method_class
 
 METHODS: dict[str, Callable[..., object]] = {
-    "rollout": AttentionRollout,
-    "generalized flow": GeneralizedAttentionFlow,
-    "chefer": CheferRelevance,
-    "relevance flow, attnlrp": lambda f: RelevanceFlow(f, rules="attnlrp"),
-    "relevance flow, cp-lrp": lambda f: RelevanceFlow(f, rules="cp-lrp"),
-    "relevance flow, gradient": lambda f: RelevanceFlow(f, rules="gradient"),
+    # Attention Flow reads the maps that rollout reads, and takes longer.
+    **{
+        name: method_class(name)
+        for name in GENERATION_METHODS
+        if name != "attention-flow"
+    },
+    "relevance-flow, cp-lrp": lambda f: RelevanceFlow(f, rules="cp-lrp"),
+    "relevance-flow, gradient": lambda f: RelevanceFlow(f, rules="gradient"),
 }

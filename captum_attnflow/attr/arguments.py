@@ -8,22 +8,20 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
-from captum._utils.common import (
-    _format_additional_forward_args,
-    _format_tensor_into_tuples,
-)
-from captum._utils.typing import BaselineType, ModuleOrModuleList, TargetType
-from captum.attr._utils.common import (
-    _format_input_baseline,
-    _tensorize_baseline,
-    _validate_input,
-    _validate_target,
-)
 from torch import Tensor, nn
 
-from captum_attnflow._memory import is_out_of_memory
-from captum_attnflow._options import check_batch_size, check_integer
-from captum_attnflow._tensors import check_dense
+from captum_attnflow._captum import (
+    BaselineType,
+    ModuleOrModuleList,
+    TargetType,
+    format_additional_forward_args,
+    format_input_baseline,
+    format_tensor_into_tuples,
+    tensorize_baseline,
+    validate_input,
+    validate_target,
+)
+from captum_attnflow._checks import check_batch_size, check_dense, check_integer
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture import TokenSequence, UnsupportedAttentionError
 from captum_attnflow.capture.entries import LayerCall, TensorLike
@@ -68,14 +66,14 @@ class ForwardArguments:
         _check_baselines(baselines, inputs)
         _check_target(target)
         check_integer("n_steps", n_steps)
-        tensors, formatted_baselines = _format_input_baseline(inputs, baselines)
-        _validate_input(tensors, formatted_baselines, n_steps, method)
-        _validate_target(len(tensors[0]), target)
+        tensors, formatted_baselines = format_input_baseline(inputs, baselines)
+        validate_input(tensors, formatted_baselines, n_steps, method)
+        validate_target(len(tensors[0]), target)
         return ForwardArguments(
-            inputs=_format_tensor_into_tuples(tensors),
-            baselines=_tensorize_baseline(tensors, formatted_baselines),
+            inputs=format_tensor_into_tuples(tensors),
+            baselines=tensorize_baseline(tensors, formatted_baselines),
             target=target,
-            additional=_format_additional_forward_args(additional_forward_args),
+            additional=format_additional_forward_args(additional_forward_args),
             has_baselines=baselines is not None,
         )
 
@@ -552,3 +550,17 @@ def layer_templates(
             last = replace(last, shape=(n_examples, *last.shape[1:]))
         templates.append(last)
     return templates
+
+
+# Where there is no error of its own: the CPU, Apple's GPUs, CUDA's libraries.
+_WORDS = ("DefaultCPUAllocator", "out of memory", "STATUS_ALLOC_FAILED")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that an allocation failed, of a GPU or of the CPU."""
+    # Its older name, which versions before 2.5 know as well.
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in _WORDS
+    )

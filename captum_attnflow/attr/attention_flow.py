@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from captum_attnflow._options import check_choice
+from captum_attnflow._checks import check_choice
 from captum_attnflow.attr.base import AttentionAttribution, LayerAttentionAttribution
 from captum_attnflow.capture import AttentionRecord
 from captum_attnflow.explanation import Explanation, explain_maximum_flows

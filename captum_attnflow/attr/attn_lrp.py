@@ -16,7 +16,7 @@ import torch
 from captum.attr import LayerAttribution
 from torch import Tensor, nn
 
-from captum_attnflow._options import (
+from captum_attnflow._checks import (
     check_choice,
 )
 from captum_attnflow.attr.arguments import ForwardArguments, check_layer, run_in_parts

@@ -16,13 +16,17 @@ from itertools import islice
 from typing import Any
 
 import torch
-from captum._utils.common import _format_output
-from captum._utils.typing import BaselineType, ModuleOrModuleList, TargetType
 from captum.attr import GradientAttribution, LayerAttribution, LLMGradientAttribution
-from captum.log import log_usage
 from torch import Tensor
 
-from captum_attnflow._options import check_callable, check_flags, check_grad_kwargs
+from captum_attnflow._captum import (
+    BaselineType,
+    ModuleOrModuleList,
+    TargetType,
+    format_output,
+    log_usage,
+)
+from captum_attnflow._checks import check_callable, check_flags, check_grad_kwargs
 from captum_attnflow.attr.arguments import (
     ForwardArguments,
     layer_templates,
@@ -140,7 +144,7 @@ class InPlaceOfIntegratedGradients(GradientAttribution):
             inputs, baselines, target, additional_forward_args, n_steps, method
         )
         attributions, delta = self._attribute(arguments, internal_batch_size)
-        formatted = _format_output(isinstance(inputs, tuple), attributions)
+        formatted = format_output(isinstance(inputs, tuple), attributions)
         return (formatted, delta()) if return_convergence_delta else formatted
 
     def has_convergence_delta(self) -> bool:
@@ -307,7 +311,7 @@ class InPlaceOfLayerIntegratedGradients:
             grad_kwargs,
             return_convergence_delta,
         )
-        formatted = [_format_output(len(of) > 1, of) for of in attributions]
+        formatted = [format_output(len(of) > 1, of) for of in attributions]
         result = formatted if isinstance(self.layer, list) else formatted[0]
         return (result, delta()) if return_convergence_delta else result
 

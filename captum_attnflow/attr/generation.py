@@ -11,14 +11,11 @@ from captum.attr import (
     LLMGradientAttribution,
     TextTokenInput,
 )
-from captum.attr._core.llm_attr import (
-    DEFAULT_GEN_ARGS,
-    _convert_ids_to_pretty_tokens,
-)
 from torch import Tensor
 
+from captum_attnflow._captum import DEFAULT_GEN_ARGS, convert_ids_to_pretty_tokens
 from captum_attnflow.attr.base import AttentionAttribution
-from captum_attnflow.generation import GenerationExplanation
+from captum_attnflow.explanation import GenerationExplanation
 
 
 class GenerationAttribution(LLMGradientAttribution):
@@ -96,7 +93,7 @@ class GenerationAttribution(LLMGradientAttribution):
             seq_attr=scores.sum(0),
             token_attr=scores,
             input_tokens=inp.values,
-            output_tokens=_convert_ids_to_pretty_tokens(generated, self.tokenizer),
+            output_tokens=convert_ids_to_pretty_tokens(generated, self.tokenizer),
             output_probs=explanation.log_probabilities.exp(),
             inp=inp,
         )

@@ -33,10 +33,10 @@ from itertools import chain
 from typing import Any, Literal, get_args
 
 import torch
-from captum._utils.typing import TargetType
 from torch import Tensor, nn
 
-from captum_attnflow._options import check_choice
+from captum_attnflow._captum import TargetType
+from captum_attnflow._checks import check_choice
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.attr.arguments import (
     ForwardArguments,

@@ -8,18 +8,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from captum._utils.gradient import _forward_layer_distributed_eval
-from captum._utils.typing import TargetType
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointError
 
-from captum_attnflow._options import (
+from captum_attnflow._captum import TargetType, forward_layer_distributed_eval
+from captum_attnflow._checks import (
     check_callable,
     check_choice,
+    check_dense,
     check_grad_kwargs,
     check_type,
 )
-from captum_attnflow._tensors import check_dense
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture.entries import (
     Entry,
@@ -471,7 +470,7 @@ def _run(
     try:
         followed = nullcontext() if path is None else path.followed()
         with eager(), rules, interception, followed:
-            _, output = _forward_layer_distributed_eval(
+            _, output = forward_layer_distributed_eval(
                 forward_func,
                 inputs,
                 interception.probe,

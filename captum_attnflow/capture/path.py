@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from captum._utils.common import _run_forward
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from captum_attnflow._captum import run_forward
 from captum_attnflow.capture.entries import in_this_thread
 from captum_attnflow.capture.torch_calls import Softmaxes, begins_attention, eager
 
@@ -87,7 +87,7 @@ class InputPath:
             baselines = self._repeat(self._start)
 
             def run(rows: Tensor) -> None:
-                _run_forward(forward_func, (rows, *others), None, additional)
+                run_forward(forward_func, (rows, *others), None, additional)
 
             output, self._lookups = self._scout(run, baselines)
             if output is not None:

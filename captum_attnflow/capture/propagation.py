@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from captum._utils.common import _run_forward
-from captum._utils.typing import TargetType
 from torch import Tensor, nn
 
+from captum_attnflow._captum import TargetType, run_forward
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture.entries import (
     Entry,
@@ -103,7 +102,7 @@ def propagate(
                 taps.enter_context(_tap(layer, of_layer_input, propagation))
                 for layer in layers or ()
             ]
-            output = _run_forward(
+            output = run_forward(
                 forward_func, entries.inputs, None, additional_forward_args
             )
         selected = select_output(output, target, len(inputs[0]), len(inputs[0]))

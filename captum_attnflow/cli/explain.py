@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from captum_attnflow._options import check_choice
+from captum_attnflow._checks import check_choice
 from captum_attnflow.cli._messages import errors_told, printing
 from captum_attnflow.pipelines.methods import DEFAULT_METHOD, METHODS
 
@@ -264,8 +264,9 @@ def _explain(
             "the package holds no model for this task; give --model with a folder or "
             f"a hub id of one that reads each {task.unit}"
         )
-    from captum._utils.progress import progress
     from transformers.utils import logging as transformers_logging
+
+    from captum_attnflow._captum import progress
 
     transformers_logging.disable_progress_bar()
     explainer = task.load(name)

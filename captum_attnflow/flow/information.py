@@ -16,8 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from captum_attnflow._options import check_choice, described
-from captum_attnflow._tensors import check_tensor
+from captum_attnflow._checks import check_choice, check_tensor, described
 from captum_attnflow.capture.maps import AttentionLayer, AttentionMaps
 from captum_attnflow.capture.record import AttentionRecord, UnsupportedAttentionError
 from captum_attnflow.flow.network import LayeredNetwork

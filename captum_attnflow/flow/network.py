@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_attnflow._options import check_example, described
-from captum_attnflow._tensors import check_finite, check_tensor
+from captum_attnflow._checks import check_example, check_finite, check_tensor, described
 
 SOURCE = "source"
 SINK = "sink"

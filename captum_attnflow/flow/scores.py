@@ -54,8 +54,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from captum_attnflow._options import check_choice
-from captum_attnflow._tensors import check_finite, check_tensor
+from captum_attnflow._checks import check_choice, check_finite, check_tensor
 from captum_attnflow.flow.network import LayeredNetwork, check_network
 from captum_attnflow.flow.solvers import (
     DeferredFlow,

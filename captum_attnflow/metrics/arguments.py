@@ -9,7 +9,7 @@ from typing import Any, Literal, TypedDict
 import torch
 from torch import Tensor
 
-from captum_attnflow._tensors import check_dense
+from captum_attnflow._checks import check_dense
 
 TensorOrTensors = Tensor | tuple[Tensor, ...]
 RemovalMode = Literal["replace", "delete"]

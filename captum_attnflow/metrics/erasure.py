@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from captum._utils.typing import TargetType
-from captum.log import log_usage
 from torch import Tensor
 from typing_extensions import Unpack
 
-from captum_attnflow._options import check_choice
+from captum_attnflow._captum import TargetType, log_usage
+from captum_attnflow._checks import check_choice
 from captum_attnflow.metrics.arguments import (
     RemovalOptions,
     TensorOrTensors,

@@ -8,17 +8,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from captum._utils.common import (
-    _format_additional_forward_args,
-    _run_forward,
-    _select_targets,
-)
-from captum._utils.progress import NullProgress, progress
-from captum._utils.typing import TargetType
 from torch import Tensor
 from typing_extensions import Unpack
 
-from captum_attnflow._options import (
+from captum_attnflow._captum import (
+    NullProgress,
+    TargetType,
+    format_additional_forward_args,
+    progress,
+    run_forward,
+    select_targets,
+)
+from captum_attnflow._checks import (
     check_batch_size,
     check_callable,
     check_choice,
@@ -104,7 +105,7 @@ class TokenRemoval:
                 rows = removals.example[sets].to(self.inputs.device)
                 removed = removals.removed[sets].to(self.inputs.device)
                 inputs = self._without(rows, removed)
-                output = _run_forward(
+                output = run_forward(
                     self.forward_func,
                     columns_of(inputs, columns, (1,)),
                     additional_forward_args=self._additional(rows, columns),
@@ -184,7 +185,7 @@ def read_removal(
         inputs=tokens,
         baselines=baselines,
         target=target,
-        additional=_format_additional_forward_args(additional_forward_args),
+        additional=format_additional_forward_args(additional_forward_args),
         removal=removal,
         output=output,
         padding=absent.to(tokens.device),
@@ -262,7 +263,7 @@ def _log_probability(output: Any, target: TargetType, kind: Output) -> Tensor:
     if target is None and output.dim() == 2 and output.shape[1] == 1:
         target = 0
     try:
-        selected = _select_targets(output, target)
+        selected = select_targets(output, target)
     except (AssertionError, IndexError, RuntimeError) as error:
         raise ValueError(
             f"target={target!r} selects nothing of outputs of shape "

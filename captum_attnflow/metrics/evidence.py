@@ -32,9 +32,9 @@ import math
 from dataclasses import dataclass
 
 import torch
-from captum.log import log_usage
 from torch import Tensor
 
+from captum_attnflow._captum import log_usage
 from captum_attnflow.metrics.arguments import (
     TensorOrTensors,
     n_of_share,

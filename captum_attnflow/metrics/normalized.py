@@ -11,14 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
-from captum._utils.progress import NullProgress, progress
-from captum._utils.typing import TargetType
-from captum.log import log_usage
 from torch import Tensor
 from typing_extensions import Unpack
 
-from captum_attnflow._options import check_integer, check_type
-from captum_attnflow._tensors import check_dense
+from captum_attnflow._captum import NullProgress, TargetType, log_usage, progress
+from captum_attnflow._checks import check_dense, check_integer, check_type
 from captum_attnflow.metrics.arguments import (
     EvaluationOptions,
     RemovalOptions,

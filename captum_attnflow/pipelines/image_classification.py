@@ -39,7 +39,7 @@ from captum_attnflow.pipelines.pretrained import (
     read_predictions,
 )
 from captum_attnflow.scored_tokens import escaped, printable, relative
-from captum_attnflow.show.fonts import drawable
+from captum_attnflow.show.figures import drawable
 from captum_attnflow.show.image import image_overlay
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")

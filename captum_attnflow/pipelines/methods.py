@@ -11,7 +11,7 @@ from inspect import signature
 from typing import Any
 
 import captum_attnflow
-from captum_attnflow._options import check_choice
+from captum_attnflow._checks import check_choice
 
 METHODS: dict[str, str] = {
     "relevance-flow": "RelevanceFlow",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from captum_attnflow._options import check_choice, is_pipeline
+from captum_attnflow._checks import check_choice, is_pipeline
 from captum_attnflow._progress import no_loading_bar
 from captum_attnflow._warnings import warn_caller
 

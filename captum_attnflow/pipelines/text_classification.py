@@ -32,7 +32,7 @@ from captum_attnflow.pipelines.pretrained import (
     read_predictions,
 )
 from captum_attnflow.scored_tokens import coloured_tokens, printable
-from captum_attnflow.show.captum_text import safe_record, visualize_text
+from captum_attnflow.show.text import safe_record, visualize_text
 from captum_attnflow.slalom import SlalomExplanation
 from captum_attnflow.slalom.explanation import SlalomReading
 from captum_attnflow.texts import find_special_tokens

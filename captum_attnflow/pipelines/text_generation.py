@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from captum_attnflow.attr import GenerationAttribution
-from captum_attnflow.generation import GenerationExplanation
+from captum_attnflow.explanation import GenerationExplanation
 from captum_attnflow.pipelines.methods import (
     DEFAULT_METHOD,
     GENERATION_METHODS,

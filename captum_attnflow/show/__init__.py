@@ -1,14 +1,11 @@
 """Pictures of attributions, over Captum's helpers."""
 
-from captum_attnflow.show.captum_text import visualize_text
 from captum_attnflow.show.flow_diagram import FlowDiagram, flow_diagram
 from captum_attnflow.show.image import image_overlay
-from captum_attnflow.show.page import html_page, save_html
+from captum_attnflow.show.page import html_page, save_html, terminal_text
 from captum_attnflow.show.slalom_plane import slalom_plane
-from captum_attnflow.show.terminal import terminal_text
-from captum_attnflow.show.text import text_records
+from captum_attnflow.show.text import merge_words, text_records, visualize_text
 from captum_attnflow.show.token_matrix import TokenMatrix, token_matrix
-from captum_attnflow.show.words import merge_words
 
 __all__ = [
     "FlowDiagram",

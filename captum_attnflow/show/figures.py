@@ -1,20 +1,30 @@
-"""Figures made without pyplot, shown by notebooks all the same."""
+"""Figures that notebooks show without pyplot, and labels in any installed script."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache, lru_cache
+
+import numpy as np
+import numpy.typing as npt
 from IPython.core.getipython import get_ipython
 from IPython.core.pylabtools import select_figure_formats
+from matplotlib import font_manager
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from rich.cells import cell_len, set_cell_size
+
+from captum_attnflow.scored_tokens import printable
 
 _FORMATS = ("image/png", "image/svg+xml", "image/jpeg", "application/pdf")
 
 
 def shown_in_notebooks(figure: Figure) -> Figure:
-    """Let the notebook that runs, if one does, draw figures as values of cells.
+    """Let a running notebook draw figures as values of its cells.
 
-    IPython learns to when pyplot starts its backend, and figures of this package leave
-    pyplot alone: without this a fresh notebook shows ``<Figure size 640x480 ...>``. A
-    format that the notebook has chosen already is left as it is.
+    IPython draws figures only after pyplot has started its backend, and this package
+    does not use pyplot. Without this function a fresh notebook would show
+    ``<Figure size 640x480 ...>``. A format that the notebook has chosen is kept.
 
     Args:
         figure (Figure): Any figure.
@@ -36,3 +46,76 @@ def _draws(formatter: object) -> bool:
     except KeyError:
         return False
     return True
+
+
+# Matplotlib's own font of last resort draws a box that only names the script.
+_NO_FONT = "Last Resort"
+_MEASURED_DPI = 200  # fine enough that hinting is negligible
+
+Label = tuple[str, list[str]]  # what is drawn, in which families
+Floats = npt.NDArray[np.float64]
+
+
+def drawable(text: str) -> Label:
+    r"""Find fonts for a label.
+
+    The first installed font that has a character draws it. A character that none has
+    is shown as its escape, such as ``\u6620``, instead of an empty box.
+
+    Args:
+        text (str): The label.
+
+    Returns:
+        Label: The text to draw and its font families.
+    """
+    families: dict[str, None] = {}
+    drawn = ""
+    for character in printable(text):
+        family = _family_with(character)
+        if family is None:
+            drawn += character.encode("unicode_escape").decode()
+        else:
+            families[family] = None
+            drawn += character
+    return drawn, list(families) or ["sans-serif"]
+
+
+def shortened(text: str, n_cells: int) -> str:
+    """Cut a label to a width in cells, two for a wide character such as CJK."""
+    return text if cell_len(text) <= n_cells else set_cell_size(text, n_cells - 1) + "…"
+
+
+@lru_cache(maxsize=4096)
+def _family_with(character: str) -> str | None:
+    default = font_manager.findfont(font_manager.FontProperties())
+    installed = [font.fname for font in font_manager.fontManager.ttflist]
+    for path in [default, *installed]:
+        if ord(character) in _characters(path):
+            return str(font_manager.get_font(path).family_name)
+    return None
+
+
+@cache
+def _characters(path: str) -> frozenset[int]:
+    font = font_manager.get_font(path)
+    return frozenset(() if _NO_FONT in font.family_name else font.get_charmap())
+
+
+def label_widths(labels: Sequence[Label], font_size: float) -> Floats:
+    """Measure labels.
+
+    Args:
+        labels (sequence): Texts with their families, as :func:`drawable` gives them.
+        font_size (float): In points.
+
+    Returns:
+        ndarray: Shape ``(N,)``, their widths in inches.
+    """
+    figure = Figure(dpi=_MEASURED_DPI)
+    FigureCanvasAgg(figure)
+    texts = [
+        figure.text(0, 0, text, family=families, fontsize=font_size, parse_math=False)
+        for text, families in labels
+    ]
+    widths = [text.get_window_extent().width for text in texts]
+    return np.array(widths, float) / _MEASURED_DPI

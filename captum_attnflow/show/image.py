@@ -9,7 +9,7 @@ from captum.attr import visualization as captum_visualization
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from captum_attnflow._options import check_choice, check_example
+from captum_attnflow._checks import check_choice, check_example
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.show.figures import shown_in_notebooks
 

@@ -1,4 +1,4 @@
-"""Pictures as pages of their own."""
+"""Any picture as an HTML page of its own, and any attribution as terminal text."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from os import PathLike
 from typing import Protocol, runtime_checkable
 
+from rich.text import Text
+
 from captum_attnflow._files import replace_file
-from captum_attnflow.show.captum_text import visualize_text
-from captum_attnflow.show.text import LabelledText, text_records
+from captum_attnflow.show.text import LabelledText, text_records, visualize_text
 
 # Tokens of Captum's picture are <mark>.
 _PAGE = """<!DOCTYPE html>
@@ -55,7 +56,7 @@ def html_page(picture: ShownInNotebook | Sequence[ShownInNotebook]) -> str:
     pictures = picture if isinstance(picture, Sequence) else [picture]
     if any(isinstance(item, Page) for item in pictures):
         raise ValueError(
-            "a flow diagram is a page of its own, whose script no other page lets run; "
+            "a flow diagram is a whole page, and its script runs in no other page; "
             "write it to a file of its own"
         )
     texts = [item for item in pictures if isinstance(item, LabelledText)]
@@ -86,3 +87,25 @@ def save_html(
         ...     save_html(visualize_text(records), f"{folder}/scores.html")
     """
     replace_file(path, html_page(picture))
+
+
+class ShownInTerminal(Protocol):
+    """What rich prints as text."""
+
+    def __rich__(self) -> Text: ...
+
+
+def terminal_text(attribution: ShownInTerminal) -> Text:
+    """Render an attribution for a terminal.
+
+    The deeper the colour behind a token, the higher its share of the text's largest
+    score, green for the target and red against it. Characters that are not printable
+    are shown as escapes.
+
+    Args:
+        attribution (TextAttribution or result of ``explain()``): The attribution.
+
+    Returns:
+        Text: What ``rich.print(attribution)`` prints.
+    """
+    return attribution.__rich__()

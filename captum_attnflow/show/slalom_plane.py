@@ -1,11 +1,18 @@
-"""The plane of SLALOM: what tokens say against how much they count."""
+"""The plane of SLALOM: the values of tokens against their importances.
+
+Labels cover neither each other nor a point. Every label tries places on growing rings
+around its point and takes the first that is free, in the order given. The same points
+always get the same places.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from math import cos, pi, sin
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -13,18 +20,22 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 
-from captum_attnflow._options import check_example
+from captum_attnflow._checks import check_example
 from captum_attnflow.scored_tokens import position_labels
-from captum_attnflow.show.figures import shown_in_notebooks
-from captum_attnflow.show.fonts import drawable, shortened
-from captum_attnflow.show.label_placement import Floats, place_labels
+from captum_attnflow.show.figures import drawable, shortened, shown_in_notebooks
 from captum_attnflow.slalom import SlalomExplanation
 from captum_attnflow.slalom.explanation import SlalomReading
+
+Floats = npt.NDArray[np.float64]
 
 _FOR_COLOUR, _AGAINST_COLOUR, _MUTED = "#2a7f3f", "#c0392b", "#9aa1ad"
 _LABEL_CELLS = 20
 _MARKER_POINTS = 5.0
 _POINTS_ON_A_PAGE = 40
+
+# Diagonals first: error bars and other hairlines lie along the axes.
+_ANGLES = [step * pi / 8 for step in (2, 6, 10, 14, *range(0, 16, 4), *range(1, 16, 2))]
+_MARGIN = 1.5  # between labels, in the units of the points
 
 
 def slalom_plane(
@@ -34,9 +45,9 @@ def slalom_plane(
 ) -> Figure:
     """Draw every distinct token at its value and importance (Leemann et al. 2025).
 
-    Right of the middle speaks for the target, left against it; what stands high
-    outweighs the rest. Hairlines are standard errors, where they are finite. A token
-    that occurs more than once is one point, labelled with the count.
+    Tokens on the right speak for the target, those on the left against it. Tokens
+    near the top outweigh the others. Hairlines are standard errors, where they are
+    finite. A token that occurs more than once is one point, labelled with the count.
 
     Args:
         explanation (SlalomExplanation or SlalomReading): What ``SLALOM.explain``
@@ -119,8 +130,8 @@ def _distinct(
 def _draw_points(axes: Axes, points: Floats, errors: Floats) -> None:
     colours = np.where(points[:, 0] >= 0, _FOR_COLOUR, _AGAINST_COLOUR)
     axes.scatter(points[:, 0], points[:, 1], s=_MARKER_POINTS**2, c=colours, zorder=3)
-    # Hairlines show what the limits leave room for: an importance that is not
-    # identified has an error that would shrink the plane to a dot.
+    # The points alone set the limits: the error of an importance that is not
+    # identified is so large that all points would fall together.
     axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
     known = np.isfinite(errors).all(1)
     axes.errorbar(
@@ -138,7 +149,7 @@ def _draw_points(axes: Axes, points: Floats, errors: Floats) -> None:
 def _write_labels(
     figure: Figure, axes: Axes, names: Sequence[str], points: Floats
 ) -> None:
-    """Write names near their points, with a line to those that had to move away."""
+    """Write names near their points, with a line to the names farther away."""
     labels = []
     for name, point in zip(names, points, strict=True):
         text, families = drawable(shortened(name, _LABEL_CELLS))
@@ -175,3 +186,79 @@ def _write_labels(
     )
     for label, offset in zip(labels, places - at, strict=True):
         label.set_position(tuple(offset))
+
+
+def place_labels(points: Floats, sizes: Floats, area: Floats, clear: float) -> Floats:
+    """Place a label beside every point.
+
+    Args:
+        points (ndarray): Shape ``(N, 2)``, the points, in any unit of length.
+        sizes (ndarray): Shape ``(N, 2)``, width and height of each label.
+        area (ndarray): Shape ``(4,)``, left, bottom, right and top of where labels may
+            be; they leave it only where it is full.
+        clear (float): Radius of a point, which no label covers.
+
+    Returns:
+        ndarray: Shape ``(N, 2)``, the centres of the labels.
+
+    Examples::
+
+        >>> points = np.array([[0.0, 0.0], [1.0, 0.0]])
+        >>> sizes = np.full((2, 2), 10.0)
+        >>> area = np.array([-99.0, -99.0, 99.0, 99.0])
+        >>> first, second = place_labels(points, sizes, area, clear=2.0)
+        >>> bool(np.abs(first - second).max() >= 10)
+        True
+    """
+    centres = np.empty_like(points)
+    # Boxes as (left, bottom, right, top): all points first, then the labels so far.
+    taken = np.concatenate([points - clear, points + clear], 1)
+    for index, (point, size) in enumerate(zip(points, sizes, strict=True)):
+        for centre in _places(point, size, clear, area):
+            box = np.concatenate([centre - size / 2, centre + size / 2])
+            if not _overlaps(box, taken):
+                break
+        centres[index] = centre
+        margin = np.array([-_MARGIN, -_MARGIN, _MARGIN, _MARGIN])
+        taken = np.concatenate([taken, (box + margin)[None]])
+    return centres
+
+
+def _places(
+    point: Floats, size: Floats, clear: float, area: Floats
+) -> Iterator[Floats]:
+    """Centres on rings around the point, those in the area before those outside."""
+    left, bottom, right, top = area
+    half = size / 2
+    farthest = np.hypot(right - left, top - bottom)
+    step = max(float(size[1]) / 2, 1.0)
+    for inside in (True, False):
+        for ring in range(int(farthest / step) + 1):
+            reach = half + clear + 1 + ring * step
+            for angle in _ANGLES:
+                # Rings have the label's proportions: the first touches the point.
+                centre = point + reach * _on_square(cos(angle), sin(angle))
+                low, high = centre - half, centre + half
+                fits = (
+                    left <= low[0]
+                    and bottom <= low[1]
+                    and high[0] <= right
+                    and high[1] <= top
+                )
+                if fits == inside:
+                    yield centre
+
+
+def _on_square(x: float, y: float) -> Floats:
+    return np.array([x, y]) / max(abs(x), abs(y))
+
+
+def _overlaps(box: Floats, others: Floats) -> bool:
+    left, bottom, right, top = box
+    apart = (
+        (others[:, 0] >= right)
+        | (others[:, 2] <= left)
+        | (others[:, 1] >= top)
+        | (others[:, 3] <= bottom)
+    )
+    return not apart.all()

@@ -1,19 +1,224 @@
-"""Captum's records of text attributions, ours or Captum's, made safe to show."""
+"""Attributions of texts as Captum's text picture.
+
+Tokens may be merged to words, by the tokenizer's word ids or by the marks of its
+pieces. Captum's picture puts tokens and labels into HTML as they are and paints NaN in
+full green, so records are escaped and made finite here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypedDict, runtime_checkable
+from typing import Any, Literal, Protocol, TypedDict, get_args, runtime_checkable
 
+import torch
 from captum.attr import visualization as captum_visualization
+from IPython.display import HTML
+from IPython.utils.capture import capture_output
+from tokenizers import decoders
 from torch import Tensor
 from typing_extensions import Unpack
 
+from captum_attnflow._checks import check_choice
 from captum_attnflow._warnings import warn_caller
-from captum_attnflow.scored_tokens import check_tokens
-from captum_attnflow.show.captum_text import safe_record
-from captum_attnflow.show.words import Pieces, Special, shown_tokens
+from captum_attnflow.scored_tokens import check_tokens, escaped, relative
+
+Pieces = Literal["wordpiece", "sentencepiece", "byte-level"]
+Special = Literal["shown", "hidden"]
+
+
+def _continues_wordpiece(token: str) -> bool:
+    return token.startswith("##")
+
+
+def _continues_sentencepiece(token: str) -> bool:
+    return not token.startswith("▁")
+
+
+def _continues_byte_level(token: str) -> bool:
+    # Spaces, line feeds and tabs in the alphabet in which GPT-2 spells bytes.
+    return not token.startswith(("Ġ", "Ċ", "ĉ"))
+
+
+_CONVENTIONS: dict[str, tuple[Callable[[str], bool], decoders.Decoder]] = {
+    "wordpiece": (_continues_wordpiece, decoders.WordPiece("##", cleanup=False)),
+    "sentencepiece": (_continues_sentencepiece, decoders.Metaspace()),
+    "byte-level": (_continues_byte_level, decoders.ByteLevel()),
+}
+PIECES = tuple(_CONVENTIONS)
+
+
+def merge_words(
+    tokens: Sequence[str],
+    scores: Sequence[float],
+    pieces: Pieces,
+    word_ids: Sequence[int | None] | None = None,
+    special_tokens: Collection[str] = (),
+) -> tuple[list[str], list[float]]:
+    """Merge the tokens of one text to words; a word's score is the sum of its tokens'.
+
+    Args:
+        tokens (sequence of str): The tokens.
+        scores (sequence of float): One per token.
+        pieces (str): How the tokenizer marks pieces of words: ``"wordpiece"``
+            (``##ing`` goes on), ``"sentencepiece"`` (``▁begin``) or ``"byte-level"``
+            (``Ġbegin``; bytes are decoded to characters).
+        word_ids (sequence of int, optional): The word of each token, None for a
+            special one, as ``tokenizer(...).word_ids(row)`` returns. They hold in every
+            script. By default the marks of the pieces separate the words.
+        special_tokens (collection of str): Tokens that belong to no word.
+
+    Returns:
+        tuple[list[str], list[float]]: **words** and their **scores**.
+
+    Raises:
+        ValueError: If ``pieces`` is unknown or lengths disagree.
+
+    Examples::
+
+        >>> merge_words(["[CLS]", "grip", "##ping"], [0.0, 1.0, 2.0], "wordpiece")
+        (['[CLS]', 'gripping'], [0.0, 3.0])
+        >>> merge_words(["Ġso", "ĠfÃ", "¼r"], [1.0, 2.0, 4.0], "byte-level")
+        (['so', 'für'], [1.0, 6.0])
+    """
+    check_choice("pieces", pieces, PIECES)
+    if word_ids is not None and len(word_ids) != len(tokens):
+        raise ValueError(
+            f"{len(word_ids)} word ids were given for {len(tokens)} tokens; give one "
+            "per token, None for a special one"
+        )
+    continues, decoder = _CONVENTIONS[pieces]
+    words: list[list[int]] = []
+    for position, token in enumerate(tokens):
+        if not words or {token, tokens[position - 1]} & set(special_tokens):
+            joined = False
+        elif word_ids is not None:
+            word = word_ids[position]
+            joined = word is not None and word == word_ids[position - 1]
+        else:
+            joined = continues(token)
+        if joined:
+            words[-1].append(position)
+        else:
+            words.append([position])
+    texts = [decoder.decode([tokens[index] for index in word]) for word in words]
+    totals = [sum(scores[index] for index in word) for word in words]
+    return [text.strip() for text in texts], totals
+
+
+def shown_tokens(
+    tokens: Sequence[str],
+    scores: Sequence[float],
+    pieces: Pieces | None,
+    word_ids: Sequence[int | None] | None,
+    special_tokens: Collection[str],
+    special: Special,
+) -> tuple[list[str], list[float]]:
+    """Merge tokens to words and hide special ones.
+
+    Args:
+        tokens (sequence of str): The tokens of one text.
+        scores (sequence of float): One per token.
+        pieces (str, optional): See :func:`merge_words`; None merges nothing.
+        word_ids (sequence of int, optional): See :func:`merge_words`.
+        special_tokens (collection of str): Tokens that belong to no word.
+        special (str): ``"shown"`` or ``"hidden"``.
+
+    Returns:
+        tuple[list[str], list[float]]: **tokens** and **scores** that are left.
+
+    Raises:
+        ValueError: If an option is unknown or lengths disagree.
+    """
+    check_choice("special", special, get_args(Special))
+    if word_ids is not None and pieces is None:
+        raise ValueError(
+            "word_ids were given without pieces; say how the tokenizer marks pieces of "
+            f"words: one of {', '.join(PIECES)}"
+        )
+    if pieces is not None:
+        tokens, scores = merge_words(tokens, scores, pieces, word_ids, special_tokens)
+    pairs = zip(tokens, scores, strict=True)
+    left = [
+        (token, score)
+        for token, score in pairs
+        if special == "shown" or token not in special_tokens
+    ]
+    return [token for token, _ in left], [score for _, score in left]
+
+
+UNKNOWN = "-"
+
+
+class _Unknown(float):
+    """A number that Captum's picture shows as unknown, in any number format."""
+
+    def __format__(self, _: str) -> str:
+        return UNKNOWN
+
+
+def safe_record(
+    tokens: Sequence[str],
+    scores: Sequence[float],
+    *,
+    predicted: str = UNKNOWN,
+    probability: float | None = None,
+    value: float | None = None,
+    true_label: str = UNKNOWN,
+    target: str = UNKNOWN,
+    total: float | None = None,
+    convergence: float = 0.0,
+) -> captum_visualization.VisualizationDataRecord:
+    """Make Captum's record of one text, with tokens and labels escaped.
+
+    Args:
+        tokens (sequence of str): The tokens.
+        scores (sequence of float): One per token; the record holds them divided by
+            their largest absolute value.
+        predicted (str): The predicted label.
+        probability (float, optional): Its probability.
+        value (float, optional): The output, in regression. It is shown where a label
+            has its probability.
+        true_label (str): The true label.
+        target (str): The label that the scores belong to.
+        total (float, optional): The attribution score; the sum of the scores by
+            default.
+        convergence (float): The convergence score, which the picture does not show.
+    """
+    number = value if probability is None else probability
+    return captum_visualization.VisualizationDataRecord(
+        word_attributions=torch.tensor(relative(scores)),
+        pred_prob=_Unknown("nan") if number is None else number,
+        pred_class=escaped(predicted),
+        true_class=escaped(true_label),
+        attr_class=escaped(target),
+        attr_score=sum(scores) if total is None else total,
+        raw_input_ids=[escaped(token) for token in tokens],
+        convergence_score=convergence,
+    )
+
+
+def visualize_text(
+    records: Sequence[captum_visualization.VisualizationDataRecord], legend: bool = True
+) -> HTML:
+    """Render records by Captum's ``visualize_text``.
+
+    Captum displays as it renders, which shows the picture twice at the end of a
+    notebook's cell and prints an object's name elsewhere. Here it is returned alone.
+
+    Args:
+        records (sequence of VisualizationDataRecord): Such as those of
+            :func:`~captum_attnflow.show.text_records`, which are escaped;
+            Captum's function puts the tokens of others into the page as they are.
+        legend (bool): Whether to say what the colours mean.
+
+    Returns:
+        IPython.display.HTML: The value of a notebook's cell; ``.data`` is its HTML, and
+        :func:`~captum_attnflow.show.save_html` writes it to a file.
+    """
+    with capture_output():
+        picture: HTML = captum_visualization.visualize_text(records, legend)
+    return picture
 
 
 class Labels(TypedDict, total=False):
@@ -96,9 +301,8 @@ def text_records(
             TextAttribution knows.
 
     Returns:
-        list[VisualizationDataRecord]: One per text. What is not known is shown as a
-        dash; the attribution score is the sum of the token scores, hidden ones
-        included.
+        list[VisualizationDataRecord]: One per text. A dash stands for what is unknown.
+        The attribution score is the sum of the token scores, hidden ones included.
 
     Raises:
         ValueError: If the shapes of attributions, tokens and the rest disagree or an
@@ -145,7 +349,7 @@ def _column(name: str, given: Any) -> list[Any]:
     is_scalar = isinstance(given, Tensor) and given.dim() == 0
     if isinstance(given, str) or is_scalar or not hasattr(given, "__len__"):
         raise ValueError(
-            f"{name}={given!r} is no list; give an entry per text, such as "
+            f"{name}={given!r} is not a list; give an entry per text, such as "
             f"{name}=[{given!r}]"
         )
     entries = given.tolist() if isinstance(given, Tensor) else list(given)

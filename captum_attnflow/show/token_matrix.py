@@ -1,4 +1,4 @@
-"""Which tokens of the text so far each generated token owes itself to."""
+"""Scores of generated tokens by the tokens before them, as a coloured matrix."""
 
 from __future__ import annotations
 
@@ -13,12 +13,17 @@ from rich.text import Text
 from torch import Tensor
 
 from captum_attnflow.scored_tokens import colour, escaped, highest, printable
-from captum_attnflow.show.figures import shown_in_notebooks
-from captum_attnflow.show.fonts import Label, drawable, label_widths, shortened
+from captum_attnflow.show.figures import (
+    Label,
+    drawable,
+    label_widths,
+    shortened,
+    shown_in_notebooks,
+)
 
 _LABEL_CELLS = 16
 _FONT_SIZE = 8
-_MOST_NUMBERED_COLUMNS = 16  # wider matrices have no room for numbers
+_MOST_NUMBERED_COLUMNS = 16  # numbers do not fit into wider matrices
 _COLOURS = LinearSegmentedColormap.from_list(
     "red-white-green", [(1.0, 0.3, 0.3), (1.0, 1.0, 1.0), (0.3, 1.0, 0.3)]
 )

@@ -7,15 +7,23 @@ from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
-from captum._utils.common import _format_output, _is_tuple
-from captum._utils.typing import BaselineType, TargetType
 from captum.attr import LLMAttribution
-from captum.attr._utils.attribution import PerturbationAttribution
-from captum.log import log_usage
 from torch import Tensor
 
-from captum_attnflow._options import check_callable, check_choice, check_flags
-from captum_attnflow._tensors import check_dense
+from captum_attnflow._captum import (
+    BaselineType,
+    PerturbationAttribution,
+    TargetType,
+    format_output,
+    is_tuple,
+    log_usage,
+)
+from captum_attnflow._checks import (
+    check_callable,
+    check_choice,
+    check_dense,
+    check_flags,
+)
 from captum_attnflow.attr.arguments import ForwardArguments, shape_like_inputs
 from captum_attnflow.attr.base import TensorOrTensors
 from captum_attnflow.capture.entries import TensorLike
@@ -44,26 +52,26 @@ class SLALOM(PerturbationAttribution):
     exponentials of their importances: what attention can represent, unlike an additive
     model (Leemann et al. 2025). See :mod:`captum_attnflow.slalom.model`.
 
-    The forward function is only called, without gradients: on real shorter inputs
-    where it takes token ids ``(B, T)`` or embeddings ``(B, T, D)``, or a list of texts.
-    Columns are deleted in the input and in every additional argument that shares the
-    token axis, and position ids are counted anew; see
+    The forward function is only called, without gradients, on parts of what is given as
+    inputs: on shorter token ids ``(B, T)``, shorter embeddings ``(B, T, D)`` or shorter
+    texts. It must take what is given: a function of ids takes no embeddings. Columns
+    are deleted in the input and in every additional argument that shares the token
+    axis, and position ids are counted anew; see
     :meth:`captum_attnflow.texts.token_axis.TokenAxis.take`. An argument of the same
-    length that has tokens of its own, such as a decoder's, stays whole: its parameter
-    is called so, or the model takes it beside a shorter input. Inputs ``(B, T)`` of
-    floats, such as the indicators of ``captum.attr.LLMAttribution``, hold the baseline
-    where a feature is absent.
+    length that has tokens of its own, such as a decoder's, stays whole. It is
+    recognised by "decoder" in its parameter's name, or as the model takes it with a
+    shorter input. Inputs ``(B, T)`` of floats, such as the indicators of
+    ``captum.attr.LLMAttribution``, hold the baseline where a feature is absent.
 
     Special tokens stay in every query and get 0. They are those that ``keep`` marks in
     :meth:`attribute`; without it the beginning, end, class and separator tokens of the
-    ``tokenizer``, or of the ``config`` of a ``forward_func`` that is a model. Where
-    neither is given, all tokens are explained. Padding gets 0, too; it is where the
-    attention mask among the additional arguments says so, see
-    :func:`captum_attnflow.texts.find_padding`. So do tokens that equal given
-    baselines; they stay in every query. Where a target is a tuple that names a
-    position, as in token classification, its token stays in every query, the index
-    moves along, and the token gets 0: scores are of the company in which it is read.
-    Tokens behind it that a causal model does not read get 0.
+    ``tokenizer``, or of the ``config`` of a ``forward_func`` that is a model. Without
+    any of these, all tokens are explained. Padding, which the attention mask among the
+    additional arguments marks (:func:`captum_attnflow.texts.find_padding`), is in no
+    query and gets 0. Tokens that equal given baselines stay in every query and get 0.
+    If a target is a tuple that names a position, as in token classification, the token
+    there stays in every query and gets 0, and its index follows it: scores are those of
+    the other tokens. Later tokens that a causal model does not read get 0.
 
     Args:
         forward_func (Callable or Module): The forward function, as Captum takes it. A
@@ -76,38 +84,38 @@ class SLALOM(PerturbationAttribution):
             ``"fidel"``, the text, each position deleted, each distinct token alone and
             random deletions, all weighted by one over the square of the number of
             deletions; near the text, predictions are closer.
-        score (str, optional): What a token's score is. ``"contribution"`` is its share
-            of the mass times its value: contributions sum to the function at the text,
-            as Integrated Gradients do, and rank as the paper's ``"linearized"`` scores
-            :math:`v e^s`, which depend on an arbitrary constant added to ``s``.
-            ``"removal"`` is the fall when the token is left out; ``"value"`` and
+        score (str, optional): Kind of token scores. ``"contribution"`` is the token's
+            share of the mass times its value: contributions sum to the function at the
+            text, as Integrated Gradients do, and rank as the paper's ``"linearized"``
+            scores :math:`v e^s`, which depend on an arbitrary constant added to ``s``.
+            ``"removal"`` is the decrease when the token is left out; ``"value"`` and
             ``"importance"`` are the parameters. See
             :mod:`captum_attnflow.slalom.scores`. The default is ``"contribution"``
-            for two classes and for one output, where log-odds of 0 are undecided. Of
-            more classes a model that knows nothing gives each negative log-odds, -11
-            for one word in 49,000: contributions of a language model are negative
-            throughout and the evidence's the lowest. There, and in Captum's wrapper of
-            language models, it is ``"removal"``, positive for what speaks for the
-            class.
+            for two classes and for one output, where log-odds of 0 are undecided. For
+            more classes a uniform prediction has negative log-odds, -11 for one word in
+            49,000: all contributions of a language model are negative, and those of the
+            evidence the lowest. There, and in Captum's wrapper of language models, the
+            default is ``"removal"``, which is positive for evidence for the class.
         n_samples (int, optional): Most queries per text, the text itself included;
-            500, or 4 per distinct token if that is more. No query is asked twice.
-        sink (bool, optional): Fit an always-present token for what special tokens and
-            the model add; by default for ``"fidel"`` only. The paper has none.
+            500, or 4 per distinct token if that is more. No query is repeated.
+        sink (bool, optional): Fit an always-present token, which represents special
+            tokens and what else the model adds; by default for ``"fidel"`` only. The
+            paper has no sink.
         link (str): How outputs become log-odds: ``"logits"``, ``"probabilities"``,
             ``"identity"`` (taken as they are), or ``"auto"``, which recognises one link
             from all outputs of the call and reports it in the explanation. Single
             outputs are read as probabilities if all are in (0, 1), else as they are;
             a warning says which where all are in [0, 1].
         seed (int or Generator): Of the queries: equal seeds give equal scores. A
-            generator moves on from call to call.
+            generator gives other queries in each call.
         tokenizer (optional): A tokenizer of transformers that knows special tokens.
         absence (str): ``"deleted"``, queries are shorter inputs; or ``"baseline"``, an
             absent token's position holds the baseline, for models of one width and
-            targets that are places. Six queries more then find the tokens at the end
-            that no answer depends on.
+            targets that name positions. Six more queries then find the tokens at the
+            end on which no output depends.
 
     Raises:
-        ValueError: If an option is unknown, or the tokenizer is none.
+        ValueError: If an option is unknown, or the tokenizer has no special tokens.
 
     Examples::
 
@@ -123,7 +131,7 @@ class SLALOM(PerturbationAttribution):
         >>> attributions.argmax().item()  # funny
         4
 
-    A black box of texts::
+    A forward function of texts::
 
         >>> def mean_length(texts):
         ...     words = [text.split() for text in texts]
@@ -187,21 +195,21 @@ class SLALOM(PerturbationAttribution):
         Args:
             inputs (Tensor, tuple[Tensor, ...] or list of str): One tensor of token ids
                 ``(B, T)``, embeddings ``(B, T, D)`` or features ``(B, T)`` of floats;
-                or texts, which are cut into words at white space.
-            baselines (scalar, Tensor, tuple, optional): Stand where features of floats
-                are absent, and tokens under ``absence="baseline"``; 0 by default.
-                Tokens that are deleted need none; those that equal a given one are
-                not in play and get 0.
+                or texts, which are split into words at white space. ``forward_func``
+                must take what is given.
+            baselines (scalar, Tensor, tuple, optional): Replace absent features of
+                floats, and absent tokens under ``absence="baseline"``; 0 by default.
+                Deleted tokens need none. Tokens that equal a given baseline get 0.
             target (int, tuple, Tensor or list, optional): Class to attribute, as
                 Captum selects it; None for one output per text.
             additional_forward_args (Any, optional): Passed on behind ``inputs``;
                 columns are deleted where they share the token axis.
-            n_steps (int): Validated, then ignored: there is no path to integrate.
+            n_steps (int): Validated, then ignored: no path is integrated.
             method (str): Validated, then ignored.
             internal_batch_size (int, optional): Most rows in one forward pass; 128 by
                 default.
-            return_convergence_delta (bool): Also return F(text) - f(text), what the
-                SLALOM function says of the text minus the model's log-odds.
+            return_convergence_delta (bool): Also return F(text) - f(text), the
+                SLALOM function at the text minus the model's log-odds.
             keep (Tensor, optional): Shape ``(B, T)``, bool, ``True`` at tokens that
                 stay in every query.
             show_progress (bool): Show Captum's progress bar.
@@ -229,10 +237,10 @@ class SLALOM(PerturbationAttribution):
             texts, target, internal_batch_size, show_progress, hold_out=False
         )
         if texts.max_rows == 1 or are_texts(inputs):
-            # A language model's target tokens have a row each; texts have no shape.
+            # Each target token of a language model has a row; texts have no shape.
             template = replace(template, shape=tuple(explanation.scores.shape))
         attributions = shape_like_inputs(explanation.scores, [template])
-        formatted = _format_output(_is_tuple(inputs), attributions)
+        formatted = format_output(is_tuple(inputs), attributions)
         if return_convergence_delta:
             return formatted, explanation.delta.to(attributions[0])
         return formatted
@@ -253,8 +261,8 @@ class SLALOM(PerturbationAttribution):
     ) -> SlalomExplanation:
         """Return values, importances, their standard errors and how well they predict.
 
-        Takes the arguments of :meth:`attribute`; the delta is there in any case. Asks
-        up to 128 queries more per text, on which the fit is tested.
+        Takes the arguments of :meth:`attribute`; the explanation always has the delta.
+        Up to 128 more queries per text test the fit.
         """
         check_flags(
             return_convergence_delta=return_convergence_delta,
@@ -286,8 +294,8 @@ class SLALOM(PerturbationAttribution):
     ) -> Tensor:
         """Sum of given attributions minus the model's log-odds at ``end_point``.
 
-        For contributions without a sink this is F(text) - f(text). Each text is asked
-        for once; of one output per text, ``link="auto"`` then sees these only.
+        For contributions without a sink this is F(text) - f(text). The model runs once
+        on each text; with one output per text, ``link="auto"`` sees only these.
 
         Args:
             attributions (Tensor or tuple[Tensor, ...]): Attributions of ``end_point``.
@@ -325,7 +333,7 @@ class SLALOM(PerturbationAttribution):
         keep: Tensor | None = None,
         internal_batch_size: int | None = None,
     ) -> tuple[PerturbableTexts, TensorLike]:
-        """Read what attribute() takes; also describe the input."""
+        """Read the arguments of attribute(); also describe the input."""
         if are_texts(inputs):
             texts = words_of(inputs, additional_forward_args, keep)
             return texts, TensorLike((), torch.float32, torch.device("cpu"))
@@ -351,7 +359,7 @@ class SLALOM(PerturbationAttribution):
         show_progress: bool,
         hold_out: bool,
     ) -> SlalomExplanation:
-        """Fit the texts, and warn of what the fit leaves open."""
+        """Fit the texts, and warn where the explanation is not to be trusted."""
         explanation = explain_texts(
             self.forward_func,
             texts,

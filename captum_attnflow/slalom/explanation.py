@@ -8,7 +8,7 @@ from math import isnan
 import torch
 from torch import Tensor
 
-from captum_attnflow._options import check_type
+from captum_attnflow._checks import check_type
 from captum_attnflow.scored_tokens import ShownByTokens
 from captum_attnflow.slalom.fit import SlalomFit
 from captum_attnflow.slalom.link import Link

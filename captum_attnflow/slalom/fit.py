@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captum_attnflow._options import check_type
+from captum_attnflow._checks import check_type
 from captum_attnflow.slalom.model import SlalomModel
 from captum_attnflow.slalom.posterior import Posterior, Precisions, Problem, State
 from captum_attnflow.slalom.queries import QueryData

@@ -1,4 +1,7 @@
-"""From Captum's inputs to texts of which parts can be taken away."""
+"""From Captum's inputs to texts whose tokens can be deleted or replaced.
+
+Also finds which token a target names, and which tokens the output does not depend on.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
-from captum._utils.common import _format_additional_forward_args
-from captum._utils.typing import TargetType
 from captum.attr import InterpretableInput
 from torch import Tensor
 from typing_extensions import TypeIs
 
-from captum_attnflow._memory import is_out_of_memory
+from captum_attnflow._captum import TargetType, format_additional_forward_args
 from captum_attnflow.attr.arguments import (
     ForwardArguments,
     check_inputs,
+    is_out_of_memory,
     refuse_several,
 )
 from captum_attnflow.capture.entries import TensorLike
@@ -25,6 +27,7 @@ from captum_attnflow.texts import (
     DeletableColumns,
     DeletableWords,
     PerturbableTexts,
+    Query,
     ReplaceableInputs,
     Target,
     evaluate_queries,
@@ -36,6 +39,13 @@ from captum_attnflow.texts import (
     targets_of_texts,
 )
 from captum_attnflow.texts.token_axis import TokenAxis
+
+# Arguments with these in their names have a column for each token of the input.
+_NAMES_OF_COLUMNS = ("mask", "padding", "position", "type", "segment")
+# Outputs that differ by less are equal, in multiples of the dtype's rounding: kernels
+# sum in another order over inputs of another length.
+_ROUNDINGS = 64
+_LARGEST_ROUNDING = 2e-2
 
 
 def are_texts(inputs: object) -> TypeIs[Sequence[str]]:
@@ -49,10 +59,10 @@ def are_texts(inputs: object) -> TypeIs[Sequence[str]]:
 
 
 def check_tokens(inputs: object, target: TargetType) -> None:
-    """Refuse what is no batch of tokens, and no target.
+    """Refuse inputs that are not a batch of tokens, and targets that are not indices.
 
     Raises:
-        ValueError: Saying what was given, what is accepted and what to do.
+        ValueError: If they are not; the message says what is accepted and what to do.
     """
     check_inputs(inputs)
     tensors = cast(
@@ -70,14 +80,14 @@ def check_tokens(inputs: object, target: TargetType) -> None:
 def words_of(
     texts: Sequence[str], additional_forward_args: object, keep: Tensor | None
 ) -> PerturbableTexts:
-    """Read texts for a black box that takes texts."""
+    """Read texts for a forward function that takes texts."""
     if keep is not None:
         raise ValueError(
             "keep was given with inputs that are texts, whose words are all explained; "
             "put what must stay into forward_func"
         )
     return DeletableWords(
-        texts, _format_additional_forward_args(additional_forward_args)
+        texts, format_additional_forward_args(additional_forward_args)
     )
 
 
@@ -145,7 +155,7 @@ def _deletable(
     targets: Sequence[Target] | None,
     internal_batch_size: int | None,
 ) -> DeletableColumns:
-    """Find out what a token takes along, and what the target names, once deleted."""
+    """Find which arguments lose columns with a token, and what the target names."""
     whole = _whole_arguments(forward_func, inputs, additional, kept, padding)
 
     def columns(kept: Tensor, named_by: tuple[int, ...] = ()) -> DeletableColumns:
@@ -190,13 +200,9 @@ def _only_tokens(arguments: ForwardArguments) -> Tensor:
 
 
 def equal_positions(inputs: Tensor, baseline: Tensor) -> Tensor:
-    """Mark positions where absent and present are the same, ``(B, T)``."""
+    """Mark positions whose inputs equal the baseline, ``(B, T)``."""
     same = (inputs == baseline).expand(inputs.shape)
     return same.reshape(*inputs.shape[:2], -1).all(2).cpu()
-
-
-# Parts of the names of arguments whose columns belong to the input's tokens.
-_FOLLOWS = ("mask", "padding", "position", "type", "segment")
 
 
 def _whole_arguments(
@@ -208,25 +214,26 @@ def _whole_arguments(
 ) -> frozenset[int]:
     """Find arguments as long as the input that have tokens of their own.
 
-    Where neither the name tells nor values of 0 and 1 alone, as masks and types have,
-    the model does: an argument of the input's tokens cannot stay whole where they are
-    deleted. (Models do not look at a mask that hides nothing.)
+    Names decide, and values that are all 0 or 1, as masks and types have. Any other
+    argument is tried: it has tokens of its own if the model takes it whole with a
+    shorter input. A mask cannot be tried so, since models ignore one that hides
+    nothing.
     """
     names = parameter_names(forward_func, 1, len(additional or ()))
     shares = [TokenAxis(padding).is_shared(argument) for argument in additional or ()]
     decoders = {n for n, name in enumerate(names) if "decoder" in name}
-    open_ones = [
+    undecided = [
         number
         for number, name in enumerate(names)
         if shares[number]
         and number not in decoders
-        and not any(part in name for part in _FOLLOWS)
+        and not any(part in name for part in _NAMES_OF_COLUMNS)
         and not _is_binary((additional or ())[number])
     ]
     places = DeletableColumns(inputs, additional, kept, padding)
     query = tuple(range(len(places.types[0]) - 1))
-    # A single column would be broadcast.
-    if not open_ones or not query or places.length(0, query) < 2:
+    # A single column would fit any length by broadcasting.
+    if not undecided or not query or places.length(0, query) < 2:
         return frozenset(decoders)
 
     def runs(numbers: Sequence[int]) -> bool:
@@ -235,15 +242,15 @@ def _whole_arguments(
         try:
             with torch.no_grad():
                 texts.run(forward_func, [0], [query])
-        except Exception as error:  # whatever a model says of another length
+        except Exception as error:  # models fail on another length in many ways
             if is_out_of_memory(error):
                 raise
             return False
         return True
 
-    if runs(open_ones):
-        return frozenset((*decoders, *open_ones))
-    return frozenset((*decoders, *(one for one in open_ones if runs([one]))))
+    if runs(undecided):
+        return frozenset((*decoders, *undecided))
+    return frozenset((*decoders, *(one for one in undecided if runs([one]))))
 
 
 def _is_binary(argument: Any) -> bool:
@@ -260,7 +267,7 @@ def kept_and_padding(
     keep: Tensor | None,
     shape: tuple[int, ...] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Two masks ``(B, T)``: tokens that stay in every query, and padding."""
+    """Return masks ``(B, T)`` of tokens that stay in every query and of padding."""
     n_texts, n_positions = shape or tuple(arguments.inputs[0].shape[:2])
     kept = read_keep(keep, (n_texts, n_positions))
     if kept is None:
@@ -276,18 +283,10 @@ def kept_and_padding(
     return kept, padding
 
 
-# Answers that differ by less are equal, in multiples of the dtype's rounding: kernels
-# sum in another order over inputs of another length.
-_ROUNDINGS = 64
-
-
-_LARGEST_ROUNDING = 2e-2
-
-
 def axes_of_tokens(
     forward_func: Callable[..., Any], texts: PerturbableTexts, n_indices: int
 ) -> tuple[int, ...]:
-    """Tell which indices of a target are token positions, from inputs of two lengths.
+    """Find which indices of a target are token positions, from inputs of two lengths.
 
     Args:
         forward_func (Callable): The forward function.
@@ -328,7 +327,7 @@ def named_positions(
     """Mark the positions that targets name, ``(B, T)``.
 
     Raises:
-        ValueError: If one is padding, or none of the text's.
+        ValueError: If a position is padding or out of range.
     """
     n_positions = padding.shape[1]
     named = torch.zeros_like(padding)
@@ -352,19 +351,19 @@ def without_effect(
     first_behind: Sequence[int] | None = None,
     internal_batch_size: int | None = None,
 ) -> Tensor:
-    """Mark tokens at the end that no answer depends on, as behind a causal read-out.
+    """Mark last tokens on which no output depends: those a causal model does not read.
 
-    Answers with and without them are compared in the company of all tokens before
-    them, of the first half and of the first one; where these are equal, also of as
-    many of the first and of the last tokens before them as there can be.
+    Outputs with and without these tokens are compared after all tokens before them,
+    after the first half and after the first one. Where these are equal, they are also
+    compared after any number of the first and of the last tokens before them.
 
     Args:
         forward_func (Callable): The forward function.
         texts (PerturbableTexts): The texts.
         targets (sequence of tuple, optional): Per text.
         first_behind (sequence of int, optional): Per text, the index of the first
-            explained token behind the position that its target names; without it, it
-            is searched for by bisection.
+            explained token behind the position that its target names. Otherwise the
+            first token without effect is searched by bisection.
         internal_batch_size (int, optional): Most rows per forward pass.
 
     Returns:
@@ -372,10 +371,10 @@ def without_effect(
     """
     sizes = [len(types) for types in texts.types]
 
-    def are_idle(starts: dict[int, int], company: Company) -> set[int]:
-        """Texts whose tokens from ``start`` on change nothing."""
+    def are_idle(starts: dict[int, int], contexts: Contexts) -> set[int]:
+        """Return the texts whose tokens from ``start`` on change nothing."""
         queries = [
-            _pairs(company(starts[text] or size), starts[text], size)
+            _pairs(contexts(starts[text] or size), starts[text], size)
             if text in starts
             else []
             for text, size in enumerate(sizes)
@@ -391,12 +390,13 @@ def without_effect(
     tried = {
         text: start
         for text, start in tried.items()
-        # A token alone has nothing to be compared with.
+        # A single token cannot be left out: an empty query has no output.
         if low[text] <= start < sizes[text] and sizes[text] > 1
     }
     while tried:
-        idle = are_idle(tried, _few)
-        idle = are_idle({text: tried[text] for text in idle}, _many) if idle else idle
+        idle = are_idle(tried, _few_contexts)
+        if idle:
+            idle = are_idle({text: tried[text] for text in idle}, _many_contexts)
         for text, start in tried.items():
             if text in idle:
                 idle_from[text] = start
@@ -413,25 +413,23 @@ def without_effect(
     return behind
 
 
-Company = Callable[[int], list[tuple[int, ...]]]
+Contexts = Callable[[int], list[Query]]
 
 
-def _pairs(
-    company: list[tuple[int, ...]], start: int, size: int
-) -> list[tuple[int, ...]]:
-    """Queries two by two that differ by tokens from ``start`` on, none empty."""
-    if start == 0:  # all of them, and parts of them
-        return [query for part in company[1:] for query in (company[0], part)]
+def _pairs(contexts: list[Query], start: int, size: int) -> list[Query]:
+    """Return pairs of non-empty queries that differ by tokens from ``start`` on."""
+    if start == 0:  # nothing is before them: compare all tokens with some of them
+        return [query for part in contexts[1:] for query in (contexts[0], part)]
     behind = tuple(range(start, size))
-    return [query for others in company for query in ((*others, *behind), others)]
+    return [query for before in contexts for query in ((*before, *behind), before)]
 
 
-def _few(start: int) -> list[tuple[int, ...]]:
+def _few_contexts(start: int) -> list[Query]:
     before = tuple(range(start))
     return list(dict.fromkeys([before, before[: (start + 1) // 2], before[:1]]))
 
 
-def _many(start: int) -> list[tuple[int, ...]]:
+def _many_contexts(start: int) -> list[Query]:
     before = tuple(range(start))
     firsts = [before[:size] for size in range(1, start)]
     return [before, *firsts, *(before[-size:] for size in range(1, start))]

@@ -8,15 +8,21 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from captum._utils.common import _format_output, _run_forward
-from captum._utils.typing import BaselineType, ModuleOrModuleList, TargetType
 from captum.attr import LayerAttribution
-from captum.log import log_usage
 from torch import Tensor, nn
 
-from captum_attnflow._options import check_flags
+from captum_attnflow._captum import (
+    BaselineType,
+    ModuleOrModuleList,
+    TargetType,
+    format_output,
+    log_usage,
+    run_forward,
+)
+from captum_attnflow._checks import check_flags
 from captum_attnflow.attr.arguments import (
     ForwardArguments,
+    is_out_of_memory,
     layer_templates,
     shape_like_layer,
     single_layer,
@@ -37,6 +43,7 @@ from captum_attnflow.slalom.inputs import (
     without_effect,
 )
 from captum_attnflow.texts import PerturbableTexts, Query, targets_of_texts
+from captum_attnflow.texts.evaluation import baselines_refused
 from captum_attnflow.texts.replacement import ReplaceableTexts
 from captum_attnflow.texts.token_axis import rows_of
 
@@ -175,7 +182,7 @@ class LayerSLALOM(SLALOM, LayerAttribution):
             texts, target, internal_batch_size, show_progress, hold_out=False
         )
         attributions = shape_like_layer(explanation.scores, templates)
-        formatted = _format_output(len(attributions) > 1, attributions)
+        formatted = format_output(len(attributions) > 1, attributions)
         result = [formatted] if isinstance(self.layer, list) else formatted
         if return_convergence_delta:
             return result, explanation.delta.to(attributions[0])
@@ -229,16 +236,18 @@ class LayerSLALOM(SLALOM, LayerAttribution):
             ValueError: If the layer did not run, or has no token axis.
         """
         layer, forward_func = single_layer(self.layer), self.forward_func
-        baseline, templates = _run_layer(
-            forward_func,
-            layer,
-            of_input,
-            replace(arguments, inputs=arguments.baselines),
-            internal_batch_size,
-        )
-        present, _ = _run_layer(
+        present, templates = _run_layer(
             forward_func, layer, of_input, arguments, internal_batch_size
         )
+        at_baselines = replace(arguments, inputs=arguments.baselines)
+        try:
+            baseline, _ = _run_layer(
+                forward_func, layer, of_input, at_baselines, internal_batch_size
+            )
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            raise baselines_refused(error) from error
         ids = _ids_of(arguments.inputs, baseline.shape[1])
         positions = torch.arange(baseline.shape[1]).expand(baseline.shape[:2])
         kept, padding = kept_and_padding(
@@ -323,7 +332,7 @@ class ReplaceableActivations(ReplaceableTexts):
             return torch.where(here, activation, baseline.to(activation))
 
         with _replaced_activation(self._layer, self._of_input, substitute):
-            return _run_forward(forward_func, inputs, None, additional)
+            return run_forward(forward_func, inputs, None, additional)
 
 
 def _read(
@@ -410,7 +419,7 @@ def _run_layer(
     ):
         for part in arguments.split(internal_batch_size):
             n_before = len(seen)
-            _run_forward(forward_func, part.inputs, None, part.additional)
+            run_forward(forward_func, part.inputs, None, part.additional)
             # A layer may run several times in one pass; the first run counts.
             del seen[n_before + 1 :]
     templates = layer_templates(layer, calls.calls, arguments.n_rows, 1)

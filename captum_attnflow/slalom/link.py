@@ -17,8 +17,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from captum_attnflow._options import check_choice
-from captum_attnflow._tensors import check_dense
+from captum_attnflow._checks import check_choice, check_dense
 from captum_attnflow.targets import Target
 
 Link = Literal["logits", "probabilities", "identity"]

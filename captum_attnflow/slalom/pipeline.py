@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
-from captum._utils.typing import TargetType
 from torch import Tensor
 
-from captum_attnflow._options import check_batch_size, check_choice
+from captum_attnflow._captum import TargetType
+from captum_attnflow._checks import check_batch_size, check_choice
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.slalom import (
     SCORES,

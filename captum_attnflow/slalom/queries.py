@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from captum_attnflow._options import check_integer, check_type
-from captum_attnflow._tensors import check_dense
+from captum_attnflow._checks import check_dense, check_integer, check_type
 from captum_attnflow.texts import Query
 
 Strategy = Literal["eff", "fidel"]

@@ -13,8 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from captum_attnflow._options import check_choice, check_type
-from captum_attnflow._tensors import check_dense
+from captum_attnflow._checks import check_choice, check_dense, check_type
 from captum_attnflow.slalom.model import SlalomModel
 
 Score = Literal["value", "importance", "linearized", "contribution", "removal"]

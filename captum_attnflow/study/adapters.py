@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from captum import attr as captum_attr
-from captum._utils.models.linear_model import SkLearnLasso
 from captum.attr import LayerIntegratedGradients, Lime
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import captum_attnflow
+from captum_attnflow._captum import SkLearnLasso
 from captum_attnflow.capture import AttentionRecord, capture_attention
 from captum_attnflow.flow.information import information_tensor
 from captum_attnflow.pipelines.methods import METHODS, method_class

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from captum._utils.progress import NullProgress, progress
-
+from captum_attnflow._captum import NullProgress, progress
 from captum_attnflow._files import replace_file
 from captum_attnflow.pipelines.pretrained import problem_type
 from captum_attnflow.pipelines.text_classification import TextClassifier

@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from captum_attnflow._options import check_choice
+from captum_attnflow._checks import check_choice
 from captum_attnflow.study.methods import METHODS
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
-"""The weights of classifiers, family by family, and one pass that shows their maps.
+"""The weights of classifiers, family by family, and one pass that records their maps.
 
-Most methods of a study know a model by its forward function alone. Those that follow
-vectors through it need its weights, which every family of models names in its own way.
+Most methods of a study need a model's forward function alone. Methods that follow
+vectors through the model need its weights, and every family names these differently.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Norm:
         return vectors - vectors.mean(-1, keepdim=True)
 
     def deviation(self, vectors: Tensor) -> Tensor:
-        """Return what vectors ``(..., D)`` are divided by, ``(..., 1)``."""
+        """Return the divisor of vectors ``(..., D)``, of shape ``(..., 1)``."""
         square = self.centred(vectors).square().mean(-1, keepdim=True)
         return (square + self.epsilon).sqrt()
 
@@ -140,8 +140,8 @@ class ClassifierWeights:
             the residual sum, as in BERT.
         head (tuple): What follows the last block at the read-out position: norms,
             linear layers and activations.
-        read_out (str): The ``"first"`` token is read, or the ``"last"`` that is none of
-            padding.
+        read_out (str): The ``"first"`` token is read, or the ``"last"`` one that is
+            not padding.
     """
 
     blocks: tuple[Block, ...]
@@ -162,7 +162,7 @@ class ClassifierWeights:
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """What a forward pass showed, block by block.
+    """Residual streams and attention maps of a forward pass, block by block.
 
     Attributes:
         streams (tuple of Tensor): Residual stream below each block, ``(B, T, D)``.
@@ -177,7 +177,8 @@ class Trace:
     def of(batch: TextBatch, weights: ClassifierWeights) -> Trace:
         """Run a batch once, attending eagerly, since fused kernels form no maps.
 
-        By hooks of our own: those by which transformers returns maps stay in the model.
+        The hooks here are removed again. Those of transformers, by which it returns
+        maps, would stay in the model.
         """
         streams, maps = [], []
 
@@ -200,7 +201,7 @@ class Trace:
         return Trace(tuple(streams), tuple(maps))
 
     def of_text(self, text: int, columns: Tensor) -> Trace:
-        """Return what was seen of one text, without padding; no batch dimension."""
+        """Return the trace of one text, without padding and batch dimension."""
         return Trace(
             tuple(stream[text][columns] for stream in self.streams),
             tuple(heads[text][:, columns][:, :, columns] for heads in self.maps),
@@ -222,7 +223,7 @@ def read_weights(model: PreTrainedModel, method: str) -> ClassifierWeights:
 
     Args:
         model (PreTrainedModel): The classifier.
-        method (str): What needs them, for the error.
+        method (str): The method that needs them, named in the error.
 
     Raises:
         ValueError: If the model's family is not known.

@@ -7,10 +7,10 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from captum._utils.common import _run_forward
 from torch import Tensor
 
-from captum_attnflow._options import check_type
+from captum_attnflow._captum import run_forward
+from captum_attnflow._checks import check_type
 from captum_attnflow.targets import Target
 from captum_attnflow.texts.texts import (
     Absence,
@@ -60,6 +60,8 @@ class DeletableColumns:
         check_tokens("inputs", inputs, padding)
         self._inputs = inputs
         self._additional = additional
+        is_floating = inputs.is_floating_point()
+        self.float_shape = tuple(inputs.shape) if is_floating else None
         self._named_by, self._whole = named_by, whole
         self._token_axis = TokenAxis(padding)
         self.n_positions = inputs.shape[1]
@@ -113,7 +115,7 @@ class DeletableColumns:
             else self._token_axis.take(argument, rows, columns)
             for number, argument in enumerate(self._additional)
         )
-        return _run_forward(forward_func, inputs, None, additional)
+        return run_forward(forward_func, inputs, None, additional)
 
     def _columns(self, text: int, query: Query) -> list[int]:
         positions = self.positions[text]
@@ -134,6 +136,7 @@ class DeletableWords:
 
     absence: Absence = "deleted"
     max_rows: int | None = None
+    float_shape: tuple[int, ...] | None = None
 
     def __init__(
         self, texts: Sequence[str], additional: tuple[Any, ...] | None

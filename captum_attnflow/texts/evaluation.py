@@ -7,9 +7,10 @@ from itertools import groupby, islice
 from typing import Any
 
 import torch
-from captum._utils.progress import progress
 from torch import Tensor
 
+from captum_attnflow._captum import progress
+from captum_attnflow.attr.arguments import is_out_of_memory
 from captum_attnflow.targets import Target
 from captum_attnflow.texts.texts import PerturbableTexts, Query
 
@@ -92,27 +93,29 @@ def run_queries(
         Any: What the forward function returns.
 
     Raises:
-        ValueError: If it fails on shorter inputs, but takes the whole text.
+        ValueError: If the forward function takes the whole text, but fails on a
+            shorter one or on baselines; or if it fails on floats.
+        Exception: Any other error of the forward function, as it is.
     """
     with torch.no_grad():
         try:
             return texts.run(forward_func, rows, queries)
         except Exception as error:
-            text = rows[0]
-            whole = tuple(range(len(texts.types[text])))
-            length, full = texts.length(text, queries[0]), texts.length(text, whole)
-            if texts.absence == "baseline" or length >= full:
+            if is_out_of_memory(error):
                 raise
-            try:
-                texts.run(forward_func, [text], [whole])
-            except Exception:
-                raise error from None
-            raise ValueError(
-                f"forward_func takes the {full} tokens of text {text + 1}, but failed "
-                f"on {length} of them: {type(error).__name__}: {error}. SLALOM deletes "
-                "tokens; for a model that takes one width only, give "
-                'absence="baseline" and baselines to stand where a token is absent'
-            ) from error
+            explained = _in_words(error, forward_func, texts, rows, queries[0])
+            if explained is None:
+                raise
+            raise explained from error
+
+
+def baselines_refused(error: Exception) -> ValueError:
+    """Say in words that a forward function fails on baselines, but not on inputs."""
+    return ValueError(
+        "forward_func takes the inputs, but failed on the baselines: "
+        f"{type(error).__name__}: {error}. Give baselines that it takes, such as an id "
+        "of its vocabulary: tokenizer.mask_token_id or tokenizer.pad_token_id"
+    )
 
 
 def select_classes(
@@ -164,6 +167,43 @@ def select_classes(
     rows = torch.arange(n_rows, device=scores.device)
     places = (rows, *index[:, :-1].unbind(1))
     return scores[places]
+
+
+def _in_words(
+    error: Exception,
+    forward_func: Callable[..., Any],
+    texts: PerturbableTexts,
+    rows: Sequence[int],
+    query: Query,
+) -> ValueError | None:
+    """Explain a failure by running whole texts; None if these do not explain it."""
+    # Inputs of full length run in as many rows, so that only baselines differ. Whole
+    # texts of different lengths do not run together.
+    rows = rows if texts.absence == "baseline" else rows[:1]
+    wholes = [tuple(range(len(texts.types[row]))) for row in rows]
+    try:
+        texts.run(forward_func, rows, wholes)
+    except Exception:
+        if texts.float_shape is None:
+            return None
+        return ValueError(
+            f"forward_func failed on floats of shape {texts.float_shape}: "
+            f"{type(error).__name__}: {error}. SLALOM calls it on parts of what is "
+            "given as inputs. For floats it must take embeddings (B, T, D), such as "
+            "lambda embeddings: model(inputs_embeds=embeddings).logits, or features "
+            "(B, T); if it takes token ids, give token ids (B, T), integers"
+        )
+    if texts.absence == "baseline":
+        return baselines_refused(error)
+    length, full = texts.length(rows[0], query), texts.length(rows[0], wholes[0])
+    if length >= full:
+        return None
+    return ValueError(
+        f"forward_func takes the {full} tokens of text {rows[0] + 1}, but failed "
+        f"on {length} of them: {type(error).__name__}: {error}. SLALOM deletes "
+        "tokens; for a model that takes one width only, give "
+        'absence="baseline" and baselines to stand where a token is absent'
+    )
 
 
 def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:

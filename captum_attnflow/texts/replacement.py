@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from captum._utils.common import _run_forward
 from torch import Tensor
 
-from captum_attnflow._tensors import check_dense
+from captum_attnflow._captum import run_forward
+from captum_attnflow._checks import check_dense
 from captum_attnflow.targets import Target
 from captum_attnflow.texts.texts import (
     Absence,
@@ -38,6 +38,7 @@ class ReplaceableTexts:
 
     absence: Absence = "baseline"
     max_rows: int | None = None
+    float_shape: tuple[int, ...] | None = None
 
     def __init__(self, tokens: Tensor, keep: Tensor, padding: Tensor) -> None:
         check_masks(keep, padding)
@@ -103,6 +104,9 @@ class ReplaceableInputs(ReplaceableTexts):
             ) from error
         self._additional = additional
         self.max_rows = max_rows
+        # With a limit of rows the floats are Captum's own, whose shape helps nobody.
+        if inputs.is_floating_point() and max_rows is None:
+            self.float_shape = tuple(inputs.shape)
 
     def run(
         self,
@@ -118,4 +122,4 @@ class ReplaceableInputs(ReplaceableTexts):
         additional = self._additional and tuple(
             rows_of(argument, len(self._inputs), rows) for argument in self._additional
         )
-        return _run_forward(forward_func, inputs, None, additional)
+        return run_forward(forward_func, inputs, None, additional)

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from captum_attnflow._tensors import check_dense
+from captum_attnflow._checks import check_dense
 from captum_attnflow.targets import Target
 
 Absence = Literal["deleted", "baseline"]
@@ -28,6 +28,8 @@ class PerturbableTexts(Protocol):
         positions (list of list of int): Per text, the position of each of them.
         n_positions (int): Positions of the longest text.
         max_rows (int, optional): Most queries that one forward pass can take.
+        float_shape (tuple of int, optional): Shape of the inputs if they are the
+            user's floats, embeddings or features.
     """
 
     absence: Absence
@@ -35,6 +37,7 @@ class PerturbableTexts(Protocol):
     positions: list[list[int]]
     n_positions: int
     max_rows: int | None
+    float_shape: tuple[int, ...] | None
 
     def length(self, text: int, query: Query) -> int:
         """Return the length of a query; queries of equal length share a batch."""

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_attnflow._options import check_integer, check_shape, check_type
-from captum_attnflow._tensors import check_dense
+from captum_attnflow._checks import check_dense, check_integer, check_shape, check_type
 from captum_attnflow._warnings import warn_caller
 
 # Other special tokens are left out: the unknown and the mask token stand for words, and

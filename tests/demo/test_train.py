@@ -11,9 +11,15 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from captum_attnflow.demo import DEMO_MODEL_PATH
-from captum_attnflow.demo.architectures import ARCHITECTURES, build_model
-from captum_attnflow.demo.batches import Examples, accuracy, encode, forward, predict
-from captum_attnflow.demo.train import fit, main, save, train_tokenizer
+from captum_attnflow.demo.examples import Examples, accuracy, encode, forward, predict
+from captum_attnflow.demo.train import (
+    ARCHITECTURES,
+    build_model,
+    fit,
+    main,
+    save,
+    train_tokenizer,
+)
 
 PRAISE = ["a good film", "funny and warm", "a warm , clever story", "good and clever"]
 BLAME = ["a dull film", "slow and cold", "a cold , silly story", "dull and silly"]

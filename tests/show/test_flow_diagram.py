@@ -459,7 +459,7 @@ def test_no_token_ends_the_pages_data():
 
 def test_a_diagram_among_other_pictures_is_refused():
     diagram = flow_diagram(an_explanation(1, 2))
-    with pytest.raises(ValueError, match="a page of its own"):
+    with pytest.raises(ValueError, match="a whole page"):
         html_page([diagram, diagram])
 
 

@@ -1259,6 +1259,43 @@ class TestRefusals:
         with pytest.raises(ValueError, match="one score per token position"):
             SLALOM(exact).attribute((ids, ids), target=1)
 
+    @pytest.mark.parametrize("absence", ["deleted", "baseline"])
+    def test_floats_for_a_forward_function_of_ids(self, absence, model, forward):
+        ids = token_ids(1, 5)
+        embeddings = model.bert.embeddings(ids).detach()
+        for floats, shape in (
+            (embeddings, r"\(1, 5, 32\)"),
+            (ids.float(), r"\(1, 5\)"),
+        ):
+            message = rf"floats of shape {shape}.* token ids \(B, T\)"
+            with pytest.raises(ValueError, match=message):
+                SLALOM(forward, absence=absence).attribute(floats, target=1)
+
+    @every_class
+    @pytest.mark.parametrize("baseline", [VOCABULARY, -1])
+    def test_a_baseline_id_that_the_vocabulary_lacks(
+        self, slalom_class, baseline, model, forward
+    ):
+        is_layer = slalom_class is LayerSLALOM
+        attribution = (
+            LayerSLALOM(forward, model.bert.embeddings)
+            if is_layer
+            else SLALOM(forward, absence="baseline")
+        )
+        ids = token_ids(1, 5)
+        message = "takes the inputs, but failed on the baselines: IndexError"
+        with pytest.raises(ValueError, match=message):
+            attribution.attribute(ids, baseline, target=1)
+
+    def test_short_memory_is_not_taken_for_a_model_of_one_width(self):
+        def forward(ids):
+            if len(ids) > 1:
+                raise RuntimeError("CUDA out of memory")
+            return exact(ids)
+
+        with pytest.raises(RuntimeError, match=r"^CUDA out of memory$"):
+            SLALOM(forward).attribute(torch.arange(5, 9)[None], target=1)
+
     def test_keep_of_another_shape_or_dtype(self):
         ids = token_ids(2, 5)
         with pytest.raises(ValueError, match=r"keep has shape \(2, 4\)"):

@@ -12,7 +12,7 @@ from study.figures import results_without_seconds, table_without_seconds
 
 from captum_attnflow import metrics
 from captum_attnflow.study import DataSource, run_study
-from captum_attnflow.study import bounds as module
+from captum_attnflow.study import evaluate as module
 
 METHODS = ("attention-rollout", "input-x-gradient", "random")
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from captum_attnflow.capture.rules.call import Call, Place
-from captum_attnflow.capture.rules.rewriting import scale_gradient
+from captum_attnflow.capture.rules.call import Call, Place, scale_gradient
 
 if TYPE_CHECKING:
     from captum_attnflow.capture.rules.mode import PropagationRules

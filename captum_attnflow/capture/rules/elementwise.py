@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from captum_attnflow.capture.rules.call import Call
+from captum_attnflow.capture.rules.call import Call, scale_gradient, substitute
 from captum_attnflow.capture.rules.contraction import contract
-from captum_attnflow.capture.rules.rewriting import scale_gradient, substitute
 from captum_attnflow.capture.rules.tracking import ElementwiseFunction
 
 if TYPE_CHECKING:

@@ -20,13 +20,14 @@ from captum_attnflow.capture.record import (
     refuse_kernels_without_gradient,
 )
 from captum_attnflow.capture.rules.call import (
+    OWN_NODES,
     Call,
     nodes_between,
     out_of_place,
+    scale_gradient,
     tensors_in,
 )
 from captum_attnflow.capture.rules.elementwise import along_secant
-from captum_attnflow.capture.rules.rewriting import OWN_NODES, scale_gradient
 from captum_attnflow.capture.rules.table import (
     CASTS,
     CONTRACTIONS,

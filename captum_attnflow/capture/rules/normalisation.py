@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_attnflow.capture.rules.call import Call
-from captum_attnflow.capture.rules.rewriting import substitute
+from captum_attnflow.capture.rules.call import Call, substitute
 
 if TYPE_CHECKING:
     from captum_attnflow.capture.rules.mode import PropagationRules

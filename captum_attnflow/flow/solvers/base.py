@@ -11,7 +11,7 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from captum_attnflow._options import described
+from captum_attnflow._checks import described
 from captum_attnflow.flow.network import LayeredNetwork, check_network
 
 # Edges of the networks that one solve takes, to bound memory.

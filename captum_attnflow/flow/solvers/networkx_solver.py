@@ -10,7 +10,7 @@ import torch
 from networkx.algorithms import flow as nx_flow
 from torch import Tensor
 
-from captum_attnflow._options import check_choice
+from captum_attnflow._checks import check_choice
 from captum_attnflow.flow.network import SINK, SOURCE, LayeredNetwork
 from captum_attnflow.flow.solvers.base import (
     FlowError,

@@ -1,18 +1,25 @@
-"""Flow diagrams: one layout, drawn as a figure and as an interactive page."""
+"""Flow diagrams: one layout, drawn as a figure and as an interactive page.
+
+On the page a reader hovers over a token to see its flow and chooses the layers.
+"""
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from importlib.resources import files
 
 from matplotlib.figure import Figure
 
 from captum_attnflow.explanation import Explanation
 from captum_attnflow.show.figures import shown_in_notebooks
 from captum_attnflow.show.flow_diagram.figure import draw_flow
-from captum_attnflow.show.flow_diagram.interactive import flow_page
 from captum_attnflow.show.flow_diagram.layout import (
+    NEGATIVE,
+    POSITIVE,
     FlowLayout,
     RelativeTo,
     lay_out_flow,
@@ -72,8 +79,8 @@ def flow_diagram(
 
     The flow of RelevanceFlow is signed. Edges are as wide as its absolute value, and
     those that lower the output are dashed and of another colour, nodes diamonds; below
-    a token is its score and what of it takes the direct edge, which is not drawn. So
-    what leaves the tokens' nodes and these direct edges sum to the output.
+    a token stand its score and the part on its direct edge, which is not drawn. The
+    flows out of the tokens' nodes and on the direct edges sum to the output.
 
     Args:
         explanation (Explanation): What ``explain()`` returns, with a joint flow: of
@@ -84,10 +91,10 @@ def flow_diagram(
         example (int): Which example of the batch.
         threshold (float): Edges below this share of the largest (absolute) flow are not
             drawn; the picture says how many they are and what they carry.
-        relative_to (str): The largest flow of the ``"network"``, or of each edge's
-            ``"layer"``, by which widths no longer compare layers, but a layer in which
-            the flow spreads over many edges shows its main ones. Take a threshold of
-            some tenths then.
+        relative_to (str): Widths are relative to the largest flow of the ``"network"``
+            or of each edge's ``"layer"``. By layer, widths of different layers do not
+            compare, but a layer whose flow spreads over many edges shows its main
+            ones; a threshold of some tenths suits it.
 
     Returns:
         FlowDiagram: Shows itself in a notebook; ``figure()`` is for papers, and
@@ -118,3 +125,74 @@ def flow_diagram(
     return FlowDiagram(
         lay_out_flow(explanation, tokens, example, threshold, relative_to)
     )
+
+
+_SIGN_LEGEND = f"""<span class="key positive">{POSITIVE}</span>
+    <span class="key negative">{NEGATIVE}</span>"""
+_CUT_LEGEND = """<span class="key severed">severed by the minimum cut</span>
+    <span class="key source-side">source's side</span>
+    <span class="key sink-side">sink's side</span>"""
+
+
+def flow_page(layout: FlowLayout) -> str:
+    """Render a flow diagram as one HTML document.
+
+    It needs no network: its content security policy allows only the script, the style
+    and the data inside it.
+
+    Args:
+        layout (FlowLayout): The diagram.
+
+    Returns:
+        str: A complete HTML document.
+    """
+    parts = {
+        "style": _read("page.css"),
+        "script": _read("page.js"),
+        "summary": escape(layout.summary()),
+        "pruning": escape(layout.pruning()),
+        "legend": _legend(layout),
+        "data": _data(layout),
+    }
+    page = _read("page.html")
+    for name, part in parts.items():
+        page = page.replace(f"@{name}@", part)
+    return page
+
+
+def _legend(layout: FlowLayout) -> str:
+    if layout.has_negative:
+        return _SIGN_LEGEND
+    return "" if layout.cut is None else _CUT_LEGEND
+
+
+def _data(layout: FlowLayout) -> str:
+    """Encode the layout for the page's script, as text that no tag can end."""
+    n_columns = len(layout.tokens)
+    place = (layout.layer * n_columns + layout.head) * n_columns + layout.tail
+    cut = layout.cut
+    encoded = json.dumps(
+        {
+            "tokens": layout.tokens,
+            "layers": layout.n_layers,
+            "value": layout.value,
+            "signed": layout.signed,
+            "direct": None if layout.direct is None else layout.direct.tolist(),
+            "amounts": layout.amounts,
+            "threshold": layout.threshold,
+            "relativeTo": layout.relative_to,
+            "largest": layout.largest.tolist(),
+            "edges": place.tolist(),
+            "drawnShare": layout.drawn_share.tolist(),
+            "severed": layout.in_cut.astype(int).tolist(),
+            "sourceSide": None
+            if cut is None
+            else cut.source_side.ravel().astype(int).tolist(),
+            "flow": base64.b64encode(layout.edge_flow.astype("<f4").tobytes()).decode(),
+        }
+    )
+    return encoded.replace("<", "\\u003c")
+
+
+def _read(name: str) -> str:
+    return (files(__package__) / name).read_text("utf-8")

@@ -13,17 +13,17 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from captum_attnflow.show.figures import (
+    Label,
+    drawable,
+    label_widths,
+    shortened,
+)
 from captum_attnflow.show.flow_diagram.layout import (
     NEGATIVE,
     POSITIVE,
     Floats,
     FlowLayout,
-)
-from captum_attnflow.show.fonts import (
-    Label,
-    drawable,
-    label_widths,
-    shortened,
 )
 
 FLOW_COLOUR = "#2f6690"
@@ -56,7 +56,7 @@ class _Sheet:
     amount: float
     n_amounts: int
     head: float
-    turned: bool
+    rotated: bool
 
     @property
     def label(self) -> float:
@@ -96,16 +96,16 @@ def draw_flow(layout: FlowLayout) -> Figure:
     longest = label_widths(labels, _FONT_SIZE).max()
     numbers = [drawable(number) for _, row in layout.amounts for number in row]
     widest = label_widths(numbers, _SMALL).max() if numbers else 0
-    turned = len(labels) > _UPRIGHT_COLUMNS
+    rotated = len(labels) > _UPRIGHT_COLUMNS
     sheet = _Sheet(
         n_columns=len(labels),
         n_rows=layout.n_layers + 1,
-        column=0.2 if turned else max(longest + 0.12, widest + 0.12, 0.45),
-        token=longest if turned else 0.2,
-        amount=widest + 0.12 if turned else _AMOUNT,
+        column=0.2 if rotated else max(longest + 0.12, widest + 0.12, 0.45),
+        token=longest if rotated else 0.2,
+        amount=widest + 0.12 if rotated else _AMOUNT,
         n_amounts=len(layout.amounts),
         head=0.3 + _HINTING * max(_LEGEND, *_head_widths(layout)),
-        turned=turned,
+        rotated=rotated,
     )
     figure = Figure(figsize=(sheet.width, sheet.height))
     axes = figure.add_axes((0, 0, 1, 1))
@@ -202,7 +202,7 @@ def _write_tokens(
             text,
             family=families,
             fontsize=_FONT_SIZE,
-            rotation=90 if sheet.turned else 0,
+            rotation=90 if sheet.rotated else 0,
             ha="center",
             va="top",
             parse_math=False,
@@ -212,7 +212,7 @@ def _write_tokens(
 
 
 def _write_amounts(axes: Axes, layout: FlowLayout, sheet: _Sheet) -> None:
-    """Write what every token of a signed flow sends, and what of it directly."""
+    """Write what every token of a signed flow sends, and its directly sent part."""
     for row, (name, numbers) in enumerate(layout.amounts):
         top = sheet.amounts(row)
         axes.text(
@@ -230,7 +230,7 @@ def _write_amounts(axes: Axes, layout: FlowLayout, sheet: _Sheet) -> None:
                 top,
                 number,
                 fontsize=_SMALL,
-                rotation=90 if sheet.turned else 0,
+                rotation=90 if sheet.rotated else 0,
                 ha="center",
                 va="top",
                 gid=name,
@@ -238,7 +238,7 @@ def _write_amounts(axes: Axes, layout: FlowLayout, sheet: _Sheet) -> None:
 
 
 def _write_rows(axes: Axes, layout: FlowLayout, sheet: _Sheet) -> None:
-    """Name the token layers, and say between them how much of the flow is drawn."""
+    """Name the token layers, and write between them the share of the flow drawn."""
     style: dict[str, Any] = {"fontsize": _SMALL, "color": _MUTED, "va": "center"}
     for row in range(sheet.n_rows):
         name = f"layer {row}" if row else "input"

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from captum_attnflow._options import check_choice, check_example
+from captum_attnflow._checks import check_choice, check_example
 from captum_attnflow.explanation import ConservationDiagnostics, Explanation
 from captum_attnflow.flow.network import LayeredNetwork
 from captum_attnflow.scored_tokens import position_labels, printable
@@ -34,13 +34,13 @@ NEGATIVE = "lowers the output: dashed edges, diamonds"
 
 @dataclass(frozen=True, eq=False)
 class MinimumCut:
-    """A minimum cut: its edges are full, and no flow can be larger than they hold.
+    """A minimum cut: its edges are full, and their capacity bounds every flow.
 
     Attributes:
         source_side (ndarray): Shape ``(L + 1, T)``, bool, nodes on the source's side.
         severed (ndarray): Shape ``(L, T, T)``, bool, edges that lead across.
-        n_edges (int): How many there are, drawn or not.
-        capacity (float): What they hold.
+        n_edges (int): Number of severed edges, drawn or not.
+        capacity (float): Sum of their capacities.
     """
 
     source_side: Booleans
@@ -63,8 +63,8 @@ class FlowLayout:
         node_flow (ndarray): Shape ``(L + 1, T)``, flow through every node.
         direct (ndarray, optional): Shape ``(T,)``, flow of the direct edges of a signed
             flow, which lead from the token past all layers; None where there are none.
-        largest (ndarray): Shape ``(L,)``, the absolute flow that is as wide as edges
-            are drawn.
+        largest (ndarray): Shape ``(L,)``, the absolute flow of the widest possible
+            edge of each layer.
         layer (ndarray): Shape ``(E,)``, int64, layer of every edge that is drawn, from
             0, by rising width: the widest are drawn last.
         tail (ndarray): Shape ``(E,)``, int64, column below.
@@ -76,7 +76,7 @@ class FlowLayout:
         threshold (float): Edges below this share of the largest flow are not drawn.
         relative_to (str): Whether the largest flow is that of the ``"network"`` or of
             the edge's ``"layer"``.
-        n_pruned (int): Edges of some flow that are not drawn.
+        n_pruned (int): Number of edges with flow that are not drawn.
         drawn_share (ndarray): Shape ``(L,)``, in [0, 1], share of the absolute flow
             through each layer that is drawn. A flow that spreads over thousands of
             edges leaves none wide enough.
@@ -134,7 +134,7 @@ class FlowLayout:
         return tuple((name, _numbers(row, most)) for name, row in rows.items())
 
     def summary(self) -> str:
-        """Say what flows and what the minimum cut is."""
+        """Describe the flow and its minimum cut in one line."""
         if self.signed:
             return self._sum()
         text = f"flow value {self.value:.4g}"
@@ -159,7 +159,7 @@ class FlowLayout:
         return f"{text}: {drawn} through the layers, {direct} on direct edges"
 
     def pruning(self) -> str:
-        """Say what is not drawn."""
+        """Describe in one line what is not drawn."""
         n_edges = len(self.layer) + self.n_pruned
         carried = 100 - 100 * self.drawn_share.mean()
         whole = "absolute flow" if self.signed else "flow"
@@ -258,12 +258,12 @@ def _read(
         )
     flow = _array(explanation.flow[example])
     if not _is_signed(explanation):
-        flow = flow.clip(min=0)  # of a maximum flow only rounding is below 0
+        flow = flow.clip(min=0)  # rounding puts some edges of a maximum flow below 0
     return flow, labels
 
 
 def _is_signed(explanation: Explanation) -> bool:
-    """Whether the flow is Relevance Flow's own, no maximum flow on its network."""
+    """Whether the flow is Relevance Flow's own, not a maximum flow on its network."""
     conserved = isinstance(explanation.diagnostics, ConservationDiagnostics)
     return conserved and explanation.cut is None
 

@@ -31,7 +31,7 @@ from types import ModuleType
 
 import torch
 
-from captum_attnflow._options import described
+from captum_attnflow._checks import described
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.flow.network import LayeredNetwork, check_network
 from captum_attnflow.flow.solvers.barrier.central_path import (
