@@ -33,7 +33,11 @@ Args:
         one row per example, or one for all, and the tokens in dimension 1 follows the
         tokens; so do both of the last two dimensions of a pairwise mask
         ``(B, ..., T, T)``. Integers that count up along the tokens (position ids, of
-        three or more tokens) are counted anew instead. Anything else passes as it is.
+        three or more tokens) are counted anew instead. An argument of the same length
+        that has tokens of its own, such as a decoder's, stays whole: its parameter has
+        ``decoder`` in its name, or the model takes it beside a shorter input; see
+        :func:`captum_attnflow.texts.find_whole_arguments`. Anything else passes as it
+        is.
     fractions (sequence of float): The levels :math:`k`, in [0, 1].
     **options: The :class:`RemovalOptions`.
 

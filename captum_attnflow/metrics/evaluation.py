@@ -43,7 +43,8 @@ from captum_attnflow.metrics.removal import (
     plan_removals,
 )
 from captum_attnflow.targets import target_of_rows, targets_of_texts
-from captum_attnflow.texts.token_axis import TokenAxis, columns_of
+from captum_attnflow.texts import TokenAxis, find_whole_arguments
+from captum_attnflow.texts.token_axis import columns_of
 
 Value = Callable[[Tensor, Tensor], Tensor]
 """Of the target's log probabilities with all tokens and without a set of them."""
@@ -65,6 +66,8 @@ class TokenRemoval:
         removal (str): ``"replace"`` or ``"delete"``.
         output (str): ``"logits"`` or ``"probabilities"``.
         padding (Tensor): Shape ``(B, T)``, bool.
+        whole (frozenset of int): Numbers of further arguments with tokens of their own,
+            such as a decoder's, which lose none.
         internal_batch_size (int, optional): Most rows in one forward pass.
         show_progress (bool): Show a progress bar over the rows.
     """
@@ -77,11 +80,11 @@ class TokenRemoval:
     removal: RemovalMode
     output: Output
     padding: Tensor
+    whole: frozenset[int]
     internal_batch_size: int | None
     show_progress: bool
 
     def __post_init__(self) -> None:
-        check_choice("removal", self.removal, ("replace", "delete"))
         check_choice("output", self.output, ("logits", "probabilities"))
         check_batch_size(self.internal_batch_size)
 
@@ -98,6 +101,7 @@ class TokenRemoval:
         Raises:
             ValueError: If no token would be left, or the output is no probability.
         """
+        axis = TokenAxis(self.padding)
         values = torch.zeros(len(removals.example), dtype=torch.float64)
         bar: Any = progress if self.show_progress else NullProgress
         with bar(desc="token removals", total=len(values)) as shown:
@@ -108,7 +112,8 @@ class TokenRemoval:
                 output = run_forward(
                     self.forward_func,
                     columns_of(inputs, columns, (1,)),
-                    additional_forward_args=self._additional(rows, columns),
+                    None,
+                    axis.take_arguments(self.additional, rows, columns, self.whole),
                 )
                 target = target_of_rows(self.target, rows)
                 selected = _log_probability(output, target, self.output)
@@ -142,12 +147,6 @@ class TokenRemoval:
         per_feature = removed.reshape(*removed.shape, *(1,) * (self.inputs.dim() - 2))
         return torch.where(per_feature, baseline[rows], self.inputs[rows])
 
-    def _additional(self, rows: Tensor, columns: Tensor) -> tuple[Any, ...] | None:
-        if self.additional is None:
-            return None
-        axis = TokenAxis(self.padding)
-        return tuple(axis.take(given, rows, columns) for given in self.additional)
-
 
 def read_removal(
     forward_func: Callable[..., Any],
@@ -173,6 +172,7 @@ def read_removal(
     """
     check_callable("forward_func", forward_func)
     check_flags(show_progress=show_progress)
+    check_choice("removal", removal, ("replace", "delete"))
     tokens = read_inputs(inputs)
     positions = tokens.new_empty(tokens.shape[:2])
     absent = read_mask("padding", padding, positions)
@@ -180,19 +180,24 @@ def read_removal(
     targets_of_texts(target, len(tokens))
     if isinstance(target, Tensor) and target.dim() > 1:
         target = target.flatten()  # (B, 1), as topk(1) and argmax(keepdim=True) give
+    additional = format_additional_forward_args(additional_forward_args)
+    removable = ~(absent | kept)
+    # With removal="replace" only padding is cut off.
+    deleted = removable if removal == "delete" else torch.zeros_like(removable)
     model = TokenRemoval(
         forward_func=forward_func,
         inputs=tokens,
         baselines=baselines,
         target=target,
-        additional=format_additional_forward_args(additional_forward_args),
+        additional=additional,
         removal=removal,
         output=output,
         padding=absent.to(tokens.device),
+        whole=find_whole_arguments(forward_func, tokens, additional, deleted, absent),
         internal_batch_size=internal_batch_size,
         show_progress=show_progress,
     )
-    return model, ~(absent | kept)
+    return model, removable
 
 
 def level_values(

@@ -18,7 +18,6 @@ from captum_attnflow._captum import TargetType, format_additional_forward_args
 from captum_attnflow.attr.arguments import (
     ForwardArguments,
     check_inputs,
-    is_out_of_memory,
     refuse_several,
 )
 from captum_attnflow.capture.entries import TensorLike
@@ -33,15 +32,12 @@ from captum_attnflow.texts import (
     evaluate_queries,
     find_padding,
     find_special_tokens,
-    parameter_names,
+    find_whole_arguments,
     read_keep,
     run_queries,
     targets_of_texts,
 )
-from captum_attnflow.texts.token_axis import TokenAxis
 
-# Arguments with these in their names have a column for each token of the input.
-_NAMES_OF_COLUMNS = ("mask", "padding", "position", "type", "segment")
 # Outputs that differ by less are equal, in multiples of the dtype's rounding: kernels
 # sum in another order over inputs of another length.
 _ROUNDINGS = 64
@@ -156,7 +152,9 @@ def _deletable(
     internal_batch_size: int | None,
 ) -> DeletableColumns:
     """Find which arguments lose columns with a token, and what the target names."""
-    whole = _whole_arguments(forward_func, inputs, additional, kept, padding)
+    whole = find_whole_arguments(
+        forward_func, inputs, additional, ~kept & ~padding, padding
+    )
 
     def columns(kept: Tensor, named_by: tuple[int, ...] = ()) -> DeletableColumns:
         return DeletableColumns(inputs, additional, kept, padding, named_by, whole)
@@ -203,60 +201,6 @@ def equal_positions(inputs: Tensor, baseline: Tensor) -> Tensor:
     """Mark positions whose inputs equal the baseline, ``(B, T)``."""
     same = (inputs == baseline).expand(inputs.shape)
     return same.reshape(*inputs.shape[:2], -1).all(2).cpu()
-
-
-def _whole_arguments(
-    forward_func: Callable[..., Any],
-    inputs: Tensor,
-    additional: tuple[Any, ...] | None,
-    kept: Tensor,
-    padding: Tensor,
-) -> frozenset[int]:
-    """Find arguments as long as the input that have tokens of their own.
-
-    Names decide, and values that are all 0 or 1, as masks and types have. Any other
-    argument is tried: it has tokens of its own if the model takes it whole with a
-    shorter input. A mask cannot be tried so, since models ignore one that hides
-    nothing.
-    """
-    names = parameter_names(forward_func, 1, len(additional or ()))
-    shares = [TokenAxis(padding).is_shared(argument) for argument in additional or ()]
-    decoders = {n for n, name in enumerate(names) if "decoder" in name}
-    undecided = [
-        number
-        for number, name in enumerate(names)
-        if shares[number]
-        and number not in decoders
-        and not any(part in name for part in _NAMES_OF_COLUMNS)
-        and not _is_binary((additional or ())[number])
-    ]
-    places = DeletableColumns(inputs, additional, kept, padding)
-    query = tuple(range(len(places.types[0]) - 1))
-    # A single column would fit any length by broadcasting.
-    if not undecided or not query or places.length(0, query) < 2:
-        return frozenset(decoders)
-
-    def runs(numbers: Sequence[int]) -> bool:
-        whole = frozenset((*decoders, *numbers))
-        texts = DeletableColumns(inputs, additional, kept, padding, (), whole)
-        try:
-            with torch.no_grad():
-                texts.run(forward_func, [0], [query])
-        except Exception as error:  # models fail on another length in many ways
-            if is_out_of_memory(error):
-                raise
-            return False
-        return True
-
-    if runs(undecided):
-        return frozenset((*decoders, *undecided))
-    return frozenset((*decoders, *(one for one in undecided if runs([one]))))
-
-
-def _is_binary(argument: Any) -> bool:
-    return isinstance(argument, Tensor) and bool(
-        ((argument == 0) | (argument == 1)).all()
-    )
 
 
 def kept_and_padding(

@@ -7,7 +7,11 @@ A new kind of input is one class with the members of
 
 from captum_attnflow.targets import Target, targets_of_texts
 from captum_attnflow.texts.deletion import DeletableColumns, DeletableWords
-from captum_attnflow.texts.evaluation import evaluate_queries, run_queries
+from captum_attnflow.texts.evaluation import (
+    evaluate_queries,
+    find_whole_arguments,
+    run_queries,
+)
 from captum_attnflow.texts.replacement import ReplaceableInputs, ReplaceableTexts
 from captum_attnflow.texts.texts import Absence, PerturbableTexts, Query
 from captum_attnflow.texts.token_axis import (
@@ -33,6 +37,7 @@ __all__ = [
     "evaluate_queries",
     "find_padding",
     "find_special_tokens",
+    "find_whole_arguments",
     "parameter_names",
     "read_keep",
     "run_queries",

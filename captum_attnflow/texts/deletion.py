@@ -109,11 +109,8 @@ class DeletableColumns:
         )
         device = self._inputs.device
         inputs = self._inputs[rows.to(device)[:, None], columns.to(device)]
-        additional = self._additional and tuple(
-            rows_of(argument, len(self._inputs), rows)
-            if number in self._whole
-            else self._token_axis.take(argument, rows, columns)
-            for number, argument in enumerate(self._additional)
+        additional = self._token_axis.take_arguments(
+            self._additional, rows, columns, self._whole
         )
         return run_forward(forward_func, inputs, None, additional)
 

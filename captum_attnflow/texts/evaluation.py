@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby, islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from captum_attnflow._captum import progress
+from captum_attnflow._captum import progress, run_forward
 from captum_attnflow.attr.arguments import is_out_of_memory
 from captum_attnflow.targets import Target
 from captum_attnflow.texts.texts import PerturbableTexts, Query
+from captum_attnflow.texts.token_axis import TokenAxis, parameter_names
 
 _DEFAULT_ROWS = 128
+# Arguments with these in their names have a column for each token of the input.
+_NAMES_OF_COLUMNS = ("mask", "padding", "position", "type", "segment")
 
 
 def evaluate_queries(
@@ -118,6 +121,65 @@ def baselines_refused(error: Exception) -> ValueError:
     )
 
 
+def find_whole_arguments(
+    forward_func: Callable[..., Any],
+    inputs: Tensor,
+    additional: tuple[Any, ...] | None,
+    removable: Tensor,
+    padding: Tensor,
+) -> frozenset[int]:
+    """Find arguments as long as the input that have tokens of their own.
+
+    Names decide, and values that are all 0 or 1, as masks and types have. Any other
+    argument is tried: it has tokens of its own if the model takes it whole with a
+    shorter input. A mask cannot be tried so, since models ignore one that hides
+    nothing.
+
+    Args:
+        forward_func (Callable): The forward function.
+        inputs (Tensor): Shape ``(B, T, ...)``.
+        additional (tuple, optional): The forward function's further arguments.
+        removable (Tensor): Shape ``(B, T)``, bool, ``True`` at tokens that may be
+            deleted.
+        padding (Tensor): Shape ``(B, T)``, bool, ``True`` at padding, which is deleted.
+
+    Returns:
+        frozenset[int]: Numbers of arguments that lose no column with a token.
+    """
+    axis, arguments = TokenAxis(padding), additional or ()
+    names = parameter_names(forward_func, 1, len(arguments))
+    decoders = frozenset(n for n, name in enumerate(names) if "decoder" in name)
+    undecided = [
+        number
+        for number, (name, argument) in enumerate(zip(names, arguments, strict=True))
+        if axis.is_shared(argument)
+        and number not in decoders
+        and not any(part in name for part in _NAMES_OF_COLUMNS)
+        and not bool(((argument == 0) | (argument == 1)).all())
+    ]
+    shorter = _shorter_text(removable, padding) if undecided else None
+    if shorter is None:
+        return decoders
+    rows, columns = shorter
+
+    def runs(numbers: Iterable[int]) -> bool:
+        taken = axis.take_arguments(additional, rows, columns, decoders.union(numbers))
+        device = inputs.device
+        try:
+            with torch.no_grad():
+                text = inputs[rows.to(device)[:, None], columns.to(device)]
+                run_forward(forward_func, text, None, taken)
+        except Exception as error:  # models fail on another length in many ways
+            if is_out_of_memory(error):
+                raise
+            return False
+        return True
+
+    if runs(undecided):
+        return decoders.union(undecided)
+    return decoders.union(number for number in undecided if runs([number]))
+
+
 def select_classes(
     output: Any, targets: Sequence[Target] | None, n_rows: int
 ) -> Tensor:
@@ -167,6 +229,19 @@ def select_classes(
     rows = torch.arange(n_rows, device=scores.device)
     places = (rows, *index[:, :-1].unbind(1))
     return scores[places]
+
+
+def _shorter_text(removable: Tensor, padding: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Find a text to shorten: its row ``(1,)`` and columns ``(1, L)`` that are left."""
+    for row, (may_go, absent) in enumerate(
+        zip(removable.cpu(), padding.cpu(), strict=True)
+    ):
+        left = ~absent
+        left[may_go.nonzero()[-1:, 0]] = False
+        # A single column would fit any length by broadcasting.
+        if 2 <= int(left.sum()) < len(left):
+            return torch.tensor([row]), left.nonzero()[:, 0][None]
+    return None
 
 
 def _in_words(

@@ -71,6 +71,21 @@ class TokenAxis:
             return argument[rows].gather(1, first) + count
         return columns_of(argument[rows], columns, axes)
 
+    def take_arguments(
+        self,
+        additional: tuple[Any, ...] | None,
+        rows: Tensor,
+        columns: Tensor,
+        whole: frozenset[int] = frozenset(),
+    ) -> tuple[Any, ...] | None:
+        """Take rows and columns of all arguments; of those in ``whole`` only rows."""
+        return additional and tuple(
+            rows_of(argument, len(self.padding), rows)
+            if number in whole
+            else self.take(argument, rows, columns)
+            for number, argument in enumerate(additional)
+        )
+
     def _are_positions(self, argument: Tensor) -> bool:
         # Of two tokens, 0 and 1 may be positions or types; three decide.
         if argument.dim() != 2 or argument.dtype not in (torch.int32, torch.int64):

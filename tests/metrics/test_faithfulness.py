@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 import torch
 from captum.attr import LayerIntegratedGradients
-from models import bert
+from models import bert, encoder_decoder
 from reference import faithfulness as reference
 
 from captum_attnflow import metrics
@@ -286,6 +286,13 @@ def has_rows(argument, ids):
     return is_tensor and argument.dim() > 0 and len(argument) == len(ids)
 
 
+def refuse_another_length(ids, arguments):
+    """Fail as a model does where an argument of five tokens meets a shorter text."""
+    for argument in arguments:
+        if isinstance(argument, torch.Tensor) and 5 in argument.shape[1:]:
+            assert ids.shape[1] == 5
+
+
 class TestAdditionalArguments:
     ids = torch.tensor([[CLS, 11, 12, 13, SEP], [CLS, 21, 22, SEP, PAD]])
     scores = torch.tensor([[0.0, 3, 2, 1, 0], [0.0, 1, 2, 0, 0]])
@@ -295,6 +302,7 @@ class TestAdditionalArguments:
         calls = []
 
         def forward(ids, *arguments):
+            refuse_another_length(ids, arguments)
             for i, row in enumerate(ids.tolist()):
                 calls.append(
                     (row, [a[i] if has_rows(a, ids) else a for a in arguments])
@@ -330,8 +338,14 @@ class TestAdditionalArguments:
 
     def test_positions_start_where_they_did_when_the_first_token_goes(self):
         seen = []
+
+        def forward(ids, at):
+            assert ids.shape == at.shape
+            seen.append(at.tolist())
+            return torch.zeros(len(ids), 2)
+
         metrics.deletion_curve(
-            lambda ids, at: seen.append(at.tolist()) or torch.zeros(len(ids), 2),
+            forward,
             torch.tensor([[0, 5, 6, 7]]),  # padded on the left
             torch.tensor([[9.0, 3, 2, 1]]),
             target=0,
@@ -379,6 +393,84 @@ class TestAdditionalArguments:
         seen = self.seen(colours, removal="replace")
         assert seen[(CLS, MASK, 12, 13, SEP)][0].tolist() == [1.5, 2, 3, 4, 5]
         assert seen[(CLS, 21, MASK, SEP)][0].tolist() == [6, 7, 8, 9]
+
+
+WAYS_TO_NAME = {
+    "decoder": lambda f: (
+        lambda ids, mask, decoder_input_ids: f(ids, mask, decoder_input_ids)
+    ),
+    "another name": lambda f: lambda ids, mask, answer: f(ids, mask, answer),
+    "no name": lambda f: lambda *given: f(*given),
+}
+
+
+class TestDecoders:
+    """Tokens of an encoder go; as many tokens of its decoder stay as they are."""
+
+    ids = torch.tensor([[5, 9, 30, 11], [8, 7, 6, 0]])
+    answers = torch.tensor([[2, 4, 20, 30], [2, 30, 9, 1]])
+    scores = torch.tensor([[0.3, 0.9, 0.1, 0.5], [0.2, 0.7, 0.4, 0.0]])
+
+    @pytest.fixture(params=["T5", "Bart"])
+    def forward(self, request):
+        model = encoder_decoder(request.param)
+
+        def forward(ids, mask, answer):
+            return model(
+                input_ids=ids, attention_mask=mask, decoder_input_ids=answer
+            ).logits[:, -1]
+
+        return forward
+
+    @pytest.mark.parametrize("removal", ["replace", "delete"])
+    @pytest.mark.parametrize("name", WAYS_TO_NAME)
+    def test_an_answer_as_long_as_the_text_stays_whole(self, forward, name, removal):
+        padding = self.ids == 0
+        options = {"baselines": 3, "target": 6, "removal": removal}
+        fractions = [0.2, 0.5]
+        together = metrics.aopc(
+            WAYS_TO_NAME[name](forward),
+            self.ids,
+            self.scores,
+            additional_forward_args=((~padding).long(), self.answers),
+            padding=padding,
+            fractions=fractions,
+            **options,
+        )
+        for row, n_tokens in enumerate((4, 3)):
+
+            def alone(ids, row=row):
+                answer = self.answers[row].expand(len(ids), -1)
+                return forward(ids, torch.ones_like(ids), answer)
+
+            value = metrics.aopc(
+                alone,
+                self.ids[row : row + 1, :n_tokens],
+                self.scores[row : row + 1, :n_tokens],
+                fractions=fractions,
+                **options,
+            )
+            torch.testing.assert_close(together[row], value[0])
+
+    def test_a_decoders_mask_stays_with_its_tokens(self):
+        lengths = []
+
+        def forward(ids, mask, decoder_input_ids, decoder_attention_mask):
+            assert mask.shape == ids.shape
+            assert decoder_attention_mask.shape == decoder_input_ids.shape
+            lengths.append((ids.shape[1], decoder_input_ids.shape[1]))
+            return torch.zeros(len(ids), 2)
+
+        ones = torch.ones_like(self.ids)
+        metrics.aopc_bounds(
+            forward,
+            self.ids,
+            target=0,
+            additional_forward_args=(ones, self.answers, ones),
+            removal="delete",
+        )
+        assert {length for length, _ in lengths} == {1, 2, 3, 4}
+        assert {length for _, length in lengths} == {4}
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 1)])
