@@ -42,7 +42,8 @@ def targets_of_texts(target: TargetType, n_texts: int) -> list[Target] | None:
     """Read a target as Captum does, one tuple of indices per text.
 
     Args:
-        target (int, tuple, Tensor or list, optional): As in ``IntegratedGradients``.
+        target (int, tuple, Tensor or list, optional): As in
+            ``captum.attr.IntegratedGradients``.
         n_texts (int): Texts in the batch.
 
     Raises:
@@ -51,6 +52,7 @@ def targets_of_texts(target: TargetType, n_texts: int) -> list[Target] | None:
     check_integer("n_texts", n_texts, 1)
     if target is None:
         return None
+    refuse_bool(target)
     if isinstance(target, Tensor):
         check_dense("target", target, "one integer for all texts, or one for each")
     each: Any = target if is_per_example(target) else [target] * n_texts
@@ -71,24 +73,28 @@ def targets_of_texts(target: TargetType, n_texts: int) -> list[Target] | None:
         ) from error
 
 
-def select_output(
-    output: Any, target: TargetType, n_rows: int, n_examples: int
-) -> Tensor:
-    """Select one number per row of what a forward function returned.
+def refuse_bool(target: object) -> None:
+    """Refuse a bool, which Python would read as the index 0 or 1.
+
+    Raises:
+        ValueError: If the target is one.
+    """
+    if isinstance(target, bool):
+        raise ValueError(
+            f"target={target} is no index; give that of the output, such as "
+            f"{int(target)}"
+        )
+
+
+def check_output(output: Any, n_rows: int) -> Tensor:
+    """Return what a forward function returned, if it has one row per input.
 
     Args:
         output (Any): What it returned.
-        target (int, tuple, Tensor or list, optional): As Captum reads it.
         n_rows (int): Rows that went in.
-        n_examples (int): Examples that the caller knows of; a path has several rows for
-            each.
-
-    Returns:
-        Tensor: Shape ``(n_rows,)``, in the autograd graph.
 
     Raises:
-        ValueError: If the output is no tensor of so many rows, has no such target, or
-            no gradient.
+        ValueError: If the output is no tensor, or has another number of rows.
     """
     if not isinstance(output, Tensor):
         raise ValueError(
@@ -102,18 +108,33 @@ def select_output(
             "dimension must be the batch, one row per input. Inputs that have their "
             "tokens first go in transposed"
         )
+    return output
+
+
+def select_numbers(output: Tensor, target: TargetType, n_examples: int) -> Tensor:
+    """Select one number per row of an output.
+
+    Args:
+        output (Tensor): Shape ``(N, ...)``.
+        target (int, tuple, Tensor or list, optional): As Captum reads it; one for all
+            rows, or one for each.
+        n_examples (int): Examples that the caller knows of. A path has several rows for
+            each, after all examples' first ones.
+
+    Returns:
+        Tensor: Shape ``(N,)``.
+
+    Raises:
+        ValueError: If the output has no such target.
+    """
     if isinstance(target, Tensor):
         check_dense("target", target, "one class per example, (B,)")
-    # The caller knows of the examples, not of the points of their paths.
-    given, shape = target_of_rows(target, slice(n_examples)), (n_examples, *shape[1:])
+    # Messages name the examples, not the points of their paths.
+    given = target_of_rows(target, slice(n_examples))
+    shape = (n_examples, *output.shape[1:])
     try:
         selected = select_targets(output, target)
-    except (
-        AssertionError,
-        IndexError,
-        RuntimeError,
-        TypeError,
-    ) as error:
+    except (AssertionError, IndexError, RuntimeError, TypeError) as error:
         raise ValueError(
             f"target={given!r} does not select from an output of shape {shape}: "
             f"{error}. Give one index per example into the dimensions after the first "
@@ -125,6 +146,29 @@ def select_output(
             f"output {shape}; one number per example is needed. Pass target, for "
             "example the predicted class: output.argmax(-1)"
         )
+    per_row: Tensor = selected.reshape(len(output))
+    return per_row
+
+
+def select_output(
+    output: Any, target: TargetType, n_rows: int, n_examples: int
+) -> Tensor:
+    """Select one number per row of what a forward function returned, with its graph.
+
+    Args:
+        output (Any): What it returned.
+        target (int, tuple, Tensor or list, optional): As Captum reads it.
+        n_rows (int): Rows that went in.
+        n_examples (int): As :func:`select_numbers` takes it.
+
+    Returns:
+        Tensor: Shape ``(n_rows,)``, in the autograd graph.
+
+    Raises:
+        ValueError: If the output is no tensor with that many rows, has no such target,
+            or no gradient.
+    """
+    selected = select_numbers(check_output(output, n_rows), target, n_examples)
     if not selected.requires_grad:
         raise ValueError(
             "the output does not depend on the inputs through autograd; forward_func "
@@ -132,5 +176,4 @@ def select_output(
             "must not be called under torch.inference_mode(). Kernels quantised to "
             "integers have no gradient: load the model in float32 or bfloat16"
         )
-    per_example: Tensor = selected.reshape(n_rows)
-    return per_example
+    return selected

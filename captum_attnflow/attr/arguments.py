@@ -25,7 +25,7 @@ from captum_attnflow._checks import check_batch_size, check_dense, check_integer
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture import TokenSequence, UnsupportedAttentionError
 from captum_attnflow.capture.entries import LayerCall, TensorLike
-from captum_attnflow.targets import repeat_target, target_of_rows
+from captum_attnflow.targets import refuse_bool, repeat_target, target_of_rows
 from captum_attnflow.texts.token_axis import has_rows, rows_of
 
 
@@ -198,11 +198,7 @@ def _check_baselines(baselines: Any, inputs: Any) -> None:
 
 
 def _check_target(target: Any) -> None:
-    if isinstance(target, bool):
-        raise ValueError(
-            f"target={target} is no index; give that of the output, such as "
-            f"{int(target)}"
-        )
+    refuse_bool(target)
     if isinstance(target, Tensor) and target.dim() > 1:
         raise ValueError(
             f"a target of shape {tuple(target.shape)}; give one class per example, "

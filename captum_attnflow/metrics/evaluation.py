@@ -17,7 +17,6 @@ from captum_attnflow._captum import (
     format_additional_forward_args,
     progress,
     run_forward,
-    select_targets,
 )
 from captum_attnflow._checks import (
     check_batch_size,
@@ -42,7 +41,12 @@ from captum_attnflow.metrics.removal import (
     TokenSets,
     plan_removals,
 )
-from captum_attnflow.targets import target_of_rows, targets_of_texts
+from captum_attnflow.targets import (
+    check_output,
+    select_numbers,
+    target_of_rows,
+    targets_of_texts,
+)
 from captum_attnflow.texts import TokenAxis, find_whole_arguments
 from captum_attnflow.texts.token_axis import columns_of
 
@@ -115,9 +119,12 @@ class TokenRemoval:
                     None,
                     axis.take_arguments(self.additional, rows, columns, self.whole),
                 )
-                target = target_of_rows(self.target, rows)
-                selected = _log_probability(output, target, self.output)
-                values[sets] = selected.double().cpu()
+                selected = _log_probability(
+                    check_output(output, len(sets)),
+                    target_of_rows(self.target, rows),
+                    self.output,
+                )
+                values[sets] = selected.cpu()
                 shown.update(len(sets))
         return values
 
@@ -242,17 +249,15 @@ def level_values(
     }
 
 
-def _log_probability(output: Any, target: TargetType, kind: Output) -> Tensor:
-    """Select the target's log probability, one per row."""
-    if not isinstance(output, Tensor):
-        raise ValueError(
-            f"forward_func returned a {type(output).__name__}; Captum needs a tensor. "
-            "Wrap the model, for example: lambda ids: model(ids).logits"
-        )
+def _log_probability(output: Tensor, target: TargetType, kind: Output) -> Tensor:
+    """Select the target's log probability; shape ``(N,)``."""
     # In float64, a probability near 1 still differs from 1.
     output = output.double()
     if not bool(output.isfinite().all()):
-        raise ValueError("forward_func returned NaN or infinite values")
+        raise ValueError(
+            "forward_func returned NaN or infinite values; it must return finite ones "
+            "for any of the tokens removed"
+        )
     if kind == "logits":
         single = output.dim() < 2 or output.shape[-1] == 1
         output = F.logsigmoid(output) if single else output.log_softmax(-1)
@@ -267,19 +272,4 @@ def _log_probability(output: Any, target: TargetType, kind: Output) -> Tensor:
         output = output.clamp(torch.finfo(torch.float32).tiny, 1).log()
     if target is None and output.dim() == 2 and output.shape[1] == 1:
         target = 0
-    try:
-        selected = select_targets(output, target)
-    except (AssertionError, IndexError, RuntimeError) as error:
-        raise ValueError(
-            f"target={target!r} selects nothing of outputs of shape "
-            f"{tuple(output.shape)}: {error}. Give a class, or a tuple of one index "
-            "for each dimension behind the first"
-        ) from error
-    if selected.numel() != len(output):
-        raise ValueError(
-            f"target={target!r} leaves shape {tuple(selected.shape)} of the output; "
-            "one number per example is needed. Pass target, for example the predicted "
-            "class: output.argmax(-1)"
-        )
-    per_row: Tensor = selected.reshape(len(output))
-    return per_row
+    return select_numbers(output, target, len(output))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from captum_attnflow._captum import progress, run_forward
 from captum_attnflow.attr.arguments import is_out_of_memory
-from captum_attnflow.targets import Target
+from captum_attnflow.targets import Target, check_output
 from captum_attnflow.texts.texts import PerturbableTexts, Query
 from captum_attnflow.texts.token_axis import TokenAxis, parameter_names
 
@@ -197,13 +197,7 @@ def select_classes(
         ValueError: If the output does not have one row per input, or a target selects
             no class of it.
     """
-    scores = _as_tensor(output)
-    if scores.dim() == 0 or len(scores) != n_rows:
-        raise ValueError(
-            f"forward_func returned an output of shape {tuple(scores.shape)} for "
-            f"{n_rows} inputs; it must return one row per input: a tensor of shape "
-            f"({n_rows},) or ({n_rows}, classes)"
-        )
+    scores = check_output(_as_tensor(output), n_rows)
     if targets is None:
         if scores.dim() <= 2:
             return scores.reshape(n_rows, -1)
