@@ -15,10 +15,10 @@ from torch import Tensor
 from typing_extensions import TypeIs
 
 from captum_attnflow._captum import TargetType, format_additional_forward_args
+from captum_attnflow._memory import is_out_of_memory
 from captum_attnflow.attr.arguments import (
     ForwardArguments,
     check_inputs,
-    is_out_of_memory,
     refuse_several,
 )
 from captum_attnflow.capture.entries import TensorLike

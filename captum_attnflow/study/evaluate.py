@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_attnflow.attr.arguments import is_out_of_memory
+from captum_attnflow._memory import is_out_of_memory
 from captum_attnflow.metrics import (
     METRICS,
     AOPCBounds,
