@@ -18,10 +18,9 @@ ARROWS: dict[str, set[str]] = {
     "flow": {"capture"},
     "texts": {"targets"},
     "explanation": {"capture", "flow", "scored_tokens"},
-    "attr": {"capture", "explanation", "flow", "generation", "targets", "texts"},
+    "attr": {"capture", "explanation", "flow", "targets", "texts"},
     "slalom": {"attr", "capture", "scored_tokens", "targets", "texts"},
     "metrics": {"targets", "texts"},
-    "generation": set(),
 }
 
 

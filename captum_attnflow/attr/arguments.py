@@ -22,6 +22,7 @@ from captum_attnflow._captum import (
     validate_target,
 )
 from captum_attnflow._checks import check_batch_size, check_dense, check_integer
+from captum_attnflow._memory import is_out_of_memory
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture import TokenSequence, UnsupportedAttentionError
 from captum_attnflow.capture.entries import LayerCall, TensorLike
@@ -546,17 +547,3 @@ def layer_templates(
             last = replace(last, shape=(n_examples, *last.shape[1:]))
         templates.append(last)
     return templates
-
-
-# Where there is no error of its own: the CPU, Apple's GPUs, CUDA's libraries.
-_WORDS = ("DefaultCPUAllocator", "out of memory", "STATUS_ALLOC_FAILED")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that an allocation failed, of a GPU or of the CPU."""
-    # Its older name, which versions before 2.5 know as well.
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(
-        words in str(error) for words in _WORDS
-    )

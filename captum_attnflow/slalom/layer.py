@@ -20,9 +20,9 @@ from captum_attnflow._captum import (
     run_forward,
 )
 from captum_attnflow._checks import check_flags
+from captum_attnflow._memory import is_out_of_memory
 from captum_attnflow.attr.arguments import (
     ForwardArguments,
-    is_out_of_memory,
     layer_templates,
     shape_like_layer,
     single_layer,

@@ -141,8 +141,8 @@ def perturbation_method(batch: TextBatch, method: str, **settings: Any) -> Tenso
 
 def _perturbed(explainer: Any, batch: TextBatch, **settings: Any) -> Tensor:
     removable = ~(batch.special | batch.padding)
-    # Special tokens share a feature with the first word; they are their own baseline,
-    # so that this costs no evaluation and changes none.
+    # Special tokens share a feature with the first word. Their baseline is themselves,
+    # so this adds no evaluation and changes no score.
     features = (removable.cumsum(1) - 1).clamp_min(0) * removable
     attributions: Tensor = explainer.attribute(
         batch.ids,

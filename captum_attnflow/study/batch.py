@@ -1,4 +1,4 @@
-"""Encoded texts with what methods and metrics need of them, and counted rows."""
+"""Encoded texts as methods and metrics take them, and a count of the model's rows."""
 
 from __future__ import annotations
 
@@ -74,11 +74,11 @@ class TextBatch:
 
     @property
     def arguments(self) -> tuple[Tensor, ...]:
-        """What :meth:`forward` takes behind the ids."""
+        """The arguments of :meth:`forward` after the ids."""
         return tuple(self.others.values())
 
     def rows(self, rows: Sequence[int]) -> TextBatch:
-        """Take some of the texts, without columns that are padding in all of them."""
+        """Select texts, and drop the columns that are padding in all of them."""
         chosen = torch.tensor(rows, device=self.ids.device)
         columns = (~self.padding[chosen]).any(0).nonzero()[:, 0]
         return replace(

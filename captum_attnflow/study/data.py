@@ -28,7 +28,7 @@ class DataSource:
         name (str): A file (TSV, CSV, JSONL or Parquet) or the hub id of a data set.
         text_column (str): The column of texts.
         label_column (str, optional): The column of labels.
-        limit (int, optional): Only a random sample of so many rows, in their order;
+        limit (int, optional): The size of a random sample of rows, in their order;
             data are often sorted by label, so that the first rows would mislead.
         seed (int): Draws the sample.
         split (str): Split of a hub data set.
@@ -51,7 +51,7 @@ class TextData:
     Attributes:
         texts (tuple of str): None of them empty.
         labels (tuple of str, optional): As the data writes them.
-        rows (tuple of int): Where they stand in the data, counted from 1.
+        rows (tuple of int): Their row numbers in the data, counted from 1.
         sha256 (str): Of the file; of all texts, for a hub data set.
     """
 
@@ -224,7 +224,7 @@ def _rows_of_parquet(path: Path) -> Rows:
             _refuse_twice(path, file.schema_arrow.names)
             for batch in file.iter_batches():
                 yield from batch.to_pylist()
-    # Of a file that is damaged within, it is the system's error that pyarrow raises.
+    # pyarrow raises an OSError for a file that is damaged inside.
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(
             f"{path} is no Parquet file, or damaged: {error}; write it anew"

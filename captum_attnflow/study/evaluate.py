@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_attnflow.attr.arguments import is_out_of_memory
+from captum_attnflow._memory import is_out_of_memory
 from captum_attnflow.metrics import (
     METRICS,
     AOPCBounds,
@@ -30,7 +30,7 @@ from captum_attnflow.study.settings import Study
 ROWS_AT_ONCE = 64
 """Rows in one forward pass of a metric."""
 _NAOPC = "naopc"
-# Captum's word about its hooks, and ours about zeros, which a record counts as ties.
+# Captum's warning of its hooks, and ours of zeros, which a record counts as ties.
 _KNOWN_WARNINGS = "Setting forward, backward hooks|all token scores of the examples"
 
 
@@ -104,17 +104,17 @@ def evaluate(
         method (str): Name of the method.
         batch (TextBatch): The texts.
         rows (sequence of int): Their places among the texts, counted from 1.
-        bounds (BoundsCache): The bounds of their AOPC, searched for when first asked.
+        bounds (BoundsCache): The bounds of their AOPC, searched for at the first use.
 
     Returns:
         list[Record]: One per text; a text on which the method fails says why.
     """
     try:
         return _evaluate_together(study, model, method, batch, rows, bounds)
-    # Whatever a method of a peer raises is a result of the study.
+    # Any error of a compared method is a result of the study.
     except Exception as error:
         if is_out_of_memory(error):
-            raise  # of the machine, and gone when the study is continued
+            raise  # depends on the machine; a continued study may succeed
         if len(rows) == 1:
             failure = f"{type(error).__name__}: {error}"
             predicted = int(batch.predicted[0])
@@ -187,7 +187,7 @@ def _attribute(
     study: Study, method: str, batch: TextBatch, row: int
 ) -> list[_Attribution]:
     """Attribute a batch in one call; random numbers follow from its first row."""
-    # A seed is one of all GPUs, too; to ask those not in use would start them.
+    # A seed is set on every GPU. Saving the state of an unused one would start it.
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with (
         torch.random.fork_rng(devices=gpus),

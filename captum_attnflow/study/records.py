@@ -38,7 +38,7 @@ _PACKAGES = (
 _MODEL_FILES = ("*.json", "*.model", "*.safetensors", "*.txt")
 _SETTINGS = ("data", "settings", "versions")
 _PARTS = ("models", "methods")
-"""A later run may name other models and methods; what it shares must be the same."""
+"""A later run may name other models and methods; shared ones must be unchanged."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Record:
     failure: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what a table could not be made of, such as NaN.
+        """Refuse values that no table can hold, such as NaN.
 
         Raises:
             ValueError: Naming the field.
@@ -110,7 +110,7 @@ class Bounds:
     upper: float
 
     def __post_init__(self) -> None:
-        """Refuse bounds that are no numbers.
+        """Refuse bounds that are not finite numbers.
 
         Raises:
             ValueError: Naming the field.
@@ -144,15 +144,15 @@ Kind = TypeVar("Kind", Record, Bounds)
 class RecordFile(Generic[Kind]):
     """An append-only file of records.
 
-    A line counts once it ends: what a kill left behind the last line feed is cut off
-    when the file is opened. Of two records of a key, the first counts.
+    Only complete lines count: opening the file cuts off an unfinished last line, which
+    a killed run may leave. Of two records of a key, the first counts.
 
     Args:
         path (Path): The file; made when the first record comes.
         kind (type): Of the records, :class:`Record` or :class:`Bounds`.
 
     Raises:
-        ValueError: If a line is no record.
+        ValueError: If a line is not a record.
     """
 
     def __init__(self, path: Path, kind: type[Kind]) -> None:

@@ -1,4 +1,4 @@
-"""What a study is made of, and what can be refused before any work."""
+"""The settings of a study, checked before any work."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _MODULES = {"scikit-learn": "sklearn.linear_model"}
 
 @dataclass(frozen=True)
 class Study:
-    """What is studied, and where the results go.
+    """The models, data, methods and metrics of a study, and its output folder.
 
     Attributes:
         models (tuple of str): Model folders or hub ids.
@@ -64,7 +64,7 @@ class Study:
     batch_size: int = 16
 
     def check(self) -> None:
-        """Refuse what can be refused before any work.
+        """Refuse wrong settings before any work.
 
         Raises:
             ValueError: If a name is unknown or given twice, a number is out of range,
@@ -92,7 +92,7 @@ class Study:
 
 
 def _check_package(method: str, package: str | None) -> None:
-    """Import a method's package, so that its time is not taken for the method's."""
+    """Import a method's package, so that the method's time excludes the import."""
     try:
         if package is not None:
             import_module(_MODULES[package])

@@ -37,13 +37,13 @@ _LATEX = {
 }
 _LATEX_NAME = {
     **_LATEX,
-    # Bare at the start of a line they would be options of the break before it.
+    # Bare at the start of a line, LaTeX takes them for options of the line break.
     **{char: f"{{{char}}}" for char in "*[]`"},
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
 }
-# An underscore within a word is no markup.
+# An underscore within a word is not markup.
 _MARKDOWN = re.compile(r"[\\`*\[\]<>|~#&$]|\b_|_\b")
 
 
@@ -147,7 +147,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """All rows, with what is needed to read them.
+    """All rows, with the names needed to read them.
 
     Attributes:
         rows (tuple of Row): By model, removal mode and method.
@@ -218,7 +218,7 @@ def _row(
 def _by_example(
     records: Iterable[Record], model: str, method: str
 ) -> dict[int, Record]:
-    """In the order of the data, whatever the order of the work was."""
+    """In the order of the data, not in the order of the work."""
     chosen = [r for r in records if (r.model, r.method) == (model, method)]
     return {r.example: r for r in sorted(chosen, key=lambda r: r.example)}
 
@@ -253,7 +253,7 @@ def to_csv(table: Table) -> str:
 
 
 def to_markdown(table: Table) -> str:
-    """A table for reading, with a note on what its cells are."""
+    """A table for reading, with a note that explains its cells."""
     header, *body = _cells(table, _markdown_name)
     lines = [header, ["---"] * len(header), *body]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)

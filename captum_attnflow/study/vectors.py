@@ -32,7 +32,7 @@ as a share of all messages' and of the residual stream's. What is decided here:
 
 - An edge from a token to a position is the sum over heads of its messages' shares, and
   the residual stream is one more message from the position itself.
-- The bias of the output projection is in the sum, but is no message.
+- The bias of the output projection is in the sum, but is not a message.
 - Feed-forward layers and norms stay at their position and mix nothing, so that what
   enters them comes out of them. In a model that normalises behind the sum, as BERT
   does, the sum is taken before the norm.
@@ -104,7 +104,7 @@ def classifier_parts(weights: ClassifierWeights, trace: Trace, position: int) ->
     """
     stream = trace.streams[0]
     parts = stream.new_zeros(len(stream), *stream.shape)
-    parts.diagonal().copy_(stream.mT)  # a token's own vector is all it has at first
+    parts.diagonal().copy_(stream.mT)  # at first a token has its own vector only
     for block, heads in zip(weights.blocks, trace.maps, strict=True):
         parts = _attend(block, heads, parts, weights.norm_first)
         parts = _feed_forward(block.feedforward, parts, weights.norm_first)
@@ -169,7 +169,7 @@ def _apply(step: Step, parts: Tensor) -> Tensor:
 
 
 def _slope(activation: Callable[[Tensor], Tensor], total: Tensor) -> Tensor:
-    r"""Return :math:`f(x) / x`, and 0 at 0, where there is nothing to pass on."""
+    r"""Return :math:`f(x) / x`, and 0 at 0, where nothing flows."""
     is_zero = total == 0
     return torch.where(is_zero, 0, activation(total) / total.where(~is_zero, 1))
 
@@ -220,7 +220,7 @@ def edges(block: Block, stream: Tensor, heads: Tensor, norm_first: bool) -> Tens
         block (Block): The block.
         stream (Tensor): Residual stream below it, ``(T, D)``, without padding.
         heads (Tensor): Its attention, ``(H, T, T)``.
-        norm_first (bool): Whether the block normalises what it attends to.
+        norm_first (bool): Whether the block normalises its input before attention.
 
     Returns:
         Tensor: Shape ``(T, T)``, in [0, 1], queries in rows, which sum to 1.
@@ -236,7 +236,7 @@ def edges(block: Block, stream: Tensor, heads: Tensor, norm_first: bool) -> Tens
         for attention, message in zip(heads[:, rows], messages, strict=True):
             found[rows] += _proximity(total[rows, None], attention[..., None] * message)
     norm = found.sum(1, keepdim=True)
-    # A sum that no message is near passes on what it was.
+    # Where no message is near the sum, a position passes on itself alone.
     own = torch.eye(len(stream)).to(found)
     return torch.where(norm > 0, found / norm.where(norm > 0, 1), own)
 
