@@ -23,39 +23,82 @@ takes another way, by queries alone::
 - :mod:`captum_attnflow.show`: pictures: texts, flows, SLALOM, images.
 - :mod:`captum_attnflow.cli`: the same from the shell.
 - :mod:`captum_attnflow.demo`: the small model that comes along, and its training.
+
+Each public name is imported when it is first read, so that the package itself loads
+neither torch nor transformers.
 """
 
+from typing import TYPE_CHECKING
+
+from captum_attnflow._lazy import lazy_names
 from captum_attnflow._version import __version__
-from captum_attnflow.attr import (
-    SLALOM,
-    AttentionFlow,
-    AttentionRollout,
-    AttnLRP,
-    CheferRelevance,
-    GeneralizedAttentionFlow,
-    GenerationAttribution,
-    LayerAttentionFlow,
-    LayerAttentionRollout,
-    LayerAttnLRP,
-    LayerCheferRelevance,
-    LayerGeneralizedAttentionFlow,
-    LayerRelevanceFlow,
-    LayerSLALOM,
-    RelevanceFlow,
-)
-from captum_attnflow.capture import UnsupportedAttentionError
-from captum_attnflow.explanation import Explanation
-from captum_attnflow.flow.network import LayeredNetwork
-from captum_attnflow.flow.solvers import (
-    BarrierSolver,
-    FlowError,
-    FlowSolution,
-    NetworkXSolver,
-    SciPySolver,
-    solve_flow,
-)
-from captum_attnflow.generation import GenerationExplanation
-from captum_attnflow.slalom import SlalomExplanation
+
+if TYPE_CHECKING:
+    from captum_attnflow.attr import (
+        SLALOM,
+        AttentionFlow,
+        AttentionRollout,
+        AttnLRP,
+        CheferRelevance,
+        GeneralizedAttentionFlow,
+        GenerationAttribution,
+        LayerAttentionFlow,
+        LayerAttentionRollout,
+        LayerAttnLRP,
+        LayerCheferRelevance,
+        LayerGeneralizedAttentionFlow,
+        LayerRelevanceFlow,
+        LayerSLALOM,
+        RelevanceFlow,
+    )
+    from captum_attnflow.capture import UnsupportedAttentionError
+    from captum_attnflow.explanation import Explanation
+    from captum_attnflow.flow.network import LayeredNetwork
+    from captum_attnflow.flow.solvers import (
+        BarrierSolver,
+        FlowError,
+        FlowSolution,
+        NetworkXSolver,
+        SciPySolver,
+        solve_flow,
+    )
+    from captum_attnflow.generation import GenerationExplanation
+    from captum_attnflow.slalom import SlalomExplanation
+else:
+    _MODULES = {
+        "captum_attnflow.attr": (
+            "AttentionFlow",
+            "AttentionRollout",
+            "AttnLRP",
+            "CheferRelevance",
+            "GeneralizedAttentionFlow",
+            "GenerationAttribution",
+            "LayerAttentionFlow",
+            "LayerAttentionRollout",
+            "LayerAttnLRP",
+            "LayerCheferRelevance",
+            "LayerGeneralizedAttentionFlow",
+            "LayerRelevanceFlow",
+            "LayerSLALOM",
+            "RelevanceFlow",
+            "SLALOM",
+        ),
+        "captum_attnflow.capture": ("UnsupportedAttentionError",),
+        "captum_attnflow.explanation": ("Explanation",),
+        "captum_attnflow.flow.network": ("LayeredNetwork",),
+        "captum_attnflow.flow.solvers": (
+            "BarrierSolver",
+            "FlowError",
+            "FlowSolution",
+            "NetworkXSolver",
+            "SciPySolver",
+            "solve_flow",
+        ),
+        "captum_attnflow.generation": ("GenerationExplanation",),
+        "captum_attnflow.slalom": ("SlalomExplanation",),
+    }
+    # Behind the condition, as type checkers would admit any name of a __getattr__.
+    __getattr__, __dir__ = lazy_names(__name__, _MODULES)
 
 __all__ = [
     "AttentionFlow",

@@ -100,8 +100,8 @@ class Explanation(ShownByTokens):
 
     Attributes:
         scores (Tensor): Shape ``(B, T)``, float64; one score per position of the
-            attention maps, 0 on masked padding. Never negative, but for Relevance
-            Flow, whose scores sum to the output.
+            attention maps, 0 on masked padding. Never negative, except for
+            Relevance Flow, whose scores sum to the output.
         network (LayeredNetwork): The joint network of each example. The edges of a
             conserved flow of relevance hold what they carry.
         joint_flow (JointFlow): The flow of all tokens at once, behind
@@ -161,7 +161,7 @@ class Explanation(ShownByTokens):
     def cut(self) -> Tensor | None:
         """The source's side of a minimum cut, shape ``(B, L + 1, T)``, bool.
 
-        None where the joint flow is no maximum flow.
+        None where the joint flow is not a maximum flow.
         """
         return self.joint_flow.cut
 

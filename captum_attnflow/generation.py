@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from rich.text import Text
 from torch import Tensor
 
-from captum_attnflow.show.token_matrix import TokenMatrix, token_matrix
+if TYPE_CHECKING:
+    from captum_attnflow.show import TokenMatrix
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +98,9 @@ class GenerationExplanation:
 
         Notebooks and rich show the explanation itself as this matrix.
         """
+        # Pictures take half a second to import.
+        from captum_attnflow.show import token_matrix
+
         return token_matrix(
             self.scores, self.tokens, self.generated_tokens, self.n_given
         )

@@ -3,7 +3,7 @@
 :class:`InPlaceOfIntegratedGradients` and :class:`InPlaceOfLayerIntegratedGradients`
 hold the arguments of the classes that they stand in for. The methods that read
 attention derive from :class:`AttentionAttribution`; its way is :meth:`_capture`,
-:meth:`_score` and the shapes of :mod:`captum_attnflow.attr.shape`.
+:meth:`_score` and the shapes of :mod:`captum_attnflow.attr.arguments`.
 """
 
 from __future__ import annotations
@@ -25,18 +25,16 @@ from torch import Tensor
 from captum_attnflow._options import check_callable, check_flags, check_grad_kwargs
 from captum_attnflow.attr.arguments import (
     ForwardArguments,
-    run_in_parts,
-    single_layer,
-)
-from captum_attnflow.attr.shape import (
     layer_templates,
     only_fitting,
+    run_in_parts,
     shape_like_inputs,
     shape_like_layer,
+    single_layer,
     split_sequences,
 )
 from captum_attnflow.capture import AttentionRecord, Rules, capture_targets
-from captum_attnflow.capture.watched_layer import (
+from captum_attnflow.capture.entries import (
     LayerCall,
     LayerCalls,
     TensorLike,
@@ -228,7 +226,7 @@ class InPlaceOfLayerIntegratedGradients:
             super(cls, self).__init__(*args, **options)
 
         of_layer = signature(InPlaceOfLayerIntegratedGradients.__init__).parameters
-        method = super(InPlaceOfLayerIntegratedGradients, cls)
+        method = super()
         of_method = signature(method.__init__).parameters  # type: ignore[misc]
         shown = [
             part for part in of_layer.values() if part.kind is not part.VAR_KEYWORD

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any
 
 from captum_attnflow._options import check_choice
 from captum_attnflow.attr.base import AttentionAttribution, LayerAttentionAttribution
 from captum_attnflow.capture import RULES, AttentionRecord, Rules
 from captum_attnflow.explanation import Explanation, explain_maximum_flows
 from captum_attnflow.flow import Residual, build_network, check_residual
+from captum_attnflow.flow.information import INFORMATION, Information
 from captum_attnflow.flow.scores import (
     GAMES,
     Game,
@@ -18,8 +19,6 @@ from captum_attnflow.flow.scores import (
     check_normalization,
     check_solver,
 )
-
-FlowInformation = Literal["AF", "GF", "AGF"]
 
 
 class GeneralizedAttentionFlow(AttentionAttribution):
@@ -39,7 +38,8 @@ class GeneralizedAttentionFlow(AttentionAttribution):
         forward_func (Callable or Module): The forward function.
         multiply_by_inputs (bool): Kept for Captum's signature; no effect.
         information (str): Capacities: ``"AGF"`` is :math:`E_h((A \odot G)_+)`,
-            ``"GF"`` :math:`E_h((G)_+)`, ``"AF"`` :math:`E_h(A)`.
+            ``"GF"`` :math:`E_h((G)_+)`, ``"AF"`` :math:`E_h(A)`, or another key of
+            :data:`captum_attnflow.flow.INFORMATION`.
         residual (float, str, optional): Residual edges: ``None``, a fraction, or
             ``"free"``; see :func:`captum_attnflow.flow.add_residual`.
         game (str): ``"joint"`` (scores sum to the flow value) or ``"independent"``
@@ -77,7 +77,7 @@ class GeneralizedAttentionFlow(AttentionAttribution):
         forward_func: Callable[..., Any],
         multiply_by_inputs: bool = True,
         *,
-        information: FlowInformation = "AGF",
+        information: Information = "AGF",
         residual: Residual = None,
         game: Game = "joint",
         solver: GameSolver = "auto",
@@ -85,7 +85,7 @@ class GeneralizedAttentionFlow(AttentionAttribution):
         gradient: Rules = "gradient",
     ) -> None:
         super().__init__(forward_func, multiply_by_inputs)
-        check_choice("information", information, get_args(FlowInformation))
+        check_choice("information", information, INFORMATION)
         check_choice("game", game, GAMES)
         check_residual(residual)
         check_solver(solver)

@@ -38,9 +38,12 @@ from torch import Tensor, nn
 
 from captum_attnflow._options import check_choice
 from captum_attnflow._warnings import warn_caller
-from captum_attnflow.attr.arguments import ForwardArguments, single_layer
+from captum_attnflow.attr.arguments import (
+    ForwardArguments,
+    single_layer,
+    sum_over_tokens,
+)
 from captum_attnflow.attr.base import AttentionAttribution, LayerAttentionAttribution
-from captum_attnflow.attr.shape import sum_over_tokens
 from captum_attnflow.capture import (
     RULES,
     AttentionRecord,
@@ -50,7 +53,7 @@ from captum_attnflow.capture import (
     UnsupportedAttentionError,
     capture_targets,
 )
-from captum_attnflow.capture.watched_layer import LayerCalls, record_layer_tensors
+from captum_attnflow.capture.entries import LayerCalls, record_layer_tensors
 from captum_attnflow.explanation import (
     ConservationDiagnostics,
     Explanation,

@@ -6,6 +6,7 @@ This room knows torch and Captum, never a flow.
 from captum_attnflow.capture.forward import capture_attention, capture_targets
 from captum_attnflow.capture.maps import (
     AttentionLayer,
+    AttentionMaps,
     DenseLayer,
     FusedLayer,
 )
@@ -22,6 +23,7 @@ from captum_attnflow.capture.rules import RULES, Rules
 
 __all__ = [
     "AttentionLayer",
+    "AttentionMaps",
     "AttentionRecord",
     "DenseLayer",
     "FusedLayer",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture.entries import (
     Entry,
     InputEntries,
+    LayerCalls,
     TokensOfElements,
 )
 from captum_attnflow.capture.gradients import (
@@ -44,7 +45,6 @@ from captum_attnflow.capture.maps import (
     LoneQueryLayer,
     RowLayout,
 )
-from captum_attnflow.capture.output import select_output
 from captum_attnflow.capture.path import InputPath
 from captum_attnflow.capture.propagation import warn_of_unknown
 from captum_attnflow.capture.record import (
@@ -58,7 +58,7 @@ from captum_attnflow.capture.record import (
 )
 from captum_attnflow.capture.rules import RULES, PropagationRules, Rules
 from captum_attnflow.capture.torch_calls import eager
-from captum_attnflow.capture.watched_layer import LayerCalls
+from captum_attnflow.targets import select_output
 
 
 def capture_attention(
@@ -137,11 +137,83 @@ def capture_targets(
     Yields:
         AttentionRecord: One per target, made when it is asked for.
     """
+    _check_arguments(
+        forward_func, inputs, additional_forward_args, grad_kwargs, path, layer_calls
+    )
+    check_choice("rules", rules, RULES)
+    n_rows = len(inputs[0])
+    n_examples = n_rows if path is None else path.n_examples
+    propagation = None if rules == "gradient" else PropagationRules(rules)
+    with torch.enable_grad():
+        entries = InputEntries(inputs)
+        entries.watch(additional_forward_args or ())
+        interception = AttentionInterception(entries, path, propagation)
+        if layer_calls is not None and propagation is not None and path is None:
+            layer_calls.on_entry = propagation.add_source
+        output = _run(
+            forward_func, entries.inputs, additional_forward_args, interception, path
+        )
+        calls = interception.calls
+        probed = [call.probed for call in calls]
+        stacks = find_stacks(probed, [call.values for call in calls])
+    _check_pass(interception)
+    _refuse_maps_without_gradient(probed)
+    rows = _rows_of_calls(stacks, calls, n_rows)
+    held = [entries.held_by(stack) for stack in stacks]
+    if layer_calls is not None:
+        layer_calls.locate(stacks)
+    with _refusing_checkpoints():
+        sources = _Sources.find(
+            entries, stacks, held[0], calls, path, layer_calls, propagation is not None
+        )
+    if propagation is not None and path is None:
+        _warn_of_unseen(sources, inputs, entries.entered())
+    wanted = WantedGradients(
+        calls,
+        rows,
+        {} if propagation is None else _streams(propagation, interception, stacks),
+        sources.tensors,
+        sources.at_layer,
+        {} if path else square_entries(entries.entered(), n_rows),
+    )
+    lone: list[dict[int, Tensor]] = []
+    for number, target in enumerate(targets):
+        with torch.enable_grad(), _refusing_checkpoints():
+            selected = select_output(output, target, n_rows, n_examples)
+            if propagation is not None and number == 0:
+                propagation.check(selected)
+                warn_of_unknown(propagation.summary())
+            lone = lone or _lone_queries(selected, stacks, calls, entries, rows)
+            is_last = number == len(targets) - 1
+            gradients = wanted.differentiate(selected, is_last, grad_kwargs or {})
+        if layer_calls is not None and number == 0:
+            layer_calls.place(
+                gradients.layer_layouts, sources.tokens_at_layer, n_examples
+            )
+            sources.place(gradients.layer_layouts)
+        if path is not None:
+            _refuse_fault_on_path(gradients.layers, rows, n_examples)
+        record = _join(stacks, rows, gradients, held, selected.detach(), lone)
+        record = replace(record, elements=sources.elements)
+        if propagation is not None:
+            record = replace(record, propagation=propagation.summary())
+        if path is not None:
+            record = record.select(slice(-n_examples, None))
+        yield replace(record, input_relevance=sources.relevance(gradients.inputs, path))
+
+
+def _check_arguments(
+    forward_func: Any,
+    inputs: Any,
+    additional_forward_args: Any,
+    grad_kwargs: Any,
+    path: Any,
+    layer_calls: Any,
+) -> None:
     check_callable("forward_func", forward_func)
     check_type("inputs", inputs, tuple, "a tuple of tensors")
     for tensor in inputs:
         check_dense("inputs", tensor, "one row per example")
-    check_choice("rules", rules, RULES)
     check_grad_kwargs(grad_kwargs)
     for name, given, kind in (
         ("path", path, InputPath),
@@ -150,117 +222,94 @@ def capture_targets(
     ):
         if given is not None:
             check_type(name, given, kind, f"None or a {kind.__name__}")
-    with torch.enable_grad():
-        entries = InputEntries(inputs)
-        entries.watch(additional_forward_args or ())
-        propagation = None if rules == "gradient" else PropagationRules(rules)
-        interception = AttentionInterception(entries, path, propagation)
-        if layer_calls is not None and propagation is not None and path is None:
-            layer_calls.on_entry = propagation.add_source
-        output = _run(
-            forward_func, entries.inputs, additional_forward_args, interception, path
+
+
+@dataclass
+class _Sources:
+    """What relevance is propagated to, and which tokens it makes.
+
+    Attributes:
+        elements (dict): The token of each element of an input, by its number.
+        at_layer (list of Tensor): What a watched layer takes or puts out.
+        tokens_at_layer (list of Tensor or None): The token of each element of those.
+        embeddings (list of Entry): What stands for the inputs in front of the
+            attention, where rules propagate relevance; empty along a path.
+        tensors (list of Tensor): Those, or the points of the path.
+        tokens (list of Tensor or None): The token of each element of those.
+    """
+
+    elements: dict[int, Tensor]
+    at_layer: list[Tensor]
+    tokens_at_layer: list[Tensor | None]
+    embeddings: list[Entry]
+    tensors: list[Tensor]
+    tokens: list[Tensor | None]
+
+    @staticmethod
+    def find(
+        entries: InputEntries,
+        stacks: list[Stack],
+        held: list[tuple[int, ...]],
+        calls: list[AttentionCall],
+        path: InputPath | None,
+        layer_calls: LayerCalls | None,
+        propagates: bool,
+    ) -> _Sources:
+        """Find them before the graph goes, while layers have their own layout."""
+        of_tokens = TokensOfElements(stacks, calls)
+        # Layers of a single input shape attributions themselves.
+        is_shaped = layer_calls is not None and len(entries.inputs) == 1
+        elements = {} if is_shaped else _elements(entries, held, of_tokens)
+        at_layer = [] if layer_calls is None else layer_calls.tensors()
+        embeddings: list[Entry] = []
+        tensors: list[Tensor] = []
+        tokens: list[Tensor | None] = []
+        if path is None and propagates:
+            embeddings = _embeddings(entries.entered(), at_layer, calls)
+            tensors = [entry.tensor for entry in embeddings]
+            made = [of_tokens.made_of(tensor) for tensor in tensors]
+            tokens = [
+                None if of is None else entry.of_batch(of)
+                for of, entry in zip(made, embeddings, strict=True)
+            ]
+        elif path is not None:
+            tensors = [path.points_entered()]
+            # Points are a copy of the first input.
+            is_copy = 0 in elements and elements[0].shape == tensors[0].shape
+            tokens = [elements[0] if is_copy else of_tokens.made_of(tensors[0])]
+        tokens_at_layer = [of_tokens.made_of(tensor) for tensor in at_layer]
+        return _Sources(
+            elements, at_layer, tokens_at_layer, embeddings, tensors, tokens
         )
-        probed = [call.probed for call in interception.calls]
-        stacks = find_stacks(probed, [call.values for call in interception.calls])
-    _check_pass(interception)
-    _refuse_maps_without_gradient(probed)
-    rows = _rows_of_calls(stacks, interception.calls, len(inputs[0]))
-    held = [entries.held_by(stack) for stack in stacks]
-    of_tokens = TokensOfElements(stacks, interception.calls)
-    # Layers of a single input shape attributions themselves.
-    is_shaped = layer_calls is not None and len(inputs) == 1
-    with _refusing_checkpoints():
-        elements = {} if is_shaped else _elements(entries, held[0], of_tokens)
-    at_layer = [] if layer_calls is None else layer_calls.tensors()
-    embeddings: list[Entry] = []
-    if propagation is not None and path is None:
-        embeddings = _embeddings(entries.entered(), at_layer, interception.calls)
-        if not at_layer:
-            _warn_of_unseen(inputs, entries.entered())
-    if layer_calls is not None:
-        layer_calls.locate(stacks)
-    points = [] if path is None else [path.points_entered()]
-    # Before the graph goes, and while layers have their own layout.
-    with _refusing_checkpoints():
-        made = [
-            elements[0]  # of the input that the points are a copy of
-            if 0 in elements and elements[0].shape == tensor.shape
-            else of_tokens.made_of(tensor)
-            for tensor in points
+
+    def place(self, layouts: list[RowLayout | None]) -> None:
+        """Lay out what stands for the tokens as the layer that put it out has it."""
+        axis_of = {
+            id(tensor): layout.axis
+            for tensor, layout in zip(self.at_layer, layouts, strict=True)
+            if layout is not None
+        }
+        self.embeddings = [
+            replace(entry, axes="swapped") if axis_of.get(id(entry.tensor)) else entry
+            for entry in self.embeddings
         ]
-        for entry in embeddings:
-            tokens = of_tokens.made_of(entry.tensor)
-            made.append(None if tokens is None else entry.of_batch(tokens))
-        made_at_layer = [of_tokens.made_of(tensor) for tensor in at_layer]
-    wanted = WantedGradients(
-        interception.calls,
-        rows,
-        {} if propagation is None else _streams(propagation, interception, stacks),
-        points + [entry.tensor for entry in embeddings],
-        at_layer,
-        {} if path else square_entries(entries.entered(), len(inputs[0])),
-    )
-    lone: list[dict[int, Tensor]] = []
-    for number, target in enumerate(targets):
-        with torch.enable_grad(), _refusing_checkpoints():
-            selected = select_output(
-                output,
-                target,
-                n_rows=len(inputs[0]),
-                n_examples=len(inputs[0]) if path is None else path.n_examples,
-            )
-            if propagation is not None and number == 0:
-                propagation.check(selected)
-                warn_of_unknown(propagation.summary())
-            lone = lone or _lone_queries(
-                selected, stacks, interception.calls, entries, rows
-            )
-            is_last = number == len(targets) - 1
-            gradients = wanted.differentiate(selected, is_last, grad_kwargs or {})
+
+    def relevance(
+        self, gradients: list[Tensor], path: InputPath | None
+    ) -> tuple[InputRelevance, ...]:
+        """Multiply what relevance is propagated to by gradients in it, if there are."""
         if path is not None:
-            _refuse_fault_on_path(gradients.layers, rows, path.n_examples)
-        record = _join(
-            stacks,
-            rows,
-            gradients,
-            held,
-            selected.detach(),
-            lone,
+            of_all = self.tokens[0]
+            tokens = None if of_all is None else of_all[-path.n_examples :]
+            return (InputRelevance(0, path.relevance(gradients[0]), tokens),)
+        return tuple(
+            InputRelevance(
+                entry.index, entry.of_batch(entry.tensor.detach() * gradient), tokens
+            )
+            for entry, gradient, tokens in zip(
+                self.embeddings, gradients, self.tokens, strict=False
+            )
         )
-        record = replace(record, elements=elements)
-        n_examples = len(inputs[0]) if path is None else path.n_examples
-        if layer_calls is not None and number == 0:
-            layer_calls.place(gradients.layer_layouts, made_at_layer, n_examples)
-            embeddings = _placed(embeddings, at_layer, gradients.layer_layouts)
-        if propagation is not None:
-            record = replace(
-                record,
-                propagation=propagation.summary(),
-                input_relevance=tuple(
-                    InputRelevance(
-                        entry.index,
-                        entry.of_batch(entry.tensor.detach() * gradient),
-                        tokens,
-                    )
-                    for entry, gradient, tokens in zip(
-                        embeddings, gradients.inputs, made, strict=False
-                    )
-                ),
-            )
-        if path is not None:
-            last = slice(-n_examples, None)
-            tokens = made[0]
-            record = replace(
-                record.select(last),
-                input_relevance=(
-                    InputRelevance(
-                        0,
-                        path.relevance(gradients.inputs[0]),
-                        None if tokens is None else tokens[last],
-                    ),
-                ),
-            )
-        yield record
 
 
 def _check_pass(interception: AttentionInterception) -> None:
@@ -372,8 +421,12 @@ def _embeddings(
     return chosen + (entries if is_whole else [])
 
 
-def _warn_of_unseen(inputs: tuple[Tensor, ...], entries: list[Entry]) -> None:
+def _warn_of_unseen(
+    sources: _Sources, inputs: tuple[Tensor, ...], entries: list[Entry]
+) -> None:
     """Say what rules miss where token ids are not seen to become embeddings."""
+    if sources.at_layer:
+        return
     entered = {entry.index for entry in entries}
     unseen = [
         index
@@ -405,21 +458,6 @@ def _streams(
         for last, stream in behind.items()
         if stream is not None and stream.dim() == 3
     }
-
-
-def _placed(
-    embeddings: list[Entry], at_layer: list[Tensor], layouts: list[RowLayout | None]
-) -> list[Entry]:
-    """Lay out what stands for the tokens as the layer that put it out has it."""
-    axis_of = {
-        id(tensor): layout.axis
-        for tensor, layout in zip(at_layer, layouts, strict=True)
-        if layout is not None
-    }
-    return [
-        replace(entry, axes="swapped") if axis_of.get(id(entry.tensor)) else entry
-        for entry in embeddings
-    ]
 
 
 def _run(

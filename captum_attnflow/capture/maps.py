@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +19,21 @@ _MAX_ENTRIES_AT_ONCE = 1 << 22
 ALL_HEADS = slice(None)
 
 
+class AttentionMaps(NamedTuple):
+    """What heads of a layer compute, and the output's gradient in it.
+
+    Attributes:
+        weights (Tensor): ``A``, shape ``(B, heads, Tq, Tk)``.
+        gradients (Tensor): ``dy / dA``, of the same shape.
+        values (Tensor, optional): What the weights mix, shape ``(B, heads, Tk, D)``;
+            None where the model lays them out in a way that is not known.
+    """
+
+    weights: Tensor
+    gradients: Tensor
+    values: Tensor | None = None
+
+
 class AttentionLayer(ABC):
     """Attention weights of one layer and the output's gradient in them."""
 
@@ -27,12 +43,8 @@ class AttentionLayer(ABC):
         """Rows ``B``, heads ``H``, queries ``Tq`` and keys ``Tk``."""
 
     @abstractmethod
-    def maps(self, heads: slice = ALL_HEADS) -> tuple[Tensor, Tensor]:
-        """Return weights ``A`` and gradients ``dy / dA`` of some heads.
-
-        Returns:
-            tuple[Tensor, Tensor]: Each of shape ``(B, heads, Tq, Tk)``.
-        """
+    def maps(self, heads: slice = ALL_HEADS) -> AttentionMaps:
+        """Return weights, gradients and values of some heads."""
 
     @abstractmethod
     def messages(self, heads: slice = ALL_HEADS) -> Tensor:
@@ -62,7 +74,7 @@ class AttentionLayer(ABC):
     def _find_fault(self) -> str | None:
         """Look at what the weights and the gradients come from."""
 
-    def parts(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def parts(self) -> Iterator[AttentionMaps]:
         """Go through the maps, a few heads at a time where they are large."""
         for heads in self.head_groups():
             yield self.maps(heads)
@@ -85,12 +97,14 @@ class DenseLayer(AttentionLayer):
         score_relevance (Tensor, optional): Scores times the gradient in them, of the
             same shape.
         share_of_weights (float): See :meth:`AttentionLayer.messages`.
+        values (Tensor, optional): What they mix, shape ``(B, H, Tk, D)``.
     """
 
     weights: Tensor
     gradients: Tensor
     score_relevance: Tensor | None = None
     share_of_weights: float = 0.0
+    values: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -98,13 +112,14 @@ class DenseLayer(AttentionLayer):
         n_rows, n_heads, n_queries, n_keys = self.weights.shape
         return n_rows, n_heads, n_queries, n_keys
 
-    def maps(self, heads: slice = ALL_HEADS) -> tuple[Tensor, Tensor]:
+    def maps(self, heads: slice = ALL_HEADS) -> AttentionMaps:
         """See :meth:`AttentionLayer.maps`."""
-        return self.weights[:, heads], self.gradients[:, heads]
+        values = None if self.values is None else self.values[:, heads]
+        return AttentionMaps(self.weights[:, heads], self.gradients[:, heads], values)
 
     def messages(self, heads: slice = ALL_HEADS) -> Tensor:
         """See :meth:`AttentionLayer.messages`."""
-        weights, gradients = self.maps(heads)
+        weights, gradients = self.weights[:, heads], self.gradients[:, heads]
         of_values = (1 - self.share_of_weights) * weights * gradients
         if self.score_relevance is None:
             return of_values
@@ -112,12 +127,13 @@ class DenseLayer(AttentionLayer):
 
     def select(self, rows: slice) -> DenseLayer:
         """See :meth:`AttentionLayer.select`."""
-        relevance = self.score_relevance
+        relevance, values = self.score_relevance, self.values
         return replace(
             self,
             weights=self.weights[rows],
             gradients=self.gradients[rows],
             score_relevance=None if relevance is None else relevance[rows],
+            values=None if values is None else values[rows],
         )
 
     def _find_fault(self) -> str | None:
@@ -158,10 +174,10 @@ class FusedLayer(AttentionLayer):
         n_rows, n_heads, n_queries, _ = self.query.shape
         return n_rows, n_heads, n_queries, self.key.shape[2]
 
-    def maps(self, heads: slice = ALL_HEADS) -> tuple[Tensor, Tensor]:
+    def maps(self, heads: slice = ALL_HEADS) -> AttentionMaps:
         """See :meth:`AttentionLayer.maps`."""
         weights, gradients, _ = self._form(heads)
-        return weights, gradients
+        return AttentionMaps(weights, gradients, self._of_heads(self.value, heads))
 
     def messages(self, heads: slice = ALL_HEADS) -> Tensor:
         """See :meth:`AttentionLayer.messages`."""
@@ -175,9 +191,6 @@ class FusedLayer(AttentionLayer):
 
     def _form(self, heads: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Form weights, gradients and scores, without mask, of some heads."""
-        n_heads = self.query.shape[1]
-        groups = n_heads // self.key.shape[1]
-        group = torch.arange(n_heads, device=self.key.device)[heads] // groups
         mask = self.mask
         if mask is not None and mask.dim() > 2 and mask.shape[-3] > 1:
             mask = mask[..., heads, :, :]
@@ -187,14 +200,20 @@ class FusedLayer(AttentionLayer):
             part.to(precision)
             for part in (
                 self.query[:, heads],
-                self.key[:, group],
-                self.value[:, group],
+                self._of_heads(self.key, heads),
+                self._of_heads(self.value, heads),
                 self.output_gradient[:, heads],
             )
         )
         scores = attention_scores(query, key, self.scale)
         weights = weights_of_scores(scores, mask, self.is_causal)
         return weights, output_gradient @ value.mT, scores
+
+    def _of_heads(self, grouped: Tensor, heads: slice) -> Tensor:
+        """Take the keys or the values of some heads, which may share them."""
+        n_heads = self.query.shape[1]
+        groups = n_heads // grouped.shape[1]
+        return grouped[:, torch.arange(n_heads, device=grouped.device)[heads] // groups]
 
     def transposed(self) -> FusedLayer:
         """Return the layer of a kernel that was given heads before rows."""
@@ -248,12 +267,17 @@ class JoinedLayer(AttentionLayer):
         _, n_heads, n_queries, n_keys = self.parts_of_batch[0].shape
         return n_rows, n_heads, n_queries, n_keys
 
-    def maps(self, heads: slice = ALL_HEADS) -> tuple[Tensor, Tensor]:
+    def maps(self, heads: slice = ALL_HEADS) -> AttentionMaps:
         """See :meth:`AttentionLayer.maps`."""
-        weights, gradients = zip(
+        weights, gradients, values = zip(
             *(part.maps(heads) for part in self.parts_of_batch), strict=True
         )
-        return torch.cat(weights), torch.cat(gradients)
+        is_known = all(part is not None for part in values)
+        return AttentionMaps(
+            torch.cat(weights),
+            torch.cat(gradients),
+            torch.cat(values) if is_known else None,
+        )
 
     def messages(self, heads: slice = ALL_HEADS) -> Tensor:
         """See :meth:`AttentionLayer.messages`."""
@@ -291,10 +315,10 @@ class LoneQueryLayer(AttentionLayer):
         n_rows, n_heads, _, n_keys = self.layer.shape
         return n_rows, n_heads, self.position.shape[1], n_keys
 
-    def maps(self, heads: slice = ALL_HEADS) -> tuple[Tensor, Tensor]:
+    def maps(self, heads: slice = ALL_HEADS) -> AttentionMaps:
         """See :meth:`AttentionLayer.maps`."""
-        weights, gradients = self.layer.maps(heads)
-        return self._placed(weights), self._placed(gradients)
+        weights, gradients, values = self.layer.maps(heads)
+        return AttentionMaps(self._placed(weights), self._placed(gradients), values)
 
     def messages(self, heads: slice = ALL_HEADS) -> Tensor:
         """See :meth:`AttentionLayer.messages`."""
@@ -439,7 +463,19 @@ class AttentionCall:
             heads_of_rows(gradient),
             relevance,
             self.share_of_weights,
+            self._values(heads_of_rows),
         )
+
+    def _values(self, heads_of_rows: Callable[[Tensor], Tensor]) -> Tensor | None:
+        """Lay out the values as the map; heads may share them."""
+        leading, n_features = self.probed.shape[:-2], self.values.shape[-1]
+        if self.values.dim() != self.probed.dim() or any(
+            size not in (1, wanted)
+            for size, wanted in zip(self.values.shape, leading, strict=False)
+        ):
+            return None
+        values = self.values.detach().expand(*leading, -1, n_features)
+        return heads_of_rows(values)
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from captum._utils.common import _run_forward
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from captum_attnflow.capture.entries import in_this_thread
 from captum_attnflow.capture.torch_calls import Softmaxes, begins_attention, eager
-from captum_attnflow.capture.watched_layer import in_this_thread
 
 
 class InputPath:

@@ -16,6 +16,7 @@ from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture.entries import (
     Entry,
     InputEntries,
+    in_this_thread,
     traceable,
 )
 from captum_attnflow.capture.gradients import (
@@ -24,11 +25,10 @@ from captum_attnflow.capture.gradients import (
     square_entries,
 )
 from captum_attnflow.capture.interception import AttentionInterception, warn_of_dropout
-from captum_attnflow.capture.output import select_output
 from captum_attnflow.capture.record import Propagation
 from captum_attnflow.capture.rules import PropagationRules, Rules
 from captum_attnflow.capture.torch_calls import eager
-from captum_attnflow.capture.watched_layer import in_this_thread
+from captum_attnflow.targets import select_output
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from captum_attnflow.capture.maps import AttentionLayer, JoinedLayer
+from captum_attnflow.capture.maps import (
+    AttentionLayer,
+    JoinedLayer,
+)
 
 
 class UnsupportedAttentionError(ValueError):
@@ -138,12 +141,12 @@ class AttentionRecord:
     @property
     def weights(self) -> tuple[Tensor, ...]:
         """The maps ``A`` of every layer, each of shape ``(B, H, Tq, Tk)``."""
-        return tuple(layer.maps()[0] for layer in self.layers)
+        return tuple(layer.maps().weights for layer in self.layers)
 
     @property
     def gradients(self) -> tuple[Tensor, ...]:
         """The gradients ``dy / dA`` of every layer, of the shapes of the maps."""
-        return tuple(layer.maps()[1] for layer in self.layers)
+        return tuple(layer.maps().gradients for layer in self.layers)
 
     @property
     def n_tokens(self) -> int:
@@ -167,7 +170,7 @@ class AttentionRecord:
         # Padded queries may keep a gradient of a head that sees nothing of them.
         read = [
             ((gradients != 0) & (weights > 0)).any(-1).any(1)
-            for weights, gradients in self.layers[-1].parts()
+            for weights, gradients, _ in self.layers[-1].parts()
         ]
         queries = torch.stack(read).any(0)
         read_out = queries.new_zeros(len(queries), self.n_tokens)

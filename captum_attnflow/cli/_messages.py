@@ -9,10 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import typer
-from rich.console import Console
-
-from captum_attnflow._files import named_in_errors
-from captum_attnflow.flow.solvers import FlowError
 
 
 @contextmanager
@@ -25,16 +21,28 @@ def errors_told() -> Iterator[None]:
             yield
         except BrokenPipeError:
             _close_standard_output()  # the reader, such as head, has seen enough
-        except (OSError, ValueError, FlowError) as error:
+        except Exception as error:
+            if not _is_expected(error):
+                raise
+            from rich.console import Console
+
             Console(stderr=True, highlight=False, soft_wrap=True).print(
                 f"error: {error}", markup=False, style="red"
             )
             raise typer.Exit(2) from error
 
 
+def _is_expected(error: Exception) -> bool:
+    from captum_attnflow import FlowError  # torch is loaded by then
+
+    return isinstance(error, (OSError, ValueError, FlowError))
+
+
 @contextmanager
 def printing() -> Iterator[None]:
     """Write what is printed at once, and name standard output where that fails."""
+    from captum_attnflow._files import named_in_errors
+
     try:
         with named_in_errors("standard output"):
             yield

@@ -1,30 +1,117 @@
-"""``captum-attnflow explain``: attributions of texts and images."""
+"""``captum-attnflow explain``: attributions of texts and images.
+
+What loads torch is imported when the command runs, not for its help text.
+"""
 
 from __future__ import annotations
 
+import io
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from captum._utils.progress import progress
-from matplotlib.backend_bases import FigureCanvasBase
-from rich.console import Console
-from transformers.utils import logging as transformers_logging
 
 from captum_attnflow._options import check_choice
 from captum_attnflow.cli._messages import errors_told, printing
-from captum_attnflow.cli._tasks import TASKS, Task
-from captum_attnflow.pipelines.inputs import check_encodable
-from captum_attnflow.pipelines.pretrained import DEFAULT_METHOD
-from captum_attnflow.pipelines.text_classification import METHODS
-from captum_attnflow.show import save_html
-from captum_attnflow.slalom import SCORES
+from captum_attnflow.pipelines.methods import DEFAULT_METHOD, METHODS
 
+if TYPE_CHECKING:
+    from captum_attnflow.pipelines.image_classification import ImageAttribution
+
+SCORES = ("value", "importance", "linearized", "contribution", "removal")
+"""The keys of :data:`captum_attnflow.slalom.SCORES`, which would load torch."""
 _BATCH_SIZE = 16
 _PROGRESS_AFTER_SECONDS = 2
+
+
+@dataclass(frozen=True)
+class Task:
+    """One kind of input and its results.
+
+    Attributes:
+        load (Callable): Loads by its name what has a method ``explain(batch, method,
+            target, **options)``, which returns the results of a batch, which show
+            themselves.
+        unit (str): What one line of the input is.
+        default_model (str, optional): Where none is given.
+        fields (Callable): Makes one result a dictionary for JSON.
+        save_picture (Callable, optional): Writes results to a picture file.
+        reads_text (bool): Whether a line is a text; otherwise it is a file's name,
+            which may be any bytes.
+    """
+
+    load: Callable[[str], Any]
+    unit: str
+    default_model: str | None
+    fields: Callable[[Any], dict[str, Any]]
+    save_picture: Callable[[Sequence[Any], Path], None] | None = None
+    reads_text: bool = True
+
+
+def _given_fields(result: Any) -> dict[str, Any]:
+    return {key: value for key, value in asdict(result).items() if value is not None}
+
+
+def _texts() -> Task:
+    from captum_attnflow.demo import DEMO_MODEL_PATH
+    from captum_attnflow.pipelines.text_classification import TextClassifier
+
+    return Task(
+        load=TextClassifier.load,
+        unit="text",
+        default_model=str(DEMO_MODEL_PATH),
+        fields=_given_fields,
+    )
+
+
+def _generated_text() -> Task:
+    from captum_attnflow.pipelines.text_generation import GeneratedText, TextGenerator
+
+    return Task(
+        load=TextGenerator.load,
+        unit="prompt",
+        default_model=None,
+        fields=GeneratedText.to_dict,
+    )
+
+
+def _images() -> Task:
+    from captum_attnflow._files import replace_file
+    from captum_attnflow.pipelines.image_classification import (
+        ImageClassifier,
+        ImageOverlays,
+    )
+
+    def fields(result: ImageAttribution) -> dict[str, Any]:
+        found = _given_fields(result)
+        del found["pixels"]
+        return found
+
+    def save_picture(results: Sequence[ImageAttribution], file: Path) -> None:
+        picture = io.BytesIO()
+        figure = ImageOverlays(tuple(results)).figure()
+        figure.savefig(picture, format=file.suffix[1:].lower())
+        replace_file(file, picture.getvalue())
+
+    return Task(
+        load=ImageClassifier.load,
+        unit="image file",
+        default_model=None,
+        fields=fields,
+        save_picture=save_picture,
+        reads_text=False,
+    )
+
+
+TASKS: dict[str, Callable[[], Task]] = {
+    "text-classification": _texts,
+    "text-generation": _generated_text,
+    "image-classification": _images,
+}
 
 
 def explain(
@@ -64,7 +151,10 @@ def explain(
     ] = None,
     rules: Annotated[
         str | None,
-        typer.Option(help="attnlrp, cp-lrp or gradient; for relevance-flow only."),
+        typer.Option(
+            help="attnlrp or cp-lrp, for relevance-flow also gradient; for "
+            "relevance-flow and attnlrp only."
+        ),
     ] = None,
     gradient: Annotated[
         str | None,
@@ -111,10 +201,12 @@ def explain(
     options: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
     if residual is not None:
         options["residual"] = _residual(residual)
+    from rich.console import Console
+
     console = Console(highlight=False, soft_wrap=True)
     with errors_told():
         check_choice("task", task, TASKS)
-        chosen = TASKS[task]
+        chosen = TASKS[task]()
         _check_file("--html", html)
         _check_file("--output", output)
         if output is not None and chosen.save_picture is None:
@@ -130,6 +222,8 @@ def explain(
                 else:
                     console.print(result)
         if html is not None:
+            from captum_attnflow.show import save_html
+
             save_html(results, html)
         if output is not None and chosen.save_picture is not None:
             chosen.save_picture(results, output)
@@ -146,6 +240,8 @@ def _check_file(option: str, file: Path | None) -> None:
 
 
 def _check_picture(file: Path | None) -> None:
+    from matplotlib.backend_bases import FigureCanvasBase
+
     formats = FigureCanvasBase.get_supported_filetypes()
     if file is not None and file.suffix[1:].lower() not in formats:
         raise ValueError(
@@ -168,6 +264,9 @@ def _explain(
             "the package holds no model for this task; give --model with a folder or "
             f"a hub id of one that reads each {task.unit}"
         )
+    from captum._utils.progress import progress
+    from transformers.utils import logging as transformers_logging
+
     transformers_logging.disable_progress_bar()
     explainer = task.load(name)
     bar = progress(
@@ -194,6 +293,8 @@ def _read(inputs: list[str] | None, file: Path | None, task: Task) -> list[str]:
         where = f"{unit} {empty[0]} of {len(lines)}" if empty else "the input"
         raise ValueError(f"{where} is empty; give one {unit} per line, no blank lines")
     if task.reads_text:
+        from captum_attnflow.pipelines.pretrained import check_encodable
+
         for number, line in enumerate(lines, 1):
             check_encodable(f"{unit} {number} of {len(lines)}", line)
     return lines

@@ -1,4 +1,7 @@
-"""``captum-attnflow study``: the faithfulness of methods, compared."""
+"""``captum-attnflow study``: the faithfulness of methods, compared.
+
+What loads torch is imported when the command runs, not for its help text.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from transformers.utils import logging as transformers_logging
 
 from captum_attnflow.cli._messages import errors_told, printing
-from captum_attnflow.demo import DEMO_MODEL_PATH
-from captum_attnflow.study import METHODS, REMOVALS, DataSource, Study, run_study
-from captum_attnflow.study.formats import to_markdown
+from captum_attnflow.study import METHODS, REMOVALS, Study
 from captum_attnflow.study.settings import BETTER
 
 _METHODS = (
@@ -101,6 +101,12 @@ def study(
     tokens are replaced or deleted. Writes a table (Markdown, CSV, LaTeX), a plot, all
     results per text and a manifest into the output folder.
     """
+    from transformers.utils import logging as transformers_logging
+
+    from captum_attnflow.demo import DEMO_MODEL_PATH
+    from captum_attnflow.study import DataSource, run_study
+    from captum_attnflow.study.table import to_markdown
+
     transformers_logging.disable_progress_bar()
     with errors_told():
         table = run_study(

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-
-from captum_attnflow._progress import no_loading_bar
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["DEMO_MODEL_PATH", "load_demo_model"]
 
@@ -38,6 +33,10 @@ def load_demo_model() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         >>> print(model.config.id2label[label])
         positive
     """
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from captum_attnflow._progress import no_loading_bar
+
     with no_loading_bar():
         model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
             DEMO_MODEL_PATH, local_files_only=True

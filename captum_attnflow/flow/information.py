@@ -18,52 +18,52 @@ from torch import Tensor
 
 from captum_attnflow._options import check_choice, described
 from captum_attnflow._tensors import check_tensor
-from captum_attnflow.capture import (
-    AttentionLayer,
-    AttentionRecord,
-    UnsupportedAttentionError,
-)
+from captum_attnflow.capture.maps import AttentionLayer, AttentionMaps
+from captum_attnflow.capture.record import AttentionRecord, UnsupportedAttentionError
 from captum_attnflow.flow.network import LayeredNetwork
 
-Information = Literal["AF", "GF", "AGF", "relevance", "counter-relevance"]
+Information = str
+"""A key of :data:`INFORMATION`."""
+
 Residual = float | Literal["free"] | None
 
 
-def attention(weights: Tensor, gradients: Tensor) -> Tensor:
+def attention(maps: AttentionMaps) -> Tensor:
     r""":math:`A`, for :math:`AF = E_h(A)` (Abnar & Zuidema 2020)."""
-    return weights
+    return maps.weights
 
 
-def positive_gradient(weights: Tensor, gradients: Tensor) -> Tensor:
+def positive_gradient(maps: AttentionMaps) -> Tensor:
     r""":math:`(G)_+` where the head attends at all, for :math:`GF = E_h((G)_+)`.
 
     A masked key has a gradient but no attention: without the restriction flow would
     pass through padding.
     """
-    return gradients.clamp_min(0) * (weights > 0)
+    return maps.gradients.clamp_min(0) * (maps.weights > 0)
 
 
-def positive_attention_gradient(weights: Tensor, gradients: Tensor) -> Tensor:
+def positive_attention_gradient(maps: AttentionMaps) -> Tensor:
     r""":math:`(A \odot G)_+`, for :math:`AGF`, the variant reported best."""
-    return (weights * gradients).clamp_min(0)
+    return (maps.weights * maps.gradients).clamp_min(0)
 
 
-def relevance(weights: Tensor, gradients: Tensor) -> Tensor:
+def relevance(maps: AttentionMaps) -> Tensor:
     r""":math:`A \odot G`: what an edge contributes to the output through a head.
 
     Gradient times activation. Without a positive part of its own, so that heads that
     contradict each other cancel.
     """
-    return weights * gradients
+    return maps.weights * maps.gradients
 
 
-def counter_relevance(weights: Tensor, gradients: Tensor) -> Tensor:
+def counter_relevance(maps: AttentionMaps) -> Tensor:
     r""":math:`-A \odot G`: what an edge takes from the output through a head."""
-    return -weights * gradients
+    return -maps.weights * maps.gradients
 
 
-# Of each head; a capacity is the positive part of their mean.
-INFORMATION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+# Of some heads; a capacity is the positive part of the mean over all. A new tensor is a
+# function of maps and a line here.
+INFORMATION: dict[str, Callable[[AttentionMaps], Tensor]] = {
     "AF": attention,
     "GF": positive_gradient,
     "AGF": positive_attention_gradient,
@@ -90,9 +90,13 @@ def information_tensor(record: AttentionRecord, information: Information) -> Ten
     of_head = INFORMATION[information]
 
     def of_heads(layer: AttentionLayer, heads: slice) -> Tensor:
-        weights, gradients = layer.maps(heads)
+        maps = layer.maps(heads)
         # In float64: half-precision products would underflow.
-        return of_head(weights.double(), gradients.double())
+        return of_head(
+            maps._replace(
+                weights=maps.weights.double(), gradients=maps.gradients.double()
+            )
+        )
 
     summed = _sum_over_heads(record, of_heads)
     n_heads = summed.new_tensor([layer.shape[1] for layer in record.layers])
@@ -141,7 +145,7 @@ def refuse_other_shapes(record: AttentionRecord) -> None:
 
     Raises:
         UnsupportedAttentionError: With the shapes, and what may be the reason.
-        ValueError: If it is no record.
+        ValueError: If it is not a record.
     """
     if not isinstance(record, AttentionRecord):
         raise ValueError(
@@ -211,7 +215,7 @@ def add_residual(capacity: Tensor, residual: Residual) -> Tensor:
         Tensor: Same shape, in ``[0, inf]``.
 
     Raises:
-        ValueError: If ``residual`` is none of these, or capacities are not so.
+        ValueError: If ``residual`` is something else, or a capacity out of its range.
 
     Examples::
 
@@ -256,7 +260,7 @@ def build_network(
     by an edge that never binds; so is a decoder's token past the cross-attention, also
     without residual edges, since nothing else leads on from its self-attention.
 
-    With ``residual="free"`` a read-out position is no source: its own residual path
+    With ``residual="free"`` a read-out position is not a source: its own residual path
     would carry any amount of flow to the sink.
 
     Args:

@@ -6,14 +6,15 @@ super-sink. All tensors are batched over networks, which do not interact.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import networkx as nx
+import numpy as np
 import torch
 from torch import Tensor
 
-from captum_attnflow._large_arrays import empty
 from captum_attnflow._options import check_example, described
 from captum_attnflow._tensors import check_finite, check_tensor
 
@@ -36,7 +37,7 @@ class LayeredNetwork:
             the super-sink, by an edge that never binds.
 
     Raises:
-        ValueError: If one is no tensor, shapes disagree, a terminal is not bool,
+        ValueError: If one is not a tensor, shapes disagree, a terminal is not bool,
             capacities are not floats, or one is negative or NaN.
 
     Examples::
@@ -405,7 +406,7 @@ def node_name(layer: int, position: int, token: str = "") -> str:
 
 
 def check_network(network: object) -> None:
-    """Refuse what is no network.
+    """Refuse anything but a network.
 
     Raises:
         ValueError: Saying what was given and what is accepted.
@@ -415,3 +416,29 @@ def check_network(network: object) -> None:
             f"network is {described(network)}; give a LayeredNetwork, such as "
             "LayeredNetwork(capacity, source, sink) or the one of an explanation"
         )
+
+
+# NumPy asks for large pages from this size on.
+_LARGE_BYTES = 1 << 22
+_LINE_BYTES = 64
+
+
+def empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Return an array of a shape, with the dtype and the device of another."""
+    n_bytes = math.prod(shape) * like.element_size()
+    if like.device.type != "cpu" or n_bytes < _LARGE_BYTES:
+        return like.new_empty(shape)
+    with torch.inference_mode(False):
+        return empty_bytes(n_bytes).view(like.dtype).view(shape)
+
+
+def empty_bytes(number: int) -> Tensor:
+    """Return memory of the CPU, ``(number,)``, as a tensor for any later use.
+
+    It begins with a line of the cache.
+    """
+    # Whoever is first may work under inference mode, and others not.
+    with torch.inference_mode(False):
+        memory = np.empty(number + _LINE_BYTES, np.uint8)
+        start = -memory.ctypes.data % _LINE_BYTES
+        return torch.from_numpy(memory[start : start + number])

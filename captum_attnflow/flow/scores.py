@@ -147,7 +147,7 @@ def score_tokens(
 
     Raises:
         FlowError: As :func:`captum_attnflow.flow.solvers.solve_flow`.
-        ValueError: If it is no network, or the game or the solver is unknown.
+        ValueError: If it is not a network, or the game or the solver is unknown.
 
     Examples::
 
@@ -280,7 +280,7 @@ def conserve(messages: Tensor, read_out: Tensor) -> ConservedFlow:
         ConservedFlow: Its scores sum to that of ``read_out``.
 
     Raises:
-        ValueError: If one is no tensor of floats of that shape, or not finite.
+        ValueError: If one is not a tensor of floats of that shape, or not finite.
 
     Examples::
 
@@ -316,8 +316,8 @@ def read_out_relevance(
     r"""Share an output out among the positions where it is read.
 
     One position has it all. Several, as under mean pooling, have the relevance of
-    their residual streams behind the last attention, and equal parts of what that
-    leaves of the output (biases of the head).
+    their residual streams behind the last attention, and equal parts of the rest of
+    the output (biases of the head).
 
     Args:
         output (Tensor): Shape ``(B,)``.
@@ -328,7 +328,7 @@ def read_out_relevance(
         Tensor: Shape ``(B, T)``, float64, whose rows sum to the output.
 
     Raises:
-        ValueError: If one is no tensor of that kind and shape.
+        ValueError: If one is not a tensor of that kind and shape.
 
     Examples::
 

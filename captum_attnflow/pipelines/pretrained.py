@@ -1,35 +1,21 @@
-"""What explained models have in common: how they load and run, the methods."""
+"""What explained models have in common: how they load, what they take and say."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from inspect import signature
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from textwrap import shorten
+from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from captum_attnflow._options import check_choice, is_pipeline
 from captum_attnflow._progress import no_loading_bar
-from captum_attnflow.attr import (
-    AttentionAttribution,
-    AttentionFlow,
-    AttentionRollout,
-    CheferRelevance,
-    GeneralizedAttentionFlow,
-    RelevanceFlow,
-)
-
-ATTENTION_METHODS: dict[str, Callable[..., AttentionAttribution]] = {
-    "relevance-flow": RelevanceFlow,
-    "generalized-attention-flow": GeneralizedAttentionFlow,
-    "attention-flow": AttentionFlow,
-    "attention-rollout": AttentionRollout,
-    "chefer-relevance": CheferRelevance,
-}
-DEFAULT_METHOD = "relevance-flow"
+from captum_attnflow._warnings import warn_caller
 
 
 def load_pretrained(
@@ -112,30 +98,230 @@ def logits_by_position(
     return forward
 
 
-def find_method(
-    method: str, options: Mapping[str, Any], methods: Mapping[str, Callable[..., Any]]
-) -> Callable[..., Any]:
-    """Return the class of a method that has such options.
+def check_parts(task: str, model: object, companion: object, kind: str) -> None:
+    """Refuse anything but a model with its tokenizer or image processor.
+
+    Args:
+        task (str): The class that was given them, for errors.
+        model (Module): The model.
+        companion (Callable): What makes its arguments.
+        kind (str): ``"tokenizer"`` or ``"processor"``.
 
     Raises:
-        ValueError: Naming what was given and what is accepted.
+        ValueError: Saying what was given and what to give.
     """
-    if method not in methods:
-        raise ValueError(
-            f"method={method!r} is unknown; give one of {', '.join(methods)}"
-        )
-    accepted = _options_of(methods[method])
-    for name in options:
-        if name not in accepted:
-            having = [other for other in methods if name in _options_of(methods[other])]
-            elsewhere = f"; {name!r} is one of {', '.join(having)}" if having else ""
-            raise ValueError(
-                f"{method} has no option {name!r}; it has {', '.join(accepted)}"
-                f"{elsewhere}"
+    for name, part in (("model", model), (kind, companion)):
+        fits = isinstance(part, nn.Module) if part is model else callable(part)
+        if is_pipeline(part) or not fits:
+            parts = f"pipeline.model, pipeline.{kind.replace('proc', 'image_proc')}"
+            advice = (
+                f"of a pipeline give {task}({parts})"
+                if is_pipeline(part)
+                else (f"give a model and a {kind}, such as {task}.load(folder) finds")
             )
-    return methods[method]
+            raise ValueError(
+                f"{name} is a {type(part).__name__} and no {name} of transformers; "
+                f"{advice}"
+            )
 
 
-def _options_of(method: Callable[..., Any]) -> list[str]:
-    parameters = signature(method).parameters.values()
-    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+def check_texts(unit: str, texts: object) -> None:
+    """Refuse what is no list of texts that a tokenizer can read.
+
+    Args:
+        unit (str): What one text is called, for errors.
+        texts (sequence of str): The texts.
+
+    Raises:
+        ValueError: Naming the text.
+    """
+    is_list = isinstance(texts, Sequence) and not isinstance(texts, (str, bytes))
+    if not isinstance(texts, Sequence) or not is_list or not texts:
+        raise ValueError(f"{unit}s={texts!r}; give a list of at least one {unit}")
+    for number, text in enumerate(texts, 1):
+        where = f"{unit} {number} of {len(texts)}"
+        if not isinstance(text, str):
+            raise ValueError(
+                f"{where} is a {type(text).__name__}, {text!r}, and no str; give each "
+                f"{unit} as one str. Of a pair of sentences, give the ids that "
+                "tokenizer(first, second) makes to an attribution method, such as "
+                "RelevanceFlow"
+            )
+        if not text.strip():
+            raise ValueError(f"{where} is empty; remove it")
+        check_encodable(where, text)
+
+
+def check_encodable(where: str, text: str) -> None:
+    """Refuse half a character, which no tokenizer reads and no file holds.
+
+    JSON writes such as an escape, and Python makes one of each byte of the shell's that
+    is no UTF-8.
+
+    Raises:
+        ValueError: Saying where it is.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{where}, {shorten(text, 40)!r}, holds {text[error.start]!r}, which is no "
+            "UTF-8: half of a pair (a surrogate), or a byte in another encoding; mend "
+            "it, or give the text in UTF-8"
+        ) from None
+
+
+Problem = Literal[
+    "single_label_classification", "multi_label_classification", "regression"
+]
+
+
+def problem_type(model: PreTrainedModel) -> Problem:
+    """Tell what a model's outputs are, in the words of transformers' ``config``.
+
+    A model of one output gives a value, unless its ``config.problem_type`` says that
+    this is the one label of several that any number of may apply.
+
+    Raises:
+        ValueError: If ``config.problem_type`` is none of transformers' three.
+    """
+    given = getattr(model.config, "problem_type", None)
+    if given is not None:
+        check_choice("config.problem_type", given, get_args(Problem))
+    if given == "multi_label_classification":
+        return "multi_label_classification"
+    if given == "regression" or len(model.config.id2label) == 1:
+        return "regression"
+    return "single_label_classification"
+
+
+def labels_of(model: PreTrainedModel) -> list[str]:
+    """Return a classifier's labels, by index.
+
+    Raises:
+        ValueError: If they are not numbered from 0.
+    """
+    names = model.config.id2label
+    if sorted(names) != list(range(len(names))):
+        raise ValueError(
+            f"id2label in the model's config.json is {names}; number the labels from 0 "
+            f"to {len(names) - 1}"
+        )
+    return [str(names[index]) for index in range(len(names))]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one input, and what of it is attributed.
+
+    Attributes:
+        row (int): The input.
+        predicted (int): The predicted label; of several labels or values the target.
+        target (int): The label or value to attribute.
+        probability (float, optional): Of ``predicted``; None for a value.
+        value (float, optional): The output as it is, in regression; None for a label.
+    """
+
+    row: int
+    predicted: int
+    target: int
+    probability: float | None
+    value: float | None
+
+
+def read_predictions(
+    model: PreTrainedModel,
+    logits: Tensor,
+    target: str | int | None,
+    inputs: Sequence[str],
+) -> list[Prediction]:
+    """Read a batch of outputs as the model's problem says.
+
+    Of a single label, each input has one prediction, whose probability is a softmax. Of
+    a multi-label model it has one for each label above a probability of 0.5, by a
+    sigmoid, and where there is none, for the most probable one, with a warning. Of
+    regression it has one for each value. With a target it has one for this.
+
+    Args:
+        model (PreTrainedModel): What the outputs are of.
+        logits (Tensor): Shape ``(B, labels)``.
+        target (str or int, optional): Label or index to attribute.
+        inputs (sequence of str): The ``B`` inputs, for warnings.
+
+    Returns:
+        list[Prediction]: By input, then by label.
+
+    Raises:
+        ValueError: If there are not as many outputs as labels, or no such target.
+    """
+    labels, problem = labels_of(model), problem_type(model)
+    if logits.shape[-1] != len(labels):
+        raise ValueError(
+            f"the model has {logits.shape[-1]} outputs but id2label names "
+            f"{list(labels)}; mend id2label in its config.json"
+        )
+    wanted = None if target is None else find_target(target, labels)
+    outputs = logits.detach().cpu()
+    if problem == "single_label_classification":
+        probabilities = outputs.softmax(-1)
+        return [
+            Prediction(
+                row=row,
+                predicted=predicted,
+                target=predicted if wanted is None else wanted,
+                probability=float(probabilities[row, predicted]),
+                value=None,
+            )
+            for row, predicted in enumerate(outputs.argmax(-1).tolist())
+        ]
+    predictions = []
+    for row, output in enumerate(outputs):
+        if problem == "regression":
+            chosen = range(len(labels)) if wanted is None else [wanted]
+            predictions += [
+                Prediction(row, i, i, None, float(output[i])) for i in chosen
+            ]
+        else:
+            chosen = _labels_above(output, labels, inputs[row], wanted)
+            probability = output.sigmoid()
+            predictions += [
+                Prediction(row, i, i, float(probability[i]), None) for i in chosen
+            ]
+    return predictions
+
+
+def _labels_above(
+    output: Tensor, labels: Sequence[str], given: str, wanted: int | None
+) -> list[int]:
+    """Indices of the labels with a probability above 0.5, whose logits exceed 0."""
+    if wanted is not None:
+        return [wanted]
+    above: list[int] = (output > 0).nonzero()[:, 0].tolist()
+    if not above:
+        highest = int(output.argmax())
+        warn_caller(
+            f"no label of {shorten(given, 40)!r} has a probability above 0.5; the "
+            f"highest, {labels[highest]!r}, is attributed"
+        )
+        return [highest]
+    return above
+
+
+def find_target(target: str | int, labels: Sequence[str]) -> int:
+    """Return the index of a label.
+
+    Args:
+        target (str or int): A label or its index.
+        labels (sequence of str): The labels, by index.
+
+    Raises:
+        ValueError: If there is no such target.
+    """
+    if target in labels:
+        return labels.index(str(target))
+    if str(target).isdecimal() and int(target) < len(labels):
+        return int(target)
+    raise ValueError(
+        f"target={target!r} is unknown; give a label of {list(labels)} or an index "
+        f"from 0 to {len(labels) - 1}"
+    )

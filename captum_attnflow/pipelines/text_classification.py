@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import shorten
 from typing import Any
 
 import torch
+from rich.text import Text
 from torch import Tensor
 from transformers import (
     AutoModelForSequenceClassification,
@@ -17,33 +18,129 @@ from transformers import (
 )
 
 from captum_attnflow._warnings import warn_caller
-from captum_attnflow.attr import SLALOM, AttentionAttribution
+from captum_attnflow.attr import SLALOM, AttentionAttribution, AttnLRP
 from captum_attnflow.explanation import Explanation
-from captum_attnflow.pipelines.inputs import check_parts, check_texts
-from captum_attnflow.pipelines.predictions import (
+from captum_attnflow.pipelines.methods import DEFAULT_METHOD, METHODS, find_method
+from captum_attnflow.pipelines.pretrained import (
     Prediction,
+    check_parts,
+    check_texts,
     labels_of,
+    load_pretrained,
+    logits_by_position,
     problem_type,
     read_predictions,
 )
-from captum_attnflow.pipelines.pretrained import (
-    ATTENTION_METHODS,
-    DEFAULT_METHOD,
-    find_method,
-    load_pretrained,
-    logits_by_position,
-)
-from captum_attnflow.pipelines.text_attribution import TextAttribution
+from captum_attnflow.scored_tokens import coloured_tokens, printable
+from captum_attnflow.show.captum_text import safe_record, visualize_text
 from captum_attnflow.slalom import SlalomExplanation
-from captum_attnflow.slalom.reading import SlalomReading
+from captum_attnflow.slalom.explanation import SlalomReading
 from captum_attnflow.texts import find_special_tokens
 
-__all__ = ["METHODS", "TextAttribution", "TextClassifier"]
 
-METHODS: dict[str, Callable[..., AttentionAttribution | SLALOM]] = {
-    **ATTENTION_METHODS,
-    "slalom": SLALOM,
-}
+@dataclass(frozen=True)
+class TextAttribution:
+    """The attribution of one text.
+
+    The value of a notebook's cell is shown as Captum's text picture, and rich prints
+    it with coloured tokens.
+
+    Attributes:
+        text (str): The text.
+        tokens (tuple of str): Its tokens, special tokens included, without padding.
+        scores (tuple of float): One score per token; negative ones speak against the
+            target.
+        predicted (str): The predicted label. Of a multi-label model, whose labels do
+            not exclude each other, and of regression it is the target.
+        probability (float, optional): Its probability; None in regression.
+        target (str): The label that the scores belong to.
+        flow_value (float, optional): The value of the flow behind the scores.
+        slalom (SlalomReading, optional): Value and importance of each token.
+        value (float, optional): The output, in regression; None for a label.
+        output (float, optional): What the scores of ``attnlrp`` account for; None for
+            other methods.
+    """
+
+    text: str
+    tokens: tuple[str, ...]
+    scores: tuple[float, ...]
+    predicted: str
+    probability: float | None
+    target: str
+    flow_value: float | None = None
+    slalom: SlalomReading | None = None
+    value: float | None = None
+    output: float | None = None
+
+    @property
+    def delta(self) -> float:
+        """Sum of the scores minus the flow value, or minus the output for AttnLRP.
+
+        For SLALOM the log-odds by its function minus those of the model.
+        """
+        if self.slalom is not None:
+            return self.slalom.predicted_log_odds - self.slalom.log_odds
+        accounted_for = self.flow_value if self.output is None else self.output
+        return sum(self.scores) - (accounted_for or 0.0)
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """What Captum's record says beside tokens and scores.
+
+        The arguments of :func:`~captum_attnflow.show.text.safe_record`. The true label
+        is not known. A label has its ``probability``, regression a ``value``.
+        """
+        return {
+            "predicted": self.predicted,
+            **(
+                {"probability": self.probability}
+                if self.value is None
+                else {"value": self.value}
+            ),
+            "target": self.target,
+            "total": sum(self.scores),
+            "convergence": self.delta,
+        }
+
+    def _repr_html_(self) -> str:
+        record = safe_record(self.tokens, self.scores, **self.labels)
+        return str(visualize_text([record]).data)
+
+    def __rich__(self) -> Text:
+        number = self.probability if self.value is None else self.value
+        text = Text.assemble((printable(self.predicted), "bold"), f" {number:.3f}")
+        if self.target != self.predicted:
+            text.append(f"  (scores for {printable(self.target)})")
+        text.append("\n").append_text(coloured_tokens(self.tokens, self.scores))
+        if self.slalom is not None:
+            text.append(_side_by_side(self.tokens, self.slalom))
+        return text
+
+
+def _side_by_side(tokens: Sequence[str], slalom: SlalomReading) -> str:
+    """A line per explained token: value and importance, with their standard errors."""
+    printed = [printable(token) for token in tokens]
+    width = max(map(len, printed), default=0)
+    lines = [f"\n{'':{width}}          value     importance"]
+    for token, *numbers in zip(
+        printed,
+        slalom.values,
+        slalom.value_standard_errors,
+        slalom.importances,
+        slalom.importance_standard_errors,
+        strict=True,
+    ):
+        if None not in numbers:
+            value, its_error, importance, error = numbers
+            lines.append(
+                f"{token:{width}} {value:+7.2f} ±{its_error:5.2f} "
+                f"{importance:+7.2f} ±{error:5.2f}"
+            )
+    known = {"short inputs": slalom.r2_short, "deletions": slalom.r2_deletions}
+    fits = [f"{name} {r2:.2f}" for name, r2 in known.items() if r2 is not None]
+    if fits:
+        lines.append(f"held-out R2: {', '.join(fits)}")
+    return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -108,7 +205,8 @@ class TextClassifier:
         Args:
             texts (sequence of str): The texts; one longer than the model's limit is
                 truncated with a warning.
-            method (str): A key of :data:`METHODS`.
+            method (str): A key of
+                :data:`captum_attnflow.pipelines.methods.METHODS`.
             target (str or int, optional): Label or index to attribute; what the model
                 predicts of each text by default.
             **options: Options of the method, such as ``residual``.
@@ -117,7 +215,7 @@ class TextClassifier:
             list[TextAttribution]: One per text. Without a target a multi-label model
             has one per text and label above a probability of 0.5, and regression one
             per text and value, see
-            :func:`captum_attnflow.pipelines.predictions.read_predictions`.
+            :func:`captum_attnflow.pipelines.pretrained.read_predictions`.
 
         Raises:
             ValueError: If there is no text, a text is empty or no text, or the method,
@@ -151,7 +249,7 @@ class TextClassifier:
 
     def _explain(
         self,
-        attribution: AttentionAttribution | SLALOM,
+        attribution: AttentionAttribution | AttnLRP | SLALOM,
         texts: Sequence[str],
         ids: Tensor,
         others: Mapping[str, Tensor],
@@ -161,11 +259,14 @@ class TextClassifier:
         rows = torch.tensor([each.row for each in predictions], device=ids.device)
         targets = torch.tensor([each.target for each in predictions], device=ids.device)
         ids, mask = ids[rows], others["attention_mask"][rows].bool()
-        explanation = attribution.explain(
-            ids,
-            self._baseline(ids),
-            target=targets,
-            additional_forward_args=tuple(other[rows] for other in others.values()),
+        arguments: dict[str, Any] = {
+            "target": targets,
+            "additional_forward_args": tuple(other[rows] for other in others.values()),
+        }
+        explanation = (
+            _explain_by_rules(attribution, ids, **arguments)
+            if isinstance(attribution, AttnLRP)
+            else attribution.explain(ids, self._baseline(ids), **arguments)
         )
         for row, (prediction, shown) in enumerate(zip(predictions, mask, strict=True)):
             yield TextAttribution(
@@ -242,9 +343,30 @@ class TextClassifier:
         return min((int(limit) for limit in limits if limit < 1e9), default=None)
 
 
+@dataclass(frozen=True, eq=False)
+class _RulesExplanation:
+    """Scores by propagation rules ``(B, T)``, and the outputs ``(B,)``."""
+
+    scores: Tensor
+    output: Tensor
+
+
+def _explain_by_rules(
+    attribution: AttnLRP, ids: Tensor, **arguments: Any
+) -> _RulesExplanation:
+    scores, delta = attribution.attribute(
+        ids, **arguments, return_convergence_delta=True
+    )
+    return _RulesExplanation(scores, scores.sum(1) - delta)
+
+
 def _details(
-    explanation: Explanation | SlalomExplanation, row: int, shown: Tensor
+    explanation: Explanation | SlalomExplanation | _RulesExplanation,
+    row: int,
+    shown: Tensor,
 ) -> dict[str, Any]:
     if isinstance(explanation, SlalomExplanation):
         return {"slalom": SlalomReading.of(explanation, row, shown.cpu())}
+    if isinstance(explanation, _RulesExplanation):
+        return {"output": float(explanation.output[row])}
     return {"flow_value": float(explanation.flow_value[row])}

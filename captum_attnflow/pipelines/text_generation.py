@@ -19,11 +19,15 @@ from transformers import (
 
 from captum_attnflow.attr import GenerationAttribution
 from captum_attnflow.generation import GenerationExplanation
-from captum_attnflow.pipelines.inputs import check_encodable, check_parts, check_texts
-from captum_attnflow.pipelines.pretrained import (
-    ATTENTION_METHODS,
+from captum_attnflow.pipelines.methods import (
     DEFAULT_METHOD,
+    GENERATION_METHODS,
     find_method,
+)
+from captum_attnflow.pipelines.pretrained import (
+    check_encodable,
+    check_parts,
+    check_texts,
     load_pretrained,
 )
 from captum_attnflow.scored_tokens import printable
@@ -111,7 +115,8 @@ class TextGenerator:
 
         Args:
             prompts (sequence of str): The prompts.
-            method (str): A key of :data:`ATTENTION_METHODS`.
+            method (str): One of
+                :data:`captum_attnflow.pipelines.methods.GENERATION_METHODS`.
             target (str, optional): The text to attribute; by default the model
                 generates it, by the most probable token at each step.
             max_new_tokens (int): Most tokens to generate.
@@ -127,7 +132,7 @@ class TextGenerator:
         check_texts("prompt", prompts)
         if target is not None:
             check_encodable("target", target)
-        method_class = find_method(method, options, ATTENTION_METHODS)
+        method_class = find_method(method, options, GENERATION_METHODS)
         attribution = GenerationAttribution(
             method_class(self.model, **options), self.tokenizer
         )
@@ -187,8 +192,8 @@ class _AutoLanguageModel:
 
     @staticmethod
     def from_pretrained(name: str, **options: Any) -> Any:
-        asked = ("local_files_only", "trust_remote_code")
-        config = AutoConfig.from_pretrained(name, **{k: options[k] for k in asked})
+        taken = ("local_files_only", "trust_remote_code")
+        config = AutoConfig.from_pretrained(name, **{k: options[k] for k in taken})
         is_encoder_decoder = getattr(config, "is_encoder_decoder", False)
         kind = AutoModelForSeq2SeqLM if is_encoder_decoder else AutoModelForCausalLM
         return kind.from_pretrained(name, **options)

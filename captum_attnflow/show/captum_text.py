@@ -27,6 +27,7 @@ def safe_record(
     *,
     predicted: str = UNKNOWN,
     probability: float | None = None,
+    value: float | None = None,
     true_label: str = UNKNOWN,
     target: str = UNKNOWN,
     total: float | None = None,
@@ -40,15 +41,18 @@ def safe_record(
             their largest absolute value.
         predicted (str): The predicted label.
         probability (float, optional): Its probability.
+        value (float, optional): The output, in regression. It is shown where a label
+            has its probability.
         true_label (str): The true label.
         target (str): The label that the scores belong to.
         total (float, optional): The attribution score; the sum of the scores by
             default.
         convergence (float): The convergence score, which the picture does not show.
     """
+    number = value if probability is None else probability
     return captum_visualization.VisualizationDataRecord(
         word_attributions=torch.tensor(relative(scores)),
-        pred_prob=_Unknown("nan") if probability is None else probability,
+        pred_prob=_Unknown("nan") if number is None else number,
         pred_class=escaped(predicted),
         true_class=escaped(true_label),
         attr_class=escaped(target),

@@ -7,9 +7,8 @@ from os import PathLike
 from typing import Protocol, runtime_checkable
 
 from captum_attnflow._files import replace_file
-from captum_attnflow.pipelines.text_attribution import TextAttribution
 from captum_attnflow.show.captum_text import visualize_text
-from captum_attnflow.show.text import text_records
+from captum_attnflow.show.text import LabelledText, text_records
 
 # Tokens of Captum's picture are <mark>.
 _PAGE = """<!DOCTYPE html>
@@ -59,8 +58,8 @@ def html_page(picture: ShownInNotebook | Sequence[ShownInNotebook]) -> str:
             "a flow diagram is a page of its own, whose script no other page lets run; "
             "write it to a file of its own"
         )
-    texts = [item for item in pictures if isinstance(item, TextAttribution)]
-    others = [item for item in pictures if not isinstance(item, TextAttribution)]
+    texts = [item for item in pictures if isinstance(item, LabelledText)]
+    others = [item for item in pictures if not isinstance(item, LabelledText)]
     tables = [visualize_text(text_records(texts))] if texts else []
     body = "\n".join(item._repr_html_() for item in [*tables, *others])
     return _PAGE.format(body=body)

@@ -19,7 +19,7 @@ from captum_attnflow.show.figures import shown_in_notebooks
 from captum_attnflow.show.fonts import drawable, shortened
 from captum_attnflow.show.label_placement import Floats, place_labels
 from captum_attnflow.slalom import SlalomExplanation
-from captum_attnflow.slalom.reading import SlalomReading
+from captum_attnflow.slalom.explanation import SlalomReading
 
 _FOR_COLOUR, _AGAINST_COLOUR, _MUTED = "#2a7f3f", "#c0392b", "#9aa1ad"
 _LABEL_CELLS = 20

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict, runtime_checkable
 
 from captum.attr import visualization as captum_visualization
 from torch import Tensor
 from typing_extensions import Unpack
 
 from captum_attnflow._warnings import warn_caller
-from captum_attnflow.pipelines.text_attribution import TextAttribution
 from captum_attnflow.scored_tokens import check_tokens
 from captum_attnflow.show.captum_text import safe_record
 from captum_attnflow.show.words import Pieces, Special, shown_tokens
@@ -36,6 +35,26 @@ class Labels(TypedDict, total=False):
     convergence: Sequence[float] | Tensor
 
 
+@runtime_checkable
+class LabelledText(Protocol):
+    """A text with scored tokens and what a record says beside them.
+
+    A :class:`captum_attnflow.pipelines.text_classification.TextAttribution` is one.
+    """
+
+    @property
+    def tokens(self) -> Sequence[str]:
+        """Its tokens."""
+
+    @property
+    def scores(self) -> Sequence[float]:
+        """One score per token."""
+
+    @property
+    def labels(self) -> Mapping[str, Any]:
+        """The arguments of :func:`safe_record` behind tokens and scores."""
+
+
 @dataclass(frozen=True)
 class _Row:
     tokens: Sequence[str]
@@ -44,7 +63,7 @@ class _Row:
 
 
 def text_records(
-    attributions: Tensor | Sequence[TextAttribution],
+    attributions: Tensor | Sequence[LabelledText],
     tokens: Sequence[str] | Sequence[Sequence[str]] | None = None,
     *,
     pieces: Pieces | None = None,
@@ -135,7 +154,7 @@ def _column(name: str, given: Any) -> list[Any]:
 
 
 def _rows(
-    attributions: Tensor | Sequence[TextAttribution],
+    attributions: Tensor | Sequence[LabelledText],
     tokens: Sequence[str] | Sequence[Sequence[str]] | None,
 ) -> list[_Row]:
     if not isinstance(attributions, Tensor):

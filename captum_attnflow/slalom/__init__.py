@@ -1,14 +1,16 @@
-"""SLALOM as a surrogate: which queries, the function, its fit, its scores.
+"""SLALOM: a surrogate model fitted to a model's outputs on parts of a text.
 
-The way of the data::
+The data pass through::
 
     types -> queries -> outputs -> link -> fit -> scores
 
-It knows tensors only, never a model, a token or Captum. A new score is one function
-and one line in :data:`~captum_attnflow.slalom.scores.SCORES`.
+The modules exported here know tensors only: no model, no token and no Captum class.
+:mod:`~captum_attnflow.slalom.inputs`, :mod:`~captum_attnflow.slalom.pipeline`,
+:mod:`~captum_attnflow.slalom.attribution` and :mod:`~captum_attnflow.slalom.layer` put
+a user's model and Captum's signatures around them. A new score is one function and one
+line in :data:`~captum_attnflow.slalom.scores.SCORES`.
 """
 
-from captum_attnflow.slalom.data import QueryData
 from captum_attnflow.slalom.explanation import SlalomExplanation, r_squared
 from captum_attnflow.slalom.fit import SlalomFit, fit_slalom
 from captum_attnflow.slalom.link import (
@@ -20,6 +22,7 @@ from captum_attnflow.slalom.link import (
 )
 from captum_attnflow.slalom.model import SlalomModel
 from captum_attnflow.slalom.queries import (
+    QueryData,
     Strategy,
     count_types,
     draw_deletions,

@@ -1,4 +1,4 @@
-"""SLALOM (Leemann et al., TMLR 2025)."""
+"""SLALOM (Leemann et al., TMLR 2025) as a Captum attribution method."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any, Literal, get_args
 import torch
 from captum._utils.common import _format_output, _is_tuple
 from captum._utils.typing import BaselineType, TargetType
+from captum.attr import LLMAttribution
 from captum.attr._utils.attribution import PerturbationAttribution
 from captum.log import log_usage
 from torch import Tensor
 
 from captum_attnflow._options import check_callable, check_choice, check_flags
 from captum_attnflow._tensors import check_dense
-from captum_attnflow.attr.arguments import ForwardArguments
+from captum_attnflow.attr.arguments import ForwardArguments, shape_like_inputs
 from captum_attnflow.attr.base import TensorOrTensors
-from captum_attnflow.attr.shape import shape_like_inputs
-from captum_attnflow.capture.watched_layer import TensorLike
+from captum_attnflow.capture.entries import TensorLike
 from captum_attnflow.slalom import Link, Score, SlalomExplanation, Strategy
 from captum_attnflow.slalom.inputs import (
     are_texts,
@@ -28,10 +28,11 @@ from captum_attnflow.slalom.inputs import (
 )
 from captum_attnflow.slalom.pipeline import (
     SlalomOptions,
-    answer_texts,
     explain_texts,
+    texts_log_odds,
+    warn_of_caveats,
+    warn_of_explanation,
 )
-from captum_attnflow.slalom.warnings import warn_of_caveats, warn_of_explanation
 from captum_attnflow.texts import Absence, PerturbableTexts, check_tokenizer
 
 
@@ -299,9 +300,9 @@ class SLALOM(PerturbationAttribution):
             Tensor: Shape ``(B,)``.
         """
         texts, _ = self._read(end_point, start_point, target, additional_forward_args)
-        answers = answer_texts(self.forward_func, texts, target, self.options)
-        warn_of_caveats(answers.caveats)
-        output = torch.cat(answers.columns)
+        linked = texts_log_odds(self.forward_func, texts, target, self.options)
+        warn_of_caveats(linked.caveats)
+        output = torch.cat(linked.columns)
         parts = attributions if isinstance(attributions, tuple) else (attributions,)
         for part in parts:
             check_dense("attributions", part, "what attribute() returns, (B, T, ...)")
@@ -362,3 +363,8 @@ class SLALOM(PerturbationAttribution):
         )
         warn_of_explanation(explanation, self.options.strategy, in_full=hold_out)
         return explanation
+
+
+# Captum accepts only the methods of these lists in its wrapper of language models.
+LLMAttribution.SUPPORTED_METHODS += (SLALOM,)
+LLMAttribution.SUPPORTED_PER_TOKEN_ATTR_METHODS += (SLALOM,)

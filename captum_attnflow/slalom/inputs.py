@@ -4,38 +4,35 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from captum._utils.common import _format_additional_forward_args, _run_forward
+from captum._utils.common import _format_additional_forward_args
 from captum._utils.typing import TargetType
 from captum.attr import InterpretableInput
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import TypeIs
 
 from captum_attnflow._memory import is_out_of_memory
-from captum_attnflow.attr.arguments import ForwardArguments, check_inputs
-from captum_attnflow.attr.shape import layer_templates, refuse_several
-from captum_attnflow.capture.watched_layer import TensorLike, record_layer_tensors
-from captum_attnflow.slalom.readout import (
-    axes_of_tokens,
-    named_positions,
-    without_effect,
+from captum_attnflow.attr.arguments import (
+    ForwardArguments,
+    check_inputs,
+    refuse_several,
 )
+from captum_attnflow.capture.entries import TensorLike
 from captum_attnflow.texts import (
     Absence,
     DeletableColumns,
     DeletableWords,
     PerturbableTexts,
-    ReplaceableActivations,
     ReplaceableInputs,
     Target,
+    evaluate_queries,
     find_padding,
     find_special_tokens,
     parameter_names,
     read_keep,
-    replaced_activation,
+    run_queries,
     targets_of_texts,
 )
 from captum_attnflow.texts.token_axis import TokenAxis
@@ -105,7 +102,7 @@ def tokens_of(
     places = torch.arange(inputs.shape[1]).expand(inputs.shape[:2])
     if wrapped or (inputs.is_floating_point() and inputs.dim() == 2):
         nowhere = torch.zeros(inputs.shape, dtype=torch.bool)
-        fixed = _equal_positions(inputs, baseline)
+        fixed = equal_positions(inputs, baseline)
         # Captum's wrapper of language models takes one row at a time.
         return ReplaceableInputs(
             inputs,
@@ -116,11 +113,11 @@ def tokens_of(
             nowhere,
             1 if wrapped else None,
         )
-    kept, padding = _kept_and_padding(
+    kept, padding = kept_and_padding(
         forward_func, tokenizer, arguments, inputs if is_ids else None, keep
     )
     if absence == "baseline" or arguments.has_baselines:
-        kept = kept | _equal_positions(inputs, baseline)
+        kept = kept | equal_positions(inputs, baseline)
     targets = targets_of_texts(arguments.target, len(inputs))
     if absence == "baseline":
         tokens = inputs.cpu() if is_ids else places
@@ -192,7 +189,7 @@ def _only_tokens(arguments: ForwardArguments) -> Tensor:
     )
 
 
-def _equal_positions(inputs: Tensor, baseline: Tensor) -> Tensor:
+def equal_positions(inputs: Tensor, baseline: Tensor) -> Tensor:
     """Mark positions where absent and present are the same, ``(B, T)``."""
     same = (inputs == baseline).expand(inputs.shape)
     return same.reshape(*inputs.shape[:2], -1).all(2).cpu()
@@ -255,102 +252,7 @@ def _is_binary(argument: Any) -> bool:
     )
 
 
-def activations_of(
-    forward_func: Callable[..., Any],
-    tokenizer: object | None,
-    layer: nn.Module,
-    of_input: bool,
-    arguments: ForwardArguments,
-    keep: Tensor | None,
-    internal_batch_size: int | None,
-) -> tuple[PerturbableTexts, list[TensorLike]]:
-    """Read a layer's activations at each position, and those for the baselines.
-
-    Returns:
-        tuple: The texts, and a description of the layer's tensors.
-
-    Raises:
-        ValueError: If the layer did not run, or has no token axis.
-    """
-    baseline, templates = _activations(
-        forward_func,
-        layer,
-        of_input,
-        replace(arguments, inputs=arguments.baselines),
-        internal_batch_size,
-    )
-    present, _ = _activations(
-        forward_func, layer, of_input, arguments, internal_batch_size
-    )
-    ids = _ids_of(arguments.inputs, baseline.shape[1])
-    positions = torch.arange(baseline.shape[1]).expand(baseline.shape[:2])
-    kept, padding = _kept_and_padding(
-        forward_func, tokenizer, arguments, ids, keep, tuple(positions.shape)
-    )
-    kept = kept | _equal_positions(present, baseline)
-
-    def activations(kept: Tensor) -> ReplaceableActivations:
-        return ReplaceableActivations(
-            layer,
-            of_input,
-            baseline,
-            arguments.inputs,
-            arguments.additional,
-            positions if ids is None else ids.cpu(),
-            kept,
-            padding,
-        )
-
-    targets = targets_of_texts(arguments.target, arguments.n_rows)
-    behind = without_effect(
-        forward_func, activations(kept), targets, None, internal_batch_size
-    )
-    return activations(kept | behind), templates
-
-
-def _activations(
-    forward_func: Callable[..., Any],
-    layer: nn.Module,
-    of_input: bool,
-    arguments: ForwardArguments,
-    internal_batch_size: int | None,
-) -> tuple[Tensor, list[TensorLike]]:
-    """Run inputs; take the layer's first tensor, and describe all."""
-    seen: list[Tensor] = []
-
-    def record(activation: Tensor) -> Tensor:
-        seen.append(activation.detach().clone())
-        return activation
-
-    with (
-        torch.no_grad(),
-        record_layer_tensors(layer, of_input) as calls,
-        replaced_activation(layer, of_input, record),
-    ):
-        for part in arguments.split(internal_batch_size):
-            n_before = len(seen)
-            _run_forward(forward_func, part.inputs, None, part.additional)
-            # Of a layer that runs several times, each time in a row.
-            del seen[n_before + 1 :]
-    templates = layer_templates(layer, calls.calls, arguments.n_rows, 1)
-    found = torch.cat(seen)
-    least = 3 if found.is_floating_point() else 2
-    if found.dim() < least or len(found) != arguments.n_rows:
-        raise ValueError(
-            f"the layer has a tensor of shape {tuple(found.shape)} for "
-            f"{arguments.n_rows} texts; its first tensor must be (B, T, D), such as "
-            "the output of the embeddings module, or token ids (B, T)"
-        )
-    return found, templates
-
-
-def _ids_of(inputs: Sequence[Tensor], n_positions: int) -> Tensor | None:
-    first = inputs[0]
-    is_ids = not first.is_floating_point() and first.shape[1:] == (n_positions,)
-    return first if is_ids else None
-
-
-def _kept_and_padding(
+def kept_and_padding(
     forward_func: Callable[..., Any],
     tokenizer: object | None,
     arguments: ForwardArguments,
@@ -372,3 +274,170 @@ def _kept_and_padding(
         (n_texts, n_positions),
     )
     return kept, padding
+
+
+# Answers that differ by less are equal, in multiples of the dtype's rounding: kernels
+# sum in another order over inputs of another length.
+_ROUNDINGS = 64
+
+
+_LARGEST_ROUNDING = 2e-2
+
+
+def axes_of_tokens(
+    forward_func: Callable[..., Any], texts: PerturbableTexts, n_indices: int
+) -> tuple[int, ...]:
+    """Tell which indices of a target are token positions, from inputs of two lengths.
+
+    Args:
+        forward_func (Callable): The forward function.
+        texts (PerturbableTexts): Texts whose tokens are deleted.
+        n_indices (int): Indices of a target.
+
+    Returns:
+        tuple of int: Numbers of those indices; the last index is the class.
+
+    Raises:
+        ValueError: If an axis follows the tokens, but is of another length.
+    """
+    full = tuple(range(len(texts.types[0])))
+    lengths, shapes = [], []
+    for query in (full, full[:-1] or full):
+        output = run_queries(forward_func, texts, [0], [query])
+        if not isinstance(output, Tensor) or output.dim() != n_indices + 1:
+            return ()
+        lengths.append(texts.length(0, query))
+        shapes.append(output.shape[1:-1])
+    found = []
+    for axis, sizes in enumerate(zip(*shapes, strict=True)):
+        if list(sizes) == lengths:
+            found.append(axis)
+        elif sizes[0] != sizes[1]:
+            raise ValueError(
+                f"forward_func returned outputs of shape (rows, "
+                f"{', '.join(map(str, output.shape[1:]))}) for {lengths[1]} tokens, so "
+                f"that the token that index {axis} of the target names is not known "
+                'once tokens are deleted; give absence="baseline", which deletes none'
+            )
+    return tuple(found)
+
+
+def named_positions(
+    targets: Sequence[Target], axes: Sequence[int], padding: Tensor
+) -> Tensor:
+    """Mark the positions that targets name, ``(B, T)``.
+
+    Raises:
+        ValueError: If one is padding, or none of the text's.
+    """
+    n_positions = padding.shape[1]
+    named = torch.zeros_like(padding)
+    for text, target in enumerate(targets):
+        for position in (target[axis] for axis in axes):
+            inside = -n_positions <= position < n_positions
+            if not inside or bool(padding[text, position]):
+                raise ValueError(
+                    f"target {target} of text {text + 1} names position {position}, "
+                    f"which is {'padding' if inside else 'out of range'}: the text has "
+                    f"{int((~padding[text]).sum())} tokens in {n_positions} positions"
+                )
+            named[text, position] = True
+    return named
+
+
+def without_effect(
+    forward_func: Callable[..., Any],
+    texts: PerturbableTexts,
+    targets: Sequence[Target] | None,
+    first_behind: Sequence[int] | None = None,
+    internal_batch_size: int | None = None,
+) -> Tensor:
+    """Mark tokens at the end that no answer depends on, as behind a causal read-out.
+
+    Answers with and without them are compared in the company of all tokens before
+    them, of the first half and of the first one; where these are equal, also of as
+    many of the first and of the last tokens before them as there can be.
+
+    Args:
+        forward_func (Callable): The forward function.
+        texts (PerturbableTexts): The texts.
+        targets (sequence of tuple, optional): Per text.
+        first_behind (sequence of int, optional): Per text, the index of the first
+            explained token behind the position that its target names; without it, it
+            is searched for by bisection.
+        internal_batch_size (int, optional): Most rows per forward pass.
+
+    Returns:
+        Tensor: Shape ``(B, T)``, bool.
+    """
+    sizes = [len(types) for types in texts.types]
+
+    def are_idle(starts: dict[int, int], company: Company) -> set[int]:
+        """Texts whose tokens from ``start`` on change nothing."""
+        queries = [
+            _pairs(company(starts[text] or size), starts[text], size)
+            if text in starts
+            else []
+            for text, size in enumerate(sizes)
+        ]
+        outputs = evaluate_queries(
+            forward_func, texts, queries, targets, internal_batch_size
+        )
+        return {text for text in starts if _equal_in_pairs(outputs[text])}
+
+    low = [0 if first_behind else 1] * len(sizes)
+    idle_from = list(sizes)
+    tried = dict(enumerate(first_behind or (size - 1 for size in sizes)))
+    tried = {
+        text: start
+        for text, start in tried.items()
+        # A token alone has nothing to be compared with.
+        if low[text] <= start < sizes[text] and sizes[text] > 1
+    }
+    while tried:
+        idle = are_idle(tried, _few)
+        idle = are_idle({text: tried[text] for text in idle}, _many) if idle else idle
+        for text, start in tried.items():
+            if text in idle:
+                idle_from[text] = start
+            else:
+                low[text] = start + 1
+        tried = {
+            text: (low[text] + idle_from[text]) // 2
+            for text in tried
+            if first_behind is None and low[text] < idle_from[text] < sizes[text]
+        }
+    behind = torch.zeros(len(sizes), texts.n_positions, dtype=torch.bool)
+    for text, start in enumerate(idle_from):
+        behind[text, texts.positions[text][start:]] = True
+    return behind
+
+
+Company = Callable[[int], list[tuple[int, ...]]]
+
+
+def _pairs(
+    company: list[tuple[int, ...]], start: int, size: int
+) -> list[tuple[int, ...]]:
+    """Queries two by two that differ by tokens from ``start`` on, none empty."""
+    if start == 0:  # all of them, and parts of them
+        return [query for part in company[1:] for query in (company[0], part)]
+    behind = tuple(range(start, size))
+    return [query for others in company for query in ((*others, *behind), others)]
+
+
+def _few(start: int) -> list[tuple[int, ...]]:
+    before = tuple(range(start))
+    return list(dict.fromkeys([before, before[: (start + 1) // 2], before[:1]]))
+
+
+def _many(start: int) -> list[tuple[int, ...]]:
+    before = tuple(range(start))
+    firsts = [before[:size] for size in range(1, start)]
+    return [before, *firsts, *(before[-size:] for size in range(1, start))]
+
+
+def _equal_in_pairs(outputs: Tensor) -> bool:
+    tolerance = min(_ROUNDINGS * torch.finfo(outputs.dtype).eps, _LARGEST_ROUNDING)
+    difference = (outputs[0::2] - outputs[1::2]).abs().max()
+    return bool(difference <= tolerance * outputs.abs().max())

@@ -1,36 +1,54 @@
-"""SLALOM at a layer: absent is what holds the layer's baseline."""
+"""SLALOM at a layer: an absent token has the layer's activation for the baselines."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from captum._utils.common import _format_output
+from captum._utils.common import _format_output, _run_forward
 from captum._utils.typing import BaselineType, ModuleOrModuleList, TargetType
 from captum.attr import LayerAttribution
 from captum.log import log_usage
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_attnflow._options import check_flags
-from captum_attnflow.attr.arguments import ForwardArguments, single_layer
+from captum_attnflow.attr.arguments import (
+    ForwardArguments,
+    layer_templates,
+    shape_like_layer,
+    single_layer,
+)
 from captum_attnflow.attr.base import TensorOrTensors
-from captum_attnflow.attr.shape import shape_like_layer
-from captum_attnflow.capture.watched_layer import TensorLike
+from captum_attnflow.capture.entries import (
+    TensorLike,
+    in_this_thread,
+    record_layer_tensors,
+)
 from captum_attnflow.slalom import Link, Score, SlalomExplanation, Strategy
 from captum_attnflow.slalom.attribution import SLALOM
-from captum_attnflow.slalom.inputs import activations_of, are_texts, check_tokens
-from captum_attnflow.texts import PerturbableTexts
+from captum_attnflow.slalom.inputs import (
+    are_texts,
+    check_tokens,
+    equal_positions,
+    kept_and_padding,
+    without_effect,
+)
+from captum_attnflow.texts import PerturbableTexts, Query, targets_of_texts
+from captum_attnflow.texts.replacement import ReplaceableTexts
+from captum_attnflow.texts.token_axis import rows_of
 
 
 class LayerSLALOM(SLALOM, LayerAttribution):
     """SLALOM, in place of ``LayerIntegratedGradients``.
 
-    A query keeps all positions; where a token is absent, the layer's activation is the
-    one that it has for ``baselines``, as in Captum's own perturbation methods; where
-    the two are the same, a token gets 0, and so do tokens at the end that no answer
-    depends on, which six queries more find out. Inputs
-    that are real shorter texts are :class:`SLALOM`'s.
+    A query keeps all positions. Where a token is absent, the layer's activation is
+    replaced by the one for ``baselines``, as in Captum's own perturbation methods. A
+    token whose activations are equal for both gets 0. So do tokens at the end on which
+    no output depends; six more queries find them. For inputs that are real shorter
+    texts take :class:`SLALOM`.
 
     Args:
         forward_func (Callable or Module): The forward function.
@@ -114,10 +132,10 @@ class LayerSLALOM(SLALOM, LayerAttribution):
         those that :meth:`SLALOM.attribute` has mean the same.
 
         Args:
-            inputs (Tensor or tuple[Tensor, ...]): Anything the forward function takes.
+            inputs (Tensor or tuple[Tensor, ...]): What the forward function takes.
                 Positions that hold the same token id are of one type.
-            baselines (scalar, Tensor, tuple, optional): Inputs for which the layer
-                gives what stands for an absent token; 0 by default.
+            baselines (scalar, Tensor, tuple, optional): Inputs whose activations
+                replace those of absent tokens; 0 by default.
             target (int, tuple, Tensor or list, optional): Class to attribute.
             additional_forward_args (Any, optional): Passed on behind ``inputs``.
             n_steps (int): Validated, then ignored.
@@ -126,7 +144,7 @@ class LayerSLALOM(SLALOM, LayerAttribution):
             return_convergence_delta (bool): Also return F(text) - f(text).
             attribute_to_layer_input (bool): Take the layer's input instead of its
                 output.
-            grad_kwargs (dict, optional): Ignored: there are no gradients.
+            grad_kwargs (dict, optional): Ignored: no gradient is computed.
             keep (Tensor, optional): Shape ``(B, T)``, bool, ``True`` at tokens that
                 stay in every query.
             show_progress (bool): Show Captum's progress bar.
@@ -150,7 +168,7 @@ class LayerSLALOM(SLALOM, LayerAttribution):
         arguments = _read(
             inputs, baselines, target, additional_forward_args, n_steps, method
         )
-        texts, templates = self._activations(
+        texts, templates = self._texts_of(
             arguments, keep, internal_batch_size, attribute_to_layer_input
         )
         explanation = self._explain(
@@ -191,30 +209,121 @@ class LayerSLALOM(SLALOM, LayerAttribution):
         arguments = _read(
             inputs, baselines, target, additional_forward_args, n_steps, method
         )
-        texts, _ = self._activations(
+        texts, _ = self._texts_of(
             arguments, keep, internal_batch_size, attribute_to_layer_input
         )
         return self._explain(
             texts, target, internal_batch_size, show_progress, hold_out=True
         )
 
-    def _activations(
+    def _texts_of(
         self,
         arguments: ForwardArguments,
         keep: Tensor | None,
         internal_batch_size: int | None,
         of_input: bool,
     ) -> tuple[PerturbableTexts, list[TensorLike]]:
-        """Read the layer's activations, and describe its tensors."""
-        return activations_of(
-            self.forward_func,
-            self.tokenizer,
-            single_layer(self.layer),
+        """Read the activations at each position, and describe the layer's tensors.
+
+        Raises:
+            ValueError: If the layer did not run, or has no token axis.
+        """
+        layer, forward_func = single_layer(self.layer), self.forward_func
+        baseline, templates = _run_layer(
+            forward_func,
+            layer,
             of_input,
-            arguments,
-            keep,
+            replace(arguments, inputs=arguments.baselines),
             internal_batch_size,
         )
+        present, _ = _run_layer(
+            forward_func, layer, of_input, arguments, internal_batch_size
+        )
+        ids = _ids_of(arguments.inputs, baseline.shape[1])
+        positions = torch.arange(baseline.shape[1]).expand(baseline.shape[:2])
+        kept, padding = kept_and_padding(
+            forward_func, self.tokenizer, arguments, ids, keep, tuple(positions.shape)
+        )
+        kept = kept | equal_positions(present, baseline)
+
+        def activations(kept: Tensor) -> ReplaceableActivations:
+            return ReplaceableActivations(
+                layer,
+                of_input,
+                baseline,
+                arguments.inputs,
+                arguments.additional,
+                positions if ids is None else ids.cpu(),
+                kept,
+                padding,
+            )
+
+        targets = targets_of_texts(arguments.target, arguments.n_rows)
+        behind = without_effect(
+            forward_func, activations(kept), targets, None, internal_batch_size
+        )
+        return activations(kept | behind), templates
+
+
+class ReplaceableActivations(ReplaceableTexts):
+    """A layer's output or input ``(B, T, ...)``, with one activation per position.
+
+    Where a token is absent, the activation is that for the baseline inputs.
+
+    Args:
+        layer (Module): The layer.
+        of_input (bool): Replace the layer's input instead of its output.
+        baseline (Tensor): Shape ``(B, T, ...)`` or ``(1, T, ...)``, activations for the
+            baseline inputs.
+        inputs (tuple[Tensor, ...]): The forward function's inputs.
+        additional (tuple, optional): The forward function's further arguments.
+        tokens (Tensor): Shape ``(B, T)``, equal where tokens are of one type.
+        keep (Tensor): Shape ``(B, T)``, bool, ``True`` at tokens to keep.
+        padding (Tensor): Shape ``(B, T)``, bool, ``True`` at padding.
+
+    Raises:
+        ValueError: If a text has no token to explain.
+    """
+
+    def __init__(
+        self,
+        layer: nn.Module,
+        of_input: bool,
+        baseline: Tensor,
+        inputs: tuple[Tensor, ...],
+        additional: tuple[Any, ...] | None,
+        tokens: Tensor,
+        keep: Tensor,
+        padding: Tensor,
+    ) -> None:
+        super().__init__(tokens, keep, padding)
+        self._layer, self._of_input = layer, of_input
+        self._baseline = baseline.expand(len(tokens), *baseline.shape[1:])
+        self._inputs, self._additional = inputs, additional
+
+    def run(
+        self,
+        forward_func: Callable[..., Any],
+        texts: Sequence[int],
+        queries: Sequence[Query],
+    ) -> Any:
+        """Run the forward function while the layer's activations are replaced."""
+        rows = torch.tensor(texts)
+        n_texts = len(self._inputs[0])
+        inputs = tuple(rows_of(tensor, n_texts, rows) for tensor in self._inputs)
+        additional = self._additional and tuple(
+            rows_of(argument, n_texts, rows) for argument in self._additional
+        )
+        present = self.present(texts, queries)
+
+        def substitute(activation: Tensor) -> Tensor:
+            here = present.to(activation.device)
+            here = here.view(*here.shape, *(1,) * (activation.dim() - 2))
+            baseline = self._baseline[rows.to(self._baseline.device)]
+            return torch.where(here, activation, baseline.to(activation))
+
+        with _replaced_activation(self._layer, self._of_input, substitute):
+            return _run_forward(forward_func, inputs, None, additional)
 
 
 def _read(
@@ -230,3 +339,93 @@ def _read(
         )
     check_tokens(inputs, target)
     return ForwardArguments.read(inputs, baselines, target, *others)
+
+
+@contextmanager
+def _replaced_activation(
+    layer: nn.Module, of_input: bool, substitute: Callable[[Tensor], Tensor]
+) -> Iterator[None]:
+    """Replace the first positional input tensor of a layer, or its first output.
+
+    Calls of the layer in other threads are left alone.
+
+    Raises:
+        ValueError: When the layer runs, if its first positional input is not a tensor,
+            or its output neither a tensor nor a tuple or list that starts with one.
+    """
+
+    def before(module: nn.Module, taken: tuple[Any, ...]) -> Any:
+        if not taken or not isinstance(taken[0], Tensor):
+            raise ValueError(
+                f"the layer {type(module).__name__} takes no tensor first by position, "
+                "so that its input cannot be replaced; attribute to its output, or to "
+                "the output of the layer before it, by attribute_to_layer_input=False"
+            )
+        return (substitute(taken[0]), *taken[1:])
+
+    def after(module: nn.Module, taken: tuple[Any, ...], put_out: Any) -> Any:
+        if isinstance(put_out, Tensor):
+            return substitute(put_out)
+        # Other sequences, such as a ModelOutput, have names that must be kept, too.
+        if (
+            type(put_out) in (tuple, list)
+            and put_out
+            and isinstance(put_out[0], Tensor)
+        ):
+            return type(put_out)((substitute(put_out[0]), *put_out[1:]))
+        raise ValueError(
+            f"the layer {type(module).__name__} puts out a {type(put_out).__name__}, "
+            "in which no tensor can be replaced; give a layer inside it that puts out "
+            "a tensor, or a tuple that starts with one, such as its embeddings module"
+        )
+
+    if of_input:
+        handle = layer.register_forward_pre_hook(in_this_thread(layer, before))
+    else:
+        handle = layer.register_forward_hook(in_this_thread(layer, after))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _run_layer(
+    forward_func: Callable[..., Any],
+    layer: nn.Module,
+    of_input: bool,
+    arguments: ForwardArguments,
+    internal_batch_size: int | None,
+) -> tuple[Tensor, list[TensorLike]]:
+    """Run the inputs; return the layer's first tensor, and describe all its tensors."""
+    seen: list[Tensor] = []
+
+    def record(activation: Tensor) -> Tensor:
+        seen.append(activation.detach().clone())
+        return activation
+
+    with (
+        torch.no_grad(),
+        record_layer_tensors(layer, of_input) as calls,
+        _replaced_activation(layer, of_input, record),
+    ):
+        for part in arguments.split(internal_batch_size):
+            n_before = len(seen)
+            _run_forward(forward_func, part.inputs, None, part.additional)
+            # A layer may run several times in one pass; the first run counts.
+            del seen[n_before + 1 :]
+    templates = layer_templates(layer, calls.calls, arguments.n_rows, 1)
+    found = torch.cat(seen)
+    least = 3 if found.is_floating_point() else 2
+    if found.dim() < least or len(found) != arguments.n_rows:
+        raise ValueError(
+            f"the layer has a tensor of shape {tuple(found.shape)} for "
+            f"{arguments.n_rows} texts; its first tensor must be (B, T, D), such as "
+            "the output of the embeddings module, or token ids (B, T)"
+        )
+    return found, templates
+
+
+def _ids_of(inputs: Sequence[Tensor], n_positions: int) -> Tensor | None:
+    first = inputs[0]
+    is_ids = not first.is_floating_point() and first.shape[1:] == (n_positions,)
+    return first if is_ids else None

@@ -1,15 +1,17 @@
 r"""Links from a model's outputs to the log-odds that SLALOM explains.
 
-Of class ``c`` against all others,
+The log-odds of class ``c`` against all others are
 
 .. math::
     \log \frac{p_c}{1 - p_c} = y_c - \log \sum_{k \ne c} e^{y_k}
 
-for logits :math:`y`: the difference of the two logits for two classes.
+for logits :math:`y`. For two classes this is the difference of the logits.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -17,14 +19,81 @@ from torch import Tensor
 
 from captum_attnflow._options import check_choice
 from captum_attnflow._tensors import check_dense
+from captum_attnflow.targets import Target
 
 Link = Literal["logits", "probabilities", "identity"]
-
+# Most by which probabilities that a model rounded may miss a sum of 1.
 _SUM_TOLERANCE = 1e-3
 
 
+@dataclass(frozen=True, eq=False)
+class LinkedOutputs:
+    """The log-odds of the queries, for each function to fit.
+
+    Attributes:
+        rows (list of int): The text of each function. There is one function per text,
+            or one per target token of a language model.
+        columns (list of Tensor): Per function, shape ``(Q,)``, float64, the log-odds
+            of the queries of its text.
+        link (str): The link of all functions.
+        caveats (tuple of str): Sentences on what the outputs left open.
+        n_classes (int): Number of classes that a target selects from; 1 without
+            targets.
+    """
+
+    rows: list[int]
+    columns: list[Tensor]
+    link: Link
+    caveats: tuple[str, ...]
+    n_classes: int
+
+
+def link_outputs(
+    outputs: Sequence[Tensor],
+    targets: Sequence[Target] | None,
+    link: Link | Literal["auto"],
+) -> LinkedOutputs:
+    """Turn each text's outputs ``(Q, C)`` into log-odds, by one link for all.
+
+    Without targets, a function is fitted to each of the ``C`` outputs.
+    """
+    rows, parts, classes = [], [], []
+    for text, output in enumerate(outputs):
+        alone = [output] if targets is not None else list(output[..., None].unbind(1))
+        for part in alone:
+            rows.append(text)
+            parts.append(part)
+            classes.append(0 if targets is None else targets[text][-1] % part.shape[1])
+    everything = torch.cat(parts)
+    index = torch.cat(
+        [
+            torch.full((len(part),), one)
+            for part, one in zip(parts, classes, strict=True)
+        ]
+    )
+    chosen = recognise_link(everything) if link == "auto" else link
+    odds = log_odds(everything, index, chosen)
+    caveats = []
+    if link == "auto" and fits_both_readings(everything):
+        caveats.append(
+            "the one output per input lies in [0, 1] for all queries, which scores and "
+            f'probabilities may; it was read by link="{chosen}". Say by link= which '
+            'it is: "probabilities", or "identity" for scores'
+        )
+    n_clamped = int(clamped(everything, index, chosen).sum())
+    if n_clamped:
+        caveats.append(
+            f"{n_clamped} of {len(index)} probabilities are 0 or 1 in "
+            f"{everything.dtype}; their log-odds were cut off. Let forward_func return "
+            "logits"
+        )
+    columns = list(odds.split([len(part) for part in parts]))
+    n_classes = 1 if targets is None else outputs[0].shape[1]
+    return LinkedOutputs(rows, columns, chosen, tuple(caveats), n_classes)
+
+
 def recognise_link(outputs: Tensor) -> Link:
-    """Tell what kind of outputs a model gives.
+    """Recognise what kind of outputs a model gives.
 
     Args:
         outputs (Tensor): Shape ``(Q, C)``, all outputs of a call.
@@ -61,9 +130,9 @@ def log_odds(outputs: Tensor, index: Tensor, link: Link) -> Tensor:
     Args:
         outputs (Tensor): Shape ``(Q, C)``.
         index (Tensor): Shape ``(Q,)``, int64, the class of each row.
-        link (str): ``"logits"``; ``"probabilities"``, where what
-            :func:`clamped` marks is cut off; or ``"identity"``, which takes the
-            class's output as it is.
+        link (str): ``"logits"``; ``"probabilities"``, of which those that
+            :func:`clamped` marks are raised to the smallest that it does not mark; or
+            ``"identity"``, which takes the class's output unchanged.
 
     Returns:
         Tensor: Shape ``(Q,)``, float64.
@@ -102,7 +171,7 @@ def log_odds(outputs: Tensor, index: Tensor, link: Link) -> Tensor:
 
 
 def clamped(outputs: Tensor, index: Tensor, link: Link) -> Tensor:
-    """Tell which probabilities are too close to 0 or 1 for their dtype.
+    """Mark probabilities that are too close to 0 or 1 for their dtype.
 
     Takes the arguments of :func:`log_odds`.
 
@@ -122,7 +191,7 @@ def clamped(outputs: Tensor, index: Tensor, link: Link) -> Tensor:
 
 
 def _check_outputs(outputs: Tensor) -> None:
-    """Refuse what is not ``(Q, C)`` outputs."""
+    """Refuse outputs that are not floats ``(Q, C)``."""
     check_dense("outputs", outputs, "(Q, C), a row of outputs per query")
     if outputs.dim() != 2 or not outputs.is_floating_point() or not outputs.numel():
         raise ValueError(
@@ -132,7 +201,7 @@ def _check_outputs(outputs: Tensor) -> None:
 
 
 def _check_index(index: Tensor, outputs: Tensor) -> None:
-    """Refuse what is not one class per row."""
+    """Refuse an index that is not one class per row."""
     check_dense("index", index, "(Q,), the class of each row")
     fits = index.shape == outputs.shape[:1] and index.dtype == torch.int64
     if not fits or bool(((index < 0) | (index >= outputs.shape[1])).any()):
@@ -147,7 +216,10 @@ def _in_range(outputs: Tensor) -> bool:
 
 
 def _probabilities(outputs: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the class and of all others; the sum of small others stays exact."""
+    """Return the probability of the class and of all others, each ``(Q,)``.
+
+    The others are summed, not subtracted from 1, which would round small ones away.
+    """
     exact = outputs.double()
     for_class = exact.gather(1, index[:, None])[:, 0]
     if outputs.shape[1] == 1:

@@ -1,9 +1,9 @@
-r"""The SLALOM function and what it says of a token.
+r"""The SLALOM function: a weighted mean of the values of a text's tokens.
 
 Softmax-Linked Additive Log-Odds Model, Leemann, Fastowski, Pfeiffer & Kasneci (TMLR
 2025, arXiv 2405.13536). Every type, that is every distinct token of a text, has a value
-:math:`v_j` and an importance :math:`s_j`. Of a sequence that holds type ``j``
-:math:`n_j` times it predicts the log-odds
+:math:`v_j` and an importance :math:`s_j`. For a sequence that holds type ``j``
+:math:`n_j` times the function predicts the log-odds
 
 .. math::
     F(n) = \frac{\sum_j n_j e^{s_j} v_j}{\sum_j n_j e^{s_j}}.
@@ -23,14 +23,18 @@ from torch import Tensor
 class SlalomModel:
     r"""SLALOM functions of a batch of texts, padded to the same number of types.
 
-    A sink, if there is one, is a token that stands in every sequence, also in the
-    empty one: :math:`F = (w_0 v_0 + \sum) / (w_0 + \sum)`. It stands for special tokens
-    and for what else the model adds; for :math:`w_0 \to \infty` the function becomes
-    additive.
+    A sink, if there is one, is a token of every sequence, also of the empty one. With
+    its weight :math:`w_0 = e^{s_0}` and value :math:`v_0`,
+
+    .. math::
+        F(n) = \frac{w_0 v_0 + \sum_j n_j e^{s_j} v_j}{w_0 + \sum_j n_j e^{s_j}}.
+
+    It represents special tokens and whatever else the model adds to a text. For
+    :math:`w_0 \to \infty` the function becomes additive.
 
     Attributes:
-        value (Tensor): Shape ``(B, V)``, float64, in units of the output: the verdict
-            of the type alone. 0 where there is no type.
+        value (Tensor): Shape ``(B, V)``, float64, in units of the output: the
+            function at the type alone. 0 where there is no type.
         importance (Tensor): Shape ``(B, V)``, float64, natural logarithm of the weight,
             centred over the types of each text. 0 where there is no type.
         types (Tensor): Shape ``(B, V)``, bool, ``False`` where there is no type.

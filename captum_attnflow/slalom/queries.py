@@ -1,31 +1,132 @@
-"""Which sequences of a text's tokens are put to the model.
+"""The queries of a text: which sequences of its tokens the model is run on.
 
-A text is given as the type of each of its positions. A query is the tuple of positions
-whose tokens it holds, in their order; a position may stand in it repeatedly.
+A text is given as the type of each of its positions. A query is a tuple of positions:
+the model sees the tokens at these positions, in this order. A position may occur
+repeatedly.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain, combinations, islice
 from math import comb
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from captum_attnflow._options import check_integer, check_type
+from captum_attnflow._tensors import check_dense
 from captum_attnflow.texts import Query
 
 Strategy = Literal["eff", "fidel"]
 
-# As Leemann et al. draw them in SLALOM-eff.
+# Tokens of a short query in the paper's SLALOM-eff.
 SHORT_LENGTH = 3
-# A few random triples per type link all of them; fewer may not.
+
+# With this many queries per type or more, random triples link all types; with fewer
+# they may not.
 _LINKED_BELOW = 4
-# SLALOM-fidel deletes five tokens at most. Deleting up to half of the text instead
-# halves the error at ten deletions and leaves that at one and five as it is.
+
+# The paper's SLALOM-fidel deletes at most five tokens. Deleting up to half of the text
+# instead halves the error at ten deletions, and does not change it at one and five.
 LEAST_MOST_DELETIONS = 5
+
+
+@dataclass(frozen=True, eq=False)
+class QueryData:
+    """Queries and outputs of a batch, padded to the most queries and types of a text.
+
+    Attributes:
+        counts (Tensor): Shape ``(B, Q, V)``, float64, how often each type occurs.
+        outputs (Tensor): Shape ``(B, Q)``, float64, the model's outputs.
+        weights (Tensor): Shape ``(B, Q)``, float64, weight of each squared error; 0
+            where there is no query.
+        types (Tensor): Shape ``(B, V)``, bool, ``False`` where there is no type.
+    """
+
+    counts: Tensor
+    outputs: Tensor
+    weights: Tensor
+    types: Tensor
+
+    @staticmethod
+    def pad(
+        counts: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        weights: Sequence[Tensor] | None = None,
+    ) -> QueryData:
+        """Pad the queries and outputs of each text and stack them.
+
+        Args:
+            counts (sequence of Tensor): Per text, shape ``(Q_b, V_b)``.
+            outputs (sequence of Tensor): Per text, shape ``(Q_b,)``.
+            weights (sequence of Tensor, optional): Per text, shape ``(Q_b,)``; all 1
+                by default.
+
+        Raises:
+            ValueError: If shapes or dtypes do not fit.
+        """
+        for name, texts in (("counts", counts), ("outputs", outputs)):
+            check_type(name, texts, (list, tuple), "a list of one tensor per text")
+            if not texts:
+                raise ValueError(f"{name} is empty; give one tensor per text")
+            for text in texts:
+                check_dense(name, text, "(Q, V) counts, (Q,) outputs, of each text")
+        if weights is not None:
+            check_type("weights", weights, (list, tuple), "a list as of the outputs")
+            for text in weights:
+                check_dense("weights", text, "(Q,) of each text")
+        shapes = [[tuple(text.shape) for text in texts] for texts in (counts, outputs)]
+        fit = [len(text) == 2 and text[1] > 0 for text in shapes[0]]
+        if not all(fit) or [text[:1] for text in shapes[0]] != shapes[1]:
+            raise ValueError(
+                f"counts have shapes {shapes[0]} and outputs {shapes[1]}; give counts "
+                "(Q, V) and outputs (Q,) per text, of at least one type"
+            )
+        if weights is not None and [tuple(w.shape) for w in weights] != shapes[1]:
+            raise ValueError(
+                f"weights have shapes {[tuple(w.shape) for w in weights]}, outputs "
+                f"{shapes[1]}; give one weight per output"
+            )
+        if weights is None:
+            weights = [torch.ones(len(text), dtype=torch.float64) for text in counts]
+        n_types = max(text.shape[1] for text in counts)
+        return QueryData(
+            counts=pad_sequence(
+                [
+                    torch.nn.functional.pad(text, (0, n_types - text.shape[1]))
+                    for text in counts
+                ],
+                batch_first=True,
+            ),
+            outputs=pad_sequence([text.double() for text in outputs], batch_first=True),
+            weights=pad_sequence(list(weights), batch_first=True),
+            types=pad_sequence(
+                [torch.ones(text.shape[1], dtype=torch.bool) for text in counts],
+                batch_first=True,
+            ),
+        )
+
+
+def count_types(
+    types: Sequence[int], queries: Sequence[Query], n_types: int | None = None
+) -> Tensor:
+    """Count the types in each query.
+
+    Returns:
+        Tensor: Shape ``(Q, V)``, float64.
+    """
+    _check_types(types)
+    _check_queries(queries, len(types))
+    n_types = max(types) + 1 if n_types is None else n_types
+    rows = torch.tensor([row for row, query in enumerate(queries) for _ in query])
+    columns = torch.tensor([types[position] for query in queries for position in query])
+    counts = torch.zeros(len(queries), n_types, dtype=torch.float64)
+    ones = torch.ones(len(rows), dtype=torch.float64)
+    return counts.index_put_((rows.long(), columns.long()), ones, accumulate=True)
 
 
 def draw_short(
@@ -33,10 +134,10 @@ def draw_short(
 ) -> list[Query]:
     """Draw each type alone, then distinct triples of types, in random Latin squares.
 
-    Of ``V**2`` triples in a row each pair of types stands at each two places once.
-    Uniform over all triples as SLALOM-eff draws them, they leave less to chance: what
-    a SLALOM function does not fit is mostly of pairs, which its parameters then see
-    in equal parts.
+    Among ``V**2`` successive triples each pair of types occurs once at each two places.
+    Like the triples of the paper's SLALOM-eff they are uniform over all triples, but
+    with less variance: what a SLALOM function cannot fit are mostly interactions of
+    pairs, and these are now sampled equally often.
 
     Of less than ``4 V`` queries, the first ``V - 1`` triples each link one more type
     to those before. So ``2 V - 1`` queries identify a SLALOM function: the single gives
@@ -71,8 +172,8 @@ def draw_halves(
 ) -> list[Query]:
     """Draw distinct random halves of the text, each in ascending order.
 
-    They tell how tokens weigh in company. A text of less than eight tokens has none:
-    its halves are no longer than triples.
+    They show the tokens' weights in longer texts. A text of less than eight tokens has
+    no halves: they would not be longer than triples.
 
     Args:
         n_positions (int): Positions of the text.
@@ -102,8 +203,8 @@ def draw_subsets(
 ) -> list[Query]:
     """Draw each position alone, then distinct random sets of at most three.
 
-    For models that see what is absent as a baseline: there a token stands once, at its
-    place.
+    For inputs that hold a baseline where a token is absent: there each token occurs
+    once, at its own position.
 
     Args:
         n_positions (int): Positions of the text.
@@ -111,7 +212,7 @@ def draw_subsets(
         generator (torch.Generator): Source of randomness.
 
     Returns:
-        list[Query]: Each in ascending order; ``n_queries``, or all that there are.
+        list[Query]: Each in ascending order; ``n_queries``, or all if there are fewer.
 
     Examples::
 
@@ -120,7 +221,7 @@ def draw_subsets(
     """
     check_integer("n_positions", n_positions, 1)
     check_integer("n_queries", n_queries, 1)
-    # A set of three stands for six of its sequences, one of two for six others.
+    # Six sequences of three types give the same set, and so do six of two types.
     drawn = draw_short(range(n_positions), 8 * n_queries, generator)
     subsets = dict.fromkeys(tuple(sorted(set(query))) for query in drawn)
     return list(subsets)[:n_queries]
@@ -131,10 +232,10 @@ def draw_deletions(
 ) -> list[Query]:
     """Draw the full text, all single deletions, each type alone, random deletions.
 
-    The types alone are the text with all others deleted: they give the values, which
-    deletions from a long text hardly tell. The number of random deletions is uniform
-    from 1 to half of the text, at least 5 (as in SLALOM-fidel). No sequence of types is
-    drawn twice, and no text is deleted entirely.
+    A type alone is the text with all others deleted. It determines the type's value,
+    which deletions from a long text hardly do. The number of random deletions is
+    uniform from 1 to half of the text, at least 5 (as in SLALOM-fidel). No sequence of
+    types is drawn twice, and no text is deleted entirely.
 
     Args:
         types (sequence of int): Type of each position.
@@ -142,7 +243,7 @@ def draw_deletions(
         generator (torch.Generator): Source of randomness.
 
     Returns:
-        list[Query]: ``n_queries`` queries, or all that there are.
+        list[Query]: ``n_queries`` queries, or all possible ones if there are fewer.
 
     Examples::
 
@@ -165,32 +266,14 @@ def draw_deletions(
 def draw_random_deletions(
     types: Sequence[int], n_queries: int, generator: torch.Generator
 ) -> list[Query]:
-    """Draw the random ones of :func:`draw_deletions` only; same arguments."""
+    """Draw only the random deletions of :func:`draw_deletions`; same arguments."""
     _check_draw(types, n_queries, generator)
     drawn = _random_deletions(types, n_queries, generator)
     return _distinct(types, n_queries, drawn)
 
 
-def count_types(
-    types: Sequence[int], queries: Sequence[Query], n_types: int | None = None
-) -> Tensor:
-    """Count the types in each query.
-
-    Returns:
-        Tensor: Shape ``(Q, V)``, float64.
-    """
-    _check_types(types)
-    _check_queries(queries, len(types))
-    n_types = max(types) + 1 if n_types is None else n_types
-    rows = torch.tensor([row for row, query in enumerate(queries) for _ in query])
-    columns = torch.tensor([types[position] for query in queries for position in query])
-    counts = torch.zeros(len(queries), n_types, dtype=torch.float64)
-    ones = torch.ones(len(rows), dtype=torch.float64)
-    return counts.index_put_((rows.long(), columns.long()), ones, accumulate=True)
-
-
 def _check_types(types: Sequence[int]) -> None:
-    accepted = "the type of each position, integers from 0 that leave none out"
+    accepted = "the type of each position, integers from 0 without gaps"
     check_type("types", types, (list, tuple, range), accepted)
     numbers = [kind for kind in types if isinstance(kind, int)]
     if not types or numbers != list(types) or set(types) != set(range(max(types) + 1)):
@@ -221,7 +304,7 @@ def _check_queries(queries: Sequence[Query], n_positions: int) -> None:
 def _distinct(
     types: Sequence[int], n_queries: int, queries: Iterable[Query]
 ) -> list[Query]:
-    """Take queries until there are enough, of equal sequences of types the first."""
+    """Take queries until there are enough; skip repeated sequences of types."""
     sequences: dict[Query, Query] = {}
     for query in queries:
         if len(sequences) >= n_queries:
@@ -251,9 +334,9 @@ def _linking_triples(n_types: int, generator: torch.Generator) -> Iterator[Query
 def _balanced_triples(n_types: int, generator: torch.Generator) -> Iterator[Query]:
     """Yield all triples of types, each once, one Latin square after the other.
 
-    With types renamed at random at each place, square ``k`` is
-    ``(a, a + d, 2 a + d + k)`` modulo ``V``. For one ``d``, the first two places hold
-    every type once, and the third does if ``V`` is odd.
+    Square ``k`` is ``(a, a + d, 2 a + d + k)`` modulo ``V``, with the types permuted at
+    random at each place. For each ``d``, the first two places hold every type once, and
+    the third does if ``V`` is odd.
     """
 
     def shuffled() -> list[int]:
@@ -271,7 +354,7 @@ def _balanced_triples(n_types: int, generator: torch.Generator) -> Iterator[Quer
 def _deleted_positions(
     n_positions: int, n_queries: int, generator: torch.Generator
 ) -> Iterator[frozenset[int]]:
-    """Yield sets of positions to delete: enough at random, or all in random order."""
+    """Yield random sets of positions to delete, or all sets if these are few."""
     most = min(max(LEAST_MOST_DELETIONS, n_positions // 2), n_positions - 1)
     if most < 1:
         return
@@ -284,7 +367,7 @@ def _deleted_positions(
         order = torch.randperm(len(subsets), generator=generator).tolist()
         yield from (subsets[index] for index in order)
         return
-    # Sequences of types may coincide; a text of one type has only five deletions.
+    # More than needed, as different deletions may leave the same sequence of types.
     for _ in range(20 * n_queries):
         n_deleted = int(torch.randint(1, most + 1, (), generator=generator))
         order = torch.randperm(n_positions, generator=generator)[:n_deleted].tolist()

@@ -21,7 +21,7 @@ Score = Literal["value", "importance", "linearized", "contribution", "removal"]
 
 
 def value(model: SlalomModel, counts: Tensor) -> Tensor:
-    """:math:`v_j`, what the function says of the type alone."""
+    """:math:`v_j`, the function at the type alone."""
     return model.value
 
 

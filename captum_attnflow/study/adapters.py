@@ -1,29 +1,26 @@
-r"""How each attribution method is run on a batch of texts.
+"""How each attribution method is run on a batch of texts.
 
-Every function takes a batch and settings and returns one score per token, ``(B, T)``,
-for the logit of the predicted class. Scores of special tokens and padding are not read.
+Every function takes a batch, after it perhaps a method's name, and settings. It returns
+one score per token, ``(B, T)``, for the logit of the predicted class. Scores of special
+tokens and padding are not read.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
+from captum import attr as captum_attr
 from captum._utils.models.linear_model import SkLearnLasso
 from captum.attr import LayerIntegratedGradients, Lime
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from captum_attnflow.attr import (
-    SLALOM,
-    AttentionAttribution,
-    LayerAttentionAttribution,
-    LayerAttnLRP,
-)
+import captum_attnflow
 from captum_attnflow.capture import AttentionRecord, capture_attention
 from captum_attnflow.flow.information import information_tensor
+from captum_attnflow.pipelines.methods import METHODS, method_class
 from captum_attnflow.pipelines.pretrained import logits_by_position
 from captum_attnflow.study.batch import TextBatch
 
@@ -31,46 +28,42 @@ ROWS_AT_ONCE = 64
 """Rows in one forward pass, of methods that take more than one per text."""
 
 
-def attention_method(method: type[AttentionAttribution]) -> Callable[..., Tensor]:
-    """Run a method of this package; the settings are those of its constructor."""
-
-    def scores(batch: TextBatch, **settings: Any) -> Tensor:
-        attributions: Tensor = method(batch.forward, **settings).attribute(
-            batch.ids,
-            batch.reference_ids,
-            target=batch.predicted,
-            additional_forward_args=batch.arguments,
-        )
-        return attributions
-
-    return scores
-
-
-def layer_method(
-    method: type[LayerAttentionAttribution] | type[LayerAttnLRP],
-) -> Callable[..., Tensor]:
-    """Run a Layer form of this package at the output of the embeddings.
+def own_method(batch: TextBatch, method: str, **settings: Any) -> Tensor:
+    """Run a method of this package, by its name in :data:`METHODS`.
 
     The settings are those of its constructor.
     """
+    attributions: Tensor = method_class(method)(batch.forward, **settings).attribute(
+        batch.ids,
+        batch.reference_ids,
+        target=batch.predicted,
+        additional_forward_args=batch.arguments,
+    )
+    return attributions
 
-    def scores(batch: TextBatch, **settings: Any) -> Tensor:
-        layer = _embeddings(batch.model)
-        attributions: Tensor = method(batch.forward, layer, **settings).attribute(
-            batch.ids,
-            batch.reference_ids,
-            target=batch.predicted,
-            additional_forward_args=batch.arguments,
-        )
-        return attributions.sum(-1)
 
-    return scores
+def own_layer_method(batch: TextBatch, method: str, **settings: Any) -> Tensor:
+    """Run the Layer form of a method of this package at the output of the embeddings.
+
+    The settings are those of its constructor.
+    """
+    layer_class = getattr(captum_attnflow, f"Layer{METHODS[method]}")
+    layer = _embeddings(batch.model)
+    attributions: Tensor = layer_class(batch.forward, layer, **settings).attribute(
+        batch.ids,
+        batch.reference_ids,
+        target=batch.predicted,
+        additional_forward_args=batch.arguments,
+    )
+    return attributions.sum(-1)
 
 
 def slalom(batch: TextBatch, **settings: Any) -> Tensor:
     """Run SLALOM, seeded for the text; the settings are those of its constructor."""
     seed = int(torch.randint(1 << 31, ()))
-    attributions: Tensor = SLALOM(batch.forward, seed=seed, **settings).attribute(
+    attributions: Tensor = captum_attnflow.SLALOM(
+        batch.forward, seed=seed, **settings
+    ).attribute(
         batch.ids,
         target=batch.predicted,
         additional_forward_args=batch.arguments,
@@ -81,27 +74,24 @@ def slalom(batch: TextBatch, **settings: Any) -> Tensor:
 
 
 def embedding_method(
-    method: Callable[..., Any], has_baseline: bool
-) -> Callable[..., Tensor]:
-    """Run a method of Captum on word embeddings; scores are sums over features.
+    batch: TextBatch, method: str, has_baseline: bool, **settings: Any
+) -> Tensor:
+    """Run a class of Captum on word embeddings; scores are sums over features.
 
     The baseline is the embedding of the reference token at every token that can be
     removed. The settings are those of ``attribute``.
     """
-
-    def scores(batch: TextBatch, **settings: Any) -> Tensor:
-        words = batch.model.get_input_embeddings()
-        if has_baseline:
-            settings["baselines"] = words(batch.reference_ids).detach()
-        attributions: Tensor = method(_FromEmbeddings(batch)).attribute(
-            words(batch.ids).detach().requires_grad_(),
-            target=batch.predicted,
-            additional_forward_args=batch.arguments,
-            **settings,
-        )
-        return attributions.detach().sum(-1)
-
-    return scores
+    words = batch.model.get_input_embeddings()
+    if has_baseline:
+        settings["baselines"] = words(batch.reference_ids).detach()
+    explainer = getattr(captum_attr, method)(_FromEmbeddings(batch))
+    attributions: Tensor = explainer.attribute(
+        words(batch.ids).detach().requires_grad_(),
+        target=batch.predicted,
+        additional_forward_args=batch.arguments,
+        **settings,
+    )
+    return attributions.detach().sum(-1)
 
 
 class _FromEmbeddings(nn.Module):
@@ -141,35 +131,35 @@ def _embeddings(model: PreTrainedModel) -> nn.Module:
     return layer
 
 
-def perturbation_method(method: Callable[..., Any]) -> Callable[..., Tensor]:
-    """Run a method of Captum that replaces token ids by the reference token.
+def perturbation_method(batch: TextBatch, method: str, **settings: Any) -> Tensor:
+    """Run a class of Captum that replaces token ids by the reference token.
 
     One feature per token that can be removed. The settings are those of ``attribute``.
     """
+    return _perturbed(getattr(captum_attr, method)(batch.forward), batch, **settings)
 
-    def scores(batch: TextBatch, **settings: Any) -> Tensor:
-        removable = ~(batch.special | batch.padding)
-        # Special tokens share a feature with the first word; they are their own
-        # baseline, so that this costs no evaluation and changes none.
-        features = (removable.cumsum(1) - 1).clamp_min(0) * removable
-        attributions: Tensor = method(batch.forward).attribute(
-            batch.ids,
-            baselines=batch.reference_ids,
-            target=batch.predicted,
-            additional_forward_args=batch.arguments,
-            feature_mask=features,
-            perturbations_per_eval=ROWS_AT_ONCE,
-            **settings,
-        )
-        return attributions
 
-    return scores
+def _perturbed(explainer: Any, batch: TextBatch, **settings: Any) -> Tensor:
+    removable = ~(batch.special | batch.padding)
+    # Special tokens share a feature with the first word; they are their own baseline,
+    # so that this costs no evaluation and changes none.
+    features = (removable.cumsum(1) - 1).clamp_min(0) * removable
+    attributions: Tensor = explainer.attribute(
+        batch.ids,
+        baselines=batch.reference_ids,
+        target=batch.predicted,
+        additional_forward_args=batch.arguments,
+        feature_mask=features,
+        perturbations_per_eval=ROWS_AT_ONCE,
+        **settings,
+    )
+    return attributions
 
 
 def lime_kernel(kept: Tensor, kernel_width: float) -> float:
-    """Weigh a perturbed text as LIME's text explainer does.
+    """Return the weight of a perturbed text in LIME's text explainer.
 
-    By a Gaussian of 100 times the cosine distance between the tokens kept and all.
+    It is a Gaussian of 100 times the cosine distance between the tokens kept and all.
 
     Args:
         kept (Tensor): Shape ``(1, n)``, 1 for every token kept.
@@ -190,10 +180,9 @@ def lime(
     def similarity(original: Any, perturbed: Any, kept: Tensor, **_: Any) -> float:
         return lime_kernel(kept, kernel_width)
 
-    def method(forward: Callable[..., Any]) -> Lime:
-        return Lime(forward, SkLearnLasso(alpha=alpha), similarity_func=similarity)
-
-    return perturbation_method(method)(batch, **settings)
+    regression = SkLearnLasso(alpha=alpha)
+    explainer = Lime(batch.forward, regression, similarity_func=similarity)
+    return _perturbed(explainer, batch, **settings)
 
 
 def _capture(batch: TextBatch) -> tuple[AttentionRecord, Tensor]:

@@ -1,12 +1,14 @@
-"""Encoded texts with everything an attribution method and a metric need of them."""
+"""Encoded texts with what methods and metrics need of them, and counted rows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from captum_attnflow.pipelines.pretrained import logits_by_position
@@ -117,3 +119,46 @@ def find_token(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
             f"(here {special}), or a token of its vocabulary"
         )
     return int(index)
+
+
+@dataclass
+class PassCount:
+    """Rows, one text each, that went through a model.
+
+    A batch of eight is eight rows in one call; a text that is attributed by 50 steps
+    is 50 rows.
+
+    Attributes:
+        forward (int): Rows of forward passes.
+        backward (int): Rows whose gradient came back into the model.
+    """
+
+    forward: int = 0
+    backward: int = 0
+
+
+@contextmanager
+def count_passes(model: nn.Module) -> Iterator[PassCount]:
+    """Count the rows through a transformers classifier while active.
+
+    Args:
+        model (Module): Returns an object with ``logits``.
+
+    Yields:
+        PassCount: Grows as the model runs.
+    """
+    count = PassCount()
+
+    def count_backward(gradient: Tensor) -> None:
+        count.backward += len(gradient)
+
+    def count_forward(module: nn.Module, taken: Any, output: Any) -> None:
+        count.forward += len(output.logits)
+        if output.logits.requires_grad:
+            output.logits.register_hook(count_backward)
+
+    handle = model.register_forward_hook(count_forward)
+    try:
+        yield count
+    finally:
+        handle.remove()

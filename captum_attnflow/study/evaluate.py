@@ -8,23 +8,84 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from captum_attnflow._memory import is_out_of_memory
-from captum_attnflow.metrics import METRICS, AOPCBounds, faithfulness, naopc
-from captum_attnflow.study.batch import TextBatch
-from captum_attnflow.study.bounds import ROWS_AT_ONCE, BoundsCache
-from captum_attnflow.study.cost import count_passes
+from captum_attnflow.metrics import (
+    METRICS,
+    AOPCBounds,
+    aopc_bounds,
+    faithfulness,
+    naopc,
+)
+from captum_attnflow.study.batch import TextBatch, count_passes
 from captum_attnflow.study.methods import METHODS
-from captum_attnflow.study.records import Record
+from captum_attnflow.study.records import Bounds, Record, RecordFile
 from captum_attnflow.study.settings import Study
 
+ROWS_AT_ONCE = 64
+"""Rows in one forward pass of a metric."""
 _NAOPC = "naopc"
 # Captum's word about its hooks, and ours about zeros, which a record counts as ties.
 _KNOWN_WARNINGS = "Setting forward, backward hooks|all token scores of the examples"
+
+
+class BoundsCache:
+    """Bounds of AOPC by model, removal mode and text, on disk once they are known.
+
+    A text's bounds depend on no other text, so that figures do not depend on which of
+    them were there already.
+
+    Args:
+        path (Path): The file; made when the first bounds are known.
+
+    Raises:
+        ValueError: If a line of it holds no bounds.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = RecordFile(path, Bounds)
+
+    def of(
+        self, model: str, removal: str, batch: TextBatch, rows: Sequence[int]
+    ) -> AOPCBounds:
+        """Return the bounds of a batch, after a search for those that are missing.
+
+        Args:
+            model (str): Name of the batch's model.
+            removal (str): ``"replace"`` or ``"delete"``.
+            batch (TextBatch): The texts.
+            rows (sequence of int): Their places among the texts, counted from 1.
+        """
+        for position, row in enumerate(rows):
+            if (model, removal, row) not in self._file.records:
+                lower, upper = _search(batch.rows([position]), removal)
+                found = Bounds(model, removal, row, lower.item(), upper.item())
+                self._file.append([found])
+        known = [self._file.records[model, removal, row] for row in rows]
+        return AOPCBounds(
+            torch.tensor([bounds.lower for bounds in known], dtype=torch.float64),
+            torch.tensor([bounds.upper for bounds in known], dtype=torch.float64),
+        )
+
+
+def _search(text: TextBatch, removal: str) -> tuple[Tensor, Tensor]:
+    bounds: AOPCBounds = aopc_bounds(
+        text.forward,
+        text.ids,
+        text.reference_id,
+        text.predicted,
+        text.arguments,
+        removal=removal,
+        keep=text.special,
+        padding=text.padding,
+        internal_batch_size=ROWS_AT_ONCE,
+    )
+    return bounds
 
 
 def evaluate(

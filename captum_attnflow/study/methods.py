@@ -1,48 +1,26 @@
 """The attribution methods of a study, by name, with the settings they run with.
 
-One method is one entry of :data:`METHODS`; the settings are what it runs with and what
-the manifest records. How it is run stands in :mod:`captum_attnflow.study.adapters`.
+Those of :data:`captum_attnflow.pipelines.methods.METHODS` are the same here. A name
+that begins with ``layer-`` is the same method at the output of the embeddings. The
+settings are what a method runs with and what the manifest records. How it is run stands
+in :mod:`captum_attnflow.study.adapters`, which is imported when a method runs, so that
+names and settings can be read without torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from captum.attr import (
-    DeepLift,
-    FeatureAblation,
-    InputXGradient,
-    IntegratedGradients,
-    KernelShap,
-    Saliency,
-    ShapleyValueSampling,
-)
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from captum_attnflow.attr import (
-    AttentionFlow,
-    AttentionRollout,
-    CheferRelevance,
-    GeneralizedAttentionFlow,
-    LayerAttnLRP,
-    LayerRelevanceFlow,
-)
-from captum_attnflow.study.adapters import (
-    ROWS_AT_ONCE,
-    attention_method,
-    embedding_method,
-    last_layer_attention,
-    layer_integrated_gradients,
-    layer_method,
-    lime,
-    perturbation_method,
-    random_scores,
-    slalom,
-)
-from captum_attnflow.study.decompx import decompx
-from captum_attnflow.study.ifr import information_flow_routes
+    from captum_attnflow.study.batch import TextBatch
+
+_ROWS_AT_ONCE = 64  # in one forward pass of Integrated Gradients
 
 
 @dataclass(frozen=True)
@@ -65,137 +43,185 @@ class Method:
     needs: str | None = None
 
 
+def _run(module: str, function: str, batch: TextBatch, **settings: Any) -> Tensor:
+    """Call a function of a module of this folder, which is imported for it."""
+    found = getattr(import_module(f"captum_attnflow.study.{module}"), function)
+    scores: Tensor = found(batch, **settings)
+    return scores
+
+
+def _adapter(function: str, **given: Any) -> Callable[..., Tensor]:
+    return partial(_run, "adapters", function, **given)
+
+
+def _own(method: str, description: str, **settings: Any) -> Method:
+    return Method(_adapter("own_method", method=method), description, settings)
+
+
+def _own_layer(method: str, **settings: Any) -> Method:
+    return Method(
+        _adapter("own_layer_method", method=method),
+        f"{method} at the output of the embeddings",
+        settings,
+    )
+
+
+def _of_embeddings(
+    class_name: str, description: str, has_baseline: bool, **settings: Any
+) -> Method:
+    """A gradient method of Captum, at the word embeddings."""
+    scores = _adapter("embedding_method", method=class_name, has_baseline=has_baseline)
+    return Method(scores, f"Captum's {class_name} {description}", settings)
+
+
+def _by_removal(
+    class_name: str, description: str, needs: str | None = None, **settings: Any
+) -> Method:
+    """A perturbation method of Captum, which replaces token ids."""
+    return Method(
+        _adapter("perturbation_method", method=class_name),
+        f"Captum's {class_name} {description}",
+        settings,
+        batched=False,
+        needs=needs,
+    )
+
+
 METHODS: dict[str, Method] = {
-    "relevance-flow": Method(
-        layer_method(LayerRelevanceFlow),
-        "LayerRelevanceFlow at the output of the embeddings",
-        {"rules": "attnlrp", "path_steps": 1, "flow": "conserved"},
+    "relevance-flow": _own(
+        "relevance-flow",
+        "RelevanceFlow by AttnLRP's rules",
+        rules="attnlrp",
+        path_steps=1,
+        flow="conserved",
     ),
-    "relevance-flow-cp": Method(
-        layer_method(LayerRelevanceFlow),
-        "LayerRelevanceFlow by CP-LRP's rules",
-        {"rules": "cp-lrp", "path_steps": 1, "flow": "conserved"},
+    "relevance-flow-cp": _own(
+        "relevance-flow",
+        "RelevanceFlow by CP-LRP's rules",
+        rules="cp-lrp",
+        path_steps=1,
+        flow="conserved",
     ),
-    "relevance-flow-0": Method(
-        layer_method(LayerRelevanceFlow),
-        "LayerRelevanceFlow without a path, one row per text",
-        {"rules": "attnlrp", "path_steps": 0, "flow": "conserved"},
+    "relevance-flow-0": _own(
+        "relevance-flow",
+        "RelevanceFlow without a path, one row per text",
+        rules="attnlrp",
+        path_steps=0,
+        flow="conserved",
     ),
-    "relevance-flow-maximum": Method(
-        layer_method(LayerRelevanceFlow),
+    "relevance-flow-maximum": _own(
+        "relevance-flow",
         "maximum flows over signed relevance by the plain gradient, a path of 2 steps",
-        {"rules": "gradient", "path_steps": 2, "flow": "maximum"},
+        rules="gradient",
+        path_steps=2,
+        flow="maximum",
     ),
-    "attnlrp": Method(
-        layer_method(LayerAttnLRP),
-        "LayerAttnLRP at the output of the embeddings",
-        {"rules": "attnlrp"},
+    "attnlrp": _own("attnlrp", "AttnLRP", rules="attnlrp"),
+    "cp-lrp": _own("attnlrp", "AttnLRP by CP-LRP's rules", rules="cp-lrp"),
+    "layer-relevance-flow": _own_layer(
+        "relevance-flow", rules="attnlrp", path_steps=1, flow="conserved"
     ),
-    "cp-lrp": Method(
-        layer_method(LayerAttnLRP),
-        "LayerAttnLRP by CP-LRP's rules",
-        {"rules": "cp-lrp"},
+    "layer-relevance-flow-cp": _own_layer(
+        "relevance-flow", rules="cp-lrp", path_steps=1, flow="conserved"
     ),
-    "generalized-attention-flow": Method(
-        attention_method(GeneralizedAttentionFlow),
+    "layer-relevance-flow-0": _own_layer(
+        "relevance-flow", rules="attnlrp", path_steps=0, flow="conserved"
+    ),
+    "layer-relevance-flow-maximum": _own_layer(
+        "relevance-flow", rules="gradient", path_steps=2, flow="maximum"
+    ),
+    "layer-attnlrp": _own_layer("attnlrp", rules="attnlrp"),
+    "layer-cp-lrp": _own_layer("attnlrp", rules="cp-lrp"),
+    "generalized-attention-flow": _own(
+        "generalized-attention-flow",
         "GeneralizedAttentionFlow in the paper's form",
-        {"information": "AGF", "residual": None, "game": "joint"},
+        information="AGF",
+        residual=None,
+        game="joint",
     ),
-    "generalized-attention-flow-free": Method(
-        attention_method(GeneralizedAttentionFlow),
+    "generalized-attention-flow-free": _own(
+        "generalized-attention-flow",
         "GeneralizedAttentionFlow with free residual edges, one flow per token",
-        {"information": "AGF", "residual": "free", "game": "independent"},
+        information="AGF",
+        residual="free",
+        game="independent",
     ),
-    "generalized-attention-flow-attnlrp": Method(
-        attention_method(GeneralizedAttentionFlow),
+    "generalized-attention-flow-attnlrp": _own(
+        "generalized-attention-flow",
         "GeneralizedAttentionFlow over AttnLRP's gradients, free residual edges, one "
         "flow per token",
-        {
-            "information": "AGF",
-            "residual": "free",
-            "game": "independent",
-            "gradient": "attnlrp",
-        },
+        information="AGF",
+        residual="free",
+        game="independent",
+        gradient="attnlrp",
     ),
-    "attention-flow": Method(
-        attention_method(AttentionFlow),
-        "AttentionFlow",
-        {"residual": 0.5, "game": "independent"},
+    "attention-flow": _own(
+        "attention-flow", "AttentionFlow", residual=0.5, game="independent"
     ),
-    "attention-rollout": Method(
-        attention_method(AttentionRollout), "AttentionRollout", {"residual": 0.5}
+    "attention-rollout": _own("attention-rollout", "AttentionRollout", residual=0.5),
+    "chefer-relevance": _own(
+        "chefer-relevance",
+        "relevance propagation of Chefer et al. (2021) at the read-out position",
     ),
     "slalom": Method(
-        slalom,
+        _adapter("slalom"),
         "SLALOM of this package, contributions",
         {"strategy": "eff", "score": "contribution"},
         batched=False,
     ),
     "last-layer-attention": Method(
-        last_layer_attention,
+        _adapter("last_layer_attention"),
         "attention of the last layer at the read-out position, mean over heads",
     ),
-    "chefer-relevance": Method(
-        attention_method(CheferRelevance),
-        "relevance propagation of Chefer et al. (2021) at the read-out position",
-    ),
     "decompx": Method(
-        decompx,
+        partial(_run, "vectors", "decompx"),
         "DecompX (Modarressi et al. 2023): parts of the logit, from the weights of "
         "BERT-like and GPT-2-like models",
     ),
     "ifr": Method(
-        information_flow_routes,
+        partial(_run, "vectors", "information_flow_routes"),
         "information flow routes (Ferrando & Voita 2024): shares of messages in L1, "
         "from the weights of BERT-like, GPT-2-like and Llama-like models",
     ),
-    "integrated-gradients": Method(
-        embedding_method(IntegratedGradients, has_baseline=True),
-        "Captum's IntegratedGradients on word embeddings",
-        {"n_steps": 50, "internal_batch_size": ROWS_AT_ONCE},
+    "integrated-gradients": _of_embeddings(
+        "IntegratedGradients",
+        "on word embeddings",
+        has_baseline=True,
+        n_steps=50,
+        internal_batch_size=_ROWS_AT_ONCE,
     ),
     "layer-integrated-gradients": Method(
-        layer_integrated_gradients,
+        _adapter("layer_integrated_gradients"),
         "Captum's LayerIntegratedGradients at the output of the embeddings",
-        {"n_steps": 50, "internal_batch_size": ROWS_AT_ONCE},
+        {"n_steps": 50, "internal_batch_size": _ROWS_AT_ONCE},
     ),
-    "input-x-gradient": Method(
-        embedding_method(InputXGradient, has_baseline=False),
-        "Captum's InputXGradient on word embeddings",
+    "input-x-gradient": _of_embeddings(
+        "InputXGradient", "on word embeddings", has_baseline=False
     ),
-    "saliency": Method(
-        embedding_method(Saliency, has_baseline=False),
-        "Captum's Saliency on word embeddings, sum of absolute gradients",
-        {"abs": True},
+    "saliency": _of_embeddings(
+        "Saliency",
+        "on word embeddings, sum of absolute gradients",
+        has_baseline=False,
+        abs=True,
     ),
-    "deep-lift": Method(
-        embedding_method(DeepLift, has_baseline=True),
-        "Captum's DeepLift on word embeddings; softmax and LayerNorm by gradients",
+    "deep-lift": _of_embeddings(
+        "DeepLift",
+        "on word embeddings; softmax and LayerNorm by gradients",
+        has_baseline=True,
     ),
-    "feature-ablation": Method(
-        perturbation_method(FeatureAblation),
-        "Captum's FeatureAblation of token ids",
-        batched=False,
+    "feature-ablation": _by_removal("FeatureAblation", "of token ids"),
+    "shapley-value-sampling": _by_removal(
+        "ShapleyValueSampling", "over token ids", n_samples=25
     ),
-    "shapley-value-sampling": Method(
-        perturbation_method(ShapleyValueSampling),
-        "Captum's ShapleyValueSampling over token ids",
-        {"n_samples": 25},
-        batched=False,
-    ),
-    "kernel-shap": Method(
-        perturbation_method(KernelShap),
-        "Captum's KernelShap over token ids",
-        {"n_samples": 200},
-        batched=False,
-        needs="scikit-learn",
+    "kernel-shap": _by_removal(
+        "KernelShap", "over token ids", "scikit-learn", n_samples=200
     ),
     "lime": Method(
-        lime,
+        _adapter("lime"),
         "Captum's Lime over token ids, with LIME's kernel for text",
         {"n_samples": 200, "alpha": 0.01, "kernel_width": 25},
         batched=False,
         needs="scikit-learn",
     ),
-    "random": Method(random_scores, "uniform random scores", batched=False),
+    "random": Method(_adapter("random_scores"), "uniform random scores", batched=False),
 }

@@ -11,18 +11,21 @@ from typing import Any
 from captum._utils.progress import NullProgress, progress
 
 from captum_attnflow._files import replace_file
-from captum_attnflow.pipelines.predictions import problem_type
+from captum_attnflow.pipelines.pretrained import problem_type
 from captum_attnflow.pipelines.text_classification import TextClassifier
-from captum_attnflow.study import manifest
 from captum_attnflow.study.batch import TextBatch, find_token
-from captum_attnflow.study.bounds import BoundsCache
 from captum_attnflow.study.data import TextData, read_data
-from captum_attnflow.study.evaluate import evaluate
-from captum_attnflow.study.formats import FORMATS
-from captum_attnflow.study.plot import save_plot
-from captum_attnflow.study.records import Record, RecordFile
+from captum_attnflow.study.evaluate import BoundsCache, evaluate
+from captum_attnflow.study.records import (
+    Record,
+    RecordFile,
+    begin_manifest,
+    describe_study,
+    study_outcome,
+    write_manifest,
+)
 from captum_attnflow.study.settings import Study
-from captum_attnflow.study.table import Table
+from captum_attnflow.study.table import FORMATS, Table, save_plot
 
 _SECONDS_BETWEEN_LOG_LINES = 30
 
@@ -60,8 +63,8 @@ def run_study(study: Study, show_progress: bool = False) -> Table:
         find_token(classifier.tokenizer, study.reference_token)
     path, results = study.output / "manifest.json", study.output / "results.jsonl"
     found = study.output / "bounds.jsonl"
-    description = manifest.describe(study, data, tuple(classifiers))
-    description = manifest.begin(path, description, (results, found))
+    description = describe_study(study, data, tuple(classifiers))
+    description = begin_manifest(path, description, (results, found))
     file, bounds = RecordFile(results, Record), BoundsCache(found)
     _check_complete(study, file)
     _run(study, data, classifiers, file, bounds, show_progress)
@@ -69,8 +72,8 @@ def run_study(study: Study, show_progress: bool = False) -> Table:
     for ending, written in FORMATS.items():
         replace_file(study.output / f"table.{ending}", written(table))
     save_plot(table, study.output / "plot.png")
-    description["results"] = manifest.outcome(study, labels, file.records)
-    manifest.write(path, description)
+    description["results"] = study_outcome(study, labels, file.records)
+    write_manifest(path, description)
     return table
 
 

@@ -6,19 +6,29 @@ import tempfile
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from captum_attnflow._options import check_choice
-from captum_attnflow.metrics import METRICS
-from captum_attnflow.study.data import DataSource
 from captum_attnflow.study.methods import METHODS
+
+if TYPE_CHECKING:
+    from captum_attnflow.study.data import DataSource
 
 REMOVALS = ("replace", "delete")
 BETTER: dict[str, Literal["higher", "lower"]] = {
-    **{name: metric.better for name, metric in METRICS.items()},
+    "aopc": "higher",
+    "log_odds": "lower",
+    "comprehensiveness": "higher",
+    "sufficiency": "lower",
+    "deletion_area": "lower",
+    "insertion_area": "higher",
     "naopc": "higher",
 }
-"""The metrics of a study, and which of their values are more faithful."""
+"""The metrics of a study, and which of their values are more faithful.
+
+They stand here in words, so that a help text can list them without torch. A test holds
+them to :data:`captum_attnflow.metrics.METRICS`.
+"""
 _MODULES = {"scikit-learn": "sklearn.linear_model"}
 
 

@@ -1,17 +1,118 @@
-"""The table of a study: records summarised by model, removal mode and method."""
+"""The table of a study: means and intervals, as Markdown, CSV, LaTeX and picture."""
 
 from __future__ import annotations
 
+import csv
+import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
+from captum_attnflow._files import replace_file
+from captum_attnflow.scored_tokens import printable
 from captum_attnflow.study.records import Key, Record
-from captum_attnflow.study.settings import Study
-from captum_attnflow.study.statistics import Estimate, Interval
+from captum_attnflow.study.settings import BETTER, Study
+
+_AT_ONCE = 1 << 22
+_ARROWS = {"higher": "↑", "lower": "↓"}
+_CSV_COLUMNS = (
+    *("model", "removal", "method", "metric", "better", "mean", "standard_error"),
+    *("n", "failures", "against", "difference", "low", "high"),
+    *("forward_rows", "backward_rows", "seconds"),
+)
+_LATEX = {
+    **{char: f"\\{char}" for char in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+}
+_LATEX_NAME = {
+    **_LATEX,
+    # Bare at the start of a line they would be options of the break before it.
+    **{char: f"{{{char}}}" for char in "*[]`"},
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+}
+# An underscore within a word is no markup.
+_MARKDOWN = re.compile(r"[\\`*\[\]<>|~#&$]|\b_|_\b")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over examples.
+
+    Attributes:
+        mean (float): The mean.
+        standard_error (float): Standard deviation (of ``n - 1``) over the root of
+            ``n``; NaN of a single example.
+        n (int): Examples.
+    """
+
+    mean: float
+    standard_error: float
+    n: int
+
+    @staticmethod
+    def of(values: Tensor) -> Estimate:
+        """Estimate from values ``(n,)``."""
+        n = len(values)
+        error = values.std().item() / math.sqrt(n) if n > 1 else math.nan
+        return Estimate(values.mean().item(), error, n)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean difference with its 95 % paired bootstrap interval.
+
+    Attributes:
+        mean (float): The mean difference.
+        low (float): Lower end.
+        high (float): Upper end.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+    @staticmethod
+    def of(differences: Tensor, seed: int, n_resamples: int = 10_000) -> Interval:
+        """Percentile interval of the mean of resampled pairs.
+
+        Args:
+            differences (Tensor): Shape ``(n,)``, float64, one per example: a method
+                minus the one that it is compared with.
+            seed (int): Seed of the resampling, which is the same for all methods.
+            n_resamples (int): Bootstrap samples.
+
+        Examples::
+
+            >>> interval = Interval.of(torch.tensor([0.1, 0.3, 0.2, 0.2]).double(), 0)
+            >>> round(interval.mean, 3), interval.low > 0.1, interval.high < 0.3
+            (0.2, True, True)
+        """
+        n = len(differences)
+        generator = torch.Generator().manual_seed(seed)
+        means = [
+            differences[torch.randint(n, (size, n), generator=generator)].mean(1)
+            for size in _chunks(n_resamples, max(1, _AT_ONCE // n))
+        ]
+        ends = torch.tensor([0.025, 0.975], dtype=differences.dtype)
+        low, high = torch.cat(means).quantile(ends).tolist()
+        return Interval(differences.mean().item(), low, high)
+
+
+def _chunks(total: int, size: int) -> list[int]:
+    return [min(size, total - start) for start in range(0, total, size)]
 
 
 @dataclass(frozen=True)
@@ -130,3 +231,162 @@ def _values(records: Iterable[Record], removal: str, metric: str) -> Tensor:
 
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else math.nan
+
+
+def to_csv(table: Table) -> str:
+    """One line per row and metric, with all digits."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(_CSV_COLUMNS)
+    for row in table.rows:
+        for metric in table.metrics:
+            value = row.values.get(metric, Estimate(math.nan, math.nan, 0))
+            change = row.differences.get(metric)
+            writer.writerow(
+                [printable(row.model), row.removal, printable(row.method), metric]
+                + [BETTER[metric], value.mean, value.standard_error]
+                + [row.n, row.failures, table.against if change else ""]
+                + ([change.mean, change.low, change.high] if change else [""] * 3)
+                + [row.forward_rows, row.backward_rows, row.seconds]
+            )
+    return stream.getvalue()
+
+
+def to_markdown(table: Table) -> str:
+    """A table for reading, with a note on what its cells are."""
+    header, *body = _cells(table, _markdown_name)
+    lines = [header, ["---"] * len(header), *body]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{text}\n\n{_note(table)}\n"
+
+
+def to_latex(table: Table) -> str:
+    """A ``tabular`` for the booktabs package."""
+    header, *body = [
+        " & ".join(line) + r" \\" for line in _cells(table, _latex_name, _latex)
+    ]
+    n_numbers = header.count("&") - 2
+    lines = [
+        f"% {_note(table)}",
+        rf"\begin{{tabular}}{{lll{'r' * n_numbers}}}",
+        *(r"\toprule", header, r"\midrule", *body, r"\bottomrule"),
+        r"\end{tabular}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+FORMATS: dict[str, Callable[[Table], str]] = {
+    "csv": to_csv,
+    "md": to_markdown,
+    "tex": to_latex,
+}
+"""By the ending of a file's name."""
+
+
+def _cells(
+    table: Table, name: Callable[[str], str], cell: Callable[[str], str] = str
+) -> Iterator[list[str]]:
+    """Yield lines; names come from outside and are written by ``name``."""
+    yield [
+        *("model", "removal", "method"),
+        *(cell(f"{metric} {_ARROWS[BETTER[metric]]}") for metric in table.metrics),
+        *("forward", "backward", "seconds", "texts", "failures"),
+    ]
+    for row in table.rows:
+        yield [
+            *map(name, (row.model, row.removal, row.method)),
+            *(cell(_cell(row, metric)) for metric in table.metrics),
+            f"{row.forward_rows:.1f}",
+            f"{row.backward_rows:.1f}",
+            f"{row.seconds:.4f}",
+            str(row.n),
+            str(row.failures),
+        ]
+
+
+def _cell(row: Row, metric: str) -> str:
+    if metric not in row.values:
+        return "failed"
+    value = row.values[metric]
+    cell = f"{value.mean:.3f} ± {value.standard_error:.3f}"
+    if metric in row.differences:
+        change = row.differences[metric]
+        cell += f" [{change.low:+.3f}, {change.high:+.3f}]"
+    return cell
+
+
+def _note(table: Table) -> str:
+    compared = (
+        ""
+        if table.against is None
+        else " [95 % paired bootstrap interval of the difference to "
+        f"{printable(table.against)}]"
+    )
+    return (
+        f"Mean and standard error over texts{compared}. Per text: forward and backward "
+        "are rows through the model, seconds the wall time of the attribution."
+    )
+
+
+def _markdown_name(text: str) -> str:
+    return _MARKDOWN.sub(r"\\\g<0>", printable(text))
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(char, char) for char in text)
+
+
+def _latex_name(text: str) -> str:
+    return "".join(_LATEX_NAME.get(char, char) for char in printable(text))
+
+
+def save_plot(table: Table, path: Path) -> None:
+    """Draw a panel per removal mode and metric: means with 95 % intervals.
+
+    Args:
+        table (Table): The table; a method is a line, a model a colour.
+        path (Path): A file whose ending names the format.
+    """
+    methods = list(dict.fromkeys(row.method for row in table.rows))
+    removals = list(dict.fromkeys(row.removal for row in table.rows))
+    models = list(dict.fromkeys(row.model for row in table.rows))
+    figure = Figure(
+        figsize=(
+            1.5 + 2.6 * len(table.metrics),
+            1 + 0.3 * len(methods) * len(removals),
+        ),
+        layout="constrained",
+    )
+    panels = figure.subplots(
+        len(removals), len(table.metrics), sharey=True, squeeze=False
+    )
+    for removal, line in zip(removals, panels, strict=True):
+        for metric, panel in zip(table.metrics, line, strict=True):
+            for number, model in enumerate(models):
+                rows = [
+                    row
+                    for row in table.rows
+                    if (row.removal, row.model) == (removal, model) and row.values
+                ]
+                shift = (number + 0.5) / len(models) - 0.5
+                panel.errorbar(
+                    [row.values[metric].mean for row in rows],
+                    [methods.index(row.method) + 0.6 * shift for row in rows],
+                    xerr=[1.96 * row.values[metric].standard_error for row in rows],
+                    fmt="o",
+                    markersize=4,
+                )
+            panel.set_yticks(range(len(methods)), methods)
+            panel.grid(axis="x", alpha=0.3)
+            panel.set_title(f"{metric}, {removal}", fontsize="medium")
+            panel.set_xlabel(f"{BETTER[metric]} is better", fontsize="small")
+        line[0].set_ylim(len(methods) - 0.5, -0.5)
+    if len(models) > 1:
+        # Where the label is the line's own, matplotlib hides one that begins with "_".
+        lines = panels[0][0].containers
+        legend = panels[0][0].legend(lines, map(printable, models), fontsize="small")
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # a dollar sign in a name stays one
+    picture = io.BytesIO()
+    figure.savefig(picture, format=path.suffix[1:], dpi=150)
+    replace_file(path, picture.getvalue())

@@ -1,26 +1,23 @@
-"""Texts with parts taken away, put to a forward function.
+"""Parts of texts as inputs of a forward function: delete tokens, or replace them.
 
-It knows torch, Captum and the forward function, never a SLALOM function. A new
-kind of input is one file with a class like those in
-:mod:`~captum_attnflow.texts.deletion`.
+The room uses torch, Captum and the forward function, and knows no attribution method.
+A new kind of input is one class with the members of
+:class:`~captum_attnflow.texts.texts.PerturbableTexts`.
 """
 
 from captum_attnflow.targets import Target, targets_of_texts
-from captum_attnflow.texts.ask import ask, run_queries
-from captum_attnflow.texts.baseline import (
-    ReplaceableActivations,
-    ReplaceableInputs,
-    replaced_activation,
-)
-from captum_attnflow.texts.deletion import DeletableColumns
-from captum_attnflow.texts.padding import find_padding, parameter_names
-from captum_attnflow.texts.special_tokens import (
+from captum_attnflow.texts.deletion import DeletableColumns, DeletableWords
+from captum_attnflow.texts.evaluation import evaluate_queries, run_queries
+from captum_attnflow.texts.replacement import ReplaceableInputs, ReplaceableTexts
+from captum_attnflow.texts.texts import Absence, PerturbableTexts, Query
+from captum_attnflow.texts.token_axis import (
+    TokenAxis,
     check_tokenizer,
+    find_padding,
     find_special_tokens,
+    parameter_names,
     read_keep,
 )
-from captum_attnflow.texts.texts import Absence, PerturbableTexts, Query
-from captum_attnflow.texts.words import DeletableWords
 
 __all__ = [
     "Absence",
@@ -28,16 +25,16 @@ __all__ = [
     "DeletableWords",
     "PerturbableTexts",
     "Query",
-    "ReplaceableActivations",
     "ReplaceableInputs",
+    "ReplaceableTexts",
     "Target",
-    "ask",
+    "TokenAxis",
     "check_tokenizer",
+    "evaluate_queries",
     "find_padding",
     "find_special_tokens",
     "parameter_names",
     "read_keep",
-    "replaced_activation",
     "run_queries",
     "targets_of_texts",
 ]

@@ -1,4 +1,4 @@
-"""Queries that are real shorter inputs: columns of ids or embeddings."""
+"""Shorter inputs: token ids or embeddings without some columns, texts without words."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from captum._utils.common import _run_forward
 from torch import Tensor
 
+from captum_attnflow._options import check_type
 from captum_attnflow.targets import Target
 from captum_attnflow.texts.texts import (
     Absence,
@@ -26,18 +27,18 @@ class DeletableColumns:
     """Token ids ``(B, T)`` or embeddings ``(B, T, D)`` with columns to delete.
 
     A type is a distinct id or a distinct embedding. Padding is deleted from every
-    query; tokens to keep stay in every query, and the others stay between the kept
-    ones that they stand between in the text.
+    query. Tokens to keep stay in every query, and each other token stays between the
+    same kept tokens as in the text.
 
     Args:
         inputs (Tensor): Shape ``(B, T)`` or ``(B, T, D)``.
         additional (tuple, optional): The forward function's further arguments.
         keep (Tensor): Shape ``(B, T)``, bool, ``True`` at tokens to keep.
         padding (Tensor): Shape ``(B, T)``, bool, ``True`` at padding.
-        named_by (tuple of int): Which indices of a target name a position, among the
-            tokens to keep.
+        named_by (tuple of int): Which indices of a target name a position. The tokens
+            there are among those to keep.
         whole (frozenset of int): Which of the further arguments have tokens of their
-            own, such as a decoder's, and stay as they are.
+            own, such as a decoder's, and lose no column.
 
     Raises:
         ValueError: If a text has no token to explain.
@@ -73,7 +74,8 @@ class DeletableColumns:
         self._order: list[list[int]] = []
         for kept in (keep & ~padding).tolist():
             self._kept.append([index for index, stays in enumerate(kept) if stays])
-            # Kept tokens end segments of the others; within one the query decides.
+            # Each kept token ends a segment. Sorting by segment keeps the query's order
+            # within one.
             segments = accumulate(kept)
             self._order.append(
                 [2 * seg - stays for seg, stays in zip(segments, kept, strict=True)]
@@ -83,14 +85,14 @@ class DeletableColumns:
         """Return the number of tokens, kept ones included."""
         return len(self._kept[text]) + len(query)
 
-    def move_target(self, target: Target, text: int, query: Query) -> Target:
-        """Return the target with named positions where they are in the query."""
+    def target_in_query(self, target: Target, text: int, query: Query) -> Target:
+        """Return the target with positions counted in the query's columns."""
         if not self._named_by:
             return target
-        columns, moved = self._columns(text, query), list(target)
+        columns, counted = self._columns(text, query), list(target)
         for index in self._named_by:
-            moved[index] = columns.index(target[index] % self.n_positions)
-        return tuple(moved)
+            counted[index] = columns.index(target[index] % self.n_positions)
+        return tuple(counted)
 
     def run(
         self,
@@ -101,7 +103,7 @@ class DeletableColumns:
         """Run the forward function on the columns of each query."""
         rows = torch.tensor(texts)
         columns = torch.tensor(
-            [self._columns(*asked) for asked in zip(texts, queries, strict=True)]
+            [self._columns(*pair) for pair in zip(texts, queries, strict=True)]
         )
         device = self._inputs.device
         inputs = self._inputs[rows.to(device)[:, None], columns.to(device)]
@@ -117,6 +119,67 @@ class DeletableColumns:
         positions = self.positions[text]
         columns = self._kept[text] + [positions[index] for index in query]
         return sorted(columns, key=self._order[text].__getitem__)
+
+
+class DeletableWords:
+    """Texts of words, split at white space; a query's words are joined by spaces.
+
+    Args:
+        texts (sequence of str): The texts.
+        additional (tuple, optional): The forward function's further arguments.
+
+    Raises:
+        ValueError: If a text has no word.
+    """
+
+    absence: Absence = "deleted"
+    max_rows: int | None = None
+
+    def __init__(
+        self, texts: Sequence[str], additional: tuple[Any, ...] | None
+    ) -> None:
+        accepted = "a list of at least one str"
+        check_type("texts", texts, (list, tuple), accepted)
+        if not texts:
+            raise ValueError(f"texts={texts!r} are none; give {accepted}")
+        for text in texts:
+            check_type("a text", text, str, accepted)
+        kinds = (tuple, list, type(None))
+        check_type("additional", additional, kinds, "a tuple of arguments, or None")
+        self._additional = additional or ()
+        self._words = [text.split() for text in texts]
+        for row, words in enumerate(self._words):
+            if not words:
+                raise ValueError(
+                    f"text {row + 1} of {len(texts)} has no word; remove it"
+                )
+        self.types = [in_order_of_appearance(words) for words in self._words]
+        self.positions = [list(range(len(words))) for words in self._words]
+        self.n_positions = max(len(words) for words in self._words)
+
+    def length(self, text: int, query: Query) -> int:
+        """Return the number of words."""
+        return len(query)
+
+    def target_in_query(self, target: Target, text: int, query: Query) -> Target:
+        """Return the target: outputs of a function of texts have no positions."""
+        return target
+
+    def run(
+        self,
+        forward_func: Callable[..., Any],
+        texts: Sequence[int],
+        queries: Sequence[Query],
+    ) -> Any:
+        """Run the forward function on a list of shorter texts."""
+        rows = torch.tensor(texts)
+        n_texts = len(self._words)
+        joined = [
+            " ".join(self._words[text][index] for index in query)
+            for text, query in zip(texts, queries, strict=True)
+        ]
+        further = (rows_of(argument, n_texts, rows) for argument in self._additional)
+        return forward_func(joined, *further)
 
 
 def _number_tokens(inputs: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Texts of which parts can be put to a forward function."""
+"""The protocol of texts with parts removed, and checks that its classes share."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from captum_attnflow._tensors import check_dense
 from captum_attnflow.targets import Target
 
 Absence = Literal["deleted", "baseline"]
-Query = tuple[int, ...]  # positions, in their order, perhaps repeatedly
+# Indices of explained tokens, in the order of the input; an index may be repeated.
+Query = tuple[int, ...]
 
 
 class PerturbableTexts(Protocol):
     """A batch of texts, each a row of tokens, of which some are explained.
 
     Attributes:
-        absence (str): ``"deleted"``: a query is a shorter input, in which a token may
-            also stand repeatedly. ``"baseline"``: all positions stay, and those that a
-            query leaves out hold the baseline.
+        absence (str): ``"deleted"``: a query is a shorter input, which may also repeat
+            a token. ``"baseline"``: all positions stay, and those that a query leaves
+            out hold the baseline.
         types (list of list of int): Per text, the type of each explained token, from
             0 in order of appearance.
         positions (list of list of int): Per text, the position of each of them.
@@ -36,11 +37,11 @@ class PerturbableTexts(Protocol):
     max_rows: int | None
 
     def length(self, text: int, query: Query) -> int:
-        """Return what must be equal for queries to share a forward pass."""
+        """Return the length of a query; queries of equal length share a batch."""
         ...
 
-    def move_target(self, target: Target, text: int, query: Query) -> Target:
-        """Return a text's target with the places that its tokens have in a query."""
+    def target_in_query(self, target: Target, text: int, query: Query) -> Target:
+        """Return a text's target, with positions counted in the query's input."""
         ...
 
     def run(
@@ -57,16 +58,16 @@ class PerturbableTexts(Protocol):
             queries (sequence of tuple): Indices into the text's explained tokens.
 
         Returns:
-            Whatever the forward function returns.
+            Any: What the forward function returns.
         """
         ...
 
 
 def check_masks(keep: Tensor, padding: Tensor) -> None:
-    """Refuse what are no two bool tensors of one shape ``(B, T)``.
+    """Refuse masks that are not two bool tensors of one shape ``(B, T)``.
 
     Raises:
-        ValueError: Saying what was given.
+        ValueError: If they are not; the message says what was given.
     """
     for name, mask in (("keep", keep), ("padding", padding)):
         check_dense(name, mask, "bool (B, T)")
@@ -83,10 +84,10 @@ def check_masks(keep: Tensor, padding: Tensor) -> None:
 
 
 def check_tokens(name: str, tensor: Tensor, padding: Tensor) -> None:
-    """Refuse what has not the positions of the masks.
+    """Refuse a tensor that does not have the texts and positions of the masks.
 
     Raises:
-        ValueError: Saying what was given.
+        ValueError: If it does not; the message says what was given.
     """
     accepted = f"(B, T, ...) = {(*padding.shape, '...')}, as keep and padding have"
     check_dense(name, tensor, accepted)

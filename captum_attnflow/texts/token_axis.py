@@ -1,16 +1,26 @@
-"""Arguments of a forward function that follow its texts and their tokens.
+"""The token axis of inputs and arguments, and which tokens are special or padding.
 
-Where columns of the input are taken away or repeated, so are those of every argument
-that shares its token axis, and positions are counted anew.
+Where columns of the input are deleted or repeated, so are those of every argument that
+shares its token axis, and position ids are counted anew.
 """
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from captum_attnflow._options import check_integer, check_shape, check_type
+from captum_attnflow._tensors import check_dense
+from captum_attnflow._warnings import warn_caller
+
+# Other special tokens are left out: the unknown and the mask token stand for words, and
+# the attention mask marks padding.
+_NAMES = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +34,7 @@ class TokenAxis:
     padding: Tensor
 
     def is_shared(self, argument: Any) -> bool:
-        """Whether an argument looks as if it had these tokens, by its shape."""
+        """Whether an argument's shape has this token axis."""
         if not isinstance(argument, Tensor):
             return False
         return bool(_token_axes(argument, *self.padding.shape))
@@ -33,19 +43,19 @@ class TokenAxis:
         """Take rows of an argument, and columns where it shares the token axis.
 
         A mask of at least three dimensions that ends in ``(T, T)`` or ``(1, T)`` has
-        its tokens there, whatever its heads; every other tensor ``(B, T, ...)`` or
-        ``(1, T, ...)`` in dimension 1; a mask ``(B, H, S, T)`` last. Integers
-        ``(B, T)`` that go up by 1 from token to token are positions: they are counted
-        anew from the first one of the text.
+        its tokens there, with any number of heads. Every other tensor ``(B, T, ...)``
+        or ``(1, T, ...)`` has them in dimension 1; a mask ``(B, H, S, T)`` in the last.
+        Integers ``(B, T)`` that go up by 1 from token to token are positions: they are
+        counted anew from the first one of the text.
 
         Args:
             argument (Any): An additional argument of the forward function.
-            rows (Tensor): Shape ``(N,)``, int64, text of each row to be made.
+            rows (Tensor): Shape ``(N,)``, int64, the text of each new row.
             columns (Tensor): Shape ``(N, L)``, int64, its positions in the text.
 
         Returns:
-            Any: The argument for ``N`` texts of ``L`` tokens; as it was given where it
-            has neither texts nor tokens.
+            Any: The argument for ``N`` texts of ``L`` tokens; unchanged if it has
+            neither texts nor tokens.
         """
         n_texts = len(self.padding)
         if not isinstance(argument, Tensor):
@@ -63,7 +73,7 @@ class TokenAxis:
         return columns_of(argument[rows], columns, axes)
 
     def _are_positions(self, argument: Tensor) -> bool:
-        # Two tokens do not tell: 0 and 1 may be types as well.
+        # Of two tokens, 0 and 1 may be positions or types; three decide.
         if argument.dim() != 2 or argument.dtype not in (torch.int32, torch.int64):
             return False
         padding = self.padding.to(argument.device)
@@ -101,6 +111,176 @@ def columns_of(tensor: Tensor, columns: Tensor, axes: tuple[int, ...]) -> Tensor
     return tensor
 
 
+def find_padding(
+    forward_func: Callable[..., Any],
+    n_inputs: int,
+    additional: Sequence[Any] | None,
+    shape: tuple[int, int],
+) -> Tensor:
+    """Find which positions are padding, from the attention mask among the arguments.
+
+    The mask is the argument ``(B, T)`` whose parameter has ``mask`` or ``padding`` in
+    its name; true means padding in the latter case, a token otherwise. Where the
+    forward function does not name its parameters (``*args``), it is the only argument
+    of that shape that holds only zeros and ones, with a one in every row. Such an
+    argument with another name is not taken for a mask; a warning says so, since its
+    padding counts as tokens.
+
+    Args:
+        forward_func (Callable): The forward function.
+        n_inputs (int): Parameters before the additional arguments.
+        additional (sequence, optional): The additional arguments.
+        shape (tuple[int, int]): Texts and positions, ``(B, T)``.
+
+    Returns:
+        Tensor: Shape ``(B, T)``, bool, ``True`` at padding.
+
+    Raises:
+        ValueError: If several arguments could be the mask.
+    """
+    check_shape(shape)
+    accepted = "the tuple of additional arguments, or None"
+    check_type("additional", additional, (tuple, list, type(None)), accepted)
+    arguments = list(additional or ())
+    names = parameter_names(forward_func, n_inputs, len(arguments))
+    alike = [
+        (name, argument)
+        for name, argument in zip(names, arguments, strict=True)
+        if isinstance(argument, Tensor)
+        and not argument.is_nested
+        and tuple(argument.shape) == shape
+        # In an encoder-decoder the explained tokens are the encoder's.
+        and "decoder" not in name
+    ]
+    for name, argument in alike:
+        check_dense(name or "an additional argument", argument, f"of shape {shape}")
+    found = [
+        (name, argument.cpu() != 0)
+        for name, argument in alike
+        if "mask" in name or "padding" in name or (not name and _is_mask(argument))
+    ]
+    if not found:
+        _warn_of_unread_masks(alike)
+        return torch.zeros(shape, dtype=torch.bool)
+    if len(found) > 1:
+        raise ValueError(
+            f"{len(found)} of the additional arguments look like attention masks "
+            f"{[name or 'unnamed' for name, _ in found]}; give forward_func named "
+            'parameters, of which only the mask has "mask" in its name'
+        )
+    name, mask = found[0]
+    return mask if "padding" in name else ~mask
+
+
+def parameter_names(
+    forward_func: Callable[..., Any], n_inputs: int, n_additional: int
+) -> list[str]:
+    """Name the parameters of the additional arguments.
+
+    Args:
+        forward_func (Callable): The forward function.
+        n_inputs (int): Parameters before the additional arguments.
+        n_additional (int): How many arguments there are.
+
+    Returns:
+        list of str: Empty where a parameter has no name, as of ``*args``.
+    """
+    check_integer("n_inputs", n_inputs, 0)
+    check_integer("n_additional", n_additional, 0)
+    while isinstance(forward_func, nn.DataParallel):
+        forward_func = forward_func.module
+    if isinstance(forward_func, nn.Module):
+        forward_func = forward_func.forward
+    try:
+        parameters = inspect.signature(forward_func).parameters.values()
+    except (TypeError, ValueError):
+        return [""] * n_additional
+    named = [
+        parameter.name
+        for parameter in parameters
+        if parameter.kind
+        in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ][n_inputs : n_inputs + n_additional]
+    return named + [""] * (n_additional - len(named))
+
+
+def find_special_tokens(
+    ids: Tensor, forward_func: Callable[..., Any], tokenizer: object | None
+) -> Tensor:
+    """Mark a text's special tokens by the ids of the tokenizer or the model's config.
+
+    Args:
+        ids (Tensor): Token ids, of any shape.
+        forward_func (Callable): The forward function; its config is read if it is a
+            model, or a method of one.
+        tokenizer (object, optional): A tokenizer of transformers.
+
+    Returns:
+        Tensor: Bool, shaped like the ids; all ``False`` if neither has such ids, which
+        are never guessed.
+
+    Raises:
+        ValueError: If the tokenizer has no special tokens.
+    """
+    check_tokenizer(tokenizer)
+    check_dense("ids", ids, "token ids, integers")
+    if ids.is_floating_point() or ids.dtype == torch.bool:
+        raise ValueError(f"ids are of dtype {ids.dtype}; give token ids, integers")
+    source: Any = tokenizer
+    if source is None:
+        owner: Any = getattr(forward_func, "__self__", forward_func)
+        while isinstance(owner, nn.DataParallel):
+            owner = owner.module
+        source = getattr(owner, "config", None)
+    special: set[Any] = set()
+    for name in _NAMES:
+        given = getattr(source, name, None)
+        special.update(given if isinstance(given, (list, tuple)) else [given])
+    known = sorted(index for index in special if isinstance(index, int))
+    return torch.isin(ids, torch.tensor(known, dtype=ids.dtype, device=ids.device))
+
+
+def check_tokenizer(tokenizer: object) -> None:
+    """Refuse a tokenizer without special tokens, such as the name of one.
+
+    Raises:
+        ValueError: If it has none of the attributes that tokenizers of transformers
+            have.
+    """
+    knows = any(hasattr(tokenizer, name) for name in _NAMES)
+    if tokenizer is not None and not knows:
+        raise ValueError(
+            f"tokenizer={tokenizer!r} is a {type(tokenizer).__name__} that has none of "
+            f"{list(_NAMES)}; give a tokenizer of transformers itself, such as "
+            "AutoTokenizer.from_pretrained(name), or None and mark special tokens by "
+            "keep"
+        )
+
+
+def read_keep(keep: Tensor | None, shape: tuple[int, int]) -> Tensor | None:
+    """Validate a mask of tokens that stay in every query.
+
+    Raises:
+        ValueError: If it is not a bool tensor of the texts' shape.
+    """
+    check_shape(shape)
+    if keep is None:
+        return None
+    if not isinstance(keep, Tensor) or keep.dtype != torch.bool:
+        raise ValueError(
+            f"keep={keep!r} must be a bool tensor, True at tokens that stay in every "
+            "query"
+        )
+    check_dense("keep", keep, f"bool of shape {shape}")
+    if tuple(keep.shape) not in (shape, (1, shape[1]), shape[1:]):
+        raise ValueError(
+            f"keep has shape {tuple(keep.shape)}, but there are {shape[0]} texts of "
+            f"{shape[1]} positions; give shape {shape}, or (1, {shape[1]}) under "
+            "Captum's NoiseTunnel, which repeats texts, but not keep"
+        )
+    return keep.cpu().expand(shape)
+
+
 def _token_axes(argument: Tensor, n_texts: int, n_tokens: int) -> tuple[int, ...]:
     """Dimensions that are tokens; see :meth:`TokenAxis.take`."""
     if argument.dim() < 2 or len(argument) not in (1, n_texts):
@@ -116,3 +296,19 @@ def _token_axes(argument: Tensor, n_texts: int, n_tokens: int) -> tuple[int, ...
     if argument.shape[1] == n_tokens:
         return (1,)
     return pairwise if argument.dim() == 4 else ()
+
+
+def _warn_of_unread_masks(arguments: Sequence[tuple[str, Tensor]]) -> None:
+    for name, argument in arguments:
+        # Token type ids of pairs of texts also hold zeros and ones.
+        if "type" not in name and _is_mask(argument) and not bool(argument.all()):
+            warn_caller(
+                f"the argument {name!r} holds zeros and ones like an attention mask, "
+                "but its name does not say so, and all positions are taken for tokens. "
+                "If it is one, name forward_func's parameter attention_mask"
+            )
+
+
+def _is_mask(argument: Tensor) -> bool:
+    binary = ((argument == 0) | (argument == 1)).all()
+    return bool(binary) and bool((argument == 1).any(1).all())

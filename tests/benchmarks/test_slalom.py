@@ -28,7 +28,11 @@ from torch import Tensor, nn
 from captum_attnflow import SLALOM
 from captum_attnflow.pipelines.text_classification import TextClassifier
 from captum_attnflow.slalom import QueryData, SlalomModel, count_types
-from captum_attnflow.texts import DeletableColumns, ask, find_special_tokens
+from captum_attnflow.texts import (
+    DeletableColumns,
+    evaluate_queries,
+    find_special_tokens,
+)
 
 package = pytest.importorskip("slalom_explanations", reason='needs the extra "bench"')
 
@@ -175,7 +179,8 @@ def held_out(classifier: TextClassifier, ids: Tensor) -> dict[str, QueryData]:
 
     return {
         name: QueryData.pad(
-            [count_types(types, asked)], [ask(log_odds, texts, [asked], None)[0][:, 0]]
+            [count_types(types, asked)],
+            [evaluate_queries(log_odds, texts, [asked], None)[0][:, 0]],
         )
         for name, asked in queries.items()
     }

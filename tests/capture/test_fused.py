@@ -93,7 +93,7 @@ def test_heads_are_taken_a_few_at_a_time(monkeypatch):
     one_by_one = list(record.layers[0].parts())
     assert (at_once[0], len(one_by_one)) == (1, 4)
     torch.testing.assert_close(
-        torch.cat([weights for weights, _ in one_by_one], 1), record.weights[0]
+        torch.cat([part.weights for part in one_by_one], 1), record.weights[0]
     )
 
 

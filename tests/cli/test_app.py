@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from importlib.metadata import version
 
 import pytest
@@ -13,8 +15,24 @@ def test_version_is_that_of_the_installed_package():
     assert (result.exit_code, result.stdout) == (0, version("captum-attnflow") + "\n")
 
 
-@pytest.mark.parametrize("command", ["explain", "study"])
-def test_help_describes_the_options(command):
-    result = CliRunner().invoke(app, [command, "--help"], terminal_width=200)
-    assert result.exit_code == 0
-    assert "--method" in result.stdout
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--version"], 0),
+        (["--help"], 0),
+        (["explain", "--help"], 0),
+        (["study", "--help"], 0),
+        (["study", "--hepl"], 2),
+    ],
+)
+def test_help_and_version_load_no_torch(arguments, code):
+    written = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "captum_attnflow.cli", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert written.returncode == code
+    loaded = {line.rpartition("|")[2].strip() for line in written.stderr.splitlines()}
+    assert "typer" in loaded
+    assert not loaded & {"torch", "transformers", "captum", "matplotlib"}

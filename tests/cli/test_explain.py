@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from captum_attnflow.cli import app
-from captum_attnflow.pipelines.text_classification import METHODS
+from captum_attnflow.pipelines.methods import METHODS
 
 TEXT = "a gripping , funny film"
 GAF = ("--method", "generalized-attention-flow")

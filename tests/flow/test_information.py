@@ -1,10 +1,13 @@
 import pytest
 import torch
+from models import bert, token_ids
 
+from captum_attnflow import GeneralizedAttentionFlow
 from captum_attnflow.capture import (
     AttentionRecord,
     DenseLayer,
     UnsupportedAttentionError,
+    capture_attention,
 )
 from captum_attnflow.flow import (
     INFORMATION,
@@ -125,3 +128,25 @@ def test_maps_of_different_tokens_are_refused_with_their_shapes():
     record = a_dense_record(maps, maps)
     with pytest.raises(UnsupportedAttentionError, match=r"\(2, 4\)"):
         information_tensor(record, "AF")
+
+
+@pytest.mark.parametrize("kind", ["eager", "sdpa"])
+def test_a_new_information_tensor_is_a_function_and_a_line(monkeypatch, kind):
+    """As norms of weighted values (Kobayashi et al. 2020)."""
+
+    def weighted_values(maps):
+        return maps.weights * maps.values.double().norm(dim=-1)[:, :, None]
+
+    monkeypatch.setitem(INFORMATION, "weighted values", weighted_values)
+    model, ids = bert(implementation=kind), token_ids(2, 5)
+    attention = model.bert.encoder.layer[0].attention.self
+    values = []
+    attention.value.register_forward_hook(lambda *args: values.append(args[2]))
+    gaf = GeneralizedAttentionFlow(
+        lambda ids: model(ids).logits, information="weighted values"
+    )
+    found = gaf.explain(ids, target=1).network.capacity[:, 0]
+    weights = capture_attention(lambda ids: model(ids).logits, (ids,), 1).weights[0]
+    of_heads = values[0].unflatten(-1, (weights.shape[1], -1)).transpose(1, 2)
+    expected = (weights * of_heads.norm(dim=-1)[:, :, None]).mean(1)
+    torch.testing.assert_close(found, expected.double(), atol=1e-6, rtol=1e-5)

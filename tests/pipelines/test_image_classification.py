@@ -11,11 +11,13 @@ from models import vision_classifier
 from PIL import Image
 from typer.testing import CliRunner
 
-from captum_attnflow import GeneralizedAttentionFlow
+from captum_attnflow import AttnLRP, GeneralizedAttentionFlow
 from captum_attnflow.cli import app
-from captum_attnflow.pipelines.image_attribution import ImageOverlays
-from captum_attnflow.pipelines.image_classification import ImageClassifier
-from captum_attnflow.pipelines.pretrained import ATTENTION_METHODS
+from captum_attnflow.pipelines.image_classification import (
+    ImageClassifier,
+    ImageOverlays,
+)
+from captum_attnflow.pipelines.methods import IMAGE_METHODS
 from captum_attnflow.show import html_page, terminal_text
 
 LABELS = {0: "cat", 1: "$dog$ <b>"}
@@ -209,6 +211,16 @@ class TestPictures:
         assert lines[1 + top // 8][left // 4 : right // 4] == "██"
         assert lines[5].startswith(f"highest: x {left}-{right}, y {top}-{bottom}: ")
 
+    def test_relevance_of_pixels_is_summed_by_patch(self, classifier, photo):
+        [result] = classifier.explain([str(photo)], "attnlrp")
+        pixels = classifier._process(Image.open(photo))
+        target = [*LABELS.values()].index(result.target)
+        relevance = AttnLRP(classifier._logits).attribute(pixels, target=target)[0]
+        for patch in result.patches:
+            left, top, right, bottom = patch.box
+            expected = float(relevance[:, top:bottom, left:right].sum())
+            assert patch.score == pytest.approx(expected, rel=1e-4, abs=1e-7)
+
     def test_a_terminal_tells_the_sign_without_colours(self, classifier, photo):
         [result] = classifier.explain([str(photo)], "relevance-flow")
         grid = terminal_text(result).plain.splitlines()[1:5]
@@ -219,7 +231,7 @@ class TestPictures:
 
 
 class TestCommand:
-    @pytest.mark.parametrize("method", ATTENTION_METHODS)
+    @pytest.mark.parametrize("method", IMAGE_METHODS)
     def test_json_gives_one_object_per_image(self, run, photo, method):
         result = run(photo, photo, "--json", "--method", method)
         first, second = map(json.loads, result.stdout.splitlines())
@@ -270,7 +282,7 @@ class TestCommand:
         for arguments, message in [
             (["/no/such.png"], "there is no image file"),
             ([text], "text.txt' is no image that can be read"),
-            ([photo, "--method", "slalom"], "method='slalom' is unknown"),
+            ([photo, "--method", "slalom"], "method='slalom' does not serve this task"),
             ([photo, "--strategy", "eff"], "no option 'strategy'"),
             ([photo, "--target", "bird"], "target='bird' is unknown"),
             ([photo, "--output", "/no/such/a.png"], "there is no folder"),

@@ -11,8 +11,10 @@ import transformers
 from models import bert, classifier
 from safetensors.torch import load_file, save_file
 
+from captum_attnflow import AttnLRP
 from captum_attnflow.demo import DEMO_MODEL_PATH
-from captum_attnflow.pipelines.text_classification import METHODS, TextClassifier
+from captum_attnflow.pipelines.methods import METHODS
+from captum_attnflow.pipelines.text_classification import TextClassifier
 from captum_attnflow.show import html_page, terminal_text
 
 TEXTS = ["a gripping , funny film", "dull", "the worst thing i have seen in years"]
@@ -213,8 +215,28 @@ def test_a_value_is_no_probability(demo, method, problem, n_values):
         assert result.value == pytest.approx(value, abs=1e-5)
         assert terminal_text(result).plain.startswith(f"{result.target} {value:.3f}\n")
         assert f"{result.target} ({value:.2f})" in html_page([result])
+        assert result.labels["value"] == result.value
+        assert "probability" not in result.labels
         explained = result.slalom.log_odds if result.slalom else sum(result.scores)
         assert explained == pytest.approx(value, abs=1e-4)
+
+
+def test_scores_of_propagation_rules_are_those_of_the_class(demo):
+    [result] = demo.explain(["so funny"], "attnlrp", rules="cp-lrp")
+    ids = demo.tokenizer("so funny", return_tensors="pt").input_ids
+    rules = AttnLRP(lambda ids: demo.model(ids).logits, rules="cp-lrp")
+    expected, delta = rules.attribute(ids, target=1, return_convergence_delta=True)
+    assert result.scores == pytest.approx(expected[0].tolist(), rel=1e-4, abs=1e-6)
+    output = float(logits_of(demo, "so funny")[1])
+    assert (result.flow_value, result.output) == (None, pytest.approx(output, abs=1e-4))
+    assert result.delta == pytest.approx(float(delta), abs=1e-4)
+
+
+def test_a_problem_that_transformers_does_not_know_is_refused(demo):
+    strange = of_problem(demo, None, 2)
+    strange.model.config.problem_type = "weird"
+    with pytest.raises(ValueError, match=r"problem_type='weird'.*'regression'"):
+        strange.explain(["so funny"])
 
 
 def test_one_label_of_many_is_a_sigmoid_and_no_value(demo):

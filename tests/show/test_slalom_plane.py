@@ -13,7 +13,7 @@ from pictures import SCRIPTS, overlapping
 from captum_attnflow import SLALOM
 from captum_attnflow.show import slalom_plane
 from captum_attnflow.show.label_placement import place_labels
-from captum_attnflow.slalom.reading import SlalomReading
+from captum_attnflow.slalom.explanation import SlalomReading
 
 
 def a_reading(points, error=0.1) -> SlalomReading:

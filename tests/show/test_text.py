@@ -19,7 +19,7 @@ from captum_attnflow.show import (
     text_records,
     visualize_text,
 )
-from captum_attnflow.slalom.reading import SlalomReading
+from captum_attnflow.slalom.explanation import SlalomReading
 
 
 def an_attribution(**changes) -> TextAttribution:

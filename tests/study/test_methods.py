@@ -7,11 +7,11 @@ import torch
 from reference.chefer import relevance_of
 from transformers import AutoModelForSequenceClassification
 
+from captum_attnflow import LayerRelevanceFlow
 from captum_attnflow.demo import DEMO_MODEL_PATH
-from captum_attnflow.pipelines import text_classification
+from captum_attnflow.pipelines.methods import METHODS as OWN_METHODS
 from captum_attnflow.study.adapters import lime_kernel
-from captum_attnflow.study.batch import TextBatch
-from captum_attnflow.study.cost import count_passes
+from captum_attnflow.study.batch import TextBatch, count_passes
 from captum_attnflow.study.methods import METHODS
 
 TEXTS = ["a gripping , funny film", "dull and very boring , though well acted", "great"]
@@ -56,12 +56,8 @@ def test_methods_without_batches_follow_the_seed(batch, name):
     assert torch.equal(scores_of(name, single), scores_of(name, single))
 
 
-# SLALOM has another seed for each text; the path of Relevance Flow leads through a
-# layer in a study, and through the word embeddings in explain().
-@pytest.mark.parametrize(
-    "name",
-    [n for n in text_classification.METHODS if n not in ("slalom", "relevance-flow")],
-)
+# SLALOM has another seed for each text.
+@pytest.mark.parametrize("name", [name for name in OWN_METHODS if name != "slalom"])
 def test_methods_of_the_package_are_those_of_explain(demo, batch, name):
     explained = demo.explain(TEXTS, name)
     scores = scores_of(name, batch)
@@ -70,6 +66,21 @@ def test_methods_of_the_package_are_those_of_explain(demo, batch, name):
         torch.testing.assert_close(
             scores[row, : len(wanted)], wanted, rtol=1e-4, atol=1e-6
         )
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if n.startswith("layer-relev")])
+def test_layer_methods_are_the_layer_forms_with_the_same_settings(batch, name):
+    settings = METHODS[name].settings
+    assert settings == METHODS[name.removeprefix("layer-")].settings
+    layer = batch.model.bert.embeddings
+    flow = LayerRelevanceFlow(batch.forward, layer, **settings)
+    wanted = flow.attribute(
+        batch.ids,
+        batch.reference_ids,
+        target=batch.predicted,
+        additional_forward_args=batch.arguments,
+    ).sum(-1)
+    torch.testing.assert_close(scores_of(name, batch), wanted.double())
 
 
 def test_chefer_relevance_equals_its_definition(batch, eager):
@@ -173,6 +184,8 @@ ROWS = {
     "input-x-gradient": (1, 1),
     "relevance-flow": (2, 2),
     "relevance-flow-0": (1, 1),
+    "layer-relevance-flow": (2, 2),
+    "layer-relevance-flow-0": (1, 1),
     "integrated-gradients": (50, 50),
     "kernel-shap": (200, 0),
     "last-layer-attention": (1, 1),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from captum_attnflow.study.statistics import Estimate, Interval
+from captum_attnflow.study.table import Estimate, Interval
 
 
 def test_standard_error_is_that_of_scipy():

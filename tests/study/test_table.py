@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from captum_attnflow.study import DataSource, Study, Table
-from captum_attnflow.study.formats import to_csv, to_latex, to_markdown
-from captum_attnflow.study.plot import save_plot
 from captum_attnflow.study.records import Record
+from captum_attnflow.study.table import save_plot, to_csv, to_latex, to_markdown
 
 
 def record(method, example, aopc, **changes):

@@ -10,8 +10,12 @@ from study.classifiers import CAUSAL, ENCODERS, batch_of, build
 from transformers import BertConfig
 
 from captum_attnflow.study import METHODS
-from captum_attnflow.study.decompx import classifier_parts, decompx
-from captum_attnflow.study.ifr import edges, information_flow_routes
+from captum_attnflow.study.vectors import (
+    classifier_parts,
+    decompx,
+    edges,
+    information_flow_routes,
+)
 from captum_attnflow.study.weights import Trace, read_weights
 
 UNGATED = [*ENCODERS, "GPT2"]
@@ -70,7 +74,7 @@ class TestDecompX:
     def test_wide_layers_in_parts_change_nothing(self, monkeypatch):
         batch = batch_of(build("Bert"))
         whole = decompx(batch)
-        monkeypatch.setattr("captum_attnflow.study.decompx._MAX_NUMBERS_AT_ONCE", 1)
+        monkeypatch.setattr("captum_attnflow.study.vectors._MAX_NUMBERS_AT_ONCE", 1)
         torch.testing.assert_close(decompx(batch), whole)
 
     @pytest.mark.parametrize("family", ["Llama", "Qwen2"])
@@ -125,7 +129,7 @@ class TestInformationFlowRoutes:
     def test_rows_in_parts_change_nothing(self, monkeypatch):
         batch = batch_of(build("GPT2"))
         whole = information_flow_routes(batch)
-        monkeypatch.setattr("captum_attnflow.study.ifr._MAX_NUMBERS_AT_ONCE", 1)
+        monkeypatch.setattr("captum_attnflow.study.vectors._MAX_NUMBERS_AT_ONCE", 1)
         torch.testing.assert_close(information_flow_routes(batch), whole)
 
     def test_a_sum_that_no_message_is_near_stays_where_it_is(self):

@@ -6,21 +6,23 @@ frozen dataclass that derives from :class:`FlowSolver`, and a line in :data:`SOL
 
 from captum_attnflow.flow.solvers.barrier import BarrierSolver
 from captum_attnflow.flow.solvers.base import (
+    SOLVERS,
+    DeferredFlow,
     FlowError,
     FlowSolution,
     FlowSolver,
-    SourceFlows,
-)
-from captum_attnflow.flow.solvers.networkx_solver import NetworkXSolver
-from captum_attnflow.flow.solvers.scipy_solver import SciPySolver
-from captum_attnflow.flow.solvers.solve import (
-    SOLVERS,
-    DeferredFlow,
     SolverName,
+    SourceFlows,
     find_solver,
     solve_flow,
     solve_sources,
 )
+from captum_attnflow.flow.solvers.networkx_solver import NetworkXSolver
+from captum_attnflow.flow.solvers.scipy_solver import SciPySolver
+
+SOLVERS["barrier"] = BarrierSolver()
+SOLVERS["scipy"] = SciPySolver()
+SOLVERS["networkx"] = NetworkXSolver()
 
 __all__ = [
     "SOLVERS",

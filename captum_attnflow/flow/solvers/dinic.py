@@ -1,4 +1,4 @@
-"""Many maximum flows over one set of edges by SciPy, and their residual graphs.
+"""Maximum flows by Dinic's algorithm (1970) in SciPy, and their residual graphs.
 
 A residual graph has an edge wherever a flow may still grow or shrink. The nodes that
 the source reaches in it are the source's side of a minimum cut.
@@ -18,11 +18,11 @@ from scipy.sparse.csgraph import maximum_flow
 from torch import Tensor
 
 SOURCE, SINK, FIRST = 0, 1, 2
-# SciPy counts flow in int32: the bound of the value becomes _UNITS of it, and an edge
-# that never binds gets more than the whole flow can be.
+# SciPy's flows are int32. The bound of the value is _UNITS units, and an edge that
+# never binds has more than that.
 _UNITS = 1 << 30
 _UNLIMITED = _UNITS + (_UNITS >> 1)
-# Edges solved in one call: calls cost more than few edges, and many leave the cache.
+# Edges solved in one call: fewer make the calls dominate, more do not fit the cache.
 _MAX_EDGES_AT_ONCE = 1 << 14
 
 
@@ -122,8 +122,8 @@ def in_units(
     Returns:
         array: Shape ``(P, E)``.
     """
-    # In this order, or small bounds would overflow; a capacity too large for its own
-    # quotient never binds.
+    # Division first: _UNITS / bound would overflow for small bounds. A quotient that
+    # overflows belongs to a capacity that never binds.
     with np.errstate(over="ignore"):
         unlimited: NDArray[np.float64] = capacity / bound[:, None]
     unlimited *= _UNITS
@@ -200,7 +200,7 @@ def source_side(
         edges (Tensor): Shape ``(M, T, T)``, float32, 1 where there is an edge.
         start (Tensor): Shape ``(P, T)``, bool, nodes of the lowest layer that the
             source still reaches.
-        saturated (sequence of EdgeList): Edges without room, per layer.
+        saturated (sequence of EdgeList): Edges without residual capacity, per layer.
         carrying (sequence of EdgeList): Edges with flow, per layer.
 
     Returns:
@@ -213,7 +213,7 @@ def source_side(
     while reached != (reached := int(side.sum())):
         for layer, full in enumerate(saturated):
             below = side[layer]
-            # Edges from reached nodes, less those that have no room.
+            # Edges from reached nodes, less those that are saturated.
             count = below @ edges[layer].mT
             without = below.view(-1)[full.tail]
             count.view(-1).index_add_(0, full.head, without, alpha=-1)

@@ -23,7 +23,7 @@ from captum_attnflow.flow.solvers.base import (
 Algorithm = Literal["preflow_push", "shortest_augmenting_path", "edmonds_karp"]
 
 _ROUNDING = 1e-12  # of the largest flow, which networkx adds up in float64
-# Of the value: what rounding may leave at a node, or leave out of the value.
+# Share of the value that rounding may leave at a node, or that the value may lack.
 _ACCURACY = 1e-9
 
 
@@ -107,8 +107,8 @@ class NetworkXSolver(FlowSolver):
 def _bounded(network: LayeredNetwork, bound: Tensor) -> nx.DiGraph:
     """The graph of a network of one, with capacities that its flow could fill.
 
-    networkx pushes whatever an edge would carry, and takes back from it what goes no
-    further: beside a huge amount the rest of a sum is lost.
+    networkx pushes all that an edge can carry, and later takes back what cannot go on.
+    Beside a huge amount, the small terms of a sum are lost to rounding.
 
     Args:
         network (LayeredNetwork): A network.
@@ -130,17 +130,17 @@ def _source_side(network: LayeredNetwork, flow: Tensor) -> Tensor:
     """Find the nodes that more flow could reach, shape ``(1, L + 1, T)``, bool.
 
     networkx' own minimum cut takes an edge for full where flow and capacity are equal
-    to the last bit, and misses the cut where rounding leaves some room.
+    to the last bit, and misses the cut where rounding leaves some of it.
     """
     rounding = _ROUNDING * flow.amax()
-    room = network.capacity - flow > rounding
+    residual = network.capacity - flow > rounding
     back = flow > rounding
     side = torch.zeros(flow.shape[1] + 1, flow.shape[-1], dtype=torch.bool)
     side[0] = network.source[0]
     n_reached = -1
     while n_reached != (n_reached := int(side.sum())):
         for layer in range(network.n_layers):
-            side[layer + 1] |= (room[0, layer] & side[layer]).any(1)
+            side[layer + 1] |= (residual[0, layer] & side[layer]).any(1)
         for layer in reversed(range(network.n_layers)):
             side[layer] |= (back[0, layer] & side[layer + 1, :, None]).any(0)
     return side[None]

@@ -38,15 +38,17 @@ from captum_attnflow.flow.solvers.dinic import (
     source_side,
 )
 
-# Widest edges into and out of every node that are kept, fewest first, where they are at
-# most this share of all: more are not worth the time.
+# How many of the widest edges into and out of every node are kept, fewest first. A
+# width is skipped where it keeps more than this share of all edges: more are not worth
+# the time.
 _WIDTHS = (4, 15, 40)
 _LARGEST_SHARE = 0.25
-# Every so many tokens one tries a graph for the others, and the share of those that may
-# fail in it.
+# One token in this many tries a graph for the others. They use it if at most this share
+# of the trials fails.
 _PROBE_EVERY = 8
 _MAY_FAIL = 0.25
-# A bound this many times the value makes the unit too coarse: solve again.
+# A bound this many times the value makes the unit too coarse: solve again with a finer
+# one.
 _LOOSE = 16
 # Edges of the tokens whose flows are held at once, to bound memory.
 _MAX_EDGES_AT_ONCE = 1 << 22
@@ -127,7 +129,7 @@ class _JointGraph:
     def solve(
         self, shape: tuple[int, int], bound: float
     ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Flow and room in units, both ``(1, E)``: inner edges, then to the sink."""
+        """Flow and residual capacity in units, ``(1, E)``: inner edges, then others."""
         n_layers, n_tokens = shape
         below, last = FIRST + self.layer * n_tokens, FIRST + n_layers * n_tokens
         tails = [below + self.tail, last + self.sinks, 0 * self.sources + SOURCE]
@@ -143,7 +145,7 @@ class _JointGraph:
 
 def _solve_one(network: LayeredNetwork, bound: float) -> FlowSolution:
     solution = _solve_in_units(network, bound)
-    # Capacities below a unit are lost, and the flow in them: solve with a finer one.
+    # Capacities below a unit were rounded to 0: solve with a finer unit.
     while (least := float(solution.cut_capacity)) * _LOOSE < bound:
         bound = least
         solution = _solve_in_units(network, bound)
@@ -152,7 +154,7 @@ def _solve_one(network: LayeredNetwork, bound: float) -> FlowSolution:
 
 def _solve_in_units(network: LayeredNetwork, bound: float) -> FlowSolution:
     graph, shape = _JointGraph.of(network), (network.n_layers, network.n_tokens)
-    flow, room = graph.solve(shape, bound)
+    flow, residual = graph.solve(shape, bound)
     n_inner = len(graph.layer)
     saturated, carrying = (
         edge_lists(
@@ -163,7 +165,7 @@ def _solve_in_units(network: LayeredNetwork, bound: float) -> FlowSolution:
             np.zeros(1, np.int64),
             shape,
         )
-        for chosen in (room == 0, flow > 0)
+        for chosen in (residual == 0, flow > 0)
     )
     edges = (network.capacity[0] > 0).float().cpu()
     cut = source_side(edges, network.source.cpu(), saturated, carrying)
@@ -203,7 +205,7 @@ def _answer(
 
 @dataclass(frozen=True, eq=False)
 class TokenNetworks:
-    """What is left of one network for each of ``P`` tokens that sends alone.
+    """The networks of ``P`` tokens of one network, each sending alone.
 
     The first layer is the token's own edges, and the terminals never bind, so that the
     last layer is one edge per node: the sum of its edges into the token's read-outs.
@@ -252,7 +254,7 @@ class TokenNetworks:
         )
 
     def select(self, index: Tensor) -> TokenNetworks:
-        """Return what is left for some of the tokens."""
+        """Return the networks of some of the tokens."""
         return replace(
             self,
             token=self.token[index],
@@ -340,7 +342,7 @@ class _SparseGraph:
         capacity = np.concatenate([first, inner, join, last], axis=1)
         units = in_units(capacity, bound.numpy())
         flow = self._graph.maximum_flows(units)
-        room = units - flow
+        residual = units - flow
         middle = slice(n_tokens, n_tokens + len(self._layer))
         saturated, carrying = (
             edge_lists(
@@ -352,17 +354,17 @@ class _SparseGraph:
                 (len(self._left_out), n_tokens),
             )
             for chosen in (
-                (inner > 0) & (room[:, middle] == 0),
+                (inner > 0) & (residual[:, middle] == 0),
                 flow[:, middle] > 0,
             )
         )
         side = source_side(
             (tokens.middle > 0).float(),
-            torch.from_numpy(room[:, :n_tokens] > 0),
+            torch.from_numpy(residual[:, :n_tokens] > 0),
             saturated,
             carrying,
         )
-        goes_on = side[-1] & torch.from_numpy(room[:, -n_tokens:] > 0)
+        goes_on = side[-1] & torch.from_numpy(residual[:, -n_tokens:] > 0)
         value = flow[:, :n_tokens].sum(1, keepdims=True, dtype=np.int64)
         value = from_units(value, bound.numpy())[:, 0]
         return side, torch.from_numpy(value), ~goes_on.any(1)
@@ -423,7 +425,7 @@ def _solve_in(
 
 
 def _stages(tokens: TokenNetworks) -> Iterator[Tensor]:
-    """Mark more and more edges ``(M, T, T)``, in the end all."""
+    """Mark more and more edges ``(M, T, T)``, at last all."""
     edges = tokens.middle > 0
     n_tokens = tokens.first.shape[1]
     for width in _WIDTHS:
@@ -448,7 +450,7 @@ def _widest(tokens: TokenNetworks, width: int) -> Tensor:
 
 
 def _tie(value: Tensor) -> Tensor:
-    """Give values that differ by rounding alone the smallest of them."""
+    """Make values that differ only by rounding equal to the smallest of them."""
     ordered, order = value.sort()
     is_first = torch.ones_like(ordered, dtype=torch.bool)
     is_first[1:] = ordered[1:] > ordered[:-1] * (1 + _SAME_SUM)

@@ -23,7 +23,7 @@ class Attempt(NamedTuple):
     """At solving a batch, see :func:`central_path.solve_batch`."""
 
     dtype: torch.dtype
-    last_fall: float
+    last_ratio: float
     solved: list[bool]
 
 

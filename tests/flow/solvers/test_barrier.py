@@ -20,9 +20,9 @@ from captum_attnflow import (
     BarrierSolver,
     FlowError,
     LayeredNetwork,
-    _large_arrays,
     solve_flow,
 )
+from captum_attnflow.flow import network as flow_network
 from captum_attnflow.flow.solvers import solve_sources
 from captum_attnflow.flow.solvers.barrier import central_path, torch_passes
 
@@ -212,13 +212,13 @@ def test_causal_attention_of_many_layers_takes_few_steps(read_out, sharpness, mo
 def test_where_the_last_method_starts_too_far_it_starts_again_from_nearer(
     monkeypatch, passes, attempts
 ):
-    monkeypatch.setattr(central_path, "_LAST_FALLS", (1.0, 0.05, 1e-3))
+    monkeypatch.setattr(central_path, "_LAST_RATIOS", (1.0, 0.05, 1e-3))
     monkeypatch.setattr(passes, "dtypes", (torch.float64,))
     capacity = torch.full((1, 1, 8, 8), 1 / 8).double()
     capacity[..., 0, :] = 0.01
     network = everywhere(capacity)
     solution = solve_flow(network, BarrierSolver(epsilon=0.01))
-    assert [attempt.last_fall for attempt in attempts] == [1.0, 0.05]
+    assert [attempt.last_ratio for attempt in attempts] == [1.0, 0.05]
     expected = solve_with_cvxpy(network, solution.mu.item())
     error = np.abs(solution.source_flow[0].numpy() - expected).max()
     assert error <= 1e-5 * solution.value.item()
@@ -496,7 +496,7 @@ def test_a_solve_may_stand_within_a_functional_transform(
     monkeypatch, of_capacity, large
 ):
     if large:
-        monkeypatch.setattr(_large_arrays, "_LARGE_BYTES", 0)
+        monkeypatch.setattr(flow_network, "_LARGE_BYTES", 0)
     network = attention_network(2, 8, read_out=0)
     expected = solve_flow(network).source_flow
 
@@ -514,7 +514,7 @@ def test_a_solve_may_stand_within_a_functional_transform(
 @pytest.mark.parametrize("large", [False, True])
 def test_a_solve_may_stand_within_a_compiled_function(monkeypatch, large):
     if large:
-        monkeypatch.setattr(_large_arrays, "_LARGE_BYTES", 0)
+        monkeypatch.setattr(flow_network, "_LARGE_BYTES", 0)
     network = attention_network(2, 8, read_out=0)
     expected = solve_flow(network).value
     compiled = torch.compile(lambda x: x * solve_flow(network).value, backend="eager")

@@ -10,7 +10,7 @@ from networks import attention_network
 from scipy.optimize import brentq
 
 from captum_attnflow import BarrierSolver, LayeredNetwork, solve_flow
-from captum_attnflow.flow.solvers.barrier.dual import DualNewton, Potential
+from captum_attnflow.flow.solvers.barrier.laplacian import DualNewton, Potential
 
 
 def flow_by_bisection(capacity: float, fall: float, mu: float) -> float:
@@ -54,7 +54,7 @@ def test_weights_are_how_flows_fall_with_the_potential(passes):
     network, potential = some_layer()
     scale, mu = torch.ones(2).double(), torch.tensor([1e-2, 1e-3]).double()
     edges = passes.closed_form(network, scale, passes.dtypes[0])
-    flows, weights = edges.weigh(potential, mu)
+    flows, weights = edges.set_weights(potential, mu)
     flow = torch.empty_like(network.capacity)
     edges.fill(potential, mu, flow)
     for sums, found in ((flow, flows), (edges.weight.double(), weights)):
@@ -101,10 +101,10 @@ def test_steps_lead_back_to_the_optimum_quadratically(passes):
     network = attention_network(3, 6, read_out=0).trim()
     shift = 1e-6 * torch.rand(1, 4, 6).double()
     solution, dual = dual_of(network, passes, shift)
-    lost = [dual.lost.item()]
+    lost = [dual.relative_imbalance.item()]
     while not dual.conserves.all():
         dual.step(1e-6)
-        lost.append(dual.lost.item())
+        lost.append(dual.relative_imbalance.item())
         assert lost[-1] <= max(10 * lost[-2] ** 1.5, 1e-11)
         assert len(lost) < 8
     assert lost[0] > 1e-6
@@ -115,7 +115,7 @@ def test_steps_lead_back_to_the_optimum_quadratically(passes):
 def test_potentials_that_stand_for_no_flow_are_told(passes):
     network = attention_network(3, 6)
     _, dual = dual_of(network, passes, torch.ones(1, 4, 6).double())
-    assert dual.lost.isinf().all()
+    assert dual.relative_imbalance.isinf().all()
     assert not dual.conserves.any()
 
 

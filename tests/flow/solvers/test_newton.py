@@ -8,25 +8,32 @@ from networks import attention_network
 
 from captum_attnflow.flow.solvers.barrier import torch_passes
 from captum_attnflow.flow.solvers.barrier.central_path import Newton, start
-from captum_attnflow.flow.solvers.barrier.problem import Problem, State
+from captum_attnflow.flow.solvers.barrier.problem import BarrierProblem, Iterate
 from captum_attnflow.flow.solvers.barrier.torch_passes import TorchPasses
 
 
 def states_of_six_steps(batch, target, passes, dtype=torch.float64):
-    problem = Problem.of(batch, batch.node_bound(), dtype)
-    state = State.empty(problem)
-    start(problem, batch.node_bound(), state)
-    newton = Newton(problem, state, passes)
+    problem = BarrierProblem.of(batch, batch.node_bound(), dtype)
+    iterate = Iterate.empty(problem)
+    start(problem, batch.node_bound(), iterate)
+    newton = Newton(problem, iterate, passes)
     for _ in range(6):
         newton.step(target)
-        products = (state.room * state.price).sum((0, 2)) / (2 * state.room.shape[2])
+        products = (iterate.slack * iterate.multiplier).sum((0, 2)) / (
+            2 * iterate.slack.shape[2]
+        )
         torch.testing.assert_close(newton.mu, products)
-        yield [state.room.clone(), state.price.clone(), state.p.clone(), newton._fall]
+        yield [
+            iterate.slack.clone(),
+            iterate.multiplier.clone(),
+            iterate.p.clone(),
+            newton._ratio,
+        ]
 
 
 def assert_same_steps(found, expected):
-    for states in zip(found, expected, strict=True):
-        for one, other in zip(*states, strict=True):
+    for iterates in zip(found, expected, strict=True):
+        for one, other in zip(*iterates, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-12)
 
 
@@ -70,7 +77,7 @@ def test_compiled_steps_are_those_of_torch(
 
 @pytest.mark.parametrize("n_threads", [1, 2])
 @pytest.mark.parametrize("read_out", [None, 0])
-def test_steps_conserve_and_prices_keep_to_the_potential_though_weights_are_rounded(
+def test_steps_conserve_and_stay_dual_feasible_though_weights_are_rounded(
     monkeypatch, n_threads, read_out
 ):
     numba_passes = pytest.importorskip(
@@ -78,38 +85,41 @@ def test_steps_conserve_and_prices_keep_to_the_potential_though_weights_are_roun
     )
     monkeypatch.setattr(numba_passes, "n_threads", lambda _: n_threads)
     batch, target = batch_and_target(0, read_out, n_tokens=24)
-    problem = Problem.of(batch, batch.node_bound(), torch.float32)
-    state = State.empty(problem)
-    start(problem, batch.node_bound(), state)
+    problem = BarrierProblem.of(batch, batch.node_bound(), torch.float32)
+    iterate = Iterate.empty(problem)
+    start(problem, batch.node_bound(), iterate)
     shares = []
 
     class Recorded(numba_passes.NumbaPasses):
-        def move(self, primal, dual):
+        def advance(self, primal, dual):
             shares.append((primal, dual))
-            return super().move(primal, dual)
+            return super().advance(primal, dual)
 
     def excess():
-        """By how much the two prices of an edge differ from what is asked for."""
-        excess = state.price.double().sum(0)
+        """By how much the two multipliers of an edge differ from what is asked for."""
+        excess = iterate.multiplier.double().sum(0)
         inner, source, sink = problem.split(excess)
-        inner += state.p[:, 1:, :, None] - state.p[:, :-1, None, :]
-        source += state.p[:, 0] + 1
-        sink -= state.p[:, -1]
+        inner += iterate.p[:, 1:, :, None] - iterate.p[:, :-1, None, :]
+        source += iterate.p[:, 0] + 1
+        sink -= iterate.p[:, -1]
         return excess
 
     def imbalance():
-        inner, source, sink = problem.split(state.room[0].double())
+        inner, source, sink = problem.split(iterate.slack[0].double())
         into = torch.cat([source[:, None], inner.sum(3)], 1)
         return into - torch.cat([inner.sum(2), sink[:, None]], 1)
 
-    newton = Newton(problem, state, Recorded)
+    newton = Newton(problem, iterate, Recorded)
     for _ in range(8):
-        room, price = state.room.double(), state.price.double().abs().amax(0)
+        slack, multiplier = (
+            iterate.slack.double(),
+            iterate.multiplier.double().abs().amax(0),
+        )
         before, unbalanced = excess(), imbalance()
         newton.step(target)
         primal, dual = (share[:, None] for share in shares[-1])
-        growth = ((state.room - room) / room).abs().amax(0) / primal
+        growth = ((iterate.slack - slack) / slack).abs().amax(0) / primal
         error = (excess() - (1 - dual) * before).abs()
-        assert (error <= 4e-6 * price * (1 + growth))[problem.alive].all()
+        assert (error <= 4e-6 * multiplier * (1 + growth))[problem.alive].all()
         left = imbalance() - (1 - primal[..., None]) * unbalanced
         assert (left.abs().amax((1, 2)) <= 2e-5 * newton.value).all()

@@ -22,7 +22,7 @@ numba = pytest.importorskip("numba")
 from numba.core.dispatcher import Dispatcher  # noqa: E402
 
 from captum_attnflow.flow.solvers.barrier import (  # noqa: E402
-    numba_compiling,
+    numba_kernels,
     numba_passes,
 )
 
@@ -198,8 +198,8 @@ def test_functions_are_compiled_where_no_folder_can_keep_them(monkeypatch):
             raise RuntimeError("cannot cache function: no locator available")
         return numba.njit(**options)
 
-    monkeypatch.setattr(numba_compiling, "njit", njit)
-    assert numba_compiling.compiled()(lambda number: number + 1)(1) == 2
+    monkeypatch.setattr(numba_kernels, "njit", njit)
+    assert numba_kernels.compiled()(lambda number: number + 1)(1) == 2
 
 
 def test_compiling_waits_for_other_processes_that_do(monkeypatch, tmp_path):
@@ -208,7 +208,7 @@ def test_compiling_waits_for_other_processes_that_do(monkeypatch, tmp_path):
     def add_one(number):
         return number + 1
 
-    kernel = numba_compiling.compiled()(add_one)
+    kernel = numba_kernels.compiled()(add_one)
     folder = Path(kernel.stats.cache_path)
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(1) as pool:
@@ -228,7 +228,7 @@ def test_an_interrupt_waits_until_a_function_is_compiled(monkeypatch):
         add(self, result)
 
     monkeypatch.setattr(Dispatcher, "add_overload", interrupted)
-    kernel = numba_compiling.compiled()(lambda number: number + 1)
+    kernel = numba_kernels.compiled()(lambda number: number + 1)
     with pytest.raises(KeyboardInterrupt):
         kernel(1)
     assert len(kernel.signatures) == 1
@@ -328,8 +328,8 @@ def test_threads_may_solve_at_the_same_time():
 @numba.njit
 def _through(array, values):
     for i in range(values.size):
-        array[i] = numba_compiling.encode(values[i], array)
-        values[i] = numba_compiling.decode(array[i])
+        array[i] = numba_kernels.encode(values[i], array)
+        values[i] = numba_kernels.decode(array[i])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -340,9 +340,9 @@ def test_weights_are_rounded_as_torch_rounds_them(dtype):
     is_halfway = values % (1 << 16) == 1 << 15  # where torch rounds to even
     values = values[~is_halfway]
     values = values.view(torch.float32).to(dtype)
-    kept = torch.empty(values.shape, dtype=numba_compiling.weight_dtype(dtype))
+    kept = torch.empty(values.shape, dtype=numba_kernels.weight_dtype(dtype))
     expected = values.to(kept.dtype)
     found = values.clone()
-    _through(*numba_compiling.arrays(kept, found))
+    _through(*numba_kernels.arrays(kept, found))
     torch.testing.assert_close(kept, expected, rtol=0, atol=0)
     torch.testing.assert_close(found, expected.to(dtype), rtol=0, atol=0)

@@ -1,6 +1,6 @@
 """From a batch of networks to their flows: towards the central path, and then onto it.
 
-:class:`Newton` leads to the barrier weight asked for, at first with edges in
+:class:`Newton` leads to the barrier parameter asked for, at first with edges in
 float32, which halves the memory that each step reads. :class:`DualNewton` ends it in
 float64.
 """
@@ -14,12 +14,19 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from captum_attnflow._large_arrays import empty
-from captum_attnflow.flow.network import LayeredNetwork
-from captum_attnflow.flow.solvers.barrier.dual import DualNewton, Potential
-from captum_attnflow.flow.solvers.barrier.laplacian import Laplacian
-from captum_attnflow.flow.solvers.barrier.passes import EdgePasses, untracked
-from captum_attnflow.flow.solvers.barrier.problem import Problem, State, workspace
+from captum_attnflow.flow.network import LayeredNetwork, empty
+from captum_attnflow.flow.solvers.barrier.laplacian import (
+    DualNewton,
+    Laplacian,
+    Potential,
+)
+from captum_attnflow.flow.solvers.barrier.problem import (
+    BarrierProblem,
+    EdgePasses,
+    Iterate,
+    untracked,
+    workspace,
+)
 from captum_attnflow.flow.solvers.base import (
     FlowError,
     FlowSolution,
@@ -47,7 +54,7 @@ _EARLY_ACCURACY = 1e-5
 _LITTLE = 0.7
 _CAREFUL_ACCURACY = 1e-8
 # After this many steps in a row that gain little, or that only centre beyond enough,
-# the layers are factored. More tokens make factors dearer, and the patience longer.
+# the layers are factored. Factors cost more with more tokens, so patience grows.
 _LEAST_PATIENCE, _MOST_PATIENCE = 4, 16
 _TOKENS_PER_STALLED = 24
 _ENOUGH_CENTRING = 4
@@ -56,7 +63,7 @@ _NEAR = 2.0
 # How much the mean product may exceed the target after the last step.
 _LAST_EXCESS = 0.01
 # Relative change of a flow or multiplier in a step from which on accuracy counts.
-_SMALL_FALL = 0.5
+_SMALL_RATIO = 0.5
 
 # --- When the dual method takes over.
 # Edges in float32 are given up after this many steps in a row that gain little, some of
@@ -65,7 +72,7 @@ _MOST_STALLED = _MOST_PATIENCE + 4
 _MOST_CENTRING = 8
 # Relative change in the last step before the dual method takes over; smaller where the
 # dual method diverged from there.
-_LAST_FALLS = (0.5, 0.05, 1e-3)
+_LAST_RATIOS = (0.5, 0.05, 1e-3)
 # Steps of the dual method, which takes one to three where the gap is small.
 _DUAL_STEPS = 30
 
@@ -91,7 +98,7 @@ _EXTRA_SHARE = 0.01
 
 
 @dataclass(frozen=True)
-class Aim:
+class BarrierOptions:
     """Which point of the central path to solve for, see :class:`BarrierSolver`."""
 
     epsilon: float
@@ -100,22 +107,22 @@ class Aim:
     max_iterations: int
 
     def target(self, scale: Tensor, n_terms: Tensor, value: Tensor) -> Tensor:
-        """Barrier weight for flow values, in units of ``scale``; all ``(B,)``."""
+        """Barrier parameter for flow values, in units of ``scale``; all ``(B,)``."""
         if self.mu is not None:
             return self.mu / scale
         return self.epsilon * value / n_terms
 
 
 def solve_batch(
-    network: LayeredNetwork, aim: Aim, passes: type[EdgePasses]
+    network: LayeredNetwork, options: BarrierOptions, passes: type[EdgePasses]
 ) -> FlowSolution:
-    """Solve with edges in one dtype, and again where this does not serve.
+    """Solve with edges in each dtype in turn until all networks are solved.
 
-    In the next dtype; then going on nearer to the optimum before the dual method.
+    The last attempts go on nearer to the optimum before the dual method takes over.
 
     Args:
         network (LayeredNetwork): Trimmed networks.
-        aim (Aim): What to solve for.
+        options (BarrierOptions): What to solve for.
         passes (type): What does the work on the edges.
 
     Raises:
@@ -125,13 +132,13 @@ def solve_batch(
     iterations = torch.zeros(len(bound), dtype=torch.int64, device=bound.device)
     left = torch.arange(len(bound), device=bound.device)
     rows, solutions = [], []
-    attempts = [(dtype, _LAST_FALLS[0]) for dtype in passes.dtypes]
-    attempts += [(passes.dtypes[-1], last_fall) for last_fall in _LAST_FALLS[1:]]
+    attempts = [(dtype, _LAST_RATIOS[0]) for dtype in passes.dtypes]
+    attempts += [(passes.dtypes[-1], last_ratio) for last_ratio in _LAST_RATIOS[1:]]
     for attempt in attempts:
         is_whole = len(left) == len(bound)
         part = network if is_whole else network.select(left)
         made = iterations[left]
-        solved, solution = _attempt(part, bound[left], aim, passes, *attempt, made)
+        solved, solution = _attempt(part, bound[left], options, passes, *attempt, made)
         iterations[left] = made
         if solution is not None:
             rows.append(left[solved])
@@ -144,14 +151,14 @@ def solve_batch(
             f"the barrier solver did not converge on {len(left)} of {len(bound)} "
             f"networks in {int(iterations[left].max())} iterations (rows "
             f"{left.tolist()[:8]} of those solved together). "
-            + _advice(network.select(left), of_value[left], aim)
+            + _advice(network.select(left), of_value[left], options)
         )
     if len(solutions) == 1:
         return solutions[0]
     return FlowSolution.concatenate(solutions).select(torch.cat(rows).argsort())
 
 
-def _advice(network: LayeredNetwork, of_value: Tensor, aim: Aim) -> str:
+def _advice(network: LayeredNetwork, of_value: Tensor, options: BarrierOptions) -> str:
     """What to do about networks, with bounds of their values, that are not solved."""
     capacity = network.capacity
     edge = (capacity > 0) & capacity.isfinite()
@@ -167,30 +174,30 @@ def _advice(network: LayeredNetwork, of_value: Tensor, aim: Aim) -> str:
             "value is solve_flow(network, "
             '"scipy").cut_capacity, a solver without such a limit'
         )
-    if aim.mu is None:
+    if options.mu is None:
         return (
-            f"Raise max_iterations (now {aim.max_iterations}) or epsilon (now "
-            f"{aim.epsilon}), or leave out edges of next to no capacity"
+            f"Raise max_iterations (now {options.max_iterations}) or epsilon (now "
+            f"{options.epsilon}), or leave out edges of next to no capacity"
         )
-    gap = 2 * aim.mu * network.n_edges.double() / of_value
+    gap = 2 * options.mu * network.n_edges.double() / of_value
     return (
-        f"mu={aim.mu} asks for a duality gap of about {float(gap.min()):.1e} to "
+        f"mu={options.mu} asks for a duality gap of about {float(gap.min()):.1e} to "
         f"{float(gap.max()):.1e} of the flow value. Give a mu for which that lies "
         f"between {LEAST_EPSILON:g} and 1, or leave mu at None and give epsilon, "
-        f"which is that share; or raise max_iterations (now {aim.max_iterations})"
+        f"which is that share; or raise max_iterations (now {options.max_iterations})"
     )
 
 
 def _attempt(
     network: LayeredNetwork,
     bound: Tensor,
-    aim: Aim,
+    options: BarrierOptions,
     passes: type[EdgePasses],
     dtype: torch.dtype,
-    last_fall: float,
+    last_ratio: float,
     iterations: Tensor,
 ) -> tuple[Tensor, FlowSolution | None]:
-    """Solve with edges in a dtype, see :meth:`Newton.is_near`; count iterations on.
+    """Solve with edges in one dtype, and add to the iterations.
 
     Returns:
         tuple: Which networks are solved, ``(B,)``, and the solution of these.
@@ -199,10 +206,10 @@ def _attempt(
     n_bytes = passes.n_arrays * dtype.itemsize * n_edges + _MORE_BYTES
     with workspace().frame(n_bytes if bound.device.type == "cpu" else 0):
         with workspace().frame(), untracked():
-            problem = Problem.of(network, bound, dtype)
+            problem = BarrierProblem.of(network, bound, dtype)
             if not bool(problem.is_precise.any()):
                 return torch.zeros_like(iterations, dtype=torch.bool), None
-            end = _approach(problem, bound, aim, passes, last_fall, iterations)
+            end = _approach(problem, bound, options, passes, last_ratio, iterations)
             scale, n_terms = problem.scale, problem.n_terms
         near = end.near.nonzero()[:, 0]
         if not len(near):
@@ -211,7 +218,7 @@ def _attempt(
         if len(near) < len(bound):
             network, end = network.select(near), end.select(near)
             scale, n_terms = scale[near], n_terms[near]
-        # Made out here, as no part of the answer is to be an inference tensor.
+        # Outside inference mode: no part of the answer may be an inference tensor.
         flow = empty(network.capacity.shape, like=network.capacity)
         with workspace().frame(), untracked():
             edges = passes.closed_form(network, scale, dtype)
@@ -220,10 +227,10 @@ def _attempt(
                 edges,
                 end.potential,
                 end.mu,
-                partial(aim.target, scale, n_terms),
+                partial(options.target, scale, n_terms),
                 passes.iterative_solver if end.iterative else None,
             )
-            done = _finish(dual, aim, made)
+            done = _finish(dual, options, made)
             edges.fill(dual.potential, dual.mu, flow)
     iterations[near] = made
     solution = certified(
@@ -246,7 +253,7 @@ class _End:
     """Where :class:`Newton` has led a batch."""
 
     potential: Potential
-    mu: Tensor  # (B,), barrier weight
+    mu: Tensor  # (B,), barrier parameter
     near: Tensor  # (B,), bool, whether near the optimum
     iterative: bool  # whether linear systems were solved by iterating to the end
 
@@ -256,40 +263,42 @@ class _End:
 
 
 def _approach(
-    problem: Problem,
+    problem: BarrierProblem,
     bound: Tensor,
-    aim: Aim,
+    options: BarrierOptions,
     passes: type[EdgePasses],
-    last_fall: float,
+    last_ratio: float,
     iterations: Tensor,
 ) -> _End:
     """Step until every network is near its optimum or given up; count its steps.
 
     Networks leave the batch one by one.
     """
-    state = State.empty(problem)
-    start(problem, bound, state)
+    iterate = Iterate.empty(problem)
+    start(problem, bound, iterate)
     end = _End(
-        Potential(torch.empty_like(state.p), torch.zeros_like(state.p)),
+        Potential(torch.empty_like(iterate.p), torch.zeros_like(iterate.p)),
         mu=torch.empty_like(problem.scale),
         near=torch.zeros_like(problem.scale, dtype=torch.bool),
         iterative=True,
     )
-    newton = Newton(problem, state, passes)
+    newton = Newton(problem, iterate, passes)
     running = torch.arange(len(bound), device=bound.device)
     is_coarse = problem.capacity.dtype == torch.float32
     while True:
-        target = aim.target(newton.problem.scale, newton.problem.n_terms, newton.value)
-        near = newton.is_near(target, last_fall) & newton.problem.is_precise
+        target = options.target(
+            newton.problem.scale, newton.problem.n_terms, newton.value
+        )
+        near = newton.is_near(target, last_ratio) & newton.problem.is_precise
         fails = ~newton.mu.isfinite() | ~newton.problem.is_precise
-        fails |= iterations[running] >= aim.max_iterations
+        fails |= iterations[running] >= options.max_iterations
         if is_coarse:
             fails |= newton.stalled >= _MOST_STALLED
             fails |= newton.centring >= _MOST_CENTRING
         leaves = near | fails
         if bool(leaves.any()):
             rows = running[leaves]
-            end.potential.high[rows] = newton.state.p[leaves]
+            end.potential.high[rows] = newton.iterate.p[leaves]
             end.mu[rows], end.near[rows] = target[leaves], near[leaves]
             stays = ~leaves
             running, target = running[stays], target[stays]
@@ -301,28 +310,28 @@ def _approach(
         iterations[running] += 1
 
 
-def _finish(dual: DualNewton, aim: Aim, iterations: Tensor) -> Tensor:
-    """Step until every network is solved or cannot be; tell which are.
+def _finish(dual: DualNewton, options: BarrierOptions, iterations: Tensor) -> Tensor:
+    """Step until every network is solved or given up.
 
     Returns:
-        Tensor: Shape ``(B,)``, bool.
+        Tensor: Shape ``(B,)``, bool, which are solved.
     """
     for _ in range(_DUAL_STEPS):
-        done = dual.conserves & dual.is_at_target(aim.tolerance)
-        goes_on = ~done & ~dual.is_astray & (iterations < aim.max_iterations)
+        done = dual.conserves & dual.is_at_target(options.tolerance)
+        goes_on = ~done & ~dual.has_diverged & (iterations < options.max_iterations)
         if not bool(goes_on.any()):
             break
-        dual.step(aim.tolerance)
+        dual.step(options.tolerance)
         iterations += goes_on
-    return dual.conserves & dual.is_at_target(aim.tolerance)
+    return dual.conserves & dual.is_at_target(options.tolerance)
 
 
 class Newton:
     """One predictor-corrector step after the other, in place.
 
     Args:
-        problem (Problem): The problem.
-        state (State): Where to start; overwritten by each step.
+        problem (BarrierProblem): The problem.
+        iterate (Iterate): Where to start; overwritten by each step.
         passes (type): What does the work on the edges.
         memory (Tensor, optional): Flat memory to work in; by default, or if it is not
             enough, the workspace's.
@@ -337,51 +346,51 @@ class Newton:
 
     def __init__(
         self,
-        problem: Problem,
-        state: State,
+        problem: BarrierProblem,
+        iterate: Iterate,
         passes: type[EdgePasses],
         memory: Tensor | None = None,
     ) -> None:
         self.problem = problem
-        self.state = state
+        self.iterate = iterate
         self.stalled = torch.zeros_like(problem.n_terms)
         self.iterative = problem.n_tokens >= passes.iterative_from_tokens
         self._early_accuracy = _EARLY_ACCURACY
         self.centring = torch.zeros_like(self.stalled)
-        self._fall = torch.ones_like(self.stalled)  # largest share of a variable used
-        self._passes = passes(problem, state, memory)
-        self._note(*self._passes.measure())
+        self._ratio = torch.ones_like(self.stalled)  # largest share of a variable used
+        self._passes = passes(problem, iterate, memory)
+        self._set_measured(*self._passes.measure())
         self._gained = self._progress()
 
     def select(self, index: Tensor) -> Newton:
         """Go on with some networks of the batch."""
         part = Newton(
             self.problem.select(index),
-            self.state.select(index),
+            self.iterate.select(index),
             type(self._passes),
             memory=self._passes.memory,
         )
-        part.stalled, part._fall = self.stalled[index], self._fall[index]
+        part.stalled, part._ratio = self.stalled[index], self._ratio[index]
         part.centring, part._gained = self.centring[index], self._gained[:, index]
         part.iterative, part._early_accuracy = self.iterative, self._early_accuracy
         return part
 
-    def is_near(self, target: Tensor, last_fall: float) -> Tensor:
+    def is_near(self, target: Tensor, last_ratio: float) -> Tensor:
         """Whether each network is near its optimum.
 
         Args:
-            target (Tensor): Shape ``(B,)``, barrier weight.
-            last_fall (float): Relative change of a flow or multiplier in the last step,
-                at most.
+            target (Tensor): Shape ``(B,)``, barrier parameter.
+            last_ratio (float): Largest relative change of a slack or multiplier in the
+                last step.
         """
         reached = self.mu <= (1 + _LAST_EXCESS) * target
-        return reached & (self._fall <= last_fall)
+        return reached & (self._ratio <= last_ratio)
 
     def step(self, target: Tensor) -> None:
         """Move towards the target by a predictor-corrector or a centring step."""
         mu, value = self.mu, self.value
         predicting = mu > _NEAR * target
-        sums = self._passes.weigh()
+        sums = self._passes.set_weights()
         laplacian = Laplacian(
             self._passes.weight,
             sums,
@@ -390,23 +399,23 @@ class Newton:
         if bool(predicting.any()):
             tolerance = _PREDICTOR_ACCURACY * value
             potential = laplacian.solve(-self._imbalance, tolerance, at_source=-1.0)
-            aim = self._predict(potential, target, predicting)
+            step_mu = self._predict(potential, target, predicting)
         else:
-            aim = target
+            step_mu = target
             self._passes.centre()
-        # The farther from the target, the more imbalance may be left for later. Close
-        # to it steps shrink fast, so that the last one tells how far this is.
-        far = torch.maximum(mu / target, self._fall**4 / _SMALL_FALL**4).clamp_min(1)
+        # Far from the target more imbalance may be left for later steps. Close to it
+        # steps shrink fast: the size of the last one measures the distance.
+        far = torch.maximum(mu / target, self._ratio**4 / _SMALL_RATIO**4).clamp_min(1)
         accuracy = (_CORRECTOR_ACCURACY * far**2).clamp_max(self._early_accuracy)
-        # The change of potential is solved for, not the potential: where an edge has
-        # much room its weight is so large that the rounding of it would unbalance.
-        lost = self._passes.force(aim).add_(self._imbalance)
-        change = laplacian.solve(-lost, accuracy * value)
-        fall = self._fall
+        # The unknown is the change of potential, not the potential: an edge with much
+        # slack has such a weight that the rounding of a potential would unbalance.
+        residual = self._passes.correct(step_mu).add_(self._imbalance)
+        change = laplacian.solve(-residual, accuracy * value)
+        ratio = self._ratio
         self._advance(change)
         progress = self._progress()
         gains = (progress <= _LITTLE * self._gained).any(0)
-        gains = torch.where(predicting, gains, self._fall <= _LITTLE * fall)
+        gains = torch.where(predicting, gains, self._ratio <= _LITTLE * ratio)
         self._gained = torch.where(gains, progress, self._gained)
         self.stalled = (self.stalled + 1) * ~gains
         self.centring += ~predicting
@@ -424,59 +433,63 @@ class Newton:
         primal = 1 / (-least).clamp_min(1)
         dual = 1 / (1 + most).clamp_min(1)
         n_products = 2 * self.problem.capacity.shape[1]
+        # The mean of (x + primal dx) (z + dual dz), where the predictor has
+        # x dz + z dx = -x z; its sums are cost = z dx and gain = dx / weight dx.
         after = (1 - dual) * mu
         after += ((1 - dual) * primal - dual) * cost / n_products
         after -= primal * dual * gain / n_products
-        # Mehrotra's rule, and more centring where the boundary blocks the predictor.
+        # Mehrotra's rule (1992), and more centring where bounds block the predictor.
         sigma = torch.maximum(
             (after / mu).clamp(0, 1) ** 3, (1 - torch.minimum(primal, dual)) ** 2
         )
         return torch.where(predicting, torch.maximum(sigma * mu, target), target)
 
     def _advance(self, change: Tensor) -> None:
-        of_room, of_price = self._passes.turn(change)
-        primal, dual = _step_length(of_room), _step_length(of_price)
-        self._fall = torch.maximum(of_room, of_price)
-        measured = self._passes.move(primal, dual)
-        self.state.p.addcmul_(change, dual[:, None, None])
-        self._note(*measured)
+        primal_ratio, dual_ratio = self._passes.ratio_test(change)
+        primal, dual = _step_length(primal_ratio), _step_length(dual_ratio)
+        self._ratio = torch.maximum(primal_ratio, dual_ratio)
+        measured = self._passes.advance(primal, dual)
+        self.iterate.p.addcmul_(change, dual[:, None, None])
+        self._set_measured(*measured)
 
     def _progress(self) -> Tensor:
-        """What is to fall: ``mu``, and the largest imbalance at a node, ``(2, B)``."""
+        """What steps are to reduce: ``mu`` and the largest imbalance, ``(2, B)``."""
         return torch.stack([self.mu, self._imbalance.abs().amax((1, 2))])
 
-    def _note(self, imbalance: Tensor, total: Tensor) -> None:
+    def _set_measured(self, imbalance: Tensor, total: Tensor) -> None:
         self._imbalance = imbalance
         self.mu = total / (2 * self.problem.capacity.shape[1])
-        self.value = self.problem.value(self.state.room[0])
+        self.value = self.problem.value(self.iterate.slack[0])
 
 
-def _step_length(fall: Tensor) -> Tensor:
+def _step_length(ratio: Tensor) -> Tensor:
     """The full step, or nearly to the nearest boundary."""
-    return _STEP_SHARE / fall.clamp_min(_STEP_SHARE)
+    return _STEP_SHARE / ratio.clamp_min(_STEP_SHARE)
 
 
-def start(problem: Problem, bound: Tensor, state: State) -> None:
-    """Fill in the first state of a problem.
+def start(problem: BarrierProblem, bound: Tensor, iterate: Iterate) -> None:
+    """Fill in the first iterate of a problem.
 
     Args:
-        problem (Problem): The problem of trimmed networks.
+        problem (BarrierProblem): The problem of trimmed networks.
         bound (Tensor): Shape ``(B, L + 1, T)``, their ``node_bound()``.
-        state (State): Overwritten.
+        iterate (Iterate): Overwritten.
     """
-    spare = state.price  # the last to be filled
-    fits = _fill_flow(problem, bound, state.room[0], spare)
-    rises = _rises(problem, state.room[0], fits, spare[0])
+    spare = iterate.multiplier  # the last to be filled
+    fits = _fill_flow(problem, bound, iterate.slack[0], spare)
+    rises = _rises(problem, iterate.slack[0], fits, spare[0])
     potential = rises.cumsum(1)[:, :-1] - 1
-    state.p.copy_(potential[..., None].expand_as(state.p))
-    torch.sub(state.room[0], problem.capacity, out=state.room[1])
-    _fill_prices(problem, state, rises, fits)
+    iterate.p.copy_(potential[..., None].expand_as(iterate.p))
+    torch.sub(iterate.slack[0], problem.capacity, out=iterate.slack[1])
+    _fill_multipliers(problem, iterate, rises, fits)
 
 
-def _fill_flow(problem: Problem, bound: Tensor, flow: Tensor, spare: Tensor) -> Tensor:
-    """Write a flow, and tell where it fits within the capacities, ``(B,)``."""
+def _fill_flow(
+    problem: BarrierProblem, bound: Tensor, flow: Tensor, spare: Tensor
+) -> Tensor:
+    """Write a flow; return where it fits within the capacities, ``(B,)``, bool."""
     bound = (bound / problem.scale[:, None, None]).clamp_max(1).to(flow.dtype)
-    # A missing edge has unlimited room.
+    # A missing edge has unlimited slack.
     nothing = problem.capacity.new_zeros(())
     capacity = torch.where(problem.alive, problem.capacity, nothing, out=spare[0])
     inner = problem.split(capacity)[0].unbind(1)
@@ -548,7 +561,9 @@ def _fill_proportionally(
     terminal_flow[1].copy_(throughput)
 
 
-def _rises(problem: Problem, flow: Tensor, fits: Tensor, spare: Tensor) -> Tensor:
+def _rises(
+    problem: BarrierProblem, flow: Tensor, fits: Tensor, spare: Tensor
+) -> Tensor:
     """Rise of the potential from the source on, ``(B, L + 2)``, of sum 1.
 
     A layer of edges rises by their mean load, and all by the same where the flow does
@@ -562,18 +577,20 @@ def _rises(problem: Problem, flow: Tensor, fits: Tensor, spare: Tensor) -> Tenso
     return rises / rises.sum(1, keepdim=True)
 
 
-def _fill_prices(problem: Problem, state: State, rises: Tensor, fits: Tensor) -> None:
+def _fill_multipliers(
+    problem: BarrierProblem, iterate: Iterate, rises: Tensor, fits: Tensor
+) -> None:
     """Write multipliers of one gap over all edges, at least what potentials ask for."""
     gap = torch.where(fits, _FITTING_GAP, _GAP) / problem.n_terms
-    gap = gap.to(state.price.dtype)
-    torch.div(gap[:, None], state.room, out=state.price)
-    if_fits = fits.to(state.price.dtype)[:, None]
+    gap = gap.to(iterate.multiplier.dtype)
+    torch.div(gap[:, None], iterate.slack, out=iterate.multiplier)
+    if_fits = fits.to(iterate.multiplier.dtype)[:, None]
     least = if_fits * rises + (1 - if_fits) * _MULTIPLIER
-    upper = state.price[1]
+    upper = iterate.multiplier[1]
     with workspace().frame():
         spare = workspace().empty(upper.shape, like=upper)
         for lower, needed, layers in zip(
-            problem.split(state.price[0]),
+            problem.split(iterate.multiplier[0]),
             problem.split(spare),
             (slice(1, -1), slice(0, 1), slice(-1, None)),
             strict=True,

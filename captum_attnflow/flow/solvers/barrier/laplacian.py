@@ -20,6 +20,8 @@ networks of mixing attention it needs 1 to 8 iterations for eight digits.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
@@ -27,16 +29,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from captum_attnflow.flow.network import LayeredNetwork
+
 # The Laplacian of a cluster that only weak edges ground is singular in floating
 # point. This share of the diagonal keeps its factor real and is far below the
 # accuracy that any step needs.
 _RELATIVE_RIDGE = 1e-14
-# Iterations after which the direct solver is the cheaper one: its work grows with the
-# cube of the tokens, that of an iteration with their square.
+# Iterations after which the direct solver costs less: its work grows with the cube of
+# the tokens, that of an iteration with their square.
 _MAX_ITERATIONS = 30
 _TOKENS_PER_ITERATION = 2
-# How often to ask whether residuals are small. A CPU knows at once; other devices have
-# to be waited for, longer than a few iterations take.
+# Iterations between two checks whether residuals are small. On a CPU a check is free;
+# waiting for another device takes longer than a few iterations.
 _ITERATIONS_A_CHECK = {"cpu": 1}
 _ELSEWHERE = 4
 
@@ -254,7 +258,7 @@ class RedBlackLaplacian:
         self._add_even(out, sign=-1)
 
     def precondition(self, odd: NodeValues) -> Tensor:
-        """Divide by a matrix that is near."""
+        """Apply the preconditioner."""
         return self._preconditioner.solve(odd)
 
     def _gather_even(self, odd: NodeValues) -> None:
@@ -294,8 +298,8 @@ class RankOnePreconditioner:
         n_networks, n_layers, _ = inverse.shape
         total = sums[:, 1:, 0].sum(-1)
         root = total.clamp_min_(torch.finfo(total.dtype).tiny).rsqrt_()
-        # Two vectors a node layer, of the block below and of the block above. None is
-        # below the first nor above the last: these two see each other, as nothing.
+        # Two vectors a node layer, of the block below and of the block above. The first
+        # layer has no block below and the last none above: these two vectors are 0.
         basis = sums * pad(root, (1, 1)).unfold(1, 2, 1)[..., None]
         scaled = basis * inverse[:, :, None]
         exchange = _exchange(n_layers, inverse.dtype, inverse.device)
@@ -303,7 +307,7 @@ class RankOnePreconditioner:
         grid = (n_networks, n_layers, 2, n_layers, 2)
         own = system.view(grid).diagonal(dim1=1, dim2=3)
         own -= (scaled @ basis.mT).permute(0, 2, 3, 1)
-        # No error where it is singular: the iterations show whether it serves.
+        # A singular system raises no error: the residuals show whether it converges.
         coefficients, _ = torch.linalg.inv_ex(system)
         coefficients = coefficients.view(grid)[:, 1::2, :, 1::2].permute(0, 3, 1, 2, 4)
         odd = scaled[:, 1::2]
@@ -324,7 +328,7 @@ class RankOnePreconditioner:
 
 @lru_cache(maxsize=16)
 def _exchange(n_layers: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The matrix that exchanges the second of a layer's numbers and the next's first.
+    """The matrix ``K`` that exchanges the two numbers of each block of edges.
 
     Returns:
         Tensor: Shape ``(2 * n_layers, 2 * n_layers)``.
@@ -335,7 +339,7 @@ def _exchange(n_layers: int, dtype: torch.dtype, device: torch.device) -> Tensor
 
 
 class TorchConjugateGradients(IterativeSolver):
-    """Conjugate gradients by torch, on any device."""
+    """Conjugate gradients (Hestenes & Stiefel 1952) by torch, on any device."""
 
     def __init__(self, weight: Tensor, sums: Tensor, diagonal: Tensor) -> None:
         self._system = RedBlackLaplacian(weight, sums, diagonal)
@@ -351,7 +355,7 @@ class TorchConjugateGradients(IterativeSolver):
         )
         tolerance = tolerance.to(right_side.dtype)
         energy = torch.ones_like(tolerance)
-        # A system that is solved already has no energy left.
+        # The energy of a system that is solved already is 0.
         least = torch.finfo(energy.dtype).tiny
         small = False
         at_once = _ITERATIONS_A_CHECK.get(right_side.device.type, _ELSEWHERE)
@@ -373,3 +377,210 @@ class TorchConjugateGradients(IterativeSolver):
             if small:
                 break
         return system.expand(solution, right_side).transpose(0, 1), small
+
+
+# Imbalance at a node in the answer, in shares of the value; and what a linear system
+# may leave, in shares of the imbalance before and of the value.
+_IMBALANCE = 1e-10
+_ACCURACY = 1e-4
+_LEAST_ACCURACY = 1e-12
+# The barrier parameter follows the value where the imbalance is at most this share of
+# how far the parameter is off. The slope of the value in the parameter is clamped.
+_IMBALANCE_WHILE_FOLLOWING = 1e-2
+_SLOPES = (-10.0, 0.9)
+# Layers are factored after a step that leaves more than this share of the imbalance.
+_LITTLE = 0.5
+
+
+@dataclass
+class Potential:
+    """Potentials as sums of two numbers each.
+
+    Near the optimum the potential falls by as little as ``mu`` along an edge with much
+    slack. One float64 near -1 is too coarse for that.
+    """
+
+    high: Tensor  # (B, L + 1, T), float64
+    low: Tensor  # (B, L + 1, T), float64, below the last place of the other
+
+    def add(self, change: Tensor) -> None:
+        """Change it in place."""
+        total, error = exact_sum(self.high, change)
+        self.high, self.low = exact_sum(total, self.low + error)
+
+    def select(self, index: Tensor) -> Potential:
+        """Return those of some networks."""
+        return Potential(self.high[index], self.low[index])
+
+
+def exact_sum(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """A sum and its rounding error (Knuth's TwoSum)."""
+    total = left + right
+    added = total - left
+    return total, (left - (total - added)) + (right - added)
+
+
+class ClosedForm(Protocol):
+    """Passes over the inner edges of a batch, whose flows follow from potentials.
+
+    Args:
+        network (LayeredNetwork): Trimmed networks.
+        scale (Tensor): Shape ``(B,)``, unit of flows, potentials being without one.
+        dtype (dtype): Of the edges so far; how exact weights have to be may depend on
+            it.
+
+    Attributes:
+        weight (Tensor): Shape ``(B, L, T, T)``, of the inner edges.
+    """
+
+    weight: Tensor
+
+    def __init__(
+        self, network: LayeredNetwork, scale: Tensor, dtype: torch.dtype
+    ) -> None: ...
+
+    def set_weights(self, potential: Potential, mu: Tensor) -> tuple[Tensor, Tensor]:
+        """Set the weights.
+
+        Args:
+            potential (Potential): Of the nodes.
+            mu (Tensor): Shape ``(B,)``, in units of ``scale``.
+
+        Returns:
+            tuple[Tensor, Tensor]: Sums of flows and of weights, ``(2, B, L, T)`` each,
+            into the heads and out of the tails of each layer of edges.
+        """
+        ...
+
+    def fill(self, potential: Potential, mu: Tensor, flow: Tensor) -> None:
+        """Write the flows in the units of the capacities, ``(B, L, T, T)``."""
+        ...
+
+
+class DualNewton:
+    """One Newton step on the potentials of a batch after the other.
+
+    Args:
+        network (LayeredNetwork): Trimmed networks.
+        edges (ClosedForm): What does the work on their edges.
+        potential (Potential): Where to start, near the optimum.
+        mu (Tensor): Shape ``(B,)``, barrier parameter to start with.
+        target (Callable): Gives the barrier parameter for flow values, both ``(B,)``.
+        iterative_solver (type, optional): What to try first on linear systems.
+
+    Attributes:
+        potential (Potential): Of the nodes.
+        mu (Tensor): Shape ``(B,)``, barrier parameter.
+        source_flow (Tensor): Shape ``(B, T)``, flow from the source.
+        sink_flow (Tensor): Shape ``(B, T)``, flow to the sink.
+        relative_imbalance (Tensor): Shape ``(B,)``, largest imbalance at a node as a
+            share of the value; infinite where potentials stand for no flow.
+    """
+
+    def __init__(
+        self,
+        network: LayeredNetwork,
+        edges: ClosedForm,
+        potential: Potential,
+        mu: Tensor,
+        target: Callable[[Tensor], Tensor],
+        iterative_solver: type[IterativeSolver] | None,
+    ) -> None:
+        self.potential = potential
+        self.mu = mu
+        self._network = network
+        self._edges = edges
+        self._find_target = target
+        self._iterative_solver = iterative_solver
+        self._last = (torch.zeros_like(mu), torch.full_like(mu, torch.nan))
+        self._measure()
+
+    @property
+    def conserves(self) -> Tensor:
+        """Whether what enters each node leaves it, ``(B,)``, bool."""
+        return self.relative_imbalance <= _IMBALANCE
+
+    def is_at_target(self, tolerance: float) -> Tensor:
+        """Whether the barrier parameter is the value's own up to this share of it."""
+        return (self.mu - self._target).abs() <= tolerance * self._target
+
+    @property
+    def has_diverged(self) -> Tensor:
+        """Whether each network is too far off for a step to lead back, ``(B,)``."""
+        return ~(self.relative_imbalance < 1)
+
+    def step(self, tolerance: float) -> None:
+        """Solve for flows that conserve; see :meth:`is_at_target`.
+
+        Networks that have diverged stay as they are.
+        """
+        self._follow_target(tolerance)
+        diverged = self.has_diverged
+        if bool(diverged.any()):
+            for values in (self._edges.weight, self._sums, self._imbalance):
+                values[diverged] = 0
+        laplacian = Laplacian(self._edges.weight, self._sums, self._iterative_solver)
+        before = self.relative_imbalance
+        accuracy = (_ACCURACY * before).clamp_min(_LEAST_ACCURACY) * self._value
+        accuracy = torch.where(diverged, 1.0, accuracy)
+        self.potential.add(laplacian.solve(-self._imbalance, accuracy))
+        self._measure()
+        # Small residuals leave large errors where weights differ by many orders.
+        gains_little = (
+            (self.relative_imbalance > _LITTLE * before) & ~self.conserves & ~diverged
+        )
+        if not laplacian.iterative or bool(gains_little.any()):
+            self._iterative_solver = None
+
+    def _follow_target(self, tolerance: float) -> None:
+        """Let the barrier parameter follow the value, by secants.
+
+        While the imbalance is large the value says nothing of the optimum's.
+        """
+        mu, target = self.mu, self._target
+        off = (mu - target).abs() / target
+        follows = (off > tolerance) & (
+            self.relative_imbalance <= _IMBALANCE_WHILE_FOLLOWING * off
+        )
+        if not bool(follows.any()):
+            return
+        last_mu, last_target = self._last
+        slope = ((target - last_target) / (mu - last_mu)).nan_to_num(0.0, 0.0, 0.0)
+        better = mu + (target - mu) / (1 - slope.clamp(*_SLOPES))
+        self._last = (
+            torch.where(follows, mu, last_mu),
+            torch.where(follows, target, last_target),
+        )
+        self.mu = torch.where(follows & (better > 0), better, mu)
+        self._measure()
+
+    def _measure(self) -> None:
+        mu, high, low = self.mu, self.potential.high, self.potential.low
+        flows, weights = self._edges.set_weights(self.potential, mu)
+        source, sink = self._network.source, self._network.sink
+        per_fall = mu[:, None]
+        self.source_flow = torch.where(
+            source, -per_fall / ((high[:, 0] + 1) + low[:, 0]), 0.0
+        )
+        self.sink_flow = torch.where(sink, per_fall / (high[:, -1] + low[:, -1]), 0.0)
+        self._value = self.sink_flow.sum(1)
+        self._target = self._find_target(self._value)
+        into, out_of = _with_terminals(flows, self.source_flow, self.sink_flow)
+        self._imbalance = into - out_of
+        # Edges that never bind have a second, meaningless branch below 0.
+        positive = (self.source_flow >= 0).all(1) & (self.sink_flow >= 0).all(1)
+        relative_imbalance = self._imbalance.abs().amax((1, 2)) / self._value
+        self.relative_imbalance = torch.where(positive, relative_imbalance, torch.inf)
+        source_weight, sink_weight = (
+            flow.square() / mu[:, None] for flow in (self.source_flow, self.sink_flow)
+        )
+        sums = _with_terminals(weights, source_weight, sink_weight)
+        self._sums = torch.stack(sums, 2)
+
+
+def _with_terminals(
+    inner: Tensor, source: Tensor, sink: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Sums into the nodes and out of them, ``(B, L + 1, T)`` each."""
+    into = torch.cat([source[:, None], inner[0]], 1)
+    return into, torch.cat([inner[1], sink[:, None]], 1)

@@ -1,33 +1,69 @@
 """The passes over the edges of a Newton step, fused and compiled by Numba.
 
-Each pass reads an edge's numbers once, and writes nothing by the edge but the new state
-and its weight: what a pass needs of an earlier one it computes again, since memory is
-slower than arithmetic. What they compute is told in :class:`NumbaPasses`. Weights are
-kept as :mod:`weights` tells.
+Each pass reads an edge's numbers once, and writes nothing by the edge except the new
+iterate and its weight. What a pass needs of an earlier one it computes again, since
+memory is slower than arithmetic. :class:`NumbaPasses` has the equations, and
+``numba_compiling`` says how weights are kept.
 
 The edges of a network are rows of ``T``: the heads of the inner layers one after the
 other, then the source's edges, then the sink's. Rows whose edges have their tails in
-common are a *group*. A part of the work is every so many blocks of groups. It gathers
-sums in lanes, one for each position of a row, and so compiles to vector instructions
-though nothing may be reordered: a step and how far it may go are to be rounded alike.
+common are a *group*, and a group is cut into blocks of rows. A task is one block; the
+part ``k`` of ``n`` takes every ``n``-th task from the ``k``-th on. A task sums in
+lanes, one for each position of a row, and so compiles to vector instructions without
+any reordering: a step and its ratio test have to be rounded alike.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numba import prange
+from numpy.typing import NDArray
 
-from captum_attnflow.flow.solvers.barrier.numba_compiling import (
+from captum_attnflow.flow.solvers.barrier.numba_kernels import (
     compiled,
     decode,
     encode,
 )
 
 
+class Layout(NamedTuple):
+    """How the edges of each network are cut into tasks."""
+
+    n_blocks: int  # of a group
+    n_layers: int  # of edges
+    n_tokens: int
+
+
+class Edges(NamedTuple):
+    """An iterate's edges."""
+
+    slack: NDArray[np.floating]  # (2, B, E)
+    multiplier: NDArray[np.floating]  # (2, B, E)
+    weight: NDArray[np.generic]  # (B, E), see encode
+    alive: NDArray[np.bool_]  # (B, E)
+
+
+class Predictor(NamedTuple):
+    """What is known of a step before its barrier parameter is chosen."""
+
+    second_order: NDArray[np.float64]  # (B,), 1 with second-order terms and else 0
+    potential: NDArray[np.float64]  # (B, L + 1, T), after the predictor's step
+    before: NDArray[np.float64]  # (B, L + 1, T), potential of the iterate
+
+
+class Sums(NamedTuple):
+    """Sums of a quantity of the edges."""
+
+    columns: NDArray[np.float64]  # (tasks, T), over the rows of each task
+    nodes: NDArray[np.float64]  # (B, L + 1, 2, T), into each node and out of it
+
+
 @compiled(any_order=True)
 def sum_of(values):
+    """Sum an array."""
     total = values.dtype.type(0)
     for j in range(values.size):
         total += values[j]
@@ -35,8 +71,9 @@ def sum_of(values):
 
 
 @compiled()
-def _place(task, n_blocks, n_layers, n_tokens):
+def _place(task, layout):
     """Network and group of a task, its first row, and its rows within the group."""
+    n_blocks, n_layers, n_tokens = layout
     n_groups = n_layers + 2
     network, group = task // (n_groups * n_blocks), task // n_blocks % n_groups
     n_rows = n_tokens if group < n_layers else 1
@@ -60,126 +97,107 @@ def _set_tail(potential, group, n_layers, at_source, out):
 
 @compiled()
 def _head(potential, group, row, n_layers):
-    """Potential of a row's head; terminals' edges count as if into one at 0."""
+    """Potential of a row's head; terminals' edges count as if into a node at 0."""
     if group < n_layers:
         return potential[group + 1, row]
     return potential.dtype.type(0)
 
 
 @compiled()
-def _second_order_push(per_room, price, dx, second_order):
-    ratio = dx * per_room
-    return second_order * (ratio + ratio * ratio) * price
+def _second_order_term(per_slack, multiplier, dx, second_order):
+    ratio = dx * per_slack
+    return second_order * (ratio + ratio * ratio) * multiplier
 
 
 @compiled()
 def _unrounded(per_x, per_y, z, s, w, dx):
     """The change of flow as if the weight had not been rounded.
 
-    Prices that change by it keep to what the potential asks for. Else a flow that grows
-    much would leave its price with little but the error of the weight.
+    Multipliers that change by it stay dual feasible: they differ by the rise of the
+    potential. Otherwise a flow that grows much would leave its multiplier with hardly
+    more than the error of the weight.
     """
     one = np.float32(1)
     error = one - w * (z * per_x + s * per_y)
-    # 1 / (1 - error), but for error ** 3. A weight of 0 has no other to tell.
+    # The series of 1 / (1 - error) to second order. A weight of 0 is not corrected.
     return dx * (one + error + error * error) if w > 0 else dx
 
 
 @compiled()
 def _full_step(
-    per_x, per_y, z, s, w, rise_predicted, rise, rise_of_change, second_order, aim
+    per_x, per_y, z, s, w, rise_predicted, rise, rise_of_change, second_order, step_mu
 ):
-    """The change of an edge's flow, and both prices that it leads to."""
+    """The change of an edge's flow, and both multipliers that it leads to."""
     predicted = w * rise_predicted
-    push_x = _second_order_push(per_x, z, predicted, second_order) + aim * per_x
-    push_y = _second_order_push(per_y, s, predicted, second_order) + aim * per_y
-    dx = w * (rise + push_x + push_y) + w * rise_of_change
+    correction_x = (
+        _second_order_term(per_x, z, predicted, second_order) + step_mu * per_x
+    )
+    correction_y = (
+        _second_order_term(per_y, s, predicted, second_order) + step_mu * per_y
+    )
+    dx = w * (rise + correction_x + correction_y) + w * rise_of_change
     seen = _unrounded(per_x, per_y, z, s, w, dx)
-    return dx, push_x - z * (seen * per_x), push_y - s * (seen * per_y)
+    return dx, correction_x - z * (seen * per_x), correction_y - s * (seen * per_y)
 
 
 @compiled()
-def add_columns(columns, n_blocks, n_layers, sums):
-    """Add what each task summed over heads to the sums of the nodes.
+def add_columns(layout, sums):
+    """Add what each task summed over its rows to the sums of the nodes.
 
     Args:
-        columns (array): Shape ``(tasks, T)``.
-        n_blocks (int): Blocks of a group.
-        n_layers (int): Layers of edges.
-        sums (array): Shape ``(B, L + 1, 2, T)``, into each node and out of it.
+        layout (Layout): How edges are cut into tasks.
+        sums (Sums): Its nodes are added to.
     """
-    n_tokens = columns.shape[1]
-    for task in range(len(columns)):
-        network, group, _, _, _ = _place(task, n_blocks, n_layers, n_tokens)
+    n_layers = layout.n_layers
+    for task in range(len(sums.columns)):
+        network, group, _, _, _ = _place(task, layout)
         node, side = group, 1
         if group == n_layers:
             node, side = 0, 0
         elif group > n_layers:
             node = n_layers
-        for j in range(n_tokens):
-            sums[network, node, side, j] += columns[task, j]
+        for j in range(layout.n_tokens):
+            sums.nodes[network, node, side, j] += sums.columns[task, j]
 
 
 @compiled()
-def predict(
-    part,
-    n_parts,
-    n_blocks,
-    n_layers,
-    n_tokens,
-    room,
-    price,
-    weight,
-    second_order,
-    predictor,
-    potential,
-    fixed_columns,
-    fixed_sums,
-    mu_columns,
-    mu_sums,
-    out,
-):
-    """Look at the predictor, and sum the change of flow that leaves the potential.
+def predict(part, n_parts, layout, edges, predictor, fixed_sums, mu_sums, out):
+    """Look at the predictor, and sum the change of flow at the potential as it is.
 
-    That change is linear in the aim, which is not known yet: summed by column and by
-    head, a fixed part and what is to be multiplied by the aim. Either is rounded for
-    itself, and so is off from the change that is made by a last place of flow or room,
-    whose own rounding unbalances as much.
+    That change is linear in the step's barrier parameter, which is not known yet. It is
+    summed in two: a fixed part, and a part to be multiplied by the parameter. Each is
+    rounded by itself. Their sum so differs from the change that is made by a last place
+    of flow or slack, whose own rounding unbalances as much.
 
     Args:
         part (int): Which of the parts to do.
         n_parts (int): Parts in all.
-        n_blocks (int): Blocks of a group.
-        n_layers (int): Layers of edges.
-        n_tokens (int): Tokens.
-        room (array): Shape ``(2, B, E)``.
-        price (array): Shape ``(2, B, E)``.
-        weight (array): Shape ``(B, E)``.
-        second_order (array): Shape ``(B,)``, 1 with second-order terms and else 0.
-        predictor (array): Shape ``(B, L + 1, T)``, potential after that step.
-        potential (array): Shape ``(B, L + 1, T)``, as it is.
-        fixed_columns (array): Shape ``(tasks, T)``, written.
-        fixed_sums (array): Shape ``(B, L + 1, 2, T)``, added to.
-        mu_columns (array): Shape ``(tasks, T)``, written.
-        mu_sums (array): Shape ``(B, L + 1, 2, T)``, added to.
+        layout (Layout): How edges are cut into tasks.
+        edges (Edges): The iterate's edges.
+        predictor (Predictor): The affine-scaling step.
+        fixed_sums (Sums): Columns are written, nodes added to.
+        mu_sums (Sums): The same.
         out (array): Shape ``(tasks, 4)``, written: the predictor's least and most
             ratio, cost and gain.
     """
-    one = room.dtype.type(1)
-    of_nodes = np.empty((6, n_tokens), predictor.dtype)
+    _, n_layers, n_tokens = layout
+    slack = edges.slack
+    one = slack.dtype.type(1)
+    of_nodes = np.empty((6, n_tokens), predictor.potential.dtype)
     tail_predicted, tail, cost = of_nodes[0], of_nodes[1], of_nodes[2]
     gain, fixed, per_mu = of_nodes[3], of_nodes[4], of_nodes[5]
-    lanes = np.empty((2, n_tokens), room.dtype)
+    lanes = np.empty((2, n_tokens), slack.dtype)
     least, most = lanes[0], lanes[1]
     for task in range(part, len(out), n_parts):
-        network, group, first, start, stop = _place(task, n_blocks, n_layers, n_tokens)
-        _set_tail(predictor[network], group, n_layers, -1, tail_predicted)
-        _set_tail(potential[network], group, n_layers, -1, tail)
-        all_x, all_y = room[0, network], room[1, network]
-        all_z, all_s = price[0, network], price[1, network]
-        all_w = weight[network]
-        second = room.dtype.type(second_order[network])
-        fixed_column, mu_column = fixed_columns[task], mu_columns[task]
+        network, group, first, start, stop = _place(task, layout)
+        predicted, before = predictor.potential[network], predictor.before[network]
+        _set_tail(predicted, group, n_layers, -1, tail_predicted)
+        _set_tail(before, group, n_layers, -1, tail)
+        all_x, all_y = slack[0, network], slack[1, network]
+        all_z, all_s = edges.multiplier[0, network], edges.multiplier[1, network]
+        all_w = edges.weight[network]
+        second = slack.dtype.type(predictor.second_order[network])
+        fixed_column, mu_column = fixed_sums.columns[task], mu_sums.columns[task]
         fixed_column[:], mu_column[:] = 0, 0
         least[:], most[:], cost[:], gain[:] = 0, 0, 0, 0
         for row in range(start, stop):
@@ -187,152 +205,162 @@ def predict(
             end = begin + n_tokens
             x, y, w = all_x[begin:end], all_y[begin:end], all_w[begin:end]
             z, s = all_z[begin:end], all_s[begin:end]
-            head_predicted = _head(predictor[network], group, row, n_layers)
-            head = _head(potential[network], group, row, n_layers)
+            head_predicted = _head(predicted, group, row, n_layers)
+            head = _head(before, group, row, n_layers)
             for j in range(n_tokens):
                 per_x, per_y, edge = one / x[j], one / y[j], decode(w[j])
-                rise = room.dtype.type(head_predicted - tail_predicted[j])
+                rise = slack.dtype.type(head_predicted - tail_predicted[j])
                 dx = edge * rise
                 ratio_x, ratio_y = dx * per_x, dx * per_y
                 least[j] = min(least[j], min(ratio_x, ratio_y))
                 most[j] = max(most[j], max(ratio_x, ratio_y))
                 cost[j] += dx * (z[j] + s[j])
                 gain[j] += dx * rise
-                push = _second_order_push(per_x, z[j], dx, second)
-                push += _second_order_push(per_y, s[j], dx, second)
-                fixed[j] = edge * (room.dtype.type(head - tail[j]) + push)
+                correction = _second_order_term(per_x, z[j], dx, second)
+                correction += _second_order_term(per_y, s[j], dx, second)
+                fixed[j] = edge * (slack.dtype.type(head - tail[j]) + correction)
                 per_mu[j] = edge * (per_x + per_y)
                 fixed_column[j] += fixed[j]
                 mu_column[j] += per_mu[j]
             if group < n_layers:
-                fixed_sums[network, group + 1, 0, row] += sum_of(fixed)
-                mu_sums[network, group + 1, 0, row] += sum_of(per_mu)
+                fixed_sums.nodes[network, group + 1, 0, row] += sum_of(fixed)
+                mu_sums.nodes[network, group + 1, 0, row] += sum_of(per_mu)
         out[task, 0], out[task, 1] = least.min(), most.max()
         out[task, 2], out[task, 3] = sum_of(cost), sum_of(gain)
 
 
 @compiled()
-def turn(
-    part,
-    n_parts,
-    n_blocks,
-    n_layers,
-    n_tokens,
-    room,
-    price,
-    weight,
-    second_order,
-    predictor,
-    potential,
-    aim,
-    change,
-    out,
-):
-    """Set the least ratio and the least share of a price that is left, by task."""
-    one = room.dtype.type(1)
-    lanes = np.empty((2, n_tokens), room.dtype)
+def ratio_test(part, n_parts, layout, edges, predictor, step_mu, change, out):
+    """Set the least ratio and the least share of a multiplier that is left, by task.
+
+    Args:
+        part (int): Which of the parts to do.
+        n_parts (int): Parts in all.
+        layout (Layout): How edges are cut into tasks.
+        edges (Edges): The iterate's edges.
+        predictor (Predictor): The affine-scaling step.
+        step_mu (array): Shape ``(B,)``, barrier parameter of the step.
+        change (array): Shape ``(B, L + 1, T)``, of the potential.
+        out (array): Shape ``(tasks, 2)``, written.
+    """
+    _, n_layers, n_tokens = layout
+    slack = edges.slack
+    one = slack.dtype.type(1)
+    lanes = np.empty((2, n_tokens), slack.dtype)
     least, left = lanes[0], lanes[1]
-    of_nodes = np.empty((3, n_tokens), potential.dtype)
+    of_nodes = np.empty((3, n_tokens), change.dtype)
     tail_predicted, tail, tail_change = of_nodes[0], of_nodes[1], of_nodes[2]
     for task in range(part, len(out), n_parts):
-        network, group, first, start, stop = _place(task, n_blocks, n_layers, n_tokens)
-        _set_tail(predictor[network], group, n_layers, -1, tail_predicted)
-        _set_tail(potential[network], group, n_layers, -1, tail)
+        network, group, first, start, stop = _place(task, layout)
+        predicted, before = predictor.potential[network], predictor.before[network]
+        _set_tail(predicted, group, n_layers, -1, tail_predicted)
+        _set_tail(before, group, n_layers, -1, tail)
         _set_tail(change[network], group, n_layers, 0, tail_change)
-        all_x, all_y = room[0, network], room[1, network]
-        all_z, all_s = price[0, network], price[1, network]
-        all_w = weight[network]
-        second = room.dtype.type(second_order[network])
-        mu = room.dtype.type(aim[network])
+        all_x, all_y = slack[0, network], slack[1, network]
+        all_z, all_s = edges.multiplier[0, network], edges.multiplier[1, network]
+        all_w = edges.weight[network]
+        second = slack.dtype.type(predictor.second_order[network])
+        mu = slack.dtype.type(step_mu[network])
         least[:], left[:] = 0, 1
         for row in range(start, stop):
             begin = (first + row) * n_tokens
             end = begin + n_tokens
             x, y, w = all_x[begin:end], all_y[begin:end], all_w[begin:end]
             z, s = all_z[begin:end], all_s[begin:end]
-            head_predicted = _head(predictor[network], group, row, n_layers)
-            head = _head(potential[network], group, row, n_layers)
+            head_predicted = _head(predicted, group, row, n_layers)
+            head = _head(before, group, row, n_layers)
             head_change = _head(change[network], group, row, n_layers)
             for j in range(n_tokens):
                 per_x, per_y = one / x[j], one / y[j]
-                dx, goal_z, goal_s = _full_step(
+                dx, new_z, new_s = _full_step(
                     *(per_x, per_y, z[j], s[j], decode(w[j])),
-                    room.dtype.type(head_predicted - tail_predicted[j]),
-                    room.dtype.type(head - tail[j]),
-                    room.dtype.type(head_change - tail_change[j]),
+                    slack.dtype.type(head_predicted - tail_predicted[j]),
+                    slack.dtype.type(head - tail[j]),
+                    slack.dtype.type(head_change - tail_change[j]),
                     *(second, mu),
                 )
                 least[j] = min(least[j], min(dx * per_x, dx * per_y))
-                left[j] = min(left[j], min(goal_z / z[j], goal_s / s[j]))
+                left[j] = min(left[j], min(new_z / z[j], new_s / s[j]))
         out[task, 0], out[task, 1] = least.min(), left.min()
 
 
 @compiled()
-def settle(
+def advance(
     part,
     n_parts,
-    n_blocks,
-    n_layers,
-    n_tokens,
-    room,
-    price,
-    weight,
-    second_order,
+    layout,
+    edges,
     predictor,
-    potential,
-    aim,
+    step_mu,
     change,
     primal,
     dual,
-    moves,
-    is_alive,
-    weight_columns,
+    takes_step,
     weight_sums,
-    flow_columns,
     flow_sums,
     out,
 ):
-    """Step by shares of the way; set the weights, and sum what the next step needs."""
-    one, none = room.dtype.type(1), room.dtype.type(0)
-    of_nodes = np.empty((6, n_tokens), potential.dtype)
+    """Advance the iterate; set its weights, and sum what the next step needs.
+
+    Args:
+        part (int): Which of the parts to do.
+        n_parts (int): Parts in all.
+        layout (Layout): How edges are cut into tasks.
+        edges (Edges): The iterate's edges, overwritten.
+        predictor (Predictor): The affine-scaling step.
+        step_mu (array): Shape ``(B,)``, barrier parameter of the step.
+        change (array): Shape ``(B, L + 1, T)``, of the potential.
+        primal (array): Shape ``(B,)``, step length of flows.
+        dual (array): Shape ``(B,)``, step length of multipliers.
+        takes_step (bool): Whether to step, or only to set weights and sums.
+        weight_sums (Sums): Columns are written, nodes added to.
+        flow_sums (Sums): The same.
+        out (array): Shape ``(tasks,)``, written: sums of complementarity products.
+    """
+    _, n_layers, n_tokens = layout
+    slack = edges.slack
+    one, none = slack.dtype.type(1), slack.dtype.type(0)
+    of_nodes = np.empty((6, n_tokens), change.dtype)
     tail_predicted, tail, tail_change = of_nodes[0], of_nodes[1], of_nodes[2]
     total, row_weight, row_flow = of_nodes[3], of_nodes[4], of_nodes[5]
     for task in range(part, len(out), n_parts):
-        network, group, first, start, stop = _place(task, n_blocks, n_layers, n_tokens)
-        _set_tail(predictor[network], group, n_layers, -1, tail_predicted)
-        _set_tail(potential[network], group, n_layers, -1, tail)
+        network, group, first, start, stop = _place(task, layout)
+        predicted, before = predictor.potential[network], predictor.before[network]
+        _set_tail(predicted, group, n_layers, -1, tail_predicted)
+        _set_tail(before, group, n_layers, -1, tail)
         _set_tail(change[network], group, n_layers, 0, tail_change)
-        all_x, all_y = room[0, network], room[1, network]
-        all_z, all_s = price[0, network], price[1, network]
-        all_w, all_edges = weight[network], is_alive[network]
-        second = room.dtype.type(second_order[network])
-        mu = room.dtype.type(aim[network])
-        of_room = room.dtype.type(primal[network])
-        of_price = room.dtype.type(dual[network])
-        weight_column, flow_column = weight_columns[task], flow_columns[task]
+        all_x, all_y = slack[0, network], slack[1, network]
+        all_z, all_s = edges.multiplier[0, network], edges.multiplier[1, network]
+        all_w, all_alive = edges.weight[network], edges.alive[network]
+        second = slack.dtype.type(predictor.second_order[network])
+        mu = slack.dtype.type(step_mu[network])
+        primal_length = slack.dtype.type(primal[network])
+        dual_length = slack.dtype.type(dual[network])
+        weight_column = weight_sums.columns[task]
+        flow_column = flow_sums.columns[task]
         weight_column[:], flow_column[:] = 0, 0
         total[:] = 0
         for row in range(start, stop):
             begin = (first + row) * n_tokens
             end = begin + n_tokens
             x, y, w = all_x[begin:end], all_y[begin:end], all_w[begin:end]
-            z, s, is_edge = all_z[begin:end], all_s[begin:end], all_edges[begin:end]
-            if moves:
-                head_predicted = _head(predictor[network], group, row, n_layers)
-                head = _head(potential[network], group, row, n_layers)
+            z, s, is_edge = all_z[begin:end], all_s[begin:end], all_alive[begin:end]
+            if takes_step:
+                head_predicted = _head(predicted, group, row, n_layers)
+                head = _head(before, group, row, n_layers)
                 head_change = _head(change[network], group, row, n_layers)
                 for j in range(n_tokens):
-                    dx, goal_z, goal_s = _full_step(
+                    dx, new_z, new_s = _full_step(
                         *(one / x[j], one / y[j], z[j], s[j], decode(w[j])),
-                        room.dtype.type(head_predicted - tail_predicted[j]),
-                        room.dtype.type(head - tail[j]),
-                        room.dtype.type(head_change - tail_change[j]),
+                        slack.dtype.type(head_predicted - tail_predicted[j]),
+                        slack.dtype.type(head - tail[j]),
+                        slack.dtype.type(head_change - tail_change[j]),
                         *(second, mu),
                     )
-                    x[j] += of_room * dx
-                    y[j] += of_room * dx
-                    z[j] += of_price * (goal_z - z[j])
-                    s[j] += of_price * (goal_s - s[j])
+                    x[j] += primal_length * dx
+                    y[j] += primal_length * dx
+                    z[j] += dual_length * (new_z - z[j])
+                    s[j] += dual_length * (new_s - s[j])
             for j in range(n_tokens):
                 total[j] += x[j] * z[j] + y[j] * s[j]
                 alive = one if is_edge[j] else none
@@ -342,27 +370,92 @@ def settle(
                 weight_column[j] += decode(w[j])
                 flow_column[j] += x[j]
             if group < n_layers:
-                weight_sums[network, group + 1, 0, row] += sum_of(row_weight)
-                flow_sums[network, group + 1, 0, row] += sum_of(row_flow)
+                weight_sums.nodes[network, group + 1, 0, row] += sum_of(row_weight)
+                flow_sums.nodes[network, group + 1, 0, row] += sum_of(row_flow)
         out[task] = sum_of(total)
 
 
-@compiled(parallel=True)
-def predict_parallel(n_parts, *arguments):
-    for part in prange(n_parts):
-        predict(np.int64(part), n_parts, *arguments)
+# A loop in threads takes arrays and numbers alone, so that the next three functions
+# take the tuples apart outside of it, and put them together within.
 
 
 @compiled(parallel=True)
-def turn_parallel(n_parts, *arguments):
+def predict_parallel(n_parts, layout, edges, predictor, fixed_sums, mu_sums, out):
+    """Run all parts of :func:`predict`, in threads."""
+    n_blocks, n_layers, n_tokens = layout
+    slack, multiplier, weight, alive = edges
+    second_order, potential, before = predictor
+    fixed_columns, fixed_nodes = fixed_sums
+    mu_columns, mu_nodes = mu_sums
     for part in prange(n_parts):
-        turn(np.int64(part), n_parts, *arguments)
+        predict(
+            np.int64(part),
+            n_parts,
+            Layout(n_blocks, n_layers, n_tokens),
+            Edges(slack, multiplier, weight, alive),
+            Predictor(second_order, potential, before),
+            Sums(fixed_columns, fixed_nodes),
+            Sums(mu_columns, mu_nodes),
+            out,
+        )
 
 
 @compiled(parallel=True)
-def settle_parallel(n_parts, *arguments):
+def ratio_test_parallel(n_parts, layout, edges, predictor, step_mu, change, out):
+    """Run all parts of :func:`ratio_test`, in threads."""
+    n_blocks, n_layers, n_tokens = layout
+    slack, multiplier, weight, alive = edges
+    second_order, potential, before = predictor
     for part in prange(n_parts):
-        settle(np.int64(part), n_parts, *arguments)
+        ratio_test(
+            np.int64(part),
+            n_parts,
+            Layout(n_blocks, n_layers, n_tokens),
+            Edges(slack, multiplier, weight, alive),
+            Predictor(second_order, potential, before),
+            step_mu,
+            change,
+            out,
+        )
+
+
+@compiled(parallel=True)
+def advance_parallel(
+    n_parts,
+    layout,
+    edges,
+    predictor,
+    step_mu,
+    change,
+    primal,
+    dual,
+    takes_step,
+    weight_sums,
+    flow_sums,
+    out,
+):
+    """Run all parts of :func:`advance`, in threads."""
+    n_blocks, n_layers, n_tokens = layout
+    slack, multiplier, weight, alive = edges
+    second_order, potential, before = predictor
+    weight_columns, weight_nodes = weight_sums
+    flow_columns, flow_nodes = flow_sums
+    for part in prange(n_parts):
+        advance(
+            np.int64(part),
+            n_parts,
+            Layout(n_blocks, n_layers, n_tokens),
+            Edges(slack, multiplier, weight, alive),
+            Predictor(second_order, potential, before),
+            step_mu,
+            change,
+            primal,
+            dual,
+            takes_step,
+            Sums(weight_columns, weight_nodes),
+            Sums(flow_columns, flow_nodes),
+            out,
+        )
 
 
 @compiled()
@@ -379,7 +472,7 @@ def _layer_place(task, n_blocks, n_layers, n_tokens):
 
 @compiled()
 def _lesser_share(capacity, fall_high, fall_low, unit, unlimited, per_mu):
-    """The capacity; the lesser of flow and room, as a share; whether it is the flow."""
+    """The capacity; the lesser of flow and slack, as its share; which one it is."""
     capacity = min(capacity / unit, unlimited)
     quotient = capacity * (fall_high + fall_low) * per_mu
     root = math.sqrt(quotient * quotient + 4)
@@ -387,7 +480,7 @@ def _lesser_share(capacity, fall_high, fall_low, unit, unlimited, per_mu):
 
 
 @compiled()
-def weigh_closed_form(
+def closed_form_weights(
     part,
     n_parts,
     n_blocks,
@@ -450,7 +543,7 @@ def weigh_closed_form(
 
 
 @compiled()
-def fill_closed_form(
+def closed_form_flows(
     part, n_parts, n_blocks, capacity, scale, unlimited, high, low, mu, flow
 ):
     """Write the flows, ``(B, L, T, T)``, in units of the capacities."""
@@ -475,12 +568,12 @@ def fill_closed_form(
 
 
 @compiled(parallel=True)
-def weigh_closed_form_parallel(n_parts, *arguments):
+def closed_form_weights_parallel(n_parts, *arguments):
     for part in prange(n_parts):
-        weigh_closed_form(np.int64(part), n_parts, *arguments)
+        closed_form_weights(np.int64(part), n_parts, *arguments)
 
 
 @compiled(parallel=True)
-def fill_closed_form_parallel(n_parts, *arguments):
+def closed_form_flows_parallel(n_parts, *arguments):
     for part in prange(n_parts):
-        fill_closed_form(np.int64(part), n_parts, *arguments)
+        closed_form_flows(np.int64(part), n_parts, *arguments)

@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numba
+import numpy as np
 import torch
 from torch import Tensor
 
 from captum_attnflow.flow.network import LayeredNetwork
 from captum_attnflow.flow.solvers.barrier import numba_edges as kernels
-from captum_attnflow.flow.solvers.barrier import numba_laplacian
-from captum_attnflow.flow.solvers.barrier.dual import ClosedForm, Potential
-from captum_attnflow.flow.solvers.barrier.laplacian import IterativeSolver
-from captum_attnflow.flow.solvers.barrier.numba_compiling import arrays, weight_dtype
-from captum_attnflow.flow.solvers.barrier.passes import EdgePasses
+from captum_attnflow.flow.solvers.barrier import numba_kernels
+from captum_attnflow.flow.solvers.barrier.laplacian import (
+    ClosedForm,
+    IterativeSolver,
+    Potential,
+)
+from captum_attnflow.flow.solvers.barrier.numba_kernels import arrays, weight_dtype
 from captum_attnflow.flow.solvers.barrier.problem import (
     UNLIMITED,
-    Problem,
-    State,
+    BarrierProblem,
+    EdgePasses,
+    Iterate,
     workspace,
 )
 
 # Fewer edges are not worth a second thread.
 _EDGES_A_THREAD = 1 << 15
-# Tasks a thread at least, for an even share.
+# Least tasks of a thread, so that threads have even shares.
 _TASKS_A_THREAD = 4
-# OpenMP ends a process that uses it, was forked, and uses it again.
+# OpenMP kills a process that was forked after using it, and uses it again.
 _PROCESS = os.getpid()
 
 
 def n_threads(n_edges: int) -> int:
-    """As many as torch uses, but one where more are not safe or not worth it."""
+    """Threads: as many as torch uses, or one where more are unsafe or too few edges."""
     most = min(
         torch.get_num_threads(),
         numba.config.NUMBA_NUM_THREADS,
@@ -43,7 +48,7 @@ def n_threads(n_edges: int) -> int:
 
 
 def n_blocks(number: int, n_layers: int, n_tokens: int) -> int:
-    """Blocks of a layer's heads, for tasks enough for so many threads."""
+    """Blocks of a layer's heads, which make enough tasks for a number of threads."""
     return min(n_tokens, -(-_TASKS_A_THREAD * number // n_layers))
 
 
@@ -52,17 +57,17 @@ def _are_safe() -> bool:
     if os.getpid() != _PROCESS:
         return False
     try:
-        # Which layer of threads there is shows once it is up.
+        # Numba knows its threading layer only once it has started.
         numba.set_num_threads(numba.get_num_threads())
         return bool(numba.threading_layer() != "workqueue")
     except (ImportError, ValueError):
-        # The layer that the user chose is not there.
+        # The threading layer that the user chose is not installed.
         return False
 
 
 @contextmanager
 def threads(number: int) -> Iterator[None]:
-    """Let Numba use so many threads within."""
+    """Let Numba use a number of threads within."""
     if number == 1:
         yield
         return
@@ -80,7 +85,7 @@ def run_in_parts(
     parallel: Callable[..., None],
     *arguments: object,
 ) -> None:
-    """Run a kernel whose work is cut into parts, in so many threads.
+    """Run a kernel whose work is cut into parts, one thread a part.
 
     Args:
         number (int): Threads, and parts.
@@ -96,14 +101,14 @@ def run_in_parts(
 
 
 class NumbaConjugateGradients(IterativeSolver):
-    """The method of :class:`TorchConjugateGradients`, a solve being one call."""
+    """The method of :class:`TorchConjugateGradients`; one kernel call is a solve."""
 
     def __init__(self, weight: Tensor, sums: Tensor, diagonal: Tensor) -> None:
         self._n_threads = n_threads(weight.numel())
         inverse = 1 / diagonal
         basis = torch.empty_like(sums)
         chain = sums.new_empty(*weight.shape[:2], 4)
-        numba_laplacian.set_preconditioner(*arrays(sums, inverse, basis, chain))
+        numba_kernels.set_preconditioner(*arrays(sums, inverse, basis, chain))
         self._system = arrays(_in_rows(weight), diagonal, inverse, basis, chain)
 
     def solve(
@@ -111,7 +116,7 @@ class NumbaConjugateGradients(IterativeSolver):
     ) -> tuple[Tensor, bool]:
         solution = torch.empty_like(right_side, memory_format=torch.contiguous_format)
         with threads(self._n_threads):
-            small = numba_laplacian.conjugate_gradients(
+            small = numba_kernels.conjugate_gradients(
                 self._n_threads,
                 *self._system,
                 right_side.contiguous().numpy(),
@@ -123,7 +128,7 @@ class NumbaConjugateGradients(IterativeSolver):
 
 
 def _in_rows(weight: Tensor) -> Tensor:
-    """The weights of each network as one row, with what lies between two networks.
+    """The weights of each network as one row, with the gap between two networks.
 
     So they are contiguous, and compile to vector instructions, for batches, too.
     """
@@ -137,7 +142,7 @@ def _in_rows(weight: Tensor) -> Tensor:
 class NumbaClosedForm(ClosedForm):
     """The passes of :class:`ClosedForm`, each one loop over the edges.
 
-    Rounded weights serve Newton's steps all the same, which measure the flows anew.
+    Newton's steps may use rounded weights, since each step measures the flows again.
     """
 
     def __init__(
@@ -153,15 +158,15 @@ class NumbaClosedForm(ClosedForm):
         self._n_blocks = n_blocks(self._n_threads, n_networks * n_layers, n_tokens)
         self._network = (capacity.numpy(), scale.numpy(), UNLIMITED)
 
-    def weigh(self, potential: Potential, mu: Tensor) -> tuple[Tensor, Tensor]:
+    def set_weights(self, potential: Potential, mu: Tensor) -> tuple[Tensor, Tensor]:
         n_networks, n_layers, n_tokens, _ = self._shape
         columns = self._like.new_empty(
             n_networks * n_layers * self._n_blocks, 2, n_tokens
         )
         into = self._like.new_empty(2, n_networks, n_layers, n_tokens)
         self._run(
-            kernels.weigh_closed_form,
-            kernels.weigh_closed_form_parallel,
+            kernels.closed_form_weights,
+            kernels.closed_form_weights_parallel,
             potential,
             mu,
             *(self.weight, columns, into),
@@ -175,8 +180,8 @@ class NumbaClosedForm(ClosedForm):
 
     def fill(self, potential: Potential, mu: Tensor, flow: Tensor) -> None:
         self._run(
-            kernels.fill_closed_form,
-            kernels.fill_closed_form_parallel,
+            kernels.closed_form_flows,
+            kernels.closed_form_flows_parallel,
             potential,
             mu,
             flow,
@@ -198,19 +203,19 @@ class NumbaClosedForm(ClosedForm):
 class NumbaPasses(EdgePasses):
     """The passes of :class:`EdgePasses`, each one loop over the edges.
 
-    Of what belongs to an edge only the weights are kept from one pass to the next; a
-    step's change of flow and its new prices follow from the potentials. With ``w`` the
-    weight, ``rise`` that of a potential along an edge and ``second`` 1 in steps with
+    Only the weights of edges are kept from one pass to the next; a step's change of
+    flow and its new multipliers follow from the potentials. With ``w`` the weight,
+    ``rise`` that of a potential along an edge, and ``second`` 1 in steps with
     second-order terms and else 0,
 
-        predicted = w * rise(predictor)
-        push = second * (r + r ** 2) * price + aim / room,    r = predicted / room
-        dx = w * (rise(p) + push_x + push_y) + w * rise(change)
-        new price = push - price * dx / room
+        r = w * rise(predictor) / slack
+        correction = second * (r + r ** 2) * multiplier + step_mu / slack
+        dx = w * (rise(p) + correction_x + correction_y) + w * rise(change)
+        new multiplier = correction - multiplier * dx / slack
 
-    The change of flow that leaves the potential is linear in the aim, so that one pass
-    does for the predictor and for it. In new prices ``dx`` counts as if ``w`` were not
-    rounded.
+    The change of flow at the potential as it is is linear in ``step_mu``, so one pass
+    over the edges serves both the predictor and this change. In new multipliers ``dx``
+    counts as if ``w`` were not rounded.
     """
 
     dtypes = (torch.float32, torch.float64)
@@ -221,8 +226,8 @@ class NumbaPasses(EdgePasses):
 
     def __init__(
         self,
-        problem: Problem,
-        state: State,
+        problem: BarrierProblem,
+        iterate: Iterate,
         memory: Tensor | None = None,
     ) -> None:
         shape, like = problem.capacity.shape, problem.capacity
@@ -232,83 +237,81 @@ class NumbaPasses(EdgePasses):
         self.memory = memory
         weights = memory[: shape.numel()].view(shape)
         self.weight, _, _ = problem.split(weights)
-        self._arrays = arrays(state.room, state.price, weights)
-        self._state = state
-        self._like = state.p
+        self._iterate = iterate
+        self._like = iterate.p
         n_networks, n_layers = shape[0], problem.n_layers
         self._n_threads = n_threads(shape.numel())
         blocks = n_blocks(self._n_threads, n_networks * n_layers, problem.n_tokens)
         self._tasks = (n_networks, (n_layers + 2) * blocks)
-        self._shape = (blocks, n_layers, problem.n_tokens)
-        self._alive = problem.alive.numpy()
+        self._layout = kernels.Layout(blocks, n_layers, problem.n_tokens)
+        slack, multiplier, weight = arrays(iterate.slack, iterate.multiplier, weights)
+        self._edges = kernels.Edges(slack, multiplier, weight, problem.alive.numpy())
         self._no_second_order = torch.zeros_like(problem.n_terms)
 
-    def weigh(self) -> Tensor:
-        return self._sums
+    def set_weights(self) -> Tensor:
+        return self._weight_sums
 
-    def predict(self, potential: Tensor, among: Tensor) -> tuple[Tensor, ...]:
-        found = self._begin(potential.contiguous(), among.to(potential.dtype))
+    def predict(self, potential: Tensor, predicting: Tensor) -> tuple[Tensor, ...]:
+        found = self._begin(potential.contiguous(), predicting.to(potential.dtype))
         least, most, cost, gain = found.unbind(2)
         return least.amin(1), most.amax(1), cost.sum(1), gain.sum(1)
 
     def centre(self) -> None:
-        self._begin(self._state.p, self._no_second_order)
+        self._begin(self._iterate.p, self._no_second_order)
 
-    def _begin(self, predictor: Tensor, second_order: Tensor) -> Tensor:
-        """Begin a step; return what is found of its predictor, by task."""
-        self._begun = arrays(second_order, predictor, self._state.p)
-        fixed_columns, mu_columns = self._new_columns(), self._new_columns()
-        fixed_sums, mu_sums = self._new_sums(), self._new_sums()
+    def _begin(self, potential: Tensor, second_order: Tensor) -> Tensor:
+        """Begin a step; return ratios, cost and gain of its predictor, by task."""
+        self._predictor = kernels.Predictor(
+            *arrays(second_order, potential, self._iterate.p)
+        )
+        fixed, per_mu = self._new_sums(), self._new_sums()
         found = self._like.new_empty(*self._tasks, 4)
         self._run(
             kernels.predict,
             kernels.predict_parallel,
-            *self._begun,
-            *arrays(fixed_columns, fixed_sums, mu_columns, mu_sums),
-            found.flatten(0, 1).numpy(),
+            self._predictor,
+            *(fixed, per_mu, found.flatten(0, 1).numpy()),
         )
-        self._fixed = self._divergence(fixed_columns, fixed_sums)
-        self._per_mu = self._divergence(mu_columns, mu_sums)
+        self._fixed, self._per_mu = self._divergence(fixed), self._divergence(per_mu)
         return found
 
-    def force(self, aim: Tensor) -> Tensor:
-        self._step = (*self._begun, aim.numpy())
-        return self._fixed.addcmul(self._per_mu, aim[:, None, None])
+    def correct(self, step_mu: Tensor) -> Tensor:
+        self._step_mu = step_mu.numpy()
+        return self._fixed.addcmul(self._per_mu, step_mu[:, None, None])
 
-    def turn(self, change: Tensor) -> tuple[Tensor, Tensor]:
-        self._step = (*self._step[:4], change.contiguous().numpy())
+    def ratio_test(self, change: Tensor) -> tuple[Tensor, Tensor]:
+        self._change = change.contiguous().numpy()
         found = self._like.new_empty(*self._tasks, 2)
         self._run(
-            kernels.turn,
-            kernels.turn_parallel,
-            *self._step,
+            kernels.ratio_test,
+            kernels.ratio_test_parallel,
+            *(self._predictor, self._step_mu, self._change),
             found.flatten(0, 1).numpy(),
         )
         least, left = found.amin(1).unbind(1)
         return -least, 1 - left
 
-    def move(self, primal: Tensor, dual: Tensor) -> tuple[Tensor, Tensor]:
-        return self._settle(*self._step, *arrays(primal, dual), True)
+    def advance(self, primal: Tensor, dual: Tensor) -> tuple[Tensor, Tensor]:
+        step = (self._predictor, self._step_mu, self._change)
+        return self._advance_edges(*step, *arrays(primal, dual), True)
 
     def measure(self) -> tuple[Tensor, Tensor]:
-        per_network, per_node = arrays(self._no_second_order, self._state.p)
-        unused_step = (per_network, per_node, per_node, per_network, per_node)
-        return self._settle(*unused_step, per_network, per_network, False)
+        per_network, per_node = arrays(self._no_second_order, self._iterate.p)
+        predictor = kernels.Predictor(per_network, per_node, per_node)
+        unused = (predictor, per_network, per_node, per_network, per_network)
+        return self._advance_edges(*unused, False)
 
-    def _settle(self, *step: object) -> tuple[Tensor, Tensor]:
-        weight_columns, flow_columns = self._new_columns(), self._new_columns()
-        self._sums, sums = self._new_sums(), self._new_sums()
+    def _advance_edges(self, *step: object) -> tuple[Tensor, Tensor]:
+        weights, flows = self._new_sums(), self._new_sums()
         totals = self._like.new_empty(self._tasks)
         self._run(
-            kernels.settle,
-            kernels.settle_parallel,
-            *step,
-            self._alive,
-            *arrays(weight_columns, self._sums, flow_columns, sums),
-            totals.flatten().numpy(),
+            kernels.advance,
+            kernels.advance_parallel,
+            *(*step, weights, flows, totals.flatten().numpy()),
         )
-        self._add_columns(weight_columns, self._sums)
-        return self._divergence(flow_columns, sums), totals.sum(1)
+        kernels.add_columns(self._layout, weights)
+        self._weight_sums = torch.from_numpy(weights.nodes)
+        return self._divergence(flows), totals.sum(1)
 
     def _run(
         self,
@@ -316,21 +319,17 @@ class NumbaPasses(EdgePasses):
         parallel: Callable[..., None],
         *arguments: object,
     ) -> None:
-        common = (*self._shape, *self._arrays)
-        run_in_parts(self._n_threads, serial, parallel, *common, *arguments)
+        edges = (self._layout, self._edges)
+        run_in_parts(self._n_threads, serial, parallel, *edges, *arguments)
 
-    def _new_columns(self) -> Tensor:
-        n_networks, tasks = self._tasks
-        return self._like.new_empty(n_networks * tasks, self._shape[2])
+    def _new_sums(self) -> kernels.Sums:
+        n_networks, n_nodes, n_tokens = self._iterate.p.shape
+        return kernels.Sums(
+            np.empty((math.prod(self._tasks), n_tokens)),
+            np.zeros((n_networks, n_nodes, 2, n_tokens)),
+        )
 
-    def _new_sums(self) -> Tensor:
-        n_networks, n_nodes, n_tokens = self._state.p.shape
-        return self._like.new_zeros(n_networks, n_nodes, 2, n_tokens)
-
-    def _add_columns(self, columns: Tensor, sums: Tensor) -> None:
-        blocks, n_layers, _ = self._shape
-        kernels.add_columns(columns.numpy(), blocks, n_layers, sums.numpy())
-
-    def _divergence(self, columns: Tensor, sums: Tensor) -> Tensor:
-        self._add_columns(columns, sums)
-        return sums[:, :, 0] - sums[:, :, 1]
+    def _divergence(self, sums: kernels.Sums) -> Tensor:
+        kernels.add_columns(self._layout, sums)
+        nodes = torch.from_numpy(sums.nodes)
+        return nodes[:, :, 0] - nodes[:, :, 1]

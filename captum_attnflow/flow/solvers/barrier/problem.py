@@ -4,33 +4,35 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import ClassVar, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from captum_attnflow._large_arrays import empty, empty_bytes
-from captum_attnflow.flow.network import LayeredNetwork
+from captum_attnflow.flow.network import LayeredNetwork, empty, empty_bytes
+from captum_attnflow.flow.solvers.barrier.laplacian import ClosedForm, IterativeSolver
 
-# Room of an edge that never binds, and the inverse of the flow on one that is missing,
-# in units of the value; and the least capacity to be told from none.
+# Slack of an edge that never binds, and the inverse of the flow on one that is missing,
+# in units of the value; and the least capacity that counts as an edge.
 UNLIMITED = 1e100
 _UNLIMITED = {torch.float64: UNLIMITED, torch.float32: 1e25}
 _LEAST = {torch.float64: 0.0, torch.float32: 1e-20}
-# Of what is needed at a time, no more is kept.
+# Memory beyond this is not kept from one solve to the next.
 _MOST_KEPT_BYTES = 1 << 27
 _ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
-class Problem:
+class BarrierProblem:
     """What stays fixed; edges are flat: inner ``L*T*T``, then source, then sink.
 
-    An edge that is missing carries next to nothing and one that never binds has next
-    to unlimited room. Neither can move, and both keep their barrier terms, so that no
-    sum and no step length needs a mask.
+    A missing edge carries nearly 0, and one that never binds has nearly unlimited
+    slack. Neither changes in a step, and both keep their barrier terms, so that no sum
+    and no step length needs a mask.
     """
 
     capacity: Tensor  # (B, E), in units of scale; unlimited where not bounded
@@ -43,7 +45,9 @@ class Problem:
     unlimited: float
 
     @staticmethod
-    def of(network: LayeredNetwork, bound: Tensor, dtype: torch.dtype) -> Problem:
+    def of(
+        network: LayeredNetwork, bound: Tensor, dtype: torch.dtype
+    ) -> BarrierProblem:
         """The problem of a trimmed network and its ``node_bound()``."""
         inner = network.capacity.flatten(1)
         terminals = torch.cat([network.source, network.sink], 1)
@@ -55,7 +59,7 @@ class Problem:
         torch.gt(inner, 0, out=alive[:, :n_inner])
         alive[:, n_inner:] = terminals
         with workspace().frame():
-            # Scaled before it is rounded; to divide into another dtype would be slow.
+            # Scaled before rounding. Division into another dtype would be slow.
             layers, _, _ = split(
                 capacity, (network.n_layers, network.n_tokens, network.n_tokens)
             )
@@ -71,14 +75,14 @@ class Problem:
         capacity.masked_fill_(~alive, unlimited).clamp_max_(unlimited)
         is_precise &= capacity.amin(1) >= _LEAST[dtype]
         with workspace().frame():
-            # As numbers, by row: other sums would copy all to fresh memory.
+            # Counted as floats, row by row: sums of bools would copy all to new memory.
             count = workspace().empty(alive.shape, like=capacity)
             rows = count.unflatten(1, (-1, network.n_tokens))
             count.copy_(alive)
             n_terms = rows.sum(2).double().sum(1)
             torch.lt(capacity, unlimited, out=count)
             n_terms += rows.sum(2).double().sum(1)
-        return Problem(
+        return BarrierProblem(
             capacity=capacity,
             alive=alive,
             scale=scale,
@@ -89,7 +93,7 @@ class Problem:
             unlimited=unlimited,
         )
 
-    def select(self, index: Tensor) -> Problem:
+    def select(self, index: Tensor) -> BarrierProblem:
         """Return the problem of some networks of the batch."""
         return replace(
             self,
@@ -110,28 +114,29 @@ class Problem:
 
 
 @dataclass
-class State:
-    """Flow and room left, and what a unit more of flow costs in each.
+class Iterate:
+    """The slacks of the bounds ``0 <= x <= u`` of the flow, and their multipliers.
 
-    The second of each two has a sign, so that a change of flow changes both alike.
+    The upper slack ``y = u - x`` is kept with the opposite sign, and so is its
+    multiplier, so that a change of flow changes both slacks alike.
     Edges are held in the dtype of the problem, and nodes in float64.
     """
 
-    room: Tensor  # (2, B, E): x and -y, kept apart since x - u cancels
-    price: Tensor  # (2, B, E): z and -s, at the optimum mu times the barrier's gradient
+    slack: Tensor  # (2, B, E): x and -y, kept apart since x - u cancels
+    multiplier: Tensor  # (2, B, E): z and -s, at the optimum mu / slack
     p: Tensor  # (B, L + 1, T) potential
 
     @staticmethod
-    def empty(problem: Problem) -> State:
-        """A state that is still to be filled, in the workspace."""
+    def empty(problem: BarrierProblem) -> Iterate:
+        """An iterate that is still to be filled, in the workspace."""
         capacity = problem.capacity
-        room, price = workspace().empty((2, 2, *capacity.shape), like=capacity)
+        slack, multiplier = workspace().empty((2, 2, *capacity.shape), like=capacity)
         nodes = (len(capacity), problem.n_layers + 1, problem.n_tokens)
-        return State(room, price, problem.n_terms.new_empty(nodes))
+        return Iterate(slack, multiplier, problem.n_terms.new_empty(nodes))
 
-    def select(self, index: Tensor) -> State:
-        """Return the state of some networks of the batch."""
-        return State(self.room[:, index], self.price[:, index], self.p[index])
+    def select(self, index: Tensor) -> Iterate:
+        """Return the iterate of some networks of the batch."""
+        return Iterate(self.slack[:, index], self.multiplier[:, index], self.p[index])
 
 
 def split(
@@ -203,3 +208,124 @@ _THREAD = _Thread()
 def workspace() -> Workspace:
     """Return the workspace of this thread."""
     return _THREAD.workspace
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def undisturbed(work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+    """Do some work that no signal interrupts, such as one by the user.
+
+    An import of Numba that ends halfway cannot be had again in the same process, and
+    LLVM calls Python back, where an exception is lost together with the code. But
+    signals raise exceptions in the main thread alone, which therefore waits for another
+    one, and raises when that is done.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return work(*arguments, **options)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work, *arguments, **options).result()
+
+
+class EdgePasses(Protocol):
+    """The passes over the edges of a batch, in the order of a step.
+
+    The Newton equations of the optimum in ``solver`` reduce, edge by edge, to
+    ``dx = weight * (correction + rise(p + dp))`` with
+    ``1 / weight = z / x + s / y``. The rise is that of the potential along an edge. The
+    correction sums, over the two slacks ``x`` and ``-y`` of an edge, the barrier's
+    ``mu / slack`` and Mehrotra's second-order term of the predictor.
+
+    Args:
+        problem (BarrierProblem): The problem.
+        iterate (Iterate): An iterate of it, changed by :meth:`advance`.
+        memory (Tensor, optional): Flat memory to work in; by default, or if it is not
+            enough, the workspace's.
+
+    Attributes:
+        dtypes (tuple): Of the edges, to be tried in turn until all networks are solved.
+        n_arrays (int): How many arrays of edges a solve needs.
+        memory (Tensor): The memory worked in.
+        weight (Tensor): Shape ``(B, L, T, T)``, of the inner edges.
+        iterative_solver (type): What solves Laplacian systems as fast.
+        iterative_from_tokens (int): From how many tokens on it is the cheaper one.
+        closed_form (type): What does the work on the edges near the optimum.
+    """
+
+    dtypes: ClassVar[tuple[torch.dtype, ...]]
+    n_arrays: ClassVar[int]
+    iterative_solver: ClassVar[type[IterativeSolver]]
+    iterative_from_tokens: ClassVar[int]
+    closed_form: ClassVar[type[ClosedForm]]
+    memory: Tensor
+    weight: Tensor
+
+    def __init__(
+        self,
+        problem: BarrierProblem,
+        iterate: Iterate,
+        memory: Tensor | None = None,
+    ) -> None: ...
+
+    def set_weights(self) -> Tensor:
+        """Set the weights of the iterate, and sum them as :func:`node_sums` does."""
+        ...
+
+    def predict(self, potential: Tensor, predicting: Tensor) -> tuple[Tensor, ...]:
+        """Begin a step by the second-order terms of the affine-scaling predictor.
+
+        Args:
+            potential (Tensor): Shape ``(B, L + 1, T)``, after that step.
+            predicting (Tensor): Shape ``(B,)``, bool; other networks centre.
+
+        Returns:
+            tuple[Tensor, ...]: The least and the largest ratio ``dx / slack``, and the
+            sums of ``dx`` times both multipliers and times the rise, each ``(B,)``.
+        """
+        ...
+
+    def centre(self) -> None:
+        """Begin a step without predictor and second-order terms."""
+        ...
+
+    def correct(self, step_mu: Tensor) -> Tensor:
+        """Set the right side for a barrier parameter, at the potential as it is.
+
+        Args:
+            step_mu (Tensor): Shape ``(B,)``, barrier parameter of the step.
+
+        Returns:
+            Tensor: Shape ``(B, L + 1, T)``, divergence of the change of flow so far.
+        """
+        ...
+
+    def ratio_test(self, change: Tensor) -> tuple[Tensor, Tensor]:
+        """Complete the step's direction by the change of the potential.
+
+        Returns:
+            tuple[Tensor, Tensor]: Shape ``(B,)``, the largest shares by which a slack
+            and a multiplier would fall in a full step; at most 0 where none falls.
+        """
+        ...
+
+    def advance(self, primal: Tensor, dual: Tensor) -> tuple[Tensor, Tensor]:
+        """Take the step with these step lengths, of shape ``(B,)``; then measure."""
+        ...
+
+    def measure(self) -> tuple[Tensor, Tensor]:
+        """Return the flow's divergence and the sum of complementarity products."""
+        ...
+
+
+def untracked() -> torch.no_grad | torch.inference_mode:
+    """Switch autograd off, by inference mode, which saves a sixth of the time.
+
+    Not within a transform of ``torch.func``, which does not know inference tensors.
+    """
+    return torch.no_grad() if is_transformed() else torch.inference_mode()
+
+
+def is_transformed() -> bool:
+    """Whether a transform of ``torch.func`` is at work, which wraps all tensors."""
+    return torch._C._functorch.maybe_current_level() is not None

@@ -7,8 +7,8 @@ maximum flow, seen as a minimum-cost circulation, by a logarithmic barrier:
     \min_{B^\top f = 0} c^\top f
         - \mu \sum_e \left[\log f_e + \log(u_e - f_e)\right].
 
-With ``x`` the flow, ``y = u - x`` the room left, ``z`` and ``s`` their multipliers, and
-a potential ``p`` per node that is -1 at the source and 0 at the sink, the optimum has
+With ``x`` the flow, ``y = u - x`` its slack, ``z`` and ``s`` their multipliers, and a
+potential ``p`` per node that is -1 at the source and 0 at the sink, the optimum has
 
 .. math::
     z - s = p_{tail} - p_{head}, \qquad x z = \mu, \qquad y s = \mu.
@@ -36,10 +36,10 @@ from captum_attnflow._warnings import warn_caller
 from captum_attnflow.flow.network import LayeredNetwork, check_network
 from captum_attnflow.flow.solvers.barrier.central_path import (
     LEAST_EPSILON,
-    Aim,
+    BarrierOptions,
     solve_batch,
 )
-from captum_attnflow.flow.solvers.barrier.passes import (
+from captum_attnflow.flow.solvers.barrier.problem import (
     EdgePasses,
     is_transformed,
     undisturbed,
@@ -140,7 +140,7 @@ class BarrierSolver(FlowSolver):
             return FlowSolution.zero(network)
         if network.capacity.dtype != torch.float64:
             network = replace(network, capacity=network.capacity.double())
-        aim = Aim(
+        options = BarrierOptions(
             float(self.epsilon),
             None if self.mu is None else float(self.mu),
             float(self.tolerance),
@@ -150,7 +150,7 @@ class BarrierSolver(FlowSolver):
         at_once = self.max_edges
         if network.capacity.device.type == "cpu":
             at_once = min(at_once, _CACHED_EDGES)
-        # Networks of a size together, without the positions that none of them uses:
+        # Networks of similar size are solved together, without unused positions:
         # padding, and what comes after a decoder's read-out.
         used = network.used()
         sizes, order = used.sum(1).sort(stable=True)
@@ -162,16 +162,16 @@ class BarrierSolver(FlowSolver):
             part = network if is_whole else network.select(index)
             positions = used[index].any(0).nonzero()[:, 0]
             if len(positions) == network.n_tokens:
-                parts.append(solve_batch(part, aim, passes))
+                parts.append(solve_batch(part, options, passes))
             else:
-                solution = solve_batch(part.take(positions), aim, passes)
+                solution = solve_batch(part.take(positions), options, passes)
                 parts.append(solution.spread(positions, network.n_tokens))
         solution = FlowSolution.concatenate(parts)
         return solution if in_order else solution.select(order.argsort())
 
 
 def _parts(edges: list[int], at_once: int) -> list[int]:
-    """Cut networks, ordered by their edges, into parts of at most so many or of one."""
+    """Cut networks, ordered by edges, into parts of ``at_once`` edges, or of one."""
     lengths: list[int] = []
     for number in edges:
         if lengths and (lengths[-1] + 1) * number <= at_once:
@@ -182,7 +182,7 @@ def _parts(edges: list[int], at_once: int) -> list[int]:
 
 
 def choose_passes(compiled: bool | None, device: torch.device) -> type[EdgePasses]:
-    """Torch's on GPUs and where other code traces; else as asked, or Numba's."""
+    """Choose torch's on GPUs and in traced code; otherwise as asked, or Numba's."""
     is_traced = torch.compiler.is_compiling() or is_transformed()
     if is_traced or compiled is False or device.type != "cpu":
         return TorchPasses
@@ -197,7 +197,7 @@ def numba_passes() -> type[EdgePasses] | None:
         _start_threads_of(numba)
     except Exception as error:
         if not (isinstance(error, ModuleNotFoundError) and error.name == "numba"):
-            # It depends on what else is installed in ways that it tells by any error.
+            # What else is installed may break it, by an error of any type.
             warn_caller(
                 "flows are solved without Numba, which is installed but cannot be "
                 f"loaded ({type(error).__name__}: {error}). Mend what this names, or "
@@ -224,9 +224,10 @@ def _import_passes() -> type[EdgePasses]:
 
 
 def _start_threads_of(numba: ModuleType) -> None:
-    """Start the threads that Numba would start with the first kernel that needs them.
+    """Start Numba's threads now, before a kernel needs them.
 
-    Its OpenMP may be torch's, whose number of threads it then sets, once a process.
+    Numba's OpenMP may be torch's. Its start then sets torch's number of threads, once a
+    process, which is undone here.
     """
     before = torch.get_num_threads()
     try:

@@ -14,21 +14,22 @@ import torch
 from torch import Tensor
 
 from captum_attnflow.flow.network import LayeredNetwork
-from captum_attnflow.flow.solvers.barrier.dual import ClosedForm, Potential
 from captum_attnflow.flow.solvers.barrier.laplacian import (
+    ClosedForm,
+    Potential,
     TorchConjugateGradients,
     node_sums,
 )
-from captum_attnflow.flow.solvers.barrier.passes import EdgePasses
 from captum_attnflow.flow.solvers.barrier.problem import (
     UNLIMITED,
-    Problem,
-    State,
+    BarrierProblem,
+    EdgePasses,
+    Iterate,
     split,
     workspace,
 )
 
-# Of an array, in a block of edges; for the cache of a CPU.
+# Bytes of an array in a block of edges, so that a block fits a CPU's cache.
 _BLOCK_BYTES = 1 << 21
 
 
@@ -47,10 +48,10 @@ class EdgeBlock:
     See :class:`EdgePasses` for what they compute.
 
     Args:
-        problem (Problem): The problem.
-        state (State): A state of it, changed by :meth:`move`.
-        arrays (Tensor): Shape ``(5, B, E)``, memory for push, weight and dx, and 1
-            where there is an edge.
+        problem (BarrierProblem): The problem.
+        iterate (Iterate): An iterate of it, changed by :meth:`advance`.
+        arrays (Tensor): Shape ``(5, B, E)``, memory for corrections, weight and dx, and
+            1 where there is an edge.
         spare (Tensor): Flat memory for two numbers an edge of the block, which hold
             nothing between two calls.
         place (Place): Where the block stands.
@@ -58,8 +59,8 @@ class EdgeBlock:
 
     def __init__(
         self,
-        problem: Problem,
-        state: State,
+        problem: BarrierProblem,
+        iterate: Iterate,
         arrays: Tensor,
         spare: Tensor,
         place: Place,
@@ -77,89 +78,97 @@ class EdgeBlock:
             (*self._head_nodes, None),
         )
         self._alive = arrays[4, :, edges]
-        self._room, self._price = state.room[..., edges], state.price[..., edges]
-        self._push = arrays[:2, :, edges]
+        self._slack, self._multiplier = (
+            iterate.slack[..., edges],
+            iterate.multiplier[..., edges],
+        )
+        self._correction = arrays[:2, :, edges]
         self._weight, self._dx = arrays[2:4, :, edges]
-        shape = self._room.shape
+        shape = self._slack.shape
         self._ratio = spare[: shape.numel()].view(shape)
         self._rise = self._ratio[0]
         n_layers, n_heads = layers.stop - layers.start, heads.stop - heads.start
         self._flow_parts, self._dx_parts, self._rise_parts = (
             split(part, (n_layers, n_heads, problem.n_tokens), self._has_terminals)
-            for part in (self._room[0], self._dx, self._rise)
+            for part in (self._slack[0], self._dx, self._rise)
         )
 
-    def weigh(self) -> None:
+    def set_weights(self) -> None:
         """Set the weights."""
-        room, price = self._room, self._price
-        weight = torch.div(price[0], room[0], out=self._weight)
-        weight.addcdiv_(price[1], room[1])
+        slack, multiplier = self._slack, self._multiplier
+        weight = torch.div(multiplier[0], slack[0], out=self._weight)
+        weight.addcdiv_(multiplier[1], slack[1])
         torch.div(self._alive, weight, out=weight)
 
     def centre(self) -> None:
-        """Set the pushes of a step without second-order terms."""
-        self._push.zero_()
+        """Set the corrections of a step without second-order terms."""
+        self._correction.zero_()
 
-    def predict(self, potential: Tensor, among: Tensor | None) -> tuple[Tensor, ...]:
-        """Set the second-order terms of the step straight at the optimum.
+    def predict(
+        self, potential: Tensor, predicting: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """Set the second-order terms of the affine-scaling predictor.
 
         Args:
             potential (Tensor): Shape ``(B, L + 1, T)``, after that step.
-            among (Tensor, optional): Shape ``(B,)``, bool; other networks centre.
+            predicting (Tensor, optional): Shape ``(B,)``, bool; other networks centre.
 
         Returns:
             tuple[Tensor, ...]: The least and the largest ratio, and the sums of ``dx``
-            times both prices and times the rise, each of shape ``(B,)``.
+            times both multipliers and times the rise, each of shape ``(B,)``.
         """
         self._set_rise(potential, -1.0, self._rise_parts)
         dx = torch.mul(self._rise, self._weight, out=self._dx)
-        ratio = torch.div(dx, self._room, out=self._push)
+        ratio = torch.div(dx, self._slack, out=self._correction)
         least, most = ratio.amin(-1).amin(0), ratio.amax(-1).amax(0)
-        cost = dot(dx, self._price[0]) + dot(dx, self._price[1])
+        cost = dot(dx, self._multiplier[0]) + dot(dx, self._multiplier[1])
         gain = dot(dx, self._rise)
-        ratio.addcmul_(ratio, ratio).mul_(self._price)
-        if among is not None:
-            ratio.mul_(among[:, None])
+        ratio.addcmul_(ratio, ratio).mul_(self._multiplier)
+        if predicting is not None:
+            ratio.mul_(predicting[:, None])
         return least, most, cost, gain
 
-    def force(self, aim: Tensor, potential: Tensor, divergence: Tensor) -> None:
-        """Aim at a ``mu``, and change the flow as if the potential stayed.
+    def correct(self, step_mu: Tensor, potential: Tensor, divergence: Tensor) -> None:
+        """Set the right side for a barrier parameter, at the potential as it is.
 
         Args:
-            aim (Tensor): Shape ``(B,)``.
+            step_mu (Tensor): Shape ``(B,)``, barrier parameter of the step.
             potential (Tensor): Shape ``(B, L + 1, T)``.
             divergence (Tensor): Shape ``(B, L + 1, T)``, that of the change is added.
         """
-        push, dx = self._push.addcdiv_(aim[:, None], self._room), self._dx
+        correction, dx = (
+            self._correction.addcdiv_(step_mu[:, None], self._slack),
+            self._dx,
+        )
         self._set_rise(potential, -1.0, self._dx_parts)
-        dx.add_(push[0]).add_(push[1]).mul_(self._weight)
+        dx.add_(correction[0]).add_(correction[1]).mul_(self._weight)
         self._add_divergence(self._dx_parts, divergence)
 
-    def turn(self, change: Tensor) -> tuple[Tensor, Tensor]:
-        """Let the change of the potential change the flow, and set the new prices.
+    def ratio_test(self, change: Tensor) -> tuple[Tensor, Tensor]:
+        """Complete the direction by the change of the potential; set new multipliers.
 
         Returns:
-            tuple[Tensor, Tensor]: Shape ``(B,)``, the largest shares by which a room
-            and a price would fall.
+            tuple[Tensor, Tensor]: Shape ``(B,)``, the largest shares by which a slack
+            and a multiplier would fall.
         """
         self._set_rise(change, 0.0, self._rise_parts)
         dx = self._dx.addcmul_(self._rise, self._weight)
-        ratio = torch.div(dx, self._room, out=self._ratio)
+        ratio = torch.div(dx, self._slack, out=self._ratio)
         fall = -ratio.amin(-1).amin(0)
-        goal = self._push.addcmul_(self._price, ratio, value=-1)
-        torch.div(goal, self._price, out=ratio)
+        goal = self._correction.addcmul_(self._multiplier, ratio, value=-1)
+        torch.div(goal, self._multiplier, out=ratio)
         return fall, 1 - ratio.amin(-1).amin(0)
 
-    def move(self, primal: Tensor, dual: Tensor) -> None:
-        """Step by these shares of the way, of shape ``(B,)``."""
-        self._room.addcmul_(self._dx, primal[:, None])
-        self._price.lerp_(self._push, dual[:, None])
+    def advance(self, primal: Tensor, dual: Tensor) -> None:
+        """Take the step with these step lengths, of shape ``(B,)``."""
+        self._slack.addcmul_(self._dx, primal[:, None])
+        self._multiplier.lerp_(self._correction, dual[:, None])
 
     def measure(self, divergence: Tensor) -> Tensor:
         """Sum the complementarity products, ``(B,)``; add the flow's divergence."""
         self._add_divergence(self._flow_parts, divergence)
-        products = dot(self._room[0], self._price[0])
-        return products + dot(self._room[1], self._price[1])
+        products = dot(self._slack[0], self._multiplier[0])
+        return products + dot(self._slack[1], self._multiplier[1])
 
     def _set_rise(
         self, potential: Tensor, at_source: float, out: tuple[Tensor, ...]
@@ -182,16 +191,16 @@ class EdgeBlock:
 def dot(left: Tensor, right: Tensor) -> Tensor:
     """Inner product per network, without a product array in memory."""
     if len(left) == 1:
-        # As fast as memory, which a batched product of one is not.
+        # Runs at memory speed; a batched product of one does not.
         return torch.dot(left[0], right[0])[None]
     return torch.bmm(left[:, None], right[..., None])[:, 0, 0]
 
 
-def cut(problem: Problem, most: int) -> list[Place]:
+def blocks_of(problem: BarrierProblem, most: int) -> list[Place]:
     """Cut a batch into blocks of about one size.
 
     Args:
-        problem (Problem): The batch.
+        problem (BarrierProblem): The batch.
         most (int): Edges of a block, of all networks together; exceeded where the
             edges into one head are more.
     """
@@ -227,16 +236,16 @@ class TorchClosedForm(ClosedForm):
         of_layer = network.capacity[:, 0].shape
         self._spare = workspace().empty((3, *of_layer), like=network.capacity)
 
-    def weigh(self, potential: Potential, mu: Tensor) -> tuple[Tensor, Tensor]:
+    def set_weights(self, potential: Potential, mu: Tensor) -> tuple[Tensor, Tensor]:
         n_networks, n_layers, n_tokens, _ = self._capacity.shape
         flows, weights = self._capacity.new_empty(2, 2, n_networks, n_layers, n_tokens)
         for layer in range(n_layers):
-            room, share, is_flow = self._lesser_share(layer, potential, mu)
+            capacity, share, is_flow = self._lesser_share(layer, potential, mu)
             weight = self.weight[:, layer]
             other = torch.sub(1, share, out=self._spare[2])
-            across = torch.mul(share, other, out=weight).mul_(room)
+            across = torch.mul(share, other, out=weight).mul_(capacity)
             across.square_().div_(mu[:, None, None])
-            flow = room.mul_(torch.where(is_flow, share, other))
+            flow = capacity.mul_(torch.where(is_flow, share, other))
             weight.div_(share.square_().add_(other.square_()))
             for sums, edges in ((flows, flow), (weights, weight)):
                 torch.sum(edges, 2, out=sums[0, :, layer])
@@ -245,28 +254,28 @@ class TorchClosedForm(ClosedForm):
 
     def fill(self, potential: Potential, mu: Tensor, flow: Tensor) -> None:
         for layer in range(flow.shape[1]):
-            room, share, is_flow = self._lesser_share(layer, potential, mu)
+            capacity, share, is_flow = self._lesser_share(layer, potential, mu)
             of_flow = torch.where(is_flow, share, 1 - share)
-            torch.mul(room.mul_(of_flow), self._scale, out=flow[:, layer])
+            torch.mul(capacity.mul_(of_flow), self._scale, out=flow[:, layer])
         # Scaling back may round a saturated edge past its capacity.
         torch.minimum(flow, self._capacity, out=flow)
 
     def _lesser_share(
         self, layer: int, potential: Potential, mu: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Capacities; flow or room, what is less, as a share; whether it is flow."""
-        room, share, root = self._spare
+        """The capacities; the lesser of flow and slack, as their share; which it is."""
+        capacity, share, root = self._spare
         fall, of_rest = share, root
         high, low = potential.high, potential.low
         torch.sub(high[:, layer, None], high[:, layer + 1, :, None], out=fall)
         torch.sub(low[:, layer, None], low[:, layer + 1, :, None], out=of_rest)
-        torch.div(self._capacity[:, layer], self._scale, out=room)
-        room.clamp_max_(UNLIMITED)
-        quotient = fall.add_(of_rest).mul_(room).div_(mu[:, None, None])
+        torch.div(self._capacity[:, layer], self._scale, out=capacity)
+        capacity.clamp_max_(UNLIMITED)
+        quotient = fall.add_(of_rest).mul_(capacity).div_(mu[:, None, None])
         is_flow = quotient > 0
         torch.mul(quotient, quotient, out=root).add_(4).sqrt_()
         share = quotient.abs_().add_(root).add_(2).reciprocal_().mul_(2)
-        return room, share, is_flow
+        return capacity, share, is_flow
 
 
 class TorchPasses(EdgePasses):
@@ -281,14 +290,14 @@ class TorchPasses(EdgePasses):
 
     def __init__(
         self,
-        problem: Problem,
-        state: State,
+        problem: BarrierProblem,
+        iterate: Iterate,
         memory: Tensor | None = None,
     ) -> None:
         shape, like = problem.capacity.shape, problem.capacity
         on_cpu = like.device.type == "cpu"
         at_once = _BLOCK_BYTES // like.element_size() if on_cpu else shape.numel()
-        places = cut(problem, at_once)
+        places = blocks_of(problem, at_once)
         n_arrays = 5 * shape.numel()
         longest = max(place.edges.stop - place.edges.start for place in places)
         n_spare = 2 * longest * shape[0]
@@ -298,19 +307,19 @@ class TorchPasses(EdgePasses):
         arrays = memory[:n_arrays].view(5, *shape)
         arrays[4] = problem.alive
         self.weight, self._source, self._sink = problem.split(arrays[2])
-        self._state = state
+        self._iterate = iterate
         self._blocks = [
-            EdgeBlock(problem, state, arrays, memory[n_arrays:], place)
+            EdgeBlock(problem, iterate, arrays, memory[n_arrays:], place)
             for place in places
         ]
 
-    def weigh(self) -> Tensor:
+    def set_weights(self) -> Tensor:
         for block in self._blocks:
-            block.weigh()
+            block.set_weights()
         return node_sums(self.weight, self._source, self._sink)
 
-    def predict(self, potential: Tensor, among: Tensor) -> tuple[Tensor, ...]:
-        chosen = None if bool(among.all()) else among
+    def predict(self, potential: Tensor, predicting: Tensor) -> tuple[Tensor, ...]:
+        chosen = None if bool(predicting.all()) else predicting
         passes = [block.predict(potential, chosen) for block in self._blocks]
         least, most, cost, gain = zip(*passes, strict=True)
         return (
@@ -324,23 +333,23 @@ class TorchPasses(EdgePasses):
         for block in self._blocks:
             block.centre()
 
-    def force(self, aim: Tensor) -> Tensor:
-        divergence = torch.zeros_like(self._state.p)
+    def correct(self, step_mu: Tensor) -> Tensor:
+        divergence = torch.zeros_like(self._iterate.p)
         for block in self._blocks:
-            block.force(aim, self._state.p, divergence)
+            block.correct(step_mu, self._iterate.p, divergence)
         return divergence
 
-    def turn(self, change: Tensor) -> tuple[Tensor, Tensor]:
-        falls = [block.turn(change) for block in self._blocks]
-        of_room, of_price = zip(*falls, strict=True)
-        return reduce(torch.maximum, of_room), reduce(torch.maximum, of_price)
+    def ratio_test(self, change: Tensor) -> tuple[Tensor, Tensor]:
+        falls = [block.ratio_test(change) for block in self._blocks]
+        primal_ratio, dual_ratio = zip(*falls, strict=True)
+        return reduce(torch.maximum, primal_ratio), reduce(torch.maximum, dual_ratio)
 
-    def move(self, primal: Tensor, dual: Tensor) -> tuple[Tensor, Tensor]:
+    def advance(self, primal: Tensor, dual: Tensor) -> tuple[Tensor, Tensor]:
         for block in self._blocks:
-            block.move(primal, dual)
+            block.advance(primal, dual)
         return self.measure()
 
     def measure(self) -> tuple[Tensor, Tensor]:
-        divergence = torch.zeros_like(self._state.p)
+        divergence = torch.zeros_like(self._iterate.p)
         totals = [block.measure(divergence) for block in self._blocks]
         return divergence, reduce(torch.add, totals)

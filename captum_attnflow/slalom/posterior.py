@@ -1,11 +1,12 @@
-r"""Priors, posterior and evidence of the fit.
+r"""The regression problem of the fit, its priors, posterior and evidence.
 
-Noise, values and importances are Gaussian:
-:math:`r_q \sim N(0, 1/\beta)`, :math:`v_j \sim N(\mu, 1/\lambda_v)`,
-:math:`s_j \sim N(0, 1/\lambda_s)`. The precisions are those of the largest evidence
-under Laplace's approximation, found by MacKay's fixed point (Neural Computation 4,
-1992, Eq. 4.7 and 4.8): a precision becomes the number of parameters that the data
-determine, :math:`\gamma`, over their sum of squares.
+The outputs are standardised to mean 0 and standard deviation 1. Noise, values and
+importances are Gaussian: :math:`r_q \sim N(0, 1/\beta)`,
+:math:`v_j \sim N(\mu, 1/\lambda_v)`, :math:`s_j \sim N(0, 1/\lambda_s)`.
+
+The precisions maximise the evidence under Laplace's approximation. MacKay's fixed point
+finds them (Neural Computation 4, 1992, Eq. 4.7 and 4.8): a precision becomes the number
+of parameters that the data determine, :math:`\gamma`, over their sum of squares.
 """
 
 from __future__ import annotations
@@ -15,14 +16,140 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captum_attnflow.slalom._problem import Problem, State
+from captum_attnflow.slalom.model import SlalomModel
+from captum_attnflow.slalom.queries import QueryData
 
-# Answers are standardised; above the upper bound the solver's own rounding is noise.
+# Outputs whose spread is smaller, relative to the largest, differ by the rounding of a
+# float32 model only.
+_ROUNDING = 1e-6
+# Bounds of the noise precision, for standardised outputs. A larger one would take the
+# solver's own rounding for data.
 _NOISE_PRECISION = (1e-2, 1e15)
-# Strength of the belief that values and importances have unit spread, in parameters.
+# Strength of the prior that values and importances have unit spread, in parameters.
 _UNIT_SPREAD = 10.0
-# The sink weighs as much as the longest query, give or take a factor of e**2.
+# A priori the sink has the mass of the longest query, within a factor of e**2.
 _SINK_PRECISION = 0.25
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Queries with standardised outputs: mean 0 and standard deviation 1.
+
+    A sink is one more column: a type that occurs once in every query. Tensors are
+    float64.
+
+    Attributes:
+        counts (Tensor): Shape ``(B, Q, K)``.
+        outputs (Tensor): Shape ``(B, Q)``, standardised.
+        weights (Tensor): Shape ``(B, Q)``, 0 where there is no query.
+        columns (Tensor): Shape ``(B, K)``, bool, ``True`` for types and the sink.
+        types (Tensor): Shape ``(B, K)``, bool, ``False`` for the sink.
+        offset (Tensor): Shape ``(B,)``, mean of the given outputs.
+        scale (Tensor): Shape ``(B,)``, their standard deviation; 1 if
+            they are equal up to rounding.
+        longest (Tensor): Shape ``(B,)``, most tokens of a query.
+    """
+
+    counts: Tensor
+    outputs: Tensor
+    weights: Tensor
+    columns: Tensor
+    types: Tensor
+    offset: Tensor
+    scale: Tensor
+    longest: Tensor
+
+    @staticmethod
+    def of(data: QueryData, sink: bool) -> Problem:
+        """Standardise the outputs and add the sink's column, if there is a sink."""
+        counts, types, weights = data.counts, data.types, data.weights
+        longest = counts.sum(-1).amax(1)
+        # Padded queries hold each type once: an empty sequence would divide by 0.
+        is_query = (weights > 0)[..., None]
+        counts = torch.where(is_query, counts, types[:, None].to(counts))
+        columns = types
+        if sink:
+            counts = torch.cat([counts, torch.ones_like(counts[..., :1])], -1)
+            columns = torch.cat([types, torch.ones_like(types[:, :1])], -1)
+            types = torch.cat([types, torch.zeros_like(types[:, :1])], -1)
+        total = weights.sum(1)
+        offset = (weights * data.outputs).sum(1) / total
+        centred = data.outputs - offset[:, None]
+        spread = ((weights * centred**2).sum(1) / total).sqrt()
+        largest = (weights * data.outputs).abs().amax(1)
+        scale = torch.where(spread > _ROUNDING * largest, spread, 1.0)
+        return Problem(
+            counts=counts,
+            outputs=centred / scale[:, None],
+            weights=weights,
+            columns=columns,
+            types=types,
+            offset=offset,
+            scale=scale,
+            longest=longest,
+        )
+
+    @property
+    def n_queries(self) -> Tensor:
+        """Number of queries of each text, ``(B,)``."""
+        return (self.weights > 0).sum(1)
+
+    def shares(self, importance: Tensor) -> Tensor:
+        """Return the share of each column in each query's mass, ``(B, Q, K)``."""
+        return SlalomModel(importance, importance, self.columns).shares(self.counts)[0]
+
+    def mean_over_types(self, per_column: Tensor) -> Tensor:
+        """Average over the types of each text, ``(B, 1)``."""
+        total = (per_column * self.types).sum(1, keepdim=True)
+        return total / self.types.sum(1, keepdim=True)
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """Parameters of the fit, with the shares and residuals that follow from them.
+
+    Attributes:
+        value (Tensor): Shape ``(B, K)``, standardised; 0 where there is no column.
+        importance (Tensor): Shape ``(B, K)``, with mean 0 over the types.
+        share (Tensor): Shape ``(B, Q, K)``.
+        residual (Tensor): Shape ``(B, Q)``, prediction minus output.
+    """
+
+    value: Tensor
+    importance: Tensor
+    share: Tensor
+    residual: Tensor
+
+    @staticmethod
+    def at(problem: Problem, value: Tensor, importance: Tensor) -> State:
+        """Evaluate the parameters."""
+        share = problem.shares(importance)
+        residual = (share @ value[..., None])[..., 0] - problem.outputs
+        return State(value, importance, share, residual)
+
+    def where(self, condition: Tensor, other: State) -> State:
+        """Take this state's texts where the condition holds, the other's elsewhere."""
+        return State(
+            *(
+                torch.where(condition.view(-1, *(1,) * (mine.dim() - 1)), mine, theirs)
+                for mine, theirs in zip(
+                    vars(self).values(), vars(other).values(), strict=True
+                )
+            )
+        )
+
+    def jacobian(self, problem: Problem) -> Tensor:
+        r"""Derivative of the prediction by values, then importances, ``(B, Q, 2K)``.
+
+        With :math:`\alpha` the shares it is :math:`[\alpha, \alpha (v - F)]`.
+        """
+        predicted = self.residual + problem.outputs
+        by_importance = self.share * (self.value[:, None] - predicted[..., None])
+        return torch.cat([self.share, by_importance], -1)
+
+    def squared_error(self, problem: Problem) -> Tensor:
+        """Weighted sum of squared residuals, shape ``(B,)``."""
+        return (problem.weights * self.residual**2).sum(1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +157,7 @@ class Precisions:
     """Hyper-parameters of each text, tensors of shape ``(B,)``.
 
     Attributes:
-        noise (Tensor): Precision of the answers.
+        noise (Tensor): Precision of the outputs.
         value (Tensor): Precision of the values.
         importance (Tensor): Precision of the importances.
         value_mean (Tensor): Mean of the values.
@@ -43,7 +170,7 @@ class Precisions:
 
     @staticmethod
     def initial(problem: Problem, start: State) -> Precisions:
-        """Unit spread, and the noise that the start leaves."""
+        """Return unit precisions, and the noise precision that the start leaves."""
         error = start.squared_error(problem).clamp_min(1e-300)
         one = torch.ones_like(error)
         noise = (problem.n_queries / error).clamp(*_NOISE_PRECISION)
@@ -68,7 +195,7 @@ class Posterior:
     """The negative logarithm of the posterior, up to a constant.
 
     Attributes:
-        problem (Problem): The answers.
+        problem (Problem): The queries and outputs.
         precisions (Precisions): The hyper-parameters.
     """
 

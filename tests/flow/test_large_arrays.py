@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from captum_attnflow._large_arrays import empty
+from captum_attnflow.flow.network import empty
 
 
 @pytest.mark.parametrize("shape", [(0,), (3, 5), (1 << 10, 1 << 10)])

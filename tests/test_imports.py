@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import captum_attnflow
+from captum_attnflow import attr, metrics, study
+from captum_attnflow.cli.explain import SCORES
+from captum_attnflow.slalom import SCORES as SLALOM_SCORES
+from captum_attnflow.study.settings import BETTER
+
+
+def loaded_by(code: str) -> set[str]:
+    """Return the modules that a fresh interpreter has after running code."""
+    written = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(written.stdout.split())
+
+
+def test_the_package_alone_loads_nothing_heavy():
+    loaded = loaded_by("import captum_attnflow")
+    assert not loaded & {"torch", "transformers", "captum", "matplotlib", "scipy"}
+
+
+def test_methods_load_no_pipeline_and_no_picture_of_this_package():
+    loaded = loaded_by("from captum_attnflow import *")
+    assert "captum_attnflow.attr.relevance_flow" in loaded
+    assert "transformers" not in loaded
+    heavy = ("show", "pipelines", "study", "cli", "demo")
+    assert not loaded & {f"captum_attnflow.{room}" for room in heavy}
+
+
+@pytest.mark.parametrize("package", [captum_attnflow, attr, study])
+def test_every_public_name_is_there_and_listed(package):
+    assert set(package.__all__) <= set(dir(package))
+    for name in package.__all__:
+        assert getattr(package, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
+        package.Nothing  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "wrapper"),
+    [
+        ("captum_attnflow.attr.attn_lrp", "LayerAttnLRP", "LLMGradientAttribution"),
+        ("captum_attnflow.slalom.attribution", "SLALOM", "LLMAttribution"),
+    ],
+)
+def test_captum_admits_a_method_however_it_is_imported(module, name, wrapper):
+    loaded = loaded_by(
+        f"from {module} import {name}\nfrom captum.attr import {wrapper}\n"
+        f"assert issubclass({name}, {wrapper}.SUPPORTED_METHODS)"
+    )
+    assert module in loaded
+
+
+def test_names_in_help_texts_are_those_of_the_tables():
+    better = {name: metric.better for name, metric in metrics.METRICS.items()}
+    assert {**better, "naopc": "higher"} == BETTER
+    assert list(SLALOM_SCORES) == list(SCORES)
