@@ -154,7 +154,10 @@ def _load(names: tuple[str, ...]) -> dict[str, TextClassifier]:
                 "apart. Rename a folder"
             )
         classifier = TextClassifier.load(name)
-        problem = problem_type(classifier.model)
+        try:
+            problem = problem_type(classifier.model)
+        except ValueError as error:
+            raise ValueError(f"the model {label!r}: {error}") from error
         if problem != "single_label_classification":
             raise ValueError(
                 f"{label!r} predicts no one class per text, whose probability a study "
