@@ -108,7 +108,7 @@ def _run(
         desc="attributions",
         total=len(keys),
         initial=sum(key in file.records for key in keys),
-        smoothing=0,  # methods differ a hundredfold; only their mean foretells
+        smoothing=0,  # methods differ a hundredfold; only their mean predicts
         mininterval=0.5 if sys.stderr.isatty() else _SECONDS_BETWEEN_LOG_LINES,
         file=sys.stderr,
     ) as shown:
