@@ -12,7 +12,7 @@ import typer
 
 
 @contextmanager
-def errors_told() -> Iterator[None]:
+def errors_as_sentences() -> Iterator[None]:
     """Print expected errors and warnings as sentences on standard error."""
     with warnings.catch_warnings():
         warnings.filterwarnings("always", module="captum_attnflow")

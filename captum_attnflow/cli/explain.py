@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from captum_attnflow._checks import check_choice
-from captum_attnflow.cli._messages import errors_told, printing
+from captum_attnflow.cli._messages import errors_as_sentences, printing
 from captum_attnflow.pipelines.methods import DEFAULT_METHOD, METHODS
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ def explain(
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
-    with errors_told():
+    with errors_as_sentences():
         check_choice("task", task, TASKS)
         chosen = TASKS[task]()
         _check_file("--html", html)

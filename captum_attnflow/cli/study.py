@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from captum_attnflow.cli._messages import errors_told, printing
+from captum_attnflow.cli._messages import errors_as_sentences, printing
 from captum_attnflow.study import METHODS, REMOVALS, Study
 from captum_attnflow.study.settings import BETTER
 
@@ -108,7 +108,7 @@ def study(
     from captum_attnflow.study.table import to_markdown
 
     transformers_logging.disable_progress_bar()
-    with errors_told():
+    with errors_as_sentences():
         table = run_study(
             Study(
                 models=tuple(model or [str(DEMO_MODEL_PATH)]),

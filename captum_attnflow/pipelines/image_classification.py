@@ -129,7 +129,7 @@ class ImageAttribution:
             for _, share in row:
                 shade = _SHADES[round(abs(share) * (len(_SHADES) - 1))]
                 if share < 0:
-                    text.append(f"{shade}-", "red")  # told also without colours
+                    text.append(f"{shade}-", "red")  # readable without colours
                 else:
                     text.append(2 * shade, "green")
         ranked = sorted(self.patches, key=lambda patch: patch.score, reverse=True)

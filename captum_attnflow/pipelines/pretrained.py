@@ -155,8 +155,8 @@ def check_texts(unit: str, texts: object) -> None:
 def check_encodable(where: str, text: str) -> None:
     """Refuse half a character, which no tokenizer reads and no file holds.
 
-    JSON writes such as an escape, and Python makes one of each byte of the shell's that
-    is no UTF-8.
+    JSON can write a lone surrogate as an escape. Python reads each byte of the shell's
+    arguments that is not UTF-8 as one.
 
     Raises:
         ValueError: Saying where it is.

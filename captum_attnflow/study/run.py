@@ -108,7 +108,7 @@ def _run(
         desc="attributions",
         total=len(keys),
         initial=sum(key in file.records for key in keys),
-        smoothing=0,  # methods differ a hundredfold; only their mean foretells
+        smoothing=0,  # methods differ a hundredfold; only their mean predicts
         mininterval=0.5 if sys.stderr.isatty() else _SECONDS_BETWEEN_LOG_LINES,
         file=sys.stderr,
     ) as shown:
@@ -154,7 +154,10 @@ def _load(names: tuple[str, ...]) -> dict[str, TextClassifier]:
                 "apart. Rename a folder"
             )
         classifier = TextClassifier.load(name)
-        problem = problem_type(classifier.model)
+        try:
+            problem = problem_type(classifier.model)
+        except ValueError as error:
+            raise ValueError(f"the model {label!r}: {error}") from error
         if problem != "single_label_classification":
             raise ValueError(
                 f"{label!r} predicts no one class per text, whose probability a study "

@@ -459,3 +459,17 @@ def test_models_without_one_class_per_text_are_refused(
     with pytest.raises(ValueError, match=r"'other' .*no one class per text"):
         run_study(changed(models=(str(tmp_path / "other"),), data=data))
     assert not (study.output / "manifest.json").exists()
+
+
+def test_a_model_of_an_unknown_problem_is_refused_by_its_name(
+    study, changed, tmp_path, demo
+):
+    demo.model.save_pretrained(tmp_path / "other")
+    demo.tokenizer.save_pretrained(tmp_path / "other")
+    config = tmp_path / "other" / "config.json"
+    config.write_text(
+        json.dumps({**json.loads(config.read_text()), "problem_type": "weird"})
+    )
+    with pytest.raises(ValueError, match=r"other.*problem_type.*'regression'"):
+        run_study(changed(models=(str(tmp_path / "other"),)))
+    assert not (study.output / "manifest.json").exists()
