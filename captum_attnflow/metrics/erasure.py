@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from captum_attnflow._captum import TargetType, log_usage
-from captum_attnflow._checks import check_choice
+from captum_attnflow._checks import check_choice, check_type
 from captum_attnflow.metrics.arguments import (
     RemovalOptions,
     TensorOrTensors,
@@ -151,6 +151,8 @@ def faithfulness(
         >>> bool(values["comprehensiveness"] > values["sufficiency"])
         True
     """
+    accepted = f"a list of names among {', '.join(METRICS)}"
+    check_type("metrics", metrics, (list, tuple), accepted)
     for name in metrics:
         check_choice("metrics", name, METRICS)
     chosen = {name: METRICS[name] for name in metrics}

@@ -250,7 +250,8 @@ def evidence_f1(
         >>> evidence_f1(scores, evidence), evidence_f1(scores, evidence, fraction=0.7)
         (tensor([0.5000], dtype=torch.float64), tensor([0.8000], dtype=torch.float64))
     """
-    if fraction is not None and not 0 < fraction <= 1:
+    is_number = isinstance(fraction, (int, float)) and not isinstance(fraction, bool)
+    if fraction is not None and not (is_number and 0 < fraction <= 1):
         raise ValueError(
             f"fraction={fraction!r}; give a share of the tokens above 0 and up to 1, "
             "such as 0.1 for 10 %, or None for as many tokens as are evidence"
