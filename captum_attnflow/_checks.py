@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Sequence
 from numbers import Integral
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, TypeGuard, cast
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 _SHORT = 60  # characters
 
@@ -146,11 +148,17 @@ def check_example(given: object, n_examples: int) -> None:
 Kind = Literal["floats", "bools", "integers"]
 
 _DTYPES = {
-    "floats": (torch.float64, torch.float32, torch.float16, torch.bfloat16),
-    "bools": (torch.bool,),
-    "integers": (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
+    "floats": ("float64", "float32", "float16", "bfloat16"),
+    "bools": ("bool",),
+    "integers": ("int64", "int32", "int16", "int8", "uint8"),
 }
 _CONVERSIONS = {"floats": "double", "bools": "bool", "integers": "long"}
+
+
+def _is_tensor(given: object) -> TypeGuard[Tensor]:
+    # The command line checks its options without torch, whose import takes a second.
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(given, torch.Tensor)
 
 
 def check_tensor(
@@ -168,13 +176,13 @@ def check_tensor(
     Raises:
         ValueError: Saying what was given, what is accepted and what to do.
     """
-    if not isinstance(given, Tensor):
+    if not _is_tensor(given):
         raise ValueError(
             f"{name} is a {type(given).__name__}; give a tensor, such as "
             "torch.as_tensor(...)"
         )
     _refuse_other_storage(name, given)
-    if given.dtype not in _DTYPES[kind]:
+    if str(given.dtype).removeprefix("torch.") not in _DTYPES[kind]:
         raise ValueError(
             f"{name} is a Tensor of {given.dtype}; give one of {kind}, such as "
             f"{name}.{_CONVERSIONS[kind]}()"
@@ -197,7 +205,7 @@ def check_dense(name: str, given: object, accepted: str) -> None:
     Raises:
         ValueError: Saying what was given, what is accepted and what to do.
     """
-    if not isinstance(given, Tensor):
+    if not _is_tensor(given):
         raise ValueError(
             f"{name} is a {type(given).__name__}; give a tensor: {accepted}"
         )
@@ -227,7 +235,7 @@ def _refuse_other_storage(name: str, given: Tensor) -> None:
         kind, advice = "nested", f"{name}.to_padded_tensor(0)"
     elif given.is_quantized:
         kind, advice = "quantized", f"{name}.dequantize()"
-    elif given.layout != torch.strided:
+    elif str(given.layout) != "torch.strided":
         kind, advice = "sparse", f"{name}.to_dense()"
     elif given.is_meta:
         kind, advice = "meta", "one on a device that holds its values"

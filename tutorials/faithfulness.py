@@ -61,10 +61,10 @@ models = os.environ.get("STUDY_MODELS", str(DEMO_MODEL_PATH)).split(os.pathsep)
 
 # %%
 names = (
-    "relevance-flow",
-    "relevance-flow-0",
-    "relevance-flow-maximum",
-    "attnlrp",
+    "layer-relevance-flow",
+    "layer-relevance-flow-0",
+    "layer-relevance-flow-maximum",
+    "layer-attnlrp",
     "layer-integrated-gradients",
     "chefer-relevance",
     "random",
@@ -118,13 +118,13 @@ display(HTML("<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</tabl
 # %% [markdown]
 # ## What it says
 #
-# - **Rules.** `attnlrp` changes only the backward pass. One row by it is about as faithful
-#   as fifty by the plain gradient under replacement, and better under deletion.
-# - **The conserved flow.** `relevance-flow-0` accounts for the same relevance node by node,
-#   so that scores sum to the output. It is as faithful as AttnLRP, from one row.
-# - **Direct edges along a path** (`relevance-flow`, two rows): what a token adds beyond its
-#   `[MASK]` is what its replacement takes away. They make up what the flow lacks under
-#   replacement. `relevance-flow-maximum` is what this project did before: maximum flows
+# - **Rules.** `layer-attnlrp` changes only the backward pass. One row by it is about as
+#   faithful as fifty by the plain gradient under replacement, and better under deletion.
+# - **The conserved flow.** `layer-relevance-flow-0` accounts for the same relevance node
+#   by node, so that scores sum to the output. It is as faithful as AttnLRP, from one row.
+# - **Direct edges along a path** (`layer-relevance-flow`, two rows): what a token adds
+#   beyond its `[MASK]` is what its replacement takes away. They make up what the flow lacks
+#   under replacement. `layer-relevance-flow-maximum` is what this project did before: maximum flows
 #   over the plain gradient's relevance.
 #
 # ## Models of other kinds
@@ -135,15 +135,15 @@ display(HTML("<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</tabl
 #
 # | | GPT-2-like | Llama-like | pre-LN encoder |
 # |---|---|---|---|
-# | `relevance-flow` | .742 / .688 | .458 / .691 | .725 / .730 |
-# | `relevance-flow-0` | .731 / .691 | .452 / .686 | .672 / .727 |
-# | `attnlrp` | .744 / .691 | .453 / .689 | .673 / .725 |
-# | `relevance-flow-maximum`, as it was | .764 / .642 | .456 / .653 | .737 / .659 |
+# | `layer-relevance-flow` | .742 / .688 | .458 / .691 | .725 / .730 |
+# | `layer-relevance-flow-0` | .731 / .691 | .452 / .686 | .672 / .727 |
+# | `layer-attnlrp` | .744 / .691 | .453 / .689 | .673 / .725 |
+# | `layer-relevance-flow-maximum`, as it was | .764 / .642 | .456 / .653 | .737 / .659 |
 # | `layer-integrated-gradients`, 50 steps | .751 / .504 | .452 / .654 | .705 / .480 |
 # | `random` | .325 / .067 | .089 / .097 | .318 / .100 |
 #
 # The sum of both is above Integrated Gradients' on each. On the GPT-2-like model AttnLRP
-# alone is .005 above `relevance-flow` in the sum, a quarter of a standard error; by
+# alone is .005 above `layer-relevance-flow` in the sum, a quarter of a standard error; by
 # replacement the former maximum flows are better there and on the pre-LN encoder.
 #
 # ## A language model

@@ -357,7 +357,9 @@ def _too_large(image: str, size: str) -> ValueError:
 def _in_colours(picture: Image.Image) -> Image.Image:
     picture.load()
     ImageOps.exif_transpose(picture, in_place=True)
-    if picture.mode.startswith("I;16"):
+    # Pillow 10 reads the 16 bits of a PNG into mode I.
+    deep_png = picture.mode == "I" and picture.format == "PNG"
+    if picture.mode.startswith("I;16") or deep_png:
         # Pillow cuts 16 bits off at 255, which leaves all but the darkest white.
         picture = Image.fromarray((np.asarray(picture) >> 8).astype("uint8"))
     if picture.mode in ("I", "F"):

@@ -387,6 +387,8 @@ def test_every_operation_of_every_family_is_known_and_scores_sum_to_the_output(
     }.items(),
 )
 def test_rules_meet_as_many_operations_as_the_model_has(name, expected):
+    if name.endswith("experts") and not hasattr(torch, "_grouped_mm"):
+        pytest.skip(f"torch {torch.__version__} runs the experts one after the other")
     make, inputs = EVERY[name]
     record = capture_attention(make(), inputs(), 1, rules="attnlrp")
     assert record.propagation.counts == expected

@@ -63,7 +63,7 @@ def test_the_page_holds_the_matrix_of_every_prompt(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("7", "--method", "slalom"), "method='slalom' is unknown"),
+        (("7", "--method", "slalom"), "method='slalom' does not serve this task"),
         (("7", "--max-new-tokens", "2000"), "longer than the 1024 positions"),
         ((" ",), "prompt 1 of 1 is empty"),
         (("7", "--output", "x.png"), "no picture for --output"),

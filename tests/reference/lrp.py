@@ -8,8 +8,9 @@ are written out in them, from the names of transformers' weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -327,6 +328,21 @@ def t5(model: nn.Module, ids: Tensor, decoder_ids: Tensor, share: float) -> Repl
     return replica
 
 
+def _vit_layers(model: nn.Module) -> Iterator[tuple[Any, ...]]:
+    """Every layer with its linear maps: to queries, keys and values, out of the heads,
+    and the two of the MLP. transformers 5.0 has other names for them."""
+    if hasattr(model, "layers"):
+        for layer in model.layers:
+            attention, mlp = layer.attention, layer.mlp
+            inner = attention.q_proj, attention.k_proj, attention.v_proj
+            yield layer, inner, attention.o_proj, mlp.fc1, mlp.fc2
+    else:
+        for layer in model.encoder.layer:
+            attention, outer = layer.attention.attention, layer.attention.output.dense
+            inner = attention.query, attention.key, attention.value
+            yield layer, inner, outer, layer.intermediate.dense, layer.output.dense
+
+
 def vit(model: nn.Module, pixels: Tensor, share: float) -> Replica:
     """The last hidden state, behind the last norm."""
     replica, embeddings = Replica(share), model.embeddings
@@ -338,16 +354,13 @@ def vit(model: nn.Module, pixels: Tensor, share: float) -> Replica:
     x = torch.cat([embeddings.cls_token.expand(len(pixels), -1, -1), patches], 1)
     x = x + embeddings.position_embeddings
     n_heads = model.config.num_attention_heads
-    for layer in model.layers:
-        normed, attention = layer_norm(x, layer.layernorm_before), layer.attention
-        query, key, value = (
-            heads(linear(normed), n_heads)
-            for linear in (attention.q_proj, attention.k_proj, attention.v_proj)
-        )
+    for layer, inner, outer, up, down in _vit_layers(model):
+        normed = layer_norm(x, layer.layernorm_before)
+        query, key, value = (heads(linear(normed), n_heads) for linear in inner)
         mixed = replica.attend(query, key, value, query.shape[-1] ** -0.5)
-        x = replica.stream = x + attention.o_proj(mixed)
-        up = activation(layer.mlp.fc1(layer_norm(x, layer.layernorm_after)), erf_gelu)
-        x = x + layer.mlp.fc2(up)
+        x = replica.stream = x + outer(mixed)
+        wide = activation(up(layer_norm(x, layer.layernorm_after)), erf_gelu)
+        x = x + down(wide)
     replica.output = layer_norm(x, model.layernorm)
     return replica
 

@@ -9,6 +9,7 @@ import os
 import random
 import re
 import shutil
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -137,7 +138,7 @@ def test_manifest_tells_what_the_study_was_made_of(study, manifest):
         "n_texts": 7,
         "rows": "all",
     }
-    assert written["versions"]["torch"] == torch.__version__
+    assert written["versions"]["torch"] == version("torch")
     assert written["methods"]["attention-rollout"]["settings"] == {"residual": 0.5}
     assert written["settings"]["seed"] == 0
     assert written["against"] == "input-x-gradient"

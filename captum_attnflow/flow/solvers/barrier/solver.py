@@ -157,7 +157,8 @@ class BarrierSolver(FlowSolver):
         in_order = bool((order.diff() > 0).all())
         edges = network.n_layers * sizes**2
         parts = []
-        for index in order.split(_parts(edges.tolist(), at_once)):
+        # Not by tolist(), which in torch 2.6 fails within a transform of torch.func.
+        for index in order.split(_parts([int(n) for n in edges], at_once)):
             is_whole = in_order and len(index) == network.n_networks
             part = network if is_whole else network.select(index)
             positions = used[index].any(0).nonzero()[:, 0]
