@@ -211,6 +211,8 @@ def _check_arguments(
 ) -> None:
     check_callable("forward_func", forward_func)
     check_type("inputs", inputs, tuple, "a tuple of tensors")
+    if not inputs:
+        raise ValueError("inputs are an empty tuple; give at least one tensor")
     for tensor in inputs:
         check_dense("inputs", tensor, "one row per example")
     check_grad_kwargs(grad_kwargs)

@@ -1,22 +1,22 @@
 r"""Metrics of attributions: faithfulness, and agreement with labelled evidence.
 
-The functions take any attribution, ours, Captum's or another's, in the style of
-:mod:`captum.metrics`, and return one value per example, so that two attributions of
-the same examples can be compared pair by pair. How well scores point at tokens that a
-person has marked is in :mod:`captum_attnflow.metrics.evidence`; the rest is for
-faithfulness, how the prediction moves as tokens are removed. In the formulas :math:`p`
-is the probability of the target class and :math:`x_k` are, of the :math:`n` tokens that
-can be removed, the :math:`\lceil k n \rceil` of highest attribution: at a positive
-level at least one.
+The functions take attributions of this package, of Captum or of another, in the style
+of :mod:`captum.metrics`. They return one value per example, so that two attributions of
+the same examples can be compared pair by pair. The functions of
+:mod:`captum_attnflow.metrics.evidence` measure how well scores point at tokens that a
+person has marked. The others measure faithfulness: how the prediction changes as tokens
+are removed. In the formulas :math:`p` is the probability of the target class, :math:`n`
+the number of tokens that can be removed, and :math:`x_k` the
+:math:`\lceil k n \rceil` tokens of highest attribution, at least one if :math:`k > 0`.
 
-**Ties.** What an attribution does not decide, the order of a sort must not decide
-either: where :math:`x_k` cuts through a group of equal scores, every choice within the
-group is equally likely, and the metric is the expectation over the choices. Up to
-``n_tie_samples`` choices are all evaluated, which is exact; otherwise so many random
-ones, the same for the same ``seed``, whatever else is in the batch. An attribution of
-zeros is the random one.
+**Ties.** The order of a sort must not matter. If only some tokens of a group with equal
+scores belong to :math:`x_k`, every choice among the group is equally likely, and the
+metric is the expectation over the choices. If there are at most ``n_tie_samples``
+choices, all are evaluated, which is exact. Otherwise that many random choices are
+evaluated. They depend on ``seed``, not on the batch. An attribution of zeros is the
+random attribution.
 
-They share these arguments:
+The metrics of faithfulness share these arguments:
 
 Args:
     forward_func (Callable or Module): The forward function, as Captum takes it.

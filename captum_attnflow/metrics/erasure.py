@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from captum_attnflow._captum import TargetType, log_usage
-from captum_attnflow._checks import check_choice
+from captum_attnflow._checks import check_choice, check_type
 from captum_attnflow.metrics.arguments import (
     RemovalOptions,
     TensorOrTensors,
@@ -79,7 +79,7 @@ class Metric:
     better: Literal["higher", "lower"]
 
     def levels(self, fractions: Sequence[float]) -> list[Level]:
-        """Name the sets of tokens that it removes at given levels."""
+        """Return the levels of the given fractions for the part that it removes."""
         return [Level(fraction, self.part) for fraction in fractions]
 
 
@@ -151,6 +151,8 @@ def faithfulness(
         >>> bool(values["comprehensiveness"] > values["sufficiency"])
         True
     """
+    accepted = f"a list of names among {', '.join(METRICS)}"
+    check_type("metrics", metrics, (list, tuple), accepted)
     for name in metrics:
         check_choice("metrics", name, METRICS)
     chosen = {name: METRICS[name] for name in metrics}
@@ -261,8 +263,8 @@ def sufficiency(
 
     .. math:: \frac{1}{|K|} \sum_{k \in K} \big( p(x) - p(x_k) \big)
 
-    The tokens of highest score, and those kept in any case, are all that is left. The
-    plain mean over ERASER's levels 1, 5, 10, 20 and 50 %.
+    Only the tokens of highest score and those of ``keep`` are left. The plain mean over
+    ERASER's levels 1, 5, 10, 20 and 50 %.
 
     See :mod:`captum_attnflow.metrics` for the arguments and what they raise.
 
@@ -332,7 +334,7 @@ def insertion_curve(
 ) -> Tensor:
     r"""Insertion curve :math:`p(x_k)` over the levels (RISE, 2018).
 
-    At level 0 only the tokens that are kept in any case are there.
+    At level 0 only the tokens of ``keep`` are left.
 
     See :mod:`captum_attnflow.metrics` for the arguments and what they raise.
 

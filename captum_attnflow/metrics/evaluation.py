@@ -22,6 +22,7 @@ from captum_attnflow._checks import (
     check_batch_size,
     check_callable,
     check_choice,
+    check_dense,
     check_flags,
     check_integer,
 )
@@ -48,7 +49,7 @@ from captum_attnflow.targets import (
     targets_of_texts,
 )
 from captum_attnflow.texts import TokenAxis, find_whole_arguments
-from captum_attnflow.texts.token_axis import columns_of
+from captum_attnflow.texts.token_axis import columns_of, has_rows
 
 Value = Callable[[Tensor, Tensor], Tensor]
 """Of the target's log probabilities with all tokens and without a set of them."""
@@ -188,6 +189,11 @@ def read_removal(
     if isinstance(target, Tensor) and target.dim() > 1:
         target = target.flatten()  # (B, 1), as topk(1) and argmax(keepdim=True) give
     additional = format_additional_forward_args(additional_forward_args)
+    for argument in additional or ():
+        # Rows and columns of such a tensor will be taken.
+        nested = isinstance(argument, Tensor) and argument.is_nested
+        if nested or (has_rows(argument, len(tokens)) and not argument.is_complex()):
+            check_dense("additional_forward_args", argument, "one row per example")
     removable = ~(absent | kept)
     # With removal="replace" only padding is cut off.
     deleted = removable if removal == "delete" else torch.zeros_like(removable)

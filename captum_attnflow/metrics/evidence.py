@@ -1,9 +1,9 @@
-r"""How well attributions point at labelled evidence, with no model at all.
+r"""How well attributions point at labelled evidence, measured without the model.
 
-Where a person has marked the tokens that an answer comes from, an attribution can be
-compared with the marks: ERASER's plausibility (DeYoung et al., ACL 2020). What people
-point at need not be what a model uses: read these metrics beside faithfulness, or on
-prompts whose answer can come from nowhere else.
+If a person has marked the tokens that an answer comes from, an attribution can be
+compared with the marks: ERASER's plausibility (DeYoung et al., ACL 2020). A model may
+use other tokens than people do. Read these metrics together with faithfulness, or on
+prompts in which only the marked tokens hold the answer.
 
 **Ties.** As for faithfulness, every order among equal scores is equally likely, and a
 metric is the expectation over the orders; here always exact, in closed form (McSherry
@@ -159,7 +159,8 @@ def evidence_hit(
         for values in (ranking.size, ranking.evidence_inside)
     )
     taken = (last - ranking.at(ranking.before, last))[:, None]
-    # The ratio of binomials, factor by factor: the chance of missing once more.
+    # The ratio of binomials, factor by factor. Each factor is the probability that the
+    # next draw misses, too.
     drawn = ranking.place - 1
     misses = ((size - inside - drawn) / (size - drawn)).where(drawn < taken, 1)
     missed = misses.clamp_min(0).prod(1)
@@ -250,7 +251,8 @@ def evidence_f1(
         >>> evidence_f1(scores, evidence), evidence_f1(scores, evidence, fraction=0.7)
         (tensor([0.5000], dtype=torch.float64), tensor([0.8000], dtype=torch.float64))
     """
-    if fraction is not None and not 0 < fraction <= 1:
+    is_number = isinstance(fraction, (int, float)) and not isinstance(fraction, bool)
+    if fraction is not None and not (is_number and 0 < fraction <= 1):
         raise ValueError(
             f"fraction={fraction!r}; give a share of the tokens above 0 and up to 1, "
             "such as 0.1 for 10 %, or None for as many tokens as are evidence"
@@ -281,10 +283,10 @@ def _rank(
     order = scores.masked_fill(~ranked, -math.inf).argsort(1, descending=True)
     counted = ranked.gather(1, order)
     scores, labelled = scores.gather(1, order), labelled.gather(1, order)
-    # A group is told by its first place.
+    # The place of its first token names a group.
     place = torch.arange(scores.shape[1]).expand(scores.shape)
     starts = torch.ones_like(counted)
-    # Tokens that are not ranked tie with none that is.
+    # A token outside the ranking never ties with a ranked one.
     differs = scores[:, 1:] != scores[:, :-1]
     starts[:, 1:] = differs | (counted[:, 1:] != counted[:, :-1])
     before = place.where(starts, 0).cummax(1).values

@@ -1,8 +1,8 @@
 r"""AOPC between its bounds over all orders (Edin et al. 2024, arXiv 2408.08137).
 
-How far a prediction can fall by removing tokens depends on the model and the text, so
-that AOPC of different models must not be compared. NAOPC is AOPC on a scale from the
-worst order in which the text's tokens can be removed to the best one.
+How far a prediction can fall as tokens are removed depends on the model and the text,
+so AOPC of different models must not be compared. NAOPC is AOPC on a scale from the
+worst to the best order in which the text's tokens can be removed.
 """
 
 from __future__ import annotations
@@ -66,19 +66,19 @@ def naopc(
         \qquad \mathrm{AOPC} = \frac{1}{n - 1} \sum_{k=1}^{n-1}
             \big( p(x) - p(x \setminus x_k) \big),
 
-    where here :math:`x_k` are the :math:`k` tokens of highest attribution: one more is
-    removed at a time. The paper goes on to :math:`k = n`, where nothing is left of any
-    order; that term is the same for AOPC and both bounds and drops out of the ratio,
-    so that this is the paper's value, also for texts that a model cannot read without
-    their last token. It is another AOPC than the one of :func:`aopc` at its levels.
+    where :math:`x_k` are the :math:`k` tokens of highest attribution, so that one more
+    is removed at each step. The paper's sum includes :math:`k = n`, at which all tokens
+    are removed. That term is the same for AOPC and both bounds and drops out of the
+    ratio. So this is the paper's value, also for models that cannot read a text without
+    tokens. This AOPC has other levels than :func:`aopc`.
 
-    The bounds are those of :func:`aopc_bounds`, which says what they cost. Those of
-    narrow beams may be passed by a good order: values may leave [0, 1].
+    The bounds are those of :func:`aopc_bounds`, which states their cost. Narrow beams
+    may miss the best and the worst order; values may then lie outside [0, 1].
 
     See :mod:`captum_attnflow.metrics` for the other arguments and what they raise.
 
     Args:
-        forward_func (Callable or Module): See there, as all that is not named here.
+        forward_func (Callable or Module): See there.
         inputs (Tensor): See there.
         attributions (Tensor): See there.
         baselines (scalar or Tensor, optional): See there.
@@ -132,8 +132,8 @@ def naopc(
         bounds = aopc_bounds(forward_func, inputs, *arguments, beam_width, **others)
     check_type("bounds", bounds, (tuple, list), "what aopc_bounds returns, or None")
     lower, upper = (_read_bound(bound, value) for bound in bounds)
-    room = upper - lower
-    return torch.where(room > 0, (value - lower) / room.where(room > 0, 1), 1)
+    span = upper - lower
+    return torch.where(span > 0, (value - lower) / span.where(span > 0, 1), 1)
 
 
 @log_usage()
@@ -148,11 +148,12 @@ def aopc_bounds(
 ) -> AOPCBounds:
     r"""Search for the AOPC of the worst and of the best order of each text's tokens.
 
-    AOPC as :func:`naopc` has it. A beam of ``beam_width`` sets of tokens is extended by
-    every token that is left, and those whose orders have fallen farthest so far are
-    kept; another beam keeps those that have fallen least. Orders that lead to the same
-    set share its future, and only the best of them is followed: with a width of at
-    least :math:`\binom{n}{\lfloor n/2 \rfloor}` the bounds are exact, 20 for 6 tokens.
+    AOPC is that of :func:`naopc`. A beam of ``beam_width`` sets of tokens is extended
+    by every token that is left. One beam keeps the sets whose orders have made the
+    prediction fall most so far; another beam keeps those with the least fall. All
+    orders of one set continue in the same way, so only the best is kept. With a width
+    of at least :math:`\binom{n}{\lfloor n/2 \rfloor}` the bounds are exact: 20 for 6
+    tokens.
 
     The candidates of a step, of both beams and each set once, make one forward pass.
     Texts are searched one by one, so that a text's bounds depend on no other text. A
@@ -163,13 +164,13 @@ def aopc_bounds(
     See :mod:`captum_attnflow.metrics` for the other arguments and what they raise.
 
     Args:
-        forward_func (Callable or Module): See there, as all that is not named here.
+        forward_func (Callable or Module): See there.
         inputs (Tensor): See there.
         baselines (scalar or Tensor, optional): See there.
         target (int, tuple, Tensor or list, optional): See there.
         additional_forward_args (Any, optional): See there.
         beam_width (int): Sets of tokens in each beam, at least 1.
-        **options: The :class:`RemovalOptions` but those of ties, which orders have not.
+        **options: The :class:`EvaluationOptions`; orders have no ties.
 
     Returns:
         AOPCBounds: 0 and 0 where there are less than two tokens to remove.
@@ -245,7 +246,8 @@ def _falls_of(model: TokenRemoval, example: int, positions: Tensor) -> Falls:
 
 def _search(falls: Falls, n_tokens: int, beam_width: int) -> tuple[float, float]:
     """Return the lowest and the highest mean of falls along an order that is found."""
-    # By the sign with which falls count: sets, and the largest sum on a way to each.
+    # For each sign of the falls: sets, and the largest sum of signed falls along an
+    # order that leads to the set.
     beams: dict[int, dict[int, float]] = {-1: {0: 0.0}, 1: {0: 0.0}}
     for _ in range(1, n_tokens):
         reached = {sign: _extend(beam, n_tokens) for sign, beam in beams.items()}
@@ -261,7 +263,7 @@ def _search(falls: Falls, n_tokens: int, beam_width: int) -> tuple[float, float]
 
 
 def _extend(beam: dict[int, float], n_tokens: int) -> dict[int, float]:
-    """Add every further token to every set; of several ways to a set keep the best."""
+    """Add each further token to each set; keep the best order that leads to a set."""
     reached: dict[int, float] = {}
     for members, total in beam.items():
         for token in range(n_tokens):

@@ -1,9 +1,9 @@
 r"""Which tokens are removed at each level of a metric, and with which weight.
 
-All metrics of this package remove the tokens of highest score, or all but those. What
-a score does not decide, the order of a sort must not decide either: where the highest
-``k`` tokens cut through a group of equal scores, every choice within the group is
-equally likely and a metric is its expectation over these choices.
+All metrics of this package remove the tokens of highest score, or all others. The order
+of a sort must not matter: if only some tokens of a group with equal scores are among
+the highest ``k``, every choice among the group is equally likely, and a metric is its
+expectation over these choices.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Level(NamedTuple):
     part: Part
 
     def n_highest(self, n_tokens: int) -> int:
-        """Return how many of so many tokens are the highest."""
+        """Return how many of ``n_tokens`` tokens are the highest."""
         return n_of_share(self.fraction, n_tokens)
 
 
@@ -44,7 +44,8 @@ class Count(NamedTuple):
     """What is removed at one level, by number.
 
     Attributes:
-        tokens (int): So many of the highest removable tokens, but not all of them.
+        tokens (int): Number of the highest removable tokens; at least one token is
+            left.
         part (str): ``"highest"`` removes these tokens, ``"rest"`` all others.
     """
 
@@ -52,7 +53,7 @@ class Count(NamedTuple):
     part: Part
 
     def n_highest(self, n_tokens: int) -> int:
-        """Return how many of so many tokens are the highest."""
+        """Return how many of ``n_tokens`` tokens are the highest."""
         return max(0, min(self.tokens, n_tokens - 1))
 
 
@@ -78,10 +79,10 @@ class Removals(TokenSets):
     """Sets of tokens, and the weight of each at each level.
 
     Attributes:
-        term_set (Tensor): Shape ``(N,)``, int64, one term of an expectation: its set,
-        term_level (Tensor): its level,
-        term_weight (Tensor): and its probability, float64; those of one example and
-            level sum to 1.
+        term_set (Tensor): Shape ``(N,)``, int64, set of each term of the expectations.
+        term_level (Tensor): Shape ``(N,)``, int64, level of each term.
+        term_weight (Tensor): Shape ``(N,)``, float64, probability of each term; those
+            of one example and level sum to 1.
         shape (tuple of int): Examples ``B`` and levels ``K``.
     """
 
@@ -111,16 +112,16 @@ def plan_removals(
     n_tie_samples: int,
     seed: int,
 ) -> Removals:
-    """List what has to be evaluated so that every level is known.
+    """List the sets of tokens that every level needs.
 
     Args:
         scores (Tensor): Shape ``(B, T)``, one score per token.
         removable (Tensor): Shape ``(B, T)``, bool; the tokens that count.
         levels (sequence of Level or Count): The levels.
-        n_tie_samples (int): Up to this many choices among tied tokens all are
-            taken; otherwise so many are drawn.
-        seed (int): Seed of the draws, which depend on nothing else but how many tokens
-            are tied and how many of them are chosen.
+        n_tie_samples (int): If there are at most this many choices among tied tokens,
+            all are taken; otherwise this many are drawn.
+        seed (int): Seed of the draws. They depend only on it and on the numbers of tied
+            and of chosen tokens.
 
     Returns:
         Removals: On the CPU; a set that serves several levels is listed once.

@@ -10,8 +10,10 @@ from captum_attnflow import (
     GeneralizedAttentionFlow,
     LayerAttentionFlow,
     LayerAttentionRollout,
+    LayeredNetwork,
     LayerGeneralizedAttentionFlow,
 )
+from captum_attnflow.flow.scores import normalize
 
 TOKEN = 7
 OPTIONS = [
@@ -100,6 +102,23 @@ def test_padding_changes_no_receptive_field(side):
     ).scores
     assert not padded[~kept].any()
     torch.testing.assert_close(padded[kept], alone[0], rtol=1e-5, atol=1e-7)
+
+
+def test_padded_queries_that_look_ahead_are_no_sign_of_an_encoder():
+    """Nothing reads them, so that they lie on no path to the read-out."""
+    causal = torch.full((2, 2, 4, 4), 0.25).tril()
+    causal[:, :, 1:, 0] = 0  # the first position is padding
+    padded = causal.clone()
+    padded[:, :, 0] = 0.25
+    ends = torch.ones(2, 4, dtype=torch.bool)
+    read_out = torch.tensor([[False, False, False, True]] * 2)
+    scores = torch.tensor([[0.0, 3.0, 2.0, 1.0]] * 2)
+    network = LayeredNetwork(padded, ends, read_out)
+    normalized = normalize(scores, network, "receptive-field")
+    torch.testing.assert_close(normalized, scores / torch.tensor([5, 4, 3, 2]))
+    padded[1, 0, 1, 3] = 0.25  # a query that is read
+    with pytest.raises(ValueError, match=r"\[1\] attend to later positions"):
+        normalize(scores, LayeredNetwork(padded, ends, read_out), "receptive-field")
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from reference.slalom import removal, slalom
 from torch import nn
 
 from captum_attnflow import SLALOM, LayerSLALOM
+from captum_attnflow.slalom import QueryData, fit_slalom
 
 VALUE = torch.linspace(-3, 3, VOCABULARY, dtype=torch.float64).roll(7)
 IMPORTANCE = torch.linspace(-1, 1, VOCABULARY, dtype=torch.float64).roll(-19)
@@ -76,6 +77,29 @@ class TestRecovery:
         )
         for r2 in (explanation.r2_short, explanation.r2_deletions):
             assert r2.isnan() or r2 > 1 - 1e-9
+
+    def test_deletions_weigh_one_over_the_square_of_their_number(self):
+        """Which weights matter where no SLALOM function is the model."""
+        ids, asked = torch.tensor([[5, 9, 30, 11, 8, 7]]), []
+
+        def model(ids):
+            asked.append(ids)
+            pair = (ids == 9).any(1) & (ids == 11).any(1)
+            return exact(ids)[:, 1] + 2 * pair
+
+        attribution = SLALOM(
+            model, strategy="fidel", score="value", sink=False, link="identity"
+        )
+        found = attribution.attribute(ids)[0]
+        counts = torch.cat(
+            [(rows[:, :, None] == ids[0]).sum(1).double() for rows in asked]
+        )
+        outputs = torch.cat([model(rows) for rows in list(asked)])
+        deleted = ids.shape[1] - counts.sum(1)
+        weights = [1 / max(number, 1) ** 2 for number in deleted.tolist()]
+        data = QueryData.pad([counts], [outputs], [torch.tensor(weights).double()])
+        expected = fit_slalom(data, sink=False).model.value[0]
+        torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
 
     def test_the_least_budget_suffices(self):
         ids = torch.randperm(VOCABULARY)[:14][None]
