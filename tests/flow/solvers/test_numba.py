@@ -222,6 +222,15 @@ def test_compiling_waits_for_other_processes_that_do(monkeypatch, tmp_path):
     assert kernel(2) == 3
 
 
+@pytest.fixture
+def interruptible():
+    """Interrupts raise, also in a process of the background, where they are ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_waits_until_a_function_is_compiled(monkeypatch):
     def interrupted(self, result, add=Dispatcher.add_overload):
         signal.raise_signal(signal.SIGINT)
@@ -235,6 +244,7 @@ def test_an_interrupt_waits_until_a_function_is_compiled(monkeypatch):
     assert kernel(1) == 2
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_waits_until_numba_is_imported(monkeypatch):
     # Half of it, it could not be imported again.
     imported = []
