@@ -54,8 +54,8 @@ class ForwardArguments:
         baselines: BaselineType,
         target: TargetType,
         additional_forward_args: object,
-        n_steps: int,
-        method: str,
+        n_steps: int = 1,
+        method: str = "gausslegendre",
     ) -> ForwardArguments:
         """Validate as ``IntegratedGradients`` does and drop its steps and its method.
 

@@ -178,7 +178,7 @@ class InPlaceOfIntegratedGradients(GradientAttribution):
             Tensor: Shape ``(B,)``.
         """
         arguments = ForwardArguments.read(
-            end_point, start_point, target, additional_forward_args, 1, "gausslegendre"
+            end_point, start_point, target, additional_forward_args
         )
         single = isinstance(attributions, Tensor)
         given = (attributions,) if single else tuple(attributions)
@@ -373,7 +373,7 @@ class AttentionAttribution(InPlaceOfIntegratedGradients):
             ValueError: If inputs or target do not fit the model.
         """
         arguments = ForwardArguments.read(
-            inputs, baselines, target, additional_forward_args, 1, "gausslegendre"
+            inputs, baselines, target, additional_forward_args
         )
         return _with_warnings(self._explain(arguments, internal_batch_size))
 
@@ -414,7 +414,7 @@ class AttentionAttribution(InPlaceOfIntegratedGradients):
             True
         """
         arguments = ForwardArguments.read(
-            inputs, baselines, None, additional_forward_args, 1, "gausslegendre"
+            inputs, baselines, None, additional_forward_args
         )
         records = self._capture(arguments, targets)
         for first in records:
