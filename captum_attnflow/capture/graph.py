@@ -146,7 +146,7 @@ class DependencyGraph:
         """Whether a tensor is computed from the source of a number."""
         return bool(self._ancestors_of(_node(tensor)) >> source & 1)
 
-    def ancestors(self, tensor: Tensor) -> set[int]:
+    def ancestors(self, tensor: Tensor | Node) -> set[int]:
         """Return which sources a tensor is computed from, or is."""
         found = self._ancestors_of(_node(tensor))
         return {i for i in range(self._n_sources) if found >> i & 1}
@@ -299,29 +299,44 @@ def find_lone_query(
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Where scores are in the graph, without holding them.
+class TokenAxis:
+    """An axis of a tensor that may be that of tokens, without holding the tensor.
 
     Attributes:
-        edge (GradientEdge): It.
-        shape (Size): Of the scores.
-        keys (int): The axis of the keys.
-        zero (Tensor): Of their dtype, on their device.
+        edge (GradientEdge): Where the tensor is in the graph.
+        shape (Size): Its shape.
+        axis (int): The axis.
+        zero (Tensor): Of its dtype, on its device.
     """
 
     edge: GradientEdge
     shape: torch.Size
-    keys: int
+    axis: int
     zero: Tensor
 
     @staticmethod
-    def of(scores: Tensor, keys: int) -> Scores:
-        """Note the scores of a softmax, which require a gradient."""
-        edge = get_gradient_edge(scores)
-        return Scores(edge, scores.shape, keys, scores.new_zeros(()))
+    def of(tensor: Tensor, axis: int) -> TokenAxis:
+        """Note an axis of a tensor, which requires a gradient."""
+        edge = get_gradient_edge(tensor)
+        return TokenAxis(edge, tensor.shape, axis, tensor.new_zeros(()))
+
+    @property
+    def size(self) -> int:
+        """Its size."""
+        return self.shape[self.axis]
+
+    def mixes(self, sources: Sequence[Tensor]) -> bool:
+        """Whether what is at a place of the axis depends on other tokens.
+
+        Args:
+            sources (sequence of Tensor): As below; without any it is taken to.
+        """
+        if not sources:
+            return True
+        return any(self._others(key, sources) != set() for key in (0, self.size - 1))
 
     def have_query_of_a_token(self, sources: Sequence[Tensor]) -> bool:
-        """Whether scores without an axis of queries are those of one token's query.
+        """Whether scores, one for each key, are those of one token's query.
 
         The score of a key depends on the key's own token. Of a head that pools by a
         learned query it depends on no other; here on one more, the same for all keys.
@@ -330,7 +345,9 @@ class Scores:
             sources (sequence of Tensor): Where tokens are apart, last but one: the map
                 or the output of a layer before, or embeddings.
         """
-        last = self.shape[self.keys] - 1
+        last = self.size - 1
+        if not sources:
+            return False
         of_first, of_last = (self._others(key, sources) for key in (0, last))
         if of_first is None or of_last is None:
             return False
@@ -340,9 +357,9 @@ class Scores:
         return is_same and bool(of_first | of_last)
 
     def _others(self, key: int, sources: Sequence[Tensor]) -> set[int] | None:
-        """Find on which other tokens a key's scores depend; None if on several."""
+        """Find on which other tokens depends what a key has; None if on several."""
         of_key = self.zero.repeat(self.shape)
-        of_key.select(self.keys, key).fill_(1)
+        of_key.select(self.axis, key).fill_(1)
         gradients = torch.autograd.grad(
             [self.edge], sources, [of_key], retain_graph=True, allow_unused=True
         )
@@ -399,16 +416,15 @@ class _Mixed:
     Attributes:
         name (str): Of the call.
         node (Node): Where in the graph its output is.
-        factors (tuple of Node): Of a product, its factors.
-        summed (int): Of a product, the size of the axis that it sums over.
-        keeps_positions (bool): Of a product, whether its output has an axis as long.
+        factors (tuple of TokenAxis): Of a product, its factors, by the axis that it
+            sums over.
+        output (TokenAxis, optional): Of a product, by another axis as long.
     """
 
     name: str
     node: Node
-    factors: tuple[Node, ...] = ()
-    summed: int = 0
-    keeps_positions: bool = False
+    factors: tuple[TokenAxis, ...] = ()
+    output: TokenAxis | None = None
 
 
 class PositionMixing:
@@ -429,24 +445,60 @@ class PositionMixing:
             self._mixed.append(_Mixed(name, mixed.grad_fn))
 
     def note_product(
-        self, name: str, factors: Sequence[Any], summed: int, output: Any
+        self, name: str, factors: Sequence[tuple[Any, int]], output: Any
     ) -> None:
         """Note a product that is none of captured weights and values.
 
         Args:
             name (str): Of the call.
-            factors (sequence): What is multiplied.
-            summed (int): The size of the axis that is summed over.
+            factors (sequence of tuple): What is multiplied, with the axis that is
+                summed over.
             output (Any): What it returned.
         """
-        nodes = tuple(
-            factor.grad_fn
-            for factor in factors
+        parts = tuple(
+            TokenAxis.of(factor, axis)
+            for factor, axis in factors
             if isinstance(factor, Tensor) and factor.grad_fn is not None
         )
-        if len(nodes) > 1 and output.dim() > 2:
-            keeps = summed in output.shape[-2:]
-            self._mixed.append(_Mixed(name, output.grad_fn, nodes, summed, keeps))
+        if len(parts) > 1:
+            self._note(name, parts, output)
+
+    def note_sum(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
+    ) -> None:
+        """Note a sum of an elementwise product, over another axis than the features."""
+        x = args[0] if args else kwargs["input"]
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+        if isinstance(dim, (tuple, list)) and len(dim) == 1:
+            (dim,) = dim
+        node = x.grad_fn if isinstance(dim, int) else None
+        if node is None or node.name() != "MulBackward0":
+            return
+        behind_last = dim % x.dim() - x.dim()  # factors are broadcast from the last
+        parts = []
+        for factor, number in node.next_functions:
+            if factor is None or behind_last == -1:
+                return
+            like = factor._input_metadata[number]
+            if len(like.shape) >= -behind_last:
+                edge = GradientEdge(factor, number)
+                parts.append(
+                    TokenAxis(
+                        edge,
+                        torch.Size(like.shape),
+                        behind_last % len(like.shape),
+                        torch.zeros((), dtype=like.dtype, device=like.device),
+                    )
+                )
+        if len(parts) > 1:
+            self._note("sum", tuple(parts), output)
+
+    def _note(self, name: str, factors: tuple[TokenAxis, ...], output: Tensor) -> None:
+        summed = factors[0].size
+        as_long = [axis for axis in (-2, -1) if summed in output.shape[axis:][:1]]
+        kept = TokenAxis.of(output, as_long[0] % output.dim()) if as_long else None
+        if output.grad_fn is not None:
+            self._mixed.append(_Mixed(name, output.grad_fn, factors, kept))
 
     def beside(
         self,
@@ -467,7 +519,9 @@ class PositionMixing:
                 graph.
         """
         lengths = {call.lengths()[1] for call in calls}
-        mixed = [of for of in self._mixed if not of.factors or of.summed in lengths]
+        mixed = [
+            of for of in self._mixed if not of.factors or of.factors[0].size in lengths
+        ]
         if not mixed:
             return []
         probed = [call.probed for call in calls]
@@ -478,21 +532,47 @@ class PositionMixing:
         of_scores: set[Node] | None = None
         found = set()
         for number, of in enumerate(mixed):
-            is_ahead, is_behind = number in ahead_of_some, behind.depends(of.node)
+            is_ahead, before = number in ahead_of_some, behind.ancestors(of.node)
             if not of.factors:
-                if is_ahead and is_behind:
+                if is_ahead and before:
                     found.add(of.name)
                 continue
-            if not (is_ahead or (is_behind and of.keeps_positions)):
-                continue
-            if not all(map(of_tokens.depends, of.factors)):
+            depend = (of_tokens.depends(factor.edge.node) for factor in of.factors)
+            if not (is_ahead or before) or not all(depend):
                 continue
             # As many features as tokens: scores sum over features.
             if of_scores is None:
                 of_scores = {node for start in scores() for node in _products(start)}
-            if not set(_products(of.node)) <= of_scores:
+            if set(_products(of.node)) <= of_scores:
+                continue
+            sources = where_tokens_are_apart(
+                of.factors[0].size, [calls[i] for i in sorted(before)], tokens
+            )
+            if is_ahead and of.output is None:
+                found.add(of.name)  # such as the sums of linear attention
+            elif of.output is not None:
+                if of.output.mixes(sources):
+                    found.add(of.name)
+            elif any(factor.have_query_of_a_token(sources) for factor in of.factors):
                 found.add(of.name)
         return sorted(found)
+
+
+def where_tokens_are_apart(
+    n_tokens: int, before: Sequence[AttentionCall], tokens: Sequence[Tensor]
+) -> list[Tensor]:
+    """Find where tokens are apart in front of a call, last but one.
+
+    Args:
+        n_tokens (int): So many.
+        before (sequence of AttentionCall): The attention that the call depends on.
+        tokens (sequence of Tensor): What stands for the inputs.
+    """
+    maps = [call.probed for call in before if call.lengths() == (n_tokens, n_tokens)]
+    # With no layer before it, the tokens themselves.
+    return maps[-1:] or [
+        tensor for tensor in tokens if tensor.dim() == 3 and tensor.shape[1] == n_tokens
+    ]
 
 
 def _products(start: Node) -> Iterator[Node]:

@@ -26,7 +26,11 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture.entries import InputEntries, traceable
-from captum_attnflow.capture.graph import PositionMixing, Scores
+from captum_attnflow.capture.graph import (
+    PositionMixing,
+    TokenAxis,
+    where_tokens_are_apart,
+)
 from captum_attnflow.capture.maps import AttentionCall, FusedLayer, attention_weights
 from captum_attnflow.capture.path import InputPath
 from captum_attnflow.capture.rules import PropagationRules
@@ -59,14 +63,14 @@ class _Weights:
         keys (int): The axis that the softmax ran over.
         n_heads (int, optional): Of the multi-head attention that runs.
         map_shape (tuple of int, optional): Queries and keys, once values were met.
-        scores (Scores, optional): What it is of, where that requires a gradient.
+        scores (TokenAxis, optional): What it is of, where that requires a gradient.
     """
 
     shape: torch.Size
     keys: int
     n_heads: int | None
     map_shape: tuple[int, int] | None = None
-    scores: Scores | None = None
+    scores: TokenAxis | None = None
 
     def heads_of(self, n_queries: int) -> int | None:
         """Heads, where it is known that they have dimensions of their own."""
@@ -196,6 +200,8 @@ class AttentionInterception(TorchFunctionMode):
             if any(arg.requires_grad for arg in given):
                 self.without_gradient.add(str(func))
         self._mixing.note(name, output, args, kwargs)
+        if func in SUM:
+            self._mixing.note_sum(args, kwargs, output)
         if func is F.dropout and _drops(args, kwargs):
             self.dropout = True
         self._softmaxes.note(func, args, kwargs, output)
@@ -287,7 +293,7 @@ class AttentionInterception(TorchFunctionMode):
     def _mark(self, output: Tensor, keys: int, scores: Tensor | None = None) -> None:
         weights = _Weights(output.shape, keys, self._n_heads)
         if scores is not None and scores.requires_grad:
-            weights.scores = Scores.of(scores, keys)
+            weights.scores = TokenAxis.of(scores, keys)
         self._weights.append(weights)
         self._marked[output] = _Mark(weights, tuple(range(output.dim())))
 
@@ -346,8 +352,10 @@ class AttentionInterception(TorchFunctionMode):
                 return self._note_mixed(weights, torch.matmul(*factors))
         output = func(*args, **kwargs)
         if not any(map(self._is_marked, given)):
-            summed = given[0].shape[-1]
-            self._mixing.note_product("matmul", given, summed, output)
+            left, right = given
+            axis = right.dim() - min(2, right.dim())
+            factors = [(left, left.dim() - 1), (right, axis)]
+            self._mixing.note_product("matmul", factors, output)
         return output
 
     def _contract(
@@ -361,10 +369,12 @@ class AttentionInterception(TorchFunctionMode):
         if not any(map(self._is_marked, operands)):
             output = func(*args, **kwargs)
             if letters is not None and len(letters) == 2:
-                for axis, letter in enumerate(letters[0]):
-                    if letter in letters[1] and letter not in kept:
-                        summed = operands[0].shape[axis]
-                        self._mixing.note_product("einsum", operands, summed, output)
+                for letter in set(letters[0]) & set(letters[1]) - set(kept):
+                    factors = [
+                        (operand, own.index(letter))
+                        for operand, own in zip(operands, letters, strict=True)
+                    ]
+                    self._mixing.note_product("einsum", factors, output)
             return output
         for mine, weights in enumerate(operands):
             if not self._is_marked(weights) or letters is None:
@@ -461,16 +471,9 @@ class AttentionInterception(TorchFunctionMode):
         if weights.scores is None:
             return False
         n_keys = weights.shape[weights.keys]
-        before = [
-            call.probed for call in self.calls if call.lengths() == (n_keys, n_keys)
-        ]
-        # With no layer before it, the tokens themselves.
-        sources = before[-1:] or [
-            entry.tensor
-            for entry in self._entries.entered()
-            if entry.tensor.dim() == 3 and entry.tensor.shape[1] == n_keys
-        ]
-        return bool(sources) and weights.scores.have_query_of_a_token(sources)
+        tokens = [entry.tensor for entry in self._entries.entered()]
+        sources = where_tokens_are_apart(n_keys, self.calls, tokens)
+        return weights.scores.have_query_of_a_token(sources)
 
     def _probe(self, weights: Tensor, values: Tensor, queries: int | None) -> Tensor:
         """Send a marked tensor through the probe, once for all its uses.

@@ -93,3 +93,71 @@ def test_scores_of_as_many_features_as_tokens_are_no_mixing(method, attend):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*mix positions")
         method(model).attribute(ids, target=1)
+
+
+LONE: dict[str, Attend] = {
+    "multiplied and summed": lambda q, k, v: (
+        (q @ k.mT)[:, :, 0].sigmoid()[..., None] * v
+    ).sum(2),
+    "einsum": lambda q, k, v: torch.einsum(
+        "bhk,bhkd->bhd", torch.einsum("bhd,bhkd->bhk", q[:, :, 0], k).sigmoid(), v
+    ),
+    "product": lambda q, k, v: ((q[:, :, :1] @ k.mT).sigmoid() @ v)[:, :, 0],
+}
+
+
+@pytest.mark.parametrize("method", [GeneralizedAttentionFlow, RelevanceFlow])
+@pytest.mark.parametrize("token", [0, 3, 6])
+@pytest.mark.parametrize("lone", LONE)
+def test_a_last_layer_of_one_query_without_a_softmax_is_named(method, token, lone):
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        mixed = LONE[lone](q.roll(-token, 2), k, v)
+        return mixed[:, :, None].expand(-1, -1, 7, -1)
+
+    model, ids = Model([known, known, attend]), torch.randint(0, 60, (2, 7))
+    with pytest.warns(UserWarning, match="mix positions beside"):
+        method(model).attribute(ids, target=1)
+
+
+@pytest.mark.parametrize("method", [GeneralizedAttentionFlow, RelevanceFlow])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_products_that_are_multiplied_and_summed_are_named(method, place):
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        weights = (q @ k.mT).sigmoid()
+        return (weights[..., None] * v[:, :, None]).sum(-2)
+
+    attends: list[Attend] = [known] * 3
+    attends[place] = attend
+    model, ids = Model(attends), torch.randint(0, 60, (2, 7))
+    with pytest.warns(UserWarning, match="sum mix positions beside"):
+        method(model).attribute(ids, target=1)
+
+
+@pytest.mark.parametrize("method", [GeneralizedAttentionFlow, RelevanceFlow])
+@pytest.mark.parametrize("pooling", ["summed", "einsum", "product"])
+def test_gates_that_pool_the_tokens_are_a_head(method, pooling):
+    """Each is of its own token alone, as features of experts are."""
+    model, gate = Model([known, known]), nn.Linear(8, 1)
+
+    def forward(ids: Tensor) -> Tensor:
+        hidden: list[Tensor] = []
+        handle = model.feed.register_forward_hook(lambda *a: hidden.append(a[2]))
+        model(ids)
+        handle.remove()
+        tokens = hidden[-1]
+        gates = gate(tokens).sigmoid()
+        # As many experts as tokens, each a function of the token alone.
+        experts = torch.stack([(tokens + i).tanh() for i in range(7)], 2)
+        choice = experts.sum(-1).sigmoid()
+        tokens = tokens + (choice[..., None] * experts).sum(2)
+        pooled = {
+            "summed": lambda: (gates * tokens).sum(1),
+            "einsum": lambda: torch.einsum("btx,btd->bd", gates, tokens),
+            "product": lambda: (gates.mT @ tokens)[:, 0],
+        }[pooling]()
+        return model.head(pooled)
+
+    ids = torch.randint(0, 60, (2, 7))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*mix positions")
+        method(forward).attribute(ids, target=1)
