@@ -542,6 +542,13 @@ def _rows_of_calls(
     )
     if start != n_rows or not fits:
         seen = sum(calls[stack.calls[0]].n_rows() for stack in stacks)
+        if seen < n_rows:
+            raise UnsupportedAttentionError(
+                f"attention ran over {seen} rows for {n_rows} inputs, which seem to "
+                "have their tokens first, in dimension 0. The batch comes first: pass "
+                "them transposed, input.transpose(0, 1), and a forward_func that "
+                "transposes them back"
+            )
         raise UnsupportedAttentionError(
             f"{len(stacks)} stacks of attention ran over {seen} rows in all for "
             f"{n_rows} inputs: {_why_other_rows(len(stacks))}. It is not known which "
