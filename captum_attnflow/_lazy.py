@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are first read (PEP 562)."""
+"""Names and rooms of a package, imported when they are first read (PEP 562)."""
 
 from __future__ import annotations
 
@@ -30,10 +30,21 @@ def lazy_names(
     """
     module_of = {name: module for module, names in modules.items() for name in names}
 
+    def import_room(name: str) -> object:
+        module = f"{package}.{name}"
+        try:
+            if not name.startswith("_"):
+                return import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name != module:  # one that the room needs
+                raise
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
     def import_name(name: str) -> object:
-        if name not in module_of:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        found = getattr(import_module(module_of[name]), name)
+        if name in module_of:
+            found = getattr(import_module(module_of[name]), name)
+        else:
+            found = import_room(name)
         # Python asks here only for names that the package does not hold.
         setattr(sys.modules[package], name, found)
         return found

@@ -36,6 +36,18 @@ def test_methods_load_no_pipeline_and_no_picture_of_this_package():
     assert not loaded & {f"captum_attnflow.{room}" for room in heavy}
 
 
+@pytest.mark.parametrize("room", ["flow", "metrics", "show", "slalom"])
+def test_rooms_are_attributes_of_the_package(room):
+    loaded = loaded_by(f"import captum_attnflow\ncaptum_attnflow.{room}.__all__")
+    assert f"captum_attnflow.{room}" in loaded
+
+
+def test_slalom_loads_no_flow():
+    loaded = loaded_by("from captum_attnflow import SLALOM, LayerSLALOM")
+    assert "captum_attnflow.slalom.layer" in loaded
+    assert not {name for name in loaded if name.startswith("captum_attnflow.flow")}
+
+
 @pytest.mark.parametrize("package", [captum_attnflow, attr, study])
 def test_every_public_name_is_there_and_listed(package):
     assert set(package.__all__) <= set(dir(package))
