@@ -29,6 +29,8 @@ from captum_attnflow.capture.entries import LayerCall, TensorLike
 from captum_attnflow.targets import refuse_bool, repeat_target, target_of_rows
 from captum_attnflow.texts.token_axis import has_rows, rows_of
 
+TensorOrTensors = Tensor | tuple[Tensor, ...]
+
 
 @dataclass(frozen=True)
 class ForwardArguments:
@@ -547,3 +549,9 @@ def layer_templates(
             last = replace(last, shape=(n_examples, *last.shape[1:]))
         templates.append(last)
     return templates
+
+
+def sum_over_features(attributions: Sequence[Tensor]) -> Tensor:
+    """Sum all attributions of an example, shape ``(B,)``."""
+    totals = [part.double().flatten(1).sum(1) for part in attributions]
+    return torch.stack(totals).sum(0).to(attributions[0])

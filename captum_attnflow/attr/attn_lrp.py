@@ -19,11 +19,15 @@ from torch import Tensor, nn
 from captum_attnflow._checks import (
     check_choice,
 )
-from captum_attnflow.attr.arguments import ForwardArguments, check_layer, run_in_parts
+from captum_attnflow.attr.arguments import (
+    ForwardArguments,
+    check_layer,
+    run_in_parts,
+    sum_over_features,
+)
 from captum_attnflow.attr.base import (
     InPlaceOfIntegratedGradients,
     InPlaceOfLayerIntegratedGradients,
-    sum_over_features,
 )
 from captum_attnflow.capture.propagation import (
     PropagatedRelevance,

@@ -29,6 +29,7 @@ from captum_attnflow._captum import (
 from captum_attnflow._checks import check_callable, check_flags, check_grad_kwargs
 from captum_attnflow.attr.arguments import (
     ForwardArguments,
+    TensorOrTensors,
     layer_templates,
     only_fitting,
     run_in_parts,
@@ -36,6 +37,7 @@ from captum_attnflow.attr.arguments import (
     shape_like_layer,
     single_layer,
     split_sequences,
+    sum_over_features,
 )
 from captum_attnflow.capture import AttentionRecord, Rules, capture_targets
 from captum_attnflow.capture.entries import (
@@ -45,8 +47,6 @@ from captum_attnflow.capture.entries import (
     record_layer_tensors,
 )
 from captum_attnflow.explanation import Explanation, warn_of_position, warn_of_zeros
-
-TensorOrTensors = Tensor | tuple[Tensor, ...]
 
 _MAX_CAPACITIES_AT_ONCE = 1 << 22
 
@@ -183,12 +183,6 @@ class InPlaceOfIntegratedGradients(GradientAttribution):
         single = isinstance(attributions, Tensor)
         given = (attributions,) if single else tuple(attributions)
         return sum_over_features(given) - self._sum(arguments).to(given[0])
-
-
-def sum_over_features(attributions: Sequence[Tensor]) -> Tensor:
-    """Sum all attributions of an example, shape ``(B,)``."""
-    totals = [part.double().flatten(1).sum(1) for part in attributions]
-    return torch.stack(totals).sum(0).to(attributions[0])
 
 
 class InPlaceOfLayerIntegratedGradients:

@@ -24,8 +24,12 @@ from captum_attnflow._checks import (
     check_dense,
     check_flags,
 )
-from captum_attnflow.attr.arguments import ForwardArguments, shape_like_inputs
-from captum_attnflow.attr.base import TensorOrTensors
+from captum_attnflow.attr.arguments import (
+    ForwardArguments,
+    TensorOrTensors,
+    shape_like_inputs,
+    sum_over_features,
+)
 from captum_attnflow.capture.entries import TensorLike
 from captum_attnflow.slalom import Link, Score, SlalomExplanation, Strategy
 from captum_attnflow.slalom.inputs import (
@@ -319,7 +323,7 @@ class SLALOM(PerturbationAttribution):
                     f"attributions have shape {tuple(part.shape)}; give what "
                     "attribute() returns, (B, T, ...)"
                 )
-        total = torch.stack([part.flatten(1).sum(1) for part in parts]).sum(0)
+        total = sum_over_features(parts)
         return total - output.to(total)
 
     def _read(

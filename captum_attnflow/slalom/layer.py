@@ -23,11 +23,11 @@ from captum_attnflow._checks import check_flags
 from captum_attnflow._memory import is_out_of_memory
 from captum_attnflow.attr.arguments import (
     ForwardArguments,
+    TensorOrTensors,
     layer_templates,
     shape_like_layer,
     single_layer,
 )
-from captum_attnflow.attr.base import TensorOrTensors
 from captum_attnflow.capture.entries import (
     TensorLike,
     in_this_thread,
