@@ -299,7 +299,7 @@ def find_lone_query(
 
 
 @dataclass(frozen=True)
-class TokenAxis:
+class TracedAxis:
     """An axis of a tensor that may be that of tokens, without holding the tensor.
 
     Attributes:
@@ -315,10 +315,10 @@ class TokenAxis:
     zero: Tensor
 
     @staticmethod
-    def of(tensor: Tensor, axis: int) -> TokenAxis:
+    def of(tensor: Tensor, axis: int) -> TracedAxis:
         """Note an axis of a tensor, which requires a gradient."""
         edge = get_gradient_edge(tensor)
-        return TokenAxis(edge, tensor.shape, axis, tensor.new_zeros(()))
+        return TracedAxis(edge, tensor.shape, axis, tensor.new_zeros(()))
 
     @property
     def size(self) -> int:
@@ -416,15 +416,15 @@ class _Mixed:
     Attributes:
         name (str): Of the call.
         node (Node): Where in the graph its output is.
-        factors (tuple of TokenAxis): Of a product, its factors, by the axis that it
+        factors (tuple of TracedAxis): Of a product, its factors, by the axis that it
             sums over.
-        output (TokenAxis, optional): Of a product, by another axis as long.
+        output (TracedAxis, optional): Of a product, by another axis as long.
     """
 
     name: str
     node: Node
-    factors: tuple[TokenAxis, ...] = ()
-    output: TokenAxis | None = None
+    factors: tuple[TracedAxis, ...] = ()
+    output: TracedAxis | None = None
 
 
 class PositionMixing:
@@ -456,7 +456,7 @@ class PositionMixing:
             output (Any): What it returned.
         """
         parts = tuple(
-            TokenAxis.of(factor, axis)
+            TracedAxis.of(factor, axis)
             for factor, axis in factors
             if isinstance(factor, Tensor) and factor.grad_fn is not None
         )
@@ -483,7 +483,7 @@ class PositionMixing:
             if len(like.shape) >= -behind_last:
                 edge = GradientEdge(factor, number)
                 parts.append(
-                    TokenAxis(
+                    TracedAxis(
                         edge,
                         torch.Size(like.shape),
                         behind_last % len(like.shape),
@@ -493,10 +493,10 @@ class PositionMixing:
         if len(parts) > 1:
             self._note("sum", tuple(parts), output)
 
-    def _note(self, name: str, factors: tuple[TokenAxis, ...], output: Tensor) -> None:
+    def _note(self, name: str, factors: tuple[TracedAxis, ...], output: Tensor) -> None:
         summed = factors[0].size
         as_long = [axis for axis in (-2, -1) if summed in output.shape[axis:][:1]]
-        kept = TokenAxis.of(output, as_long[0] % output.dim()) if as_long else None
+        kept = TracedAxis.of(output, as_long[0] % output.dim()) if as_long else None
         if output.grad_fn is not None:
             self._mixed.append(_Mixed(name, output.grad_fn, factors, kept))
 

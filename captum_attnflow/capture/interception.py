@@ -28,7 +28,7 @@ from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture.entries import InputEntries, traceable
 from captum_attnflow.capture.graph import (
     PositionMixing,
-    TokenAxis,
+    TracedAxis,
     where_tokens_are_apart,
 )
 from captum_attnflow.capture.maps import AttentionCall, FusedLayer, attention_weights
@@ -63,14 +63,14 @@ class _Weights:
         keys (int): The axis that the softmax ran over.
         n_heads (int, optional): Of the multi-head attention that runs.
         map_shape (tuple of int, optional): Queries and keys, once values were met.
-        scores (TokenAxis, optional): What it is of, where that requires a gradient.
+        scores (TracedAxis, optional): What it is of, where that requires a gradient.
     """
 
     shape: torch.Size
     keys: int
     n_heads: int | None
     map_shape: tuple[int, int] | None = None
-    scores: TokenAxis | None = None
+    scores: TracedAxis | None = None
 
     def heads_of(self, n_queries: int) -> int | None:
         """Heads, where it is known that they have dimensions of their own."""
@@ -293,7 +293,7 @@ class AttentionInterception(TorchFunctionMode):
     def _mark(self, output: Tensor, keys: int, scores: Tensor | None = None) -> None:
         weights = _Weights(output.shape, keys, self._n_heads)
         if scores is not None and scores.requires_grad:
-            weights.scores = TokenAxis.of(scores, keys)
+            weights.scores = TracedAxis.of(scores, keys)
         self._weights.append(weights)
         self._marked[output] = _Mark(weights, tuple(range(output.dim())))
 
