@@ -23,9 +23,10 @@ def test_version_is_that_of_the_installed_package():
         (["explain", "--help"], 0),
         (["study", "--help"], 0),
         (["study", "--hepl"], 2),
+        (["explain", "--task", "nothing", "so dull"], 2),
     ],
 )
-def test_help_and_version_load_no_torch(arguments, code):
+def test_help_and_wrong_options_load_no_torch(arguments, code):
     written = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "captum_attnflow.cli", *arguments],
         capture_output=True,
