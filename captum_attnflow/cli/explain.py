@@ -53,7 +53,9 @@ class Task:
 
 
 def _given_fields(result: Any) -> dict[str, Any]:
-    return {key: value for key, value in asdict(result).items() if value is not None}
+    found = {key: value for key, value in asdict(result).items() if value is not None}
+    found.pop("index", None)  # a line of its own says which text it is
+    return found
 
 
 def _texts() -> Task:

@@ -59,6 +59,8 @@ class TextAttribution:
         value (float, optional): The output, in regression; None for a label.
         output (float, optional): What the scores of ``attnlrp`` account for; None for
             other methods.
+        index (int): Which of the given texts it is, counted from 0. A text of several
+            labels has several attributions.
     """
 
     text: str
@@ -71,6 +73,7 @@ class TextAttribution:
     slalom: SlalomReading | None = None
     value: float | None = None
     output: float | None = None
+    index: int = 0
 
     @property
     def delta(self) -> float:
@@ -277,6 +280,7 @@ class TextClassifier:
                 probability=prediction.probability,
                 target=self.labels[prediction.target],
                 value=prediction.value,
+                index=prediction.row,
                 **_details(explanation, row, shown),
             )
 
