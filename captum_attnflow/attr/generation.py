@@ -20,6 +20,7 @@ from torch import Tensor
 
 from captum_attnflow._captum import DEFAULT_GEN_ARGS, convert_ids_to_pretty_tokens
 from captum_attnflow._checks import check_choice
+from captum_attnflow.attr.attn_lrp import AttnLRP
 from captum_attnflow.attr.base import AttentionAttribution
 from captum_attnflow.attr.relevance_flow import RelevanceFlow
 from captum_attnflow.explanation import GenerationExplanation, Part
@@ -44,8 +45,8 @@ class GenerationAttribution(LLMGradientAttribution):
     gives with the same method.
 
     Args:
-        attr_method (AttentionAttribution): A method made with the language model, such
-            as ``GeneralizedAttentionFlow(model)``; the Layer forms serve, too.
+        attr_method (AttentionAttribution or AttnLRP): A method made with the language
+            model, such as ``RelevanceFlow(model)``; the Layer forms serve, too.
         tokenizer (PreTrainedTokenizer): The model's tokenizer.
         output (str): What of a generated token is explained: its ``"logit"``,
             ``"log-probability"``, as ``LLMGradientAttribution`` has it, or
@@ -84,11 +85,11 @@ class GenerationAttribution(LLMGradientAttribution):
         torch.Size([1, 7])
     """
 
-    SUPPORTED_METHODS = (AttentionAttribution,)
+    SUPPORTED_METHODS = (AttentionAttribution, AttnLRP)
 
     def __init__(
         self,
-        attr_method: AttentionAttribution,
+        attr_method: AttentionAttribution | AttnLRP,
         tokenizer: Any,
         output: Output = "log-probability",
     ) -> None:

@@ -316,10 +316,9 @@ class RelevanceFlow(AttentionAttribution):
 
 def conserved_explanation(record: AttentionRecord) -> Explanation:
     """Let the output flow down to the tokens; half of it by direct edges, if any."""
-    at_top, direct = _ends(record)
+    at_top, direct, read_out = _ends(record)
     messages = message_tensor(record)
     conserved = conserve(messages if direct is None else messages / 2, at_top)
-    read_out = record.read_out()
     return Explanation(
         scores=conserved.scores if direct is None else conserved.scores + direct,
         network=LayeredNetwork(
@@ -343,7 +342,7 @@ def conserved_scores(record: AttentionRecord) -> TokenScores:
 
     .. math:: r_0[j] = r_L[j] + \sum_l \Big(\sum_i M_l[i, j] - \sum_k M_l[j, k]\Big).
     """
-    at_top, direct = _ends(record)
+    at_top, direct, _ = _ends(record)
     net = message_sums(record)
     check_finite("messages", net)
     return TokenScores(
@@ -354,8 +353,11 @@ def conserved_scores(record: AttentionRecord) -> TokenScores:
     )
 
 
-def _ends(record: AttentionRecord) -> tuple[Tensor, Tensor | None]:
-    """Share the output out: where the flow starts, and direct edges, if any."""
+def _ends(record: AttentionRecord) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Share the output out: where the flow starts, and direct edges, if any.
+
+    Also returns where the output is read, shape ``(B, T)``, bool.
+    """
     direct = _direct(record)
     output, read_out = record.output.double(), record.read_out()
     streams = None
@@ -367,7 +369,7 @@ def _ends(record: AttentionRecord) -> tuple[Tensor, Tensor | None]:
         direct = direct / 2
         output = output - direct.sum(1)
         streams = None if streams is None else streams / 2
-    return read_out_relevance(output, read_out, streams), direct
+    return read_out_relevance(output, read_out, streams), direct, read_out
 
 
 def _direct(record: AttentionRecord) -> Tensor | None:
