@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ class PartFiles:
         Raises:
             OSError: If they cannot be written, naming the file.
         """
-        encode = {
+        encode: dict[str, Callable[[Sequence[Line]], str | bytes]] = {
             "parquet": self._to_parquet,
             "csv": self._to_csv,
             "jsonl": self._to_jsonl,
@@ -115,7 +115,9 @@ class PartFiles:
             pyarrow.array([line[name] for line in lines], kind)
             for name, kind in types.items()
         ]
-        table = pyarrow.Table.from_arrays(arrays, pyarrow.schema(list(types.items())))
+        table = pyarrow.Table.from_arrays(
+            arrays, schema=pyarrow.schema(list(types.items()))
+        )
         with pyarrow.BufferOutputStream() as stream:
             pyarrow.parquet.write_table(table, stream, compression="zstd")
             content: bytes = stream.getvalue().to_pybytes()

@@ -61,7 +61,7 @@ class TableOutcome:
 
 
 def explain_table(job: TableJob, show_progress: bool = False) -> TableOutcome:
-    """Explain a table of texts, or what is missing of it.
+    r"""Explain a table of texts, or what is missing of it.
 
     Writes ``part-000000.parquet`` and so on, each whole or not at all, and
     ``manifest.json``. A run that was killed continues where it stopped, and the files
@@ -86,7 +86,7 @@ def explain_table(job: TableJob, show_progress: bool = False) -> TableOutcome:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     data = Path(folder, "texts.csv")
-        ...     _ = data.write_text("text\\na funny film\\n\\n")
+        ...     _ = data.write_text("text\na funny film\n\n")
         ...     outcome = explain_table(TableJob(str(data), Path(folder, "scores")))
         >>> outcome.n_rows, dict(outcome.reasons)
         (2, {'the text is blank': 1})
