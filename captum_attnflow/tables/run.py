@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from captum_attnflow._captum import NullProgress, progress
+from captum_attnflow._checks import check_type
 from captum_attnflow.pipelines.text_classification import TextClassifier
 from captum_attnflow.tables.chunks import ChunkPlan
 from captum_attnflow.tables.data import open_data
@@ -91,6 +92,7 @@ def explain_table(job: TableJob, show_progress: bool = False) -> TableOutcome:
         >>> outcome.n_rows, dict(outcome.reasons)
         (2, {'the text is blank': 1})
     """
+    check_type("job", job, TableJob, "a TableJob")
     job.check()
     data = open_data(job)
     explainer = ChunkExplainer(TextClassifier.load(job.model), job)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from captum_attnflow._checks import check_choice, check_integer, check_type
+from captum_attnflow._checks import check_choice, check_integer, check_type, described
 from captum_attnflow.demo import DEMO_MODEL_PATH
 from captum_attnflow.pipelines.methods import DEFAULT_METHOD, METHODS
 from captum_attnflow.tables.share import check_part
@@ -93,9 +94,14 @@ class TableJob:
         Raises:
             ValueError: Saying what was given, what is accepted and what to do.
         """
-        for name in ("data", "text_column", "model"):
+        for name in ("data", "text_column", "model", "split"):
             check_type(name, getattr(self, name), str, "a str")
+        for name in ("pair_column", "id_column", "subset"):
+            if getattr(self, name) is not None:
+                check_type(name, getattr(self, name), str, "a str, or None")
         check_type("output", self.output, (str, Path), "the path of a folder")
+        if self.target is not None:
+            check_type("target", self.target, (str, int), "a label, an index or None")
         check_type("columns", self.columns, tuple, "a tuple of names")
         check_type("options", self.options, Mapping, "a dict of the method's options")
         check_choice("method", self.method, METHODS)
@@ -120,7 +126,7 @@ class TableJob:
             json.dumps(dict(self.options))
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"options={dict(self.options)!r} cannot stand in the manifest "
+                f"options={described(dict(self.options))} cannot stand in the manifest "
                 f"({error}); give numbers, texts, True, False or None"
             ) from None
         if self.format == "parquet" and find_spec("pyarrow") is None:
@@ -143,8 +149,11 @@ class TableJob:
 
     def _check_engine(self) -> None:
         given = self.gpus_per_worker
-        if isinstance(given, bool) or not isinstance(given, (int, float)) or given < 0:
-            raise ValueError(f"gpus_per_worker={given!r} must be a number from 0 on")
+        is_number = isinstance(given, (int, float)) and not isinstance(given, bool)
+        if not is_number or not 0 <= given < math.inf:
+            raise ValueError(
+                f"gpus_per_worker={described(given)} must be a number from 0 on"
+            )
         if self.engine == "local" and (self.workers != 1 or given):
             raise ValueError(
                 f"workers={self.workers} and gpus_per_worker={given} are of Ray; give "

@@ -6,6 +6,8 @@ import os
 import re
 from collections.abc import Mapping
 
+from captum_attnflow._checks import check_type, described
+
 _VARIABLES = (
     "RANK and WORLD_SIZE (torchrun), SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT, "
     "or SLURM_PROCID and SLURM_NTASKS"
@@ -42,6 +44,7 @@ def read_part(
         return 1, 1
     if given == "auto":
         return _of_launcher(environment)
+    check_type("part", given, str, "i/n, such as 2/4, or auto")
     found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", given)
     if found is None:
         raise ValueError(
@@ -61,7 +64,7 @@ def check_part(part: object) -> None:
     """
     are_two = isinstance(part, tuple) and len(part) == 2
     if not isinstance(part, tuple) or not are_two or not all(map(_is_integer, part)):
-        raise ValueError(f"part={part!r}; give two integers, such as (2, 4)")
+        raise ValueError(f"part={described(part)}; give two integers, such as (2, 4)")
     index, n_parts = part
     if not 1 <= index <= n_parts:
         raise ValueError(

@@ -1,0 +1,169 @@
+"""Tables of texts: memory, throughput beside a bare loop, and workers of Ray.
+
+Run ``pytest tests/benchmarks/test_tables.py -s`` on a quiet machine. Each run is a
+fresh process of one thread; both sides of a ratio are measured in one session.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+MOST_MEMORY = 200  # MiB
+LEAST_THROUGHPUT = 0.9
+LEAST_SPEED_UP = 1.6  # of two workers
+WORDS = [
+    "a",
+    "the",
+    "film",
+    "plot",
+    "actor",
+    "funny",
+    "gripping",
+    "dull",
+    "great",
+    "sad",
+    "long",
+    "never",
+    "bad",
+    "very",
+]
+
+PEAK = '''
+import sys, time
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+
+def peak():
+    """In MiB. Not ru_maxrss, which a child inherits from its parent."""
+    [line] = [
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM:")
+    ]
+    return int(line.split()[1]) / 1024
+'''
+TABLE = (
+    PEAK
+    + """
+from captum_attnflow.tables import TableJob, explain_table
+data, output, n_rows, engine, workers = sys.argv[1:]
+job = TableJob(data, Path(output), limit=int(n_rows), engine=engine,
+               workers=int(workers))
+if engine == "local":  # what is done once in a process is not counted
+    import dataclasses
+    explain_table(dataclasses.replace(job, output=job.output / "warm", limit=64))
+else:
+    import ray
+    ray.init(num_cpus=int(workers), include_dashboard=False, log_to_driver=False)
+start = time.perf_counter()
+explain_table(job)
+print(time.perf_counter() - start, peak())
+"""
+)
+# The same texts in the same order of lengths, but nothing read, kept or written.
+LOOP = (
+    PEAK
+    + """
+import csv
+from captum_attnflow import RelevanceFlow
+from captum_attnflow.demo import load_demo_model
+data, n_rows = sys.argv[1], int(sys.argv[2])
+with open(data, newline="") as file:
+    texts = [row["text"] for row in csv.DictReader(file)][:n_rows]
+model, tokenizer = load_demo_model()
+
+def forward(ids, mask):
+    return model(input_ids=ids, attention_mask=mask).logits
+
+method = RelevanceFlow(forward)
+
+def explain(texts):
+    encoded = tokenizer(texts, padding=True, return_tensors="pt")
+    ids, mask = encoded["input_ids"], encoded["attention_mask"]
+    with torch.no_grad():
+        target = forward(ids, mask).argmax(-1)
+    return method.attribute(ids, target=target, additional_forward_args=(mask,))
+
+explain(texts[:16])
+start = time.perf_counter()
+lengths = [len(ids) for ids in tokenizer(texts)["input_ids"]]
+for first in range(0, n_rows, 1024):  # windows as those of part files
+    window = range(first, min(first + 1024, n_rows))
+    order = sorted(window, key=lambda row: lengths[row])
+    for begin in range(0, len(order), 16):
+        explain([texts[row] for row in order[begin : begin + 16]])
+print(time.perf_counter() - start, peak())
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "texts.csv"
+    drawn = random.Random(0)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text"])
+        for _ in range(20_000):
+            writer.writerow([" ".join(drawn.choices(WORDS, k=drawn.randint(3, 20)))])
+    return path
+
+
+def run(program: str, *arguments: object) -> tuple[float, float]:
+    """Return seconds and MiB."""
+    finished = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    seconds, memory = finished.stdout.split()
+    return float(seconds), float(memory)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
+def test_memory_does_not_grow_with_the_table(data, tmp_path):
+    _, little = run(TABLE, data, tmp_path / "1000", 1000, "local", 1)
+    seconds, much = run(TABLE, data, tmp_path / "20000", 20_000, "local", 1)
+    print(
+        f"\n1,000 texts {little:.0f} MiB, 20,000 texts {much:.0f} MiB, "
+        f"{much - little:+.0f} MiB; {20_000 / seconds:.0f} rows a second"
+    )
+    assert much - little < MOST_MEMORY
+
+
+def test_a_table_takes_little_more_than_a_bare_loop(data, tmp_path):
+    ratios = []
+    for turn in range(3):
+        table, _ = run(TABLE, data, tmp_path / f"{turn}", 2048, "local", 1)
+        loop, _ = run(LOOP, data, 2048)
+        ratios.append(loop / table)
+        print(
+            f"\n2,048 texts: table {2048 / table:.0f} rows a second, bare loop "
+            f"{2048 / loop:.0f}, ratio {loop / table:.2f}"
+        )
+    assert sorted(ratios)[1] >= LEAST_THROUGHPUT
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray")
+def test_two_workers_are_faster_than_one(data, tmp_path):
+    ratios = []
+    for turn in range(3):
+        one, _ = run(TABLE, data, tmp_path / f"one {turn}", 8192, "ray", 1)
+        two, _ = run(TABLE, data, tmp_path / f"two {turn}", 8192, "ray", 2)
+        ratios.append(one / two)
+        print(
+            f"\n8,192 texts on Ray: one worker {8192 / one:.0f} rows a second, two "
+            f"{8192 / two:.0f}, ratio {one / two:.2f}"
+        )
+    assert sorted(ratios)[1] >= LEAST_SPEED_UP
