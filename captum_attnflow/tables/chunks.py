@@ -123,6 +123,8 @@ class ChunkPlan:
         path = _copy_rows(rows, schema, Path(job.output))
         try:
             with pyarrow.memory_map(os.fspath(path)) as mapped:
+                if os.name == "posix":  # where a kill then leaves nothing behind
+                    path.unlink()
                 table = pyarrow.ipc.open_file(mapped).read_all()
                 for start in range(0, len(chosen), _ROWS_AT_ONCE):
                     numbers = chosen[start : start + _ROWS_AT_ONCE]

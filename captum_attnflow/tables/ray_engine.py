@@ -70,9 +70,11 @@ def explain_by_ray(job: TableJob, chunks: Iterable[Chunk]) -> Iterator[Explained
         except ray.exceptions.RayTaskError as error:
             raise error.as_instanceof_cause() from error
         except ray.exceptions.RayError as error:
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            said = " ... ".join(dict.fromkeys([lines[0], lines[-1]]))
             raise ValueError(
-                f"a worker of Ray died more than {_RESTARTS} times, maybe as memory "
-                f"was short ({str(error).splitlines()[0]}); the part files that are "
+                f"a worker of Ray could not be started, or died more than {_RESTARTS} "
+                f"times, maybe as memory was short ({said}). The part files that are "
                 "there stay: run again, with fewer --workers or a smaller --batch-size"
             ) from error
         finally:
@@ -90,6 +92,7 @@ def _running(job: TableJob) -> Iterator[None]:
     import ray
 
     if ray.is_initialized():
+        _check_gpus(job)
         yield
         return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}

@@ -161,6 +161,27 @@ def test_a_bar_shows_rows_a_second_and_the_time_left_on_a_terminal(texts, tmp_pa
 
 
 @pytest.mark.slow
+def test_a_file_that_has_no_room_is_named_and_nothing_is_lost(texts, tmp_path):
+    resource = pytest.importorskip("resource")
+    output = tmp_path / "scores"
+    command = [sys.executable, "-m", "captum_attnflow.cli", "explain", "--data", texts]
+    command += ["--text-column", "sentence", "--output", output, *ROLLOUT]
+    most = (2000, 2000)  # bytes: room for the manifest
+    full = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, most),
+    )
+    assert full.returncode == 2
+    assert re.search(r"part-000000\.parquet cannot be written: File too", full.stderr)
+    assert not list(output.glob("part-*"))
+    subprocess.run(command, check=True)
+    assert len(parquet.read_table(output / "part-000000.parquet")) == 3
+
+
+@pytest.mark.slow
 def test_two_runs_at_once_do_not_mix(texts, tmp_path):
     output = tmp_path / "scores"
     texts.write_text("sentence\n" + "a long and sad film\n" * 20_000)

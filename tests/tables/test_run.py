@@ -236,6 +236,21 @@ def test_scores_that_are_not_finite_are_no_explanation(job, texts, monkeypatch):
     assert set(outcome.reasons) == {"its scores are not all finite"}
 
 
+def test_pairs_reach_the_classifier_as_tuples(job, monkeypatch):
+    explain = TextClassifier.explain
+    given = []
+
+    def explain_first(self, pairs, *arguments, **options):
+        given.extend(pairs)
+        return explain(self, [text for text, _ in pairs], *arguments, **options)
+
+    monkeypatch.setattr(TextClassifier, "explain", explain_first)
+    explain_table(replace(job, pair_column="name", limit=3))
+    lines = lines_of(job.output)
+    assert [line["text_pair"] for line in lines] == ["t0", "t1", "t2"]
+    assert {(line["text"], line["text_pair"]) for line in lines} == set(given)
+
+
 def test_what_fails_for_every_text_writes_nothing(job, monkeypatch):
     def explain(*arguments, **options):
         raise ValueError("this model has no attention")
