@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -144,8 +145,10 @@ def test_options_of_tables_need_a_table():
 
 @pytest.mark.slow
 def test_a_bar_shows_rows_a_second_and_the_time_left_on_a_terminal(texts, tmp_path):
-    pty = pytest.importorskip("pty")
+    fcntl, pty, termios = map(pytest.importorskip, ("fcntl", "pty", "termios"))
     ours, theirs = pty.openpty()
+    size = struct.pack("4H", 24, 120, 0, 0)
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, size)
     command = [sys.executable, "-m", "captum_attnflow.cli", "explain", "--data", texts]
     command += ["--text-column", "sentence", "--output", tmp_path / "scores"]
     subprocess.run([*command, *ROLLOUT], stderr=theirs, check=True)
