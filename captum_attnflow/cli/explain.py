@@ -245,8 +245,10 @@ def explain(
     with errors_as_sentences():
         check_choice("task", task, TASKS)
         if data is not None:
-            unused = {"a text": inputs, "--file": file, "--html": html}
-            unused |= {
+            unused: dict[str, object] = {
+                "a text": inputs,
+                "--file": file,
+                "--html": html,
                 "--json": as_json,
                 f"--task {task}": task != "text-classification",
             }
