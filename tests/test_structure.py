@@ -17,7 +17,7 @@ ARROWS: dict[str, set[str]] = {
     # Of the capture only its record, which holds tensors.
     "flow": {"capture"},
     "texts": {"targets"},
-    "explanation": {"capture", "flow", "scored_tokens"},
+    "explanation": {"capture", "flow", "scored_tokens", "texts"},
     "attr": {"capture", "explanation", "flow", "targets", "texts"},
     "slalom": {"attr", "capture", "scored_tokens", "targets", "texts"},
     "metrics": {"targets", "texts"},
