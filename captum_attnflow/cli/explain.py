@@ -313,6 +313,7 @@ def explain(
                 "--file": file,
                 "--html": html,
                 "--json": as_json,
+                **{f"--{name.replace('_', '-')}": of for name, of in place.items()},
                 f"--task {task}": task != "text-classification",
             }
             chosen_by = {"model": model, "method": method, "target": target}

@@ -95,6 +95,7 @@ def test_standard_input_is_a_table(tmp_path):
         (["--file", "a.txt"], "--file does not go with --data"),
         (["so sad"], "a text does not go with --data"),
         (["--json"], "--json does not go with --data"),
+        (["--device", "cuda"], "--device does not go with --data"),
         (["--html", "page.html"], "--html does not go with --data"),
         (["--task", "image-classification"], "--task image-classification does not go"),
         (["--text-column", "missing"], "no column 'missing'; it has 'key', 'sentence'"),
