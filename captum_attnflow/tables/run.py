@@ -65,9 +65,10 @@ def explain_table(job: TableJob, show_progress: bool = False) -> TableOutcome:
     r"""Explain a table of texts, or what is missing of it.
 
     Writes ``part-000000.parquet`` and so on, each whole or not at all, and
-    ``manifest.json``. A run that was killed continues where it stopped, and the files
-    are those that it would have written: batches are formed within a part file. So it
-    is with parts and workers, on the same kind of machine and with as many threads.
+    ``manifest.json``; empty lock files, whose names begin with a dot, stay. A run that
+    was killed continues where it stopped, and the files are those that it would have
+    written: batches are formed within a part file. So it is with parts and workers, on
+    the same kind of machine and with as many threads.
 
     Args:
         job (TableJob): The table, the model and the method.
