@@ -21,6 +21,7 @@ ARROWS: dict[str, set[str]] = {
     "attr": {"capture", "explanation", "flow", "targets", "texts"},
     "slalom": {"attr", "capture", "scored_tokens", "targets", "texts"},
     "metrics": {"targets", "texts"},
+    "tables": {"demo", "pipelines", "study"},
 }
 
 

@@ -7,6 +7,7 @@ an object that was no tensor, no RuntimeError of a kernel.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 import warnings
@@ -29,6 +30,7 @@ from captum_attnflow import (
     metrics,
     slalom,
     solve_flow,
+    tables,
     texts,
 )
 from captum_attnflow.capture import capture_attention
@@ -390,11 +392,28 @@ def networks_and_solvers() -> dict[str, Call]:
     return {name: Call(*call, None, tuple(WRONG)) for name, call in calls.items()}
 
 
+def table_calls() -> dict[str, Call]:
+    """The settings of a table, which are checked together, and its parts."""
+
+    def check(**given: Any) -> bool:
+        tables.TableJob(**given).check()
+        return True
+
+    fields = tuple(field.name for field in dataclasses.fields(tables.TableJob))
+    job = {"data": "texts.csv", "output": "scores"}
+    return {
+        "TableJob": Call(check, job, None, fields),
+        "read_part": Call(tables.read_part, {"given": "1/2"}, None, ("given",)),
+        "explain_table": Call(tables.explain_table, {}, {"job": set()}),
+    }
+
+
 CALLS = {
     **attributions(),
     **{f"metrics.{name}": call for name, call in metric_calls().items()},
     **parts_of_slalom(),
     **networks_and_solvers(),
+    **table_calls(),
     "capture_attention": Call(
         capture_attention, {"forward_func": forward, "inputs": (TEXTS,), "target": 1}
     ),
