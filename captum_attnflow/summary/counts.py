@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from captum_attnflow.summary.folder import Row
-from captum_attnflow.summary.words import WordShares
+from captum_attnflow.summary.word_shares import WordShares
 
 _MOST_NAMES = 1000  # distinct reasons, labels...; further ones are counted together
 OTHERS = "others"

@@ -13,14 +13,8 @@ from captum_attnflow.summary.counts import Counts, RowCounter, WrongTable, Wrong
 from captum_attnflow.summary.estimates import Estimate, Moments
 from captum_attnflow.summary.folder import Row, ScoreFolder
 from captum_attnflow.summary.positions import Positions, PositionTable
-from captum_attnflow.summary.words import (
-    LabelWords,
-    Tokenization,
-    WordShares,
-    WordTable,
-    add_examples,
-    read_words,
-)
+from captum_attnflow.summary.word_shares import Tokenization, WordShares, read_words
+from captum_attnflow.summary.words import LabelWords, WordTable, add_examples
 
 _SAMPLE = 1000  # explained rows in which the convention of the tokens is looked for
 _N_EXAMPLES = 3

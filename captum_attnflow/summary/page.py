@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 
 from matplotlib.figure import Figure
@@ -17,12 +17,14 @@ from captum_attnflow.summary.counts import WrongText, WrongTexts
 from captum_attnflow.summary.estimates import Estimate
 from captum_attnflow.summary.folder_summary import FolderSummary, facts, percent
 from captum_attnflow.summary.positions import Positions
-from captum_attnflow.summary.words import Example, LabelWords, WordEvidence
+from captum_attnflow.summary.word_shares import Example, Passage
+from captum_attnflow.summary.words import LabelWords, WordEvidence
 
 _FIRST_KEYS = ("model", "method", "options", "target", "data", "text_column")
 _VALUE_CHARACTERS = 400
 _MOST_LABELS = 12
 _MOST_NAMES = 12  # of reasons and labels in the counts
+_FAINT = 0.05  # of the largest share of a passage: not coloured
 _MOST_WORDS = 120  # of a text where the model is wrong
 
 _PAGE = """<!DOCTYPE html>
@@ -105,10 +107,9 @@ def _capitalized(title: str) -> str:
 
 def _facts(folder: FolderSummary) -> str:
     counts, manifest = folder.counts, folder.manifest
-    there = [key for key in _FIRST_KEYS if key in manifest]
-    more = [key for key in manifest if key not in _FIRST_KEYS]
-    about = {"folder": str(folder.path)} | {key: _value(manifest[key]) for key in there}
-    rest = _terms({key: _value(manifest[key]) for key in more})
+    said = {key: _value(of) for key, of in manifest.items() if of not in (None, {}, [])}
+    about = {"folder": str(folder.path)}
+    about |= {key: said.pop(key) for key in _FIRST_KEYS if key in said}
     counted = facts(counts)
     for name, of in (("label", counts.labels), ("predicted", counts.predicted)):
         if len(of) > 1 or name == "label":
@@ -117,7 +118,7 @@ def _facts(folder: FolderSummary) -> str:
         counted["failed by reason"] = _listed(counts.failed)
     return (
         f'<div class="columns"><div>{_terms(about)}<details><summary>The rest of the '
-        f"manifest</summary>{rest}</details></div><div>{_terms(counted)}</div></div>"
+        f"manifest</summary>{_terms(said)}</details></div><div>{_terms(counted)}</div></div>"
         f"{_how_words_are_made(folder)}"
     )
 
@@ -231,14 +232,9 @@ def _interval(estimate: Estimate, written: Callable[[float], str]) -> str:
 
 
 def _example(example: Example) -> str:
-    before, after = ("… " if cut else "" for cut in example.is_cut)
-    passage = _passage(example.words, example.shares, example.marked)
     about = f"{_where(example.row, example.id)}, share {percent(example.share)}, "
     about += _predicted(example.predicted, example.probability)
-    return (
-        f'<p class="passage">{before}{passage}{" …" if after else ""}</p>'
-        f"<p>{escaped(about)}</p>"
-    )
+    return f"{_passage(example.passage)}<p>{escaped(about)}</p>"
 
 
 def _where(row: int, name: str | None) -> str:
@@ -250,20 +246,24 @@ def _predicted(label: str, probability: float | None) -> str:
     return f"predicted {label or 'nothing'}{number}"
 
 
-def _passage(
-    words: Sequence[str], shares: Sequence[float], marked: Iterable[bool]
-) -> str:
+def _passage(passage: Passage) -> str:
     """Words on a ground as deep as their share, those against underlined, too."""
-    largest = max(map(abs, shares), default=0.0) or 1.0
-    parts = []
-    for word, share, is_marked in zip(words, shares, marked, strict=True):
-        side = "for" if share >= 0 else "against"
+    largest = max(map(abs, passage.shares), default=0.0) or 1.0
+    before, after = passage.is_cut
+    parts = ["… "] if before else []
+    for word, share, spaced, marked in zip(
+        passage.words, passage.shares, passage.spaced, passage.marked, strict=True
+    ):
+        depth = abs(share) / largest
+        side = "" if depth < _FAINT else "for" if share > 0 else "against"
         shown = (
-            f'<bdi class="{side}" style="--share:{abs(share) / largest:.3f}" '
+            f'<bdi class="{side}" style="--share:{depth:.3f}" '
             f'title="{percent(share)}">{escaped(word)}</bdi>'
         )
-        parts.append(f"<mark>{shown}</mark>" if is_marked else shown)
-    return " ".join(parts)
+        parts.append(" " if spaced else "")
+        parts.append(f"<mark>{shown}</mark>" if marked else shown)
+    parts += [" …"] if after else []
+    return f'<p class="passage">{"".join(parts)}</p>'
 
 
 def _positions(positions: Positions) -> str:
@@ -388,15 +388,11 @@ def _wrong(wrong: WrongTexts) -> str:
 def _wrong_text(wrong: WrongText) -> str:
     text = wrong.text
     row = text.row
-    words, shares = text.words[:_MOST_WORDS], text.shares[:_MOST_WORDS]
-    passage = _passage(words, shares, [False] * len(words))
+    passage = _passage(Passage.of(text, 0, _MOST_WORDS))
     about = (
         f"{_where(row.row, row.id)}, {_predicted(row.predicted, row.probability)}, the "
         f"data says {wrong.true_label}"
     )
     if row.label != row.predicted:
         about += f"; the scores are for {row.label}"
-    return (
-        f'<p class="passage">{passage}{" …" if len(text.words) > len(words) else ""}'
-        f"</p><p>{escaped(about)}</p>"
-    )
+    return f"{passage}<p>{escaped(about)}</p>"

@@ -81,7 +81,13 @@ def draw_words(labels: Sequence[LabelWords], theme: Theme = PRINTED) -> Figure:
         )
         panel.axvline(0, color=theme.ink, linewidth=0.6)
         panel.set_yticks(range(len(words)))
-        _name_ticks(panel, [f"{w.word}  ({w.share.n:,})" for w in words])
+        _name_ticks(
+            panel,
+            [
+                (f"{shortened(word.word, _LABEL_CELLS)}  ({word.share.n:,})",)
+                for word in words
+            ],
+        )
         panel.set_ylim(len(words) - 0.5, -0.5)
         panel.set_xlabel("mean share of the text, % (texts with the word)")
     return figure
@@ -114,7 +120,11 @@ def draw_positions(positions: Positions, theme: Theme = PRINTED) -> Figure:
     # The last word stands on the right, as in a text that is read from the left.
     panels[2].invert_xaxis()
     panels[0].legend(
-        fontsize=_FONT_SIZE, frameon=False, labelcolor=theme.ink, loc="best"
+        fontsize=_FONT_SIZE,
+        frameon=False,
+        labelcolor=theme.ink,
+        loc="lower right",
+        bbox_to_anchor=(1, 1),  # above the bars, which it would hide
     )
     return figure
 
@@ -154,7 +164,7 @@ def draw_agreement(agreement: Agreement, theme: Theme = PRINTED) -> Figure:
     """
     pairs = agreement.pairs
     names = [
-        f"{shortened(pair.first, _NAME_CELLS)}, {shortened(pair.second, _NAME_CELLS)}"
+        (shortened(pair.first, _NAME_CELLS), shortened(pair.second, _NAME_CELLS))
         for pair in pairs
     ]
     figure, panels = _panels(1.6 + 0.7 * len(pairs), [1, 1], theme)
@@ -163,7 +173,7 @@ def draw_agreement(agreement: Agreement, theme: Theme = PRINTED) -> Figure:
         (
             panels[1],
             [p.top_overlap for p in pairs],
-            f"same words in the top {agreement.top_k} (dashes: by chance)",
+            f"same of the top {agreement.top_k} (dashes: chance)",
         ),
     ):
         known = [at for at, estimate in enumerate(estimates) if estimate.n]
@@ -176,7 +186,7 @@ def draw_agreement(agreement: Agreement, theme: Theme = PRINTED) -> Figure:
             color=theme.positive,
         )
         panel.set_yticks(range(len(pairs)))
-        _name_ticks(panel, names, 2 * _NAME_CELLS)
+        _name_ticks(panel, names)
         panel.set_ylim(len(pairs) - 0.5, -0.5)
         panel.set_xlabel(title)
     lowest = min((_finite(p.rank_correlation.low, 0.0) for p in pairs), default=0.0)
@@ -223,12 +233,14 @@ def _title(panel: Axes, given: str, theme: Theme) -> None:
     title.set(fontfamily=families, parse_math=False)
 
 
-def _name_ticks(panel: Axes, names: Sequence[str], n_cells: int = _LABEL_CELLS) -> None:
-    """Write names, of words with their counts, in fonts that have them."""
-    labels = [drawable(shortened(name, n_cells + 10)) for name in names]
-    written = panel.set_yticklabels([text for text, _ in labels], parse_math=False)
-    for tick, (_, families) in zip(written, labels, strict=True):
-        tick.set_fontfamily(families)
+def _name_ticks(panel: Axes, names: Sequence[tuple[str, ...]]) -> None:
+    """Write names, of one or more lines, in fonts that have their characters."""
+    written = panel.set_yticklabels([""] * len(names))
+    for tick, lines in zip(written, names, strict=True):
+        labels = [drawable(line) for line in lines]
+        text = "\n".join(text for text, _ in labels)
+        families = dict.fromkeys(family for _, found in labels for family in found)
+        tick.set(text=text, fontfamily=list(families), parse_math=False)
 
 
 def _say(panel: Axes, sentence: str, theme: Theme) -> None:

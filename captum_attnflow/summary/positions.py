@@ -8,7 +8,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from captum_attnflow.summary.estimates import Estimate, Floats, Moments
-from captum_attnflow.summary.words import WordShares
+from captum_attnflow.summary.word_shares import WordShares
 
 N_TENTHS = 10
 N_FROM_ENDS = 10
