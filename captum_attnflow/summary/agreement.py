@@ -87,22 +87,22 @@ class _Given:
 @dataclass
 class _Pair:
     use_absolute: bool
-    rank_correlation: Moments = field(default_factory=Moments)
-    top_overlap: Moments = field(default_factory=Moments)
-    chance_overlap: Moments = field(default_factory=Moments)
+    # Of the rank correlation, the overlap and that of random scores.
+    moments: Moments = field(default_factory=lambda: Moments(3))
 
     def add(self, first: Floats, second: Floats, top_k: int) -> None:
         n = len(first)
+        rho = overlap = chance = np.nan
         if n >= FEWEST_WORDS:
             one, other = (
                 standardized_ranks(np.abs(shares) if self.use_absolute else shares)
                 for shares in (first, second)
             )
-            self.rank_correlation.add(float(np.mean(one * other)))
+            rho = float(one @ other) / n
         if n > top_k:
-            in_both = _in_top(first, top_k) * _in_top(second, top_k)
-            self.top_overlap.add(in_both.sum() / top_k)
-            self.chance_overlap.add(top_k / n)
+            in_both = _in_top(first, top_k) @ _in_top(second, top_k)
+            overlap, chance = float(in_both) / top_k, top_k / n
+        self.moments.add(np.array([rho, overlap, chance]))
 
 
 def _in_top(shares: Floats, k: int) -> Floats:
@@ -158,20 +158,21 @@ def compare(
     return Agreement(
         tuple(names),
         tuple(
-            PairAgreement(
-                names[one],
-                names[other],
-                "absolute scores" if pair.use_absolute else "scores",
-                pair.rank_correlation.estimates()[0],
-                pair.top_overlap.estimates()[0],
-                pair.chance_overlap.estimates()[0].mean,
-            )
+            _pair_agreement(names[one], names[other], pair)
             for (one, other), pair in pairs.items()
         ),
         top_k,
         n_compared,
         n_other_words,
         n_unmatched,
+    )
+
+
+def _pair_agreement(first: str, second: str, pair: _Pair) -> PairAgreement:
+    rank_correlation, top_overlap, chance_overlap = pair.moments.estimates()
+    compared = "absolute scores" if pair.use_absolute else "scores"
+    return PairAgreement(
+        first, second, compared, rank_correlation, top_overlap, chance_overlap.mean
     )
 
 

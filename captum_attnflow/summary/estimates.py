@@ -61,19 +61,18 @@ class Moments:
         size (int): Entries of a vector.
     """
 
-    def __init__(self, size: int = 1) -> None:
+    def __init__(self, size: int) -> None:
         self._n = np.zeros(size, dtype=np.int64)
         self._mean = np.zeros(size)
         self._squares = np.zeros(size)
 
-    def add(self, values: Floats | float) -> None:
-        """Take the values of one text in; an entry that is NaN has none."""
-        given = np.broadcast_to(np.asarray(values, dtype=np.float64), self._n.shape)
-        known = ~np.isnan(given)
+    def add(self, values: Floats) -> None:
+        """Take the vector of one text in; an entry that is NaN has no value."""
+        known = ~np.isnan(values)
         self._n += known
-        difference = np.where(known, given - self._mean, 0.0)
+        difference = np.where(known, values - self._mean, 0.0)
         self._mean += difference / np.maximum(self._n, 1)
-        self._squares += difference * np.where(known, given - self._mean, 0.0)
+        self._squares += difference * np.where(known, values - self._mean, 0.0)
 
     def estimates(self) -> tuple[Estimate, ...]:
         """Return an estimate per entry."""

@@ -8,6 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from captum_attnflow.scored_tokens import printable
 from captum_attnflow.summary.counts import Counts, RowCounter, WrongTable, WrongTexts
 from captum_attnflow.summary.estimates import Estimate, Moments
@@ -98,7 +100,7 @@ def summarize_folder(
     tokenization = Tokenization.of(folder.manifest, islice(explained, _SAMPLE))
     counter, positions = RowCounter(), PositionTable()
     words = WordTable(settings.max_words)
-    special_share, is_signed, wrong = Moments(), False, None
+    special_share, is_signed, wrong = Moments(1), False, None
     if label_column is not None:
         wrong = WrongTable(label_column, _class_names(folder.manifest), top)
     for row in folder.rows(label_column):
@@ -109,7 +111,7 @@ def summarize_folder(
         if text is not None:
             words.add(text)
             positions.add(text)
-            special_share.add(text.special_share)
+            special_share.add(np.array([text.special_share]))
             is_signed = is_signed or min(text.shares) < -_ROUNDING
     counts = counter.counts(folder.manifest)
     _check_explained(folder, counts)

@@ -85,24 +85,19 @@ def summary_page(folders: Sequence[FolderSummary], agreement: Agreement | None) 
 
 
 def _folder_sections(folder: FolderSummary, prefix: str, several: bool) -> str:
-    name = f"{escaped(folder.name)}: " if several else ""
     sections = [
-        ("facts", "counts", _facts(folder)),
-        ("words", "words for and against every label", _words(folder)),
-        ("positions", "positions", _positions(folder.positions)),
+        ("facts", "Counts", _facts(folder)),
+        ("words", "Words for and against every label", _words(folder)),
+        ("positions", "Positions", _positions(folder.positions)),
     ]
     if folder.wrong is not None:
-        title = "where the model is confidently wrong"
+        title = "Where the model is confidently wrong"
         sections.append(("wrong", title, _wrong(folder.wrong)))
+    name = f": <bdi>{escaped(folder.name)}</bdi>" if several else ""
     return "".join(
-        f'<section id="{prefix}{anchor}"><h2>{_capitalized(name + title)}</h2>'
-        f"{content}</section>"
+        f'<section id="{prefix}{anchor}"><h2>{title}{name}</h2>{content}</section>'
         for anchor, title, content in sections
     )
-
-
-def _capitalized(title: str) -> str:
-    return title[:1].upper() + title[1:]
 
 
 def _facts(folder: FolderSummary) -> str:
@@ -309,7 +304,7 @@ def _picture(draw: Callable[[pictures.Theme], Figure], described: str) -> str:
 
 def _agreement_section(agreement: Agreement) -> str:
     rows = "".join(
-        f"<tr><td>{escaped(pair.first)}</td><td>{escaped(pair.second)}</td>"
+        f"<tr><td>{escaped(pair.first)}<br>{escaped(pair.second)}</td>"
         f"<td>{pair.compared}</td>{_cell(pair.rank_correlation, '{:.2f}'.format)}"
         f"{_cell(pair.top_overlap, _whole_percent)}"
         f'<td class="number">{_known(pair.chance_overlap, _whole_percent)}</td></tr>'
@@ -318,8 +313,7 @@ def _agreement_section(agreement: Agreement) -> str:
     head = "".join(
         f'<th scope="col"{" class=number" if number else ""}>{title}</th>'
         for title, number in (
-            ("one", False),
-            ("other", False),
+            ("folders", False),
             ("compared", False),
             ("rank correlation", True),
             (f"same in the top {agreement.top_k}", True),

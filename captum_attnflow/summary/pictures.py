@@ -235,12 +235,11 @@ def _title(panel: Axes, given: str, theme: Theme) -> None:
 
 def _name_ticks(panel: Axes, names: Sequence[tuple[str, ...]]) -> None:
     """Write names, of one or more lines, in fonts that have their characters."""
-    written = panel.set_yticklabels([""] * len(names))
-    for tick, lines in zip(written, names, strict=True):
-        labels = [drawable(line) for line in lines]
-        text = "\n".join(text for text, _ in labels)
-        families = dict.fromkeys(family for _, found in labels for family in found)
-        tick.set(text=text, fontfamily=list(families), parse_math=False)
+    drawn = [[drawable(line) for line in lines] for lines in names]
+    texts = ["\n".join(text for text, _ in lines) for lines in drawn]
+    for tick, lines in zip(panel.set_yticklabels(texts), drawn, strict=True):
+        families = dict.fromkeys(family for _, found in lines for family in found)
+        tick.set(fontfamily=list(families), parse_math=False)
 
 
 def _say(panel: Axes, sentence: str, theme: Theme) -> None:

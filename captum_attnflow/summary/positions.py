@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
-from scipy.stats import rankdata
 
 from captum_attnflow.summary.estimates import Estimate, Floats, Moments
 from captum_attnflow.summary.word_shares import WordShares
@@ -98,11 +98,8 @@ class PositionTable:
     """What is known of the positions so far, one text at a time."""
 
     def __init__(self) -> None:
-        self._relative, self._even = Moments(N_TENTHS), Moments(N_TENTHS)
-        self._start, self._start_even = Moments(N_FROM_ENDS), Moments(N_FROM_ENDS)
-        self._end, self._end_even = Moments(N_FROM_ENDS), Moments(N_FROM_ENDS)
-        self._rho, self._absolute_rho = Moments(), Moments()
-        self._own_order = Moments()
+        # Shares and even shares of the three profiles, then three numbers.
+        self._moments = Moments(2 * (N_TENTHS + 2 * N_FROM_ENDS) + 3)
         self._ranks = np.zeros(N_TENTHS)  # sums of standardized ranks
         self._words = np.zeros(N_TENTHS)
 
@@ -112,39 +109,50 @@ class PositionTable:
         absolute, n = np.abs(shares), len(shares)
         tenths = (N_TENTHS * (np.arange(n) + 0.5) / n).astype(int)
         counts = np.bincount(tenths, minlength=N_TENTHS)
-        self._relative.add(np.bincount(tenths, absolute, N_TENTHS).astype(float))
-        self._even.add(counts / n)
-        for profile, even, ordered in (
-            (self._start, self._start_even, absolute),
-            (self._end, self._end_even, absolute[::-1]),
-        ):
-            there = np.full(N_FROM_ENDS, np.nan)
-            there[: min(n, N_FROM_ENDS)] = ordered[:N_FROM_ENDS]
-            profile.add(there)
-            even.add(np.where(np.isnan(there), np.nan, 1 / n))
-        if n < FEWEST_WORDS:
-            return
-        places = standardized_ranks(np.arange(n, dtype=np.float64))
-        for moments, scores in ((self._rho, shares), (self._absolute_rho, absolute)):
-            moments.add(float(np.mean(standardized_ranks(scores) * places)))
-        ranks = standardized_ranks(absolute)
-        if np.isnan(ranks).any():
-            return
-        # Of n random ranks the expectation of rho squared is 1 / (n - 1).
-        squared, chance = np.mean(ranks * places) ** 2, 1 / (n - 1)
-        self._own_order.add((squared - chance) / (1 - chance))
-        self._ranks += np.bincount(tenths, ranks, N_TENTHS)
-        self._words += counts
+        ends = np.full((2, N_FROM_ENDS), np.nan)
+        n_there = min(n, N_FROM_ENDS)
+        ends[0, :n_there] = absolute[:n_there]
+        ends[1, :n_there] = absolute[::-1][:n_there]
+        even_ends = np.where(np.isnan(ends), np.nan, 1 / n)
+        rho = absolute_rho = own_order = np.nan
+        if n >= FEWEST_WORDS:
+            places = standardized_ranks(np.arange(n, dtype=np.float64))
+            ranks = standardized_ranks(absolute)
+            rho = float(standardized_ranks(shares) @ places) / n
+            absolute_rho = float(ranks @ places) / n
+            # Of n random ranks the expectation of rho squared is 1 / (n - 1).
+            chance = 1 / (n - 1)
+            own_order = (absolute_rho**2 - chance) / (1 - chance)
+            if not np.isnan(absolute_rho):
+                self._ranks += np.bincount(tenths, ranks, N_TENTHS)
+                self._words += counts
+        self._moments.add(
+            np.concatenate(
+                [
+                    *(np.bincount(tenths, absolute, N_TENTHS), counts / n),
+                    *(ends[0], even_ends[0], ends[1], even_ends[1]),
+                    [rho, absolute_rho, own_order],
+                ]
+            )
+        )
 
     def positions(self) -> Positions:
         """Return the profiles and what position explains."""
-        [own_order] = self._own_order.estimates()
+        estimates = iter(self._moments.estimates())
+
+        def profile(size: int) -> Profile:
+            shares = tuple(islice(estimates, size))
+            return Profile(shares, tuple(even.mean for even in islice(estimates, size)))
+
+        relative = profile(N_TENTHS)
+        from_start, from_end = profile(N_FROM_ENDS), profile(N_FROM_ENDS)
+        rho, absolute_rho, own_order = estimates
         return Positions(
-            _profile(self._relative, self._even),
-            _profile(self._start, self._start_even),
-            _profile(self._end, self._end_even),
-            self._rho.estimates()[0],
-            self._absolute_rho.estimates()[0],
+            relative,
+            from_start,
+            from_end,
+            rho,
+            absolute_rho,
             max(0.0, own_order.mean) if own_order.n else None,
             self._common_profile(),
         )
@@ -160,12 +168,6 @@ class PositionTable:
         return max(0.0, float(adjusted))
 
 
-def _profile(shares: Moments, even: Moments) -> Profile:
-    return Profile(
-        shares.estimates(), tuple(estimate.mean for estimate in even.estimates())
-    )
-
-
 def standardized_ranks(values: Floats) -> Floats:
     """Rank values, ties by their mean rank, with mean 0 and variance 1.
 
@@ -173,8 +175,10 @@ def standardized_ranks(values: Floats) -> Floats:
         ndarray: The mean of the products of two of them is Spearman's rho. NaN if all
         values are the same.
     """
-    ranks = rankdata(values) - (len(values) + 1) / 2
-    deviation = np.sqrt(np.mean(ranks**2))
+    # scipy.stats.rankdata gives the same, at ten times the time for a short text.
+    _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(sizes) - (sizes - 1) / 2)[group] - (len(values) + 1) / 2
+    deviation = np.sqrt(ranks @ ranks / len(ranks))
     with np.errstate(invalid="ignore"):
         standardized: Floats = ranks / deviation
     return standardized
