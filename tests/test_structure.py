@@ -21,6 +21,8 @@ ARROWS: dict[str, set[str]] = {
     "attr": {"capture", "explanation", "flow", "targets", "texts"},
     "slalom": {"attr", "capture", "scored_tokens", "targets", "texts"},
     "metrics": {"targets", "texts"},
+    # Of the pictures only words, fonts and figures.
+    "summary": {"scored_tokens", "show"},
 }
 
 

@@ -145,7 +145,8 @@ class WrongTable:
         self._name_of = {str(i): name for i, name in enumerate(class_names)}
         self._name_of |= {name: name for name in class_names}
         self._true: Counter[str] = Counter()
-        self._predicted: Counter[str] = Counter()
+        # What a true label may be: a label of the model that was seen or is known.
+        self._labels = Counter(dict.fromkeys(class_names, 0))
         self._n_compared = self._n_wrong = 0
         # Of a text that is explained for several labels, one row is kept.
         self._last: tuple[int, str] | None = None
@@ -160,7 +161,8 @@ class WrongTable:
         self._last = row.row, row.predicted
         if not is_same_text:
             _count(self._true, true_label)
-            _count(self._predicted, row.predicted)
+            _count(self._labels, row.predicted)
+            _count(self._labels, row.label)
             self._n_compared += 1
             self._n_wrong += true_label != row.predicted
         if true_label == row.predicted or text is None or row.probability is None:
@@ -182,17 +184,17 @@ class WrongTable:
         """Return the most probable wrong predictions, the most probable first.
 
         Raises:
-            ValueError: If no true label is the name of a label that was predicted.
+            ValueError: If no true label is a label of the model.
         """
         if not self._true:
             raise ValueError(
                 f"the column {self._label_column!r} is empty in all explained rows; "
                 "give a column of true labels"
             )
-        if not {*self._true} & {*self._predicted}:
+        if not {*self._true} & {*self._labels}:
             raise ValueError(
                 f"the column {self._label_column!r} holds {_some(self._true)}, but the "
-                f"model predicts {_some(self._predicted)}; give a column of the same "
+                f"model's labels are {_some(self._labels)}; give a column of the same "
                 "names"
             )
         ranked = sorted(self._kept, key=lambda entry: entry[:3], reverse=True)

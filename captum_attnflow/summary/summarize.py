@@ -140,7 +140,7 @@ def summarize(
         >>> import tempfile
         >>> from pathlib import Path
         >>> row = '{"row": %d, "text": "so good", "status": "explained", "label": "pos"'
-        >>> row += ', "tokens": ["[CLS]", "so", "good"], "scores": [0, %d, 2]}\\n'
+        >>> row += ', "tokens": ["[CLS]", "so", "good"], "scores": [0, %d, 2]}\n'
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = Path(folder, "manifest.json").write_text('{"format": 1}')
         ...     rows = "".join(row % (number, number % 2) for number in range(6))
