@@ -101,7 +101,7 @@ _WRITERS = {"parquet": _write_parquet, "csv": _write_csv, "jsonl": _write_jsonl}
 
 
 def random_rows(n_rows: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Texts of a few words, most of one piece, with random scores of both signs."""
+    """Texts of twelve words with random scores: word0 is for a label, word1 against."""
     random = np.random.default_rng(seed)
     vocabulary = [f"word{number}" for number in range(12)]
     rows = []
@@ -113,7 +113,8 @@ def random_rows(n_rows: int, seed: int = 0) -> list[dict[str, Any]]:
             for piece in ([word, "##s"] if random.random() < 0.2 else [word])
         ]
         tokens = ["[CLS]", *pieces, "[SEP]"]
-        scores = random.normal(0.1, 1, len(tokens))
+        effect = [2 * (piece == "word0") - 2 * (piece == "word1") for piece in tokens]
+        scores = random.normal(effect, 1)
         label = str(random.choice(["pos", "neg"]))
         rows.append(explained(row, tokens, scores, label=label, id=f"text-{row}"))
     return rows

@@ -15,7 +15,12 @@ from captum_attnflow.summary import pictures
 from captum_attnflow.summary.agreement import Agreement
 from captum_attnflow.summary.counts import WrongText, WrongTexts
 from captum_attnflow.summary.estimates import Estimate
-from captum_attnflow.summary.folder_summary import FolderSummary, facts, percent
+from captum_attnflow.summary.folder_summary import (
+    FolderSummary,
+    facts,
+    n_texts,
+    percent,
+)
 from captum_attnflow.summary.positions import Positions
 from captum_attnflow.summary.word_shares import Example, Passage
 from captum_attnflow.summary.words import LabelWords, WordEvidence
@@ -169,7 +174,7 @@ def _words(folder: FolderSummary) -> str:
         sentences.append(
             "There were more distinct words than are counted at once. Rare ones were "
             f"dropped: a word may be missing, and a count be too low, by up to "
-            f"{folder.floor:,} texts."
+            f"{n_texts(folder.floor)}."
         )
     shown = folder.labels[:_MOST_LABELS]
     if len(shown) < len(folder.labels):
@@ -182,7 +187,7 @@ def _words(folder: FolderSummary) -> str:
 
 
 def _label_words(of: LabelWords) -> str:
-    title = f"<h3><bdi>{escaped(of.label)}</bdi>: {of.n_texts:,} texts</h3>"
+    title = f"<h3><bdi>{escaped(of.label)}</bdi>: {n_texts(of.n_texts)}</h3>"
     shown = [*of.speak_for, *of.speak_against]
     bounds = [max(abs(word.share.low), abs(word.share.high)) for word in shown]
     largest = max(bounds, default=1.0)
@@ -214,7 +219,7 @@ def _word(word: WordEvidence, largest: float) -> str:
         f'<li><details><summary><bdi title="{name}">{name}</bdi>{bar}'
         f'<span class="number">{percent(share.mean)}</span>'
         f'<span class="number interval muted">{_interval(share, percent)}, '
-        f"{share.n:,} texts</span></summary>"
+        f"{n_texts(share.n)}</span></summary>"
         f'<ul class="examples">{examples}</ul></details></li>'
     )
 
@@ -267,7 +272,7 @@ def _positions(positions: Positions) -> str:
     if rho != absolute:
         rows.append(("rank correlation of absolute score and position", absolute))
     terms = {
-        name: f"{of.mean:+.2f} {_interval(of, '{:+.2f}'.format)} ({of.n:,} texts)"
+        name: f"{of.mean:+.2f} {_interval(of, '{:+.2f}'.format)} ({n_texts(of.n)})"
         for name, of in rows
         if of.n
     }
@@ -321,19 +326,19 @@ def _agreement_section(agreement: Agreement) -> str:
         )
     )
     sentences = [
-        f"{agreement.n_compared:,} texts are explained by all folders for the same "
-        "label, and by the same words. Numbers are means over texts with their "
-        "intervals."
+        f"The folders are compared on {n_texts(agreement.n_compared)} that all of "
+        "them explain for the same label and by the same words. Numbers are means over "
+        "texts with their intervals."
     ]
     if agreement.n_other_words:
         sentences.append(
-            f"{agreement.n_other_words:,} texts are made of other words in some folder "
-            "and not compared."
+            f"Not compared: {n_texts(agreement.n_other_words)} of other words in some "
+            "folder."
         )
     if agreement.n_unmatched:
         sentences.append(
-            f"{agreement.n_unmatched:,} explanations have no counterpart in every "
-            "other folder."
+            f"Explanations without a counterpart in every other folder: "
+            f"{agreement.n_unmatched:,}."
         )
     text = "".join(f"<p>{sentence}</p>" for sentence in sentences)
     picture = _picture(
@@ -365,13 +370,13 @@ def _whole_percent(share: float) -> str:
 def _wrong(wrong: WrongTexts) -> str:
     n_wrong, n = wrong.n_wrong, wrong.n_compared
     sentence = (
-        f"Of {n:,} texts with a label in the column {wrong.label_column!r}, "
-        f"{n_wrong:,} ({100 * n_wrong / n:.1f} %) are predicted otherwise."
+        f"Of {n_texts(n)} with a label in the column {wrong.label_column!r}, "
+        f"{n_wrong:,} ({100 * n_wrong / n:.1f} %) predicted otherwise."
     )
     if wrong.texts:
         sentence += (
-            f" The {len(wrong.texts)} predicted with the highest probability are "
-            "below, with the shares of their words."
+            f" Below: the {len(wrong.texts)} of the highest probability, with the "
+            "shares of their words."
         )
     elif n_wrong:
         sentence += " None of them has both a probability and scores."

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from captum_attnflow.show.figures import drawable, shortened
 from captum_attnflow.summary.agreement import Agreement
 from captum_attnflow.summary.estimates import Estimate
+from captum_attnflow.summary.folder_summary import n_texts
 from captum_attnflow.summary.positions import Positions, Profile
 from captum_attnflow.summary.words import LabelWords, WordEvidence
 
@@ -60,7 +61,7 @@ def draw_words(labels: Sequence[LabelWords], theme: Theme = PRINTED) -> Figure:
     heights = [max(2, len(words)) for _, words in shown]
     figure, panels = _panels(sum(heights) * 0.19 + 0.7 * len(shown), heights, theme)
     for panel, (of, words) in zip(panels, shown, strict=True):
-        _title(panel, f"{of.label}: {of.n_texts:,} texts", theme)
+        _title(panel, f"{of.label}: {n_texts(of.n_texts)}", theme)
         if not words:
             _say(panel, "No word's interval lies on one side of 0.", theme)
             continue

@@ -8,7 +8,12 @@ from rich.text import Text
 
 from captum_attnflow.scored_tokens import printable
 from captum_attnflow.summary.agreement import Agreement
-from captum_attnflow.summary.folder_summary import FolderSummary, facts, percent
+from captum_attnflow.summary.folder_summary import (
+    FolderSummary,
+    facts,
+    n_texts,
+    percent,
+)
 
 _LABELS = 5
 _WORDS = 5
@@ -27,7 +32,7 @@ def _folder_text(folder: FolderSummary) -> Text:
     counted = [f"{name} {value}" for name, value in facts(folder.counts).items()]
     text.append(f"  {', '.join(counted)}\n")
     for of in folder.labels[:_LABELS]:
-        text.append(printable(of.label), "bold").append(f" ({of.n_texts:,} texts)\n")
+        text.append(printable(of.label), "bold").append(f" ({n_texts(of.n_texts)})\n")
         for side, words in (("for", of.speak_for), ("against", of.speak_against)):
             shown = ", ".join(
                 f"{printable(word.word)} {percent(word.share.mean)} ({word.share.n:,})"
@@ -37,14 +42,14 @@ def _folder_text(folder: FolderSummary) -> Text:
     text.append(folder.positions.verdict)
     if folder.wrong is not None:
         text.append(
-            f"\n{folder.wrong.n_wrong:,} of {folder.wrong.n_compared:,} texts are "
+            f"\n{folder.wrong.n_wrong:,} of {n_texts(folder.wrong.n_compared)} "
             f"predicted otherwise than {printable(folder.wrong.label_column)} says"
         )
     return text
 
 
 def _agreement_text(agreement: Agreement) -> Text:
-    text = Text("agreement", "bold").append(f" on {agreement.n_compared:,} texts")
+    text = Text("agreement", "bold").append(f" on {n_texts(agreement.n_compared)}")
     for pair in agreement.pairs:
         rho = pair.rank_correlation
         text.append(

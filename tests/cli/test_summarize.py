@@ -34,7 +34,7 @@ def test_folders_are_compared_with_options(tmp_path):
     result = run(*folders, "--output", tmp_path / "out", *options)
     assert result.exit_code == 0, result.output
     assert "for     good +66.7 % (3)\n" in result.stdout
-    assert "0 of 3 texts are predicted otherwise than gold says" in result.stdout
+    assert "0 of 3 texts predicted otherwise than gold says" in result.stdout
     assert "agreement on 3 texts" in result.stdout
     assert (tmp_path / "out" / "agreement.svg").exists()
     assert not (tmp_path / "one" / "summary").exists()

@@ -97,8 +97,7 @@ def test_the_page_names_what_it_shows(tmp_path):
             assert word.examples
     assert of.positions.verdict in page.text
     assert '{"residual": 0.5}' in page.text
-    assert "79 (98.8 %) are predicted otherwise" in page.text
-    assert {"de", "ta", "ils"} and "details" in {tag for tag, _ in page.elements}
+    assert "79 (98.8 %) predicted otherwise" in page.text
 
 
 def test_methods_without_a_sign_are_said_to_have_none(tmp_path):
@@ -145,20 +144,18 @@ def test_a_terminal_shows_words_and_verdicts(tmp_path):
 
 
 def test_files_are_written_and_the_same_each_time(tmp_path):
-    rows = random_rows(30)
-    folders = [write_folder(tmp_path / m, rows, method=m) for m in ("one", "other")]
-    summary = summarize(folders)
+    folder = write_folder(tmp_path / "scores", random_rows(30))
+    summary = summarize(folder)
     written = summary.save(tmp_path / "new" / "out")
-    pictures = ("words-1", "positions-1", "words-2", "positions-2", "agreement")
     assert [path.name for path in written] == [
-        *("summary.html", "words.csv"),
-        *(f"{name}.{ending}" for name in pictures for ending in ("png", "svg")),
+        *("summary.html", "words.csv", "words.png", "words.svg"),
+        *("positions.png", "positions.svg"),
     ]
     before = [path.read_bytes() for path in written]
-    summarize(folders).save(tmp_path / "new" / "out")
+    summarize(folder).save(tmp_path / "new" / "out")
     assert [path.read_bytes() for path in written] == before
     save_html(summary, tmp_path / "page.html")
-    assert (tmp_path / "page.html").read_text("utf-8") == summary.to_html()
+    assert (tmp_path / "page.html").read_bytes() == before[0]
 
 
 def test_what_cannot_be_written_is_named(tmp_path, monkeypatch):
@@ -171,6 +168,6 @@ def test_what_cannot_be_written_is_named(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="summary.html cannot be written: No space left"):
+    with pytest.raises(OSError, match=r"summary.html cannot be written: No space left"):
         summary.save(tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.text import Text
 from pictures import HOSTILE, SCRIPTS, overlapping
 from score_folders import explained, random_rows, write_folder
 
@@ -10,13 +9,17 @@ from captum_attnflow.summary import summarize
 
 
 def drawn_texts(figure):
+    """Titles, labels and the ticks that are in view."""
     FigureCanvasAgg(figure).draw()
-    return [
-        text
-        for panel in figure.axes
-        for text in panel.findobj(Text)
-        if text.get_text() and text.get_visible()
-    ]
+    texts = []
+    for panel in figure.axes:
+        texts += [panel.title, *panel.texts]
+        for axis in (panel.xaxis, panel.yaxis) if panel.axison else ():
+            low, high = sorted(axis.get_view_interval())
+            texts.append(axis.label)
+            for tick in axis.get_major_ticks():
+                texts += [tick.label1] if low <= tick.get_loc() <= high else []
+    return [text for text in texts if text.get_text()]
 
 
 @pytest.fixture
