@@ -37,7 +37,7 @@ _DAMAGE = (
     *(ValueError, TypeError, KeyError, AttributeError),
     *(OSError, RecursionError),
 )
-_EXTRA = 'pip install "captum-attnflow[study]"'
+_EXTRA = 'pip install "captum-attnflow[tables]"'
 
 Columns = Mapping[str, list[Any]]
 
