@@ -112,7 +112,7 @@ def _facts(folder: FolderSummary) -> str:
     about |= {key: said.pop(key) for key in _FIRST_KEYS if key in said}
     counted = facts(counts)
     for name, of in (("label", counts.labels), ("predicted", counts.predicted)):
-        if len(of) > 1 or name == "label":
+        if name == "label" or of != counts.labels:
             counted[f"explained by {name}"] = _listed(of)
     if counts.failed:
         counted["failed by reason"] = _listed(counts.failed)
