@@ -36,7 +36,7 @@ def test_methods_load_no_pipeline_and_no_picture_of_this_package():
     assert not loaded & {f"captum_attnflow.{room}" for room in heavy}
 
 
-@pytest.mark.parametrize("room", ["flow", "metrics", "show", "slalom"])
+@pytest.mark.parametrize("room", ["flow", "metrics", "show", "slalom", "summary"])
 def test_rooms_are_attributes_of_the_package(room):
     loaded = loaded_by(f"import captum_attnflow\ncaptum_attnflow.{room}.__all__")
     assert f"captum_attnflow.{room}" in loaded

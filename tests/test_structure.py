@@ -22,6 +22,8 @@ ARROWS: dict[str, set[str]] = {
     "slalom": {"attr", "capture", "scored_tokens", "targets", "texts"},
     "metrics": {"targets", "texts"},
     "tables": {"demo", "pipelines", "study"},
+    # Of the pictures only words, fonts and figures.
+    "summary": {"scored_tokens", "show"},
 }
 
 

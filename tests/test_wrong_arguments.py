@@ -10,14 +10,17 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import tempfile
 import warnings
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 import transformers
 from networks import everywhere
+from score_folders import explained, write_folder
 from torch import nn
 
 import captum_attnflow
@@ -37,6 +40,7 @@ from captum_attnflow.capture import capture_attention
 from captum_attnflow.demo import load_demo_model
 from captum_attnflow.flow import scores, solvers
 from captum_attnflow.slalom import QueryData, fit_slalom
+from captum_attnflow.summary import summarize
 
 MODEL, TOKENIZER = load_demo_model()
 TEXTS = TOKENIZER(["a funny film", "a dull plot"], return_tensors="pt").input_ids
@@ -408,8 +412,18 @@ def table_calls() -> dict[str, Call]:
     }
 
 
+def summaries() -> dict[str, Call]:
+    """A summary, of a folder that is there; others are in tests/summary."""
+    folder = Path(tempfile.mkdtemp())
+    rows = [explained(row, ["so", "good"], [1, 2]) for row in range(3)]
+    options = ("label_column", "top", "min_texts", "max_words")
+    good = {"folders": write_folder(folder, rows)}
+    return {"summarize": Call(summarize, good, wrong=options)}
+
+
 CALLS = {
     **attributions(),
+    **summaries(),
     **{f"metrics.{name}": call for name, call in metric_calls().items()},
     **parts_of_slalom(),
     **networks_and_solvers(),
