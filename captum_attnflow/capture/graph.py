@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -126,7 +127,7 @@ class DependencyGraph:
         found = self._found.get(node)
         return (self._ancestors_of(node) if found is None else found) != 0
 
-    def dependent_nodes(self, tensor: Tensor) -> Iterator[Node]:
+    def dependent_nodes(self, tensor: Tensor | Node) -> Iterator[Node]:
         """Go through the nodes between the sources and a tensor."""
         pending, seen = [_node(tensor)], set()
         while pending:
@@ -136,6 +137,42 @@ class DependencyGraph:
             seen.add(node)
             yield node
             pending.extend(parent for parent, _ in node.next_functions)
+
+    def forks(self, tensor: Tensor | Node) -> Iterator[GradientEdge]:
+        """Go back over what is used several times and makes all of a tensor.
+
+        All that a tensor has of the sources passed there: at the hidden states of a
+        layer, where its queries and its keys part. What lies before mixes the tokens
+        in any way.
+
+        Yields:
+            GradientEdge: From the tensor to the sources.
+        """
+        start = _node(tensor)
+        if start is None or not self._ancestors_of(start):
+            return
+        uses: dict[Node, list[int]] = {start: []}  # by number of a node's output
+        waiting = dict.fromkeys([start], 0)
+        nodes = list(self.dependent_nodes(start))
+        for node in nodes:
+            for parent, _ in node.next_functions:
+                if parent is not None and self._ancestors_of(parent):
+                    waiting[parent] = waiting.get(parent, 0) + 1
+        ready, n_open = [start], 0
+        while ready:
+            node = ready.pop()
+            own = uses[node]
+            n_open -= len(own)
+            if n_open == 0 and len(own) > 1 and len(set(own)) == 1:
+                yield GradientEdge(node, own[0])
+            for parent, number in node.next_functions:
+                if parent is None or not self._ancestors_of(parent):
+                    continue
+                uses.setdefault(parent, []).append(number)
+                n_open += 1
+                waiting[parent] -= 1
+                if waiting[parent] == 0:
+                    ready.append(parent)
 
     @property
     def n_sources(self) -> int:
@@ -274,28 +311,76 @@ def find_lone_query(
         for call, route in routed[: -len(lone)]
         if route.queries == queries and calls[call].lengths()[0] == n_tokens
     ]
-    # With no layer before it, the tokens themselves.
-    shape = (n_rows, n_tokens)
-    sources = before[-1:] or [part for part in entered if part.shape[:2] == shape]
-    if not sources:
-        return {}
+    graph = DependencyGraph([*entered, *(call.probed for call in calls)])
     with ExitStack() as cuts:
         for edge in (edge for call in lone for edge in calls[call].mixed):
             handle = edge.node.register_prehook(_cutting(edge))
             cuts.callback(handle.remove)
-        gradients = torch.autograd.grad(
-            torch.unbind(selected),
-            sources,
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-    for gradient in gradients:
-        by_token = gradient.reshape(n_rows, -1, n_tokens, gradient.shape[-1]) != 0
-        found = by_token.any(-1).any(1)
-        if bool((found.sum(1) == 1).all()):
-            return dict.fromkeys(lone, found)
+        for position in _read_positions(
+            selected, before[-1:], graph.forks(calls[lone[0]].probed), n_rows, n_tokens
+        ):
+            if position is not None and bool((position.sum(1) == 1).all()):
+                return dict.fromkeys(lone, position)
     return {}
+
+
+def _read_positions(
+    selected: Tensor,
+    maps: Sequence[Tensor],
+    forks: Iterator[GradientEdge],
+    n_rows: int,
+    n_tokens: int,
+) -> Iterator[Tensor | None]:
+    """Find on which tokens the output depends, in front of the last layer.
+
+    What lies between the layer before and the last one may mix tokens, too: then the
+    hidden states tell at which its queries and keys part.
+    """
+    for source in maps:
+        yield _where_of_map(_gradient(selected, source), n_rows, n_tokens)
+    for fork in forks:
+        yield _where_of_fork(selected, fork, n_rows, n_tokens)
+
+
+def _gradient(selected: Tensor, source: Tensor | GradientEdge) -> Tensor | None:
+    (gradient,) = torch.autograd.grad(
+        torch.unbind(selected), [source], retain_graph=True, allow_unused=True
+    )
+    return gradient
+
+
+def _where_of_map(
+    gradient: Tensor | None, n_rows: int, n_tokens: int
+) -> Tensor | None:
+    """Find the queries of a map on which the output depends, ``(n_rows, T)``."""
+    if gradient is None:
+        return None
+    by_token = gradient.reshape(n_rows, -1, n_tokens, gradient.shape[-1]) != 0
+    return by_token.any(-1).any(1)
+
+
+def _where_of_fork(
+    selected: Tensor, fork: GradientEdge, n_rows: int, n_tokens: int
+) -> Tensor | None:
+    """Find the tokens of hidden states on which the output depends, ``(n_rows, T)``.
+
+    The last row alone tells rows from tokens where there are as many.
+    """
+    gradient, of_last = (_gradient(part, fork) for part in (selected, selected[-1:]))
+    if gradient is None or of_last is None:
+        return None
+    for rows in range(min(2, gradient.dim())):
+        for tokens in range(gradient.dim()):
+            sizes = gradient.shape[rows], gradient.shape[tokens]
+            if rows == tokens or sizes != (n_rows, n_tokens):
+                continue
+            every, last = (
+                of.movedim((rows, tokens), (0, 1)).flatten(2).any(2)
+                for of in (gradient != 0, of_last != 0)
+            )
+            if bool((every.sum(1) == 1).all()) and not bool(last[:-1].any()):
+                return every
+    return None
 
 
 @dataclass(frozen=True)
@@ -335,29 +420,50 @@ class TracedAxis:
             return True
         return any(self._others(key, sources) != set() for key in (0, self.size - 1))
 
-    def have_query_of_a_token(self, sources: Sequence[Tensor]) -> bool:
+    def have_query_of_a_token(self, tokens: Sequence[Tensor]) -> bool:
         """Whether scores, one for each key, are those of one token's query.
 
         The score of a key depends on the key's own token. Of a head that pools by a
         learned query it depends on no other; here on one more, the same for all keys.
+        Tokens are those of the hidden states at which keys and query part, since layers
+        before them mix tokens.
 
         Args:
-            sources (sequence of Tensor): Where tokens are apart, last but one: the map
-                or the output of a layer before, or embeddings.
+            tokens (sequence of Tensor): What stands for the inputs, and maps.
         """
-        last = self.size - 1
-        if not sources:
-            return False
-        of_first, of_last = (self._others(key, sources) for key in (0, last))
-        if of_first is None or of_last is None:
-            return False
-        # The query may itself be one of these keys, and some rows have padding there.
-        inner_first, inner_last = of_first - {last}, of_last - {0}
-        is_same = inner_first <= inner_last or inner_last <= inner_first
-        return is_same and bool(of_first | of_last)
+        keys = sorted({0, self.size // 2, self.size - 1})
+        for fork in DependencyGraph(tokens).forks(self.edge.node):
+            shape = fork.node._input_metadata[fork.output_nr].shape
+            others = [
+                {key: self._others(key, [fork], axis) for key in keys}
+                for axis, size in enumerate(shape)
+                if size == self.size and len(shape) > 1
+            ]
+            apart = [of for of in others if None not in of.values()]
+            if others and not apart:
+                return False
+            for of in apart:
+                found = {key: on or set() for key, on in of.items()}
+                if any(found.values()):
+                    # The query may itself be one of these keys, and some rows have
+                    # padding there.
+                    return all(
+                        found[one] - {other} <= found[other]
+                        or found[other] - {one} <= found[one]
+                        for one, other in combinations(keys, 2)
+                    )
+        return False
 
-    def _others(self, key: int, sources: Sequence[Tensor]) -> set[int] | None:
-        """Find on which other tokens depends what a key has; None if on several."""
+    def _others(
+        self, key: int, sources: Sequence[Tensor | GradientEdge], axis: int = -2
+    ) -> set[int] | None:
+        """Find on which other tokens depends what a key has; None if on several.
+
+        Args:
+            key (int): It.
+            sources (sequence): Where tokens are apart.
+            axis (int): The axis of the tokens there.
+        """
         of_key = self.zero.repeat(self.shape)
         of_key.select(self.axis, key).fill_(1)
         gradients = torch.autograd.grad(
@@ -366,7 +472,7 @@ class TracedAxis:
         others: set[int] = set()
         for gradient in gradients:
             if gradient is not None:
-                found = (gradient != 0).any(-1).flatten(0, -2)
+                found = (gradient != 0).movedim(axis, -2).any(-1).flatten(0, -2)
                 found[:, key] = False
                 if bool((found.sum(1) > 1).any()):
                     return None
@@ -553,7 +659,10 @@ class PositionMixing:
             elif of.output is not None:
                 if of.output.mixes(sources):
                     found.add(of.name)
-            elif any(factor.have_query_of_a_token(sources) for factor in of.factors):
+            elif any(
+                factor.have_query_of_a_token([*tokens, *probed])
+                for factor in of.factors
+            ):
                 found.add(of.name)
         return sorted(found)
 

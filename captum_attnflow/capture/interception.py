@@ -29,7 +29,6 @@ from captum_attnflow.capture.entries import InputEntries, traceable
 from captum_attnflow.capture.graph import (
     PositionMixing,
     TracedAxis,
-    where_tokens_are_apart,
 )
 from captum_attnflow.capture.maps import AttentionCall, FusedLayer, attention_weights
 from captum_attnflow.capture.path import InputPath
@@ -470,10 +469,14 @@ class AttentionInterception(TorchFunctionMode):
         """Whether weights without an axis of queries have the query of one token."""
         if weights.scores is None:
             return False
-        n_keys = weights.shape[weights.keys]
         tokens = [entry.tensor for entry in self._entries.entered()]
-        sources = where_tokens_are_apart(n_keys, self.calls, tokens)
-        return weights.scores.have_query_of_a_token(sources)
+        lengths = {call.lengths()[1] for call in self.calls}
+        lengths |= {size for of in tokens if of.dim() == 3 for size in of.shape[:2]}
+        if weights.shape[weights.keys] not in lengths:
+            return False
+        return weights.scores.have_query_of_a_token(
+            [*tokens, *(call.probed for call in self.calls)]
+        )
 
     def _probe(self, weights: Tensor, values: Tensor, queries: int | None) -> Tensor:
         """Send a marked tensor through the probe, once for all its uses.
