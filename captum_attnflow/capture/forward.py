@@ -338,11 +338,13 @@ def _check_pass(interception: AttentionInterception) -> None:
         )
     mixing = interception.mixes_beside()
     if mixing:
+        places = ", ".join(map(str, sorted(set[int]().union(*mixing.values()))))
         warn_caller(
-            f"{', '.join(mixing)} mix positions beside the attention that was "
-            "captured, as in hybrids with convolutions, recurrent layers or state "
-            "spaces, or where attention has no softmax. Flows follow softmax attention "
-            "alone: what passes there is missing from their scores; AttnLRP follows it"
+            f"{', '.join(sorted(mixing))} mix positions beside the attention that was "
+            f"captured, behind {places} of its {n_calls} layers, as in hybrids with "
+            "convolutions, recurrent layers or state spaces, or where attention has no "
+            "softmax. Flows follow softmax attention alone: what passes there is "
+            "missing from their scores; AttnLRP follows it"
         )
     n_unfollowed = sum(
         call.fused is None and call.share_of_weights > 0 and call.scores is None
@@ -486,7 +488,7 @@ def _run(
             raise
         raise UnsupportedAttentionError(
             "no attention map was found in the forward function. "
-            f"{why_none_is_found(forward_func)}"
+            f"{why_none_is_found(forward_func, interception.mixes_without_softmax())}"
         ) from None
     return output
 

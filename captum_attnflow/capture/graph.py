@@ -15,7 +15,14 @@ written in a way that is not known, mixes positions, which scores then miss.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -158,13 +165,16 @@ class DependencyGraph:
             for parent, _ in node.next_functions:
                 if parent is not None and self._ancestors_of(parent):
                     waiting[parent] = waiting.get(parent, 0) + 1
-        ready, n_open = [start], 0
+        ready, n_open, is_fork = [start], 0, False
         while ready:
             node = ready.pop()
             own = uses[node]
             n_open -= len(own)
-            if n_open == 0 and len(own) > 1 and len(set(own)) == 1:
-                yield GradientEdge(node, own[0])
+            if n_open == 0:
+                is_fork |= len(own) > 1
+                if is_fork and len(set(own)) == 1:  # else made of one, such as chunks
+                    yield GradientEdge(node, own[0])
+                    is_fork = False
             for parent, number in node.next_functions:
                 if parent is None or not self._ancestors_of(parent):
                     continue
@@ -344,14 +354,12 @@ def _read_positions(
 
 def _gradient(selected: Tensor, source: Tensor | GradientEdge) -> Tensor | None:
     (gradient,) = torch.autograd.grad(
-        torch.unbind(selected), [source], retain_graph=True, allow_unused=True
+        torch.unbind(selected), source, retain_graph=True, allow_unused=True
     )
     return gradient
 
 
-def _where_of_map(
-    gradient: Tensor | None, n_rows: int, n_tokens: int
-) -> Tensor | None:
+def _where_of_map(gradient: Tensor | None, n_rows: int, n_tokens: int) -> Tensor | None:
     """Find the queries of a map on which the output depends, ``(n_rows, T)``."""
     if gradient is None:
         return None
@@ -455,7 +463,10 @@ class TracedAxis:
         return False
 
     def _others(
-        self, key: int, sources: Sequence[Tensor | GradientEdge], axis: int = -2
+        self,
+        key: int,
+        sources: Sequence[Tensor] | Sequence[GradientEdge],
+        axis: int = -2,
     ) -> set[int] | None:
         """Find on which other tokens depends what a key has; None if on several.
 
@@ -525,12 +536,17 @@ class _Mixed:
         factors (tuple of TracedAxis): Of a product, its factors, by the axis that it
             sums over.
         output (TracedAxis, optional): Of a product, by another axis as long.
+        is_outer (bool): Whether a product has features of both its factors, as that of
+            keys and values in linear attention.
+        sums_features (bool): Whether a product sums over the last axis of both.
     """
 
     name: str
     node: Node
     factors: tuple[TracedAxis, ...] = ()
     output: TracedAxis | None = None
+    is_outer: bool = False
+    sums_features: bool = False
 
 
 class PositionMixing:
@@ -572,7 +588,7 @@ class PositionMixing:
     def note_sum(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
     ) -> None:
-        """Note a sum of an elementwise product, over another axis than the features."""
+        """Note a sum of an elementwise product."""
         x = args[0] if args else kwargs["input"]
         dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
         if isinstance(dim, (tuple, list)) and len(dim) == 1:
@@ -583,7 +599,7 @@ class PositionMixing:
         behind_last = dim % x.dim() - x.dim()  # factors are broadcast from the last
         parts = []
         for factor, number in node.next_functions:
-            if factor is None or behind_last == -1:
+            if factor is None:
                 return
             like = factor._input_metadata[number]
             if len(like.shape) >= -behind_last:
@@ -597,21 +613,32 @@ class PositionMixing:
                     )
                 )
         if len(parts) > 1:
-            self._note("sum", tuple(parts), output)
+            self._note("sum", tuple(parts), output, behind_last == -1)
 
-    def _note(self, name: str, factors: tuple[TracedAxis, ...], output: Tensor) -> None:
+    def _note(
+        self,
+        name: str,
+        factors: tuple[TracedAxis, ...],
+        output: Tensor,
+        sums_features: bool = False,
+    ) -> None:
+        if output.grad_fn is None:
+            return
         summed = factors[0].size
         as_long = [axis for axis in (-2, -1) if summed in output.shape[axis:][:1]]
         kept = TracedAxis.of(output, as_long[0] % output.dim()) if as_long else None
-        if output.grad_fn is not None:
-            self._mixed.append(_Mixed(name, output.grad_fn, factors, kept))
+        features = [factor.shape.numel() // max(1, factor.size) for factor in factors]
+        is_outer = output.numel() > max(features)
+        self._mixed.append(
+            _Mixed(name, output.grad_fn, factors, kept, is_outer, sums_features)
+        )
 
     def beside(
         self,
         calls: Sequence[AttentionCall],
         tokens: Sequence[Tensor],
         scores: Callable[[], Iterable[Node]],
-    ) -> list[str]:
+    ) -> dict[str, set[int]]:
         """Return the names of what mixes positions beside the captured attention.
 
         Convolutions and the like do so between two layers; in front of all of them
@@ -623,25 +650,31 @@ class PositionMixing:
             tokens (sequence of Tensor): What stands for the inputs.
             scores (Callable): Returns where the scores of all softmaxes are in the
                 graph.
+
+        Returns:
+            dict: For each name behind how many of the calls it is.
         """
         lengths = {call.lengths()[1] for call in calls}
         mixed = [
-            of for of in self._mixed if not of.factors or of.factors[0].size in lengths
+            of
+            for of in self._mixed
+            if not of.factors
+            or (of.factors[0].size in lengths and not of.sums_features)
         ]
+        found: dict[str, set[int]] = {}
         if not mixed:
-            return []
+            return found
         probed = [call.probed for call in calls]
         behind = DependencyGraph(probed)
         ahead = DependencyGraph([of.node for of in mixed])
         ahead_of_some = {i for tensor in probed for i in ahead.ancestors(tensor)}
         of_tokens = DependencyGraph([*tokens, *probed])
         of_scores: set[Node] | None = None
-        found = set()
         for number, of in enumerate(mixed):
             is_ahead, before = number in ahead_of_some, behind.ancestors(of.node)
             if not of.factors:
                 if is_ahead and before:
-                    found.add(of.name)
+                    found.setdefault(of.name, set()).add(len(before))
                 continue
             depend = (of_tokens.depends(factor.edge.node) for factor in of.factors)
             if not (is_ahead or before) or not all(depend):
@@ -654,17 +687,55 @@ class PositionMixing:
             sources = where_tokens_are_apart(
                 of.factors[0].size, [calls[i] for i in sorted(before)], tokens
             )
-            if is_ahead and of.output is None:
-                found.add(of.name)  # such as the sums of linear attention
+            if of.output is None and (is_ahead or self._is_queried(of, of_tokens)):
+                is_found = True  # such as the sums of linear attention
             elif of.output is not None:
-                if of.output.mixes(sources):
-                    found.add(of.name)
-            elif any(
-                factor.have_query_of_a_token([*tokens, *probed])
-                for factor in of.factors
-            ):
-                found.add(of.name)
-        return sorted(found)
+                is_found = of.output.mixes(sources)
+            else:
+                is_found = any(
+                    factor.have_query_of_a_token([*tokens, *probed])
+                    for factor in of.factors
+                )
+            if is_found:
+                found.setdefault(of.name, set()).add(len(before))
+        return found
+
+    def without_softmax(
+        self, tokens: Sequence[Tensor], lengths: Collection[int]
+    ) -> list[str]:
+        """Return the names of products that sum over tokens, where none is captured.
+
+        Args:
+            tokens (sequence of Tensor): What stands for the inputs.
+            lengths (collection of int): How many tokens there may be.
+        """
+        of_tokens = DependencyGraph(tokens)
+        return sorted(
+            {
+                of.name
+                for of in self._mixed
+                if of.factors
+                and of.factors[0].size in lengths
+                and not of.sums_features
+                and (of.is_outer or of.output is not None)  # gates that pool are not
+                and all(of_tokens.depends(part.edge.node) for part in of.factors)
+            }
+        )
+
+    def _is_queried(self, sums: _Mixed, of_tokens: DependencyGraph) -> bool:
+        """Whether sums over tokens are of linear attention, not of a pooling head.
+
+        Keys times values, summed, are multiplied by queries, also of one token alone.
+        """
+        if not sums.is_outer:
+            return False
+        behind = DependencyGraph([sums.node])
+        return any(
+            {behind.depends(factor.edge.node) for factor in of.factors} == {False, True}
+            and all(of_tokens.depends(factor.edge.node) for factor in of.factors)
+            for of in self._mixed
+            if of.factors and of.node is not sums.node
+        )
 
 
 def where_tokens_are_apart(

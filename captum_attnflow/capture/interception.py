@@ -241,8 +241,18 @@ class AttentionInterception(TorchFunctionMode):
             for weights in self._weights
         )
 
-    def mixes_beside(self) -> list[str]:
-        """Return the names of what mixes positions beside the captured attention."""
+    def mixes_without_softmax(self) -> list[str]:
+        """Return the names of what mixes positions where no attention was captured."""
+        tokens = [entry.tensor for entry in self._entries.entered()]
+        tokens += [tensor for tensor in self._entries.inputs if tensor.requires_grad]
+        lengths = {size for of in tokens for size in of.shape[:2] if of.dim() > 2}
+        return self._mixing.without_softmax(tokens, lengths)
+
+    def mixes_beside(self) -> dict[str, set[int]]:
+        """Return the names of what mixes positions beside the captured attention.
+
+        With each comes behind how many of the captured calls it is.
+        """
         return self._mixing.beside(
             self.calls,
             [entry.tensor for entry in self._entries.entered()],
@@ -367,13 +377,13 @@ class AttentionInterception(TorchFunctionMode):
         letters, kept = einsum_letters(equation, operands)
         if not any(map(self._is_marked, operands)):
             output = func(*args, **kwargs)
-            if letters is not None and len(letters) == 2:
-                for letter in set(letters[0]) & set(letters[1]) - set(kept):
-                    factors = [
-                        (operand, own.index(letter))
-                        for operand, own in zip(operands, letters, strict=True)
-                    ]
-                    self._mixing.note_product("einsum", factors, output)
+            for letter in sorted(set("".join(letters or ())) - set(kept)):
+                factors = [
+                    (operand, own.index(letter))
+                    for operand, own in zip(operands, letters or (), strict=True)
+                    if letter in own
+                ]
+                self._mixing.note_product("einsum", factors, output)
             return output
         for mine, weights in enumerate(operands):
             if not self._is_marked(weights) or letters is None:

@@ -9,7 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_attnflow import AttnLRP, GeneralizedAttentionFlow, RelevanceFlow
+from captum_attnflow import (
+    AttnLRP,
+    GeneralizedAttentionFlow,
+    RelevanceFlow,
+    UnsupportedAttentionError,
+)
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -56,13 +61,7 @@ class Model(nn.Module):
 @pytest.mark.parametrize("method", [GeneralizedAttentionFlow, RelevanceFlow, AttnLRP])
 @pytest.mark.parametrize(
     ("unknown", "place"),
-    [
-        (unknown, place)
-        for unknown in UNKNOWN
-        for place in range(3)
-        # What sums over the tokens behind all layers may be a head.
-        if place < 2 or "linear" not in unknown
-    ],
+    [(unknown, place) for unknown in UNKNOWN for place in range(3)],
 )
 def test_a_layer_without_a_softmax_is_named(method, unknown, place):
     attends = [known] * 3
@@ -117,6 +116,109 @@ def test_a_last_layer_of_one_query_without_a_softmax_is_named(method, token, lon
     model, ids = Model([known, known, attend]), torch.randint(0, 60, (2, 7))
     with pytest.warns(UserWarning, match="mix positions beside"):
         method(model).attribute(ids, target=1)
+
+
+def fast_linear(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """As in the library of Katharopoulos et al. (2020): a divisor in one einsum."""
+    q, k = q.exp(), k.exp()
+    divisor = 1 / torch.einsum("bhid,bhd->bhi", q, k.sum(2))
+    states = torch.einsum("bhjd,bhje->bhde", k, v)
+    return torch.einsum("bhid,bhde,bhi->bhie", q, states, divisor)
+
+
+# Of the query of the first token alone.
+LINEAR_LONE: dict[str, Attend] = {
+    "matmul": lambda q, k, v: q[:, :, :1].exp() @ (k.exp().mT @ v),
+    "einsum": lambda q, k, v: torch.einsum(
+        "bhd,bhde->bhe",
+        q[:, :, 0].exp(),
+        torch.einsum("bhjd,bhje->bhde", k.exp(), v),
+    )[:, :, None],
+    "sum": lambda q, k, v: (
+        (k.exp()[..., None] * v[:, :, :, None]).sum(2) * q[:, :, 0].exp()[..., None]
+    ).sum(-2, keepdim=True),
+    "sum of features": lambda q, k, v: (
+        (v[..., None] * k.exp()[:, :, :, None]).sum(2) * q[:, :, :1].exp()
+    ).sum(-1)[:, :, None],
+    "divided": lambda q, k, v: fast_linear(q[:, :, :1], k, v),
+}
+
+
+@pytest.mark.parametrize("method", [GeneralizedAttentionFlow, RelevanceFlow])
+@pytest.mark.parametrize("linear", LINEAR_LONE)
+def test_linear_attention_of_one_query_behind_all_layers_is_named(method, linear):
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return LINEAR_LONE[linear](q, k, v).expand(-1, -1, 7, -1)
+
+    model, ids = Model([known, known, attend]), torch.randint(0, 60, (2, 7))
+    with pytest.warns(UserWarning, match="mix positions beside .* behind 2 of its 2"):
+        method(model).attribute(ids, target=1)
+
+
+@pytest.mark.parametrize("method", [GeneralizedAttentionFlow, RelevanceFlow])
+def test_features_that_heads_multiply_are_a_head(method):
+    """Those of bilinear pooling meet no query."""
+    model = Model([known, known])
+
+    def forward(ids: Tensor) -> Tensor:
+        hidden: list[Tensor] = []
+        handle = model.feed.register_forward_hook(lambda *a: hidden.append(a[2]))
+        logits = model(ids)
+        handle.remove()
+        tokens = hidden[-1]
+        return logits + (tokens.mT @ tokens)[:, :2].sum(-1)
+
+    ids = torch.randint(0, 60, (2, 7))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*mix positions")
+        method(forward).attribute(ids, target=1)
+
+
+# Softmax attention of the first token's query alone.
+SOFTMAX_LONE: dict[str, Attend] = {
+    "matmul": lambda q, k, v: known(q[:, :, :1], k, v),
+    "sum": lambda q, k, v: (
+        ((q[:, :, :1] @ k.mT)[:, :, 0] / 4).softmax(-1)[..., None] * v
+    ).sum(2, keepdim=True),
+    "einsum": lambda q, k, v: torch.einsum(
+        "bhk,bhkd->bhd",
+        (torch.einsum("bhd,bhkd->bhk", q[:, :, 0], k) / 4).softmax(-1),
+        v,
+    )[:, :, None],
+}
+
+
+@pytest.mark.parametrize("method", [GeneralizedAttentionFlow, RelevanceFlow])
+@pytest.mark.parametrize("unknown", UNKNOWN)
+@pytest.mark.parametrize("lone", SOFTMAX_LONE)
+@pytest.mark.parametrize("before", [[], [known]], ids=["first", "second"])
+def test_a_lone_query_is_found_behind_a_layer_without_a_softmax(
+    method, unknown, lone, before
+):
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return SOFTMAX_LONE[lone](q, k, v).expand(-1, -1, 7, -1)
+
+    ids, attends = torch.randint(0, 60, (2, 7)), [*before, UNKNOWN[unknown]]
+    model = Model([*attends, attend]).double()
+    every = Model([*attends, known]).double()
+    every.load_state_dict(model.state_dict())
+    places = rf"beside .* behind {len(before)} of its {len(before) + 1} layers"
+    with pytest.warns(UserWarning, match=places):
+        found = method(model).explain(ids, target=1).scores
+    with pytest.warns(UserWarning, match=places):
+        expected = method(every).explain(ids, target=1).scores
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", [GeneralizedAttentionFlow, RelevanceFlow])
+@pytest.mark.parametrize("unknown", UNKNOWN)
+def test_a_model_without_any_softmax_is_refused_by_what_mixes_its_tokens(
+    method, unknown
+):
+    model = Model([UNKNOWN[unknown]] * 2)
+    reason = r"mixed by (matmul|einsum) of two tensors .* without a softmax"
+    with pytest.raises(UnsupportedAttentionError, match=reason):
+        method(model).attribute(torch.randint(0, 60, (2, 7)), target=1)
 
 
 @pytest.mark.parametrize("method", [GeneralizedAttentionFlow, RelevanceFlow])
