@@ -26,7 +26,7 @@ from captum_attnflow._memory import is_out_of_memory
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture import TokenSequence, UnsupportedAttentionError
 from captum_attnflow.capture.entries import LayerCall, TensorLike
-from captum_attnflow.targets import refuse_bool, repeat_target, target_of_rows
+from captum_attnflow.targets import check_target, repeat_target, target_of_rows
 from captum_attnflow.texts.token_axis import has_rows, rows_of
 
 TensorOrTensors = Tensor | tuple[Tensor, ...]
@@ -67,7 +67,7 @@ class ForwardArguments:
         """
         check_inputs(inputs)
         _check_baselines(baselines, inputs)
-        _check_target(target)
+        check_target(target)
         check_integer("n_steps", n_steps)
         tensors, formatted_baselines = format_input_baseline(inputs, baselines)
         validate_input(tensors, formatted_baselines, n_steps, method)
@@ -198,16 +198,6 @@ def _check_baselines(baselines: Any, inputs: Any) -> None:
                 f"baselines={baseline} is a fraction, but the input is token ids, "
                 "which are integers; give an id, such as tokenizer.mask_token_id"
             )
-
-
-def _check_target(target: Any) -> None:
-    refuse_bool(target)
-    if isinstance(target, Tensor) and target.dim() > 1:
-        raise ValueError(
-            f"a target of shape {tuple(target.shape)}; give one class per example, "
-            "shape (B,), such as target.flatten(), or a list of tuples for outputs of "
-            "more dimensions"
-        )
 
 
 Part = TypeVar("Part")

@@ -157,7 +157,7 @@ def capture_targets(
         stacks = find_stacks(probed, [call.values for call in calls])
     _check_pass(interception)
     _refuse_maps_without_gradient(probed)
-    rows = _rows_of_calls(stacks, calls, n_rows)
+    rows = _rows_of_calls(stacks, calls, inputs, n_rows)
     held = [entries.held_by(stack) for stack in stacks]
     if layer_calls is not None:
         layer_calls.locate(stacks)
@@ -511,7 +511,10 @@ def _refuse_maps_without_gradient(maps: Sequence[Tensor]) -> None:
 
 
 def _rows_of_calls(
-    stacks: list[Stack], calls: list[AttentionCall], n_rows: int
+    stacks: list[Stack],
+    calls: list[AttentionCall],
+    inputs: tuple[Tensor, ...],
+    n_rows: int,
 ) -> list[slice]:
     """Tell which rows of the batch each call has.
 
@@ -544,7 +547,9 @@ def _rows_of_calls(
     )
     if start != n_rows or not fits:
         seen = sum(calls[stack.calls[0]].n_rows() for stack in stacks)
-        if seen < n_rows:
+        n_keys = {calls[stack.calls[0]].lengths()[1] for stack in stacks}
+        is_swapped = any(of.shape[1:2] == (seen,) for of in inputs)
+        if seen < n_rows or (is_swapped and n_keys == {n_rows}):
             raise UnsupportedAttentionError(
                 f"attention ran over {seen} rows for {n_rows} inputs, which seem to "
                 "have their tokens first, in dimension 0. The batch comes first: pass "
