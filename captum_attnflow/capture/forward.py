@@ -13,12 +13,14 @@ from torch.utils.checkpoint import CheckpointError
 
 from captum_attnflow._captum import TargetType, forward_layer_distributed_eval
 from captum_attnflow._checks import (
+    check_additional,
     check_callable,
     check_choice,
     check_dense,
     check_grad_kwargs,
     check_type,
 )
+from captum_attnflow._floats import naming_ids
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture.entries import (
     Entry,
@@ -223,6 +225,7 @@ def _check_arguments(
     ):
         if given is not None:
             check_type(name, given, kind, f"None or a {kind.__name__}")
+    check_additional(additional_forward_args, len(inputs[0]))
 
 
 @dataclass
@@ -473,7 +476,8 @@ def _run(
     rules = interception.rules or nullcontext()
     try:
         followed = nullcontext() if path is None else path.followed()
-        with eager(), rules, interception, followed:
+        ids = naming_ids(forward_func, inputs, additional_forward_args)
+        with ids, eager(), rules, interception, followed:
             _, output = forward_layer_distributed_eval(
                 forward_func,
                 inputs,

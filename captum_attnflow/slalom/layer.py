@@ -20,6 +20,7 @@ from captum_attnflow._captum import (
     run_forward,
 )
 from captum_attnflow._checks import check_flags
+from captum_attnflow._floats import naming_ids
 from captum_attnflow._memory import is_out_of_memory
 from captum_attnflow.attr.arguments import (
     ForwardArguments,
@@ -419,7 +420,8 @@ def _run_layer(
     ):
         for part in arguments.split(internal_batch_size):
             n_before = len(seen)
-            run_forward(forward_func, part.inputs, None, part.additional)
+            with naming_ids(forward_func, part.inputs, part.additional):
+                run_forward(forward_func, part.inputs, None, part.additional)
             # A layer may run several times in one pass; the first run counts.
             del seen[n_before + 1 :]
     templates = layer_templates(layer, calls.calls, arguments.n_rows, 1)
