@@ -26,6 +26,7 @@ from captum_attnflow._checks import (
     check_batch_size,
     check_dense,
     check_integer,
+    check_type,
     described,
 )
 from captum_attnflow._memory import is_out_of_memory
@@ -75,6 +76,7 @@ class ForwardArguments:
         _check_baselines(baselines, inputs)
         check_target(target)
         check_integer("n_steps", n_steps)
+        check_type("method", method, str, "a name, as IntegratedGradients takes it")
         tensors, formatted_baselines = format_input_baseline(inputs, baselines)
         validate_input(tensors, formatted_baselines, n_steps, method)
         validate_target(len(tensors[0]), target)

@@ -185,6 +185,31 @@ class InPlaceOfIntegratedGradients(GradientAttribution):
         return sum_over_features(given) - self._sum(arguments).to(given[0])
 
 
+def signature_at_layer(
+    of_layer: Callable[..., Any],
+    of_method: Callable[..., Any],
+    without: tuple[str, ...] = (),
+) -> Signature:
+    """Name a method's options in the signature of its Layer form's constructor.
+
+    Args:
+        of_layer (Callable): That constructor, which takes ``**options``.
+        of_method (Callable): That of the method.
+        without (tuple of str): Options that the Layer form does not have.
+    """
+    shown = [
+        part
+        for part in signature(of_layer).parameters.values()
+        if part.kind is not part.VAR_KEYWORD
+    ]
+    shown += [
+        part
+        for part in signature(of_method).parameters.values()
+        if part.kind is part.KEYWORD_ONLY and part.name not in without
+    ]
+    return Signature(shown)
+
+
 class InPlaceOfLayerIntegratedGradients:
     """What takes the arguments of ``LayerIntegratedGradients``, in their order.
 
@@ -223,14 +248,10 @@ class InPlaceOfLayerIntegratedGradients:
         def constructor(self: Any, *args: Any, **options: Any) -> None:
             super(cls, self).__init__(*args, **options)
 
-        of_layer = signature(InPlaceOfLayerIntegratedGradients.__init__).parameters
-        method = super()
-        of_method = signature(method.__init__).parameters  # type: ignore[misc]
-        shown = [
-            part for part in of_layer.values() if part.kind is not part.VAR_KEYWORD
-        ]
-        shown += [part for part in of_method.values() if part.kind is part.KEYWORD_ONLY]
-        constructor.__signature__ = Signature(shown)  # type: ignore[attr-defined]
+        method: Any = super()
+        constructor.__signature__ = signature_at_layer(  # type: ignore[attr-defined]
+            InPlaceOfLayerIntegratedGradients.__init__, method.__init__
+        )
         cls.__init__ = constructor  # type: ignore[method-assign]
 
     @abstractmethod

@@ -20,7 +20,7 @@ from captum_attnflow._checks import (
     check_grad_kwargs,
     check_type,
 )
-from captum_attnflow._floats import naming_ids
+from captum_attnflow._floats import ids_needed
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture.entries import (
     Entry,
@@ -476,8 +476,7 @@ def _run(
     rules = interception.rules or nullcontext()
     try:
         followed = nullcontext() if path is None else path.followed()
-        ids = naming_ids(forward_func, inputs, additional_forward_args)
-        with ids, eager(), rules, interception, followed:
+        with eager(), rules, interception, followed:
             _, output = forward_layer_distributed_eval(
                 forward_func,
                 inputs,
@@ -494,6 +493,11 @@ def _run(
             "no attention map was found in the forward function. "
             f"{why_none_is_found(forward_func, interception.mixes_without_softmax())}"
         ) from None
+    except Exception as error:
+        explained = ids_needed(error, forward_func, inputs, additional_forward_args)
+        if explained is None:
+            raise
+        raise explained from error
     return output
 
 

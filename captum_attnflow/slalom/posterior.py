@@ -300,14 +300,13 @@ def _factor(hessian: Tensor) -> Tensor:
     small that the prior of the others is lost in rounding. These get the least share
     of their diagonal that makes them positive definite again.
     """
+    factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(hessian)
     share = torch.finfo(hessian.dtype).eps
-    while bool((failed > 0).any()):
+    while bool(failed.any()) and share < 1:
         share *= 10
         ridge = torch.diag_embed(share * hessian.diagonal(dim1=1, dim2=2))
         again, still = torch.linalg.cholesky_ex(hessian + ridge)
         factor = torch.where((failed > 0)[:, None, None], again, factor)
         failed = torch.where(failed > 0, still, failed)
-        if share > 1:  # entries are NaN or infinite
-            break
     return factor

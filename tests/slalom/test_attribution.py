@@ -1371,3 +1371,34 @@ class TestRefusals:
             slalom_class(forward, *layer).attribute(
                 ids, target=1, internal_batch_size=0
             )
+
+
+@every_class
+def test_explain_has_no_argument_that_it_ignores(slalom_class):
+    parameters = inspect.signature(slalom_class.explain).parameters
+    assert not {"n_steps", "method", "return_convergence_delta", "grad_kwargs"} & {
+        *parameters
+    }
+    captums = LayerIntegratedGradients if "Layer" in slalom_class.__name__ else None
+    of_captum = inspect.signature((captums or IntegratedGradients).attribute).parameters
+    assert (
+        list(of_captum)
+        == list(inspect.signature(slalom_class.attribute).parameters)[: len(of_captum)]
+    )
+
+
+def test_the_layer_form_has_the_options_of_slalom_but_one():
+    of_slalom, of_layer = (
+        {
+            part.name: part.default
+            for part in inspect.signature(each).parameters.values()
+            if part.kind is part.KEYWORD_ONLY
+        }
+        for each in (SLALOM, LayerSLALOM)
+    )
+    assert of_slalom.pop("absence") == "deleted"
+    assert of_layer == of_slalom
+    with pytest.raises(TypeError, match=r"no absence.*leave it out"):
+        LayerSLALOM(exact, nn.Identity(), absence="deleted")
+    with pytest.raises(ValueError, match="strategy='all' is unknown"):
+        LayerSLALOM(exact, nn.Identity(), strategy="all")
