@@ -26,11 +26,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture.entries import InputEntries, traceable
-from captum_attnflow.capture.graph import (
-    PositionMixing,
-    TracedAxis,
-)
 from captum_attnflow.capture.maps import AttentionCall, FusedLayer, attention_weights
+from captum_attnflow.capture.mixing import PositionMixing, TracedAxis
 from captum_attnflow.capture.path import InputPath
 from captum_attnflow.capture.rules import PropagationRules
 from captum_attnflow.capture.rules.call import version

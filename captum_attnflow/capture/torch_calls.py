@@ -83,6 +83,7 @@ TRANSPARENT = {
     "mul",
     "mul_",
     "nan_to_num",
+    "narrow",
     "reshape",
     "squeeze",
     "to",

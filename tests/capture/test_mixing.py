@@ -174,6 +174,83 @@ def test_features_that_heads_multiply_are_a_head(method):
         method(forward).attribute(ids, target=1)
 
 
+def recurrent(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """As RWKV, written out."""
+    state, outputs = torch.zeros_like(v[:, :, 0]), []
+    for token in range(v.shape[2]):
+        state = 0.9 * state + k[:, :, token].exp() * v[:, :, token]
+        outputs.append(q[:, :, token].sigmoid() * state)
+    return torch.stack(outputs, 2)
+
+
+def written_in_place(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    mixed = torch.zeros_like(v)
+    for token in range(v.shape[2]):
+        mixed[:, :, token] = v[:, :, : token + 1].sum(2) * q[:, :, token].sigmoid()
+    return mixed
+
+
+def in_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention as flash kernels compute it."""
+    highest, total, mixed = torch.full_like(q[..., :1], -1e9), 0.0, 0.0
+    for keys in (slice(0, 4), slice(4, 7)):
+        scores = q @ k[:, :, keys].mT
+        higher = torch.maximum(highest, scores.amax(-1, keepdim=True))
+        weights, kept = (scores - higher).exp(), (highest - higher).exp()
+        total = total * kept + weights.sum(-1, keepdim=True)
+        mixed, highest = mixed * kept + weights @ v[:, :, keys], higher
+    return mixed / total
+
+
+FIXED = torch.linspace(-1, 1, 49).view(7, 7)
+BETWEEN: dict[str, tuple[str, Attend]] = {
+    "a recurrence": ("stack", recurrent),
+    "a recurrence in place": ("copy_slices", written_in_place),
+    "softmax in blocks": ("bmm", in_blocks),
+    "a token shift": (
+        "slice",
+        lambda q, k, v: torch.cat([0 * v[:, :, :1], v[:, :, :-1]], 2),
+    ),
+    "a mean over tokens": ("mean", lambda q, k, v: q * v.mean(2, keepdim=True)),
+    "a mixer": ("bmm", lambda q, k, v: FIXED @ v),
+    "a linear layer over tokens": ("mm", lambda q, k, v: (v.mT @ FIXED).mT),
+    "neighbours": (
+        "avg_pool2d",
+        lambda q, k, v: nn.functional.avg_pool1d(v.flatten(0, 1).mT, 3, 1, 1).mT.view(
+            v.shape
+        ),
+    ),
+    "another order": ("index", lambda q, k, v: v[:, :, [1, 2, 3, 4, 5, 6, 0]]),
+    "the highest so far": ("cummax", lambda q, k, v: v.cummax(2).values),
+}
+
+
+@pytest.mark.parametrize("method", [GeneralizedAttentionFlow, RelevanceFlow])
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("between", BETWEEN)
+def test_what_mixes_tokens_in_front_of_a_layer_is_named(method, place, between):
+    """In any way: what a key hands on depends on other tokens than its own."""
+    name, attend = BETWEEN[between]
+    attends = [known, known]
+    attends.insert(place, attend)
+    model, ids = Model(attends), torch.randint(0, 60, (2, 7))
+    words = rf"\b{name}\b.* mix positions beside .* behind {place} of its 2 layers"
+    with pytest.warns(UserWarning, match=words):
+        method(model).attribute(ids, target=1)
+
+
+@pytest.mark.parametrize("method", [GeneralizedAttentionFlow, RelevanceFlow])
+def test_what_is_looked_at_but_mixes_nothing_is_not_named(method):
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        parts = torch.stack(v.unbind(2), 2)[:, :, torch.arange(7)].flip(2).flip(2)
+        return parts.where(parts > 0, torch.cat([v[:, :, :3], v[:, :, 3:]], 2))
+
+    model, ids = Model([known, attend, known]), torch.randint(0, 60, (2, 7))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*mix positions")
+        method(model).attribute(ids, target=1)
+
+
 # Softmax attention of the first token's query alone.
 SOFTMAX_LONE: dict[str, Attend] = {
     "matmul": lambda q, k, v: known(q[:, :, :1], k, v),
