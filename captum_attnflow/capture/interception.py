@@ -195,7 +195,6 @@ class AttentionInterception(TorchFunctionMode):
             given = [arg for arg in args if isinstance(arg, Tensor)]
             if any(arg.requires_grad for arg in given):
                 self.without_gradient.add(str(func))
-        self._mixing.note(name, output, args, kwargs)
         if func in SUM:
             self._mixing.note_sum(args, kwargs, output)
         if func is F.dropout and _drops(args, kwargs):

@@ -127,50 +127,26 @@ class TracedAxis:
         return others
 
 
-# Calls that mix positions, if not along the features: of convolutional and recurrent
-# layers, state spaces, shifts and Fourier transforms.
-_MIXES = {
-    "conv1d",
-    "conv2d",
-    "conv3d",
-    "conv_transpose1d",
-    "conv_transpose2d",
-    "cumprod",
-    "cumsum",
-    "fft_fft",
-    "fft_fft2",
-    "fft_fftn",
-    "fft_rfft",
-    "flip",
-    "gru",
-    "lstm",
-    "rnn_relu",
-    "rnn_tanh",
-    "roll",
-}
-
-
 @dataclass(frozen=True)
 class _Mixed:
-    """A call that may have mixed positions.
+    """A product of two tensors, which may have mixed positions.
 
     Attributes:
         name (str): Of the call.
         node (Node): Where in the graph its output is.
-        factors (tuple of TracedAxis): Of a product, its factors, by the axis that it
-            sums over.
-        output (TracedAxis, optional): Of a product, by another axis as long.
-        is_outer (bool): Whether a product has features of both its factors, as that of
-            keys and values in linear attention.
-        sums_features (bool): Whether a product sums over the last axis of both.
+        factors (tuple of TracedAxis): Its factors, by the axis that it sums over.
+        output (TracedAxis, optional): What it is, by another axis as long.
+        is_outer (bool): Whether it has features of both its factors, as that of keys
+            and values in linear attention.
+        sums_features (bool): Whether it sums over the last axis of both.
     """
 
     name: str
     node: Node
-    factors: tuple[TracedAxis, ...] = ()
-    output: TracedAxis | None = None
-    is_outer: bool = False
-    sums_features: bool = False
+    factors: tuple[TracedAxis, ...]
+    output: TracedAxis | None
+    is_outer: bool
+    sums_features: bool
 
 
 class PositionMixing:
@@ -178,17 +154,6 @@ class PositionMixing:
 
     def __init__(self) -> None:
         self._mixed: list[_Mixed] = []
-
-    def note(
-        self, name: str, output: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> None:
-        """Note a call, if it is one of a convolution, a recurrent layer or the like."""
-        if name not in _MIXES:
-            return
-        mixed = output[0] if isinstance(output, tuple) else output
-        is_seen = mixed.grad_fn is not None and mixed.dim() > 2
-        if is_seen and _mixes(name, args, kwargs):
-            self._mixed.append(_Mixed(name, mixed.grad_fn))
 
     def note_product(
         self, name: str, factors: Sequence[tuple[Any, int]], output: Any
@@ -265,9 +230,9 @@ class PositionMixing:
     ) -> dict[str, set[int]]:
         """Return the names of what mixes positions beside the captured attention.
 
-        Convolutions and the like do so between two layers; in front of all of them
-        they make the tokens. Products of two tensors that depend on the tokens do so
-        anywhere, if they keep the positions.
+        Products of two tensors that depend on the tokens do so anywhere, if they keep
+        the positions. Anything else does in front of a layer; behind all of them it
+        may be a head.
 
         Args:
             calls (sequence of AttentionCall): The attention that was captured.
@@ -294,8 +259,7 @@ class PositionMixing:
         mixed = [
             of
             for of in self._mixed
-            if not of.factors
-            or (of.factors[0].size in lengths and not of.sums_features)
+            if of.factors[0].size in lengths and not of.sums_features
         ]
         found: dict[str, set[int]] = {}
         if not mixed:
@@ -308,10 +272,6 @@ class PositionMixing:
         of_scores: set[Node] | None = None
         for number, of in enumerate(mixed):
             is_ahead, before = number in ahead_of_some, behind.ancestors(of.node)
-            if not of.factors:
-                if is_ahead and before:
-                    found.setdefault(of.name, set()).add(len(before))
-                continue
             depend = (of_tokens.depends(factor.edge.node) for factor in of.factors)
             if not (is_ahead or before) or not all(depend):
                 continue
@@ -350,8 +310,7 @@ class PositionMixing:
             {
                 of.name
                 for of in self._mixed
-                if of.factors
-                and of.factors[0].size in lengths
+                if of.factors[0].size in lengths
                 and not of.sums_features
                 and (of.is_outer or of.output is not None)  # gates that pool are not
                 and all(of_tokens.depends(part.edge.node) for part in of.factors)
@@ -370,7 +329,7 @@ class PositionMixing:
             {behind.depends(factor.edge.node) for factor in of.factors} == {False, True}
             and all(of_tokens.depends(factor.edge.node) for factor in of.factors)
             for of in self._mixed
-            if of.factors and of.node is not sums.node
+            if of.node is not sums.node
         )
 
 
@@ -403,23 +362,6 @@ def _products(start: Node) -> Iterator[Node]:
             yield node
         else:
             pending.extend(parent for parent, _ in node.next_functions if parent)
-
-
-def _mixes(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a call mixes more than features."""
-    if name.startswith("conv"):
-        weight = args[1] if len(args) > 1 else kwargs["weight"]
-        return bool(max(weight.shape[2:]) > 1)
-    if name in ("gru", "lstm", "rnn_relu", "rnn_tanh"):
-        return True
-    x = args[0] if args else kwargs["input"]
-    place = 2 if name == "roll" else 1
-    named = next((kwargs[key] for key in ("dim", "dims") if key in kwargs), -1)
-    dims = args[place] if len(args) > place else named
-    if dims is None or dims == ():
-        return True
-    dims = dims if isinstance(dims, (tuple, list)) else (dims,)
-    return any(dim % x.dim() != x.dim() - 1 for dim in dims)
 
 
 # Operations behind which each token is a function of itself alone, by their names in

@@ -83,7 +83,6 @@ TRANSPARENT = {
     "mul",
     "mul_",
     "nan_to_num",
-    "narrow",
     "reshape",
     "squeeze",
     "to",

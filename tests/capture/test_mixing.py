@@ -213,7 +213,10 @@ BETWEEN: dict[str, tuple[str, Attend]] = {
     ),
     "a mean over tokens": ("mean", lambda q, k, v: q * v.mean(2, keepdim=True)),
     "a mixer": ("bmm", lambda q, k, v: FIXED @ v),
-    "a linear layer over tokens": ("mm", lambda q, k, v: (v.mT @ FIXED).mT),
+    "a linear layer over tokens": (
+        "b?mm",
+        lambda q, k, v: nn.functional.linear(v.mT, FIXED, FIXED[0]).mT,
+    ),
     "neighbours": (
         "avg_pool2d",
         lambda q, k, v: nn.functional.avg_pool1d(v.flatten(0, 1).mT, 3, 1, 1).mT.view(
