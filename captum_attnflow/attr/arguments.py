@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from inspect import Signature, signature
 from typing import Any, TypeVar
 
 import torch
@@ -297,6 +298,31 @@ def single_layer(given: ModuleOrModuleList) -> nn.Module:
             "embeddings module"
         )
     return check_layer(layers[0])
+
+
+def signature_at_layer(
+    of_layer: Callable[..., Any],
+    of_method: Callable[..., Any],
+    without: tuple[str, ...] = (),
+) -> Signature:
+    """Name a method's options in the signature of its Layer form's constructor.
+
+    Args:
+        of_layer (Callable): That constructor, which takes ``**options``.
+        of_method (Callable): That of the method.
+        without (tuple of str): Options that the Layer form does not have.
+    """
+    shown = [
+        part
+        for part in signature(of_layer).parameters.values()
+        if part.kind is not part.VAR_KEYWORD
+    ]
+    shown += [
+        part
+        for part in signature(of_method).parameters.values()
+        if part.kind is part.KEYWORD_ONLY and part.name not in without
+    ]
+    return Signature(shown)
 
 
 def check_layer(layer: Any) -> nn.Module:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from inspect import Signature, signature
 from itertools import islice
 from typing import Any
 
@@ -35,6 +34,7 @@ from captum_attnflow.attr.arguments import (
     run_in_parts,
     shape_like_inputs,
     shape_like_layer,
+    signature_at_layer,
     single_layer,
     split_sequences,
     sum_over_features,
@@ -183,31 +183,6 @@ class InPlaceOfIntegratedGradients(GradientAttribution):
         single = isinstance(attributions, Tensor)
         given = (attributions,) if single else tuple(attributions)
         return sum_over_features(given) - self._sum(arguments).to(given[0])
-
-
-def signature_at_layer(
-    of_layer: Callable[..., Any],
-    of_method: Callable[..., Any],
-    without: tuple[str, ...] = (),
-) -> Signature:
-    """Name a method's options in the signature of its Layer form's constructor.
-
-    Args:
-        of_layer (Callable): That constructor, which takes ``**options``.
-        of_method (Callable): That of the method.
-        without (tuple of str): Options that the Layer form does not have.
-    """
-    shown = [
-        part
-        for part in signature(of_layer).parameters.values()
-        if part.kind is not part.VAR_KEYWORD
-    ]
-    shown += [
-        part
-        for part in signature(of_method).parameters.values()
-        if part.kind is part.KEYWORD_ONLY and part.name not in without
-    ]
-    return Signature(shown)
 
 
 class InPlaceOfLayerIntegratedGradients:

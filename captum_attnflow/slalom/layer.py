@@ -27,9 +27,9 @@ from captum_attnflow.attr.arguments import (
     TensorOrTensors,
     layer_templates,
     shape_like_layer,
+    signature_at_layer,
     single_layer,
 )
-from captum_attnflow.attr.base import signature_at_layer
 from captum_attnflow.capture.entries import (
     TensorLike,
     in_this_thread,

@@ -79,6 +79,7 @@ class Study:
             check_type(f"{name}s", given, (tuple, list), "a tuple of names")
             for choice in given:
                 check_choice(name, choice, accepted)
+        check_type("models", self.models, (tuple, list), "a tuple of names")
         for name in ("models", "methods", "metrics", "removals"):
             given = getattr(self, name)
             if not given or len(set(given)) < len(given):
