@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Literal, TypeGuard, cast
 
@@ -214,6 +214,48 @@ def check_dense(name: str, given: object, accepted: str) -> None:
         raise ValueError(
             f"{name} is a tensor of {given.dtype}; give real numbers: {accepted}"
         )
+
+
+def check_additional(given: tuple[object, ...] | None, n_rows: int) -> None:
+    """Refuse further arguments that no pass over a part of a batch can be given.
+
+    Args:
+        given (tuple, optional): What is passed on behind the inputs.
+        n_rows (int): Rows of the batch.
+
+    Raises:
+        ValueError: If one is a tensor that is not stored as a plain array, or holds
+            rows of the batch where they are not cut with it: in a list, a tuple, a
+            dict or an array of NumPy.
+    """
+    for number, argument in enumerate(given or ()):
+        name = f"additional_forward_args[{number}]"
+        if _is_tensor(argument):
+            _refuse_other_storage(name, argument)
+            continue
+        kind = type(argument).__name__
+        if any(tuple(part.shape[:1]) == (n_rows,) for part in _tensors_in(argument)):
+            raise ValueError(
+                f"{name} is a {kind} that holds tensors with one row per example, "
+                "which are not cut with the batch there; give each tensor as an "
+                "argument of its own, (mask, ...), and a forward_func that puts them "
+                "together"
+            )
+        if getattr(argument, "shape", ())[:1] == (n_rows,):
+            raise ValueError(
+                f"{name} is a {kind} with one row per example, which is not cut with "
+                f"the batch; give a tensor, torch.as_tensor({name})"
+            )
+
+
+def _tensors_in(given: object) -> Iterator[Tensor]:
+    """Go through the tensors that a list, a tuple or a dict holds, at any depth."""
+    parts = given.values() if isinstance(given, dict) else given
+    if isinstance(given, (list, tuple, dict)):
+        for part in cast(Iterable[object], parts):
+            if _is_tensor(part) and not part.is_nested:
+                yield part
+            yield from _tensors_in(part)
 
 
 def check_finite(name: str, given: Tensor) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from operator import index as as_index
-from typing import Any
+from typing import Any, SupportsIndex, cast
 
+import torch
 from torch import Tensor
 
 from captum_attnflow._captum import TargetType, select_targets
-from captum_attnflow._checks import check_dense, check_integer
+from captum_attnflow._checks import check_dense, check_integer, described
 
 Target = tuple[int, ...]
 
@@ -50,39 +51,94 @@ def targets_of_texts(target: TargetType, n_texts: int) -> list[Target] | None:
         ValueError: If the targets are not one per text, or no indices.
     """
     check_integer("n_texts", n_texts, 1)
+    check_target(target)
     if target is None:
         return None
-    refuse_bool(target)
-    if isinstance(target, Tensor):
-        check_dense("target", target, "one integer for all texts, or one for each")
     each: Any = target if is_per_example(target) else [target] * n_texts
     if len(each) != n_texts:
         raise ValueError(
             f"{len(each)} targets were given for {n_texts} texts; give one per text, "
             "or one for all"
         )
-    try:
-        return [
-            tuple(map(as_index, index if isinstance(index, tuple) else (index,)))
-            for index in each
-        ]
-    except TypeError as error:
-        raise ValueError(
-            f"target={target!r} is no index: {error}. Give an integer, a tuple of "
-            "integers, or a list or tensor of one for each text"
-        ) from error
+    return [
+        tuple(map(as_index, index if isinstance(index, tuple) else (index,)))
+        for index in each
+    ]
 
 
-def refuse_bool(target: object) -> None:
-    """Refuse a bool, which Python would read as the index 0 or 1.
+_ACCEPTED = (
+    "give an integer or a tuple of integers for all examples, or one for each: a list "
+    "such as [1, 0], or a tensor (B,)"
+)
+
+
+def check_target(target: object) -> None:
+    """Refuse what Captum does not read as a target, and bools, which Python would.
+
+    Args:
+        target (object): An integer, a tuple of integers, a list of one of these for
+            each example, a tensor of integers, ``()`` or ``(B,)``, or None.
 
     Raises:
-        ValueError: If the target is one.
+        ValueError: Saying what was given, what is accepted and what to do.
+
+    Examples::
+
+        >>> check_target([(0, 2), (1, 2)])
+        >>> check_target([[1], [0]])  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: target=[[1], [0]] is no index, as it is nested; give an integer ...
     """
+    if isinstance(target, Tensor):
+        _check_tensor(target)
+        return
     if isinstance(target, bool):
         raise ValueError(
             f"target={target} is no index; give that of the output, such as "
             f"{int(target)}"
+        )
+    for one in target if isinstance(target, list) else [target]:
+        indices = one if isinstance(one, tuple) else (one,)
+        wrong = [
+            index
+            for index in indices
+            if not _is_index(index, in_tuple=indices is one)
+            and not (index is None and one is target)
+        ]
+        if wrong:
+            kind = type(wrong[0]).__name__
+            is_nested = isinstance(wrong[0], (list, tuple))
+            why = "it is nested" if is_nested else f"a {kind} is none"
+            if hasattr(wrong[0], "tolist"):
+                why = f"Captum takes no {kind}, but its tolist()"
+            raise ValueError(
+                f"target={described(target)} is no index, as {why}; {_ACCEPTED}"
+            )
+
+
+def _is_index(given: object, in_tuple: bool) -> bool:
+    """Whether Captum takes it: a number of a tuple may be of any integer type."""
+    if isinstance(given, bool) or not (in_tuple or isinstance(given, int)):
+        return False
+    try:
+        as_index(cast(SupportsIndex, given))
+    except TypeError:
+        return False
+    return True
+
+
+def _check_tensor(target: Tensor) -> None:
+    check_dense("target", target, "one class per example, (B,)")
+    if target.dim() > 1:
+        raise ValueError(
+            f"a target of shape {tuple(target.shape)}; give one class per example, "
+            "shape (B,), such as target.flatten(), or a list of tuples for outputs of "
+            "more dimensions"
+        )
+    if target.is_floating_point() or target.dtype == torch.bool:
+        raise ValueError(
+            f"target={described(target)} is no index, as {target.dtype} is no dtype of "
+            "integers; give target.long()"
         )
 
 
@@ -127,8 +183,7 @@ def select_numbers(output: Tensor, target: TargetType, n_examples: int) -> Tenso
     Raises:
         ValueError: If the output has no such target.
     """
-    if isinstance(target, Tensor):
-        check_dense("target", target, "one class per example, (B,)")
+    check_target(target)
     # Messages name the examples, not the points of their paths.
     given = target_of_rows(target, slice(n_examples))
     shape = (n_examples, *output.shape[1:])

@@ -97,7 +97,7 @@ def test_flow_knows_of_the_capture_its_record_and_maps_alone():
 @pytest.mark.parametrize(
     ("method", "limit"),
     [
-        ("LayerGeneralizedAttentionFlow", 25),
+        ("LayerGeneralizedAttentionFlow", 26),
         ("LayerAttentionRollout", 20),
         ("LayerAttnLRP", 20),
     ],

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -73,6 +74,16 @@ ANYWHERE: dict[str, Any] = {
     "an empty list": [],
     "an empty tuple": (),
     "a tuple of a tensor and a text": (torch.ones(2, 4), "text"),
+    "an array": np.ones((2, 4)),
+    "names in an array": np.array(["text", "max"]),
+    "a list of lists": [[1], [0]],
+    "a tuple of tuples": ((1,), (0,)),
+    "a nested list of a tensor": [[torch.ones(2, 4)]],
+    "a dict of a tensor": {"a": torch.ones(2, 4)},
+    "floats for ids": torch.ones(2, 4),
+    "embeddings": torch.ones(2, 4, 3),
+    "four dimensions": torch.ones(2, 4, 1, 3),
+    "nested rows": quiet(torch.nested.nested_tensor, [torch.ones(3), torch.ones(2)]),
     "an empty dict": {},
     "a dict": {"a": 1},
     "a type": int,

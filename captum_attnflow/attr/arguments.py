@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from inspect import Signature, signature
 from typing import Any, TypeVar
 
 import torch
@@ -21,12 +22,19 @@ from captum_attnflow._captum import (
     validate_input,
     validate_target,
 )
-from captum_attnflow._checks import check_batch_size, check_dense, check_integer
+from captum_attnflow._checks import (
+    check_additional,
+    check_batch_size,
+    check_dense,
+    check_integer,
+    check_type,
+    described,
+)
 from captum_attnflow._memory import is_out_of_memory
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture import TokenSequence, UnsupportedAttentionError
 from captum_attnflow.capture.entries import LayerCall, TensorLike
-from captum_attnflow.targets import refuse_bool, repeat_target, target_of_rows
+from captum_attnflow.targets import check_target, repeat_target, target_of_rows
 from captum_attnflow.texts.token_axis import has_rows, rows_of
 
 TensorOrTensors = Tensor | tuple[Tensor, ...]
@@ -67,16 +75,19 @@ class ForwardArguments:
         """
         check_inputs(inputs)
         _check_baselines(baselines, inputs)
-        _check_target(target)
+        check_target(target)
         check_integer("n_steps", n_steps)
+        check_type("method", method, str, "a name, as IntegratedGradients takes it")
         tensors, formatted_baselines = format_input_baseline(inputs, baselines)
         validate_input(tensors, formatted_baselines, n_steps, method)
         validate_target(len(tensors[0]), target)
+        additional = format_additional_forward_args(additional_forward_args)
+        check_additional(additional, len(tensors[0]))
         return ForwardArguments(
             inputs=format_tensor_into_tuples(tensors),
             baselines=tensorize_baseline(tensors, formatted_baselines),
             target=target,
-            additional=format_additional_forward_args(additional_forward_args),
+            additional=additional,
             has_baselines=baselines is not None,
         )
 
@@ -179,34 +190,45 @@ def check_inputs(inputs: Any) -> None:
 
 
 def _check_baselines(baselines: Any, inputs: Any) -> None:
+    if baselines is None:
+        return
     given = baselines if isinstance(baselines, tuple) else (baselines,)
     tensors = inputs if isinstance(inputs, tuple) else (inputs,)
-    for baseline, tensor in zip(given, tensors, strict=False):
+    if len(given) != len(tensors):
+        raise ValueError(
+            f"{len(given)} baselines were given for {len(tensors)} inputs; give one "
+            "for each input, in a tuple"
+        )
+    for baseline, tensor in zip(given, tensors, strict=True):
         if isinstance(baseline, Tensor):
-            check_dense("baselines", baseline, "a number, or shaped like the inputs")
-            if baseline.dim() == 0:
-                raise ValueError(
-                    "baselines is a tensor without dimensions; give its number, by "
-                    ".item()"
-                )
-        elif isinstance(baseline, float) and not math.isfinite(baseline):
+            _check_baseline_tensor(baseline, tensor)
+        elif not isinstance(baseline, (int, float)):
+            raise ValueError(
+                f"baselines={described(baseline)} is a {type(baseline).__name__}; give "
+                "a number, a tensor shaped like the input, or a tuple of one for each "
+                "input"
+            )
+        elif not math.isfinite(baseline):
             raise ValueError(f"baselines={baseline}; give finite numbers")
-        elif isinstance(baseline, float) and not (
-            tensor.is_floating_point() or baseline.is_integer()
-        ):
+        elif not (tensor.is_floating_point() or float(baseline).is_integer()):
             raise ValueError(
                 f"baselines={baseline} is a fraction, but the input is token ids, "
                 "which are integers; give an id, such as tokenizer.mask_token_id"
             )
 
 
-def _check_target(target: Any) -> None:
-    refuse_bool(target)
-    if isinstance(target, Tensor) and target.dim() > 1:
+def _check_baseline_tensor(baseline: Tensor, tensor: Tensor) -> None:
+    check_dense("baselines", baseline, "a number, or shaped like the inputs")
+    if baseline.dim() == 0:
         raise ValueError(
-            f"a target of shape {tuple(target.shape)}; give one class per example, "
-            "shape (B,), such as target.flatten(), or a list of tuples for outputs of "
-            "more dimensions"
+            "baselines is a tensor without dimensions; give its number, by .item()"
+        )
+    accepted = (tensor.shape, torch.Size([1, *tensor.shape[1:]]))
+    if baseline.shape not in accepted:
+        raise ValueError(
+            f"baselines have shape {tuple(baseline.shape)} for an input of shape "
+            f"{tuple(tensor.shape)}; give a number, a tensor of the input's shape, or "
+            f"one for all examples, of shape {tuple(accepted[1])}"
         )
 
 
@@ -276,6 +298,31 @@ def single_layer(given: ModuleOrModuleList) -> nn.Module:
             "embeddings module"
         )
     return check_layer(layers[0])
+
+
+def signature_at_layer(
+    of_layer: Callable[..., Any],
+    of_method: Callable[..., Any],
+    without: tuple[str, ...] = (),
+) -> Signature:
+    """Name a method's options in the signature of its Layer form's constructor.
+
+    Args:
+        of_layer (Callable): That constructor, which takes ``**options``.
+        of_method (Callable): That of the method.
+        without (tuple of str): Options that the Layer form does not have.
+    """
+    shown = [
+        part
+        for part in signature(of_layer).parameters.values()
+        if part.kind is not part.VAR_KEYWORD
+    ]
+    shown += [
+        part
+        for part in signature(of_method).parameters.values()
+        if part.kind is part.KEYWORD_ONLY and part.name not in without
+    ]
+    return Signature(shown)
 
 
 def check_layer(layer: Any) -> nn.Module:

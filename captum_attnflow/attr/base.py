@@ -11,7 +11,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from inspect import Signature, signature
 from itertools import islice
 from typing import Any
 
@@ -35,6 +34,7 @@ from captum_attnflow.attr.arguments import (
     run_in_parts,
     shape_like_inputs,
     shape_like_layer,
+    signature_at_layer,
     single_layer,
     split_sequences,
     sum_over_features,
@@ -228,14 +228,10 @@ class InPlaceOfLayerIntegratedGradients:
         def constructor(self: Any, *args: Any, **options: Any) -> None:
             super(cls, self).__init__(*args, **options)
 
-        of_layer = signature(InPlaceOfLayerIntegratedGradients.__init__).parameters
-        method = super()
-        of_method = signature(method.__init__).parameters  # type: ignore[misc]
-        shown = [
-            part for part in of_layer.values() if part.kind is not part.VAR_KEYWORD
-        ]
-        shown += [part for part in of_method.values() if part.kind is part.KEYWORD_ONLY]
-        constructor.__signature__ = Signature(shown)  # type: ignore[attr-defined]
+        method: Any = super()
+        constructor.__signature__ = signature_at_layer(  # type: ignore[attr-defined]
+            InPlaceOfLayerIntegratedGradients.__init__, method.__init__
+        )
         cls.__init__ = constructor  # type: ignore[method-assign]
 
     @abstractmethod

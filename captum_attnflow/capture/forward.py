@@ -13,12 +13,14 @@ from torch.utils.checkpoint import CheckpointError
 
 from captum_attnflow._captum import TargetType, forward_layer_distributed_eval
 from captum_attnflow._checks import (
+    check_additional,
     check_callable,
     check_choice,
     check_dense,
     check_grad_kwargs,
     check_type,
 )
+from captum_attnflow._floats import ids_needed
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture.entries import (
     Entry,
@@ -162,7 +164,7 @@ def capture_targets(
         stacks = find_stacks(probed, [call.values for call in calls])
     _check_pass(interception)
     _refuse_maps_without_gradient(probed)
-    rows = _rows_of_calls(stacks, calls, n_rows)
+    rows = _rows_of_calls(stacks, calls, inputs, n_rows)
     held = [entries.held_by(stack) for stack in stacks]
     if layer_calls is not None:
         layer_calls.locate(stacks)
@@ -228,6 +230,7 @@ def _check_arguments(
     ):
         if given is not None:
             check_type(name, given, kind, f"None or a {kind.__name__}")
+    check_additional(additional_forward_args, len(inputs[0]))
 
 
 @dataclass
@@ -343,11 +346,13 @@ def _check_pass(interception: AttentionInterception) -> None:
         )
     mixing = interception.mixes_beside()
     if mixing:
+        places = ", ".join(map(str, sorted(set[int]().union(*mixing.values()))))
         warn_caller(
-            f"{', '.join(mixing)} mix positions beside the attention that was "
-            "captured, as in hybrids with convolutions, recurrent layers or state "
-            "spaces, or where attention has no softmax. Flows follow softmax attention "
-            "alone: what passes there is missing from their scores; AttnLRP follows it"
+            f"{', '.join(sorted(mixing))} mix positions beside the attention that was "
+            f"captured, behind {places} of its {n_calls} layers, as in hybrids with "
+            "convolutions, recurrent layers or state spaces, or where attention has no "
+            "softmax. Flows follow softmax attention alone: what passes there is "
+            "missing from their scores; AttnLRP follows it"
         )
     n_unfollowed = sum(
         call.fused is None and call.share_of_weights > 0 and call.scores is None
@@ -491,8 +496,13 @@ def _run(
             raise
         raise UnsupportedAttentionError(
             "no attention map was found in the forward function. "
-            f"{why_none_is_found(forward_func)}"
+            f"{why_none_is_found(forward_func, interception.mixes_without_softmax())}"
         ) from None
+    except Exception as error:
+        explained = ids_needed(error, forward_func, inputs, additional_forward_args)
+        if explained is None:
+            raise
+        raise explained from error
     return output
 
 
@@ -514,7 +524,10 @@ def _refuse_maps_without_gradient(maps: Sequence[Tensor]) -> None:
 
 
 def _rows_of_calls(
-    stacks: list[Stack], calls: list[AttentionCall], n_rows: int
+    stacks: list[Stack],
+    calls: list[AttentionCall],
+    inputs: tuple[Tensor, ...],
+    n_rows: int,
 ) -> list[slice]:
     """Tell which rows of the batch each call has.
 
@@ -547,7 +560,9 @@ def _rows_of_calls(
     )
     if start != n_rows or not fits:
         seen = sum(calls[stack.calls[0]].n_rows() for stack in stacks)
-        if seen < n_rows:
+        n_keys = {calls[stack.calls[0]].lengths()[1] for stack in stacks}
+        is_swapped = any(of.shape[1:2] == (seen,) for of in inputs)
+        if seen < n_rows or (is_swapped and n_keys == {n_rows}):
             raise UnsupportedAttentionError(
                 f"attention ran over {seen} rows for {n_rows} inputs, which seem to "
                 "have their tokens first, in dimension 0. The batch comes first: pass "

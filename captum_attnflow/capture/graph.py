@@ -8,17 +8,17 @@ apart like any others.
 A model that is read at one token, such as [CLS], needs no other queries in its last
 layer. Without what that layer mixes, the output depends on the token's own stream
 alone: the gradient, cut off behind the mixed values, tells the position.
-
-Flows follow attention alone. A convolution between two layers, or attention that is
-written in a way that is not known, mixes positions, which scores then miss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Iterator,
+    Sequence,
+)
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -126,7 +126,7 @@ class DependencyGraph:
         found = self._found.get(node)
         return (self._ancestors_of(node) if found is None else found) != 0
 
-    def dependent_nodes(self, tensor: Tensor) -> Iterator[Node]:
+    def dependent_nodes(self, tensor: Tensor | Node) -> Iterator[Node]:
         """Go through the nodes between the sources and a tensor."""
         pending, seen = [_node(tensor)], set()
         while pending:
@@ -136,6 +136,45 @@ class DependencyGraph:
             seen.add(node)
             yield node
             pending.extend(parent for parent, _ in node.next_functions)
+
+    def forks(self, tensor: Tensor | Node) -> Iterator[GradientEdge]:
+        """Go back over what is used several times and makes all of a tensor.
+
+        All that a tensor has of the sources passed there: at the hidden states of a
+        layer, where its queries and its keys part. What lies before mixes the tokens
+        in any way.
+
+        Yields:
+            GradientEdge: From the tensor to the sources.
+        """
+        start = _node(tensor)
+        if start is None or not self._ancestors_of(start):
+            return
+        uses: dict[Node, list[int]] = {start: []}  # by number of a node's output
+        waiting = dict.fromkeys([start], 0)
+        nodes = list(self.dependent_nodes(start))
+        for node in nodes:
+            for parent, _ in node.next_functions:
+                if parent is not None and self._ancestors_of(parent):
+                    waiting[parent] = waiting.get(parent, 0) + 1
+        ready, n_open, is_fork = [start], 0, False
+        while ready:
+            node = ready.pop()
+            own = uses[node]
+            n_open -= len(own)
+            if n_open == 0:
+                is_fork |= len(own) > 1
+                if is_fork and len(set(own)) == 1:  # else made of one, such as chunks
+                    yield GradientEdge(node, own[0])
+                    is_fork = False
+            for parent, number in node.next_functions:
+                if parent is None or not self._ancestors_of(parent):
+                    continue
+                uses.setdefault(parent, []).append(number)
+                n_open += 1
+                waiting[parent] -= 1
+                if waiting[parent] == 0:
+                    ready.append(parent)
 
     @property
     def n_sources(self) -> int:
@@ -274,104 +313,74 @@ def find_lone_query(
         for call, route in routed[: -len(lone)]
         if route.queries == queries and calls[call].lengths()[0] == n_tokens
     ]
-    # With no layer before it, the tokens themselves.
-    shape = (n_rows, n_tokens)
-    sources = before[-1:] or [part for part in entered if part.shape[:2] == shape]
-    if not sources:
-        return {}
+    graph = DependencyGraph([*entered, *(call.probed for call in calls)])
     with ExitStack() as cuts:
         for edge in (edge for call in lone for edge in calls[call].mixed):
             handle = edge.node.register_prehook(_cutting(edge))
             cuts.callback(handle.remove)
-        gradients = torch.autograd.grad(
-            torch.unbind(selected),
-            sources,
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-    for gradient in gradients:
-        by_token = gradient.reshape(n_rows, -1, n_tokens, gradient.shape[-1]) != 0
-        found = by_token.any(-1).any(1)
-        if bool((found.sum(1) == 1).all()):
-            return dict.fromkeys(lone, found)
+        for position in _read_positions(
+            selected, before[-1:], graph.forks(calls[lone[0]].probed), n_rows, n_tokens
+        ):
+            if position is not None and bool((position.sum(1) == 1).all()):
+                return dict.fromkeys(lone, position)
     return {}
 
 
-@dataclass(frozen=True)
-class TracedAxis:
-    """An axis of a tensor that may be that of tokens, without holding the tensor.
+def _read_positions(
+    selected: Tensor,
+    maps: Sequence[Tensor],
+    forks: Iterator[GradientEdge],
+    n_rows: int,
+    n_tokens: int,
+) -> Iterator[Tensor | None]:
+    """Find on which tokens the output depends, in front of the last layer.
 
-    Attributes:
-        edge (GradientEdge): Where the tensor is in the graph.
-        shape (Size): Its shape.
-        axis (int): The axis.
-        zero (Tensor): Of its dtype, on its device.
+    What lies between the layer before and the last one may mix tokens, too: then the
+    hidden states tell at which its queries and keys part.
     """
+    for source in maps:
+        yield _where_of_map(_gradient(selected, source), n_rows, n_tokens)
+    for fork in forks:
+        yield _where_of_fork(selected, fork, n_rows, n_tokens)
 
-    edge: GradientEdge
-    shape: torch.Size
-    axis: int
-    zero: Tensor
 
-    @staticmethod
-    def of(tensor: Tensor, axis: int) -> TracedAxis:
-        """Note an axis of a tensor, which requires a gradient."""
-        edge = get_gradient_edge(tensor)
-        return TracedAxis(edge, tensor.shape, axis, tensor.new_zeros(()))
+def _gradient(selected: Tensor, source: Tensor | GradientEdge) -> Tensor | None:
+    (gradient,) = torch.autograd.grad(
+        torch.unbind(selected), source, retain_graph=True, allow_unused=True
+    )
+    return gradient
 
-    @property
-    def size(self) -> int:
-        """Its size."""
-        return self.shape[self.axis]
 
-    def mixes(self, sources: Sequence[Tensor]) -> bool:
-        """Whether what is at a place of the axis depends on other tokens.
+def _where_of_map(gradient: Tensor | None, n_rows: int, n_tokens: int) -> Tensor | None:
+    """Find the queries of a map on which the output depends, ``(n_rows, T)``."""
+    if gradient is None:
+        return None
+    by_token = gradient.reshape(n_rows, -1, n_tokens, gradient.shape[-1]) != 0
+    return by_token.any(-1).any(1)
 
-        Args:
-            sources (sequence of Tensor): As below; without any it is taken to.
-        """
-        if not sources:
-            return True
-        return any(self._others(key, sources) != set() for key in (0, self.size - 1))
 
-    def have_query_of_a_token(self, sources: Sequence[Tensor]) -> bool:
-        """Whether scores, one for each key, are those of one token's query.
+def _where_of_fork(
+    selected: Tensor, fork: GradientEdge, n_rows: int, n_tokens: int
+) -> Tensor | None:
+    """Find the tokens of hidden states on which the output depends, ``(n_rows, T)``.
 
-        The score of a key depends on the key's own token. Of a head that pools by a
-        learned query it depends on no other; here on one more, the same for all keys.
-
-        Args:
-            sources (sequence of Tensor): Where tokens are apart, last but one: the map
-                or the output of a layer before, or embeddings.
-        """
-        last = self.size - 1
-        if not sources:
-            return False
-        of_first, of_last = (self._others(key, sources) for key in (0, last))
-        if of_first is None or of_last is None:
-            return False
-        # The query may itself be one of these keys, and some rows have padding there.
-        inner_first, inner_last = of_first - {last}, of_last - {0}
-        is_same = inner_first <= inner_last or inner_last <= inner_first
-        return is_same and bool(of_first | of_last)
-
-    def _others(self, key: int, sources: Sequence[Tensor]) -> set[int] | None:
-        """Find on which other tokens depends what a key has; None if on several."""
-        of_key = self.zero.repeat(self.shape)
-        of_key.select(self.axis, key).fill_(1)
-        gradients = torch.autograd.grad(
-            [self.edge], sources, [of_key], retain_graph=True, allow_unused=True
-        )
-        others: set[int] = set()
-        for gradient in gradients:
-            if gradient is not None:
-                found = (gradient != 0).any(-1).flatten(0, -2)
-                found[:, key] = False
-                if bool((found.sum(1) > 1).any()):
-                    return None
-                others.update(found.any(0).nonzero()[:, 0].tolist())
-        return others
+    The last row alone tells rows from tokens where there are as many.
+    """
+    gradient, of_last = (_gradient(part, fork) for part in (selected, selected[-1:]))
+    if gradient is None or of_last is None:
+        return None
+    for rows in range(min(2, gradient.dim())):
+        for tokens in range(gradient.dim()):
+            sizes = gradient.shape[rows], gradient.shape[tokens]
+            if rows == tokens or sizes != (n_rows, n_tokens):
+                continue
+            every, last = (
+                of.movedim((rows, tokens), (0, 1)).flatten(2).any(2)
+                for of in (gradient != 0, of_last != 0)
+            )
+            if bool((every.sum(1) == 1).all()) and not bool(last[:-1].any()):
+                return every
+    return None
 
 
 def _cutting(edge: GradientEdge) -> Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]:
@@ -384,226 +393,6 @@ def _cutting(edge: GradientEdge) -> Callable[[tuple[Tensor, ...]], tuple[Tensor,
         )
 
     return cut
-
-
-# Calls that mix positions, if not along the features: of convolutional and recurrent
-# layers, state spaces, shifts and Fourier transforms.
-_MIXES = {
-    "conv1d",
-    "conv2d",
-    "conv3d",
-    "conv_transpose1d",
-    "conv_transpose2d",
-    "cumprod",
-    "cumsum",
-    "fft_fft",
-    "fft_fft2",
-    "fft_fftn",
-    "fft_rfft",
-    "flip",
-    "gru",
-    "lstm",
-    "rnn_relu",
-    "rnn_tanh",
-    "roll",
-}
-
-
-@dataclass(frozen=True)
-class _Mixed:
-    """A call that may have mixed positions.
-
-    Attributes:
-        name (str): Of the call.
-        node (Node): Where in the graph its output is.
-        factors (tuple of TracedAxis): Of a product, its factors, by the axis that it
-            sums over.
-        output (TracedAxis, optional): Of a product, by another axis as long.
-    """
-
-    name: str
-    node: Node
-    factors: tuple[TracedAxis, ...] = ()
-    output: TracedAxis | None = None
-
-
-class PositionMixing:
-    """Notes what mixes positions in a forward pass, without holding tensors."""
-
-    def __init__(self) -> None:
-        self._mixed: list[_Mixed] = []
-
-    def note(
-        self, name: str, output: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> None:
-        """Note a call, if it is one of a convolution, a recurrent layer or the like."""
-        if name not in _MIXES:
-            return
-        mixed = output[0] if isinstance(output, tuple) else output
-        is_seen = mixed.grad_fn is not None and mixed.dim() > 2
-        if is_seen and _mixes(name, args, kwargs):
-            self._mixed.append(_Mixed(name, mixed.grad_fn))
-
-    def note_product(
-        self, name: str, factors: Sequence[tuple[Any, int]], output: Any
-    ) -> None:
-        """Note a product that is none of captured weights and values.
-
-        Args:
-            name (str): Of the call.
-            factors (sequence of tuple): What is multiplied, with the axis that is
-                summed over.
-            output (Any): What it returned.
-        """
-        parts = tuple(
-            TracedAxis.of(factor, axis)
-            for factor, axis in factors
-            if isinstance(factor, Tensor) and factor.grad_fn is not None
-        )
-        if len(parts) > 1:
-            self._note(name, parts, output)
-
-    def note_sum(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
-    ) -> None:
-        """Note a sum of an elementwise product, over another axis than the features."""
-        x = args[0] if args else kwargs["input"]
-        dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
-        if isinstance(dim, (tuple, list)) and len(dim) == 1:
-            (dim,) = dim
-        node = x.grad_fn if isinstance(dim, int) else None
-        if node is None or node.name() != "MulBackward0":
-            return
-        behind_last = dim % x.dim() - x.dim()  # factors are broadcast from the last
-        parts = []
-        for factor, number in node.next_functions:
-            if factor is None or behind_last == -1:
-                return
-            like = factor._input_metadata[number]
-            if len(like.shape) >= -behind_last:
-                edge = GradientEdge(factor, number)
-                parts.append(
-                    TracedAxis(
-                        edge,
-                        torch.Size(like.shape),
-                        behind_last % len(like.shape),
-                        torch.zeros((), dtype=like.dtype, device=like.device),
-                    )
-                )
-        if len(parts) > 1:
-            self._note("sum", tuple(parts), output)
-
-    def _note(self, name: str, factors: tuple[TracedAxis, ...], output: Tensor) -> None:
-        summed = factors[0].size
-        as_long = [axis for axis in (-2, -1) if summed in output.shape[axis:][:1]]
-        kept = TracedAxis.of(output, as_long[0] % output.dim()) if as_long else None
-        if output.grad_fn is not None:
-            self._mixed.append(_Mixed(name, output.grad_fn, factors, kept))
-
-    def beside(
-        self,
-        calls: Sequence[AttentionCall],
-        tokens: Sequence[Tensor],
-        scores: Callable[[], Iterable[Node]],
-    ) -> list[str]:
-        """Return the names of what mixes positions beside the captured attention.
-
-        Convolutions and the like do so between two layers; in front of all of them
-        they make the tokens. Products of two tensors that depend on the tokens do so
-        anywhere, if they keep the positions.
-
-        Args:
-            calls (sequence of AttentionCall): The attention that was captured.
-            tokens (sequence of Tensor): What stands for the inputs.
-            scores (Callable): Returns where the scores of all softmaxes are in the
-                graph.
-        """
-        lengths = {call.lengths()[1] for call in calls}
-        mixed = [
-            of for of in self._mixed if not of.factors or of.factors[0].size in lengths
-        ]
-        if not mixed:
-            return []
-        probed = [call.probed for call in calls]
-        behind = DependencyGraph(probed)
-        ahead = DependencyGraph([of.node for of in mixed])
-        ahead_of_some = {i for tensor in probed for i in ahead.ancestors(tensor)}
-        of_tokens = DependencyGraph([*tokens, *probed])
-        of_scores: set[Node] | None = None
-        found = set()
-        for number, of in enumerate(mixed):
-            is_ahead, before = number in ahead_of_some, behind.ancestors(of.node)
-            if not of.factors:
-                if is_ahead and before:
-                    found.add(of.name)
-                continue
-            depend = (of_tokens.depends(factor.edge.node) for factor in of.factors)
-            if not (is_ahead or before) or not all(depend):
-                continue
-            # As many features as tokens: scores sum over features.
-            if of_scores is None:
-                of_scores = {node for start in scores() for node in _products(start)}
-            if set(_products(of.node)) <= of_scores:
-                continue
-            sources = where_tokens_are_apart(
-                of.factors[0].size, [calls[i] for i in sorted(before)], tokens
-            )
-            if is_ahead and of.output is None:
-                found.add(of.name)  # such as the sums of linear attention
-            elif of.output is not None:
-                if of.output.mixes(sources):
-                    found.add(of.name)
-            elif any(factor.have_query_of_a_token(sources) for factor in of.factors):
-                found.add(of.name)
-        return sorted(found)
-
-
-def where_tokens_are_apart(
-    n_tokens: int, before: Sequence[AttentionCall], tokens: Sequence[Tensor]
-) -> list[Tensor]:
-    """Find where tokens are apart in front of a call, last but one.
-
-    Args:
-        n_tokens (int): So many.
-        before (sequence of AttentionCall): The attention that the call depends on.
-        tokens (sequence of Tensor): What stands for the inputs.
-    """
-    maps = [call.probed for call in before if call.lengths() == (n_tokens, n_tokens)]
-    # With no layer before it, the tokens themselves.
-    return maps[-1:] or [
-        tensor for tensor in tokens if tensor.dim() == 3 and tensor.shape[1] == n_tokens
-    ]
-
-
-def _products(start: Node) -> Iterator[Node]:
-    """Go back to the products of matrices that something is made of."""
-    pending, seen = [start], set()
-    while pending:
-        node = pending.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if "mm" in node.name().lower():
-            yield node
-        else:
-            pending.extend(parent for parent, _ in node.next_functions if parent)
-
-
-def _mixes(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a call mixes more than features."""
-    if name.startswith("conv"):
-        weight = args[1] if len(args) > 1 else kwargs["weight"]
-        return bool(max(weight.shape[2:]) > 1)
-    if name in ("gru", "lstm", "rnn_relu", "rnn_tanh"):
-        return True
-    x = args[0] if args else kwargs["input"]
-    place = 2 if name == "roll" else 1
-    named = next((kwargs[key] for key in ("dim", "dims") if key in kwargs), -1)
-    dims = args[place] if len(args) > place else named
-    if dims is None or dims == ():
-        return True
-    dims = dims if isinstance(dims, (tuple, list)) else (dims,)
-    return any(dim % x.dim() != x.dim() - 1 for dim in dims)
 
 
 def sequence_lengths(stack: Stack, calls: Sequence[AttentionCall]) -> dict[int, int]:

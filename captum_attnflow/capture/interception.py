@@ -26,12 +26,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture.entries import InputEntries, traceable
-from captum_attnflow.capture.graph import (
-    PositionMixing,
-    TracedAxis,
-    where_tokens_are_apart,
-)
 from captum_attnflow.capture.maps import AttentionCall, FusedLayer, attention_weights
+from captum_attnflow.capture.mixing import PositionMixing, TracedAxis
 from captum_attnflow.capture.path import InputPath
 from captum_attnflow.capture.rules import PropagationRules
 from captum_attnflow.capture.rules.call import version
@@ -203,7 +199,6 @@ class AttentionInterception(TorchFunctionMode):
             given = [arg for arg in args if isinstance(arg, Tensor)]
             if any(arg.requires_grad for arg in given):
                 self.without_gradient.add(str(func))
-        self._mixing.note(name, output, args, kwargs)
         if func in SUM:
             self._mixing.note_sum(args, kwargs, output)
         if func is F.dropout and _drops(args, kwargs):
@@ -246,8 +241,18 @@ class AttentionInterception(TorchFunctionMode):
             for weights in self._weights
         )
 
-    def mixes_beside(self) -> list[str]:
-        """Return the names of what mixes positions beside the captured attention."""
+    def mixes_without_softmax(self) -> list[str]:
+        """Return the names of what mixes positions where no attention was captured."""
+        tokens = [entry.tensor for entry in self._entries.entered()]
+        tokens += [tensor for tensor in self._entries.inputs if tensor.requires_grad]
+        lengths = {size for of in tokens for size in of.shape[:2] if of.dim() > 2}
+        return self._mixing.without_softmax(tokens, lengths)
+
+    def mixes_beside(self) -> dict[str, set[int]]:
+        """Return the names of what mixes positions beside the captured attention.
+
+        With each comes behind how many of the captured calls it is.
+        """
         return self._mixing.beside(
             self.calls,
             [entry.tensor for entry in self._entries.entered()],
@@ -372,13 +377,13 @@ class AttentionInterception(TorchFunctionMode):
         letters, kept = einsum_letters(equation, operands)
         if not any(map(self._is_marked, operands)):
             output = func(*args, **kwargs)
-            if letters is not None and len(letters) == 2:
-                for letter in set(letters[0]) & set(letters[1]) - set(kept):
-                    factors = [
-                        (operand, own.index(letter))
-                        for operand, own in zip(operands, letters, strict=True)
-                    ]
-                    self._mixing.note_product("einsum", factors, output)
+            for letter in sorted(set("".join(letters or ())) - set(kept)):
+                factors = [
+                    (operand, own.index(letter))
+                    for operand, own in zip(operands, letters or (), strict=True)
+                    if letter in own
+                ]
+                self._mixing.note_product("einsum", factors, output)
             return output
         for mine, weights in enumerate(operands):
             if not self._is_marked(weights) or letters is None:
@@ -474,10 +479,14 @@ class AttentionInterception(TorchFunctionMode):
         """Whether weights without an axis of queries have the query of one token."""
         if weights.scores is None:
             return False
-        n_keys = weights.shape[weights.keys]
         tokens = [entry.tensor for entry in self._entries.entered()]
-        sources = where_tokens_are_apart(n_keys, self.calls, tokens)
-        return weights.scores.have_query_of_a_token(sources)
+        lengths = {call.lengths()[1] for call in self.calls}
+        lengths |= {size for of in tokens if of.dim() == 3 for size in of.shape[:2]}
+        if weights.shape[weights.keys] not in lengths:
+            return False
+        return weights.scores.have_query_of_a_token(
+            [*tokens, *(call.probed for call in self.calls)]
+        )
 
     def _probe(self, weights: Tensor, values: Tensor, queries: int | None) -> Tensor:
         """Send a marked tensor through the probe, once for all its uses.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_attnflow._captum import TargetType, run_forward
+from captum_attnflow._floats import ids_needed
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture.entries import (
     Entry,
@@ -97,14 +98,20 @@ def propagate(
         entries = InputEntries(inputs)
         entries.watch(additional_forward_args or ())
         interception = AttentionInterception(entries, rules=propagation)
-        with eager(), propagation, interception, ExitStack() as taps:
-            found = [
-                taps.enter_context(_tap(layer, of_layer_input, propagation))
-                for layer in layers or ()
-            ]
-            output = run_forward(
-                forward_func, entries.inputs, None, additional_forward_args
-            )
+        try:
+            with eager(), propagation, interception, ExitStack() as taps:
+                found = [
+                    taps.enter_context(_tap(layer, of_layer_input, propagation))
+                    for layer in layers or ()
+                ]
+                output = run_forward(
+                    forward_func, entries.inputs, None, additional_forward_args
+                )
+        except Exception as error:
+            explained = ids_needed(error, forward_func, inputs, additional_forward_args)
+            if explained is None:
+                raise
+            raise explained from error
     if layers is None:
         groups = [
             _only_whole(tensor, [e for e in entries.entered() if e.index == index])

@@ -263,8 +263,22 @@ _SCRIPT = (
 )
 
 
-def why_none_is_found(forward_func: Callable[..., Any]) -> str:
-    """Say why a forward function may have shown no attention, and what to do."""
+def why_none_is_found(
+    forward_func: Callable[..., Any], without_softmax: Sequence[str] = ()
+) -> str:
+    """Say why a forward function may have shown no attention, and what to do.
+
+    Args:
+        forward_func (Callable): The forward function.
+        without_softmax (sequence of str): The calls that mix its tokens nevertheless.
+    """
+    if without_softmax:
+        return (
+            f"Its tokens are mixed by {', '.join(without_softmax)} of two tensors that "
+            "are made of them, without a softmax, as in linear, sigmoid or retention "
+            "attention. Flows follow softmax attention alone: take AttnLRP, SLALOM or "
+            "IntegratedGradients"
+        )
     parts = forward_func.modules() if isinstance(forward_func, nn.Module) else ()
     script = (torch.jit.ScriptModule, torch.jit.ScriptFunction)
     is_script = any(isinstance(part, script) for part in (forward_func, *parts))

@@ -19,10 +19,10 @@ from captum_attnflow._captum import (
     run_forward,
 )
 from captum_attnflow._checks import (
+    check_additional,
     check_batch_size,
     check_callable,
     check_choice,
-    check_dense,
     check_flags,
     check_integer,
 )
@@ -49,7 +49,7 @@ from captum_attnflow.targets import (
     targets_of_texts,
 )
 from captum_attnflow.texts import TokenAxis, find_whole_arguments
-from captum_attnflow.texts.token_axis import columns_of, has_rows
+from captum_attnflow.texts.token_axis import columns_of
 
 Value = Callable[[Tensor, Tensor], Tensor]
 """Of the target's log probabilities with all tokens and without a set of them."""
@@ -186,14 +186,8 @@ def read_removal(
     absent = read_mask("padding", padding, positions)
     kept = read_mask("keep", keep, positions)
     targets_of_texts(target, len(tokens))
-    if isinstance(target, Tensor) and target.dim() > 1:
-        target = target.flatten()  # (B, 1), as topk(1) and argmax(keepdim=True) give
     additional = format_additional_forward_args(additional_forward_args)
-    for argument in additional or ():
-        # Rows and columns of such a tensor will be taken.
-        nested = isinstance(argument, Tensor) and argument.is_nested
-        if nested or (has_rows(argument, len(tokens)) and not argument.is_complex()):
-            check_dense("additional_forward_args", argument, "one row per example")
+    check_additional(additional, len(tokens))
     removable = ~(absent | kept)
     # With removal="replace" only padding is cut off.
     deleted = removable if removal == "delete" else torch.zeros_like(removable)

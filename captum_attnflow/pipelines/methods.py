@@ -65,11 +65,12 @@ def find_method(
     Raises:
         ValueError: Naming what was given and what is accepted.
     """
-    if method not in accepted:
-        fault = "does not serve this task" if method in METHODS else "is unknown"
+    if isinstance(method, str) and method in METHODS and method not in accepted:
         raise ValueError(
-            f"method={method!r} {fault}; give one of {', '.join(accepted)}"
+            f"method={method!r} does not serve this task; give one of "
+            f"{', '.join(accepted)}"
         )
+    check_choice("method", method, accepted)
     own = _options_of(method)
     for name in options:
         if name not in own:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from captum_attnflow._checks import check_choice, is_pipeline
+from captum_attnflow._checks import check_choice, described, is_pipeline
 from captum_attnflow._progress import no_loading_bar
 from captum_attnflow._warnings import warn_caller
 
@@ -370,11 +370,11 @@ def find_target(target: str | int, labels: Sequence[str]) -> int:
     Raises:
         ValueError: If there is no such target.
     """
-    if target in labels:
-        return labels.index(str(target))
+    if isinstance(target, str) and target in labels:
+        return labels.index(target)
     if str(target).isdecimal() and int(target) < len(labels):
         return int(target)
     raise ValueError(
-        f"target={target!r} is unknown; give a label of {list(labels)} or an index "
-        f"from 0 to {len(labels) - 1}"
+        f"target={described(target)} is unknown; give a label of {list(labels)} or an "
+        f"index from 0 to {len(labels) - 1}"
     )

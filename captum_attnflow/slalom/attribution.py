@@ -255,25 +255,39 @@ class SLALOM(PerturbationAttribution):
         baselines: BaselineType = None,
         target: TargetType = None,
         additional_forward_args: object = None,
-        n_steps: int = 50,
-        method: str = "gausslegendre",
-        internal_batch_size: int | None = None,
-        return_convergence_delta: bool = False,
         *,
+        internal_batch_size: int | None = None,
         keep: Tensor | None = None,
         show_progress: bool = False,
     ) -> SlalomExplanation:
         """Return values, importances, their standard errors and how well they predict.
 
-        Takes the arguments of :meth:`attribute`; the explanation always has the delta.
         Up to 128 more queries per text test the fit.
+
+        Args:
+            inputs (Tensor, tuple[Tensor, ...] or list of str): As in :meth:`attribute`.
+            baselines (scalar, Tensor, tuple, optional): As in :meth:`attribute`.
+            target (int, tuple, Tensor or list, optional): As in :meth:`attribute`.
+            additional_forward_args (Any, optional): As in :meth:`attribute`.
+            internal_batch_size (int, optional): As in :meth:`attribute`.
+            keep (Tensor, optional): As in :meth:`attribute`.
+            show_progress (bool): As in :meth:`attribute`.
+
+        Returns:
+            SlalomExplanation: With the delta.
+
+        Raises:
+            ValueError: If inputs, outputs, target or the number of samples do not fit.
         """
-        check_flags(
-            return_convergence_delta=return_convergence_delta,
-            show_progress=show_progress,
+        check_flags(show_progress=show_progress)
+        texts, _ = self._read(
+            inputs,
+            baselines,
+            target,
+            additional_forward_args,
+            keep=keep,
+            internal_batch_size=internal_batch_size,
         )
-        given = (inputs, baselines, target, additional_forward_args, n_steps, method)
-        texts, _ = self._read(*given, keep, internal_batch_size)
         return self._explain(
             texts, target, internal_batch_size, show_progress, hold_out=True
         )

@@ -88,7 +88,8 @@ def fit_slalom(data: QueryData, sink: bool = False) -> SlalomFit:
         sink (bool): Fit an always-present token besides the types.
 
     Raises:
-        ValueError: If ``data`` is not a QueryData, or a text has no query.
+        ValueError: If ``data`` is not a QueryData, a text has no query, or a query no
+            token and there is no sink.
 
     Returns:
         SlalomFit: Functions and error bars, float64. A text's fit does not depend on
@@ -110,6 +111,12 @@ def fit_slalom(data: QueryData, sink: bool = False) -> SlalomFit:
     if not bool((data.weights > 0).any(1).all()):
         raise ValueError(
             "a text of data has no query of positive weight; each text must have one"
+        )
+    is_empty = (data.weights > 0) & (data.counts.sum(-1) == 0)
+    if not sink and bool(is_empty.any()):
+        raise ValueError(
+            "a query of data holds no token, where a function without a sink has no "
+            "value; leave it out, or give sink=True"
         )
     problem = Problem.of(data, sink)
     state = _algebraic_start(problem)

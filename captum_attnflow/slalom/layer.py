@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from captum.attr import LayerAttribution
@@ -20,12 +20,14 @@ from captum_attnflow._captum import (
     run_forward,
 )
 from captum_attnflow._checks import check_flags
+from captum_attnflow._floats import ids_needed
 from captum_attnflow._memory import is_out_of_memory
 from captum_attnflow.attr.arguments import (
     ForwardArguments,
     TensorOrTensors,
     layer_templates,
     shape_like_layer,
+    signature_at_layer,
     single_layer,
 )
 from captum_attnflow.capture.entries import (
@@ -33,7 +35,7 @@ from captum_attnflow.capture.entries import (
     in_this_thread,
     record_layer_tensors,
 )
-from captum_attnflow.slalom import Link, Score, SlalomExplanation, Strategy
+from captum_attnflow.slalom import SlalomExplanation
 from captum_attnflow.slalom.attribution import SLALOM
 from captum_attnflow.slalom.inputs import (
     are_texts,
@@ -63,14 +65,8 @@ class LayerSLALOM(SLALOM, LayerAttribution):
             shaped like.
         device_ids (list of int, optional): Kept for Captum's signature.
         multiply_by_inputs (bool): Kept for Captum's signature; no effect.
-        strategy (str): See :class:`SLALOM`; short queries are sets of one to three
-            positions.
-        score (str, optional): See :class:`SLALOM`.
-        n_samples (int, optional): See :class:`SLALOM`.
-        sink (bool, optional): See :class:`SLALOM`.
-        link (str): See :class:`SLALOM`.
-        seed (int or Generator): See :class:`SLALOM`.
-        tokenizer (optional): See :class:`SLALOM`.
+        options (Any): Those of :class:`SLALOM` by name, but for ``absence``. Short
+            queries of ``strategy`` are sets of one to three positions.
 
     Raises:
         ValueError: If an option is unknown.
@@ -93,28 +89,19 @@ class LayerSLALOM(SLALOM, LayerAttribution):
         layer: ModuleOrModuleList,
         device_ids: list[int] | None = None,
         multiply_by_inputs: bool = True,
-        *,
-        strategy: Strategy = "eff",
-        score: Score | None = None,
-        n_samples: int | None = None,
-        sink: bool | None = None,
-        link: Link | Literal["auto"] = "auto",
-        seed: int | torch.Generator = 0,
-        tokenizer: object | None = None,
+        **options: Any,
     ) -> None:
+        if "absence" in options:
+            raise TypeError(
+                "LayerSLALOM takes no absence: an absent token has the layer's "
+                "activation for the baselines; leave it out, or take SLALOM"
+            )
         LayerAttribution.__init__(self, forward_func, layer, device_ids)
-        SLALOM.__init__(
-            self,
-            forward_func,
-            multiply_by_inputs,
-            strategy=strategy,
-            score=score,
-            n_samples=n_samples,
-            sink=sink,
-            link=link,
-            seed=seed,
-            tokenizer=tokenizer,
-        )
+        SLALOM.__init__(self, forward_func, multiply_by_inputs, **options)
+
+    __init__.__signature__ = signature_at_layer(  # type: ignore[attr-defined]
+        __init__, SLALOM.__init__, without=("absence",)
+    )
 
     @log_usage()
     def attribute(
@@ -194,28 +181,35 @@ class LayerSLALOM(SLALOM, LayerAttribution):
         baselines: BaselineType = None,
         target: TargetType = None,
         additional_forward_args: object = None,
-        n_steps: int = 50,
-        method: str = "gausslegendre",
-        internal_batch_size: int | None = None,
-        return_convergence_delta: bool = False,
-        attribute_to_layer_input: bool = False,
-        grad_kwargs: dict[str, Any] | None = None,
         *,
+        internal_batch_size: int | None = None,
+        attribute_to_layer_input: bool = False,
         keep: Tensor | None = None,
         show_progress: bool = False,
     ) -> SlalomExplanation:
         """Return values, importances, their standard errors and how well they predict.
 
-        Takes the arguments of :meth:`attribute`; see :meth:`SLALOM.explain`.
+        Args:
+            inputs (Tensor or tuple[Tensor, ...]): As in :meth:`attribute`.
+            baselines (scalar, Tensor, tuple, optional): As in :meth:`attribute`.
+            target (int, tuple, Tensor or list, optional): As in :meth:`attribute`.
+            additional_forward_args (Any, optional): As in :meth:`attribute`.
+            internal_batch_size (int, optional): As in :meth:`attribute`.
+            attribute_to_layer_input (bool): As in :meth:`attribute`.
+            keep (Tensor, optional): As in :meth:`attribute`.
+            show_progress (bool): As in :meth:`attribute`.
+
+        Returns:
+            SlalomExplanation: See :meth:`SLALOM.explain`.
+
+        Raises:
+            ValueError: If inputs, target or layer do not fit the model.
         """
         check_flags(
-            return_convergence_delta=return_convergence_delta,
             attribute_to_layer_input=attribute_to_layer_input,
             show_progress=show_progress,
         )
-        arguments = _read(
-            inputs, baselines, target, additional_forward_args, n_steps, method
-        )
+        arguments = _read(inputs, baselines, target, additional_forward_args)
         texts, _ = self._texts_of(
             arguments, keep, internal_batch_size, attribute_to_layer_input
         )
@@ -419,7 +413,15 @@ def _run_layer(
     ):
         for part in arguments.split(internal_batch_size):
             n_before = len(seen)
-            run_forward(forward_func, part.inputs, None, part.additional)
+            try:
+                run_forward(forward_func, part.inputs, None, part.additional)
+            except Exception as error:
+                explained = ids_needed(
+                    error, forward_func, part.inputs, part.additional
+                )
+                if explained is None:
+                    raise
+                raise explained from error
             # A layer may run several times in one pass; the first run counts.
             del seen[n_before + 1 :]
     templates = layer_templates(layer, calls.calls, arguments.n_rows, 1)

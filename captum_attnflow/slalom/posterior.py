@@ -234,7 +234,7 @@ class Posterior:
         Given that the importances of the types have mean 0.
         """
         _, hessian = self.system(state)
-        covariance = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+        covariance = torch.cholesky_inverse(_factor(hessian))
         shift = self._shift()
         along = (covariance @ shift[..., None])[..., 0]
         taken = along**2 / (along * shift).sum(1, keepdim=True)
@@ -291,3 +291,22 @@ class Posterior:
         value = (state.value - self.precisions.value_mean[:, None]) * problem.columns
         importance = state.importance - sinks * problem.longest.log()[:, None]
         return torch.cat([value, importance], 1)
+
+
+def _factor(hessian: Tensor) -> Tensor:
+    """Factor Hessians, ``(B, N, N)``, by Cholesky.
+
+    Where fewer queries than parameters are fitted without an error, their noise is so
+    small that the prior of the others is lost in rounding. These get the least share
+    of their diagonal that makes them positive definite again.
+    """
+    factor: Tensor
+    factor, failed = torch.linalg.cholesky_ex(hessian)
+    share = torch.finfo(hessian.dtype).eps
+    while bool(failed.any()) and share < 1:
+        share *= 10
+        ridge = torch.diag_embed(share * hessian.diagonal(dim1=1, dim2=2))
+        again, still = torch.linalg.cholesky_ex(hessian + ridge)
+        factor = torch.where((failed > 0)[:, None, None], again, factor)
+        failed = torch.where(failed > 0, still, failed)
+    return factor

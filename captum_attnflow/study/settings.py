@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from captum_attnflow._checks import check_choice
+from captum_attnflow._checks import check_choice, check_type
 from captum_attnflow.study.methods import METHODS
 
 if TYPE_CHECKING:
@@ -76,8 +76,10 @@ class Study:
             ("metric", self.metrics, BETTER),
             ("removal", self.removals, REMOVALS),
         ):
+            check_type(f"{name}s", given, (tuple, list), "a tuple of names")
             for choice in given:
                 check_choice(name, choice, accepted)
+        check_type("models", self.models, (tuple, list), "a tuple of names")
         for name in ("models", "methods", "metrics", "removals"):
             given = getattr(self, name)
             if not given or len(set(given)) < len(given):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_attnflow._captum import run_forward
-from captum_attnflow._checks import check_dense
+from captum_attnflow._checks import check_dense, check_tensor
 from captum_attnflow.targets import Target
 from captum_attnflow.texts.texts import (
     Absence,
@@ -43,6 +43,7 @@ class ReplaceableTexts:
     def __init__(self, tokens: Tensor, keep: Tensor, padding: Tensor) -> None:
         check_masks(keep, padding)
         check_tokens("tokens", tokens, padding)
+        check_tensor("tokens", tokens, "integers", ("B", "T"))
         self.n_positions = tokens.shape[1]
         self._explained = ~keep & ~padding
         self.positions = explained_positions(keep, padding)

@@ -213,8 +213,9 @@ def test_inference_mode_of_the_caller_is_named(method):
 
 
 @pytest.mark.parametrize("method", [*METHODS, CheferRelevance, AttnLRP])
-def test_ids_with_the_tokens_first_are_named_by_their_sizes(method):
-    model, ids = TorchEncoder(), token_ids(3, 6)
+@pytest.mark.parametrize("size", [(3, 6), (9, 6), (6, 3), (4, 1), (1, 4)])
+def test_ids_with_the_tokens_first_are_named_by_their_sizes(method, size):
+    model, ids = TorchEncoder(), token_ids(*size)
     with pytest.raises(ValueError, match=r"tokens first.*transposed"):
         method(lambda ids: model(ids.mT)).attribute(ids.mT.contiguous(), target=1)
 

@@ -9,7 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_attnflow import AttnLRP, GeneralizedAttentionFlow, RelevanceFlow
+from captum_attnflow import (
+    AttnLRP,
+    GeneralizedAttentionFlow,
+    RelevanceFlow,
+    UnsupportedAttentionError,
+)
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -56,13 +61,7 @@ class Model(nn.Module):
 @pytest.mark.parametrize("method", [GeneralizedAttentionFlow, RelevanceFlow, AttnLRP])
 @pytest.mark.parametrize(
     ("unknown", "place"),
-    [
-        (unknown, place)
-        for unknown in UNKNOWN
-        for place in range(3)
-        # What sums over the tokens behind all layers may be a head.
-        if place < 2 or "linear" not in unknown
-    ],
+    [(unknown, place) for unknown in UNKNOWN for place in range(3)],
 )
 def test_a_layer_without_a_softmax_is_named(method, unknown, place):
     attends = [known] * 3
@@ -117,6 +116,189 @@ def test_a_last_layer_of_one_query_without_a_softmax_is_named(method, token, lon
     model, ids = Model([known, known, attend]), torch.randint(0, 60, (2, 7))
     with pytest.warns(UserWarning, match="mix positions beside"):
         method(model).attribute(ids, target=1)
+
+
+def fast_linear(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """As in the library of Katharopoulos et al. (2020): a divisor in one einsum."""
+    q, k = q.exp(), k.exp()
+    divisor = 1 / torch.einsum("bhid,bhd->bhi", q, k.sum(2))
+    states = torch.einsum("bhjd,bhje->bhde", k, v)
+    return torch.einsum("bhid,bhde,bhi->bhie", q, states, divisor)
+
+
+# Of the query of the first token alone.
+LINEAR_LONE: dict[str, Attend] = {
+    "matmul": lambda q, k, v: q[:, :, :1].exp() @ (k.exp().mT @ v),
+    "einsum": lambda q, k, v: torch.einsum(
+        "bhd,bhde->bhe",
+        q[:, :, 0].exp(),
+        torch.einsum("bhjd,bhje->bhde", k.exp(), v),
+    )[:, :, None],
+    "sum": lambda q, k, v: (
+        (k.exp()[..., None] * v[:, :, :, None]).sum(2) * q[:, :, 0].exp()[..., None]
+    ).sum(-2, keepdim=True),
+    "sum of features": lambda q, k, v: (
+        (v[..., None] * k.exp()[:, :, :, None]).sum(2) * q[:, :, :1].exp()
+    ).sum(-1)[:, :, None],
+    "divided": lambda q, k, v: fast_linear(q[:, :, :1], k, v),
+}
+
+
+@pytest.mark.parametrize("method", [GeneralizedAttentionFlow, RelevanceFlow])
+@pytest.mark.parametrize("linear", LINEAR_LONE)
+def test_linear_attention_of_one_query_behind_all_layers_is_named(method, linear):
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return LINEAR_LONE[linear](q, k, v).expand(-1, -1, 7, -1)
+
+    model, ids = Model([known, known, attend]), torch.randint(0, 60, (2, 7))
+    with pytest.warns(UserWarning, match="mix positions beside .* behind 2 of its 2"):
+        method(model).attribute(ids, target=1)
+
+
+@pytest.mark.parametrize("method", [GeneralizedAttentionFlow, RelevanceFlow])
+def test_features_that_heads_multiply_are_a_head(method):
+    """Those of bilinear pooling meet no query."""
+    model = Model([known, known])
+
+    def forward(ids: Tensor) -> Tensor:
+        hidden: list[Tensor] = []
+        handle = model.feed.register_forward_hook(lambda *a: hidden.append(a[2]))
+        logits = model(ids)
+        handle.remove()
+        tokens = hidden[-1]
+        return logits + (tokens.mT @ tokens)[:, :2].sum(-1)
+
+    ids = torch.randint(0, 60, (2, 7))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*mix positions")
+        method(forward).attribute(ids, target=1)
+
+
+def recurrent(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """As RWKV, written out."""
+    state, outputs = torch.zeros_like(v[:, :, 0]), []
+    for token in range(v.shape[2]):
+        state = 0.9 * state + k[:, :, token].exp() * v[:, :, token]
+        outputs.append(q[:, :, token].sigmoid() * state)
+    return torch.stack(outputs, 2)
+
+
+def written_in_place(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    mixed = torch.zeros_like(v)
+    for token in range(v.shape[2]):
+        mixed[:, :, token] = v[:, :, : token + 1].sum(2) * q[:, :, token].sigmoid()
+    return mixed
+
+
+def in_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention as flash kernels compute it."""
+    highest, total, mixed = torch.full_like(q[..., :1], -1e9), 0.0, 0.0
+    for keys in (slice(0, 4), slice(4, 7)):
+        scores = q @ k[:, :, keys].mT
+        higher = torch.maximum(highest, scores.amax(-1, keepdim=True))
+        weights, kept = (scores - higher).exp(), (highest - higher).exp()
+        total = total * kept + weights.sum(-1, keepdim=True)
+        mixed, highest = mixed * kept + weights @ v[:, :, keys], higher
+    return mixed / total
+
+
+FIXED = torch.linspace(-1, 1, 49).view(7, 7)
+BETWEEN: dict[str, tuple[str, Attend]] = {
+    "a recurrence": ("stack", recurrent),
+    "a recurrence in place": ("copy_slices", written_in_place),
+    "softmax in blocks": ("bmm", in_blocks),
+    "a token shift": (
+        "slice",
+        lambda q, k, v: torch.cat([0 * v[:, :, :1], v[:, :, :-1]], 2),
+    ),
+    "a mean over tokens": ("mean", lambda q, k, v: q * v.mean(2, keepdim=True)),
+    "a mixer": ("bmm", lambda q, k, v: FIXED @ v),
+    "a linear layer over tokens": (
+        "b?mm",
+        lambda q, k, v: nn.functional.linear(v.mT, FIXED, FIXED[0]).mT,
+    ),
+    "neighbours": (
+        "avg_pool2d",
+        lambda q, k, v: nn.functional.avg_pool1d(v.flatten(0, 1).mT, 3, 1, 1).mT.view(
+            v.shape
+        ),
+    ),
+    "another order": ("index", lambda q, k, v: v[:, :, [1, 2, 3, 4, 5, 6, 0]]),
+    "the highest so far": ("cummax", lambda q, k, v: v.cummax(2).values),
+}
+
+
+@pytest.mark.parametrize("method", [GeneralizedAttentionFlow, RelevanceFlow])
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("between", BETWEEN)
+def test_what_mixes_tokens_in_front_of_a_layer_is_named(method, place, between):
+    """In any way: what a key hands on depends on other tokens than its own."""
+    name, attend = BETWEEN[between]
+    attends = [known, known]
+    attends.insert(place, attend)
+    model, ids = Model(attends), torch.randint(0, 60, (2, 7))
+    words = rf"\b{name}\b.* mix positions beside .* behind {place} of its 2 layers"
+    with pytest.warns(UserWarning, match=words):
+        method(model).attribute(ids, target=1)
+
+
+@pytest.mark.parametrize("method", [GeneralizedAttentionFlow, RelevanceFlow])
+def test_what_is_looked_at_but_mixes_nothing_is_not_named(method):
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        parts = torch.stack(v.unbind(2), 2)[:, :, torch.arange(7)].flip(2).flip(2)
+        return parts.where(parts > 0, torch.cat([v[:, :, :3], v[:, :, 3:]], 2))
+
+    model, ids = Model([known, attend, known]), torch.randint(0, 60, (2, 7))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*mix positions")
+        method(model).attribute(ids, target=1)
+
+
+# Softmax attention of the first token's query alone.
+SOFTMAX_LONE: dict[str, Attend] = {
+    "matmul": lambda q, k, v: known(q[:, :, :1], k, v),
+    "sum": lambda q, k, v: (
+        ((q[:, :, :1] @ k.mT)[:, :, 0] / 4).softmax(-1)[..., None] * v
+    ).sum(2, keepdim=True),
+    "einsum": lambda q, k, v: torch.einsum(
+        "bhk,bhkd->bhd",
+        (torch.einsum("bhd,bhkd->bhk", q[:, :, 0], k) / 4).softmax(-1),
+        v,
+    )[:, :, None],
+}
+
+
+@pytest.mark.parametrize("method", [GeneralizedAttentionFlow, RelevanceFlow])
+@pytest.mark.parametrize("unknown", UNKNOWN)
+@pytest.mark.parametrize("lone", SOFTMAX_LONE)
+@pytest.mark.parametrize("before", [[], [known]], ids=["first", "second"])
+def test_a_lone_query_is_found_behind_a_layer_without_a_softmax(
+    method, unknown, lone, before
+):
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return SOFTMAX_LONE[lone](q, k, v).expand(-1, -1, 7, -1)
+
+    ids, attends = torch.randint(0, 60, (2, 7)), [*before, UNKNOWN[unknown]]
+    model = Model([*attends, attend]).double()
+    every = Model([*attends, known]).double()
+    every.load_state_dict(model.state_dict())
+    places = rf"beside .* behind {len(before)} of its {len(before) + 1} layers"
+    with pytest.warns(UserWarning, match=places):
+        found = method(model).explain(ids, target=1).scores
+    with pytest.warns(UserWarning, match=places):
+        expected = method(every).explain(ids, target=1).scores
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", [GeneralizedAttentionFlow, RelevanceFlow])
+@pytest.mark.parametrize("unknown", UNKNOWN)
+def test_a_model_without_any_softmax_is_refused_by_what_mixes_its_tokens(
+    method, unknown
+):
+    model = Model([UNKNOWN[unknown]] * 2)
+    reason = r"mixed by (matmul|einsum) of two tensors .* without a softmax"
+    with pytest.raises(UnsupportedAttentionError, match=reason):
+        method(model).attribute(torch.randint(0, 60, (2, 7)), target=1)
 
 
 @pytest.mark.parametrize("method", [GeneralizedAttentionFlow, RelevanceFlow])

@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -103,9 +104,19 @@ def test_unknown_target_is_refused(demo, target):
         demo.explain(["dull"], target=target)
 
 
-def test_unknown_method_is_refused(demo):
-    with pytest.raises(ValueError, match=r"method='lime'.*attention-flow"):
-        demo.explain(["dull"], "lime")
+@pytest.mark.parametrize(
+    "method", ["lime", ["slalom", "attnlrp"], np.array(["slalom", "attnlrp"])]
+)
+def test_unknown_method_is_refused(demo, method):
+    with pytest.raises(
+        ValueError, match=r"method=.* is unknown; give .*attention-flow"
+    ):
+        demo.explain(["dull"], method)
+
+
+def test_an_array_is_no_target(demo):
+    with pytest.raises(ValueError, match=r"target=.* is unknown; give a label"):
+        demo.explain(["dull"], target=np.array([1, 0]))
 
 
 def test_no_texts_and_a_bare_string_are_refused(demo):

@@ -451,10 +451,18 @@ class TestContract:
             assert extra.default is not inspect.Parameter.empty
 
     @every_class
-    def test_explain_takes_the_arguments_of_attribute(self, slalom_class):
-        explain = inspect.signature(slalom_class.explain).parameters
+    def test_explain_takes_what_attribute_reads(self, slalom_class):
+        explain = dict(inspect.signature(slalom_class.explain).parameters)
         attribute = inspect.signature(slalom_class.attribute).parameters
-        assert list(explain.values()) == list(attribute.values())
+        ignored = {"n_steps", "method", "return_convergence_delta", "grad_kwargs"}
+        assert {*attribute} - {*explain} == ignored & {*attribute}
+        assert {*explain} <= {*attribute}
+        first = ["self", "inputs", "baselines", "target", "additional_forward_args"]
+        assert list(explain)[:5] == first
+        assert all(
+            explain[name].kind is explain[name].KEYWORD_ONLY
+            for name in list(explain)[5:]
+        )
         assert slalom_class.attribute.__wrapped__
 
     @pytest.mark.parametrize(
@@ -1371,3 +1379,20 @@ class TestRefusals:
             slalom_class(forward, *layer).attribute(
                 ids, target=1, internal_batch_size=0
             )
+
+
+def test_the_layer_form_has_the_options_of_slalom_but_one():
+    of_slalom, of_layer = (
+        {
+            part.name: part.default
+            for part in inspect.signature(each).parameters.values()
+            if part.kind is part.KEYWORD_ONLY
+        }
+        for each in (SLALOM, LayerSLALOM)
+    )
+    assert of_slalom.pop("absence") == "deleted"
+    assert of_layer == of_slalom
+    with pytest.raises(TypeError, match=r"no absence.*leave it out"):
+        LayerSLALOM(exact, nn.Identity(), absence="deleted")
+    with pytest.raises(ValueError, match="strategy='all' is unknown"):
+        LayerSLALOM(exact, nn.Identity(), strategy="all")

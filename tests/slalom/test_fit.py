@@ -227,3 +227,43 @@ def test_weights_that_span_many_orders_do_not_overflow():
     )
     predicted = model(torch.tensor([[[1, 1], [0, 1], [1, 0]]]).double())
     assert predicted[0, :2].tolist() == [2.0, 2.0]
+
+
+@pytest.mark.parametrize("sink", [False, True])
+def test_fewer_queries_than_parameters_are_fitted_without_an_error(sink):
+    """Their prior is lost in rounding beside the noise's precision."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(60):
+        n_queries, n_types = torch.randint(1, 4, (2,), generator=generator).tolist()
+        counts = torch.randint(3, (n_queries, n_types), generator=generator).double()
+        counts = counts[counts.sum(1) > 0]
+        if not len(counts):
+            continue
+        outputs = 1e4 * torch.randn(len(counts), generator=generator)
+        data = QueryData.pad([counts], [outputs])
+        fit = fit_slalom(data, sink)
+        for part in (
+            fit.model.value,
+            fit.model.importance,
+            fit.value_standard_error,
+            fit.importance_standard_error,
+            fit.noise,
+        ):
+            assert part.isfinite().all()
+        same = (counts[:, None] == counts).all(-1).sum() == len(counts)
+        if same and len(counts) < n_types:
+            torch.testing.assert_close(
+                fit.model(data.counts)[0, : len(counts)],
+                outputs.double(),
+                rtol=1e-3,
+                atol=1.0,
+            )
+
+
+def test_a_query_without_a_token_needs_a_sink():
+    data = QueryData.pad(
+        [torch.tensor([[0.0, 0], [1, 0], [1, 1]]).double()], [torch.arange(3.0)]
+    )
+    with pytest.raises(ValueError, match=r"no token.*give sink=True"):
+        fit_slalom(data)
+    assert fit_slalom(data, sink=True).model.value.isfinite().all()

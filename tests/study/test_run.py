@@ -11,6 +11,7 @@ import re
 import shutil
 from importlib.metadata import version
 
+import numpy as np
 import pytest
 import torch
 from study.figures import results_without_seconds, table_without_seconds
@@ -341,6 +342,10 @@ def test_progress_tells_the_time_left(study, capsys):
         ({"removals": ("zero",)}, "removal='zero' is unknown"),
         ({"against": "lime"}, "against='lime' is unknown; give one of 'attention-r"),
         ({"methods": ()}, "at least one"),
+        ({"methods": "random"}, "methods='random' is a str; give a tuple of names"),
+        ({"methods": np.array(["random"])}, "is a ndarray; give a tuple of names"),
+        ({"methods": (np.array(["random", "lime"]),)}, "method=.* is unknown"),
+        ({"models": str(DEMO_MODEL_PATH)}, "models=.* is a str; give a tuple"),
         ({"methods": ("random", "random"), "against": None}, "none twice"),
         ({"batch_size": 0}, "at least 1"),
         ({"reference_token": "maks"}, "no reference token"),

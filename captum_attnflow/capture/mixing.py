@@ -1,0 +1,490 @@
+"""What mixes positions in a forward pass beside the attention that is captured.
+
+Flows follow attention alone. A convolution between two layers, or attention that is
+written in a way that is not known, mixes positions, which scores then miss.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import (
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+
+from captum_attnflow.capture.graph import DependencyGraph
+from captum_attnflow.capture.maps import AttentionCall
+
+
+@dataclass(frozen=True)
+class TracedAxis:
+    """An axis of a tensor that may be that of tokens, without holding the tensor.
+
+    Attributes:
+        edge (GradientEdge): Where the tensor is in the graph.
+        shape (Size): Its shape.
+        axis (int): The axis.
+        zero (Tensor): Of its dtype, on its device.
+    """
+
+    edge: GradientEdge
+    shape: torch.Size
+    axis: int
+    zero: Tensor
+
+    @staticmethod
+    def of(tensor: Tensor, axis: int) -> TracedAxis:
+        """Note an axis of a tensor, which requires a gradient."""
+        edge = get_gradient_edge(tensor)
+        return TracedAxis(edge, tensor.shape, axis, tensor.new_zeros(()))
+
+    @property
+    def size(self) -> int:
+        """Its size."""
+        return self.shape[self.axis]
+
+    def mixes(self, sources: Sequence[Tensor]) -> bool:
+        """Whether what is at a place of the axis depends on other tokens.
+
+        Args:
+            sources (sequence of Tensor): As below; without any it is taken to.
+        """
+        if not sources:
+            return True
+        return any(self._others(key, sources) != set() for key in (0, self.size - 1))
+
+    def have_query_of_a_token(self, tokens: Sequence[Tensor]) -> bool:
+        """Whether scores, one for each key, are those of one token's query.
+
+        The score of a key depends on the key's own token. Of a head that pools by a
+        learned query it depends on no other; here on one more, the same for all keys.
+        Tokens are those of the hidden states at which keys and query part, since layers
+        before them mix tokens.
+
+        Args:
+            tokens (sequence of Tensor): What stands for the inputs, and maps.
+        """
+        keys = sorted({0, self.size // 2, self.size - 1})
+        for fork in DependencyGraph(tokens).forks(self.edge.node):
+            shape = fork.node._input_metadata[fork.output_nr].shape
+            others = [
+                {key: self._others(key, [fork], axis) for key in keys}
+                for axis, size in enumerate(shape)
+                if size == self.size and len(shape) > 1
+            ]
+            apart = [of for of in others if None not in of.values()]
+            if others and not apart:
+                return False
+            for of in apart:
+                found = {key: on or set() for key, on in of.items()}
+                if any(found.values()):
+                    # The query may itself be one of these keys, and some rows have
+                    # padding there.
+                    return all(
+                        found[one] - {other} <= found[other]
+                        or found[other] - {one} <= found[one]
+                        for one, other in combinations(keys, 2)
+                    )
+        return False
+
+    def _others(
+        self,
+        key: int,
+        sources: Sequence[Tensor] | Sequence[GradientEdge],
+        axis: int = -2,
+    ) -> set[int] | None:
+        """Find on which other tokens depends what a key has; None if on several.
+
+        Args:
+            key (int): It.
+            sources (sequence): Where tokens are apart.
+            axis (int): The axis of the tokens there.
+        """
+        of_key = self.zero.repeat(self.shape)
+        of_key.select(self.axis, key).fill_(1)
+        gradients = torch.autograd.grad(
+            [self.edge], sources, [of_key], retain_graph=True, allow_unused=True
+        )
+        others: set[int] = set()
+        for gradient in gradients:
+            if gradient is not None:
+                found = (gradient != 0).movedim(axis, -2).any(-1).flatten(0, -2)
+                found[:, key] = False
+                if bool((found.sum(1) > 1).any()):
+                    return None
+                others.update(found.any(0).nonzero()[:, 0].tolist())
+        return others
+
+
+@dataclass(frozen=True)
+class _Mixed:
+    """A product of two tensors, which may have mixed positions.
+
+    Attributes:
+        name (str): Of the call.
+        node (Node): Where in the graph its output is.
+        factors (tuple of TracedAxis): Its factors, by the axis that it sums over.
+        output (TracedAxis, optional): What it is, by another axis as long.
+        is_outer (bool): Whether it has features of both its factors, as that of keys
+            and values in linear attention.
+        sums_features (bool): Whether it sums over the last axis of both.
+    """
+
+    name: str
+    node: Node
+    factors: tuple[TracedAxis, ...]
+    output: TracedAxis | None
+    is_outer: bool
+    sums_features: bool
+
+
+class PositionMixing:
+    """Notes what mixes positions in a forward pass, without holding tensors."""
+
+    def __init__(self) -> None:
+        self._mixed: list[_Mixed] = []
+
+    def note_product(
+        self, name: str, factors: Sequence[tuple[Any, int]], output: Any
+    ) -> None:
+        """Note a product that is none of captured weights and values.
+
+        Args:
+            name (str): Of the call.
+            factors (sequence of tuple): What is multiplied, with the axis that is
+                summed over.
+            output (Any): What it returned.
+        """
+        parts = tuple(
+            TracedAxis.of(factor, axis)
+            for factor, axis in factors
+            if isinstance(factor, Tensor) and factor.grad_fn is not None
+        )
+        if len(parts) > 1:
+            self._note(name, parts, output)
+
+    def note_sum(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any
+    ) -> None:
+        """Note a sum of an elementwise product."""
+        x = args[0] if args else kwargs["input"]
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+        if isinstance(dim, (tuple, list)) and len(dim) == 1:
+            (dim,) = dim
+        node = x.grad_fn if isinstance(dim, int) else None
+        if node is None or node.name() != "MulBackward0":
+            return
+        behind_last = dim % x.dim() - x.dim()  # factors are broadcast from the last
+        parts = []
+        for factor, number in node.next_functions:
+            if factor is None:
+                return
+            like = factor._input_metadata[number]
+            if len(like.shape) >= -behind_last:
+                edge = GradientEdge(factor, number)
+                parts.append(
+                    TracedAxis(
+                        edge,
+                        torch.Size(like.shape),
+                        behind_last % len(like.shape),
+                        torch.zeros((), dtype=like.dtype, device=like.device),
+                    )
+                )
+        if len(parts) > 1:
+            self._note("sum", tuple(parts), output, behind_last == -1)
+
+    def _note(
+        self,
+        name: str,
+        factors: tuple[TracedAxis, ...],
+        output: Tensor,
+        sums_features: bool = False,
+    ) -> None:
+        if output.grad_fn is None:
+            return
+        summed = factors[0].size
+        as_long = [axis for axis in (-2, -1) if summed in output.shape[axis:][:1]]
+        kept = TracedAxis.of(output, as_long[0] % output.dim()) if as_long else None
+        features = [factor.shape.numel() // max(1, factor.size) for factor in factors]
+        is_outer = output.numel() > max(features)
+        self._mixed.append(
+            _Mixed(name, output.grad_fn, factors, kept, is_outer, sums_features)
+        )
+
+    def beside(
+        self,
+        calls: Sequence[AttentionCall],
+        tokens: Sequence[Tensor],
+        scores: Callable[[], Iterable[Node]],
+    ) -> dict[str, set[int]]:
+        """Return the names of what mixes positions beside the captured attention.
+
+        Products of two tensors that depend on the tokens do so anywhere, if they keep
+        the positions. Anything else does in front of a layer; behind all of them it
+        may be a head.
+
+        Args:
+            calls (sequence of AttentionCall): The attention that was captured.
+            tokens (sequence of Tensor): What stands for the inputs.
+            scores (Callable): Returns where the scores of all softmaxes are in the
+                graph.
+
+        Returns:
+            dict: For each name behind how many of the calls it is.
+        """
+        found = self._noted(calls, tokens, scores)
+        for name, n_before in _between(calls, tokens, found):
+            found.setdefault(name, set()).add(n_before)
+        return found
+
+    def _noted(
+        self,
+        calls: Sequence[AttentionCall],
+        tokens: Sequence[Tensor],
+        scores: Callable[[], Iterable[Node]],
+    ) -> dict[str, set[int]]:
+        """Find those among the calls that were noted."""
+        lengths = {call.lengths()[1] for call in calls}
+        mixed = [
+            of
+            for of in self._mixed
+            if of.factors[0].size in lengths and not of.sums_features
+        ]
+        found: dict[str, set[int]] = {}
+        if not mixed:
+            return found
+        probed = [call.probed for call in calls]
+        behind = DependencyGraph(probed)
+        ahead = DependencyGraph([of.node for of in mixed])
+        ahead_of_some = {i for tensor in probed for i in ahead.ancestors(tensor)}
+        of_tokens = DependencyGraph([*tokens, *probed])
+        of_scores: set[Node] | None = None
+        for number, of in enumerate(mixed):
+            is_ahead, before = number in ahead_of_some, behind.ancestors(of.node)
+            depend = (of_tokens.depends(factor.edge.node) for factor in of.factors)
+            if not (is_ahead or before) or not all(depend):
+                continue
+            # As many features as tokens: scores sum over features.
+            if of_scores is None:
+                of_scores = {node for start in scores() for node in _products(start)}
+            if set(_products(of.node)) <= of_scores:
+                continue
+            sources = where_tokens_are_apart(
+                of.factors[0].size, [calls[i] for i in sorted(before)], tokens
+            )
+            if of.output is None and (is_ahead or self._is_queried(of, of_tokens)):
+                is_found = True  # such as the sums of linear attention
+            elif of.output is not None:
+                is_found = of.output.mixes(sources)
+            else:
+                is_found = any(
+                    factor.have_query_of_a_token([*tokens, *probed])
+                    for factor in of.factors
+                )
+            if is_found:
+                found.setdefault(of.name, set()).add(len(before))
+        return found
+
+    def without_softmax(
+        self, tokens: Sequence[Tensor], lengths: Collection[int]
+    ) -> list[str]:
+        """Return the names of products that sum over tokens, where none is captured.
+
+        Args:
+            tokens (sequence of Tensor): What stands for the inputs.
+            lengths (collection of int): How many tokens there may be.
+        """
+        of_tokens = DependencyGraph(tokens)
+        return sorted(
+            {
+                of.name
+                for of in self._mixed
+                if of.factors[0].size in lengths
+                and not of.sums_features
+                and (of.is_outer or of.output is not None)  # gates that pool are not
+                and all(of_tokens.depends(part.edge.node) for part in of.factors)
+            }
+        )
+
+    def _is_queried(self, sums: _Mixed, of_tokens: DependencyGraph) -> bool:
+        """Whether sums over tokens are of linear attention, not of a pooling head.
+
+        Keys times values, summed, are multiplied by queries, also of one token alone.
+        """
+        if not sums.is_outer:
+            return False
+        behind = DependencyGraph([sums.node])
+        return any(
+            {behind.depends(factor.edge.node) for factor in of.factors} == {False, True}
+            and all(of_tokens.depends(factor.edge.node) for factor in of.factors)
+            for of in self._mixed
+            if of.node is not sums.node
+        )
+
+
+def where_tokens_are_apart(
+    n_tokens: int, before: Sequence[AttentionCall], tokens: Sequence[Tensor]
+) -> list[Tensor]:
+    """Find where tokens are apart in front of a call, last but one.
+
+    Args:
+        n_tokens (int): So many.
+        before (sequence of AttentionCall): The attention that the call depends on.
+        tokens (sequence of Tensor): What stands for the inputs.
+    """
+    maps = [call.probed for call in before if call.lengths() == (n_tokens, n_tokens)]
+    # With no layer before it, the tokens themselves.
+    return maps[-1:] or [
+        tensor for tensor in tokens if tensor.dim() == 3 and tensor.shape[1] == n_tokens
+    ]
+
+
+def _products(start: Node) -> Iterator[Node]:
+    """Go back to the products of matrices that something is made of."""
+    pending, seen = [start], set()
+    while pending:
+        node = pending.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if "mm" in node.name().lower():
+            yield node
+        else:
+            pending.extend(parent for parent, _ in node.next_functions if parent)
+
+
+# Operations behind which each token is a function of itself alone, by their names in
+# the graph. Of any other it is computed whether it mixes tokens.
+_KEEPS_APART = {
+    "Abs",
+    "AccumulateGrad",
+    "Add",
+    "Alias",
+    "Clamp",
+    "ClampMax",
+    "ClampMin",
+    "Clone",
+    "Cos",
+    "Div",
+    "Elu",
+    "Embedding",
+    "Erf",
+    "Exp",
+    "Expand",
+    "Gelu",
+    "Log",
+    "MaskedFill",
+    "Mul",
+    "NativeDropout",
+    "Neg",
+    "Permute",
+    "Pow",
+    "Relu",
+    "ReshapeAlias",
+    "Rsqrt",
+    "Rsub",
+    "Sigmoid",
+    "Silu",
+    "Sin",
+    "Softplus",
+    "Sqrt",
+    "Squeeze",
+    "Sub",
+    "T",
+    "Tanh",
+    "ToCopy",
+    "Transpose",
+    "UnsafeView",
+    "Unsqueeze",
+    "View",
+    "Where",
+    "_Scaled",  # of propagation rules, as the next
+    "_Substituted",
+}
+# Those that keep tokens apart along the features.
+_ALONG_FEATURES = {"Cat", "Mean", "Slice", "Split", "SplitWithSizes", "Sum"}
+
+
+def _between(
+    calls: Sequence[AttentionCall],
+    tokens: Sequence[Tensor],
+    known: Mapping[str, set[int]],
+) -> Iterator[tuple[str, int]]:
+    """Find what mixes tokens between a layer and the one before it, in any way.
+
+    Such as recurrences that are written out, token shifts, or pooling over neighbours:
+    what a key has to hand on then depends on other tokens than its own.
+
+    Args:
+        calls (sequence of AttentionCall): The attention that was captured.
+        tokens (sequence of Tensor): What stands for the inputs.
+        known (mapping): What is known to mix behind how many of the calls.
+
+    Yields:
+        tuple[str, int]: Its name, and behind how many of the calls it is.
+    """
+    behind = DependencyGraph([call.probed for call in calls])
+    starts = [*tokens, *(call.probed for call in calls)]
+    seen = {get_gradient_edge(part).node for part in starts if part.requires_grad}
+    seen |= {edge.node for call in calls for edge in call.mixed}
+    for call in calls:
+        values, n_tokens = call.values, call.values.shape[-2]
+        if not values.requires_grad:
+            continue
+        names = _may_mix(get_gradient_edge(values).node, n_tokens, seen)
+        before = sorted(behind.ancestors(values))
+        if not names or len(before) in set[int]().union(*known.values()):
+            continue
+        apart = where_tokens_are_apart(n_tokens, [calls[i] for i in before], tokens)
+        if apart and TracedAxis.of(values, values.dim() - 2).mixes(apart):
+            yield from ((name, len(before)) for name in sorted(names))
+
+
+def _may_mix(start: Node, n_tokens: int, seen: set[Node]) -> set[str]:
+    """Name the operations that may mix tokens, back to what was seen before."""
+    names, pending = set(), [start]
+    while pending:
+        node = pending.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        name = re.sub(r"Backward\d*$", "", node.name().rpartition("::")[2])
+        if not _keeps_apart(name, node, n_tokens):
+            # AvgPool2D as avg_pool2d
+            names.add(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
+        pending.extend(parent for parent, _ in node.next_functions if parent)
+    return names
+
+
+def _keeps_apart(name: str, node: Node, n_tokens: int) -> bool:
+    """Whether an operation is known to keep tokens apart."""
+    if name in _KEEPS_APART:
+        return True
+    if name in ("NativeLayerNorm", "FusedRmsNorm"):
+        return len(getattr(node, "_saved_normalized_shape", (0, 0))) == 1
+    if name in ("Addmm", "Mm"):  # of a linear layer, along the features
+        left = "mat1" if name == "Addmm" else "self"
+        sizes = getattr(node, f"_saved_{left}_sym_sizes", (n_tokens,))
+        return bool(sizes[-1] != n_tokens)
+    taken = [(parent, place) for parent, place in node.next_functions if parent]
+    if name == "Cat" and len(taken) == 1:  # to an empty cache
+        return True
+    shape = taken[0][0]._input_metadata[taken[0][1]].shape if taken else ()
+    given = getattr(node, "_saved_dim", None)
+    dims = [given] if isinstance(given, int) else list(given or ())
+    # They are kept as unsigned numbers.
+    dims = [(dim if dim < 1 << 63 else dim - (1 << 64)) % len(shape) for dim in dims]
+    if name == "Select":  # of queries, keys and values in one tensor
+        return all(shape[dim] == 3 != n_tokens for dim in dims)
+    return name in _ALONG_FEATURES and dims == [len(shape) - 1]
