@@ -43,7 +43,7 @@ GATHERED_OPACITY = 0.3
 _MUTED = "#6b7280"
 _LABEL_CELLS = 16
 _FONT_SIZE = 8
-_SMALL = 7  # points, of rows' names and of numbers
+_SMALL = 7.0  # points, of rows' names and of numbers
 _PAGE = 8.0  # inches; wider where the labels of many tokens need it
 _UPRIGHT, _ROTATED = 0.45, 0.2  # inches, the narrowest columns
 _ROW, _ROWS = 0.62, 9.0  # inches between token layers, and of all of them
@@ -52,9 +52,9 @@ _LANE = 0.75  # inches, of a stream beside the columns
 _AMOUNT = 0.15  # inches of an upright row of numbers
 _LINE = 0.17  # inches of a line of the head
 _HINTING = 1.1  # letters on a coarse grid of pixels are wider than measured
-_HEAD_SIZE = 9  # points of the title
+_HEAD_SIZE = 9.0  # points of the title
 _LEGEND = 6.0  # inches, three columns of it
-_LONGEST_WORD = 40  # cells, of the head
+_LONGEST_WORD = 40  # characters, of the head
 _WIDEST_LINE = 4.5  # points
 _CURVE_POINTS = 24
 _DASH, _GAP = 3.5, 1.8  # points, of lines up to 2 wide
@@ -357,20 +357,21 @@ def _head(layout: FlowLayout, width: float) -> list[tuple[str, float]]:
 
 
 def _wrapped(text: str, font_size: float, width: float) -> list[str]:
-    words = [shortened(word, _LONGEST_WORD) for word in text.split(" ")]
-    widths = _HINTING * label_widths(
-        [drawable(f"{word} ") for word in words], font_size
-    )
-    space = 0.3 * font_size / 72
-    lines: list[list[str]] = [[]]
-    left = width
-    for word, needed in zip(words, widths + space, strict=True):
+    """Break a text into lines, and words too, if they are as long as a line."""
+    pieces = [
+        ((" " if start == 0 else "") + word[start : start + _LONGEST_WORD])
+        for word in (drawable(word)[0] for word in text.split(" "))
+        for start in range(0, max(len(word), 1), _LONGEST_WORD)
+    ]
+    widths = _HINTING * label_widths([drawable(piece) for piece in pieces], font_size)
+    lines, left = [""], width
+    for piece, needed in zip(pieces, widths.tolist(), strict=True):
         if lines[-1] and needed > left:
-            lines.append([])
+            lines.append("")
             left = width
-        lines[-1].append(word)
-        left -= float(needed)
-    return [" ".join(line) for line in lines]
+        lines[-1] += piece
+        left -= needed
+    return [line.strip(" ") for line in lines]
 
 
 def _write_head(
@@ -411,7 +412,7 @@ def _legend(layout: FlowLayout) -> list[Artist]:
     """Say what widths, tints, signs and the cut mean, of what the diagram has."""
     line: dict[str, Any] = {"color": FLOW_COLOUR, "marker": "o", "ms": 4}
     handles: list[Artist] = [
-        Line2D([], [], color=FLOW_COLOUR, lw=_WIDEST_LINE * width, label=f"flow {what}")
+        Line2D([], [], color=FLOW_COLOUR, lw=_WIDEST_LINE * width, label=what)
         for width, what in layout.scale
     ]
     if layout.has_gathered:

@@ -23,8 +23,8 @@ RelativeTo = Literal["network", "layer"]
 
 POSITIVE = "raises the output"
 NEGATIVE = "lowers the output: dashed, diamonds"
-GATHERED = "gathered: no wider, shares on the right"
-TINT = "the deeper, the larger the score"
+GATHERED = "pale: gathered, never drawn wider"
+TINT = "token: the deeper, the larger its score"
 SEVERED = "severed by the minimum cut"
 SOURCE_SIDE, SINK_SIDE = "source's side", "sink's side"
 GATHERED_WIDEST = 3.0
@@ -246,8 +246,8 @@ class FlowLayout:
         if not largest:
             return ()
         if self.relative_to == "layer":
-            return (1.0, "largest of its layer"), (0.25, "a quarter of it")
-        return tuple((width, f"{width * largest:.2g}") for width in (1.0, 0.25))
+            return (1.0, "largest flow of its layer"), (0.25, "a quarter of it")
+        return tuple((width, f"flow {width * largest:.2g}") for width in (1.0, 0.25))
 
     def title(self) -> str:
         """Say in words what flow it is: method, target, value and read-out."""

@@ -9,7 +9,7 @@
   const nodeFlow = flowThroughNodes();
   const edges = readEdges();
   const shownCharacters = 16, amountFont = 11, top = 18, labelGap = 16, foldedHeight = 26;
-  const aside = 9;  // pixels, of two gathered streams from their column's middle
+  const aside = 12;  // pixels, of two gathered streams from their column's middle
   const main = document.getElementById("diagram");
   const reading = document.getElementById("reading");
   const foldButton = document.getElementById("fold");
@@ -152,7 +152,7 @@
       turned, column, left, end: end + lane * beside.length,
       labels: height + labelGap,
       width: end + lane * beside.length + right,
-      height: labelsEnd + (beside.length ? Math.max(amountRow * amounts.length, 34) : amountRow * amounts.length),
+      height: Math.max(labelsEnd + amountRow * amounts.length, height + labelGap + (beside.length ? 60 : 0)),
       amounts: (row) => labelsEnd + amountRow * row,
       x,
       lane: (stream) => stream.column === null

@@ -54,7 +54,7 @@ def flow_page(layout: FlowLayout) -> str:
 def _legend(layout: FlowLayout) -> list[str]:
     """Say what widths, tints, signs and the cut mean, of what the diagram has."""
     keys = [
-        _key("line", f"flow {what}", f"border-top-width: {WIDEST_LINE * width:.1f}px")
+        _key("line", what, f"border-top-width: {WIDEST_LINE * width:.1f}px")
         for width, what in layout.scale
     ]
     if layout.has_gathered:
