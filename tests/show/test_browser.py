@@ -347,7 +347,7 @@ class TestFlowDiagram:
         browser.switch_to.frame(browser.find_element(By.TAG_NAME, "iframe"))
         tokens = browser.find_elements(By.CSS_SELECTOR, ".token")
         ActionChains(browser).move_to_element(tokens[0]).perform()
-        assert "“so” sends" in browser.find_element(By.ID, "reading").text
+        assert "“so” (token 1) sends" in browser.find_element(By.ID, "reading").text
         browser.switch_to.default_content()
         assert browser.get_log("browser") == []
 
