@@ -146,8 +146,11 @@
     const height = top + levels[layers];
     const amountRow = turned ? number : 18;
     const labelsEnd = height + labelGap + (turned ? longest + 8 : 30);
-    const end = left + column * columns;
-    const x = (position) => left + column * (position + 0.5);
+    // Streams of the others stand on both sides of their column's middle.
+    const gap = nOthers ? 2 * Math.max(0, aside + 8 - column / 2) : 0;
+    const end = left + column * columns + gap;
+    const x = (position) => left + column * (position + 0.5) +
+      (position >= positions.length ? gap / 2 : 0);
     return {
       turned, column, left, end: end + lane * beside.length,
       labels: height + labelGap,
