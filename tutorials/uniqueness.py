@@ -124,7 +124,7 @@ token_matrix(
 gap = plain.cut_capacity.item() / plain.value.item() - 1
 assert gap < 1e-5
 print(f"cut {plain.cut_capacity.item():.6f}, value {plain.value.item():.6f}")
-flow_diagram(explanation, tokens, threshold=0.05).figure()
+flow_diagram(explanation, tokens, threshold=0.05, cut=True).figure()
 
 # %% [markdown]
 # In a notebook that runs, `flow_diagram(explanation, tokens)` alone shows the interactive

@@ -29,7 +29,10 @@ from captum_attnflow.slalom.explanation import SlalomReading
 Floats = npt.NDArray[np.float64]
 
 _FOR_COLOUR, _AGAINST_COLOUR, _MUTED = "#2a7f3f", "#c0392b", "#9aa1ad"
+_ERROR_COLOUR, _LEADER_COLOUR = "#c9ced6", "#374151"  # told apart where many cross
+_TARGET_CELLS = 24
 _LABEL_CELLS = 20
+_MINUS = "\N{MINUS SIGN}"
 _MARKER_POINTS = 5.0
 _POINTS_ON_A_PAGE = 40
 
@@ -42,12 +45,15 @@ def slalom_plane(
     explanation: SlalomExplanation | SlalomReading,
     tokens: Sequence[str] | None = None,
     example: int = 0,
+    *,
+    target: str | None = None,
 ) -> Figure:
     """Draw every distinct token at its value and importance (Leemann et al. 2025).
 
     Tokens on the right speak for the target, those on the left against it. Tokens
     near the top outweigh the others. Hairlines are standard errors, where they are
     finite. A token that occurs more than once is one point, labelled with the count.
+    A dark line leads from a label that does not touch its point to it.
 
     Args:
         explanation (SlalomExplanation or SlalomReading): What ``SLALOM.explain``
@@ -55,6 +61,8 @@ def slalom_plane(
         tokens (sequence of str, optional): The token of every position, special tokens
             and padding included; their positions by default.
         example (int): Which example of the batch of a SlalomExplanation.
+        target (str, optional): What the log-odds are of, such as a label; it is named
+            in the title and on the axis.
 
     Returns:
         Figure: Its labels cover neither each other nor a point. A character that no
@@ -69,9 +77,11 @@ def slalom_plane(
         >>> from captum_attnflow.pipelines.text_classification import TextClassifier
         >>> classifier = TextClassifier(*load_demo_model())
         >>> [result] = classifier.explain(["a gripping , funny film"], "slalom")
-        >>> figure = slalom_plane(result.slalom, result.tokens)
+        >>> figure = slalom_plane(result.slalom, result.tokens, target=result.target)
         >>> [text.get_text() for text in figure.axes[0].texts]
         ['funny', 'gripping', 'film', ',', 'a']
+        >>> figure.axes[0].get_xlabel()
+        'against “positive” ← value: log-odds → for “positive”'
     """
     if isinstance(explanation, SlalomExplanation):
         n_examples, n_positions = explanation.type_index.shape
@@ -92,17 +102,23 @@ def slalom_plane(
     axes = figure.subplots()
     axes.axhline(0, color=_MUTED, linewidth=0.6, zorder=0)
     axes.axvline(0, color=_MUTED, linewidth=0.6, zorder=0)
-    axes.set_xlabel("value: log-odds for the target")
-    axes.set_ylabel("importance: log-weight, centred")
-    axes.set_title(
-        f"log-odds {explanation.log_odds:+.2f}, SLALOM "
-        f"{explanation.predicted_log_odds:+.2f}",
-        fontsize="medium",
-    )
+    _name_axes(axes, explanation, target)
     axes.margins(0.15)
     _draw_points(axes, points, errors)
     _write_labels(figure, axes, names, points)
     return shown_in_notebooks(figure)
+
+
+def _name_axes(axes: Axes, reading: SlalomReading, target: str | None) -> None:
+    name = "the target" if target is None else f"“{shortened(target, _TARGET_CELLS)}”"
+    numbers = f"{reading.log_odds:+.2f}, by SLALOM {reading.predicted_log_odds:+.2f}"
+    for write, words in (
+        (axes.set_xlabel, f"against {name} ← value: log-odds → for {name}"),
+        (axes.set_ylabel, "importance: log-weight, centred"),
+        (axes.set_title, f"log-odds of {name}: {numbers.replace('-', _MINUS)}"),
+    ):
+        text, families = drawable(words)
+        write(text, family=families, fontsize="medium", parse_math=False)
 
 
 def _distinct(
@@ -140,7 +156,7 @@ def _draw_points(axes: Axes, points: Floats, errors: Floats) -> None:
         xerr=errors[known, 0],
         yerr=errors[known, 1],
         fmt="none",
-        ecolor=_MUTED,
+        ecolor=_ERROR_COLOUR,
         elinewidth=0.5,
         zorder=1,
     )
@@ -168,8 +184,8 @@ def _write_labels(
                 path_effects=[withStroke(linewidth=2, foreground="white")],
                 arrowprops={
                     "arrowstyle": "-",
-                    "color": _MUTED,
-                    "linewidth": 0.5,
+                    "color": _LEADER_COLOUR,
+                    "linewidth": 0.6,
                     "shrinkA": 0,
                     "shrinkB": 2,
                 },

@@ -15,6 +15,7 @@ from captum_attnflow.pipelines.text_classification import TextClassifier
 from captum_attnflow.study.batch import TextBatch, find_token
 from captum_attnflow.study.data import TextData, read_data
 from captum_attnflow.study.evaluate import BoundsCache, evaluate
+from captum_attnflow.study.plot import save_plot
 from captum_attnflow.study.records import (
     Record,
     RecordFile,
@@ -24,7 +25,7 @@ from captum_attnflow.study.records import (
     write_manifest,
 )
 from captum_attnflow.study.settings import Study
-from captum_attnflow.study.table import FORMATS, Table, save_plot
+from captum_attnflow.study.table import FORMATS, Table
 
 _SECONDS_BETWEEN_LOG_LINES = 30
 

@@ -15,7 +15,8 @@ from pictures import HOSTILE, SCRIPTS, an_explanation
 from selenium import webdriver
 from selenium.webdriver import ActionChains
 from selenium.webdriver.common.by import By
-from selenium.webdriver.support.ui import Select, WebDriverWait
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
 
 from captum_attnflow import RelevanceFlow
 from captum_attnflow.show import (
@@ -35,7 +36,9 @@ def a_text(tokens: list[str]) -> Any:
 
 
 def a_diagram(tokens: list[str]) -> Any:
-    return flow_diagram(an_explanation(3, len(tokens)), tokens)
+    # Every token singly, as the other pictures show it.
+    n_tokens = max(len(tokens), 1)
+    return flow_diagram(an_explanation(3, len(tokens)), tokens, n_tokens=n_tokens)
 
 
 def a_result(tokens: list[str]) -> Any:
@@ -172,8 +175,10 @@ class TestFlowDiagram:
         ActionChains(browser).move_to_element(tokens[2]).perform()
         reading = browser.find_element(By.ID, "reading").text
         share = 100 * explanation.scores[0, 2] / explanation.flow_value[0]
-        assert reading.startswith("“c” sends")
-        assert float(reading.split()[3]) == pytest.approx(float(share), rel=0.01)
+        assert reading.startswith("“c” (token 3) sends")
+        assert float(reading.split(", ")[1].split()[0]) == pytest.approx(
+            float(share), rel=0.01
+        )
         assert "active" in tokens[2].get_attribute("class")
         assert browser.find_elements(By.CSS_SELECTOR, ".trace path")
 
@@ -215,14 +220,124 @@ class TestFlowDiagram:
         ActionChains(browser).move_to_element(other).perform()
         assert "“very”" in browser.find_element(By.ID, "reading").text
 
-    def test_the_range_of_layers_is_chosen(self, opened):
+    def test_layers_fold_and_unfold(self, opened):
         browser = opened(flow_diagram(an_explanation(5, 3)))
-        assert rows(browser) == {"input", *(f"layer {row}" for row in range(1, 6))}
-        Select(browser.find_element(By.ID, "from")).select_by_visible_text("layer 2")
-        Select(browser.find_element(By.ID, "to")).select_by_visible_text("layer 4")
-        assert rows(browser) == {"layer 2", "layer 3", "layer 4"}
-        Select(browser.find_element(By.ID, "to")).select_by_visible_text("layer 1")
-        assert rows(browser) == {"input", "layer 1"}
+        whole = [f"layer {row}" for row in range(1, 6)]
+        assert rows(browser) == ["input", *whole]
+        press(browser, "fold layer 2")
+        assert rows(browser) == ["input", *whole, "layer 2 folded"]
+        press(browser, "fold layer 3")
+        assert "layer 2" not in rows(browser)
+        assert "layers 2 to 3 folded" in rows(browser)
+        edges = browser.find_elements(By.CSS_SELECTOR, ".edges path")
+        unfolded = an_explanation(5, 3)
+        drawn = flow_diagram(unfolded).layout.streams
+        assert len(edges) == sum(layer not in (1, 2) for layer in drawn.layer)
+        press(browser, "unfold layers 2 to 3")
+        assert rows(browser) == ["input", *whole]
+
+    def test_one_button_folds_all_layers_and_unfolds_them(self, opened):
+        browser = opened(flow_diagram(an_explanation(5, 3)))
+        button = browser.find_element(By.ID, "fold")
+        button.click()
+        assert rows(browser) == ["input", "layer 5", "layers 1 to 5 folded"]
+        assert button.text == "Unfold all layers"
+        button.click()
+        assert len(rows(browser)) == 6
+
+    def test_keys_reach_every_node_and_fold_layers(self, opened):
+        browser = opened(flow_diagram(an_explanation(3, 4), list("abcd")))
+        browser.execute_script("document.querySelectorAll('.token')[1].focus()")
+        said = browser.find_element(By.ID, "reading")
+        assert said.text.startswith("“b” (token 2) sends")
+        press_keys(browser, Keys.ARROW_UP, Keys.ARROW_UP)
+        assert said.text.startswith("“b” at layer 1 passes on")
+        press_keys(browser, Keys.ARROW_RIGHT)
+        assert said.text.startswith("“c” at layer 1 passes on")
+        press_keys(browser, Keys.ENTER, Keys.ARROW_LEFT)
+        assert said.text.startswith("“c” at layer 1")  # kept
+        press_keys(browser, Keys.ESCAPE, Keys.ARROW_DOWN, Keys.ARROW_DOWN)
+        assert said.text.startswith("“b” (token 2) sends")
+        browser.execute_script("document.querySelector('.fold').focus()")
+        press_keys(browser, Keys.ENTER)
+        assert "layer 1 folded" in rows(browser)
+        focused = "return document.activeElement.getAttribute('aria-label')"
+        assert browser.execute_script(focused) == "unfold layer 1"
+
+    def test_a_hovered_edge_tells_what_it_carries(self, opened):
+        explanation = an_explanation(2, 3)
+        browser = opened(flow_diagram(explanation, list("abc"), threshold=0))
+        path = browser.find_elements(By.CSS_SELECTOR, ".edges path")[-1]
+        browser.execute_script(
+            "arguments[0].dispatchEvent(new MouseEvent('mouseenter'))", path
+        )
+        streams = flow_diagram(explanation, threshold=0).layout.streams
+        ends = (streams.tail[-1], streams.head[-1])
+        tail, head = ("abc"[column] for column in ends)
+        amount = streams.amount[-1]
+        said = browser.find_element(By.ID, "reading").text
+        assert said.startswith(
+            f"“{tail}” to “{head}” in layer {streams.layer[-1] + 1}:"
+        )
+        number, share = map(float, re.findall(r"(?<=[:,] )[\d.]+", said))
+        assert number == pytest.approx(amount, rel=0.01)
+        value = float(explanation.flow_value[0])
+        assert share == pytest.approx(100 * amount / value, rel=0.01)
+
+    @pytest.mark.parametrize("n_tokens", [12, 60, 200])
+    @pytest.mark.parametrize("width", [400, 1200])
+    def test_no_page_is_wider_than_its_window(self, width, n_tokens, opened, browser):
+        metrics = {"width": width, "height": 800, "deviceScaleFactor": 1}
+        override = "Emulation.setDeviceMetricsOverride"
+        browser.execute_cdp_cmd(override, {**metrics, "mobile": False})
+        try:
+            words = [f"word{'y' * (place % 9)}" for place in range(n_tokens)]
+            opened(flow_diagram(an_explanation(6, n_tokens), words, target="m" * 200))
+            page, window = browser.execute_script(
+                "return [document.documentElement.scrollWidth, innerWidth]"
+            )
+            drawing, room = browser.execute_script(
+                "const main = document.getElementById('diagram');"
+                "return [main.scrollWidth, main.clientWidth]"
+            )
+        finally:
+            browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        assert page <= window
+        assert width == 400 or drawing <= room  # a narrow one scrolls within
+
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    def test_text_stands_out_from_the_paper_in_both_schemes(
+        self, scheme, opened, browser
+    ):
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+        try:
+            opened(a_diagram(["so", "very", "funny"]))
+            ink, muted, paper = browser.execute_script(
+                "const style = (css) => getComputedStyle(document.querySelector(css));"
+                "return [style('body').color, style('.muted').color,"
+                "style('body').backgroundColor]"
+            )
+        finally:
+            browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+        assert (luminance(paper) < 0.5) == (scheme == "dark")
+        for text in (ink, muted):  # WCAG's ratio for small text
+            low, high = sorted([luminance(text), luminance(paper)])
+            assert (high + 0.05) / (low + 0.05) >= 4.5
+
+    def test_others_are_a_column_with_their_score_in_the_table(self, opened):
+        explanation = an_explanation(2, 30)
+        browser = opened(flow_diagram(explanation, n_tokens=4))
+        tokens = browser.find_elements(By.CSS_SELECTOR, ".token")
+        assert len(tokens) == 5
+        ActionChains(browser).move_to_element(tokens[-1]).perform()
+        assert browser.find_element(By.ID, "reading").text.startswith(
+            "“26 others” sends"
+        )
+        browser.execute_script("document.querySelector('details').open = true")
+        cells = browser.find_elements(By.CSS_SELECTOR, "tbody td:nth-child(4)")
+        shares = [float(cell.text) for cell in cells]
+        assert sum(shares) == pytest.approx(100, rel=0.01)
 
     def test_a_notebook_shows_it_in_a_frame(self, browser, tmp_path):
         page = tmp_path / "notebook.html"
@@ -232,7 +347,7 @@ class TestFlowDiagram:
         browser.switch_to.frame(browser.find_element(By.TAG_NAME, "iframe"))
         tokens = browser.find_elements(By.CSS_SELECTOR, ".token")
         ActionChains(browser).move_to_element(tokens[0]).perform()
-        assert "“so” sends" in browser.find_element(By.ID, "reading").text
+        assert "“so” (token 1) sends" in browser.find_element(By.ID, "reading").text
         browser.switch_to.default_content()
         assert browser.get_log("browser") == []
 
@@ -251,6 +366,7 @@ class TestFlowDiagram:
         said = browser.find_element(By.ID, "reading").text.replace(
             "\N{MINUS SIGN}", "-"
         )
+        said = said.partition(" sends")[2]
         sent, share, past = map(float, re.findall(r" ([-+]?[\d.]+)", said))
         output = float(explanation.flow_value[0])
         assert sent == pytest.approx(float(scores[lowest]), rel=0.01)
@@ -261,16 +377,18 @@ class TestFlowDiagram:
             (0, lowest, head) for head, amount in enumerate(flow) if amount
         }
         dashed = browser.find_elements(
-            By.CSS_SELECTOR, ".trace path.negative[stroke-dasharray]"
+            By.CSS_SELECTOR, ".trace path.apart[stroke-dasharray]"
         )
-        negative = browser.find_elements(By.CSS_SELECTOR, ".trace path.negative")
+        negative = browser.find_elements(By.CSS_SELECTOR, ".trace path.apart")
         assert len(dashed) == len(negative) > 0
         assert browser.get_log("browser") == []
 
     @pytest.mark.parametrize("n_tokens", [12, 64, 200])
     def test_labels_do_not_overlap(self, n_tokens, opened):
         words = [f"word{'y' * (place % 9)}" for place in range(n_tokens)]
-        browser = opened(flow_diagram(an_explanation(2, n_tokens), words))
+        browser = opened(
+            flow_diagram(an_explanation(2, n_tokens), words, n_tokens=n_tokens)
+        )
         boxes = browser.execute_script(
             "return [...document.querySelectorAll('.token text')].map((text) => {"
             "const box = text.getBoundingClientRect(); return [box.left, box.right]})"
@@ -281,9 +399,29 @@ class TestFlowDiagram:
             assert right <= left
 
 
-def rows(browser) -> set[str]:
+def rows(browser) -> list[str]:
+    """Rows that are shown, from below, and then strips of folded layers."""
     names = browser.find_elements(By.CSS_SELECTOR, "text.row")
-    return {name.text for name in names if "drawn" not in name.text}
+    shown = [name.text for name in names]
+    return [name for name in shown if name.startswith(("input", "layer"))]
+
+
+def press(browser, label: str) -> None:
+    browser.find_element(By.CSS_SELECTOR, f'.fold[aria-label="{label}"]').click()
+
+
+def press_keys(browser, *keys: str) -> None:
+    for key in keys:
+        ActionChains(browser).send_keys(key).perform()
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of ``rgb(...)``, by WCAG 2.1."""
+    parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    linear = [
+        p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts
+    ]
+    return sum(w * p for w, p in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
 def edges_from(flow: list, position: int) -> dict[tuple[int, int, int], float]:

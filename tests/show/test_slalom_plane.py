@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from pictures import SCRIPTS, overlapping
 
@@ -60,6 +61,38 @@ def test_a_token_stands_at_its_value_and_importance():
     [points] = [c for c in figure.axes[0].collections if len(c.get_offsets()) == 2]
     assert points.get_offsets().tolist() == [[-3.0, 4.0], [1.0, -2.0]]
     assert labels(figure) == ["dull", "so"]  # the heaviest first
+
+
+def test_the_target_is_named_on_the_axis_and_in_the_title():
+    reading = a_reading([(1.0, 2.0)])
+    axes = slalom_plane(reading, ["so"], target="$a_{").axes[0]
+    assert axes.get_xlabel() == "against “$a_{” ← value: log-odds → for “$a_{”"
+    assert axes.get_title() == "log-odds of “$a_{”: +1.00, by SLALOM +0.90"
+    FigureCanvasAgg(axes.figure).draw()
+    unnamed = slalom_plane(reading, ["so"]).axes[0]
+    assert unnamed.get_xlabel().startswith("against the target ←")
+
+
+def test_a_label_away_from_its_point_has_a_line_to_it():
+    points = np.random.default_rng(0).normal(size=(60, 2)) * 0.02
+    points[:4] *= 20  # and the others are close together
+    figure = slalom_plane(a_reading(points), [f"word{at}" for at in range(60)])
+    axes = figure.axes[0]
+    FigureCanvasAgg(figure).draw()
+    far = 0
+    for text in axes.texts:
+        point = axes.transData.transform(text.xy)
+        box = Text.get_window_extent(text)
+        gap = np.maximum(np.maximum(box.min - point, point - box.max), 0)
+        if np.hypot(*gap) < 10:
+            continue
+        far += 1
+        line = text.arrow_patch.get_path().transformed(text.arrow_patch.get_transform())
+        ends = line.vertices[[0, -1]]
+        assert np.hypot(*(ends[1] - point)) < 6  # it ends at the point
+        assert (ends[0] >= box.min - 8).all()
+        assert (ends[0] <= box.max + 8).all()
+    assert far > 5
 
 
 def test_special_tokens_are_left_out_and_repeated_ones_counted():

@@ -1,4 +1,4 @@
-r"""What a flow diagram shows, computed once for both of its renderers.
+r"""What a flow diagram shows, the same for both of its renderers.
 
 A token is a column and a token layer a row; an edge leads from the key in its column
 below to the query in its column above. Coordinates are columns and rows: the renderers
@@ -10,18 +10,11 @@ A relevance flow is signed: widths and shares are those of its absolute flow.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
-
-from captum_attnflow._checks import check_choice, check_example
-from captum_attnflow.explanation import ConservationDiagnostics, Explanation
-from captum_attnflow.flow.network import LayeredNetwork
-from captum_attnflow.scored_tokens import position_labels, printable
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -29,7 +22,17 @@ Booleans = npt.NDArray[np.bool_]
 RelativeTo = Literal["network", "layer"]
 
 POSITIVE = "raises the output"
-NEGATIVE = "lowers the output: dashed edges, diamonds"
+NEGATIVE = "lowers the output: dashed, diamonds"
+GATHERED = "pale: gathered, never drawn wider"
+TINT = "token: the deeper, the larger its score"
+SEVERED = "severed by the minimum cut"
+SOURCE_SIDE, SINK_SIDE = "source's side", "sink's side"
+GATHERED_WIDEST = 3.0
+"""How much wider than the largest edge a gathered stream is drawn, at most.
+
+Gathered streams may carry a hundred times the flow of an edge. Drawn to scale they
+would cover the rows, or leave only hairlines of the edges.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,68 +40,130 @@ class MinimumCut:
     """A minimum cut: its edges are full, and their capacity bounds every flow.
 
     Attributes:
-        source_side (ndarray): Shape ``(L + 1, T)``, bool, nodes on the source's side.
-        severed (ndarray): Shape ``(L, T, T)``, bool, edges that lead across.
+        source_side (ndarray): Shape ``(L + 1, K)``, bool, nodes on the source's side,
+            of the ``K`` tokens that are drawn singly.
         n_edges (int): Number of severed edges, drawn or not.
         capacity (float): Sum of their capacities.
     """
 
     source_side: Booleans
-    severed: Booleans
     n_edges: int
     capacity: float
 
 
 @dataclass(frozen=True, eq=False)
-class FlowLayout:
-    """A flow through ``L`` layers of ``T`` tokens, as it is drawn.
+class Streams:
+    """The whole flow between ``C`` columns, as edges and a rest.
+
+    In every layer ``amount`` of its edges and ``rest`` sum to the flow through the
+    layer, and so do their absolute values.
 
     Attributes:
-        tokens (tuple of str): The token of every column, length ``T``, printable.
-        value (float): The flow value.
-        signed (bool): Whether it is the conserved flow of Relevance Flow, whose edges
-            and nodes have a sign and whose value is the output.
-        edge_flow (ndarray): Shape ``(L, T, T)``, flow of every edge, drawn or not,
+        edge_flow (ndarray): Shape ``(L, C, C)``, flow between columns, drawn or not,
             head before tail as in the network.
-        node_flow (ndarray): Shape ``(L + 1, T)``, flow through every node.
-        direct (ndarray, optional): Shape ``(T,)``, flow of the direct edges of a signed
-            flow, which lead from the token past all layers; None where there are none.
-        largest (ndarray): Shape ``(L,)``, the absolute flow of the widest possible
-            edge of each layer.
+        largest (ndarray): Shape ``(L,)``, the absolute flow of an edge of width 1.
         layer (ndarray): Shape ``(E,)``, int64, layer of every edge that is drawn, from
-            0, by rising width: the widest are drawn last.
+            0. Gathered edges are the first, then by rising width: the widest are
+            drawn last.
         tail (ndarray): Shape ``(E,)``, int64, column below.
         head (ndarray): Shape ``(E,)``, int64, column above.
-        width (ndarray): Shape ``(E,)``, in (0, 1], absolute flow of the edge relative
-            to the largest.
-        in_cut (ndarray): Shape ``(E,)``, bool, edges that the minimum cut severs.
-        cut (MinimumCut, optional): The minimum cut; None where there is none.
-        threshold (float): Edges below this share of the largest flow are not drawn.
-        relative_to (str): Whether the largest flow is that of the ``"network"`` or of
-            the edge's ``"layer"``.
-        n_pruned (int): Number of edges with flow that are not drawn.
-        drawn_share (ndarray): Shape ``(L,)``, in [0, 1], share of the absolute flow
-            through each layer that is drawn. A flow that spreads over thousands of
-            edges leaves none wide enough.
+        amount (ndarray): Shape ``(E,)``, flow of the edge. Between two columns there
+            are two edges where one column gathers both negative or severed flow and
+            other flow.
+        width (ndarray): Shape ``(E,)``, absolute flow of the edge relative to the
+            largest; at most 1, and at most ``GATHERED_WIDEST`` if it is gathered.
+        gathered (ndarray): Shape ``(E,)``, bool, edges from or to the others.
+        apart (ndarray): Shape ``(E,)``, bool, edges of negative flow, or edges that
+            the minimum cut severs.
+        rest (ndarray): Shape ``(L, 2)``, what the stream beside the columns gathers:
+            flow from others to others, and on edges too thin to draw. The second
+            is its part that is negative, or that the minimum cut severs.
+        n_thin (int): Number of edges from one token to another with flow that are too
+            thin to draw.
+        gathered_share (ndarray): Shape ``(L,)``, in [0, 1], share of the absolute flow
+            through each layer that is gathered, on edges of others or in the rest.
     """
 
-    tokens: tuple[str, ...]
-    value: float
-    signed: bool
     edge_flow: Floats
-    node_flow: Floats
-    direct: Floats | None
     largest: Floats
     layer: Integers
     tail: Integers
     head: Integers
+    amount: Floats
     width: Floats
-    in_cut: Booleans
+    gathered: Booleans
+    apart: Booleans
+    rest: Floats
+    n_thin: int
+    gathered_share: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Lane:
+    """A straight stream past the nodes.
+
+    Attributes:
+        name (str): What it gathers.
+        column (int, optional): The column that it stands in; None if it stands beside
+            them.
+        amount (ndarray): Shape ``(L, 2)``, flow that passes each layer, and that of it
+            which is negative or severed.
+        width (ndarray): Shape ``(L, 2)``, on the scale of the edges.
+        numbers (tuple of str): What is written below it.
+    """
+
+    name: str
+    column: int | None
+    amount: Floats
+    width: Floats
+    numbers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class FlowLayout:
+    """A flow through ``L`` layers, drawn in ``C`` columns.
+
+    Every column is a token; the last one may stand for all others.
+
+    Attributes:
+        tokens (tuple of str): The name of every column, length ``C``, printable.
+        positions (ndarray): Shape ``(C - 1,)`` or ``(C,)``, int64, where the tokens
+            that are drawn singly stand in the sequence.
+        n_others (int): Tokens that the last column gathers; 0 if it is a token itself.
+        read_out (tuple of str): The tokens where the output is read.
+        method (str, optional): The method's name, for the title.
+        target (str, optional): What is explained, for the title.
+        value (float): The flow value.
+        signed (bool): Whether it is the conserved flow of Relevance Flow, whose edges
+            and nodes have a sign and whose value is the output.
+        streams (Streams): The whole flow, drawn or gathered.
+        node_flow (ndarray): Shape ``(L + 1, C)``, flow through every node.
+        direct (ndarray, optional): Shape ``(C,)``, flow of the direct edges of a signed
+            flow, which lead from the token past all layers; None where there are none.
+        past (ndarray): Shape ``(2,)``, the sums of the positive and of the negative
+            direct edges.
+        cut (MinimumCut, optional): The minimum cut of the whole network; None where it
+            is not drawn.
+        threshold (float): Edges below this share of the largest flow are gathered.
+        relative_to (str): Whether the largest flow is that of the ``"network"`` or of
+            the edge's ``"layer"``.
+    """
+
+    tokens: tuple[str, ...]
+    positions: Integers
+    n_others: int
+    read_out: tuple[str, ...]
+    method: str | None
+    target: str | None
+    value: float
+    signed: bool
+    streams: Streams
+    node_flow: Floats
+    direct: Floats | None
+    past: Floats
     cut: MinimumCut | None
     threshold: float
     relative_to: RelativeTo
-    n_pruned: int
-    drawn_share: Floats
 
     @property
     def n_layers(self) -> int:
@@ -106,21 +171,62 @@ class FlowLayout:
         return len(self.node_flow) - 1
 
     @property
+    def n_tokens(self) -> int:
+        """Tokens with flow, drawn singly or gathered."""
+        return len(self.positions) + self.n_others
+
+    @property
     def sent(self) -> Floats:
-        """Flow that every token sends, direct edges included, shape ``(T,)``."""
+        """Flow that every column sends, direct edges included, shape ``(C,)``."""
         through_layers: Floats = self.node_flow[0]
         return through_layers if self.direct is None else through_layers + self.direct
 
     @property
-    def negative(self) -> Booleans:
-        """Edges, of those drawn, whose flow lowers the output, shape ``(E,)``."""
-        return np.asarray(self.edge_flow[self.layer, self.head, self.tail] < 0)
+    def tint(self) -> Floats:
+        """Absolute scores as shares of the largest, shape ``(C,)``; 0 for the others.
+
+        The sum of many would pale the tokens.
+        """
+        share: Floats = np.abs(self.sent)
+        share[len(self.positions) :] = 0.0
+        return np.asarray(share / max(share.max(), np.finfo(float).tiny))
 
     @property
     def has_negative(self) -> bool:
         """Whether an edge, node or token is drawn that lowers the output."""
-        drawn = self.negative, self.node_flow < 0, self.sent < 0
-        return any(bool(below.any()) for below in drawn)
+        streams = self.streams
+        amounts = streams.amount, streams.rest, self.past, self.node_flow, self.sent
+        return any(bool((amount < 0).any()) for amount in amounts)
+
+    @property
+    def has_gathered(self) -> bool:
+        """Whether anything is gathered."""
+        return bool(self.n_others or self.streams.rest.any())
+
+    @property
+    def lanes(self) -> tuple[Lane, ...]:
+        """Streams past the nodes: the rest, and the direct edges of a signed flow."""
+        lanes = []
+        if self.has_gathered:
+            column = len(self.tokens) - 1 if self.n_others else None
+            name = self.tokens[-1] if self.n_others else "thin edges"
+            lanes.append(self._lane(name, column, self.streams.rest))
+        if self.past.any():
+            amount = np.tile(self.past, (self.n_layers, 1))
+            numbers = _numbers(self.past, float(np.abs(self.past).max()))
+            lanes.append(self._lane("direct edges", None, amount, numbers))
+        return tuple(lanes)
+
+    def _lane(
+        self,
+        name: str,
+        column: int | None,
+        amount: Floats,
+        numbers: tuple[str, ...] = (),
+    ) -> Lane:
+        largest = self.streams.largest[:, None]
+        width = relative_width(amount, largest, GATHERED_WIDEST)
+        return Lane(name, column, amount, width, numbers)
 
     @property
     def amounts(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
@@ -133,170 +239,77 @@ class FlowLayout:
         most = max(float(np.abs(row).max()) for row in rows.values())
         return tuple((name, _numbers(row, most)) for name, row in rows.items())
 
-    def summary(self) -> str:
-        """Describe the flow and its minimum cut in one line."""
+    @property
+    def scale(self) -> tuple[tuple[float, str], ...]:
+        """Widths with what they stand for, for the legend."""
+        largest = self.streams.largest.max()
+        if not largest:
+            return ()
+        if self.relative_to == "layer":
+            return (1.0, "largest flow of its layer"), (0.25, "a quarter of it")
+        return tuple((width, f"flow {width * largest:.2g}") for width in (1.0, 0.25))
+
+    def title(self) -> str:
+        """Say in words what flow it is: method, target, value and read-out."""
+        name = self.method or ("Relevance flow" if self.signed else "Flow")
+        explains = f"{name} for “{self.target}”" if self.target else name
+        tokens = _counted(self.n_tokens, "token")
         if self.signed:
-            return self._sum()
-        text = f"flow value {self.value:.4g}"
-        if self.cut is None:
-            return f"{text}, not a maximum flow: no minimum cut"
-        edges = "edge" if self.cut.n_edges == 1 else "edges"
+            output = _minus(f"{self.value:.4g}")
+            return f"{explains}: the scores of {tokens} sum to the output {output}"
+        read_out = (
+            f"“{self.read_out[0]}”"
+            if len(self.read_out) == 1
+            else f"{len(self.read_out):,} read-outs"
+        )
+        return f"{explains}: {self.value:.4g} flows from {tokens} to {read_out}"
+
+    def details(self) -> tuple[str, ...]:
+        """Say what is gathered, what passes the layers, and the minimum cut."""
+        parts = [self._gathered(), self._parts(), self._cut()]
+        return tuple(part for part in parts if part)
+
+    def _gathered(self) -> str:
+        drawn = "All tokens are drawn."
+        if self.n_others:
+            drawn = (
+                f"Drawn: {_counted(len(self.positions), 'token')}, the read-out and "
+                f"those of the largest scores. The column “{self.tokens[-1]}” gathers "
+                "the rest."
+            )
+        n_thin = self.streams.n_thin
+        if not n_thin:
+            return drawn
+        stream = "that column" if self.n_others else "the pale stream beside them"
         return (
-            f"{text}, minimum cut of {self.cut.n_edges:,} {edges} of capacity "
-            f"{self.cut.capacity:.4g}"
+            f"{drawn} Gathered in {stream}: {_counted(n_thin, 'edge')} below "
+            f"{100 * self.threshold:.3g} % of the largest in the {self.relative_to}."
         )
 
-    def _sum(self) -> str:
-        tokens = "token" if len(self.tokens) == 1 else "tokens"
-        text = (
-            f"relevance flow of {len(self.tokens):,} {tokens} sums to the output "
-            f"{_minus(f'{self.value:.4g}')}"
-        )
+    def _parts(self) -> str:
         if self.direct is None:
-            return text
-        parts = float(self.node_flow[0].sum()), float(self.direct.sum())
-        drawn, direct = (_minus(f"{part:.4g}") for part in parts)
-        return f"{text}: {drawn} through the layers, {direct} on direct edges"
+            return ""
+        parts = float(self.node_flow[0].sum()), float(self.past.sum())
+        through, direct = (_minus(f"{part:.4g}") for part in parts)
+        return f"{through} goes through the layers, {direct} past them on direct edges."
 
-    def pruning(self) -> str:
-        """Describe in one line what is not drawn."""
-        n_edges = len(self.layer) + self.n_pruned
-        carried = 100 - 100 * self.drawn_share.mean()
-        whole = "absolute flow" if self.signed else "flow"
-        return (
-            f"{self.n_pruned:,} of {n_edges:,} edges are below "
-            f"{100 * self.threshold:.3g} % of the largest flow in the "
-            f"{self.relative_to} and not drawn; they carry {carried:.0f} % of the "
-            f"{whole}"
-        )
+    def _cut(self) -> str:
+        if self.cut is None:
+            return ""
+        edges = _counted(self.cut.n_edges, "edge")
+        return f"The minimum cut severs {edges} of capacity {self.cut.capacity:.4g}."
 
 
-def lay_out_flow(
-    explanation: Explanation,
-    tokens: Sequence[str] | None = None,
-    example: int = 0,
-    threshold: float = 0.01,
-    relative_to: RelativeTo = "network",
-) -> FlowLayout:
-    """Read one example's flow; see :func:`flow_diagram` for arguments and errors."""
-    flow, labels = _read(explanation, tokens, example)
-    check_choice("relative_to", relative_to, get_args(RelativeTo))
-    if not 0 <= threshold <= 1:
-        raise ValueError(
-            f"threshold={threshold!r} must be a share of the largest flow, from 0 to 1"
-        )
-    signed = _is_signed(explanation)
-    direct = _direct(explanation, example) if signed else None
-    network = explanation.network.select(slice(example, example + 1)).trim()
-    columns = _live_columns(network, direct)
-    flow = flow[:, columns][:, :, columns]
-    amount = np.abs(flow)
-    largest = (
-        amount.max((1, 2))
-        if relative_to == "layer"
-        else np.full(len(amount), amount.max())
-    )
-    share = amount / np.maximum(largest, np.finfo(float).tiny)[:, None, None]
-    drawn = (amount > 0) & (share >= threshold)
-    layer, head, tail = drawn.nonzero()
-    order = np.argsort(share[drawn], kind="stable")
-    layer, head, tail = layer[order], head[order], tail[order]
-    cut = _minimum_cut(explanation, network, columns, example)
-    severed = np.zeros_like(drawn) if cut is None else cut.severed
-    return FlowLayout(
-        tokens=tuple(printable(labels[column]) for column in columns),
-        value=float(explanation.flow_value[example]),
-        signed=signed,
-        edge_flow=flow,
-        node_flow=np.concatenate([flow.sum(1), flow[-1:].sum(2)]),
-        direct=None if direct is None else direct[columns],
-        largest=largest,
-        layer=layer,
-        tail=tail,
-        head=head,
-        width=share[layer, head, tail],
-        in_cut=severed[layer, head, tail],
-        cut=cut,
-        threshold=threshold,
-        relative_to=relative_to,
-        n_pruned=int((amount > 0).sum()) - len(layer),
-        drawn_share=_drawn_share(amount, drawn),
-    )
+def relative_width(
+    amount: Floats, largest: npt.ArrayLike, widest: npt.ArrayLike
+) -> Floats:
+    """Absolute flow relative to the largest, at most the widest that is drawn."""
+    share = np.abs(amount) / np.maximum(largest, np.finfo(float).tiny)
+    return np.asarray(np.minimum(share, widest))
 
 
-def _drawn_share(amount: Floats, drawn: Booleans) -> Floats:
-    """Share of each layer's absolute flow on its drawn edges; 1 where nothing flows."""
-    share = np.ones(len(amount))
-    whole = amount.sum((1, 2))
-    np.divide((amount * drawn).sum((1, 2)), whole, out=share, where=whole > 0)
-    return share
-
-
-def _read(
-    explanation: Explanation, tokens: Sequence[str] | None, example: int
-) -> tuple[Floats, list[str]]:
-    """Return the flow, shape ``(L, T, T)``, head before tail, and the labels."""
-    if not isinstance(explanation, Explanation):
-        raise ValueError(
-            f"a {type(explanation).__name__} has no flow to draw; give what explain() "
-            "of a flow method returns. slalom_plane draws SLALOM's"
-        )
-    if explanation.flow is None:
-        raise ValueError(
-            "this explanation has no joint flow to draw: its scores are values of one "
-            'flow per token. RelevanceFlow has one unless flow="maximum". Or solve one '
-            "on this network, and draw dataclasses.replace(explanation, "
-            "joint_flow=solve_flow(explanation.network))"
-        )
-    n_examples, _, _, n_tokens = explanation.flow.shape
-    check_example(example, n_examples)
-    labels = position_labels(n_tokens) if tokens is None else list(tokens)
-    if len(labels) != n_tokens:
-        raise ValueError(
-            f"{len(labels)} tokens were given for {n_tokens} positions; give one per "
-            "position, special tokens and padding included"
-        )
-    flow = _array(explanation.flow[example])
-    if not _is_signed(explanation):
-        flow = flow.clip(min=0)  # rounding puts some edges of a maximum flow below 0
-    return flow, labels
-
-
-def _is_signed(explanation: Explanation) -> bool:
-    """Whether the flow is Relevance Flow's own, not a maximum flow on its network."""
-    conserved = isinstance(explanation.diagnostics, ConservationDiagnostics)
-    return conserved and explanation.cut is None
-
-
-def _direct(explanation: Explanation, example: int) -> Floats | None:
-    return None if explanation.direct is None else _array(explanation.direct[example])
-
-
-def _array(tensor: Tensor) -> Floats:
-    array: Floats = tensor.detach().double().cpu().numpy()
-    return array
-
-
-def _live_columns(network: LayeredNetwork, direct: Floats | None) -> Integers:
-    """Positions with a node on a path from source to sink or with a direct edge."""
-    live: Booleans = network.used()[0].cpu().numpy()
-    if direct is not None:
-        live = live | (direct != 0)
-    live = live if live.any() else ~live
-    return live.nonzero()[0]
-
-
-def _minimum_cut(
-    explanation: Explanation, network: LayeredNetwork, columns: Integers, example: int
-) -> MinimumCut | None:
-    if explanation.cut is None:
-        return None
-    source_side = explanation.cut[example].cpu().numpy()[:, columns]
-    capacity = network.capacity[0].cpu().numpy()[:, columns][:, :, columns]
-    severed = source_side[:-1, None, :] & ~source_side[1:, :, None] & (capacity > 0)
-    return MinimumCut(
-        source_side, severed, int(severed.sum()), float(capacity[severed].sum())
-    )
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _numbers(values: Floats, most: float) -> tuple[str, ...]:
