@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import networkx as nx
 import torch
@@ -22,7 +22,9 @@ from captum_attnflow.flow.scores import (
     normalize,
     score_tokens,
 )
+from captum_attnflow.flow.solvers import FlowSolution
 from captum_attnflow.scored_tokens import ShownByTokens
+from captum_attnflow.storage import Storable
 
 if TYPE_CHECKING:
     from captum_attnflow.show import TokenMatrix
@@ -33,6 +35,7 @@ _FEWEST_POSITIONS = 6
 _POSITION_ALONE = 0.98  # Spearman's rho
 
 
+@runtime_checkable
 class JointFlow(Protocol):
     """The flow of all tokens of each example, known or solved when it is read.
 
@@ -98,7 +101,7 @@ class ConservationDiagnostics:
 
 
 @dataclass(frozen=True, eq=False)
-class Explanation(ShownByTokens):
+class Explanation(ShownByTokens, Storable):
     """Token scores of a batch, with everything they came from.
 
     Shows itself in a notebook and by rich; :meth:`show` takes the tokens.
@@ -215,6 +218,17 @@ class Explanation(ShownByTokens):
         direct = self.direct if conserved and self.cut is None else None
         return self.network.to_networkx(example, tokens, self.flow, direct)
 
+    def _as_stored(self) -> Explanation:
+        # How to solve a flow is not written, so that it is solved first.
+        flow, against = self.joint_flow, self.against
+        if not isinstance(flow, (GivenFlow, FlowSolution)):
+            flow = GivenFlow(flow.value, flow.flow, flow.cut)
+        return replace(
+            self,
+            joint_flow=flow,
+            against=None if against is None else against._as_stored(),
+        )
+
     def _shown(self) -> tuple[list[str], Tensor]:
         headings = [
             f"example {example}: flow value {value:.4g}"
@@ -308,7 +322,7 @@ def normalize_scores(
 
 
 @dataclass(frozen=True, eq=False)
-class GenerationExplanation:
+class GenerationExplanation(Storable):
     """Scores of generated tokens: what each was made from.
 
     Attributes:

@@ -41,6 +41,7 @@ from captum_attnflow.pipelines.pretrained import (
 from captum_attnflow.scored_tokens import escaped, printable, relative
 from captum_attnflow.show.figures import drawable
 from captum_attnflow.show.image import image_overlay
+from captum_attnflow.storage import Storable
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 """What is read. Others of Pillow's run programs of the system, as EPS does."""
@@ -66,7 +67,7 @@ class Patch:
 
 
 @dataclass(frozen=True, eq=False)
-class ImageAttribution:
+class ImageAttribution(Storable):
     """The attribution of one image.
 
     The value of a notebook's cell is shown as Captum's overlay, and rich prints it as

@@ -35,11 +35,12 @@ from captum_attnflow.scored_tokens import coloured_tokens, printable
 from captum_attnflow.show.text import safe_record, visualize_text
 from captum_attnflow.slalom import SlalomExplanation
 from captum_attnflow.slalom.explanation import SlalomReading
+from captum_attnflow.storage import Storable
 from captum_attnflow.texts import find_special_tokens
 
 
 @dataclass(frozen=True)
-class TextAttribution:
+class TextAttribution(Storable):
     """The attribution of one text.
 
     The value of a notebook's cell is shown as Captum's text picture, and rich prints

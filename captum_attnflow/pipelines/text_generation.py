@@ -31,10 +31,11 @@ from captum_attnflow.pipelines.pretrained import (
     load_pretrained,
 )
 from captum_attnflow.scored_tokens import printable
+from captum_attnflow.storage import Storable
 
 
 @dataclass(frozen=True)
-class GeneratedText:
+class GeneratedText(Storable):
     """The attribution of one generated text.
 
     Attributes:

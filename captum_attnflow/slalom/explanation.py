@@ -15,10 +15,11 @@ from captum_attnflow.slalom.link import Link
 from captum_attnflow.slalom.model import SlalomModel
 from captum_attnflow.slalom.queries import QueryData
 from captum_attnflow.slalom.scores import Score, score_types
+from captum_attnflow.storage import Storable
 
 
 @dataclass(frozen=True, eq=False)
-class SlalomExplanation(ShownByTokens):
+class SlalomExplanation(ShownByTokens, Storable):
     """SLALOM functions of a batch of texts, with scores at the positions of the tokens.
 
     Notebooks and rich display it; :meth:`show` takes the tokens.
