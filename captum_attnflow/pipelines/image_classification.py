@@ -38,6 +38,7 @@ from captum_attnflow.pipelines.pretrained import (
     load_pretrained,
     read_predictions,
 )
+from captum_attnflow.pipelines.provenance import KnownParts
 from captum_attnflow.scored_tokens import escaped, printable, relative
 from captum_attnflow.show.figures import drawable
 from captum_attnflow.show.image import image_overlay
@@ -187,7 +188,7 @@ def _picture(image: ImageAttribution) -> str:
 
 
 @dataclass(frozen=True)
-class ImageClassifier:
+class ImageClassifier(KnownParts):
     """An image classifier with its image processor.
 
     Attributes:

@@ -31,6 +31,7 @@ from captum_attnflow.pipelines.pretrained import (
     problem_type,
     read_predictions,
 )
+from captum_attnflow.pipelines.provenance import KnownParts
 from captum_attnflow.scored_tokens import coloured_tokens, printable
 from captum_attnflow.show.text import safe_record, visualize_text
 from captum_attnflow.slalom import SlalomExplanation
@@ -148,7 +149,7 @@ def _side_by_side(tokens: Sequence[str], slalom: SlalomReading) -> str:
 
 
 @dataclass(frozen=True)
-class TextClassifier:
+class TextClassifier(KnownParts):
     """A sequence classifier with its tokenizer.
 
     Attributes:

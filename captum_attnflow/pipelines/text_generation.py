@@ -30,6 +30,7 @@ from captum_attnflow.pipelines.pretrained import (
     check_texts,
     load_pretrained,
 )
+from captum_attnflow.pipelines.provenance import KnownParts
 from captum_attnflow.scored_tokens import printable
 from captum_attnflow.storage import Storable
 
@@ -70,7 +71,7 @@ class GeneratedText(Storable):
 
 
 @dataclass(frozen=True)
-class TextGenerator:
+class TextGenerator(KnownParts):
     """A language model, causal or of encoder and decoder, with its tokenizer.
 
     Attributes:
