@@ -53,7 +53,9 @@ def hash_of_model(model: nn.Module) -> str:
     digest = hashlib.sha256(_described(model).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        flat = tensor.detach().cpu().contiguous()
+        # One element is contiguous at any stride, but not seen as bytes.
+        flat = flat.as_strided((flat.numel(),), (1,))
         digest.update(memoryview(flat.view(torch.uint8).numpy()))
     return digest.hexdigest()
 
