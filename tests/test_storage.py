@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import io
+import itertools
 import json
 import math
 import multiprocessing
@@ -64,11 +65,12 @@ def differences(where: str, one: object, other: object) -> list[str]:
         return [f"{where}: {type(one)} and {type(other)}"]
     if isinstance(one, torch.Tensor):
         alike = one.dtype == other.dtype and one.shape == other.shape
-        bits = [
-            each.reshape(-1).contiguous().view(torch.uint8) for each in (one, other)
-        ]
+        copies = [torch.empty(t.shape, dtype=t.dtype).copy_(t) for t in (one, other)]
+        bits = [each.reshape(-1).view(torch.uint8) for each in copies]
         return [] if alike and torch.equal(*bits) else [f"{where}: {one} and {other}"]
     if isinstance(one, float):
+        if math.isnan(one) and math.isnan(other):
+            return []
         pair = [struct.pack("d", each) for each in (one, other)]
         return [] if len(set(pair)) == 1 else [f"{where}: {one} and {other}"]
     if dataclasses.is_dataclass(one):
@@ -251,7 +253,7 @@ def explanations(draw: st.DrawFn, depth: int = 1) -> Explanation:
 
 
 @given(explanations())
-@settings(max_examples=60, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=40, suppress_health_check=list(HealthCheck), deadline=None)
 def test_any_explanation_is_read_as_it_was(tmp_path_factory, explanation):
     path = tmp_path_factory.getbasetemp() / "any.safetensors"
     explanation.save(path)
@@ -270,7 +272,7 @@ JSON = st.recursive(
 
 
 @given(JSON, st.dictionaries(st.text(), JSON))
-@settings(suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=30, suppress_health_check=list(HealthCheck), deadline=None)
 def test_where_results_come_from_is_read_as_it_was(tmp_path_factory, target, notes):
     path = tmp_path_factory.getbasetemp() / "from.safetensors"
     provenance = Provenance(
@@ -414,9 +416,9 @@ def test_what_is_no_file_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="is a folder; give a file that save"):
         Explanation.load(tmp_path)
     for wrong in (3, None, ["x"]):
-        with pytest.raises(ValueError, match="path=.*; give the name of a file"):
+        with pytest.raises(ValueError, match=r"path=.*; give the name of a file"):
             load_results(wrong)
-        with pytest.raises(ValueError, match="path=.*; give the name of a file"):
+        with pytest.raises(ValueError, match=r"path=.*; give the name of a file"):
             save_results(TextAttribution("a", ("a",), (1.0,), "x", None, "x"), wrong)
 
 
@@ -488,26 +490,24 @@ def test_a_file_changed_anywhere_is_refused_in_words_or_read(
         stored = (tmp_path / "x").read_bytes()
     read = []
     changed(tmp_path / "y", stored, read.append)
-    refused = 0
-    for place in places(read[0])[1:]:
-        for value in OTHER_VALUES:
+    pairs = itertools.product(places(read[0])[1:], OTHER_VALUES)
+    refused = []
+    for (*before, last), value in random.Random(0).sample(list(pairs), 400):
 
-            def change(content, place=place, value=value):
-                *before, last = place
-                for key in before:
-                    content = content[key]
-                content[last] = value
+        def change(content, before=before, last=last, value=value):
+            for key in before:
+                content = content[key]
+            content[last] = value
 
-            path = changed(tmp_path / "y", stored, change)
-            try:
-                results = load_results(path).results
-                assert {type(each).__name__ for each in results} <= set(KINDS)
-            except ValueError as error:
-                refused += 1
-                assert "give a file that save()" in str(error) or "version" in str(
-                    error
-                )
-    assert refused > 100
+        path = changed(tmp_path / "y", stored, change)
+        try:
+            results = load_results(path).results
+        except ValueError as error:
+            refused.append(str(error))
+        else:
+            assert {type(each).__name__ for each in results} <= set(KINDS)
+    assert len(refused) > 100
+    assert [e for e in refused if "no whole file" not in e and "version" not in e] == []
 
 
 def test_nothing_but_results_is_made_of_a_file(stored, tmp_path):
@@ -544,7 +544,7 @@ def test_what_no_file_can_hold_is_refused(tmp_path):
     for message, results in wrong.items():
         with pytest.raises(ValueError, match=message):
             save_results(results, tmp_path / "x")
-    with pytest.raises(ValueError, match="provenance=.*; give a Provenance"):
+    with pytest.raises(ValueError, match=r"provenance=.*; give a Provenance"):
         text.save(tmp_path / "x", {"method": "slalom"})
     assert list(tmp_path.iterdir()) == []
 
@@ -574,7 +574,15 @@ def large(number: int) -> GenerationExplanation:
 
 def test_a_writer_that_is_killed_leaves_a_whole_file(tmp_path):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["captum_attnflow.explanation"])
+    # What this file imports, so that a kill hits the writing and no import.
+    context.set_forkserver_preload(
+        [
+            "captum_attnflow.pipelines.image_classification",
+            "captum_attnflow.pipelines.text_generation",
+            "hypothesis",
+            "pytest",
+        ]
+    )
     path, moments = tmp_path / "x.safetensors", random.Random(0)
     large(0).save(path)
     for _ in range(4):
