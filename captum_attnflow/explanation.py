@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -23,6 +23,13 @@ from captum_attnflow.flow.scores import (
     score_tokens,
 )
 from captum_attnflow.flow.solvers import FlowSolution
+from captum_attnflow.long_form import (
+    LongForm,
+    ScoredRows,
+    Tokens,
+    refuse_tokens,
+    rows_of_batch,
+)
 from captum_attnflow.scored_tokens import ShownByTokens
 from captum_attnflow.storage import Storable
 
@@ -101,7 +108,7 @@ class ConservationDiagnostics:
 
 
 @dataclass(frozen=True, eq=False)
-class Explanation(ShownByTokens, Storable):
+class Explanation(ShownByTokens, Storable, LongForm):
     """Token scores of a batch, with everything they came from.
 
     Shows itself in a notebook and by rich; :meth:`show` takes the tokens.
@@ -218,6 +225,9 @@ class Explanation(ShownByTokens, Storable):
         direct = self.direct if conserved and self.cut is None else None
         return self.network.to_networkx(example, tokens, self.flow, direct)
 
+    def _scored_rows(self, first: int, tokens: Tokens | None) -> Iterator[ScoredRows]:
+        return rows_of_batch(self.scores, first, tokens)
+
     def _as_stored(self) -> Explanation:
         # How to solve a flow is not written, so that it is solved first.
         flow, against = self.joint_flow, self.against
@@ -322,7 +332,7 @@ def normalize_scores(
 
 
 @dataclass(frozen=True, eq=False)
-class GenerationExplanation(Storable):
+class GenerationExplanation(Storable, LongForm):
     """Scores of generated tokens: what each was made from.
 
     Attributes:
@@ -412,6 +422,28 @@ class GenerationExplanation(Storable):
         return token_matrix(
             self.scores, self.tokens, self.generated_tokens, self.n_given
         )
+
+    def _scored_rows(self, first: int, tokens: Tokens | None) -> Iterator[ScoredRows]:
+        refuse_tokens(self, tokens)
+        steps = zip(
+            self.generated_tokens,
+            self.log_probabilities.tolist(),
+            self.scores,
+            self.possible(),
+            strict=True,
+        )
+        for step, (token, log_probability, scores, possible) in enumerate(steps):
+            yield ScoredRows(
+                scores=scores[possible].tolist(),
+                same={
+                    "example": first,
+                    "generated_position": self.n_given + step,
+                    "generated_token": token,
+                    "log_probability": log_probability,
+                },
+                # Earlier tokens: a score is possible from these alone.
+                tokens=[self.tokens[i] for i in possible.nonzero()[:, 0].tolist()],
+            )
 
     def _repr_html_(self) -> str:
         return self.matrix()._repr_html_()

@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from captum_attnflow.attr import AttentionRollout, AttnLRP
+from captum_attnflow.long_form import LongForm, ScoredRows, Tokens, refuse_tokens
 from captum_attnflow.pipelines.methods import (
     DEFAULT_METHOD,
     IMAGE_METHODS,
@@ -68,7 +69,7 @@ class Patch:
 
 
 @dataclass(frozen=True, eq=False)
-class ImageAttribution(Storable):
+class ImageAttribution(Storable, LongForm):
     """The attribution of one image.
 
     The value of a notebook's cell is shown as Captum's overlay, and rich prints it as
@@ -114,6 +115,24 @@ class ImageAttribution(Storable):
         """The predicted label with its probability, or with its value."""
         number = self.probability if self.value is None else self.value
         return f"{self.predicted} {number:.3f}"
+
+    def _scored_rows(self, first: int, tokens: Tokens | None) -> Iterator[ScoredRows]:
+        refuse_tokens(self, tokens)
+        same = {
+            "example": first,
+            "image": self.image,
+            "label": self.target,
+            "predicted": self.predicted,
+            "probability": self.probability,
+            "value": self.value,
+        }
+        edges = ("left", "top", "right", "bottom")
+        beside = {
+            edge: [patch.box[i] for patch in self.patches]
+            for i, edge in enumerate(edges)
+        }
+        scores = [patch.score for patch in self.patches]
+        yield ScoredRows(scores, same, beside=beside)
 
     def _repr_html_(self) -> str:
         return ImageOverlays((self,))._repr_html_()

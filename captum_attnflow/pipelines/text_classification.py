@@ -20,6 +20,7 @@ from transformers import (
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.attr import SLALOM, AttentionAttribution, AttnLRP
 from captum_attnflow.explanation import Explanation
+from captum_attnflow.long_form import LongForm, ScoredRows, Tokens, refuse_tokens
 from captum_attnflow.pipelines.methods import DEFAULT_METHOD, METHODS, find_method
 from captum_attnflow.pipelines.pretrained import (
     Prediction,
@@ -41,7 +42,7 @@ from captum_attnflow.texts import find_special_tokens
 
 
 @dataclass(frozen=True)
-class TextAttribution(Storable):
+class TextAttribution(Storable, LongForm):
     """The attribution of one text.
 
     The value of a notebook's cell is shown as Captum's text picture, and rich prints
@@ -106,6 +107,18 @@ class TextAttribution(Storable):
             "total": sum(self.scores),
             "convergence": self.delta,
         }
+
+    def _scored_rows(self, first: int, tokens: Tokens | None) -> Iterator[ScoredRows]:
+        refuse_tokens(self, tokens)
+        same = {
+            "example": self.index,
+            "text": self.text,
+            "label": self.target,
+            "predicted": self.predicted,
+            "probability": self.probability,
+            "value": self.value,
+        }
+        yield ScoredRows(self.scores, same, self.tokens)
 
     def _repr_html_(self) -> str:
         record = safe_record(self.tokens, self.scores, **self.labels)

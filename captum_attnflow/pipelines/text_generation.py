@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from captum.attr import TextTokenInput
@@ -19,6 +19,7 @@ from transformers import (
 
 from captum_attnflow.attr import GenerationAttribution
 from captum_attnflow.explanation import GenerationExplanation
+from captum_attnflow.long_form import LongForm, ScoredRows, Tokens
 from captum_attnflow.pipelines.methods import (
     DEFAULT_METHOD,
     GENERATION_METHODS,
@@ -36,7 +37,7 @@ from captum_attnflow.storage import Storable
 
 
 @dataclass(frozen=True)
-class GeneratedText(Storable):
+class GeneratedText(Storable, LongForm):
     """The attribution of one generated text.
 
     Attributes:
@@ -61,6 +62,11 @@ class GeneratedText(Storable):
             "log_probabilities": explanation.log_probabilities.tolist(),
             "flow_value": explanation.flow_value.tolist(),
         }
+
+    def _scored_rows(self, first: int, tokens: Tokens | None) -> Iterator[ScoredRows]:
+        for rows in self.explanation._scored_rows(first, tokens):
+            texts = {"text": self.prompt, "generated": self.generated}
+            yield replace(rows, same={**rows.same, **texts})
 
     def _repr_html_(self) -> str:
         return self.explanation._repr_html_()
