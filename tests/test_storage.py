@@ -141,7 +141,7 @@ def changed(path, data, change):
         ("attention-flow", {}),
         ("attention-rollout", {}),
         ("chefer-relevance", {}),
-        ("slalom", {"n_samples": 40}),
+        ("slalom", {}),
     ],
 )
 def test_what_explain_returns_is_read_as_it_was(explain, tmp_path, method, options):
@@ -572,6 +572,7 @@ def large(number: int) -> GenerationExplanation:
     return GenerationExplanation(tokens, scores, torch.zeros(1), torch.zeros(1))
 
 
+@pytest.mark.slow
 def test_a_writer_that_is_killed_leaves_a_whole_file(tmp_path):
     context = multiprocessing.get_context("forkserver")
     # What this file imports, so that a kill hits the writing and no import.
