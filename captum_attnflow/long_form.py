@@ -85,9 +85,9 @@ class _Words:
                 f'pieces={self.pieces!r} was given for tokens; give units="word" with '
                 "it, or leave it out"
             )
-        if isinstance(self.special_tokens, str) or not isinstance(
-            self.special_tokens, Collection
-        ):
+        given: Any = self.special_tokens
+        is_list = isinstance(given, Collection) and not isinstance(given, (str, Tensor))
+        if not is_list or not all(isinstance(token, str) for token in given):
             raise ValueError(
                 f"special_tokens={described(self.special_tokens)} is no list of "
                 "tokens; give one, such as tokenizer.all_special_tokens"

@@ -34,7 +34,13 @@ from captum_attnflow import (
 from captum_attnflow.capture import capture_attention
 from captum_attnflow.demo import load_demo_model
 from captum_attnflow.flow import scores, solvers
+from captum_attnflow.long_form import to_arrow, to_pandas
+from captum_attnflow.pipelines.text_classification import (
+    TextAttribution,
+    TextClassifier,
+)
 from captum_attnflow.slalom import QueryData, fit_slalom
+from captum_attnflow.storage import save_results
 
 MODEL, TOKENIZER = load_demo_model()
 TEXTS = TOKENIZER(["a funny film", "a dull plot"], return_tensors="pt").input_ids
@@ -390,7 +396,38 @@ def networks_and_solvers() -> dict[str, Call]:
     return {name: Call(*call, None, tuple(WRONG)) for name, call in calls.items()}
 
 
+def files_and_tables() -> dict[str, Call]:
+    """What takes results, and refuses all else."""
+    result = TextAttribution("a", ("a",), (1.0,), "x", None, "x")
+    untold: set[str] = set()
+    optional = {"nothing"}
+    tables = {
+        "results": untold,
+        "tokens": optional,
+        "units": untold,
+        "pieces": optional,
+        "special_tokens": {
+            "an empty list",
+            "an empty tuple",
+            "an empty dict",
+            "a dict",
+        },
+    }
+    allowed = {"results": untold, "provenance": optional}
+    return {
+        "to_arrow": Call(to_arrow, {"results": result}, tables),
+        "to_pandas": Call(to_pandas, {"results": result}, tables),
+        "save_results": Call(
+            save_results, {"results": result, "path": "/dev/null"}, allowed
+        ),
+        "provenance": Call(
+            TextClassifier(MODEL, TOKENIZER).provenance, {}, {"method": untold}
+        ),
+    }
+
+
 CALLS = {
+    **files_and_tables(),
     **attributions(),
     **{f"metrics.{name}": call for name, call in metric_calls().items()},
     **parts_of_slalom(),
