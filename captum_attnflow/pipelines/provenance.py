@@ -34,8 +34,7 @@ def hash_of_model(model: nn.Module) -> str:
     """Hash a model's class, config and weights.
 
     Args:
-        model (Module): The model; weights are read as they are, half a second a
-            gigabyte.
+        model (Module): The model; all its weights are read, two seconds a gigabyte.
 
     Returns:
         str: SHA-256, 64 hexadecimal digits.
