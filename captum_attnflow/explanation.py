@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import networkx as nx
 import torch
@@ -32,9 +32,10 @@ from captum_attnflow.long_form import (
 )
 from captum_attnflow.scored_tokens import ShownByTokens
 from captum_attnflow.storage import Storable
+from captum_attnflow.texts.units import Unit, Units, sum_over_units
 
 if TYPE_CHECKING:
-    from captum_attnflow.show import TokenMatrix
+    from captum_attnflow.show.token_matrix import LeftOut, Scale, TokenMatrix
 
 
 # Of fewer tokens chance alone orders some by position.
@@ -139,6 +140,9 @@ class Explanation(ShownByTokens, Storable, LongForm):
             elements makes, such as the pixels of a patch: int64, of the input's shape,
             -1 for none. Inputs whose elements make several have no entry, nor has the
             only input of a sequence if it is the ids of all its tokens.
+        attention_received (Tensor, optional): Shape ``(B, T)``, float64, mean attention
+            that each token has, see :meth:`AttentionRecord.attention_received`; given
+            where several targets are explained at once.
     """
 
     scores: Tensor
@@ -151,6 +155,7 @@ class Explanation(ShownByTokens, Storable, LongForm):
     output: Tensor | None = None
     sequences: tuple[TokenSequence, ...] = ()
     elements: Mapping[int, Tensor] = field(default_factory=dict)
+    attention_received: Tensor | None = None
 
     @property
     def flow_value(self) -> Tensor:
@@ -198,7 +203,7 @@ class Explanation(ShownByTokens, Storable, LongForm):
         for its own examples only.
         """
         diagnostics, against = self.diagnostics, self.against
-        raw = self.unnormalized_scores
+        raw, attention = self.unnormalized_scores, self.attention_received
         return replace(
             self,
             scores=self.scores[rows],
@@ -210,6 +215,7 @@ class Explanation(ShownByTokens, Storable, LongForm):
             unnormalized_scores=None if raw is None else raw[rows],
             elements={index: of[rows] for index, of in self.elements.items()},
             output=None if self.output is None else self.output[rows],
+            attention_received=None if attention is None else attention[rows],
         )
 
     def to_networkx(
@@ -331,18 +337,41 @@ def normalize_scores(
     return replace(explanation, scores=normalized, unnormalized_scores=scores)
 
 
+Part = Literal["system", "template", "prompt", "generated"]
+"""What a token of a generated text belongs to."""
+
+
 @dataclass(frozen=True, eq=False)
 class GenerationExplanation(Storable, LongForm):
     """Scores of generated tokens: what each was made from.
 
+    A row explains one generated token, or the sum of the outputs of a span of them.
+
     Attributes:
-        tokens (list of str): All ``N`` tokens that scores belong to: the prompt, the
-            start of an encoder-decoder's answer, and what was generated.
-        scores (Tensor): Shape ``(G, N)``, float64: of each of the ``G`` generated
-            tokens, from every token before it. From itself and later ones exactly 0.
+        tokens (list of str): All ``N`` tokens that scores belong to, as the tokenizer
+            spells them: the prompt, the start of an encoder-decoder's answer, and
+            what was generated.
+        scores (Tensor): Shape ``(R, N)``, float64: of each of the ``R`` rows, from
+            every token before its last one. From that and later ones exactly 0.
         log_probabilities (Tensor): Shape ``(G,)``, of the generated tokens, natural
             logarithm.
-        flow_value (Tensor): Shape ``(G,)``, see :attr:`Explanation.flow_value`.
+        flow_value (Tensor): Shape ``(R,)``, see :attr:`Explanation.flow_value`.
+        spans (tuple of (int, int)): The generated tokens of each row, counted from the
+            first generated one, start inclusive and stop exclusive. By default one row
+            per generated token.
+        output (str): What of a generated token is explained: its ``"logit"``,
+            ``"log-probability"`` or ``"probability"``.
+        outputs (Tensor, optional): Shape ``(R,)``, the explained outputs.
+        against (tuple of str): The token that each generated one is held against: the
+            output is its own less the other's. Empty without contrast.
+        pieces (tuple of str): The text of each token, such that joined they are the
+            whole text; by default the tokens.
+        parts (tuple of str): What each token belongs to: ``"prompt"``, ``"generated"``,
+            and of a chat ``"system"``, a message that is not the user's, and
+            ``"template"``, what the template puts around messages.
+        attention_received (Tensor, optional): Shape ``(N,)``, mean attention of a
+            token, over layers, heads and the queries that see it. The first token is
+            an attention sink where it has many times the others'.
 
     Examples::
 
@@ -357,92 +386,193 @@ class GenerationExplanation(Storable, LongForm):
         >>> explanation.from_prompt()
         tensor([[3.],
                 [3.]])
+        >>> explanation.answer()
+        tensor([4., 2., 0.])
     """
 
     tokens: list[str]
     scores: Tensor
     log_probabilities: Tensor
     flow_value: Tensor
+    spans: tuple[tuple[int, int], ...] = ()
+    output: str = "log-probability"
+    outputs: Tensor | None = None
+    against: tuple[str, ...] = ()
+    pieces: tuple[str, ...] = ()
+    parts: tuple[Part, ...] = ()
+    attention_received: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        n_generated = len(self.log_probabilities)
+        defaults: dict[str, tuple[object, ...]] = {
+            "spans": tuple((step, step + 1) for step in range(n_generated)),
+            "pieces": tuple(self.tokens),
+            "parts": ("prompt",) * self.n_given + ("generated",) * n_generated,
+        }
+        for name, default in defaults.items():
+            object.__setattr__(self, name, getattr(self, name) or default)
 
     @property
     def n_given(self) -> int:
         """Tokens before the first generated one."""
-        return len(self.tokens) - len(self.scores)
+        return len(self.tokens) - len(self.log_probabilities)
 
     @property
     def generated_tokens(self) -> list[str]:
         """The ``G`` generated tokens."""
         return self.tokens[self.n_given :]
 
+    @property
+    def row_texts(self) -> list[str]:
+        """What each of the ``R`` rows explains, as text."""
+        generated = self.pieces[self.n_given :]
+        return ["".join(generated[start:stop]) for start, stop in self.spans]
+
+    @property
+    def first_share(self) -> Tensor:
+        """Share of the first token in the sum of a row's absolute scores.
+
+        Returns:
+            Tensor: Shape ``(R,)``, in [0, 1]; 0 where all scores are.
+        """
+        absolute = self.scores.abs()
+        total = absolute.sum(1)
+        return absolute[:, 0] / total.where(total > 0, 1)
+
     def possible(self) -> Tensor:
         """Tell which scores may differ from 0: those of earlier tokens.
 
         Returns:
-            Tensor: Shape ``(G, N)``, bool.
+            Tensor: Shape ``(R, N)``, bool.
         """
-        return torch.ones_like(self.scores, dtype=torch.bool).tril(self.n_given - 1)
+        positions = torch.arange(len(self.tokens), device=self.scores.device)
+        last = [self.n_given + stop - 1 for _, stop in self.spans]
+        return positions < torch.tensor(last, device=positions.device)[:, None]
 
-    def from_prompt(self) -> Tensor:
-        """Let all flow start in what was given.
+    def answer(self) -> Tensor:
+        """Sum the scores of all generated tokens: what the whole answer was made from.
 
-        What a generated token sends on, it received in the step that produced it: its
-        score is handed on to the tokens that it was made from, in proportion to their
-        scores. The sum over a row stays the same, but where a generated token received
-        nothing.
+        Of Relevance Flow it is the row that ``spans=[(0, G)]`` gives. A flow over the
+        gradients of summed outputs differs from it.
 
         Returns:
-            Tensor: Shape ``(G, N - G)``.
+            Tensor: Shape ``(N,)``.
 
         Raises:
-            ValueError: If scores are negative; there are no proportions then.
+            ValueError: If the rows are not one per generated token.
         """
-        if bool((self.scores < 0).any()):
-            raise ValueError(
-                "scores with a sign cannot be handed on in proportion; use a method "
-                "whose scores are flows, such as GeneralizedAttentionFlow"
-            )
+        self._check_one_row_per_token("the sum over the answer")
+        return self.scores.sum(0)
+
+    def from_prompt(self) -> Tensor:
+        r"""Let all relevance start in what was given, through each generated token.
+
+        What a generated token hands on, it received in the step that produced it: its
+        score :math:`s` is handed on to the tokens that it was made from, and so on
+        until the prompt. Of the scores :math:`r` of that step the positive ones share
+        it, as in the z+ rule of relevance propagation:
+
+        .. math:: o_i = s_i + \sum_k s_k \frac{\max(o_k, 0)}{\sum \max(o_k, 0)}
+
+        where :math:`o_k` is what the generated token :math:`k` owes to the prompt. The
+        sum over a row stays the same, signs are kept, and nothing grows beyond what is
+        handed on, however near to 0 the sum of the producing step is. Of flows, which
+        are never negative, it is their share. Where the producing step has no positive
+        score, absolute ones share it, and where it has none, the relevance is lost.
+
+        Returns:
+            Tensor: Shape ``(R, N - G)``.
+
+        Raises:
+            ValueError: If the rows are not one per generated token.
+        """
+        self._check_one_row_per_token("handing on")
         origins: list[Tensor] = []
         for row in self.scores:
             origin = row[: self.n_given].clone()
             for step, earlier in enumerate(origins):
-                received = earlier.sum()
-                if received > 0:
-                    origin += row[self.n_given + step] * earlier / received
+                positive = earlier.clamp(min=0)
+                received = positive if bool(positive.any()) else earlier.abs()
+                if bool(received.any()):
+                    share = received / received.sum()
+                    origin += row[self.n_given + step] * share
             origins.append(origin)
         return torch.stack(origins)
 
-    def matrix(self) -> TokenMatrix:
-        """Draw the scores, a row for each generated token.
+    def _check_one_row_per_token(self, what: str) -> None:
+        if len(self.scores) != len(self.log_probabilities):
+            raise ValueError(
+                f"{what} needs a row for each of {len(self.log_probabilities)} "
+                f"generated tokens, and there are rows for the spans "
+                f"{list(self.spans)}; explain without spans"
+            )
+
+    def sum_over(self, units: Unit | Sequence[tuple[int, int]]) -> Units:
+        """Sum scores over words, sentences, lines or spans of the text.
+
+        Args:
+            units (str or sequence of (int, int)): As
+                :func:`captum_attnflow.texts.sum_over_units` takes it. No unit reaches
+                from the prompt into the answer or the template.
+
+        Returns:
+            Units: With scores of shape ``(R, U)``.
+
+        Raises:
+            ValueError: If the units are unknown.
+        """
+        return sum_over_units(self.scores, self.pieces, units, self.parts)
+
+    def matrix(
+        self,
+        units: Unit | Sequence[tuple[int, int]] = "token",
+        left_out: Collection[LeftOut] = (),
+        scale: Scale = "row",
+    ) -> TokenMatrix:
+        """Draw the scores, a row for each generated token or span.
 
         Notebooks and rich show the explanation itself as this matrix.
+
+        Args:
+            units (str or sequence of (int, int)): As in :meth:`sum_over`.
+            left_out (collection of str): What is not drawn, and does not count for
+                colours and shares: the ``"first"`` token; in each row the
+                ``"read-out"``, the token in front of the generated one; the
+                ``"system"`` message, the ``"template"``. The picture says so.
+            scale (str): ``"row"``: colours are relative to the largest score of a row;
+                ``"matrix"``: of all rows.
+
+        Returns:
+            TokenMatrix: With a last row for the whole answer, where rows are the
+            tokens of one.
+
+        Raises:
+            ValueError: If an option is unknown.
         """
         # Pictures take half a second to import.
-        from captum_attnflow.show import token_matrix
+        from captum_attnflow.show.token_matrix import matrix_of_generated
 
-        return token_matrix(
-            self.scores, self.tokens, self.generated_tokens, self.n_given
-        )
+        return matrix_of_generated(self, units, left_out, scale)
 
     def _scored_rows(self, first: int, tokens: Tokens | None) -> Iterator[ScoredRows]:
         refuse_tokens(self, tokens)
-        steps = zip(
-            self.generated_tokens,
-            self.log_probabilities.tolist(),
-            self.scores,
-            self.possible(),
-            strict=True,
+        rows = zip(
+            self.spans, self.row_texts, self.scores, self.possible(), strict=True
         )
-        for step, (token, log_probability, scores, possible) in enumerate(steps):
+        for (start, stop), text, scores, possible in rows:
+            before = possible.nonzero()[:, 0].tolist()
             yield ScoredRows(
                 scores=scores[possible].tolist(),
                 same={
                     "example": first,
-                    "generated_position": self.n_given + step,
-                    "generated_token": token,
-                    "log_probability": log_probability,
+                    "generated_start": self.n_given + start,
+                    "generated_stop": self.n_given + stop,
+                    "explained": text,
+                    "log_probability": float(self.log_probabilities[start:stop].sum()),
                 },
-                # Earlier tokens: a score is possible from these alone.
-                tokens=[self.tokens[i] for i in possible.nonzero()[:, 0].tolist()],
+                tokens=[self.tokens[position] for position in before],
+                texts=[self.pieces[position] for position in before],
+                beside={"part": [self.parts[position] for position in before]},
             )
 
     def _repr_html_(self) -> str:

@@ -12,17 +12,19 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from captum_attnflow._checks import check_choice, described
 from captum_attnflow.scored_tokens import check_tokens
+from captum_attnflow.texts.units import sum_over_units
 from captum_attnflow.texts.words import PIECES, Pieces, merge_words
 
 if TYPE_CHECKING:
     import pandas
     import pyarrow
 
-Units = Literal["token", "word"]
+RowUnit = Literal["token", "word"]
 Tokens = Sequence[Sequence[str]]
 
 COLUMNS: dict[str, Literal["int64", "float64", "string"]] = {
@@ -30,12 +32,14 @@ COLUMNS: dict[str, Literal["int64", "float64", "string"]] = {
     "image": "string",
     "text": "string",
     "generated": "string",
-    "generated_position": "int64",
-    "generated_token": "string",
+    "generated_start": "int64",
+    "generated_stop": "int64",
+    "explained": "string",
     "log_probability": "float64",
     "position": "int64",
     "token": "string",
     "word": "string",
+    "part": "string",
     "left": "int64",
     "top": "int64",
     "right": "int64",
@@ -60,25 +64,28 @@ class ScoredRows:
         tokens (sequence of str, optional): One per row; None where they are not known,
             or where there are none.
         beside (mapping): By column, an entry per row.
+        texts (sequence of str, optional): The text of each token, such that joined they
+            are the whole text, where it is known.
     """
 
     scores: Sequence[float]
     same: Mapping[str, Any]
     tokens: Sequence[str] | None = None
     beside: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    texts: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
 class _Words:
     """How tokens become words."""
 
-    units: Units
+    units: RowUnit
     pieces: Pieces | None
     special_tokens: Collection[str]
 
     def __post_init__(self) -> None:
-        check_choice("units", self.units, get_args(Units))
-        if self.units == "word" or self.pieces is not None:
+        check_choice("units", self.units, get_args(RowUnit))
+        if self.pieces is not None:
             check_choice("pieces", self.pieces, PIECES)
         if self.units == "token" and self.pieces is not None:
             raise ValueError(
@@ -95,12 +102,24 @@ class _Words:
 
     def merge(self, rows: ScoredRows) -> ScoredRows:
         """Merge the tokens of a text to words, if words are wanted."""
-        if self.pieces is None:
+        if self.units == "token":
             return rows
+        if rows.texts is not None:
+            if self.pieces is not None or self.special_tokens:
+                raise ValueError(
+                    "pieces or special_tokens were given for results that know the "
+                    "text of each token and which part it belongs to; leave them out"
+                )
+            return _by_texts(rows, rows.texts)
         if rows.tokens is None:
             raise ValueError(
                 'units="word" needs tokens to merge, and these results know none; '
                 'give tokens, or units="token"'
+            )
+        if self.pieces is None:
+            raise ValueError(
+                'units="word" was given without pieces; say how the tokenizer marks '
+                f"pieces of words: one of {', '.join(PIECES)}"
             )
         words, scores = merge_words(
             rows.tokens,
@@ -109,6 +128,19 @@ class _Words:
             special_tokens=self.special_tokens,
         )
         return ScoredRows(scores, rows.same, words)
+
+
+def _by_texts(rows: ScoredRows, texts: Sequence[str]) -> ScoredRows:
+    """Merge tokens whose texts are known, which need no marks of pieces."""
+    scores = torch.tensor(rows.scores, dtype=torch.float64)
+    words = sum_over_units(scores, texts, "word", rows.beside.get("part"))
+    firsts = [members[0] for members in words.members]
+    return ScoredRows(
+        words.scores.tolist(),
+        rows.same,
+        [text.strip() for text in words.texts],
+        {name: [column[i] for i in firsts] for name, column in rows.beside.items()},
+    )
 
 
 class LongForm:
@@ -128,7 +160,7 @@ class LongForm:
         self,
         tokens: Tokens | None = None,
         *,
-        units: Units = "token",
+        units: RowUnit = "token",
         pieces: Pieces | None = None,
         special_tokens: Collection[str] = (),
     ) -> pandas.DataFrame:
@@ -148,7 +180,7 @@ class LongForm:
         self,
         tokens: Tokens | None = None,
         *,
-        units: Units = "token",
+        units: RowUnit = "token",
         pieces: Pieces | None = None,
         special_tokens: Collection[str] = (),
     ) -> pyarrow.Table:
@@ -208,7 +240,7 @@ def to_pandas(
     results: LongForm | Sequence[LongForm],
     tokens: Tokens | None = None,
     *,
-    units: Units = "token",
+    units: RowUnit = "token",
     pieces: Pieces | None = None,
     special_tokens: Collection[str] = (),
 ) -> pandas.DataFrame:
@@ -246,7 +278,7 @@ def to_arrow(
     results: LongForm | Sequence[LongForm],
     tokens: Tokens | None = None,
     *,
-    units: Units = "token",
+    units: RowUnit = "token",
     pieces: Pieces | None = None,
     special_tokens: Collection[str] = (),
 ) -> pyarrow.Table:
@@ -256,10 +288,12 @@ def to_arrow(
 
     - ``example``: which text or image it is, counted from 0; of a TextAttribution its
       ``index``; with its ``text`` or ``image``, and the ``generated`` text,
-    - ``generated_position``, ``generated_token`` and ``log_probability`` of what
-      generated text is explained by, which has a row for every token before it,
-    - ``position`` and ``token``, or ``word``; of an image's patch ``left``, ``top``,
-      ``right`` and ``bottom``, in pixels,
+    - of generated text, whose tokens or spans have a row for every token before them:
+      ``generated_start`` and ``generated_stop``, their positions in the whole text,
+      ``explained``, their text, and their ``log_probability``,
+    - ``position`` and ``token``, or ``word``; in generated text the ``part`` that it
+      belongs to; of an image's patch ``left``, ``top``, ``right`` and ``bottom``, in
+      pixels,
     - ``score``, and ``share``: the score over the sum of the absolute scores of the
       text, 0 where this is 0,
     - ``label`` that the scores belong to, ``predicted`` label and its ``probability``;
@@ -273,7 +307,8 @@ def to_arrow(
         units (str): ``"token"``, or ``"word"`` for a row for each word, whose score is
             the sum of its tokens'.
         pieces (str, optional): For words, how the tokenizer marks their pieces:
-            ``"wordpiece"``, ``"sentencepiece"`` or ``"byte-level"``.
+            ``"wordpiece"``, ``"sentencepiece"`` or ``"byte-level"``. Generated text
+            knows its words without.
         special_tokens (collection of str): For words, tokens that belong to none, such
             as ``tokenizer.all_special_tokens``.
 
@@ -296,9 +331,9 @@ def to_arrow(
         ...     flow_value=torch.tensor([3.0, 4.0]),
         ... )
         >>> table = to_arrow(explanation)
-        >>> table.select(["generated_token", "token", "share"]).to_pylist()[1:]
-        [{'generated_token': 'c', 'token': 'a', 'share': 0.25}, \
-{'generated_token': 'c', 'token': 'b', 'share': 0.75}]
+        >>> table.select(["explained", "token", "share"]).to_pylist()[1:]
+        [{'explained': 'c', 'token': 'a', 'share': 0.25}, \
+{'explained': 'c', 'token': 'b', 'share': 0.75}]
     """
     columns = _columns(results, tokens, _Words(units, pieces, special_tokens))
     library = _library("pyarrow")
@@ -349,7 +384,7 @@ def _of_one_class(results: object) -> list[LongForm]:
     return many
 
 
-def _table_of(rows: ScoredRows, units: Units) -> dict[str, Sequence[Any]]:
+def _table_of(rows: ScoredRows, units: RowUnit) -> dict[str, Sequence[Any]]:
     n_rows = len(rows.scores)
     total = sum(map(abs, rows.scores))
     return {

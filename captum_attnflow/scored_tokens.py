@@ -66,7 +66,7 @@ def colour(share: float) -> str:
 
 
 def coloured_tokens(tokens: Sequence[str], scores: Sequence[float]) -> Text:
-    """Colour tokens for a terminal, and name those of the highest scores.
+    """Colour tokens for a terminal, and name the strongest for and against.
 
     The deeper the colour behind a token, the higher its share of the text's largest
     score; green is positive and red negative.
@@ -78,14 +78,43 @@ def coloured_tokens(tokens: Sequence[str], scores: Sequence[float]) -> Text:
     text = Text()
     for token, share in zip(tokens, relative(scores), strict=True):
         text.append(f" {printable(token)} ", f"black on {colour(share)}")
-    return text.append(f"\n{highest(tokens, scores)}")
+    return text.append(f"\n{strongest(tokens, scores)}")
 
 
-def highest(tokens: Sequence[str], scores: Sequence[float]) -> str:
-    """Name the tokens of the highest scores, with their scores."""
-    ranked = sorted(zip(scores, tokens, strict=True), reverse=True)
-    top = [f"{printable(token)} {score:.3g}" for score, token in ranked]
-    return f"highest: {', '.join(top[:_N_TOP_TOKENS]) or 'no token'}"
+def strongest(tokens: Sequence[str], scores: Sequence[float]) -> str:
+    """Name the tokens that speak most for the output, and against it, in words.
+
+    Each comes with its share of the sum of absolute scores. Tokens are quoted, as a
+    comma is one, too.
+
+    Args:
+        tokens (sequence of str): The tokens.
+        scores (sequence of float): One per token; those that are not finite count for
+            nothing.
+
+    Examples::
+
+        >>> strongest(["so", "funny", ",", "not"], [1.0, 6.0, 0.0, -3.0])
+        'for: "funny" 60 %, "so" 10 %; against: "not" 30 %'
+    """
+    finite = [score if math.isfinite(score) else 0.0 for score in scores]
+    total = sum(map(abs, finite))
+    ranked = sorted(zip(finite, tokens, strict=True), key=lambda pair: -abs(pair[0]))
+    sides = {
+        "for": [pair for pair in ranked if pair[0] > 0],
+        "against": [pair for pair in ranked if pair[0] < 0],
+    }
+    named = [
+        f"{side}: "
+        + ", ".join(
+            f'"{printable(token)}" {100 * abs(score) / total:.2g} %'
+            for score, token in pairs[:_N_TOP_TOKENS]
+        )
+        for side, pairs in sides.items()
+        if pairs
+    ]
+    nothing = "all scores are 0" if finite else "no token"
+    return "; ".join(named) or nothing
 
 
 @dataclass(frozen=True)
@@ -114,7 +143,7 @@ class TokenTable:
 
         >>> table = TokenTable((ScoredTokens("flow", ("so", "funny"), (0.5, 2.0)),))
         >>> table.__rich__().plain.splitlines()
-        ['flow', ' so  funny ', 'highest: funny 2, so 0.5']
+        ['flow', ' so  funny ', 'for: "funny" 80 %, "so" 20 %']
     """
 
     rows: tuple[ScoredTokens, ...]

@@ -136,13 +136,20 @@ def test_several_batches_are_numbered_through(explain):
     assert to_arrow(parts).equals(result.to_arrow())
 
 
-def test_generated_text_has_a_row_for_each_token_before_each(tmp_path):
-    torch.manual_seed(0)
-    generator = TextGenerator(causal_language_model(VOCABULARY), numbers_tokenizer())
-    results = generator.explain(["7 8 9", "10"], max_new_tokens=3)
-    rows = to_arrow(results).to_pylist()
+@pytest.fixture(scope="module")
+def generated():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        generator = TextGenerator(
+            causal_language_model(VOCABULARY), numbers_tokenizer()
+        )
+    return generator.explain(["7 8 9", "10"], max_new_tokens=3)
+
+
+def test_generated_text_has_a_row_for_each_token_before_each(generated):
+    rows = to_arrow(generated).to_pylist()
     seen = 0
-    for example, result in enumerate(results):
+    for example, result in enumerate(generated):
         explanation = result.explanation
         for step, log_probability in enumerate(explanation.log_probabilities.tolist()):
             stop = explanation.n_given + step
@@ -155,17 +162,59 @@ def test_generated_text_has_a_row_for_each_token_before_each(tmp_path):
                     "example": example,
                     "text": result.prompt,
                     "generated": result.generated,
-                    "generated_position": stop,
-                    "generated_token": explanation.tokens[stop],
+                    "generated_start": stop,
+                    "generated_stop": stop + 1,
+                    "explained": explanation.pieces[stop],
                     "log_probability": log_probability,
                     "position": position,
                     "token": explanation.tokens[position],
+                    "part": "prompt" if position < explanation.n_given else "generated",
                     "score": score,
                 }
                 seen += 1
     assert seen == len(rows) == (3 + 4 + 5) + (1 + 2 + 3)
-    alone = results[1].explanation.to_arrow()
+    alone = generated[1].explanation.to_arrow()
     assert alone["token"].to_pylist() == [row["token"] for row in rows[12:]]
+
+
+def test_a_span_of_generated_text_has_the_rows_of_all_tokens_before_its_last():
+    explanation = GenerationExplanation(
+        tokens=["Ġa", "Ġdull", "er", "Ġplot", "."],
+        scores=torch.tensor([[1.0, 2.0, 4.0, 0.0, 0.0], [1.0, -2.0, 0.5, 1.0, 0.0]]),
+        log_probabilities=torch.tensor([-1.0, -2.0, -4.0]),
+        flow_value=torch.ones(2),
+        spans=((1, 2), (0, 3)),
+        pieces=("a", " dull", "er", " plot", "."),
+    )
+    frame = explanation.to_pandas()
+    assert frame.token.tolist() == [*explanation.tokens[:3], *explanation.tokens[:4]]
+    assert frame.explained.tolist() == [" plot"] * 3 + ["er plot."] * 4
+    assert frame.generated_start.tolist() == [3] * 3 + [2] * 4
+    assert frame.generated_stop.tolist() == [4] * 3 + [5] * 4
+    assert frame.log_probability.tolist() == [-2.0] * 3 + [-7.0] * 4
+    # A word of the prompt does not reach into what was generated.
+    words = explanation.to_pandas(units="word")
+    assert words.word.tolist() == ["a", "dull", "er", "a", "dull", "er", "plot"]
+    assert words.part.tolist() == ["prompt"] * 2 + ["generated"] + (
+        ["prompt"] * 2 + ["generated"] * 2
+    )
+    assert words.score.tolist() == [1.0, 2.0, 4.0, 1.0, -2.0, 0.5, 1.0]
+    assert words.position.tolist() == [0, 1, 2, 0, 1, 2, 3]
+
+
+def test_words_of_generated_text_are_those_of_its_explanation():
+    explanation = GenerationExplanation(
+        tokens=["Ġdull", "er", "Ġplot", "s", "!"],
+        scores=torch.tensor([[1.0, 2.0, 4.0, 8.0, 0.0]]),
+        log_probabilities=torch.zeros(1),
+        flow_value=torch.ones(1),
+        pieces=("dull", "er", " plot", "s", "!"),
+    )
+    summed = explanation.sum_over("word")
+    words = explanation.to_pandas(units="word")
+    assert words.word.tolist() == ["duller", "plots"]
+    assert [text.strip() for text in summed.texts[:2]] == words.word.tolist()
+    assert words.score.tolist() == summed.scores[0, :2].tolist() == [3.0, 12.0]
 
 
 def test_an_image_has_a_row_for_each_patch():
@@ -224,13 +273,15 @@ def test_wrong_arguments_are_refused_in_words(explain, make):
         "units='sentence' is unknown; give one of 'token', 'word'": {
             "units": "sentence"
         },
-        "pieces=None is unknown; give one of 'wordpiece'": {"units": "word"},
+        "without pieces; say how the tokenizer marks": {"units": "word"},
         "pieces='wordpiece' was given for tokens; give units=": {"pieces": "wordpiece"},
         r"special_tokens='\[CLS\]' is no list": {"special_tokens": "[CLS]"},
     }
     for message, given in options.items():
         with pytest.raises(ValueError, match=message):
             make(text, **given)
+    with pytest.raises(ValueError, match=r"pieces or special_tokens.*; leave them out"):
+        make(generated, units="word", pieces="wordpiece")
     with pytest.raises(ValueError, match=r"needs tokens to merge.*; give tokens"):
         make(batch, units="word", pieces="wordpiece")
 

@@ -47,7 +47,7 @@ from captum_attnflow.pipelines.methods import (
 )
 from captum_attnflow.pipelines.provenance import hash_of_companion, hash_of_model
 from captum_attnflow.pipelines.text_classification import TextAttribution
-from captum_attnflow.pipelines.text_generation import TextGenerator
+from captum_attnflow.pipelines.text_generation import GeneratedText, TextGenerator
 from captum_attnflow.storage import (
     FORMAT_VERSION,
     KINDS,
@@ -182,6 +182,16 @@ def test_generated_text_is_read_as_it_was(tmp_path, method):
     results[0].explanation.save(tmp_path / "x")
     read = GenerationExplanation.load(tmp_path / "x")
     assert differences("", results[0].explanation, read) == []
+
+
+def test_contrasts_and_spans_of_generated_text_are_read_as_they_were(tmp_path):
+    generator = TextGenerator(causal_language_model(VOCABULARY), numbers_tokenizer())
+    for options in ({"against": "11 13"}, {"spans": [(0, 2)]}):
+        (result,) = generator.explain(["7 8 9"], target="11 12", **options)
+        explanation = result.explanation
+        assert explanation.against or explanation.spans == ((0, 2),)
+        result.save(tmp_path / "x")
+        assert differences("", result, GeneratedText.load(tmp_path / "x")) == []
 
 
 def test_an_image_is_read_as_it_was(tmp_path):

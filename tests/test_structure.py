@@ -19,7 +19,9 @@ ARROWS: dict[str, set[str]] = {
     "flow": {"capture"},
     "texts": {"targets"},
     "long_form": {"scored_tokens", "texts"},
-    "explanation": {"capture", "flow", "long_form", "scored_tokens", "storage"},
+    "explanation": {
+        *("capture", "flow", "long_form", "scored_tokens", "storage", "texts"),
+    },
     "attr": {"capture", "explanation", "flow", "targets", "texts"},
     "slalom": {
         *("attr", "capture", "targets", "texts"),

@@ -411,14 +411,19 @@ class AttentionAttribution(InPlaceOfIntegratedGradients):
             inputs, baselines, None, additional_forward_args
         )
         records = self._capture(arguments, targets)
+        attention = None  # is the same for all targets
         for first in records:
+            if attention is None:
+                attention = first.attention_received()
             capacities = len(first.layers) * first.n_tokens**2 * arguments.n_rows
             n_more = max(0, _MAX_CAPACITIES_AT_ONCE // capacities - 1)
             group = [first, *islice(records, n_more)]
             explanation = self._explain_record(AttentionRecord.concatenate(group))
             for start in range(0, len(explanation.scores), arguments.n_rows):
                 rows = slice(start, start + arguments.n_rows)
-                yield _with_warnings(explanation.select(rows))
+                yield _with_warnings(
+                    replace(explanation.select(rows), attention_received=attention)
+                )
 
     def _attribute(
         self, arguments: ForwardArguments, internal_batch_size: int | None

@@ -177,6 +177,26 @@ class AttentionRecord:
         read_out[:, self.positions(self.routes[-1].queries)] = queries
         return read_out
 
+    def attention_received(self) -> Tensor:
+        """Mean attention that each token has from the queries that see it.
+
+        A token with many times the others' is an attention sink: heads with nothing to
+        look at rest there, on the first token of most language models.
+
+        Returns:
+            Tensor: Shape ``(B, T)``, float64, the mean over layers, heads, and queries
+            whose weight is above 0; 0 where there is none.
+        """
+        shape = (len(self.output), self.n_tokens)
+        total = torch.zeros(shape, dtype=torch.float64, device=self.output.device)
+        n_seen = torch.zeros_like(total)
+        for layer, route in zip(self.layers, self.routes, strict=True):
+            keys = self.positions(route.keys)
+            for weights, _, _ in layer.parts():
+                total[:, keys] += weights.sum((1, 2), dtype=torch.float64)
+                n_seen[:, keys] += (weights > 0).sum((1, 2))
+        return total / n_seen.clamp(min=1)
+
     def select(self, rows: slice) -> AttentionRecord:
         """Return the record of some examples."""
         return replace(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -44,7 +45,7 @@ class Task:
             which may be any bytes.
     """
 
-    load: Callable[[str], Any]
+    load: Callable[..., Any]
     unit: str
     default_model: str | None
     fields: Callable[[Any], dict[str, Any]]
@@ -148,8 +149,60 @@ def explain(
             "predicts by default."
         ),
     ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="Why rather than this label; or, of generated text, than this text "
+            "of as many tokens, or runner-up."
+        ),
+    ] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Most tokens to generate; for text-generation.")
+    ] = None,
+    explained: Annotated[
+        str | None,
+        typer.Option(
+            help="What of a generated token: logit (default), log-probability or "
+            "probability."
+        ),
+    ] = None,
+    span: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Explain a span of generated tokens as a whole: a text among them, or "
+            "their numbers, 0:12; may be repeated."
+        ),
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Put the prompt into the chat template.")
+    ] = False,
+    system: Annotated[
+        str | None, typer.Option(help="A system message; for a chat.")
+    ] = None,
+    units: Annotated[
+        str | None,
+        typer.Option(help="Sum scores over each word, sentence or line."),
+    ] = None,
+    left_out: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Do not show the first token, the one a row is read-out at, or a "
+            "chat's system or template; may be repeated."
+        ),
+    ] = None,
+    scale: Annotated[
+        str | None,
+        typer.Option(help="Colours relative to a row (default) or the matrix."),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where the model runs, such as cuda.")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Of the weights; float32 by default, or bfloat16."),
+    ] = None,
+    device_map: Annotated[
+        str | None, typer.Option(help="Split the model over devices, such as auto.")
     ] = None,
     rules: Annotated[
         str | None,
@@ -198,8 +251,18 @@ def explain(
         "normalization": normalization,
         "strategy": strategy,
         "score": score,
+        "against": against,
         "max_new_tokens": max_new_tokens,
+        "output": explained,
+        "spans": None if span is None else [_span(given) for given in span],
+        "chat": chat or None,
+        "system": system,
+        "units": units,
+        "left_out": left_out,
+        "scale": scale,
     }
+    given_place = {"device": device, "dtype": dtype, "device_map": device_map}
+    place = {k: v for k, v in given_place.items() if v is not None}
     options: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
     if residual is not None:
         options["residual"] = _residual(residual)
@@ -216,7 +279,8 @@ def explain(
         _check_picture(output)
         lines = _read(inputs, file, chosen)
         results = []
-        for result in _explain(lines, chosen, model, method, target, options):
+        explainer = _load(chosen, model, place)
+        for result in _explain(lines, explainer, method, target, options):
             results.append(result)
             with printing():
                 if as_json:
@@ -252,14 +316,7 @@ def _check_picture(file: Path | None) -> None:
         )
 
 
-def _explain(
-    lines: list[str],
-    task: Task,
-    model: str | None,
-    method: str,
-    target: str | None,
-    options: dict[str, Any],
-) -> Iterator[Any]:
+def _load(task: Task, model: str | None, place: dict[str, str]) -> Any:
     name = model or task.default_model
     if name is None:
         raise ValueError(
@@ -268,10 +325,19 @@ def _explain(
         )
     from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
+    return task.load(name, **place)
+
+
+def _explain(
+    lines: list[str],
+    explainer: Any,
+    method: str,
+    target: str | None,
+    options: dict[str, Any],
+) -> Iterator[Any]:
     from captum_attnflow._captum import progress
 
-    transformers_logging.disable_progress_bar()
-    explainer = task.load(name)
     bar = progress(
         range(0, len(lines), _BATCH_SIZE),
         desc="explaining",
@@ -318,6 +384,12 @@ def _lines(file: Path | None) -> list[str]:
             "one text per line, or - for standard input"
         ) from error
     return [line.rstrip("\r") for line in content.removesuffix("\n").split("\n")]
+
+
+def _span(given: str) -> str | tuple[int, int]:
+    """Read numbers of tokens, 0:12, or else a text."""
+    numbers = re.fullmatch(r"(\d+):(\d+)", given)
+    return (int(numbers[1]), int(numbers[2])) if numbers else given
 
 
 def _residual(given: str) -> float | str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, Literal, get_args
@@ -17,6 +18,14 @@ from captum_attnflow._checks import check_choice, is_pipeline
 from captum_attnflow._progress import no_loading_bar
 from captum_attnflow._warnings import warn_caller
 
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+"""What a model's weights may be read into."""
+
 
 def load_pretrained(
     name: str,
@@ -24,6 +33,10 @@ def load_pretrained(
     load_companion: Callable[..., Any],
     kind: str,
     companion_files: str,
+    *,
+    device: str | None = None,
+    dtype: str = "float32",
+    device_map: str | None = None,
 ) -> tuple[PreTrainedModel, Any]:
     """Load a model with its tokenizer or image processor.
 
@@ -36,14 +49,22 @@ def load_pretrained(
         load_companion (Callable): Takes the same name and options.
         kind (str): What the model is to be, for errors.
         companion_files (str): The companion's files, for errors.
+        device (str, optional): Where the model runs, such as ``"cuda"``; the CPU by
+            default.
+        dtype (str): Of its weights, one of :data:`DTYPES`. Flows are solved in float64
+            all the same.
+        device_map (str, optional): How accelerate splits the model over devices, such
+            as ``"auto"``; in place of ``device``.
 
     Returns:
-        tuple: The model, float32 and in eval mode, and its companion.
+        tuple: The model, in eval mode, and its companion.
 
     Raises:
         FileNotFoundError: If there is no such folder and ``name`` is no hub id.
         ValueError: If the model cannot be loaded as one of its kind.
     """
+    check_choice("dtype", dtype, DTYPES)
+    place = _device_options(device, device_map)
     is_folder = Path(name).is_dir()
     if not is_folder and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
         raise FileNotFoundError(
@@ -60,9 +81,10 @@ def load_pretrained(
         with no_loading_bar() if is_folder else nullcontext():
             model, report = model_class.from_pretrained(
                 name,
-                dtype=torch.float32,
+                dtype=DTYPES[dtype],
                 use_safetensors=True,
                 output_loading_info=True,
+                **place,
                 **options,
             )
     # Whatever a broken folder raises, down to the parsers of its files.
@@ -76,7 +98,38 @@ def load_pretrained(
             f"{name!r} has no weights for {sorted(report['missing_keys'])}, which "
             f"would be random: it is not trained as {kind}. {loadable}"
         )
+    if device is not None:
+        model = model.to(device)
     return model.eval(), companion
+
+
+def _device_options(device: str | None, device_map: str | None) -> dict[str, str]:
+    """Check where a model is to run before it is read.
+
+    Raises:
+        ValueError: If there is no such device, or accelerate is not there.
+    """
+    if device is not None and device_map is not None:
+        raise ValueError(
+            f"device={device!r} and device_map={device_map!r} were given; give one"
+        )
+    if device is not None:
+        try:
+            torch.empty(1, device=device)
+        # Torch raises several kinds, by the device.
+        except (AssertionError, NotImplementedError, RuntimeError) as error:
+            reason = str(error).split("\n")[0]
+            raise ValueError(
+                f"device={device!r} is not to be had here: {reason}. Give cpu, or a "
+                "device that torch has, such as cuda, cuda:1 or mps"
+            ) from error
+    if device_map is None:
+        return {}
+    if find_spec("accelerate") is None:
+        raise ValueError(
+            f"device_map={device_map!r} needs accelerate: pip install accelerate"
+        )
+    return {"device_map": device_map}
 
 
 def logits_by_position(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
+from textwrap import shorten
 from typing import Any
 
+import torch
 from captum.attr import TextTokenInput
 from rich.text import Text
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,6 +23,7 @@ from transformers import (
 )
 
 from captum_attnflow.attr import GenerationAttribution
+from captum_attnflow.attr.generation import Output
 from captum_attnflow.explanation import GenerationExplanation
 from captum_attnflow.long_form import LongForm, ScoredRows, Tokens
 from captum_attnflow.pipelines.methods import (
@@ -33,7 +39,16 @@ from captum_attnflow.pipelines.pretrained import (
 )
 from captum_attnflow.pipelines.provenance import KnownParts
 from captum_attnflow.scored_tokens import printable
+from captum_attnflow.show.token_matrix import LeftOut, Scale, TokenMatrix
 from captum_attnflow.storage import Storable
+from captum_attnflow.texts import ChatInput, token_pieces
+from captum_attnflow.texts.chat import Message
+from captum_attnflow.texts.units import Unit
+
+Prompt = str | Sequence[Message]
+"""A text, or the messages of a chat."""
+Span = str | tuple[int, int]
+"""Generated tokens: a text among them, or their numbers, stop exclusive."""
 
 
 @dataclass(frozen=True)
@@ -41,26 +56,55 @@ class GeneratedText(Storable, LongForm):
     """The attribution of one generated text.
 
     Attributes:
-        prompt (str): What was given.
+        prompt (str): What was given; of a chat what its template makes of it.
         generated (str): What was generated, or given as its continuation.
         explanation (GenerationExplanation): The scores of its tokens.
+        method (str): What the scores were made by, a key of
+            :data:`captum_attnflow.pipelines.methods.METHODS`.
+        units (str or tuple of (int, int)): What scores are shown of, see
+            :func:`captum_attnflow.texts.sum_over_units`.
+        left_out (tuple of str): What is not shown, see
+            :meth:`GenerationExplanation.matrix`.
+        scale (str): What colours are relative to.
     """
 
     prompt: str
     generated: str
     explanation: GenerationExplanation
+    method: str
+    units: Unit | tuple[tuple[int, int], ...] = "token"
+    left_out: tuple[LeftOut, ...] = ()
+    scale: Scale = "row"
+
+    def matrix(self) -> TokenMatrix:
+        """Draw the scores as a matrix, as notebooks and rich show them."""
+        return self.explanation.matrix(self.units, self.left_out, self.scale)
 
     def to_dict(self) -> dict[str, Any]:
         """Return texts, tokens, scores and log-probabilities, ready for JSON."""
         explanation = self.explanation
+        outputs = explanation.outputs
+        summed = explanation.sum_over(self.units)
+        of_units = {
+            "units": summed.texts,
+            "unit_scores": summed.scores.tolist(),
+        }
         return {
             "prompt": self.prompt,
             "generated": self.generated,
+            "method": self.method,
+            "output": explanation.output,
+            "against": list(explanation.against),
             "tokens": explanation.tokens,
+            "pieces": list(explanation.pieces),
+            "parts": list(explanation.parts),
             "generated_tokens": explanation.generated_tokens,
+            "spans": [list(span) for span in explanation.spans],
             "scores": explanation.scores.tolist(),
+            "outputs": None if outputs is None else outputs.tolist(),
             "log_probabilities": explanation.log_probabilities.tolist(),
             "flow_value": explanation.flow_value.tolist(),
+            **({} if self.units == "token" else of_units),
         }
 
     def _scored_rows(self, first: int, tokens: Tokens | None) -> Iterator[ScoredRows]:
@@ -69,11 +113,14 @@ class GeneratedText(Storable, LongForm):
             yield replace(rows, same={**rows.same, **texts})
 
     def _repr_html_(self) -> str:
-        return self.explanation._repr_html_()
+        return self.matrix()._repr_html_()
 
     def __rich__(self) -> Text:
-        heading = Text(f"{printable(self.prompt)} | {printable(self.generated)}\n")
-        return heading + self.explanation.__rich__()
+        return Text.assemble(
+            f"{printable(self.prompt)} | {printable(self.generated)}\n",
+            f"{self.method}, ",
+            self.matrix().__rich__(),
+        )
 
 
 @dataclass(frozen=True)
@@ -92,11 +139,20 @@ class TextGenerator(KnownParts):
         check_parts("TextGenerator", self.model, self.tokenizer, "tokenizer")
 
     @staticmethod
-    def load(name: str) -> TextGenerator:
+    def load(
+        name: str,
+        device: str | None = None,
+        dtype: str = "float32",
+        device_map: str | None = None,
+    ) -> TextGenerator:
         """Load a language model from a local folder or by its hub id.
 
         Args:
-            name (str): As :func:`load_pretrained` takes it, which says what is read.
+            name (str): As :func:`load_pretrained` takes it, like what follows, and
+                which says what is read.
+            device (str, optional): Where the model runs.
+            dtype (str): Of its weights.
+            device_map (str, optional): How it is split over devices.
 
         Raises:
             FileNotFoundError: As :func:`load_pretrained`.
@@ -108,72 +164,171 @@ class TextGenerator(KnownParts):
             AutoTokenizer.from_pretrained,
             "a language model",
             "tokenizer files",
+            device=device,
+            dtype=dtype,
+            device_map=device_map,
         )
         return TextGenerator(model, tokenizer)
 
     def explain(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[Prompt],
         method: str = DEFAULT_METHOD,
         target: str | None = None,
         max_new_tokens: int = 25,
+        *,
+        output: Output = "logit",
+        against: str | int | None = None,
+        spans: Sequence[Span] | None = None,
+        chat: bool = False,
+        system: str | None = None,
+        units: Unit | Sequence[tuple[int, int]] = "token",
+        left_out: Sequence[LeftOut] = (),
+        scale: Scale = "row",
         **options: Any,
     ) -> list[GeneratedText]:
         """Continue prompts and attribute every generated token.
 
         Args:
-            prompts (sequence of str): The prompts.
+            prompts (sequence of str): The prompts; or chats, each a list of messages.
             method (str): One of
                 :data:`captum_attnflow.pipelines.methods.GENERATION_METHODS`.
             target (str, optional): The text to attribute; by default the model
                 generates it, by the most probable token at each step.
             max_new_tokens (int): Most tokens to generate.
+            output (str): What of a generated token is explained, see
+                :class:`~captum_attnflow.GenerationAttribution`. Its ``"logit"`` by
+                default: on SmolLM2 and 120 prompts it found as much evidence as
+                log-probability and probability, and lost more nats by deletion.
+            against (str or int, optional): Why rather than this: a text of as many
+                tokens, the id of one, or ``"runner-up"``.
+            spans (sequence, optional): Explain these spans of the generated text, each
+                as a whole: texts that occur in it, or pairs of token numbers.
+            chat (bool): Put every prompt as the user's message into the chat template
+                of the tokenizer.
+            system (str, optional): A system message in front, of a chat.
+            units (str or sequence of (int, int)): Show sums of scores over each
+                ``"word"``, ``"sentence"``, ``"line"`` or span of characters.
+            left_out (sequence of str): What is not shown, such as the ``"first"``
+                token, see :meth:`GenerationExplanation.matrix`.
+            scale (str): Colours are relative to the largest score of a ``"row"``, or of
+                the ``"matrix"``.
             **options: Options of the method, such as ``residual``.
 
         Returns:
             list[GeneratedText]: One per prompt.
 
         Raises:
-            ValueError: If there is no prompt, one is empty or too long, or the method
-                or an option is unknown.
+            ValueError: If there is no prompt, one is empty or too long, there is no
+                chat template, a span does not occur, ``against`` has another length,
+                or the method or an option is unknown.
         """
-        check_texts("prompt", prompts)
+        is_chat = chat or system is not None
+        inputs = self._read(prompts, is_chat, system)
         if target is not None:
             check_encodable("target", target)
+        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+            raise ValueError(
+                f"max_new_tokens={max_new_tokens!r}; give a number of tokens from 1"
+            )
         method_class = find_method(method, options, GENERATION_METHODS)
         attribution = GenerationAttribution(
-            method_class(self.model, **options), self.tokenizer
+            method_class(self.model, **options), self.tokenizer, output
         )
-        return [
-            self._explain(prompt, attribution, target, max_new_tokens)
-            for prompt in prompts
-        ]
+        results = []
+        for given in inputs:
+            generated = self._continue(given, target, max_new_tokens)
+            explanation = attribution.explain(
+                given,
+                generated,
+                against=against,
+                spans=None if spans is None else self._find_spans(spans, generated),
+            )
+            prompt = getattr(given, "text", None) or self._decode(given.inp_tensor[0])
+            results.append(
+                GeneratedText(
+                    prompt,
+                    self._decode(generated),
+                    explanation,
+                    method,
+                    units if isinstance(units, str) else tuple(units),
+                    tuple(left_out),
+                    scale,
+                )
+            )
+            results[-1].matrix()  # refuses what cannot be shown, before more is run
+        return results
 
-    def _explain(
-        self,
-        prompt: str,
-        attribution: GenerationAttribution,
-        target: str | None,
-        max_new_tokens: int,
-    ) -> GeneratedText:
-        given = TextTokenInput(prompt, self.tokenizer)
-        n_generated = max_new_tokens
+    def _read(
+        self, prompts: Sequence[Prompt], is_chat: bool, system: str | None
+    ) -> list[TextTokenInput]:
+        """Encode every prompt, as a text or in the chat template."""
+        is_list = isinstance(prompts, Sequence) and not isinstance(prompts, str)
+        if not is_list or all(isinstance(prompt, str) for prompt in prompts):
+            check_texts("prompt", prompts)
+        else:
+            is_chat = True
+        inputs: list[TextTokenInput] = []
+        for prompt in prompts:
+            if is_chat:
+                inputs.append(ChatInput(prompt, self.tokenizer, system))
+            else:
+                given = TextTokenInput(prompt, self.tokenizer)
+                given.text = prompt
+                inputs.append(given)
+        return inputs
+
+    def _continue(
+        self, given: TextTokenInput, target: str | None, max_new_tokens: int
+    ) -> Tensor:
+        """Return the ids of the target, or of what the model generates."""
+        n_prompt = given.to_model_input().shape[1]
         if target is not None:
             ids = self.tokenizer.encode(target, add_special_tokens=False)
-            n_generated = len(ids)
-        self._check_length(given.to_model_input().shape[1], n_generated)
-        generate = {
-            "max_new_tokens": max_new_tokens,
-            "do_sample": False,
-            "pad_token_id": self._pad_token_id,
-        }
-        explanation = attribution.explain(
-            given, target, None if target is not None else generate
+            self._check_length(n_prompt, len(ids))
+            return torch.tensor(ids, device=self.model.device)
+        self._check_length(n_prompt, max_new_tokens)
+        prompt = given.to_model_input().to(self.model.device)
+        answer = self.model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=self._pad_token_id,
         )
-        ids = self.tokenizer.convert_tokens_to_ids(explanation.generated_tokens)
+        # An encoder-decoder's answer has a start of its own and no prompt.
+        start = 1 if self.model.config.is_encoder_decoder else n_prompt
+        generated: Tensor = answer[0, start:]
+        return generated
+
+    def _decode(self, ids: Tensor) -> str:
         # Vocabularies of models are padded: there may be no token.
-        known = [token for token in ids if token is not None]
-        return GeneratedText(prompt, self.tokenizer.decode(known), explanation)
+        known = [i for i in ids.tolist() if self.tokenizer.convert_ids_to_tokens(i)]
+        text: str = self.tokenizer.decode(known)
+        return text
+
+    def _find_spans(
+        self, spans: Sequence[Span], generated: Tensor
+    ) -> list[tuple[int, int]]:
+        """Turn texts among the generated one into spans of its tokens."""
+        pieces = token_pieces(generated.tolist(), self.tokenizer)
+        whole = "".join(pieces)
+        ends = list(accumulate(map(len, pieces)))
+        found = []
+        for span in [spans] if isinstance(spans, str) else spans:
+            if not isinstance(span, str):
+                found.append(span)
+                continue
+            first = whole.find(span)
+            if first < 0 or not span:
+                raise ValueError(
+                    f"the span {span!r} does not occur in what was generated, "
+                    f"{shorten(whole, 80)!r}; give a part of this, or the numbers of "
+                    f"tokens (start, stop) from 0 to {len(pieces)}"
+                )
+            last = first + len(span)
+            found.append((bisect_right(ends, first), bisect_left(ends, last) + 1))
+        return found
 
     @property
     def _pad_token_id(self) -> int | None:

@@ -6,6 +6,7 @@ A new kind of input is one class with the members of
 """
 
 from captum_attnflow.targets import Target, targets_of_texts
+from captum_attnflow.texts.chat import ChatInput
 from captum_attnflow.texts.deletion import DeletableColumns, DeletableWords
 from captum_attnflow.texts.evaluation import (
     evaluate_queries,
@@ -22,9 +23,11 @@ from captum_attnflow.texts.token_axis import (
     parameter_names,
     read_keep,
 )
+from captum_attnflow.texts.units import Unit, Units, sum_over_units, token_pieces
 
 __all__ = [
     "Absence",
+    "ChatInput",
     "DeletableColumns",
     "DeletableWords",
     "PerturbableTexts",
@@ -33,6 +36,8 @@ __all__ = [
     "ReplaceableTexts",
     "Target",
     "TokenAxis",
+    "Unit",
+    "Units",
     "check_tokenizer",
     "evaluate_queries",
     "find_padding",
@@ -41,5 +46,7 @@ __all__ = [
     "parameter_names",
     "read_keep",
     "run_queries",
+    "sum_over_units",
     "targets_of_texts",
+    "token_pieces",
 ]

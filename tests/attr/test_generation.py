@@ -10,7 +10,12 @@ from captum.attr import (
     LLMGradientAttribution,
     TextTokenInput,
 )
-from models import causal_language_model, encoder_decoder, numbers_tokenizer
+from models import (
+    causal_language_model,
+    decoder,
+    encoder_decoder,
+    numbers_tokenizer,
+)
 
 import captum_attnflow
 from captum_attnflow import (
@@ -234,12 +239,201 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"decoder_start_token_id.*None"):
             generation.explain(TextTokenInput("7 8", tokenizer), "9")
 
-    def test_scores_with_a_sign_are_not_handed_on(self):
-        explanation = GenerationExplanation(
-            tokens=["a", "b"],
-            scores=torch.tensor([[-1.0, 0.0]]),
-            log_probabilities=torch.zeros(1),
-            flow_value=torch.zeros(1),
+    @pytest.mark.parametrize(
+        ("against", "words"),
+        [
+            ("dull", "is 1 tokens, and 4 tokens"),
+            (torch.zeros(4), "no token ids"),
+            (-1, "holds the id -1"),
+            (10**6, "holds the id 1000000"),
+            ([], "is no token ids|is 0 tokens"),
+        ],
+    )
+    def test_a_contrast_that_does_not_fit(
+        self, against, words, model, tokenizer, prompt
+    ):
+        generation = GenerationAttribution(RelevanceFlow(model), tokenizer)
+        with pytest.raises(ValueError, match=words):
+            generation.explain(prompt, TARGET, against=against)
+
+    @pytest.mark.parametrize("spans", [[], [(0, 0)], [(0, 5)], [(-1, 2)], ["a"], 3])
+    def test_a_span_outside_of_the_text(self, spans, model, tokenizer, prompt):
+        generation = GenerationAttribution(RelevanceFlow(model), tokenizer)
+        with pytest.raises(ValueError, match=r"of 4 generated tokens; give"):
+            generation.explain(prompt, TARGET, spans=spans)
+
+    def test_an_unknown_output(self, model, tokenizer):
+        with pytest.raises(ValueError, match=r"output='energy'.*log-probability"):
+            GenerationAttribution(RelevanceFlow(model), tokenizer, output="energy")
+
+    def test_sums_over_tokens_of_rows_that_are_spans(self, model, tokenizer, prompt):
+        generation = GenerationAttribution(RelevanceFlow(model), tokenizer)
+        explanation = generation.explain(prompt, TARGET, spans=[(0, 4)])
+        for call in (explanation.from_prompt, explanation.answer):
+            with pytest.raises(ValueError, match="explain without spans"):
+                call()
+
+
+def step_logits(model, tokenizer, prompt, target):
+    """Logits (G, V) of every step, by a pass over the whole text."""
+    ids = tokenizer(target, add_special_tokens=False).input_ids
+    text = torch.cat([prompt.inp_tensor, torch.tensor([ids])], 1)
+    with torch.no_grad():
+        logits = model(text).logits[0]
+    return logits[-len(ids) - 1 : -1], torch.tensor(ids)
+
+
+OTHER = "funny and so ."
+
+
+@pytest.mark.parametrize("output", ["logit", "log-probability", "probability"])
+def test_what_is_explained_is_the_output_asked_for(output, model, tokenizer, prompt):
+    logits, ids = step_logits(model, tokenizer, prompt, TARGET)
+    values = {
+        "logit": logits,
+        "log-probability": logits.log_softmax(-1),
+        "probability": logits.softmax(-1),
+    }[output]
+    generation = GenerationAttribution(RelevanceFlow(model), tokenizer, output)
+    explanation = generation.explain(prompt, TARGET)
+    own = values.gather(1, ids[:, None])[:, 0]
+    torch.testing.assert_close(explanation.outputs, own)
+    torch.testing.assert_close(explanation.scores.sum(1), own, rtol=1e-5, atol=1e-8)
+    others = torch.tensor(tokenizer(OTHER, add_special_tokens=False).input_ids)
+    contrast = generation.explain(prompt, TARGET, against=OTHER)
+    assert list(contrast.against) == tokenizer.tokenize(OTHER)
+    torch.testing.assert_close(
+        contrast.outputs, own - values.gather(1, others[:, None])[:, 0]
+    )
+    logs = logits.log_softmax(-1).gather(1, ids[:, None])[:, 0]
+    torch.testing.assert_close(contrast.log_probabilities, logs)
+
+
+def test_relevance_of_a_contrast_is_the_difference_of_relevances(
+    model, tokenizer, prompt
+):
+    generation = GenerationAttribution(RelevanceFlow(model), tokenizer, "logit")
+    [token] = tokenizer("funny", add_special_tokens=False).input_ids
+    contrast = generation.explain(prompt, "dull", against=token)
+    difference = (
+        generation.explain(prompt, "dull").scores
+        - generation.explain(prompt, "funny").scores
+    )
+    torch.testing.assert_close(contrast.scores, difference, rtol=1e-5, atol=1e-8)
+
+
+def test_the_runner_up_is_the_most_probable_other_token(model, tokenizer, prompt):
+    logits, ids = step_logits(model, tokenizer, prompt, TARGET)
+    expected = []
+    for row, own in zip(logits, ids.tolist(), strict=True):
+        ranked = row.argsort(descending=True).tolist()
+        expected.append(next(token for token in ranked if token != own))
+    generation = GenerationAttribution(RelevanceFlow(model), tokenizer, "logit")
+    found = generation.explain(prompt, TARGET, against="runner-up")
+    assert list(found.against) == tokenizer.convert_ids_to_tokens(expected)
+    by_ids = generation.explain(prompt, TARGET, against=torch.tensor(expected))
+    torch.testing.assert_close(found.scores, by_ids.scores)
+
+
+@pytest.mark.parametrize("contrasts", [False, True])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_relevance_of_a_span_is_the_sum_of_its_tokens(contrasts, family):
+    model = decoder(family)
+    tokenizer = numbers_tokenizer()
+    prompt, target = TextTokenInput("7 8 9 10", tokenizer), "11 12 13 14"
+    against = "15 16 17 18" if contrasts else None
+    generation = GenerationAttribution(RelevanceFlow(model), tokenizer, "logit")
+    rows = generation.explain(prompt, target, against=against)
+    spans = generation.explain(prompt, target, against=against, spans=[(1, 3), (0, 4)])
+    torch.testing.assert_close(
+        spans.scores[0], rows.scores[1:3].sum(0), rtol=1e-5, atol=1e-8
+    )
+    torch.testing.assert_close(spans.scores[1], rows.answer(), rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(spans.outputs[1], rows.outputs.sum())
+    assert spans.row_texts == [" 12 13", " 11 12 13 14"]
+    assert not spans.scores[~spans.possible()].any()
+
+
+def test_a_flow_of_a_span_is_that_of_the_summed_outputs(model, tokenizer, prompt):
+    method = GeneralizedAttentionFlow(model)
+    spans = GenerationAttribution(method, tokenizer).explain(
+        prompt, TARGET, spans=[(1, 4)]
+    )
+    ids = tokenizer(TARGET, add_special_tokens=False).input_ids
+    text = torch.cat([prompt.inp_tensor, torch.tensor([ids[:-1]])], 1)
+
+    def summed(text):
+        steps = model(text).logits[:, -3:].log_softmax(-1)
+        return torch.stack([steps[:, i, token] for i, token in enumerate(ids[1:])]).sum(
+            0
         )
-        with pytest.raises(ValueError, match="with a sign"):
-            explanation.from_prompt()
+
+    alone = GeneralizedAttentionFlow(summed).explain(text)
+    torch.testing.assert_close(spans.scores[0, :-1], alone.scores[0])
+
+
+def test_attention_received_is_that_of_the_models_own_maps(model, tokenizer, prompt):
+    generation = GenerationAttribution(GeneralizedAttentionFlow(model), tokenizer)
+    found = generation.explain(prompt, TARGET).attention_received
+    ids = tokenizer(TARGET, add_special_tokens=False).input_ids
+    text = torch.cat([prompt.inp_tensor, torch.tensor([ids[:-1]])], 1)
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        maps = torch.cat(model(text, output_attentions=True).attentions)  # (L, H, T, T)
+    n_tokens = text.shape[1]
+    expected = [maps[:, :, key:, key].mean() for key in range(n_tokens)]
+    torch.testing.assert_close(found[:-1], torch.stack(expected).double())
+    assert found[-1] == 0  # the last token is no input
+
+
+def test_relevance_with_a_sign_is_handed_on_and_keeps_its_sum():
+    """Against the definition, by recursion over the steps."""
+    torch.manual_seed(0)
+    scores = torch.randn(5, 8).double().tril(2)
+    explanation = GenerationExplanation(
+        tokens=list("abcdefgh"),
+        scores=scores,
+        log_probabilities=torch.zeros(5),
+        flow_value=scores.sum(1),
+    )
+
+    def origin(step):
+        found = scores[step, :3].clone()
+        for earlier in range(step):
+            owed = origin(earlier)
+            shares = owed.clamp(min=0) if (owed > 0).any() else owed.abs()
+            found += scores[step, 3 + earlier] * shares / shares.sum()
+        return found
+
+    expected = torch.stack([origin(step) for step in range(5)])
+    torch.testing.assert_close(explanation.from_prompt(), expected)
+    torch.testing.assert_close(explanation.from_prompt().sum(1), scores.sum(1))
+
+
+@pytest.mark.parametrize("units", ["word", "sentence", "line", [(0, 5), (7, 12)]])
+def test_scores_of_units_are_sums_of_their_tokens(units, model, tokenizer, prompt):
+    generation = GenerationAttribution(RelevanceFlow(model), tokenizer)
+    explanation = generation.explain(prompt, TARGET)
+    summed = explanation.sum_over(units)
+    members = [token for unit in summed.members for token in unit]
+    assert members == list(range(len(explanation.tokens)))
+    for unit, members in enumerate(summed.members):
+        assert len({explanation.parts[token] for token in members}) == 1
+        torch.testing.assert_close(
+            summed.scores[:, unit], explanation.scores[:, members].sum(1)
+        )
+    assert "".join(summed.texts) == "".join(explanation.pieces)
+
+
+@pytest.mark.parametrize("method", [RelevanceFlow, GeneralizedAttentionFlow])
+def test_half_precision_gives_nearly_the_same_scores(method, tokenizer, prompt):
+    torch.manual_seed(0)
+    model = causal_language_model(len(tokenizer)).float()
+    full, half = (
+        GenerationAttribution(method(model.to(dtype)), tokenizer, "logit")
+        .explain(prompt, TARGET)
+        .scores
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert half.dtype == full.dtype == torch.float64
+    assert (half - full).norm() < 0.05 * full.norm()

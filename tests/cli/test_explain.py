@@ -30,7 +30,7 @@ def test_main_job_prints_prediction_and_tokens(run):
     assert result.exit_code == 0
     assert result.output.startswith("positive 0.")
     assert " gripping " in result.output
-    assert "highest: " in result.output
+    assert 'for: "funny" ' in result.output
 
 
 @pytest.mark.parametrize("method", METHODS)

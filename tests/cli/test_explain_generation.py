@@ -33,10 +33,14 @@ def test_a_prompt_is_continued_and_every_step_is_a_row(run):
     assert [len(row) for row in found["scores"]] == [6, 6, 6]
     lines = run("7 8 9", "--max-new-tokens", "3").stdout.splitlines()
     assert lines[0] == f"7 8 9 | {found['generated']}"
+    assert lines[1].startswith("relevance-flow, logit of each generated token; the ")
     for step, (line, token) in enumerate(
-        zip(lines[1::2], found["generated_tokens"], strict=True)
+        zip(lines[2:8:2], found["generated_tokens"], strict=True)
     ):
-        assert line.split() == [f"{token}:", *found["tokens"][: 3 + step]]
+        seen = found["tokens"][: 3 + step]
+        seen.insert(3, "|")
+        assert line.split() == [f"{token}:", *(seen if step else seen[:3])]
+    assert lines[8].startswith("whole answer: ")
 
 
 def test_a_target_and_the_methods_options_are_taken(run):
@@ -57,7 +61,62 @@ def test_the_page_holds_the_matrix_of_every_prompt(run, tmp_path):
     assert result.exit_code == 0, result.output
     content = page.read_text("utf-8")
     assert content.count('<table class="token-matrix">') == 2
-    assert content.count("<th>11</th>") == 4  # a row and a column each
+    assert content.count("<th>11</th>") == 2  # rows
+    assert content.count('<th class="generated">11</th>') == 2  # columns
+
+
+def test_a_span_is_explained_as_a_whole_and_against_another_text(run):
+    given = ("7 8 9", "--target", "11 12 13", "--against", "14 15 16", "--json")
+    rows = json.loads(run(*given).stdout)
+    assert rows["against"] == ["14", "15", "16"]
+    [span] = json.loads(run(*given, "--span", "12 13").stdout)["scores"]
+    [same] = json.loads(run(*given, "--span", "1:3").stdout)["scores"]
+    assert span == same
+    summed = [sum(pair) for pair in zip(*rows["scores"][1:], strict=True)]
+    assert span == pytest.approx(summed, rel=1e-5, abs=1e-8)
+
+
+def test_what_is_shown_can_be_chosen(run):
+    given = ("7 8 10 9", "--target", "11 12", "--left-out", "first", "--units", "line")
+    result = run(*given, "--scale", "matrix", "--explained", "probability")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[1].startswith("relevance-flow, probability of each generated token; ")
+    assert "left out: first (" in lines[1]
+    assert lines[2].split(":  ")[1].split() == ["8", "10", "9"]
+    units = json.loads(run(*given, "--json").stdout)
+    assert units["units"] == ["7 8 10 9", " 11 12"]
+
+
+def test_weights_are_read_into_half_precision(run):
+    given = ("7 8 9", "--target", "11 12", "--json")
+    full, half = (
+        torch.tensor(json.loads(run(*given, *more).stdout)["scores"])
+        for more in ((), ("--dtype", "bfloat16"))
+    )
+    assert 0 < (half - full).norm() < 0.05 * full.norm()
+
+
+def test_a_chat_has_its_template_left_out(folder, tmp_path):
+    torch.manual_seed(0)
+    causal_language_model(VOCABULARY).save_pretrained(tmp_path)
+    tokenizer = numbers_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}1 {{ m.content }} 2 {% endfor %}"
+        "{% if add_generation_prompt %}3{% endif %}"
+    )
+    tokenizer.save_pretrained(tmp_path)
+    given = ("explain", "--task", "text-generation", "--model", str(tmp_path))
+    given = (*given, "8 9", "--chat", "--system", "7", "--target", "11")
+    run = CliRunner().invoke
+    found = json.loads(run(app, [*given, "--json"]).stdout)
+    assert found["tokens"] == ["1", "7", "2", "1", "8", "9", "2", "3", "11"]
+    assert found["parts"] == [
+        *("template", "system", "template", "template"),
+        *("prompt", "prompt", "template", "template", "generated"),
+    ]
+    shown = run(app, [*given, "--left-out", "template", "--left-out", "system"]).stdout
+    assert shown.splitlines()[2].split() == ["11:", "8", "9"]
 
 
 @pytest.mark.parametrize(
@@ -67,6 +126,16 @@ def test_the_page_holds_the_matrix_of_every_prompt(run, tmp_path):
         (("7", "--max-new-tokens", "2000"), "longer than the 1024 positions"),
         ((" ",), "prompt 1 of 1 is empty"),
         (("7", "--output", "x.png"), "no picture for --output"),
+        (("7", "--chat"), "the tokenizer has no chat template"),
+        (("7", "--target", "8 9", "--span", "10"), "the span '10' does not occur"),
+        (("7", "--target", "8 9", "--span", "1:3"), "of 2 generated tokens; give"),
+        (("7", "--target", "8 9", "--against", "10"), "is 1 tokens, and 2 tokens"),
+        (("7", "--explained", "energy"), "output='energy'"),
+        (("7", "--units", "page"), "units='page'"),
+        (("7", "--left-out", "last"), "left_out='last'"),
+        (("7", "--device", "nowhere"), "device='nowhere' is not to be had here"),
+        (("7", "--device", "cpu", "--device-map", "auto"), "give one"),
+        (("7", "--dtype", "int4"), "dtype='int4'"),
     ],
 )
 def test_bad_input_is_told_in_a_sentence(run, arguments, message):

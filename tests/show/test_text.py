@@ -98,12 +98,12 @@ def test_empty_and_tiny_scores_are_shown(scores):
     assert "nan" not in html_page([attribution])
 
 
-def test_terminal_shows_prediction_tokens_and_the_highest_scores():
+def test_terminal_shows_prediction_tokens_and_the_strongest():
     lines = terminal_text(an_attribution(target="negative")).plain.splitlines()
     assert lines == [
         "positive 0.900  (scores for negative)",
         " so  funny ",
-        "highest: funny 2, so 0.5",
+        'for: "funny" 80 %, "so" 20 %',
     ]
 
 

@@ -24,27 +24,30 @@ def test_what_comes_after_a_token_is_blank():
     lines = matrix.__rich__().plain.splitlines()
     assert [line.split() for line in lines[::2]] == [
         ["time:", "Once", "upon", "a"],
-        ["there:", "Once", "upon", "a", "time"],
-        ["was:", "Once", "upon", "a", "time", "there"],
+        ["there:", "Once", "upon", "a", "|", "time"],
+        ["was:", "Once", "upon", "a", "|", "time", "there"],
     ]
     numbers = [text.get_text() for text in matrix.figure().axes[0].texts]
     assert numbers == ["1"] * 12
 
 
-def test_the_terminal_names_the_highest_scores_of_every_row():
+def test_the_terminal_names_the_strongest_of_every_row_with_their_shares():
     scores = torch.tensor([[0.5, -2.0, 7.0], [0.25, 1.0, 3.0]])
     matrix = token_matrix(scores, ["a", "b", "c"], ["c", "d"], n_prompt=2)
     assert matrix.__rich__().plain.splitlines()[1::2] == [
-        "  highest: a 0.5, b -2",
-        "  highest: c 3, b 1, a 0.25",
+        '  for: "a" 20 %; against: "b" 80 %',
+        '  for: "c" 71 %, "b" 24 %, "a" 5.9 %',
     ]
 
 
-def test_scores_are_coloured_relative_to_the_largest_of_the_matrix():
-    matrix = token_matrix(
-        torch.tensor([[1.0, -0.5], [0.0, 0.25]]), ["a", "b"], ["c", "d"]
-    )
-    assert matrix.shares.tolist() == [[1.0, -0.5], [0.0, 0.25]]
+def test_scores_are_coloured_relative_to_the_largest_of_the_row_or_of_all():
+    scores = torch.tensor([[1.0, -0.5], [0.0, 0.25]])
+    matrix = token_matrix(scores, ["a", "b"], ["c", "d"])
+    assert matrix.colours.tolist() == [[1.0, -0.5], [0.0, 1.0]]
+    of_all = token_matrix(scores, ["a", "b"], ["c", "d"], scale="matrix")
+    assert of_all.colours.tolist() == [[1.0, -0.5], [0.0, 0.25]]
+    assert (matrix.shares == of_all.shares).all()
+    assert matrix.shares.tolist() == [[1 / 1.5, -0.5 / 1.5], [0.0, 1.0]]
     assert "rgb(77,255,77)" in matrix._repr_html_()
     colours = {str(span.style) for span in matrix.__rich__().spans}
     assert {"black on rgb(77,255,77)", "black on rgb(255,255,255)"} <= colours

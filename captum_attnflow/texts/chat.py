@@ -1,0 +1,161 @@
+"""Chats as Captum's text inputs: messages in the model's own template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from textwrap import shorten
+from typing import Any, Literal
+
+import torch
+from captum.attr import TextTokenInput
+
+Message = Mapping[str, str]
+"""A role, ``"system"``, ``"user"`` or ``"assistant"``, and a content."""
+
+
+class ChatInput(TextTokenInput):
+    """A chat for Captum's wrappers of language models, in place of ``TextTokenInput``.
+
+    The tokenizer's chat template puts its own tokens around the messages. Which these
+    are is known here, so that they can be left out.
+
+    Args:
+        messages (str or sequence of Message): What the user says, or a whole chat, as
+            ``tokenizer.apply_chat_template`` takes it.
+        tokenizer (PreTrainedTokenizer): A fast tokenizer with a chat template.
+        system (str, optional): A system message in front.
+        baselines (int or str): As in ``TextTokenInput``.
+        skip_template (bool): Leave the template's tokens out of the interpretable
+            features, as ``skip_tokens`` does with others.
+
+    Attributes:
+        parts (tuple of str): What each token belongs to: ``"prompt"``, the messages of
+            the user and of the assistant; ``"system"``; or ``"template"``.
+
+    Raises:
+        ValueError: If the tokenizer has no chat template, is no fast one, or its
+            template changes or drops a message.
+
+    Examples::
+
+        >>> from captum_attnflow.demo import load_demo_model
+        >>> tokenizer = load_demo_model()[1]
+        >>> tokenizer.chat_template = (
+        ...     "{% for m in messages %}{{ m.role }} : {{ m.content }} . {% endfor %}"
+        ... )
+        >>> chat = ChatInput("a funny film", tokenizer, system="good")
+        >>> list(zip(chat.values, chat.parts))[2:4]
+        [('good', 'system'), ('.', 'template')]
+        >>> chat.values[-4:]
+        ['a', 'funny', 'film', '.']
+    """
+
+    def __init__(
+        self,
+        messages: str | Sequence[Message],
+        tokenizer: Any,
+        system: str | None = None,
+        baselines: int | str = 0,
+        skip_template: bool = False,
+    ) -> None:
+        chat = _messages(messages, system)
+        rendered = _render(chat, tokenizer)
+        encoded = tokenizer(
+            rendered, add_special_tokens=False, return_offsets_mapping=True
+        )
+        ids = encoded["input_ids"]
+        super().__init__("", _Encoded(tokenizer, ids), baselines)
+        self.tokenizer = tokenizer
+        self.text = rendered
+        spans = _find_contents(chat, rendered)
+        self.parts: tuple[Literal["system", "template", "prompt"], ...] = tuple(
+            _part(span, spans) for span in encoded["offset_mapping"]
+        )
+        if skip_template:
+            self.itp_mask = torch.tensor([[part != "template" for part in self.parts]])
+            self.itp_tensor = self.inp_tensor[self.itp_mask][None]
+            self.values = tokenizer.convert_ids_to_tokens(self.itp_tensor[0].tolist())
+            self.n_itp_features = len(self.values)
+
+
+class _Encoded:
+    """A tokenizer that has encoded the text already, in front of the real one."""
+
+    def __init__(self, tokenizer: Any, ids: list[int]) -> None:
+        self._tokenizer, self._ids = tokenizer, ids
+
+    def encode(self, text: str, **_: Any) -> torch.Tensor:
+        return torch.tensor([self._ids])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+
+def _messages(given: str | Sequence[Message], system: str | None) -> list[Message]:
+    chat: list[Any] = (
+        [{"role": "user", "content": given}] if isinstance(given, str) else list(given)
+    )
+    if system is not None:
+        chat.insert(0, {"role": "system", "content": system})
+    for message in chat:
+        is_message = isinstance(message, Mapping) and {"role", "content"} <= set(
+            message
+        )
+        if not is_message or not isinstance(message["content"], str):
+            raise ValueError(
+                f"{message!r} is no message; give a dict with the texts 'role' and "
+                "'content', such as {'role': 'user', 'content': 'Who are you?'}"
+            )
+        if not message["content"].strip():
+            raise ValueError(f"the {message['role']}'s message is empty; leave it out")
+    return chat
+
+
+def _render(chat: list[Message], tokenizer: Any) -> str:
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(
+            "the tokenizer has no chat template, as those of base models have none; "
+            "give the text itself, or the tokenizer of a model that was tuned for chats"
+        )
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(
+            f"{type(tokenizer).__name__} does not say which characters a token stands "
+            "for, so that the template's tokens are not known; give a fast tokenizer"
+        )
+    try:
+        rendered: str = tokenizer.apply_chat_template(
+            chat, add_generation_prompt=True, tokenize=False
+        )
+    # What a template raises of messages that it does not take, and Jinja's own.
+    except Exception as error:
+        raise ValueError(
+            f"the tokenizer's chat template does not take these messages: {error}"
+        ) from error
+    return rendered
+
+
+def _find_contents(chat: list[Message], rendered: str) -> list[tuple[int, int, bool]]:
+    """Return where each message stands, and whether it is the system's."""
+    spans, behind = [], 0
+    for message in chat:
+        content = message["content"].strip()  # templates strip them
+        start = rendered.find(content, behind)
+        if start < 0:
+            raise ValueError(
+                f"the chat template changes or drops the {message['role']}'s message "
+                f"{shorten(content, 40)!r}, so that its tokens are not known; leave "
+                "the message out, or give the text itself"
+            )
+        behind = start + len(content)
+        spans.append((start, behind, message["role"] == "system"))
+    return spans
+
+
+def _part(
+    characters: tuple[int, int], spans: list[tuple[int, int, bool]]
+) -> Literal["system", "template", "prompt"]:
+    start, stop = characters
+    for first, behind, is_system in spans:
+        if start < behind and stop > first:
+            return "system" if is_system else "prompt"
+    return "template"

@@ -1,0 +1,187 @@
+"""Words, sentences and lines of tokenised texts, whose scores are sums of tokens'."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from captum_attnflow._checks import check_choice
+
+Unit = Literal["token", "word", "sentence", "line"]
+"""What scores may be summed over."""
+
+# Where a unit ends: behind the match.
+_ENDS = {
+    "token": re.compile(r"(?!)"),  # no match: tokens are known without
+    # Behind spaces, and between a word, with its apostrophes, and punctuation.
+    "word": re.compile(
+        r"\s+(?=\S)|(?<=\w)(?=[^\w\s'\u2019-])|(?<=[^\w\s'\u2019-])(?=\S)"
+    ),
+    "sentence": re.compile(
+        # Behind them closing quotes and brackets; then the full stops of Chinese.
+        r"[.!?\u2026]+[\"'\u201d\u2019)\]]*\s+(?=\S)|[\u3002\uff01\uff1f]+|\n+"
+    ),
+    "line": re.compile(r"\n+"),
+}
+_REPLACEMENT = "\ufffd"  # what bytes that are no whole character decode to
+
+
+def token_pieces(ids: Sequence[int], tokenizer: Any) -> list[str]:
+    """Return the text of each token, such that joined they are the whole text.
+
+    A tokenizer writes no space before a piece that stands alone, and a character may
+    take several tokens: a piece is what the text is longer by, behind its token. Of a
+    character's tokens the last one has it, and the others have nothing.
+
+    Args:
+        ids (sequence of int): The tokens.
+        tokenizer (PreTrainedTokenizer): Decodes them.
+
+    Returns:
+        list[str]: One per token.
+
+    Examples::
+
+        >>> from captum_attnflow.demo import load_demo_model
+        >>> tokenizer = load_demo_model()[1]
+        >>> token_pieces(tokenizer("a gripping film").input_ids, tokenizer)
+        ['[CLS]', ' a', ' gripping', ' film', ' [SEP]']
+    """
+
+    def decode(start: int, stop: int) -> str:
+        text: str = tokenizer.decode(
+            ids[start:stop],
+            skip_special_tokens=False,
+            clean_up_tokenization_spaces=False,
+        )
+        return text
+
+    pieces = []
+    # Decoded anew is the last whole piece, for its space, and what came behind it.
+    before, start = 0, 0
+    for stop in range(1, len(ids) + 1):
+        text, known = decode(before, stop), decode(before, start)
+        if text.endswith(_REPLACEMENT) and stop < len(ids):
+            pieces.append("")
+            continue
+        pieces.append(text[len(known) :])
+        before, start = start, stop
+    return pieces
+
+
+class Units(NamedTuple):
+    """Scores summed over units of a text.
+
+    Attributes:
+        texts (list of str): The ``U`` units.
+        scores (Tensor): Shape ``(..., U)``.
+        members (list of list of int): The tokens of each.
+    """
+
+    texts: list[str]
+    scores: Tensor
+    members: list[list[int]]
+
+
+def sum_over_units(
+    scores: Tensor,
+    pieces: Sequence[str],
+    units: Unit | Sequence[tuple[int, int]],
+    parts: Sequence[object] | None = None,
+) -> Units:
+    """Sum the scores of tokens over words, sentences, lines or given spans.
+
+    Args:
+        scores (Tensor): Shape ``(..., T)``, one score per token.
+        pieces (sequence of str): The text of each token, see :func:`token_pieces`.
+        units (str or sequence of (int, int)): ``"token"``, ``"word"``, ``"sentence"``
+            or ``"line"``, or spans of characters of the joined pieces, start inclusive
+            and end exclusive; between these, what is left is one unit each.
+        parts (sequence, optional): What each token belongs to, such as the prompt or
+            the answer; no unit reaches from one part into another.
+
+    Returns:
+        Units: In the order of the text. A token belongs to the unit of its first
+        character that is no space.
+
+    Raises:
+        ValueError: If units are unknown, or spans overlap or lie outside of the text.
+
+    Examples::
+
+        >>> pieces = ["Good", " day", ".", " I", " see", "."]
+        >>> summed = sum_over_units(torch.arange(6.0), pieces, "sentence")
+        >>> summed.texts, summed.scores
+        (['Good day.', ' I see.'], tensor([ 3., 12.]))
+    """
+    if scores.shape[-1] != len(pieces):
+        raise ValueError(
+            f"{len(pieces)} pieces were given for scores of {scores.shape[-1]} tokens; "
+            "give one per token"
+        )
+    text = "".join(pieces)
+    if not isinstance(units, str):
+        ends = _ends_of_spans(units, len(text))
+    else:
+        check_choice("units", units, get_args(Unit))
+        ends = [match.end() for match in _ENDS[units].finditer(text)]
+    members: list[list[int]] = []
+    previous: tuple[object, int] | None = None
+    for token, first in enumerate(_first_characters(pieces)):
+        part = None if parts is None else parts[token]
+        if units == "token":
+            number = token
+        elif previous and part == previous[0] and not pieces[token].strip():
+            number = previous[1]  # spaces end a unit
+        else:
+            number = bisect_right(ends, first)
+        if (part, number) == previous:
+            members[-1].append(token)
+        else:
+            members.append([token])
+        previous = (part, number)
+    sums = torch.zeros(len(pieces), len(members), dtype=scores.dtype)
+    for unit, tokens in enumerate(members):
+        sums[tokens, unit] = 1
+    return Units(
+        ["".join(pieces[token] for token in tokens) for tokens in members],
+        scores @ sums.to(scores.device),
+        members,
+    )
+
+
+def _first_characters(pieces: Sequence[str]) -> list[int]:
+    """Return where each token's first character that is no space stands.
+
+    A token without characters of its own has that of the token behind, which holds the
+    character that both make.
+    """
+    found: list[int] = []
+    end = sum(map(len, pieces))
+    for piece in reversed(pieces):
+        end -= len(piece)
+        inside = end + len(piece) - len(piece.lstrip())
+        found.append(inside if piece or not found else found[-1])
+    return found[::-1]
+
+
+def _ends_of_spans(spans: Sequence[tuple[int, int]], n_characters: int) -> list[int]:
+    """Return where spans begin and end, in order."""
+    ordered = sorted(spans)
+    flat = [edge for span in ordered for edge in span]
+    if flat != sorted(flat) or any(start >= stop for start, stop in ordered):
+        raise ValueError(
+            f"units={list(spans)} overlap or are empty; give spans (start, stop) of "
+            "characters that follow each other"
+        )
+    if flat and (flat[0] < 0 or flat[-1] > n_characters):
+        raise ValueError(
+            f"units={list(spans)} reach beyond the text of {n_characters} characters; "
+            "give spans (start, stop) within it"
+        )
+    return flat
