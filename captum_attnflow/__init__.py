@@ -21,6 +21,8 @@ takes another way, by queries alone::
 - :mod:`captum_attnflow.pipelines`: texts and images in, attributions out.
 - :mod:`captum_attnflow.metrics`: faithfulness of any attribution.
 - :mod:`captum_attnflow.study`: methods compared on models and texts.
+- :mod:`captum_attnflow.tables`: tables of texts in, tables of explanations out.
+- :mod:`captum_attnflow.summary`: what the explanations of a data set look like.
 - :mod:`captum_attnflow.show`: pictures: texts, flows, SLALOM, images.
 - :mod:`captum_attnflow.cli`: the same from the shell.
 - :mod:`captum_attnflow.demo`: the small model that comes along, and its training.

@@ -253,6 +253,35 @@ class Explanation(ShownByTokens, Storable, LongForm):
         return headings, self.scores
 
 
+@dataclass(frozen=True, eq=False)
+class TokenScores:
+    """Token scores of a batch whose flow was not formed.
+
+    Attributes:
+        scores (Tensor): See :class:`Explanation`, like the others.
+        output (Tensor): Shape ``(B,)``.
+        sequences (tuple[TokenSequence, ...]): Whose positions the scores count through.
+        elements (dict): The token that each element of an input makes.
+        attention_received (Tensor, optional): Mean attention of each token.
+    """
+
+    scores: Tensor
+    output: Tensor
+    sequences: tuple[TokenSequence, ...]
+    elements: Mapping[int, Tensor]
+    attention_received: Tensor | None = None
+
+    @property
+    def flow_value(self) -> Tensor:
+        """What the scores sum to, shape ``(B,)``, float64: the output."""
+        return self.output.double()
+
+    @property
+    def delta(self) -> Tensor:
+        """Sum of the scores less the flow value, shape ``(B,)``."""
+        return self.scores.sum(1) - self.flow_value
+
+
 def warn_of_position(explanation: Explanation) -> None:
     """Warn of examples whose scores order the tokens by position alone.
 
@@ -299,7 +328,7 @@ def _follows_position(scores: Tensor, capacity: Tensor, sink: Tensor) -> bool:
     return abs(rho) > _POSITION_ALONE
 
 
-def warn_of_zeros(explanation: Explanation) -> None:
+def warn_of_zeros(explanation: Explanation | TokenScores) -> None:
     """Warn of examples whose scores are all 0, and say why that may be."""
     zero = (explanation.scores == 0).all(1).nonzero()[:, 0].tolist()
     if zero:

@@ -12,7 +12,7 @@ METHODS: dict[str, Callable[..., object]] = {
     **{
         name: method_class(name)
         for name in GENERATION_METHODS
-        if name != "attention-flow"
+        if name not in ("attention-flow", "attnlrp")
     },
     "relevance-flow, cp-lrp": lambda f: RelevanceFlow(f, rules="cp-lrp"),
     "relevance-flow, gradient": lambda f: RelevanceFlow(f, rules="gradient"),

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import captum_attnflow
-from captum_attnflow import attr, metrics, study
+from captum_attnflow import attr, metrics, study, tables
 from captum_attnflow.cli.explain import SCORES
 from captum_attnflow.slalom import SCORES as SLALOM_SCORES
 from captum_attnflow.study.settings import BETTER
@@ -32,14 +32,21 @@ def test_methods_load_no_pipeline_and_no_picture_of_this_package():
     loaded = loaded_by("from captum_attnflow import *")
     assert "captum_attnflow.attr.relevance_flow" in loaded
     assert "transformers" not in loaded
-    heavy = ("show", "pipelines", "study", "cli", "demo")
+    heavy = ("show", "pipelines", "study", "tables", "cli", "demo")
     assert not loaded & {f"captum_attnflow.{room}" for room in heavy}
 
 
-@pytest.mark.parametrize("room", ["flow", "metrics", "show", "slalom"])
+@pytest.mark.parametrize("room", ["flow", "metrics", "show", "slalom", "summary"])
 def test_rooms_are_attributes_of_the_package(room):
     loaded = loaded_by(f"import captum_attnflow\ncaptum_attnflow.{room}.__all__")
     assert f"captum_attnflow.{room}" in loaded
+
+
+def test_the_settings_of_a_table_load_neither_torch_nor_pyarrow():
+    loaded = loaded_by(
+        "from captum_attnflow.tables import TableJob\nTableJob('a.csv', 'b').check()"
+    )
+    assert not loaded & {"torch", "transformers", "pyarrow", "ray"}
 
 
 def test_slalom_loads_no_flow():
@@ -48,7 +55,7 @@ def test_slalom_loads_no_flow():
     assert not {name for name in loaded if name.startswith("captum_attnflow.flow")}
 
 
-@pytest.mark.parametrize("package", [captum_attnflow, attr, study])
+@pytest.mark.parametrize("package", [captum_attnflow, attr, study, tables])
 def test_every_public_name_is_there_and_listed(package):
     assert set(package.__all__) <= set(dir(package))
     for name in package.__all__:

@@ -28,6 +28,9 @@ ARROWS: dict[str, set[str]] = {
         *("long_form", "scored_tokens", "storage"),
     },
     "metrics": {"targets", "texts"},
+    "tables": {"demo", "pipelines", "study"},
+    # Of the pictures only words, fonts and figures.
+    "summary": {"scored_tokens", "show"},
 }
 
 

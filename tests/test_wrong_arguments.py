@@ -7,16 +7,20 @@ an object that was no tensor, no RuntimeError of a kernel.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
+import tempfile
 import warnings
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 import transformers
 from networks import everywhere
+from score_folders import explained, write_folder
 from torch import nn
 
 import captum_attnflow
@@ -29,6 +33,7 @@ from captum_attnflow import (
     metrics,
     slalom,
     solve_flow,
+    tables,
     texts,
 )
 from captum_attnflow.capture import capture_attention
@@ -41,6 +46,7 @@ from captum_attnflow.pipelines.text_classification import (
 )
 from captum_attnflow.slalom import QueryData, fit_slalom
 from captum_attnflow.storage import save_results
+from captum_attnflow.summary import summarize
 
 MODEL, TOKENIZER = load_demo_model()
 TEXTS = TOKENIZER(["a funny film", "a dull plot"], return_tensors="pt").input_ids
@@ -401,7 +407,7 @@ def files_and_tables() -> dict[str, Call]:
     result = TextAttribution("a", ("a",), (1.0,), "x", None, "x")
     untold: set[str] = set()
     optional = {"nothing"}
-    tables = {
+    columns = {
         "results": untold,
         "tokens": optional,
         "units": untold,
@@ -415,8 +421,8 @@ def files_and_tables() -> dict[str, Call]:
     }
     allowed = {"results": untold, "provenance": optional}
     return {
-        "to_arrow": Call(to_arrow, {"results": result}, tables),
-        "to_pandas": Call(to_pandas, {"results": result}, tables),
+        "to_arrow": Call(to_arrow, {"results": result}, columns),
+        "to_pandas": Call(to_pandas, {"results": result}, columns),
         "save_results": Call(
             save_results, {"results": result, "path": "/dev/null"}, allowed
         ),
@@ -426,12 +432,39 @@ def files_and_tables() -> dict[str, Call]:
     }
 
 
+def table_calls() -> dict[str, Call]:
+    """The settings of a table, which are checked together, and its parts."""
+
+    def check(**given: Any) -> bool:
+        tables.TableJob(**given).check()
+        return True
+
+    fields = tuple(field.name for field in dataclasses.fields(tables.TableJob))
+    job = {"data": "texts.csv", "output": "scores"}
+    return {
+        "TableJob": Call(check, job, None, fields),
+        "read_part": Call(tables.read_part, {"given": "1/2"}, None, ("given",)),
+        "explain_table": Call(tables.explain_table, {}, {"job": set()}),
+    }
+
+
+def summaries() -> dict[str, Call]:
+    """A summary, of a folder that is there; others are in tests/summary."""
+    folder = Path(tempfile.mkdtemp())
+    rows = [explained(row, ["so", "good"], [1, 2]) for row in range(3)]
+    options = ("label_column", "top", "min_texts", "max_words")
+    good = {"folders": write_folder(folder, rows)}
+    return {"summarize": Call(summarize, good, wrong=options)}
+
+
 CALLS = {
     **files_and_tables(),
     **attributions(),
+    **summaries(),
     **{f"metrics.{name}": call for name, call in metric_calls().items()},
     **parts_of_slalom(),
     **networks_and_solvers(),
+    **table_calls(),
     "capture_attention": Call(
         capture_attention, {"forward_func": forward, "inputs": (TEXTS,), "target": 1}
     ),

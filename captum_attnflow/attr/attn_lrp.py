@@ -9,18 +9,18 @@ in :mod:`captum_attnflow.capture.rules`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from captum.attr import LayerAttribution
 from torch import Tensor, nn
 
-from captum_attnflow._checks import (
-    check_choice,
-)
+from captum_attnflow._captum import BaselineType, TargetType
+from captum_attnflow._checks import check_choice
 from captum_attnflow.attr.arguments import (
     ForwardArguments,
+    TensorOrTensors,
     check_layer,
     run_in_parts,
     sum_over_features,
@@ -29,11 +29,13 @@ from captum_attnflow.attr.base import (
     InPlaceOfIntegratedGradients,
     InPlaceOfLayerIntegratedGradients,
 )
+from captum_attnflow.capture import TokenSequence
 from captum_attnflow.capture.propagation import (
     PropagatedRelevance,
     TensorGradient,
     propagate,
 )
+from captum_attnflow.explanation import TokenScores
 
 PropagationRule = Literal["attnlrp", "cp-lrp"]
 
@@ -78,6 +80,52 @@ class AttnLRP(InPlaceOfIntegratedGradients):
         check_choice("rules", rules, get_args(PropagationRule))
         self.rules = rules
 
+    def score_targets(
+        self,
+        inputs: TensorOrTensors,
+        targets: Sequence[TargetType],
+        baselines: BaselineType = None,
+        additional_forward_args: object = None,
+    ) -> Iterator[TokenScores]:
+        """Score token ids for several outputs of one forward pass.
+
+        Args:
+            inputs (Tensor or tuple[Tensor, ...]): Token ids ``(B, T)``; of an encoder
+                and a decoder both, whose scores follow each other.
+            targets (sequence): Outputs, each as ``target`` in :meth:`attribute`.
+            baselines (scalar, Tensor, tuple, optional): Validated, then ignored.
+            additional_forward_args (Any, optional): As in :meth:`attribute`.
+
+        Yields:
+            TokenScores: One per target.
+
+        Raises:
+            ValueError: If inputs or targets do not fit the model.
+        """
+        arguments = ForwardArguments.read(
+            inputs, baselines, None, additional_forward_args
+        )
+        sequences = tuple(
+            TokenSequence(given.shape[1], (index,))
+            for index, given in enumerate(arguments.inputs)
+        )
+        for relevance in propagate(
+            self.forward_func,
+            arguments.inputs,
+            targets,
+            arguments.additional,
+            self.rules,
+        ):
+            of_inputs = [
+                self._of_input(tensors, like).double()
+                for tensors, like in zip(
+                    relevance.tensors, arguments.inputs, strict=True
+                )
+            ]
+            yield TokenScores(
+                torch.cat(of_inputs, 1), relevance.output, sequences, elements={}
+            )
+
     def _attribute(
         self, arguments: ForwardArguments, internal_batch_size: int | None
     ) -> tuple[tuple[Tensor, ...], Callable[[], Tensor]]:
@@ -102,18 +150,16 @@ class AttnLRP(InPlaceOfIntegratedGradients):
         grad_kwargs: dict[str, Any] | None = None,
     ) -> list[PropagatedRelevance]:
         return run_in_parts(
-            lambda part, rows: [
-                propagate(
-                    self.forward_func,
-                    part.inputs,
-                    part.target,
-                    part.additional,
-                    self.rules,
-                    layers,
-                    of_layer_input,
-                    grad_kwargs,
-                )
-            ],
+            lambda part, rows: propagate(
+                self.forward_func,
+                part.inputs,
+                [part.target],
+                part.additional,
+                self.rules,
+                layers,
+                of_layer_input,
+                grad_kwargs,
+            ),
             arguments,
             internal_batch_size,
         )

@@ -46,7 +46,12 @@ from captum_attnflow.capture.entries import (
     TensorLike,
     record_layer_tensors,
 )
-from captum_attnflow.explanation import Explanation, warn_of_position, warn_of_zeros
+from captum_attnflow.explanation import (
+    Explanation,
+    TokenScores,
+    warn_of_position,
+    warn_of_zeros,
+)
 
 _MAX_CAPACITIES_AT_ONCE = 1 << 22
 
@@ -336,9 +341,18 @@ class AttentionAttribution(InPlaceOfIntegratedGradients):
         """Rows of a forward pass."""
         return 1
 
+    @property
+    def _needs_maps(self) -> bool:
+        """Whether token scores alone need attention maps, and not only their sums."""
+        return True
+
     @abstractmethod
     def _score(self, record: AttentionRecord) -> Explanation:
         """Turn captured attention into token scores."""
+
+    def _score_tokens(self, record: AttentionRecord) -> Explanation | TokenScores:
+        """Turn captured attention into token scores alone."""
+        return self._explain_record(record)
 
     def explain(
         self,
@@ -369,7 +383,8 @@ class AttentionAttribution(InPlaceOfIntegratedGradients):
         arguments = ForwardArguments.read(
             inputs, baselines, target, additional_forward_args
         )
-        return _with_warnings(self._explain(arguments, internal_batch_size))
+        record = self._record(arguments, internal_batch_size)
+        return _with_warnings(self._explain_record(record))
 
     def explain_targets(
         self,
@@ -425,39 +440,93 @@ class AttentionAttribution(InPlaceOfIntegratedGradients):
                     replace(explanation.select(rows), attention_received=attention)
                 )
 
+    def score_targets(
+        self,
+        inputs: TensorOrTensors,
+        targets: Sequence[TargetType],
+        baselines: BaselineType = None,
+        additional_forward_args: object = None,
+    ) -> Iterator[Explanation | TokenScores]:
+        """Score tokens for several outputs, as :meth:`explain_targets` does.
+
+        Methods that need no network for their scores form none: memory then grows
+        with the tokens, not with their square. Takes the arguments of
+        :meth:`explain_targets`.
+
+        Yields:
+            Explanation or TokenScores: One per target.
+
+        Raises:
+            UnsupportedAttentionError: If the attention is not found or not supported.
+            ValueError: If inputs or targets do not fit the model.
+        """
+        if self._needs_maps:
+            yield from self.explain_targets(
+                inputs, targets, baselines, additional_forward_args
+            )
+            return
+        arguments = ForwardArguments.read(
+            inputs, baselines, None, additional_forward_args
+        )
+        attention = None
+        for record in self._capture(arguments, targets, needs_maps=False):
+            if attention is None:
+                attention = record.attention_received()
+            scored = replace(self._score_tokens(record), attention_received=attention)
+            warn_of_zeros(scored)
+            yield scored
+
     def _attribute(
         self, arguments: ForwardArguments, internal_batch_size: int | None
     ) -> tuple[tuple[Tensor, ...], Callable[[], Tensor]]:
-        explanation = _with_warnings(self._explain(arguments, internal_batch_size))
+        scored = self._scores(arguments, internal_batch_size)
         attributions = shape_like_inputs(
-            explanation.scores,
+            scored.scores,
             [TensorLike.of(tensor) for tensor in arguments.inputs],
-            explanation.sequences,
-            explanation.elements,
+            scored.sequences,
+            scored.elements,
         )
-        return attributions, lambda: explanation.delta.to(attributions[0])
+        return attributions, lambda: scored.delta.to(attributions[0])
 
     def _sum(self, arguments: ForwardArguments) -> Tensor:
-        return _with_warnings(self._explain(arguments, None)).flow_value
+        return self._scores(arguments, None).flow_value
 
-    def _explain(
+    def _scores(
         self,
         arguments: ForwardArguments,
         internal_batch_size: int | None,
         grad_kwargs: dict[str, Any] | None = None,
         layer_calls: LayerCalls | None = None,
-    ) -> Explanation:
+    ) -> Explanation | TokenScores:
+        record = self._record(
+            arguments, internal_batch_size, grad_kwargs, layer_calls, self._needs_maps
+        )
+        scored = self._score_tokens(record)
+        if isinstance(scored, Explanation):
+            return _with_warnings(scored)
+        warn_of_zeros(scored)
+        return scored
+
+    def _record(
+        self,
+        arguments: ForwardArguments,
+        internal_batch_size: int | None,
+        grad_kwargs: dict[str, Any] | None = None,
+        layer_calls: LayerCalls | None = None,
+        needs_maps: bool = True,
+    ) -> AttentionRecord:
+        """Capture the attention of a batch, in parts if need be."""
         calls = LayerCalls() if layer_calls is None else layer_calls
         records = run_in_parts(
             lambda part, rows: self._capture(
-                part, [part.target], rows, grad_kwargs, layer_calls
+                part, [part.target], rows, grad_kwargs, layer_calls, needs_maps
             ),
             arguments,
             internal_batch_size,
             self._rows_per_example(arguments),
             before_retry=calls.forget,
         )
-        return self._explain_record(AttentionRecord.concatenate(records))
+        return AttentionRecord.concatenate(records)
 
     def _explain_record(self, record: AttentionRecord) -> Explanation:
         return replace(
@@ -474,6 +543,7 @@ class AttentionAttribution(InPlaceOfIntegratedGradients):
         internal_batch_size: int | None = None,
         grad_kwargs: dict[str, Any] | None = None,
         layer_calls: LayerCalls | None = None,
+        needs_maps: bool = True,
     ) -> Iterator[AttentionRecord]:
         """Capture the attention of a pass with the gradients of each target."""
         return capture_targets(
@@ -484,6 +554,7 @@ class AttentionAttribution(InPlaceOfIntegratedGradients):
             grad_kwargs,
             layer_calls=layer_calls,
             rules=self._rules,
+            needs_maps=needs_maps,
         )
 
 
@@ -512,19 +583,16 @@ class LayerAttentionAttribution(
     ) -> tuple[list[tuple[Tensor, ...]], Callable[[], Tensor]]:
         layer = single_layer(self.layer)
         with record_layer_tensors(layer, of_layer_input) as calls:
-            explanation = self._explain(
-                arguments, internal_batch_size, grad_kwargs, calls
-            )
-        explanation = _with_warnings(explanation)
+            scored = self._scores(arguments, internal_batch_size, grad_kwargs, calls)
         attributions: list[Tensor] = []
-        for scores, group in _by_sequence(explanation, calls.calls):
+        for scores, group in _by_sequence(scored, calls.calls):
             templates = layer_templates(
                 layer, group, arguments.n_rows, self._rows_per_example(arguments)
             )
             made = [call.tokens for call in group if call.tokens is not None]
             tokens = torch.cat(made)[-len(scores) :] if made else None
             attributions.extend(shape_like_layer(scores, templates, tokens))
-        return [tuple(attributions)], lambda: explanation.delta.to(attributions[0])
+        return [tuple(attributions)], lambda: scored.delta.to(attributions[0])
 
 
 def _with_warnings(explanation: Explanation) -> Explanation:
@@ -534,7 +602,7 @@ def _with_warnings(explanation: Explanation) -> Explanation:
 
 
 def _by_sequence(
-    explanation: Explanation, calls: list[LayerCall]
+    explanation: Explanation | TokenScores, calls: list[LayerCall]
 ) -> Iterator[tuple[Tensor, list[LayerCall]]]:
     """Group a layer's calls by whose tokens they hold, with the scores of those.
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
+from inspect import signature
 from operator import index as as_index
 from typing import Any, Literal, get_args
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from captum_attnflow._captum import DEFAULT_GEN_ARGS, convert_ids_to_pretty_tokens
 from captum_attnflow._checks import check_choice
+from captum_attnflow.attr.attn_lrp import AttnLRP
 from captum_attnflow.attr.base import AttentionAttribution
 from captum_attnflow.attr.relevance_flow import RelevanceFlow
 from captum_attnflow.explanation import GenerationExplanation, Part
@@ -43,8 +45,8 @@ class GenerationAttribution(LLMGradientAttribution):
     gives with the same method.
 
     Args:
-        attr_method (AttentionAttribution): A method made with the language model, such
-            as ``GeneralizedAttentionFlow(model)``; the Layer forms serve, too.
+        attr_method (AttentionAttribution or AttnLRP): A method made with the language
+            model, such as ``RelevanceFlow(model)``; the Layer forms serve, too.
         tokenizer (PreTrainedTokenizer): The model's tokenizer.
         output (str): What of a generated token is explained: its ``"logit"``,
             ``"log-probability"``, as ``LLMGradientAttribution`` has it, or
@@ -83,11 +85,11 @@ class GenerationAttribution(LLMGradientAttribution):
         torch.Size([1, 7])
     """
 
-    SUPPORTED_METHODS = (AttentionAttribution,)
+    SUPPORTED_METHODS = (AttentionAttribution, AttnLRP)
 
     def __init__(
         self,
-        attr_method: AttentionAttribution,
+        attr_method: AttentionAttribution | AttnLRP,
         tokenizer: Any,
         output: Output = "log-probability",
     ) -> None:
@@ -192,8 +194,10 @@ class GenerationAttribution(LLMGradientAttribution):
         )
         inputs = self._finished(prompt, generated)
         method = copy(self.attr_method)
-        method.forward_func = lambda *inputs: steps.outputs(self._logits(*inputs))
-        explanations = list(method.explain_targets(inputs, range(len(steps.spans))))
+        method.forward_func = lambda *inputs: steps.outputs(
+            self._logits(n_generated, *inputs)
+        )
+        explanations = list(method.score_targets(inputs, range(len(steps.spans))))
         scores, flow_value, outputs = (
             torch.cat([getattr(each, name) for each in explanations])
             for name in ("scores", "flow_value", "output")
@@ -272,12 +276,20 @@ class GenerationAttribution(LLMGradientAttribution):
         start = prompt.new_tensor([self._decoder_start])
         return prompt, torch.cat([start, before_last], 1)
 
-    def _logits(self, *inputs: Tensor) -> Tensor:
+    def _logits(self, n_last: int, *inputs: Tensor) -> Tensor:
+        """Return the logits, of the last positions at least."""
+        # Those of a long prompt would take more memory than the model: (T, V).
+        wanted = {"logits_to_keep": n_last, "use_cache": False}
+        model: Any = self.model
+        taken = signature(getattr(model, "forward", model)).parameters
+        options = {name: value for name, value in wanted.items() if name in taken}
         if self._decoder_start:
             encoder_ids, decoder_ids = inputs
-            outputs = self.model(input_ids=encoder_ids, decoder_input_ids=decoder_ids)
+            outputs = self.model(
+                input_ids=encoder_ids, decoder_input_ids=decoder_ids, **options
+            )
         else:
-            outputs = self.model(*inputs)
+            outputs = self.model(*inputs, **options)
         logits: Tensor = outputs.logits
         return logits
 

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_attnflow._captum import TargetType
-from captum_attnflow._checks import check_choice
+from captum_attnflow._checks import check_choice, check_finite
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.attr.arguments import (
     ForwardArguments,
@@ -58,10 +58,12 @@ from captum_attnflow.explanation import (
     ConservationDiagnostics,
     Explanation,
     GivenFlow,
+    TokenScores,
 )
 from captum_attnflow.flow import (
     Information,
     build_network,
+    message_sums,
     message_tensor,
     refuse_other_shapes,
 )
@@ -168,12 +170,18 @@ class RelevanceFlow(AttentionAttribution):
         internal_batch_size: int | None = None,
         grad_kwargs: dict[str, Any] | None = None,
         layer_calls: LayerCalls | None = None,
+        needs_maps: bool = True,
     ) -> Iterator[AttentionRecord]:
         """Follow the path in chunks of points that keep to the limit of rows."""
         if not self._has_path(arguments):
             with self._watched(layer_calls) as calls:
                 records = super()._capture(
-                    arguments, targets, internal_batch_size, grad_kwargs, calls
+                    arguments,
+                    targets,
+                    internal_batch_size,
+                    grad_kwargs,
+                    calls,
+                    needs_maps,
                 )
                 # The forward pass runs in here, and no hook stays behind a yield.
                 first = next(records)
@@ -198,7 +206,7 @@ class RelevanceFlow(AttentionAttribution):
             for points, weight in chunks
         ]
         records = self._capture_points(
-            arguments, targets, *last, grad_kwargs, layer_calls
+            arguments, targets, *last, grad_kwargs, layer_calls, needs_maps
         )
         for number, record in enumerate(records):
             (of_last,) = record.input_relevance
@@ -247,6 +255,7 @@ class RelevanceFlow(AttentionAttribution):
         weights: Tensor,
         grad_kwargs: dict[str, Any] | None,
         layer_calls: LayerCalls | None,
+        needs_maps: bool = True,
     ) -> Iterator[AttentionRecord]:
         path = InputPath(
             arguments.baselines[0],
@@ -267,6 +276,7 @@ class RelevanceFlow(AttentionAttribution):
             path,
             layer_calls,
             rules=self.rules,
+            needs_maps=needs_maps,
         ):
             if len(record.sequences) > 1:
                 raise UnsupportedAttentionError(
@@ -289,40 +299,77 @@ class RelevanceFlow(AttentionAttribution):
         """Return the layer through whose output the path leads, if one is known."""
         return None
 
+    @property
+    def _needs_maps(self) -> bool:
+        return self.flow == "maximum"
+
     def _score(self, record: AttentionRecord) -> Explanation:
         if self.flow == "conserved":
             return conserved_explanation(record)
         return _maximum_flows(record)
 
+    def _score_tokens(self, record: AttentionRecord) -> Explanation | TokenScores:
+        if self.flow == "conserved":
+            return conserved_scores(record)
+        return super()._score_tokens(record)
+
 
 def conserved_explanation(record: AttentionRecord) -> Explanation:
     """Let the output flow down to the tokens; half of it by direct edges, if any."""
-    messages, direct = message_tensor(record), _direct(record)
-    output, read_out = record.output.double(), record.read_out()
-    streams = None
-    if record.read_out_relevance is not None:
-        streams = torch.zeros_like(read_out, dtype=torch.float64)
-        queries = record.positions(record.routes[-1].queries)
-        streams[:, queries] = record.read_out_relevance
-    at_top = output
-    if direct is not None:
-        messages, direct = messages / 2, direct / 2
-        at_top = output - direct.sum(1)
-        streams = None if streams is None else streams / 2
-    conserved = conserve(messages, read_out_relevance(at_top, read_out, streams))
-    scores = conserved.scores if direct is None else conserved.scores + direct
+    at_top, direct, read_out = _ends(record)
+    messages = message_tensor(record)
+    conserved = conserve(messages if direct is None else messages / 2, at_top)
     return Explanation(
-        scores=scores,
+        scores=conserved.scores if direct is None else conserved.scores + direct,
         network=LayeredNetwork(
             capacity=conserved.flow.abs(),
             source=torch.ones_like(read_out),
             # Where the output depends on no attention, it starts at all positions.
             sink=read_out | ~read_out.any(1, keepdim=True),
         ),
-        joint_flow=GivenFlow(output, conserved.flow),
+        joint_flow=GivenFlow(record.output.double(), conserved.flow),
         diagnostics=ConservationDiagnostics(conserved.imbalance, record.propagation),
         direct=direct,
     )
+
+
+def conserved_scores(record: AttentionRecord) -> TokenScores:
+    r"""Score tokens as :func:`conserved_explanation` does, without forming the flow.
+
+    What a token does not hand on stays with it, layer by layer. So what leaves it at
+    the bottom is what it has at the top, and what it gets from others less what it
+    hands on, in all layers:
+
+    .. math:: r_0[j] = r_L[j] + \sum_l \Big(\sum_i M_l[i, j] - \sum_k M_l[j, k]\Big).
+    """
+    at_top, direct, _ = _ends(record)
+    net = message_sums(record)
+    check_finite("messages", net)
+    return TokenScores(
+        scores=at_top + net if direct is None else at_top + net / 2 + direct,
+        output=record.output,
+        sequences=record.sequences,
+        elements=record.elements,
+    )
+
+
+def _ends(record: AttentionRecord) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Share the output out: where the flow starts, and direct edges, if any.
+
+    Also returns where the output is read, shape ``(B, T)``, bool.
+    """
+    direct = _direct(record)
+    output, read_out = record.output.double(), record.read_out()
+    streams = None
+    if record.read_out_relevance is not None:
+        streams = torch.zeros_like(read_out, dtype=torch.float64)
+        queries = record.positions(record.routes[-1].queries)
+        streams[:, queries] = record.read_out_relevance
+    if direct is not None:
+        direct = direct / 2
+        output = output - direct.sum(1)
+        streams = None if streams is None else streams / 2
+    return read_out_relevance(output, read_out, streams), direct, read_out
 
 
 def _direct(record: AttentionRecord) -> Tensor | None:

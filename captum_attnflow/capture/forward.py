@@ -120,6 +120,7 @@ def capture_targets(
     path: InputPath | None = None,
     layer_calls: LayerCalls | None = None,
     rules: Rules = "gradient",
+    needs_maps: bool = True,
 ) -> Iterator[AttentionRecord]:
     """Run a forward function once and read the gradients of several outputs.
 
@@ -132,6 +133,8 @@ def capture_targets(
         path (InputPath, optional): A path whose points are the rows of ``inputs``.
         layer_calls (LayerCalls, optional): The calls of a watched layer.
         rules (str): How the backward pass goes.
+        needs_maps (bool): If not, only sums of messages are wanted, for which fused
+            kernels keep the gradients of their operands.
 
     Yields:
         AttentionRecord: One per target, made when it is asked for.
@@ -146,7 +149,9 @@ def capture_targets(
     with torch.enable_grad():
         entries = InputEntries(inputs)
         entries.watch(additional_forward_args or ())
-        interception = AttentionInterception(entries, path, propagation)
+        interception = AttentionInterception(
+            entries, path, propagation, keeps_operands=not needs_maps
+        )
         if layer_calls is not None and propagation is not None and path is None:
             layer_calls.on_entry = propagation.add_source
         output = _run(

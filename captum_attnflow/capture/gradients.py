@@ -174,6 +174,7 @@ class WantedGradients:
             Placement(tensor, whole, layouts_of_tokens(tensor.shape, whole.stop))
             for tensor in at_layer
         ]
+        self._operands = [part for call in calls for part in call.operands]
         self._square = square
         self._placements = of_maps + of_streams + of_layer + list(square)
         self._layouts: list[RowLayout | None] | None = None  # of the first output
@@ -186,6 +187,7 @@ class WantedGradients:
         tensors = [*maps, *streams.values(), *self._at_layer]
         tensors += [placement.tensor for placement in self._square]
         tensors += self._scores.values()
+        tensors += self._operands
         is_asked = not all(placement.is_certain for placement in self._placements)
         is_kept = (self._layouts is None and is_asked) or not is_last
         options = {
@@ -213,6 +215,7 @@ class WantedGradients:
         of_scores = dict(
             zip(self._scores, gradients[len(self._placements) :], strict=False)
         )
+        of_operands = iter(gradients[len(self._placements) + len(self._scores) :])
         of_streams = zip(
             streams.items(),
             gradients[n_calls:n_before],
@@ -221,7 +224,12 @@ class WantedGradients:
         )
         return OutputGradients(
             layers=[
-                call.layer(gradient, self._layout_of_map(i), of_scores.get(i))
+                call.layer(
+                    gradient,
+                    self._layout_of_map(i),
+                    of_scores.get(i),
+                    [next(of_operands) for _ in call.operands],
+                )
                 for i, (call, gradient) in enumerate(
                     zip(self._calls, gradients, strict=False)
                 )

@@ -133,6 +133,8 @@ class AttentionInterception(TorchFunctionMode):
         path (InputPath, optional): Entered where the model looks its input up.
         rules (PropagationRules, optional): Told of sources and of attention; active
             below this mode.
+        keeps_operands (bool): Whether what a fused kernel takes is to have a place of
+            its own in the graph.
     """
 
     def __init__(
@@ -140,9 +142,11 @@ class AttentionInterception(TorchFunctionMode):
         entries: InputEntries,
         path: InputPath | None = None,
         rules: PropagationRules | None = None,
+        keeps_operands: bool = False,
     ) -> None:
         super().__init__()
         self._entries = entries
+        self._keeps_operands = keeps_operands
         self._path = path
         self.rules = rules
         self.probe: nn.Module = nn.Identity()
@@ -597,6 +601,16 @@ class AttentionInterception(TorchFunctionMode):
         scale: float | None,
         enable_gqa: bool,
     ) -> Tensor:
+        rules = self.rules
+        operands: tuple[Tensor, ...] = ()
+        if self._keeps_operands and all(
+            part.requires_grad and (rules is None or rules.is_active(part))
+            for part in (query, key, value)
+        ):
+            # Of their own place in the graph: others may use the same tensors.
+            query, key, value = operands = tuple(
+                part.view_as(part) for part in (query, key, value)
+            )
         output = F.scaled_dot_product_attention(
             query,
             key,
@@ -626,7 +640,7 @@ class AttentionInterception(TorchFunctionMode):
         probed: Tensor = self.probe(output)
         if self.rules is not None:
             self.rules.add_attention(probed)
-        call = AttentionCall(probed, value, None, fused=fused)
+        call = AttentionCall(probed, value, None, fused=fused, operands=operands)
         self.calls.append(call)
         if probed.requires_grad:
             call.mixed.append(get_gradient_edge(probed))

@@ -34,6 +34,18 @@ class AttentionMaps(NamedTuple):
     values: Tensor | None = None
 
 
+class MessageSums(NamedTuple):
+    """Messages of a layer, summed over heads and over one of their ends.
+
+    Attributes:
+        given (Tensor): Shape ``(B, Tq)``, float64, what each query hands to keys.
+        received (Tensor): Shape ``(B, Tk)``, float64, what each key gets from queries.
+    """
+
+    given: Tensor
+    received: Tensor
+
+
 class AttentionLayer(ABC):
     """Attention weights of one layer and the output's gradient in them."""
 
@@ -60,6 +72,19 @@ class AttentionLayer(ABC):
         Returns:
             Tensor: Shape ``(B, heads, Tq, Tk)``, in units of the output.
         """
+
+    def message_sums(self) -> MessageSums:
+        """Sum :meth:`messages` over heads, and over keys or queries."""
+        given, received = [], []
+        for heads in self.head_groups():
+            messages = self.messages(heads).double()
+            given.append(messages.sum((1, 3)))
+            received.append(messages.sum((1, 2)))
+        return MessageSums(torch.stack(given).sum(0), torch.stack(received).sum(0))
+
+    def weights_of(self, heads: slice = ALL_HEADS) -> Tensor:
+        """Return the weights of some heads, shape ``(B, heads, Tq, Tk)``."""
+        return self.maps(heads).weights
 
     @abstractmethod
     def select(self, rows: slice) -> AttentionLayer:
@@ -140,6 +165,22 @@ class DenseLayer(AttentionLayer):
         return _first_fault(weights=[self.weights], gradients=[self.gradients])
 
 
+class FusedOperands(NamedTuple):
+    """What a fused kernel put out, and gradients in what it took.
+
+    Attributes:
+        output (Tensor): ``O``, shape ``(B, H, Tq, Dv)``.
+        query_gradient (Tensor): Of the shape of the queries, like the others of theirs.
+        key_gradient (Tensor): In the keys.
+        value_gradient (Tensor): In the values.
+    """
+
+    output: Tensor
+    query_gradient: Tensor
+    key_gradient: Tensor
+    value_gradient: Tensor
+
+
 @dataclass(frozen=True)
 class FusedLayer(AttentionLayer):
     r"""What went into and came back to a fused kernel, which forms no map.
@@ -157,6 +198,8 @@ class FusedLayer(AttentionLayer):
         scale (float, optional): See :func:`attention_weights`.
         share_of_weights (float): See :meth:`AttentionLayer.messages`.
         output_gradient (Tensor): ``dO``, shape ``(B, H, Tq, Dv)``.
+        operands (FusedOperands, optional): What message sums need, where all three
+            operands depend on the tokens and the caller has asked for no map.
     """
 
     query: Tensor
@@ -167,6 +210,7 @@ class FusedLayer(AttentionLayer):
     scale: float | None
     share_of_weights: float
     output_gradient: Tensor
+    operands: FusedOperands | None = None
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -189,25 +233,48 @@ class FusedLayer(AttentionLayer):
         score_gradient = relevance - weights * relevance.sum(-1, keepdim=True)
         return (1 - share) * relevance + share * scores * score_gradient / 2
 
+    def message_sums(self) -> MessageSums:
+        r"""Sum messages, without a map where the operands' gradients are known.
+
+        With the operands' gradients by the rules, of which queries and keys have half
+        the weights' share each and values the rest, sums over one end of a map are
+        scalar products at the other:
+
+        .. math::
+            \sum_k M_{qk} = (1 - w)\, O_q \cdot dO_q + q_q \cdot \nabla q_q, \qquad
+            \sum_q M_{qk} = v_k \cdot \nabla v_k + k_k \cdot \nabla k_k.
+        """
+        if self.operands is None:
+            return super().message_sums()
+        of, share = self.operands, self.share_of_weights
+        given = (1 - share) * _products(of.output, self.output_gradient)
+        received = _products(self.value, of.value_gradient)
+        if share:
+            given = given + _products(self.query, of.query_gradient)
+            received = received + _products(self.key, of.key_gradient)
+        return MessageSums(given, received)
+
+    def weights_of(self, heads: slice = ALL_HEADS) -> Tensor:
+        """See :meth:`AttentionLayer.weights_of`."""
+        return self._weights_and_scores(heads)[0]
+
     def _form(self, heads: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Form weights, gradients and scores, without mask, of some heads."""
+        weights, scores = self._weights_and_scores(heads)
+        value = self._of_heads(self.value, heads).to(scores)
+        gradients = self.output_gradient[:, heads].to(scores) @ value.mT
+        return weights, gradients, scores
+
+    def _weights_and_scores(self, heads: slice) -> tuple[Tensor, Tensor]:
         mask = self.mask
         if mask is not None and mask.dim() > 2 and mask.shape[-3] > 1:
             mask = mask[..., heads, :, :]
         # As fused kernels do: the scores of halves may overflow, gradients underflow.
         precision = torch.promote_types(self.query.dtype, torch.float32)
-        query, key, value, output_gradient = (
-            part.to(precision)
-            for part in (
-                self.query[:, heads],
-                self._of_heads(self.key, heads),
-                self._of_heads(self.value, heads),
-                self.output_gradient[:, heads],
-            )
-        )
+        query = self.query[:, heads].to(precision)
+        key = self._of_heads(self.key, heads).to(precision)
         scores = attention_scores(query, key, self.scale)
-        weights = weights_of_scores(scores, mask, self.is_causal)
-        return weights, output_gradient @ value.mT, scores
+        return weights_of_scores(scores, mask, self.is_causal), scores
 
     def _of_heads(self, grouped: Tensor, heads: slice) -> Tensor:
         """Take the keys or the values of some heads, which may share them."""
@@ -228,6 +295,8 @@ class FusedLayer(AttentionLayer):
             value=self.value.transpose(0, 1),
             mask=mask,
             output_gradient=self.output_gradient.transpose(0, 1),
+            operands=self.operands
+            and FusedOperands(*(part.transpose(0, 1) for part in self.operands)),
         )
 
     def select(self, rows: slice) -> FusedLayer:
@@ -242,6 +311,8 @@ class FusedLayer(AttentionLayer):
             value=self.value[rows],
             mask=mask,
             output_gradient=self.output_gradient[rows],
+            operands=self.operands
+            and FusedOperands(*(part[rows] for part in self.operands)),
         )
 
     def _find_fault(self) -> str | None:
@@ -283,6 +354,15 @@ class JoinedLayer(AttentionLayer):
         """See :meth:`AttentionLayer.messages`."""
         return torch.cat([part.messages(heads) for part in self.parts_of_batch])
 
+    def message_sums(self) -> MessageSums:
+        """See :meth:`AttentionLayer.message_sums`."""
+        sums = [part.message_sums() for part in self.parts_of_batch]
+        return MessageSums(*(torch.cat(ends) for ends in zip(*sums, strict=True)))
+
+    def weights_of(self, heads: slice = ALL_HEADS) -> Tensor:
+        """See :meth:`AttentionLayer.weights_of`."""
+        return torch.cat([part.weights_of(heads) for part in self.parts_of_batch])
+
     def select(self, rows: slice) -> AttentionLayer:
         """See :meth:`AttentionLayer.select`."""
         start, stop, _ = rows.indices(self.shape[0])
@@ -323,6 +403,16 @@ class LoneQueryLayer(AttentionLayer):
     def messages(self, heads: slice = ALL_HEADS) -> Tensor:
         """See :meth:`AttentionLayer.messages`."""
         return self._placed(self.layer.messages(heads))
+
+    def message_sums(self) -> MessageSums:
+        """See :meth:`AttentionLayer.message_sums`."""
+        given, received = self.layer.message_sums()
+        position = self.position.to(given.device)
+        return MessageSums(torch.where(position, given, 0), received)
+
+    def weights_of(self, heads: slice = ALL_HEADS) -> Tensor:
+        """See :meth:`AttentionLayer.weights_of`."""
+        return self._placed(self.layer.weights_of(heads))
 
     def select(self, rows: slice) -> LoneQueryLayer:
         """See :meth:`AttentionLayer.select`."""
@@ -382,6 +472,13 @@ def weights_of_scores(
     return weights.masked_fill((scores == -torch.inf).all(-1, keepdim=True), 0)
 
 
+def _products(values: Tensor, gradients: Tensor) -> Tensor:
+    """Scalar products ``(B, H, T, D)`` by token, summed over heads: ``(B, T)``."""
+    precision = torch.promote_types(values.dtype, torch.float32)
+    products = values.to(precision) * gradients.to(precision)
+    return products.sum((1, 3), dtype=torch.float64)
+
+
 def _first_fault(**made_of: list[Tensor]) -> str | None:
     for name, tensors in made_of.items():
         if not all(bool(tensor.isfinite().all()) for tensor in tensors):
@@ -408,6 +505,9 @@ class AttentionCall:
             queries last but one, keys last.
         share_of_weights (float): See :meth:`AttentionLayer.messages`.
         mixed (list of GradientEdge): Where the mixed values are in the graph.
+        operands (tuple of Tensor): Queries, keys and values of a fused kernel, each
+            with a place of its own in the graph, where sums of messages are wanted and
+            all depend on the tokens.
     """
 
     probed: Tensor
@@ -419,6 +519,7 @@ class AttentionCall:
     score_axes: tuple[int, ...] = ()
     share_of_weights: float = 0.0
     mixed: list[GradientEdge] = field(default_factory=list)
+    operands: tuple[Tensor, ...] = ()
 
     def n_rows(self) -> int:
         """Rows of a part of the batch, where dimension 0 tells."""
@@ -441,10 +542,14 @@ class AttentionCall:
         gradient: Tensor,
         layout: RowLayout,
         score_gradient: Tensor | None = None,
+        operand_gradients: Sequence[Tensor] = (),
     ) -> AttentionLayer:
-        """Return the layer's attention, given gradients in ``probed`` and scores."""
+        """Return the layer's attention, given gradients in what it keeps."""
         if self.fused is not None:
             fused = self.fused(gradient)
+            if operand_gradients:
+                operands = FusedOperands(self.probed.detach(), *operand_gradients)
+                fused = replace(fused, operands=operands)
             return fused.transposed() if layout.axis else fused
 
         def heads_of_rows(tensor: Tensor) -> Tensor:

@@ -62,13 +62,13 @@ class PropagatedRelevance:
 def propagate(
     forward_func: Callable[..., Any],
     inputs: tuple[Tensor, ...],
-    target: TargetType,
+    targets: Sequence[TargetType],
     additional_forward_args: tuple[Any, ...] | None,
     rules: Rules,
     layers: Sequence[nn.Module] | None = None,
     of_layer_input: bool = False,
     grad_kwargs: dict[str, Any] | None = None,
-) -> PropagatedRelevance:
+) -> Iterator[PropagatedRelevance]:
     """Run a forward function once and propagate relevance to its inputs or layers.
 
     The model needs no attention. It is not touched; see
@@ -77,15 +77,15 @@ def propagate(
     Args:
         forward_func (Callable): Any function of tensors.
         inputs (tuple[Tensor, ...]): Its inputs; dimension 0 is the batch.
-        target (int, tuple, Tensor or list, optional): The output, as Captum reads it.
+        targets (sequence): The outputs, as Captum reads them, a backward pass each.
         additional_forward_args (tuple, optional): Passed on behind ``inputs``.
         rules (str): ``"attnlrp"`` or ``"cp-lrp"``.
         layers (sequence of Module, optional): Where to, in place of the inputs.
         of_layer_input (bool): Whether to what the layers take instead of emit.
         grad_kwargs (dict, optional): Further arguments of ``torch.autograd.grad``.
 
-    Returns:
-        PropagatedRelevance: Of each input, or each layer.
+    Yields:
+        PropagatedRelevance: Of each input, or each layer, for each target.
 
     Raises:
         UnsupportedAttentionError: If operations ran where no rule can change them.
@@ -105,57 +105,63 @@ def propagate(
             output = run_forward(
                 forward_func, entries.inputs, None, additional_forward_args
             )
-        selected = select_output(output, target, len(inputs[0]), len(inputs[0]))
-        propagation.check(selected)
-        if layers is None:
-            groups = [
-                _only_whole(tensor, [e for e in entries.entered() if e.index == index])
-                for index, tensor in enumerate(inputs)
-            ]
-        else:
-            groups = [
-                [Entry(index, tensor) for tensor in _only_call(layer, calls)]
-                for index, (layer, calls) in enumerate(zip(layers, found, strict=True))
-            ]
-        tensors = [entry.tensor for group in groups for entry in group]
-        square = (
-            square_entries(entries.entered(), len(inputs[0])) if layers is None else {}
-        )
-        options: dict[str, Any] = {
-            **(grad_kwargs or {}),
-            "allow_unused": True,
-            "materialize_grads": True,
-        }
-        if square:
-            options["retain_graph"] = True
-        outputs, placed = torch.unbind(selected), list(square)
-        of_all = torch.autograd.grad(
-            outputs, [*tensors, *(placement.tensor for placement in placed)], **options
-        )
-        if square:
-            layouts = find_layouts(
-                placed, of_all[len(tensors) :], selected, retain_graph=False
+    if layers is None:
+        groups = [
+            _only_whole(tensor, [e for e in entries.entered() if e.index == index])
+            for index, tensor in enumerate(inputs)
+        ]
+        square = square_entries(entries.entered(), len(inputs[0]))
+    else:
+        groups = [
+            [Entry(index, tensor) for tensor in _only_call(layer, calls)]
+            for index, (layer, calls) in enumerate(zip(layers, found, strict=True))
+        ]
+        square = {}
+    tensors = [entry.tensor for group in groups for entry in group]
+    placed = list(square)
+    for number, target in enumerate(targets):
+        is_first, is_last = number == 0, number == len(targets) - 1
+        with torch.enable_grad():
+            selected = select_output(output, target, len(inputs[0]), len(inputs[0]))
+            if is_first:
+                propagation.check(selected)
+            options: dict[str, Any] = {
+                **(grad_kwargs or {}),
+                "allow_unused": True,
+                "materialize_grads": True,
+            }
+            if (is_first and square) or not is_last:
+                options["retain_graph"] = True
+            of_all = torch.autograd.grad(
+                torch.unbind(selected),
+                [*tensors, *(placement.tensor for placement in placed)],
+                **options,
             )
-            refuse_tokens_first(square.values(), layouts)
-        gradients = iter(of_all)
-    relevance = tuple(
-        tuple(
-            TensorGradient(
-                *(
-                    part
-                    if layers is not None
-                    else entry.of_input(part, inputs[entry.index])
-                    for part in (entry.tensor.detach(), next(gradients).detach())
+            if is_first and square:
+                layouts = find_layouts(
+                    placed, of_all[len(tensors) :], selected, retain_graph=not is_last
                 )
+                refuse_tokens_first(square.values(), layouts)
+        gradients = iter(of_all)
+        relevance = tuple(
+            tuple(
+                TensorGradient(
+                    *(
+                        part
+                        if layers is not None
+                        else entry.of_input(part, inputs[entry.index])
+                        for part in (entry.tensor.detach(), next(gradients).detach())
+                    )
+                )
+                for entry in group
             )
-            for entry in group
+            for group in groups
         )
-        for group in groups
-    )
-    _refuse_nan(relevance)
-    warn_of_dropout(interception)
-    warn_of_unknown(propagation.summary())
-    return PropagatedRelevance(selected.detach(), relevance, propagation.summary())
+        _refuse_nan(relevance)
+        if is_first:
+            warn_of_dropout(interception)
+            warn_of_unknown(propagation.summary())
+        yield PropagatedRelevance(selected.detach(), relevance, propagation.summary())
 
 
 def warn_of_unknown(propagation: Propagation) -> None:

@@ -192,7 +192,8 @@ class AttentionRecord:
         n_seen = torch.zeros_like(total)
         for layer, route in zip(self.layers, self.routes, strict=True):
             keys = self.positions(route.keys)
-            for weights, _, _ in layer.parts():
+            for heads in layer.head_groups():
+                weights = layer.weights_of(heads)
                 total[:, keys] += weights.sum((1, 2), dtype=torch.float64)
                 n_seen[:, keys] += (weights > 0).sum((1, 2))
         return total / n_seen.clamp(min=1)

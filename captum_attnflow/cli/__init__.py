@@ -7,6 +7,7 @@ import typer
 from captum_attnflow._version import __version__
 from captum_attnflow.cli.explain import explain
 from captum_attnflow.cli.study import study
+from captum_attnflow.cli.summarize import summarize
 
 app = typer.Typer(
     help="Attention flow attributions for transformers.",
@@ -16,6 +17,7 @@ app = typer.Typer(
 )
 app.command()(explain)
 app.command()(study)
+app.command()(summarize)
 
 
 def _print_version(wanted: bool) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from captum_attnflow._checks import check_choice
+from captum_attnflow.cli import tables
 from captum_attnflow.cli._messages import errors_as_sentences, printing
 from captum_attnflow.pipelines.methods import DEFAULT_METHOD, METHODS
 
@@ -242,6 +243,23 @@ def explain(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object per result.")
     ] = False,
+    data: tables.Data = None,
+    text_column: tables.TextColumn = None,
+    pair_column: tables.PairColumn = None,
+    id_column: tables.IdColumn = None,
+    columns: tables.Columns = None,
+    format: tables.Format = None,  # noqa: A002 - the option's name
+    input_format: tables.InputFormat = None,
+    part: tables.Part = None,
+    limit: tables.Limit = None,
+    shuffle_seed: tables.ShuffleSeed = None,
+    split: tables.Split = None,
+    subset: tables.Subset = None,
+    rows_per_part: tables.RowsPerPart = None,
+    batch_size: tables.BatchSize = None,
+    engine: tables.Engine = None,
+    workers: tables.Workers = None,
+    gpus_per_worker: tables.GpusPerWorker = None,
 ) -> None:
     """Print the prediction for each input, and its parts coloured by score."""
     given = {
@@ -266,11 +284,45 @@ def explain(
     options: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
     if residual is not None:
         options["residual"] = _residual(residual)
+    of_tables: dict[str, Any] = {
+        "text_column": text_column,
+        "pair_column": pair_column,
+        "id_column": id_column,
+        "columns": columns,
+        "format": format,
+        "input_format": input_format,
+        "part": part,
+        "limit": limit,
+        "shuffle_seed": shuffle_seed,
+        "split": split,
+        "subset": subset,
+        "rows_per_part": rows_per_part,
+        "batch_size": batch_size,
+        "engine": engine,
+        "workers": workers,
+        "gpus_per_worker": gpus_per_worker,
+    }
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
     with errors_as_sentences():
         check_choice("task", task, TASKS)
+        if data is not None:
+            unused: dict[str, object] = {
+                "a text": inputs,
+                "--file": file,
+                "--html": html,
+                "--json": as_json,
+                **{f"--{name.replace('_', '-')}": of for name, of in place.items()},
+                f"--task {task}": task != "text-classification",
+            }
+            chosen_by = {"model": model, "method": method, "target": target}
+            tables.explain_data(
+                data, output, unused, options=options, **chosen_by, **of_tables
+            )
+            return
+        tables.refuse_without_data(of_tables)
+        tables.refuse_table_as_lines(file)
         chosen = TASKS[task]()
         _check_file("--html", html)
         _check_file("--output", output)

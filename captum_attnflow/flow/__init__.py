@@ -11,6 +11,7 @@ from captum_attnflow.flow.information import (
     build_network,
     check_residual,
     information_tensor,
+    message_sums,
     message_tensor,
     refuse_other_shapes,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "build_network",
     "check_residual",
     "information_tensor",
+    "message_sums",
     "message_tensor",
     "refuse_other_shapes",
 ]

@@ -118,6 +118,32 @@ def message_tensor(record: AttentionRecord) -> Tensor:
     return _sum_over_heads(record, lambda layer, heads: layer.messages(heads).double())
 
 
+def message_sums(record: AttentionRecord) -> Tensor:
+    """Compute what tokens get from others less what they hand on, over all layers.
+
+    Args:
+        record (AttentionRecord): Captured under propagation rules.
+
+    Returns:
+        Tensor: Shape ``(B, T)``, float64, in units of the output: column sums of
+        :func:`message_tensor` less its row sums.
+
+    Raises:
+        UnsupportedAttentionError: If the maps are not of all tokens by all tokens.
+    """
+    refuse_other_shapes(record)
+    net = torch.zeros(
+        (len(record.output), record.n_tokens),
+        dtype=torch.float64,
+        device=record.output.device,
+    )
+    for layer, route in zip(record.layers, record.routes, strict=True):
+        given, received = layer.message_sums()
+        net[:, record.positions(route.queries)] -= given.to(net.device)
+        net[:, record.positions(route.keys)] += received.to(net.device)
+    return net
+
+
 def _sum_over_heads(
     record: AttentionRecord, of_heads: Callable[[AttentionLayer, slice], Tensor]
 ) -> Tensor:

@@ -25,8 +25,8 @@ METHODS: dict[str, str] = {
 """The public class of :mod:`captum_attnflow` that each method is."""
 IMAGE_METHODS = tuple(name for name in METHODS if name != "slalom")
 """The methods of images: SLALOM deletes tokens, and an image has no shorter form."""
-GENERATION_METHODS = tuple(name for name in IMAGE_METHODS if name != "attnlrp")
-"""The methods of generated text, which read attention; they also serve all others."""
+GENERATION_METHODS = IMAGE_METHODS
+"""The methods of generated text: all that explain several outputs of one pass."""
 DEFAULT_METHOD = "relevance-flow"
 
 

@@ -218,7 +218,7 @@ def describe_study(
             **{package: version(package) for package in _PACKAGES},
         },
         "models": {
-            label: _model_hashes(name)
+            label: model_hashes(name)
             for label, name in zip(models, study.models, strict=True)
         },
         "methods": {name: _describe_method(METHODS[name]) for name in study.methods},
@@ -340,7 +340,7 @@ def study_outcome(
     }
 
 
-def _model_hashes(name: str) -> dict[str, str]:
+def model_hashes(name: str) -> dict[str, str]:
     """Hash the files of a model folder, or of the cached snapshot of a hub model."""
     folder = Path(name)
     if not folder.is_dir():

@@ -11,6 +11,7 @@ from captum.attr import IntegratedGradients, LayerIntegratedGradients
 from models import (
     bert,
     causal_language_model,
+    decoder,
     encoder_decoder,
     token_ids,
     vision_classifier,
@@ -24,6 +25,7 @@ from captum_attnflow import (
     RelevanceFlow,
 )
 from captum_attnflow.capture import capture_attention
+from captum_attnflow.capture.maps import FusedLayer
 from captum_attnflow.demo import load_demo_model
 
 
@@ -435,3 +437,48 @@ def test_unknown_options_are_refused(model, forward):
         LayerRelevanceFlow(forward, model.bert.embeddings, rules="lrp")
     with pytest.raises(ValueError, match=r"flow='joint'.*conserved"):
         RelevanceFlow(forward, flow="joint")
+
+
+SUMMED = {
+    "BERT, fused": lambda: bert(implementation="sdpa"),
+    "BERT, written out": lambda: bert(implementation="eager"),
+    "grouped keys": lambda: decoder("llama", "sdpa"),
+    "soft-capped scores": lambda: decoder("gemma2", "eager"),
+    "windows": lambda: decoder("mistral", "sdpa"),
+}
+
+
+@pytest.mark.parametrize("rules", ["attnlrp", "cp-lrp", "gradient"])
+@pytest.mark.parametrize("has_path", [False, True])
+@pytest.mark.parametrize("name", SUMMED)
+def test_scores_without_a_network_are_those_of_the_flow(name, has_path, rules):
+    model = SUMMED[name]()
+
+    def forward(ids):
+        logits = model(ids).logits
+        return logits if logits.dim() == 2 else logits[:, -1]
+
+    method = RelevanceFlow(forward, rules=rules)
+    given = {"baselines": 3, "target": [1, 0]} if has_path else {"target": [1, 0]}
+    ids = token_ids(2, 7)
+    expected = method.explain(ids, **given)
+    found, delta = method.attribute(ids, **given, return_convergence_delta=True)
+    assert expected.flow is not None
+    torch.testing.assert_close(
+        found, expected.scores.to(found), rtol=1e-5, atol=1e-6 * found.abs().max()
+    )
+    torch.testing.assert_close(delta.double(), expected.delta, rtol=0, atol=1e-5)
+
+
+def test_scores_form_the_maps_of_the_last_layer_alone(monkeypatch):
+    """Where the output is read shows there."""
+    formed, form = [], FusedLayer._form
+    monkeypatch.setattr(
+        FusedLayer, "_form", lambda *given: formed.append(given) or form(*given)
+    )
+    model = decoder("llama", "sdpa")
+    method = RelevanceFlow(lambda ids: model(ids).logits[:, -1])
+    method.attribute(token_ids(1, 9), target=1)
+    assert len(formed) == 1
+    method.explain(token_ids(1, 9), target=1)
+    assert len(formed) == 1 + 1 + model.config.num_hidden_layers

@@ -22,7 +22,9 @@ def test_version_is_that_of_the_installed_package():
         (["--help"], 0),
         (["explain", "--help"], 0),
         (["study", "--help"], 0),
+        (["summarize", "--help"], 0),
         (["study", "--hepl"], 2),
+        (["summarize"], 2),
         (["explain", "--task", "nothing", "so dull"], 2),
     ],
 )

@@ -66,9 +66,9 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"3 tokens with 1025 .* positions"):
             generator.explain(["7 8 9"], max_new_tokens=1025)
 
-    def test_a_method_that_reads_no_attention(self, generator):
-        with pytest.raises(ValueError, match="'attnlrp' does not serve this task"):
-            generator.explain(["7 8"], "attnlrp")
+    def test_a_method_that_deletes_tokens(self, generator):
+        with pytest.raises(ValueError, match="'slalom' does not serve this task"):
+            generator.explain(["7 8"], "slalom")
 
     def test_an_unknown_option(self, generator):
         with pytest.raises(ValueError, match="no option 'score'"):

@@ -1,0 +1,170 @@
+"""``captum-attnflow explain --data``: a table of texts to a table of explanations.
+
+What loads torch is imported when the command runs, not for its help text.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import typer
+
+from captum_attnflow.tables import TableJob, read_part
+from captum_attnflow.tables.settings import ENGINES, INPUT_FORMATS, OUTPUT_FORMATS
+
+_PANEL = "Tables (--data)"
+_MOST_REASONS = 5
+
+
+def _option(text: str) -> Any:
+    return typer.Option(help=text, rich_help_panel=_PANEL, show_default=False)
+
+
+Data: TypeAlias = Annotated[
+    str | None,
+    _option(
+        "Explain a table: a .csv, .tsv, .jsonl or .parquet file, a hub data set, or - "
+        "for standard input. --output is then a folder; a run that stopped there is "
+        "continued."
+    ),
+]
+TextColumn: TypeAlias = Annotated[
+    str | None, _option("Column of the texts; text by default.")
+]
+PairColumn: TypeAlias = Annotated[
+    str | None, _option("Column of the second sentences of pairs.")
+]
+IdColumn: TypeAlias = Annotated[str | None, _option("Column that names the rows.")]
+Columns: TypeAlias = Annotated[
+    str | None, _option("Columns to carry along, separated by commas.")
+]
+Format: TypeAlias = Annotated[
+    str | None, _option(f"One of: {', '.join(OUTPUT_FORMATS)}; parquet by default.")
+]
+InputFormat: TypeAlias = Annotated[
+    str | None,
+    _option(
+        f"One of: {', '.join(INPUT_FORMATS)}; by the file's ending or standard input's "
+        "first character by default."
+    ),
+]
+Part: TypeAlias = Annotated[
+    str | None,
+    _option("i/n, to explain a part only; auto asks torchrun's or SLURM's variables."),
+]
+Limit: TypeAlias = Annotated[
+    int | None,
+    _option("Only N rows: the first, or by --shuffle-seed a random sample."),
+]
+ShuffleSeed: TypeAlias = Annotated[int | None, _option("Explain in a random order.")]
+Split: TypeAlias = Annotated[
+    str | None, _option(f"Split of a hub data set; {TableJob.split} by default.")
+]
+Subset: TypeAlias = Annotated[str | None, _option("Subset of a hub data set.")]
+RowsPerPart: TypeAlias = Annotated[
+    int | None, _option(f"Rows in a part file; {TableJob.rows_per_part} by default.")
+]
+BatchSize: TypeAlias = Annotated[
+    int | None,
+    _option(f"Most texts attributed together; {TableJob.batch_size} by default."),
+]
+Engine: TypeAlias = Annotated[
+    str | None, _option(f"One of: {', '.join(ENGINES)}; local by default.")
+]
+Workers: TypeAlias = Annotated[
+    int | None, _option("Of ray: processes of one thread that each hold the model.")
+]
+GpusPerWorker: TypeAlias = Annotated[float | None, _option("Of ray: GPUs of each.")]
+
+
+def explain_data(
+    data: str,
+    output: Path | None,
+    unused: dict[str, object],
+    columns: str | None,
+    part: str | None,
+    **settings: Any,
+) -> None:
+    """Explain a table, and say on standard error what became of it.
+
+    Args:
+        data (str): The table.
+        output (Path, optional): The folder, which has to be given.
+        unused (dict): What a table does not take, by the option's name.
+        columns (str, optional): Names separated by commas.
+        part (str, optional): As :func:`captum_attnflow.tables.read_part` takes it.
+        **settings: Other fields of :class:`captum_attnflow.tables.TableJob`, None where
+            they are not given.
+    """
+    for name, given in unused.items():
+        if given:
+            raise ValueError(
+                f"{name} does not go with --data, whose results are files in the "
+                "folder --output; leave one of them out"
+            )
+    if output is None:
+        raise ValueError("--data needs --output, a folder for the part files")
+    if output.exists() and not output.is_dir():
+        raise NotADirectoryError(
+            f"--output {output} is a file; for --data give a folder"
+        )
+    job = TableJob(
+        data=data,
+        output=output,
+        columns=tuple(columns.split(",")) if columns else (),
+        part=read_part(part),
+        **{name: value for name, value in settings.items() if value is not None},
+    )
+    job.check()
+    from transformers.utils import logging as transformers_logging
+
+    from captum_attnflow.tables import explain_table
+
+    transformers_logging.disable_progress_bar()
+    outcome = explain_table(job, show_progress=True)
+    for warning in outcome.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    kept = f", {outcome.n_kept} of them from before" if outcome.n_kept else ""
+    print(
+        f"{outcome.n_rows:,} rows in {outcome.n_files:,} part files{kept}: {output}",
+        file=sys.stderr,
+    )
+    if outcome.n_failed:
+        print(
+            f"{outcome.n_failed:,} rows have no explanation, and say why:",
+            file=sys.stderr,
+        )
+        common = outcome.reasons.most_common(_MOST_REASONS)
+        for reason, count in common:
+            print(f"  {count:,}: {reason}", file=sys.stderr)
+        others = outcome.n_failed - sum(count for _, count in common)
+        if others:
+            print(f"  {others:,}: other reasons", file=sys.stderr)
+
+
+def refuse_without_data(settings: dict[str, object]) -> None:
+    """Refuse options of a table where none is given.
+
+    Raises:
+        ValueError: Naming the option.
+    """
+    for name, given in settings.items():
+        if given is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{option} is of tables; give one by --data, or leave it")
+
+
+def refuse_table_as_lines(file: Path | None) -> None:
+    """Refuse a table where a file of one text per line is meant.
+
+    Raises:
+        ValueError: Saying what to give.
+    """
+    ending = "" if file is None else file.suffix[1:].lower()
+    if ending in INPUT_FORMATS:
+        raise ValueError(
+            f"--file {file} would be read as one text per line, and it is a table; "
+            f"give --data {file} --text-column NAME --output FOLDER"
+        )

@@ -1,0 +1,210 @@
+"""``summarize()``: folders of explained texts, seen as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from os import PathLike
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from rich.text import Text
+
+from captum_attnflow._checks import check_integer, check_type, described
+from captum_attnflow._files import named_in_errors, replace_file
+from captum_attnflow.show.figures import shown_in_notebooks
+from captum_attnflow.summary import pictures
+from captum_attnflow.summary.agreement import Agreement, compare
+from captum_attnflow.summary.folder import ScoreFolder
+from captum_attnflow.summary.folder_summary import (
+    FolderSummary,
+    Settings,
+    explained_texts,
+    summarize_folder,
+)
+from captum_attnflow.summary.page import summary_page
+from captum_attnflow.summary.terminal import summary_text
+from captum_attnflow.summary.words import words_csv
+
+_TOP_K = 5
+_PAGE_HEIGHT = 720
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Explained texts as a whole: the value of a notebook's cell, or printed by rich.
+
+    Attributes:
+        folders (tuple of FolderSummary): What each folder looks like.
+        agreement (Agreement, optional): How far several folders agree; None of one.
+    """
+
+    folders: tuple[FolderSummary, ...]
+    agreement: Agreement | None
+
+    def to_html(self) -> str:
+        """Return a page of its own, which needs neither scripts nor a network."""
+        return summary_page(self.folders, self.agreement)
+
+    def to_csv(self) -> str:
+        """Return the words of all folders and labels, one per line, with all digits."""
+        return words_csv([(folder.name, folder.labels) for folder in self.folders])
+
+    def figures(self) -> dict[str, Figure]:
+        """Draw the words, the positions and the agreement.
+
+        Returns:
+            dict[str, Figure]: By name: ``"words"`` and ``"positions"``, of several
+            folders ``"words-1"``, ``"positions-1"``... and ``"agreement"``.
+        """
+        figures: dict[str, Figure] = {}
+        for number, folder in enumerate(self.folders, 1):
+            suffix = "" if self.agreement is None else f"-{number}"
+            figures[f"words{suffix}"] = pictures.draw_words(folder.labels)
+            figures[f"positions{suffix}"] = pictures.draw_positions(folder.positions)
+        if self.agreement is not None:
+            figures["agreement"] = pictures.draw_agreement(self.agreement)
+        return {name: shown_in_notebooks(figure) for name, figure in figures.items()}
+
+    def save(self, output: str | PathLike[str]) -> tuple[Path, ...]:
+        """Write ``summary.html``, ``words.csv`` and every picture as PNG and SVG.
+
+        Args:
+            output (str or path): A folder; it is made if it is not there. Files in it
+                are replaced, each as a whole.
+
+        Returns:
+            tuple of Path: The files.
+
+        Raises:
+            OSError: If one cannot be written, naming it.
+        """
+        folder = Path(output)
+        with named_in_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        contents: dict[str, str | bytes] = {
+            "summary.html": self.to_html(),
+            "words.csv": self.to_csv(),
+        }
+        for name, figure in self.figures().items():
+            for ending in ("png", "svg"):
+                contents[f"{name}.{ending}"] = pictures.as_file(figure, ending)
+        for name, content in contents.items():
+            replace_file(folder / name, content)
+        return tuple(folder / name for name in contents)
+
+    def _repr_html_(self) -> str:
+        return (
+            f'<iframe srcdoc="{escape(self.to_html())}" sandbox="" title="Summary" '
+            f'style="width: 100%; height: {_PAGE_HEIGHT}px; border: 0"></iframe>'
+        )
+
+    def __rich__(self) -> Text:
+        return summary_text(self.folders, self.agreement)
+
+
+def summarize(
+    folders: str | PathLike[str] | Sequence[str | PathLike[str]],
+    label_column: str | None = None,
+    top: int = 20,
+    min_texts: int = 5,
+    max_words: int = 250_000,
+) -> Summary:
+    r"""Summarize tables of explained texts, or compare those of several methods.
+
+    Every folder is read twice as a stream, and once more to compare several. Memory
+    depends on the number of distinct words alone, which ``max_words`` bounds.
+
+    Args:
+        folders (str, path or sequence): What ``captum-attnflow explain --data`` has
+            written; several of the same data are compared.
+        label_column (str, optional): A column of true labels that was carried along:
+            shows where the model is confidently wrong.
+        top (int): How many words on each side of a label, and how many wrong texts,
+            are shown.
+        min_texts (int): At least 2; a word in fewer texts of a label is left out.
+        max_words (int): Distinct words by label that are counted at once. Of more, the
+            rarest are dropped, and the summary says so.
+
+    Returns:
+        Summary: Shows itself in a notebook and a terminal; ``save`` writes it.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or nothing in it.
+        ValueError: If an argument is wrong, a folder holds no explained text or is
+            damaged, or several folders are of different data.
+
+    Examples::
+
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> row = '{"row": %d, "text": "so good", "status": "explained", "label": "pos"'
+        >>> row += ', "tokens": ["[CLS]", "so", "good"], "scores": [0, %d, 2]}\n'
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "manifest.json").write_text('{"format": 1}')
+        ...     rows = "".join(row % (number, number % 2) for number in range(6))
+        ...     _ = Path(folder, "part-000000.jsonl").write_text(rows)
+        ...     summary = summarize(folder)
+        >>> [label] = summary.folders[0].labels
+        >>> [(word.word, word.share.n) for word in label.speak_for]
+        [('good', 6)]
+    """
+    paths = _checked_folders(folders)
+    for name, given, least in (
+        ("top", top, 1),
+        ("min_texts", min_texts, 2),
+        ("max_words", max_words, 1),
+    ):
+        check_integer(name, given, least)
+    if label_column is not None:
+        check_type("label_column", label_column, str, "the name of a column")
+    opened = [ScoreFolder.open(path) for path in paths]
+    if label_column is not None:
+        for folder in opened:
+            folder.check_label_column(label_column)
+    names = _names(opened)
+    settings = Settings(label_column, top, min_texts, max_words)
+    done = tuple(
+        summarize_folder(folder, name, settings)
+        for folder, name in zip(opened, names, strict=True)
+    )
+    agreement = None
+    if len(done) > 1:
+        agreement = compare(
+            names,
+            [
+                explained_texts(folder, of.tokenization)
+                for folder, of in zip(opened, done, strict=True)
+            ],
+            [of.is_signed for of in done],
+            _TOP_K,
+        )
+    return Summary(done, agreement)
+
+
+def _checked_folders(given: object) -> list[Path]:
+    alone = isinstance(given, (str, PathLike))
+    listed = [given] if alone else given
+    if not isinstance(listed, (list, tuple)) or not listed:
+        raise ValueError(
+            f"folders={described(given)} is a {type(given).__name__}; give a "
+            "folder, or a list of at least one"
+        )
+    for folder in listed:
+        check_type("a folder", folder, (str, PathLike), "its path")
+    paths = [Path(folder) for folder in listed]
+    for path in paths:
+        if [other.resolve() for other in paths].count(path.resolve()) > 1:
+            raise ValueError(
+                f"the folder {path} is given more than once; give every folder once"
+            )
+    return paths
+
+
+def _names(folders: Sequence[ScoreFolder]) -> list[str]:
+    """Methods name folders, where they tell them apart."""
+    methods = [str(folder.manifest.get("method") or "") for folder in folders]
+    if all(methods) and len({*methods}) == len(methods):
+        return methods
+    return [str(folder.path) for folder in folders]

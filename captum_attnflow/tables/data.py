@@ -1,0 +1,437 @@
+"""A table of texts: where it comes from, what it holds, and its rows.
+
+A first pass counts the rows, hashes the file and finds the kinds of what is carried
+along; a second one reads. Neither keeps rows in memory.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from captum_attnflow._files import named_in_errors
+from captum_attnflow.tables.readers import (
+    Broken,
+    Cells,
+    Rows,
+    is_text,
+    names_of_delimited,
+    read_delimited,
+    read_hub,
+    read_jsonl,
+    read_parquet,
+    schema_of_parquet,
+)
+from captum_attnflow.tables.settings import INPUT_FORMATS, TableJob
+
+_HUB_ID = re.compile(r"[\w-]+/[\w.-]+")
+_EXTRA = 'pip install "captum-attnflow[tables]"'
+_DIALECTS: dict[str, dict[str, Any]] = {
+    "csv": {},
+    # Quotes are text: the format has no way to quote.
+    "tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE},
+}
+_BLOCK = 1 << 20
+_MOST_NAMES = 100
+_HEAD = 1000  # rows that tell whether a column holds numbers
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the data.
+
+    Attributes:
+        number (int): Which one, counted from 0; a header line is none.
+        id (str, optional): What the column of ids holds.
+        carried (tuple): Values of the columns to carry along.
+        text (str, optional): The text. What is no character is replaced by U+FFFD, so
+            that any file can hold it; the row then has a fault.
+        text_pair (str, optional): The second sentence of a pair.
+        fault (str, optional): Why it cannot be explained.
+    """
+
+    number: int
+    id: str | None
+    carried: tuple[Any, ...]
+    text: str | None
+    text_pair: str | None
+    fault: str | None
+
+
+@dataclass(frozen=True)
+class TableData:
+    """A table of texts that was looked through.
+
+    Attributes:
+        name (str): The file's or data set's name.
+        hash (str): SHA-256 of the file; of a data set its commit on the hub.
+        format (str): One of :data:`INPUT_FORMATS`, or ``"hub"``.
+        n_rows (int): How many rows it has, broken ones included.
+        kinds (mapping): By carried column ``"string"``, ``"int64"``, ``"double"``,
+            ``"bool"``, ``"json"`` or a type of Arrow.
+        cells (Callable): Begins to read its rows.
+    """
+
+    name: str
+    hash: str
+    format: str
+    n_rows: int
+    kinds: Mapping[str, Any]
+    cells: Callable[[], Rows]
+
+    def rows(self, job: TableJob) -> Iterator[Row]:
+        """Read the rows, each with what is wrong with it."""
+        for number, cells in enumerate(self.cells()):
+            yield _to_row(number, cells, job, self.kinds)
+
+
+def open_data(job: TableJob) -> TableData:
+    """Find a table and look through it.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        ValueError: If it cannot be read, lacks a column or has no texts.
+    """
+    path = Path(job.data)
+    if job.data == "-":
+        return _of_file(_standard_input(), "standard input", job)
+    if path.is_file():
+        return _of_file(lambda: path.open("rb"), path.name, job)
+    if path.exists() or path.suffix or not _HUB_ID.fullmatch(job.data):
+        found = "it is a folder" if path.is_dir() else "it is not there"
+        raise FileNotFoundError(
+            f"there is no file {job.data!r}: {found}. Give a file "
+            f"({', '.join(f'.{name}' for name in INPUT_FORMATS)}), - for standard "
+            'input, or the hub id of a data set such as "owner/name"'
+        )
+    return _of_hub(job)
+
+
+def _standard_input() -> Callable[[], BinaryIO]:
+    """Copy standard input to a file without a name, which can be read twice."""
+    copy = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as it is read
+    with named_in_errors(f"a copy of standard input in {tempfile.gettempdir()}"):
+        while block := sys.stdin.buffer.read(_BLOCK):
+            copy.write(block)
+        copy.flush()
+
+    def again() -> BinaryIO:
+        copy.seek(0)
+        return os.fdopen(os.dup(copy.fileno()), "rb")
+
+    return again
+
+
+def _of_file(open_file: Callable[[], BinaryIO], name: str, job: TableJob) -> TableData:
+    kind = _format_of(open_file, name, job)
+    digest = hashlib.sha256()
+    with open_file() as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    try:
+        if kind == "parquet":
+            return _of_parquet(open_file, name, digest.hexdigest(), job)
+        if kind == "jsonl":
+            names = None
+
+            def cells() -> Rows:
+                return read_jsonl(open_file())
+        else:
+            dialect = _DIALECTS[kind]
+            names = names_of_delimited(open_file(), **dialect)
+
+            def cells() -> Rows:
+                return read_delimited(open_file(), **dialect)
+
+        profile = _Profile(name, job, names)
+        for row in cells():
+            profile.add(row)
+        n_rows, kinds = profile.result()
+    except ValueError as error:
+        if name in str(error):
+            raise
+        raise ValueError(f"{name}: {error}") from error
+    return TableData(name, digest.hexdigest(), kind, n_rows, kinds, cells)
+
+
+def _format_of(open_file: Callable[[], BinaryIO], name: str, job: TableJob) -> str:
+    if job.input_format is not None:
+        return job.input_format
+    if job.data == "-":
+        with open_file() as file:
+            begin = file.read(_BLOCK).removeprefix(b"\xef\xbb\xbf").lstrip()
+        return "jsonl" if begin.startswith(b"{") else "csv"
+    ending = Path(name).suffix[1:].lower()
+    if ending not in INPUT_FORMATS:
+        raise ValueError(
+            f"{name} is of an unknown format; give a file that ends in "
+            f"{', '.join(f'.{known}' for known in INPUT_FORMATS)}, or --input-format"
+        )
+    return ending
+
+
+def _of_parquet(
+    open_file: Callable[[], BinaryIO], name: str, sha256: str, job: TableJob
+) -> TableData:
+    _import("pyarrow", "Parquet files")
+    with open_file() as file:
+        schema, n_rows = schema_of_parquet(file)
+    _check_names(name, schema.names, job)
+    _check_types(name, schema, job)
+    if n_rows == 0:
+        raise ValueError(f"{name} holds no rows; give at least one text")
+
+    def cells() -> Rows:
+        return read_parquet(open_file(), job.needed_columns)
+
+    kinds = _arrow_kinds(schema, job)
+    return TableData(name, sha256, "parquet", n_rows, kinds, cells)
+
+
+def _of_hub(job: TableJob) -> TableData:
+    """Stream a data set of the hub at its newest commit."""
+    datasets = _import("datasets", "data sets of the hub")
+    from huggingface_hub import dataset_info
+
+    try:
+        commit = str(dataset_info(job.data).sha)
+
+        def load() -> Any:
+            return datasets.load_dataset(
+                job.data,
+                job.subset,
+                split=job.split,
+                revision=commit,
+                streaming=True,
+            )
+
+        stream = load()
+    except Exception as error:  # of the network, of the hub, of the data set
+        raise ValueError(
+            f"there is no file {job.data!r}, and the data set of this name on the hub "
+            f"cannot be read ({error}); give a file, or a data set with its --split "
+            "and --subset"
+        ) from error
+
+    def cells() -> Rows:
+        return read_hub(load, job.needed_columns)
+
+    splits = stream.info.splits or {}
+    n_rows = splits[job.split].num_examples if job.split in splits else None
+    if stream.features is not None:
+        schema = stream.features.arrow_schema
+        _check_names(job.data, schema.names, job)
+        _check_types(job.data, schema, job)
+        kinds = _arrow_kinds(schema, job)
+        if not n_rows:
+            n_rows = sum(1 for _ in cells())
+    else:
+        profile = _Profile(job.data, job, None)
+        for row in cells():
+            profile.add(row)
+        n_rows, kinds = profile.result()
+    return TableData(job.data, commit, "hub", n_rows, kinds, cells)
+
+
+def _import(package: str, purpose: str) -> Any:
+    from importlib import import_module
+
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise ValueError(f"{purpose} need {package}: {_EXTRA}") from error
+
+
+def _check_names(name: str, there: list[str], job: TableJob) -> None:
+    for column in job.needed_columns:
+        if column not in there:
+            raise ValueError(
+                f"{name} has no column {column!r}; it has "
+                f"{', '.join(map(repr, there[:_MOST_NAMES]))}"
+            )
+        if there.count(column) > 1:
+            raise ValueError(
+                f"{name} has the column {column!r} more than once; rename or remove "
+                "all but one"
+            )
+
+
+def _check_types(name: str, schema: Any, job: TableJob) -> None:
+    for column in (job.text_column, job.pair_column):
+        if column is not None and not is_text(schema.field(column).type):
+            texts = [field.name for field in schema if is_text(field.type)]
+            raise ValueError(
+                f"the column {column!r} of {name} holds {schema.field(column).type} "
+                f"and no texts; give one of {', '.join(map(repr, texts)) or 'texts'}"
+            )
+
+
+def _arrow_kinds(schema: Any, job: TableJob) -> dict[str, Any]:
+    types = {column: schema.field(column).type for column in job.columns}
+    return {name: "string" if is_text(kind) else kind for name, kind in types.items()}
+
+
+@dataclass
+class _Profile:
+    """What a pass over rows without a schema finds out.
+
+    Attributes:
+        name (str): Of the data, for errors.
+        job (TableJob): Names the columns.
+        header (list of str, optional): The columns, where a header names them. All
+            cells are texts then.
+    """
+
+    name: str
+    job: TableJob
+    header: list[str] | None
+    n_rows: int = 0
+    seen: dict[str, None] = field(default_factory=dict)
+    types: dict[str, set[type]] = field(default_factory=dict)
+    n_numbers: dict[str, int] = field(default_factory=dict)
+    n_others: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.header is not None:
+            _check_names(self.name, self.header, self.job)
+
+    def add(self, cells: Cells | Broken) -> None:
+        """Look at a row."""
+        self.n_rows += 1
+        if isinstance(cells, Broken):
+            return
+        if self.header is None:
+            for column in self.job.needed_columns:
+                if column in cells:
+                    self.seen[column] = None
+            if len(self.seen) < _MOST_NAMES:
+                self.seen.update(dict.fromkeys(cells))
+            for column in self.job.columns:
+                kind = type(cells.get(column))
+                if kind is int and not -(2**63) <= cells[column] < 2**63:
+                    kind = object
+                self.types.setdefault(column, set()).add(kind)
+        for name in (self.job.text_column, self.job.pair_column):
+            if name is not None and self.n_rows <= _HEAD:
+                self._count(name, cells.get(name))
+
+    def _count(self, column: str, value: Any) -> None:
+        if value is None or (isinstance(value, str) and not value.strip()):
+            return
+        found = self.n_numbers if _is_number(value) else self.n_others
+        found[column] = found.get(column, 0) + 1
+
+    def result(self) -> tuple[int, dict[str, Any]]:
+        """Return the number of rows, and the kinds of carried columns.
+
+        Raises:
+            ValueError: If there is no row, or no such column, or it holds numbers.
+        """
+        if not self.n_rows:
+            raise ValueError(f"{self.name} holds no rows; give at least one text")
+        there = list(self.seen) if self.header is None else self.header
+        _check_names(self.name, there, self.job)
+        for column, n_numbers in self.n_numbers.items():
+            if not self.n_others.get(column):
+                others = [repr(other) for other in there if other != column]
+                raise ValueError(
+                    f"the column {column!r} of {self.name} holds numbers (all "
+                    f"{n_numbers} of its first values); give a column of texts: there "
+                    f"{'are' if others else 'is none but this'} {', '.join(others)}"
+                )
+        if self.header is not None:
+            return self.n_rows, dict.fromkeys(self.job.columns, "string")
+        return self.n_rows, {name: _kind(of) for name, of in self.types.items()}
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, str):
+        try:
+            float(value)
+        except ValueError:
+            return False
+        return True
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _kind(types: set[type]) -> str:
+    found = types - {type(None)}
+    if found <= {str}:
+        return "string"
+    if found == {bool}:
+        return "bool"
+    if found == {int}:
+        return "int64"
+    return "double" if found <= {int, float} else "json"
+
+
+def _to_row(
+    number: int, cells: Cells | Broken, job: TableJob, kinds: Mapping[str, Any]
+) -> Row:
+    if isinstance(cells, Broken):
+        nothing = (None,) * len(job.columns)
+        return Row(number, None, nothing, None, None, cells.reason)
+    given = {"text": job.text_column, "pair": job.pair_column}
+    faults = [
+        _fault(name, column, cells)
+        for name, column in given.items()
+        if column is not None
+    ]
+    name = None if job.id_column is None else cells.get(job.id_column)
+    pair = None if job.pair_column is None else cells.get(job.pair_column)
+    return Row(
+        number=number,
+        id=None if name is None else _storable(str(name)),
+        carried=tuple(_carried(cells.get(c), kinds[c]) for c in job.columns),
+        text=_shown(cells.get(job.text_column)),
+        text_pair=_shown(pair),
+        fault=next((fault for fault in faults if fault is not None), None),
+    )
+
+
+def _fault(name: str, column: str, cells: Cells) -> str | None:
+    """Say why a cell cannot be explained, without quoting it: reasons are counted."""
+    value = cells.get(column)
+    if column not in cells or value is None:
+        return f"there is no {name}"
+    if not isinstance(value, str):
+        return f"the {name} is of type {type(value).__name__}"
+    if not value.strip():
+        return f"the {name} is blank"
+    if _storable(value) != value:
+        return f"the {name} is no UTF-8, or holds half a character (a lone surrogate)"
+    return None
+
+
+def _shown(value: Any) -> str | None:
+    if value is None:
+        return None
+    return _storable(value if isinstance(value, str) else str(value))
+
+
+def _storable(text: str) -> str:
+    """Replace lone surrogates, which no file holds, by U+FFFD."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _carried(value: Any, kind: Any) -> Any:
+    if value is None:
+        return None
+    if kind == "string":
+        return _storable(str(value))
+    if kind == "double":
+        return float(value)
+    if kind == "json":
+        return _storable(json.dumps(value))
+    return value

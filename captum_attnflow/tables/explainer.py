@@ -1,0 +1,182 @@
+"""Explains a chunk: in batches of like length, and each faulty text alone."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from textwrap import shorten
+from typing import Any
+
+from captum_attnflow.pipelines.methods import METHODS, find_method
+from captum_attnflow.pipelines.pretrained import find_target
+from captum_attnflow.pipelines.text_classification import (
+    TextAttribution,
+    TextClassifier,
+)
+from captum_attnflow.tables.chunks import Chunk
+from captum_attnflow.tables.data import Row
+from captum_attnflow.tables.part_files import EXPLAINED, FAILED, Line
+from captum_attnflow.tables.settings import OWN_COLUMNS, TableJob
+
+_LONGEST_REASON = 300  # characters
+_MOST_WARNINGS = 10
+
+
+@dataclass(frozen=True)
+class ExplainedChunk:
+    """The lines of a part file.
+
+    Attributes:
+        number (int): Of the chunk.
+        lines (list of dict): By row, then by label; what failed has one.
+        n_reached (int): How many rows had a text to explain.
+        warnings (tuple of str): Different ones that came up, except of truncation,
+            which a column counts.
+    """
+
+    number: int
+    lines: list[Line]
+    n_reached: int
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ChunkExplainer:
+    """A model that explains chunks.
+
+    Attributes:
+        classifier (TextClassifier): The model with its tokenizer.
+        job (TableJob): What is explained and how.
+    """
+
+    classifier: TextClassifier
+    job: TableJob
+
+    def check(self) -> None:
+        """Refuse what would fail for every text.
+
+        Raises:
+            ValueError: If an option of the method or the target is unknown.
+        """
+        make = find_method(self.job.method, self.job.options, METHODS)
+        make(self.classifier.model, **self.job.options)
+        if self.job.target is not None:
+            find_target(self.job.target, self.classifier.labels)
+
+    def __call__(self, chunk: Chunk) -> ExplainedChunk:
+        """Explain a chunk."""
+        whole = [row for row in chunk.rows if row.fault is None]
+        lines = {
+            row.number: [self._failed(row, row.fault)]
+            for row in chunk.rows
+            if row.fault is not None
+        }
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for batch in self._batches(whole):
+                lines.update(self._explain(batch))
+        said = (str(warning.message) for warning in caught)
+        kept = dict.fromkeys(text for text in said if "truncated" not in text)
+        return ExplainedChunk(
+            chunk.number,
+            [line for row in chunk.rows for line in lines[row.number]],
+            len(whole),
+            tuple(kept)[:_MOST_WARNINGS],
+        )
+
+    def _batches(self, rows: Sequence[Row]) -> Iterator[list[tuple[Row, int]]]:
+        """Yield rows of like length, each with its number of tokens."""
+        batch: list[tuple[Row, int]] = []
+        lengths = self._lengths(rows)
+        for place in sorted(range(len(rows)), key=lambda place: lengths[place]):
+            n_tokens = (len(batch) + 1) * lengths[place]
+            is_full = len(batch) == self.job.batch_size
+            if batch and (is_full or n_tokens > self.job.batch_tokens):
+                yield batch
+                batch = []
+            batch.append((rows[place], lengths[place]))
+        if batch:
+            yield batch
+
+    def _lengths(self, rows: Sequence[Row]) -> list[int]:
+        def count(some: Sequence[Row]) -> list[int]:
+            texts = [row.text for row in some]
+            pairs = None
+            if self.job.pair_column is not None:
+                pairs = [row.text_pair for row in some]
+            ids = self.classifier.tokenizer(texts, pairs, verbose=False)["input_ids"]
+            return [len(each) for each in ids]
+
+        return _at_once_or_one_by_one(count, rows, lambda row, error: [0])
+
+    def _explain(
+        self, batch: Sequence[tuple[Row, int]]
+    ) -> Iterator[tuple[int, list[Line]]]:
+        def explain(some: Sequence[tuple[Row, int]]) -> list[list[Line]]:
+            given: list[Any] = [
+                row.text if row.text_pair is None else (row.text, row.text_pair)
+                for row, _ in some
+            ]
+            lines: list[list[Line]] = [[] for _ in some]
+            for result in self.classifier.explain(
+                given, self.job.method, self.job.target, **self.job.options
+            ):
+                row, n_tokens = some[result.index]
+                lines[result.index].append(self._explained(row, n_tokens, result))
+            return lines
+
+        def failed(of: tuple[Row, int], error: Exception) -> list[list[Line]]:
+            reason = shorten(str(error) or type(error).__name__, _LONGEST_REASON)
+            return [[self._failed(of[0], reason)]]
+
+        found = _at_once_or_one_by_one(explain, batch, failed)
+        yield from zip((row.number for row, _ in batch), found, strict=True)
+
+    def _explained(self, row: Row, n_tokens: int, result: TextAttribution) -> Line:
+        if not all(map(math.isfinite, result.scores)):
+            return self._failed(row, "its scores are not all finite")
+        return self._line(
+            row,
+            status=EXPLAINED,
+            label=result.target,
+            predicted=result.predicted,
+            probability=result.probability,
+            value=result.value,
+            n_truncated=max(0, n_tokens - len(result.tokens)),
+            tokens=list(result.tokens),
+            scores=list(result.scores),
+        )
+
+    def _failed(self, row: Row, reason: str | None) -> Line:
+        return self._line(row, status=FAILED, reason=reason)
+
+    def _line(self, row: Row, **found: Any) -> Line:
+        return {
+            **dict.fromkeys(OWN_COLUMNS),
+            "row": row.number,
+            "id": row.id,
+            **dict(zip(self.job.columns, row.carried, strict=True)),
+            "text": row.text,
+            "text_pair": row.text_pair,
+            **found,
+        }
+
+
+def _at_once_or_one_by_one(
+    work: Callable[[Sequence[Any]], list[Any]],
+    items: Sequence[Any],
+    failed: Callable[[Any, Exception], list[Any]],
+) -> list[Any]:
+    """Let only those fail that are at fault, whatever a tokenizer or a model raises."""
+    try:
+        return work(items) if items else []
+    except Exception as error:
+        if len(items) == 1:
+            return failed(items[0], error)
+    return [
+        result
+        for item in items
+        for result in _at_once_or_one_by_one(work, [item], failed)
+    ]

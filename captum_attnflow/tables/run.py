@@ -1,0 +1,172 @@
+"""Explains a table, or what is missing of it."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from captum_attnflow._captum import NullProgress, progress
+from captum_attnflow._checks import check_type
+from captum_attnflow.pipelines.text_classification import TextClassifier
+from captum_attnflow.tables.chunks import ChunkPlan
+from captum_attnflow.tables.data import open_data
+from captum_attnflow.tables.explainer import ChunkExplainer, ExplainedChunk
+from captum_attnflow.tables.manifest import (
+    begin_manifest,
+    check_manifest,
+    describe_table,
+    writing_part,
+)
+from captum_attnflow.tables.part_files import EXPLAINED, FAILED, PartFiles
+from captum_attnflow.tables.settings import TableJob
+
+_MOST_REASONS = 1000
+_MOST_WARNINGS = 10
+_OTHER_REASONS = "other reasons"
+_FEWEST_THAT_PROVE = 8
+
+
+@dataclass
+class TableOutcome:
+    """What a run left in its folder.
+
+    Attributes:
+        n_rows (int): Rows of the data in the part files of this part.
+        n_failed (int): Those of them that have no explanation.
+        reasons (Counter): Of the failed rows, by how many share one.
+        n_files (int): The part files of this part.
+        n_kept (int): Those of them that an earlier run had written.
+        warnings (list of str): The first different ones that came up.
+    """
+
+    n_rows: int = 0
+    n_failed: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    n_files: int = 0
+    n_kept: int = 0
+    warnings: list[str] = field(default_factory=list)
+
+    def add(self, reasons: Iterable[str | None]) -> None:
+        """Count rows, each with the reason why it failed or None."""
+        for reason in reasons:
+            self.n_rows += 1
+            if reason is not None:
+                self.n_failed += 1
+                known = reason in self.reasons or len(self.reasons) < _MOST_REASONS
+                self.reasons[reason if known else _OTHER_REASONS] += 1
+        self.n_files += 1
+
+
+def explain_table(job: TableJob, show_progress: bool = False) -> TableOutcome:
+    r"""Explain a table of texts, or what is missing of it.
+
+    Writes ``part-000000.parquet`` and so on, each whole or not at all, and
+    ``manifest.json``; empty lock files, whose names begin with a dot, stay. A run that
+    was killed continues where it stopped, and the files are those that it would have
+    written: batches are formed within a part file. So it is with parts and workers, on
+    the same kind of machine and with as many threads.
+
+    Args:
+        job (TableJob): The table, the model and the method.
+        show_progress (bool): Show rows, rows a second and the time left on standard
+            error, if that is a terminal.
+
+    Returns:
+        TableOutcome: Counts of rows, and of those that failed by reason.
+
+    Raises:
+        OSError: If a file is not there or cannot be written, naming it.
+        ValueError: If anything given is wrong, the folder holds another run or one
+            that goes on, or no text can be explained.
+
+    Examples::
+
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     data = Path(folder, "texts.csv")
+        ...     _ = data.write_text("text\na funny film\n\n")
+        ...     outcome = explain_table(TableJob(str(data), Path(folder, "scores")))
+        >>> outcome.n_rows, dict(outcome.reasons)
+        (2, {'the text is blank': 1})
+    """
+    check_type("job", job, TableJob, "a TableJob")
+    job.check()
+    data = open_data(job)
+    explainer = ChunkExplainer(TextClassifier.load(job.model), job)
+    explainer.check()
+    plan = ChunkPlan.of(job, data.n_rows)
+    folder = Path(job.output)
+    files = PartFiles(
+        folder, job.format, {name: data.kinds[name] for name in job.columns}
+    )
+    manifest = describe_table(job, data, plan, files)
+    outcome = TableOutcome()
+    with writing_part(folder, job.part):
+        check_manifest(folder, manifest)
+        index, n_parts = job.part
+        missing = set()
+        for chunk in range(index - 1, plan.n_chunks, n_parts):
+            reasons = files.read_outcomes(chunk, plan.numbers(chunk))
+            if reasons is None:
+                missing.add(chunk)
+            else:
+                outcome.add(reasons)
+                outcome.n_kept += 1
+        chunks = plan.read(job, data, missing)
+        explained: Iterator[ExplainedChunk]
+        if job.engine == "ray" and missing:
+            from captum_attnflow.tables.ray_engine import explain_by_ray
+
+            del explainer  # each worker has its own
+            explained = explain_by_ray(job, chunks)
+        else:
+            explained = map(explainer, chunks)
+        bar: Callable[..., Any] = progress if show_progress else NullProgress
+        n_missing = sum(len(plan.numbers(chunk)) for chunk in missing)
+        with bar(
+            desc="explaining",
+            total=outcome.n_rows + n_missing,
+            initial=outcome.n_rows,
+            unit="row",
+            file=sys.stderr,
+            disable=None,  # where standard error is no terminal
+        ) as shown:
+            for each in explained:
+                if not outcome.n_files:
+                    _check_any(each)
+                    begin_manifest(folder, manifest)
+                files.write(each.number, each.lines)
+                n_before = outcome.n_rows
+                outcome.add(_reasons(each))
+                shown.update(outcome.n_rows - n_before)
+                new = [text for text in each.warnings if text not in outcome.warnings]
+                outcome.warnings += new[: _MOST_WARNINGS - len(outcome.warnings)]
+    return outcome
+
+
+def _reasons(chunk: ExplainedChunk) -> list[str | None]:
+    found: dict[int, str | None] = {}
+    for line in chunk.lines:
+        failed = line["status"] == FAILED
+        found[line["row"]] = line["reason"] if failed else None
+    return list(found.values())
+
+
+def _check_any(chunk: ExplainedChunk) -> None:
+    """Refuse what fails for every text, such as a model without attention.
+
+    Raises:
+        ValueError: With the first reason.
+    """
+    explained = any(line["status"] == EXPLAINED for line in chunk.lines)
+    if not explained and chunk.n_reached >= _FEWEST_THAT_PROVE:
+        reasons = [line["reason"] for line in chunk.lines if line["text"] is not None]
+        common, _ = Counter(reasons).most_common(1)[0]
+        raise ValueError(
+            f"none of the first {chunk.n_reached} texts can be explained: {common}. "
+            "Nothing was written; mend the settings or the data"
+        )

@@ -1,0 +1,172 @@
+"""What is to be explained and how, checked before any work."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from captum_attnflow._checks import check_choice, check_integer, check_type, described
+from captum_attnflow.demo import DEMO_MODEL_PATH
+from captum_attnflow.pipelines.methods import DEFAULT_METHOD, METHODS
+from captum_attnflow.tables.share import check_part
+
+INPUT_FORMATS = ("csv", "tsv", "jsonl", "parquet")
+OUTPUT_FORMATS = ("parquet", "csv", "jsonl")
+ENGINES = ("local", "ray")
+OWN_COLUMNS = (
+    *("row", "id", "text", "text_pair", "status", "reason", "label", "predicted"),
+    *("probability", "value", "n_truncated", "tokens", "scores"),
+)
+"""The columns of the output; carried ones stand behind ``id``."""
+
+
+@dataclass(frozen=True)
+class TableJob:
+    """A table of texts, the model and method that explain them, and where to write.
+
+    Attributes:
+        data (str): A file (CSV, TSV, JSONL or Parquet), the hub id of a data set, or
+            ``"-"`` for standard input, which is copied to a temporary file first.
+        output (Path): A folder; a run that was begun there is continued.
+        text_column (str): The column of the texts.
+        pair_column (str, optional): The column of the second sentences of pairs.
+        id_column (str, optional): The column whose values name the rows.
+        columns (tuple of str): Columns to carry along, under other names than
+            :data:`OWN_COLUMNS`. Of JSONL, a column of mixed kinds is carried as JSON.
+        model (str): Model folder or hub id; the model in the package by default.
+        method (str): A key of :data:`captum_attnflow.pipelines.methods.METHODS`.
+        target (str or int, optional): Label or index to attribute; what the model
+            predicts of each text by default.
+        options (mapping): Options of the method, values that JSON can hold.
+        format (str): Of the output: ``"parquet"``, ``"csv"`` or ``"jsonl"``.
+        input_format (str, optional): ``"csv"``, ``"tsv"``, ``"jsonl"`` or
+            ``"parquet"``; by the file's ending by default. Standard input is JSONL if
+            it begins with a brace, else CSV.
+        part (tuple of int): ``(i, n)``: which part of how many this run explains. Part
+            files are dealt out in turn. Parts may run at once or in any order.
+        limit (int, optional): Only so many rows: the first, or with a shuffle seed a
+            random sample.
+        shuffle_seed (int, optional): Explains the rows in a random order, so that what
+            is there early is a sample of all. The rows that are read are kept in a
+            temporary file in the output folder, not in memory.
+        split (str): Split of a hub data set.
+        subset (str, optional): Subset (configuration) of a hub data set.
+        rows_per_part (int): Rows in a part file. Batches are formed within them.
+        batch_size (int): Most texts that are attributed together.
+        batch_tokens (int): Most tokens of a batch, padding included.
+        engine (str): ``"local"`` or ``"ray"``.
+        workers (int): Of Ray, actors of one thread that each hold the model.
+        gpus_per_worker (float): Of Ray, GPUs of each; above 0 the model is on one.
+    """
+
+    data: str
+    output: Path
+    text_column: str = "text"
+    pair_column: str | None = None
+    id_column: str | None = None
+    columns: tuple[str, ...] = ()
+    model: str = str(DEMO_MODEL_PATH)
+    method: str = DEFAULT_METHOD
+    target: str | int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    format: str = "parquet"
+    input_format: str | None = None
+    part: tuple[int, int] = (1, 1)
+    limit: int | None = None
+    shuffle_seed: int | None = None
+    split: str = "test"
+    subset: str | None = None
+    rows_per_part: int = 1024
+    batch_size: int = 16
+    batch_tokens: int = 4096
+    engine: str = "local"
+    workers: int = 1
+    gpus_per_worker: float = 0
+
+    def check(self) -> None:
+        """Refuse wrong settings before any work.
+
+        Raises:
+            ValueError: Saying what was given, what is accepted and what to do.
+        """
+        for name in ("data", "text_column", "model", "split"):
+            check_type(name, getattr(self, name), str, "a str")
+        for name in ("pair_column", "id_column", "subset"):
+            if getattr(self, name) is not None:
+                check_type(name, getattr(self, name), str, "a str, or None")
+        check_type("output", self.output, (str, Path), "the path of a folder")
+        if self.target is not None:
+            check_type("target", self.target, (str, int), "a label, an index or None")
+        check_type("columns", self.columns, tuple, "a tuple of names")
+        check_type("options", self.options, Mapping, "a dict of the method's options")
+        check_choice("method", self.method, METHODS)
+        check_choice("format", self.format, OUTPUT_FORMATS)
+        check_choice("engine", self.engine, ENGINES)
+        if self.input_format is not None:
+            check_choice("input_format", self.input_format, INPUT_FORMATS)
+        for name in ("rows_per_part", "batch_size", "batch_tokens", "workers"):
+            check_integer(name, getattr(self, name), 1)
+        if self.limit is not None:
+            check_integer("limit", self.limit, 1)
+        if self.shuffle_seed is not None:
+            check_integer("shuffle_seed", self.shuffle_seed, 0)
+            if self.shuffle_seed >= 1 << 32:
+                raise ValueError(
+                    f"shuffle_seed={self.shuffle_seed} must be less than {1 << 32}"
+                )
+        check_part(self.part)
+        self._check_columns()
+        self._check_engine()
+        try:
+            json.dumps(dict(self.options))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"options={described(dict(self.options))} cannot stand in the manifest "
+                f"({error}); give numbers, texts, True, False or None"
+            ) from None
+        if self.format == "parquet" and find_spec("pyarrow") is None:
+            raise ValueError(
+                "Parquet files need pyarrow, which is not installed: pip install "
+                '"captum-attnflow[tables]", or give --format jsonl'
+            )
+
+    def _check_columns(self) -> None:
+        for column in self.columns:
+            check_type("a name in columns", column, str, "a str")
+            if column in OWN_COLUMNS:
+                raise ValueError(
+                    f"the column {column!r} cannot be carried along, as the output has "
+                    "one of this name; rename it in the data. The output's own: "
+                    f"{', '.join(OWN_COLUMNS)}"
+                )
+            if self.columns.count(column) > 1:
+                raise ValueError(f"columns names {column!r} twice; give it once")
+
+    def _check_engine(self) -> None:
+        given = self.gpus_per_worker
+        is_number = isinstance(given, (int, float)) and not isinstance(given, bool)
+        if not is_number or not 0 <= given < math.inf:
+            raise ValueError(
+                f"gpus_per_worker={described(given)} must be a number from 0 on"
+            )
+        if self.engine == "local" and (self.workers != 1 or given):
+            raise ValueError(
+                f"workers={self.workers} and gpus_per_worker={given} are of Ray; give "
+                "--engine ray, or start several processes with a --part each"
+            )
+        if self.engine == "ray" and find_spec("ray") is None:
+            raise ValueError(
+                "the engine ray needs Ray, which is not installed: pip install "
+                '"captum-attnflow[ray]", or start a process for each --part'
+            )
+
+    @property
+    def needed_columns(self) -> tuple[str, ...]:
+        """The columns of the data that are read, without those that are not given."""
+        named = (self.text_column, self.pair_column, self.id_column, *self.columns)
+        return tuple(dict.fromkeys(name for name in named if name is not None))

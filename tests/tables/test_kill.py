@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from dataclasses import replace
+
+import pytest
+from tables.conftest import contents, write_texts
+
+from captum_attnflow.tables import explain_table
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Processes with the package imported, so that a kill hits work, not imports."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["captum_attnflow.tables.run", "pyarrow.parquet"])
+    return context
+
+
+def kill_again_and_again(processes, job, n_kills: int) -> tuple[int, int]:
+    """Kill runs of a job, each finished in the end; returns files and those redone.
+
+    Only what was not whole may be computed again.
+    """
+    moments = random.Random(0)
+
+    def start(folder):
+        process = processes.Process(
+            target=explain_table, args=(replace(job, output=folder),)
+        )
+        process.start()
+        return process
+
+    start(job.output.with_name("warm")).join()
+    began = time.monotonic()
+    start(job.output).join()
+    duration = time.monotonic() - began
+    expected = contents(job.output)
+    n_killed = n_folders = n_inside = 0
+    while n_killed < n_kills:
+        folder, before, exit_code = job.output.with_name(f"{n_folders}"), {}, None
+        while exit_code != 0:
+            process = start(folder)
+            if n_killed < n_kills:
+                process.join(moments.uniform(0, duration))
+                if process.is_alive():
+                    os.kill(process.pid, signal.SIGKILL)
+                    n_killed += 1
+            process.join()
+            exit_code = process.exitcode
+            assert exit_code in (0, -signal.SIGKILL)
+            times = {path: path.stat().st_mtime_ns for path in folder.glob("part-*")}
+            assert {path: times[path] for path in before} == before
+            assert contents(folder).items() <= expected.items()
+            before = times
+            n_inside += 0 < len(times) < len(expected)
+        assert contents(folder) == expected
+        n_folders += 1
+    return n_killed, n_inside
+
+
+def test_kill_9_loses_nothing_and_changes_no_bit(processes, job):
+    kill_again_and_again(processes, replace(job, rows_per_part=4), 3)
+
+
+@pytest.mark.slow
+def test_kill_9_at_twenty_random_moments(processes, job):
+    write_texts(job.output.with_name("texts.csv"), 300)
+    job = replace(job, method="relevance-flow", rows_per_part=10)
+    n_killed, n_inside = kill_again_and_again(processes, job, 20)
+    assert n_killed == 20
+    assert n_inside >= 5  # kills did hit the middle of the work

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tables.conftest import contents, write_texts
+
+from captum_attnflow.tables import TableJob, explain_table
+
+pytestmark = pytest.mark.slow
+ray = pytest.importorskip("ray")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """One Ray for the tests, as one takes seconds to start."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_two_workers_are_one_process_to_the_last_bit(job):
+    job = replace(job, method="relevance-flow")
+    explain_table(job)
+    other = replace(job, output=job.output.with_name("ray"), engine="ray", workers=2)
+    assert explain_table(replace(other, part=(1, 2))).n_rows == 22
+    outcome = explain_table(other)  # and continues what is there
+    assert (outcome.n_files, outcome.n_kept) == (5, 3)
+    assert contents(other.output) == contents(job.output)
+
+
+def own_workers() -> list[int]:
+    """Processes of actors that this one has started, through Ray's own."""
+    parents, titles = {}, {}
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            fields = dict(
+                line.split(":", 1) for line in status.read_text().splitlines()
+            )
+            titles[int(fields["Pid"])] = (status.parent / "cmdline").read_bytes()
+        except (OSError, ValueError):  # one that has just ended
+            continue
+        parents[int(fields["Pid"])] = int(fields["PPid"])
+
+    def is_ours(process: int) -> bool:
+        while process in parents:
+            process = parents[process]
+            if process == os.getpid():
+                return True
+        return False
+
+    return [
+        process
+        for process, title in titles.items()
+        if title.startswith(b"ray::_Worker") and is_ours(process)
+    ]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.usefixtures("cluster")
+def test_a_worker_that_is_killed_is_replaced_and_loses_nothing(job):
+    write_texts(job.output.with_name("texts.csv"), 400)
+    job = replace(job, method="relevance-flow", rows_per_part=10)
+    explain_table(job)
+    other = replace(job, output=job.output.with_name("ray"), engine="ray", workers=2)
+    killed = []
+
+    def kill_a_worker():
+        while len(contents(other.output)) < 3:
+            time.sleep(0.02)
+        killed.append(own_workers()[0])
+        os.kill(killed[0], signal.SIGKILL)
+
+    thread = threading.Thread(target=kill_a_worker)
+    thread.start()
+    outcome = explain_table(other)
+    thread.join()
+    assert killed
+    assert (outcome.n_rows, outcome.n_failed) == (400, 0)
+    assert contents(other.output) == contents(job.output)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_gpus_that_are_not_there_are_refused(job):
+    with pytest.raises(ValueError, match="2 workers with 1 GPUs each need 2, and Ray"):
+        explain_table(replace(job, engine="ray", workers=2, gpus_per_worker=1))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_what_a_worker_raises_is_what_the_process_would(job, tmp_path):
+    explain_table(replace(job, limit=9))
+    with pytest.raises(ValueError, match="another 'limit'"):
+        explain_table(replace(job, engine="ray"))
+
+
+RUN = """
+import sys
+from pathlib import Path
+from captum_attnflow.tables import TableJob, explain_table
+data, output = sys.argv[1:]
+explain_table(TableJob(data, Path(output), rows_per_part=10, engine="ray", workers=2))
+"""
+
+
+def test_kill_9_of_the_whole_run_loses_nothing(tmp_path):
+    """The process that writes is killed; its Ray goes with it."""
+    data = tmp_path / "texts.csv"
+    write_texts(data, 200)
+    whole, output = tmp_path / "whole", tmp_path / "killed"
+    explain_table(TableJob(str(data), whole, rows_per_part=10))
+    command = [sys.executable, "-c", RUN, str(data), str(output)]
+    process = subprocess.Popen(command)
+    while len(contents(output)) < 3:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    before = {path: path.stat().st_mtime_ns for path in output.glob("part-*")}
+    assert 0 < len(before) < 20
+    subprocess.run(command, check=True)
+    assert contents(output) == contents(whole)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
