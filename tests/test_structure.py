@@ -30,7 +30,7 @@ ARROWS: dict[str, set[str]] = {
     "metrics": {"targets", "texts"},
     "tables": {"demo", "pipelines", "study"},
     # Of the pictures only words, fonts and figures.
-    "summary": {"scored_tokens", "show"},
+    "summary": {"scored_tokens", "show", "texts"},
 }
 
 
