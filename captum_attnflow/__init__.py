@@ -16,6 +16,8 @@ takes another way, by queries alone::
 - :mod:`captum_attnflow.slalom`: SLALOM: its queries, function, fit and scores.
 - :mod:`captum_attnflow.explanation`: what ``explain()`` returns, of generated text too.
 - :mod:`captum_attnflow.scored_tokens`: how results show themselves.
+- :mod:`captum_attnflow.storage`: results in files.
+- :mod:`captum_attnflow.long_form`: results as tables.
 - :mod:`captum_attnflow.pipelines`: texts and images in, attributions out.
 - :mod:`captum_attnflow.metrics`: faithfulness of any attribution.
 - :mod:`captum_attnflow.study`: methods compared on models and texts.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import networkx as nx
 import torch
@@ -22,7 +22,16 @@ from captum_attnflow.flow.scores import (
     normalize,
     score_tokens,
 )
+from captum_attnflow.flow.solvers import FlowSolution
+from captum_attnflow.long_form import (
+    LongForm,
+    ScoredRows,
+    Tokens,
+    refuse_tokens,
+    rows_of_batch,
+)
 from captum_attnflow.scored_tokens import ShownByTokens
+from captum_attnflow.storage import Storable
 from captum_attnflow.texts.units import Unit, Units, sum_over_units
 
 if TYPE_CHECKING:
@@ -34,6 +43,7 @@ _FEWEST_POSITIONS = 6
 _POSITION_ALONE = 0.98  # Spearman's rho
 
 
+@runtime_checkable
 class JointFlow(Protocol):
     """The flow of all tokens of each example, known or solved when it is read.
 
@@ -99,7 +109,7 @@ class ConservationDiagnostics:
 
 
 @dataclass(frozen=True, eq=False)
-class Explanation(ShownByTokens):
+class Explanation(ShownByTokens, Storable, LongForm):
     """Token scores of a batch, with everything they came from.
 
     Shows itself in a notebook and by rich; :meth:`show` takes the tokens.
@@ -220,6 +230,20 @@ class Explanation(ShownByTokens):
         # A maximum flow that was solved on the network has no direct edges.
         direct = self.direct if conserved and self.cut is None else None
         return self.network.to_networkx(example, tokens, self.flow, direct)
+
+    def _scored_rows(self, first: int, tokens: Tokens | None) -> Iterator[ScoredRows]:
+        return rows_of_batch(self.scores, first, tokens)
+
+    def _as_stored(self) -> Explanation:
+        # How to solve a flow is not written, so that it is solved first.
+        flow, against = self.joint_flow, self.against
+        if not isinstance(flow, (GivenFlow, FlowSolution)):
+            flow = GivenFlow(flow.value, flow.flow, flow.cut)
+        return replace(
+            self,
+            joint_flow=flow,
+            against=None if against is None else against._as_stored(),
+        )
 
     def _shown(self) -> tuple[list[str], Tensor]:
         headings = [
@@ -347,7 +371,7 @@ Part = Literal["system", "template", "prompt", "generated"]
 
 
 @dataclass(frozen=True, eq=False)
-class GenerationExplanation:
+class GenerationExplanation(Storable, LongForm):
     """Scores of generated tokens: what each was made from.
 
     A row explains one generated token, or the sum of the outputs of a span of them.
@@ -558,6 +582,27 @@ class GenerationExplanation:
         from captum_attnflow.show.token_matrix import matrix_of_generated
 
         return matrix_of_generated(self, units, left_out, scale)
+
+    def _scored_rows(self, first: int, tokens: Tokens | None) -> Iterator[ScoredRows]:
+        refuse_tokens(self, tokens)
+        rows = zip(
+            self.spans, self.row_texts, self.scores, self.possible(), strict=True
+        )
+        for (start, stop), text, scores, possible in rows:
+            before = possible.nonzero()[:, 0].tolist()
+            yield ScoredRows(
+                scores=scores[possible].tolist(),
+                same={
+                    "example": first,
+                    "generated_start": self.n_given + start,
+                    "generated_stop": self.n_given + stop,
+                    "explained": text,
+                    "log_probability": float(self.log_probabilities[start:stop].sum()),
+                },
+                tokens=[self.tokens[position] for position in before],
+                texts=[self.pieces[position] for position in before],
+                beside={"part": [self.parts[position] for position in before]},
+            )
 
     def _repr_html_(self) -> str:
         return self.matrix()._repr_html_()

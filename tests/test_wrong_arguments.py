@@ -40,7 +40,13 @@ from captum_attnflow import (
 from captum_attnflow.capture import capture_attention
 from captum_attnflow.demo import load_demo_model
 from captum_attnflow.flow import scores, solvers
+from captum_attnflow.long_form import to_arrow, to_pandas
+from captum_attnflow.pipelines.text_classification import (
+    TextAttribution,
+    TextClassifier,
+)
 from captum_attnflow.slalom import QueryData, fit_slalom
+from captum_attnflow.storage import save_results
 from captum_attnflow.summary import summarize
 
 MODEL, TOKENIZER = load_demo_model()
@@ -407,6 +413,36 @@ def networks_and_solvers() -> dict[str, Call]:
     return {name: Call(*call, None, tuple(WRONG)) for name, call in calls.items()}
 
 
+def files_and_tables() -> dict[str, Call]:
+    """What takes results, and refuses all else."""
+    result = TextAttribution("a", ("a",), (1.0,), "x", None, "x")
+    untold: set[str] = set()
+    optional = {"nothing"}
+    columns = {
+        "results": untold,
+        "tokens": optional,
+        "units": untold,
+        "pieces": optional,
+        "special_tokens": {
+            "an empty list",
+            "an empty tuple",
+            "an empty dict",
+            "a dict",
+        },
+    }
+    allowed = {"results": untold, "provenance": optional}
+    return {
+        "to_arrow": Call(to_arrow, {"results": result}, columns),
+        "to_pandas": Call(to_pandas, {"results": result}, columns),
+        "save_results": Call(
+            save_results, {"results": result, "path": "/dev/null"}, allowed
+        ),
+        "provenance": Call(
+            TextClassifier(MODEL, TOKENIZER).provenance, {}, {"method": untold}
+        ),
+    }
+
+
 def table_calls() -> dict[str, Call]:
     """The settings of a table, which are checked together, and its parts."""
 
@@ -433,6 +469,7 @@ def summaries() -> dict[str, Call]:
 
 
 CALLS = {
+    **files_and_tables(),
     **attributions(),
     **summaries(),
     **{f"metrics.{name}": call for name, call in metric_calls().items()},

@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from captum_attnflow.attr import AttentionRollout, AttnLRP
+from captum_attnflow.long_form import LongForm, ScoredRows, Tokens, refuse_tokens
 from captum_attnflow.pipelines.methods import (
     DEFAULT_METHOD,
     IMAGE_METHODS,
@@ -38,9 +39,11 @@ from captum_attnflow.pipelines.pretrained import (
     load_pretrained,
     read_predictions,
 )
+from captum_attnflow.pipelines.provenance import KnownParts
 from captum_attnflow.scored_tokens import escaped, printable, relative
 from captum_attnflow.show.figures import drawable
 from captum_attnflow.show.image import image_overlay
+from captum_attnflow.storage import Storable
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 """What is read. Others of Pillow's run programs of the system, as EPS does."""
@@ -66,7 +69,7 @@ class Patch:
 
 
 @dataclass(frozen=True, eq=False)
-class ImageAttribution:
+class ImageAttribution(Storable, LongForm):
     """The attribution of one image.
 
     The value of a notebook's cell is shown as Captum's overlay, and rich prints it as
@@ -112,6 +115,24 @@ class ImageAttribution:
         """The predicted label with its probability, or with its value."""
         number = self.probability if self.value is None else self.value
         return f"{self.predicted} {number:.3f}"
+
+    def _scored_rows(self, first: int, tokens: Tokens | None) -> Iterator[ScoredRows]:
+        refuse_tokens(self, tokens)
+        same = {
+            "example": first,
+            "image": self.image,
+            "label": self.target,
+            "predicted": self.predicted,
+            "probability": self.probability,
+            "value": self.value,
+        }
+        edges = ("left", "top", "right", "bottom")
+        beside = {
+            edge: [patch.box[i] for patch in self.patches]
+            for i, edge in enumerate(edges)
+        }
+        scores = [patch.score for patch in self.patches]
+        yield ScoredRows(scores, same, beside=beside)
 
     def _repr_html_(self) -> str:
         return ImageOverlays((self,))._repr_html_()
@@ -186,7 +207,7 @@ def _picture(image: ImageAttribution) -> str:
 
 
 @dataclass(frozen=True)
-class ImageClassifier:
+class ImageClassifier(KnownParts):
     """An image classifier with its image processor.
 
     Attributes:

@@ -20,6 +20,7 @@ from transformers import (
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.attr import SLALOM, AttentionAttribution, AttnLRP
 from captum_attnflow.explanation import Explanation
+from captum_attnflow.long_form import LongForm, ScoredRows, Tokens, refuse_tokens
 from captum_attnflow.pipelines.methods import DEFAULT_METHOD, METHODS, find_method
 from captum_attnflow.pipelines.pretrained import (
     Prediction,
@@ -31,15 +32,17 @@ from captum_attnflow.pipelines.pretrained import (
     problem_type,
     read_predictions,
 )
+from captum_attnflow.pipelines.provenance import KnownParts
 from captum_attnflow.scored_tokens import coloured_tokens, printable
 from captum_attnflow.show.text import safe_record, visualize_text
 from captum_attnflow.slalom import SlalomExplanation
 from captum_attnflow.slalom.explanation import SlalomReading
+from captum_attnflow.storage import Storable
 from captum_attnflow.texts import find_special_tokens
 
 
 @dataclass(frozen=True)
-class TextAttribution:
+class TextAttribution(Storable, LongForm):
     """The attribution of one text.
 
     The value of a notebook's cell is shown as Captum's text picture, and rich prints
@@ -105,6 +108,18 @@ class TextAttribution:
             "convergence": self.delta,
         }
 
+    def _scored_rows(self, first: int, tokens: Tokens | None) -> Iterator[ScoredRows]:
+        refuse_tokens(self, tokens)
+        same = {
+            "example": self.index,
+            "text": self.text,
+            "label": self.target,
+            "predicted": self.predicted,
+            "probability": self.probability,
+            "value": self.value,
+        }
+        yield ScoredRows(self.scores, same, self.tokens)
+
     def _repr_html_(self) -> str:
         record = safe_record(self.tokens, self.scores, **self.labels)
         return str(visualize_text([record]).data)
@@ -147,7 +162,7 @@ def _side_by_side(tokens: Sequence[str], slalom: SlalomReading) -> str:
 
 
 @dataclass(frozen=True)
-class TextClassifier:
+class TextClassifier(KnownParts):
     """A sequence classifier with its tokenizer.
 
     Attributes:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from textwrap import shorten
 from typing import Any
@@ -25,6 +25,7 @@ from transformers import (
 from captum_attnflow.attr import GenerationAttribution
 from captum_attnflow.attr.generation import Output
 from captum_attnflow.explanation import GenerationExplanation
+from captum_attnflow.long_form import LongForm, ScoredRows, Tokens
 from captum_attnflow.pipelines.methods import (
     DEFAULT_METHOD,
     GENERATION_METHODS,
@@ -36,8 +37,10 @@ from captum_attnflow.pipelines.pretrained import (
     check_texts,
     load_pretrained,
 )
+from captum_attnflow.pipelines.provenance import KnownParts
 from captum_attnflow.scored_tokens import printable
 from captum_attnflow.show.token_matrix import LeftOut, Scale, TokenMatrix
+from captum_attnflow.storage import Storable
 from captum_attnflow.texts import ChatInput, token_pieces
 from captum_attnflow.texts.chat import Message
 from captum_attnflow.texts.units import Unit
@@ -49,7 +52,7 @@ Span = str | tuple[int, int]
 
 
 @dataclass(frozen=True)
-class GeneratedText:
+class GeneratedText(Storable, LongForm):
     """The attribution of one generated text.
 
     Attributes:
@@ -104,6 +107,11 @@ class GeneratedText:
             **({} if self.units == "token" else of_units),
         }
 
+    def _scored_rows(self, first: int, tokens: Tokens | None) -> Iterator[ScoredRows]:
+        for rows in self.explanation._scored_rows(first, tokens):
+            texts = {"text": self.prompt, "generated": self.generated}
+            yield replace(rows, same={**rows.same, **texts})
+
     def _repr_html_(self) -> str:
         return self.matrix()._repr_html_()
 
@@ -116,7 +124,7 @@ class GeneratedText:
 
 
 @dataclass(frozen=True)
-class TextGenerator:
+class TextGenerator(KnownParts):
     """A language model, causal or of encoder and decoder, with its tokenizer.
 
     Attributes:
