@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from captum_attnflow._checks import check_choice, check_integer
 from captum_attnflow._warnings import warn_caller
@@ -35,6 +35,23 @@ class Windowed:
     side: Literal["longer", "second"] = "longer"
 
 
+@dataclass(frozen=True)
+class TokenPlaces:
+    """Where the tokens of one text come from.
+
+    Attributes:
+        sequences (tuple of int): Of each token 0, or 1 in the second text of a pair;
+            None for a special token.
+        words (tuple of int): The word of its text that each token belongs to; None for
+            a special token.
+        spans (tuple of tuple[int, int]): The characters of its text that it spells.
+    """
+
+    sequences: tuple[int | None, ...]
+    words: tuple[int | None, ...]
+    spans: tuple[tuple[int, int], ...]
+
+
 @dataclass(frozen=True, eq=False)
 class EncodedTexts:
     """Texts as arguments of a model: a row per text, or per window of a long one.
@@ -48,6 +65,8 @@ class EncodedTexts:
             stands, shape ``(tokens,)``, without padding.
         tokens (tuple): Per text, the tokens that its rows show together.
         n_truncated (tuple of int): Per text, the tokens that no row shows.
+        places (tuple of TokenPlaces): Per text, where its tokens come from; empty if it
+            was not asked for.
     """
 
     ids: Tensor
@@ -56,6 +75,7 @@ class EncodedTexts:
     positions: tuple[Tensor, ...]
     tokens: tuple[tuple[str, ...], ...]
     n_truncated: tuple[int, ...]
+    places: tuple[TokenPlaces, ...] = ()
 
     @property
     def mask(self) -> Tensor:
@@ -75,6 +95,13 @@ class EncodedTexts:
     def rows_of(self, text: int) -> list[int]:
         """The rows of a text."""
         return [row for row, owner in enumerate(self.texts) if owner == text]
+
+    def column_of(self, row: int, position: int) -> int | None:
+        """Where a row shows a token of its text, None where it does not."""
+        found = (self.positions[row] == position).nonzero()
+        if not len(found):
+            return None
+        return int(self.mask[row].nonzero()[int(found[0, 0]), 0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +124,7 @@ class TextEncoder:
         texts: Sequence[TextOrPair],
         truncation: Truncation = "truncate",
         windowed: Windowed | None = None,
+        with_places: bool = False,
     ) -> EncodedTexts:
         """Encode texts, each in one row or in windows.
 
@@ -105,12 +133,20 @@ class TextEncoder:
             truncation (str): What becomes of a text longer than the limit:
                 ``"truncate"`` cuts its end off, with a warning; ``"window"`` makes
                 overlapping windows; ``"refuse"`` raises.
-            windowed (Windowed, optional): The windows.
+            windowed (Windowed, optional): The windows; its ``side`` is also what is
+                truncated of a pair.
+            with_places (bool): Whether to find where tokens come from.
 
         Raises:
-            ValueError: If a text is refused or cannot be cut into such windows, or
-                ``truncation`` is unknown.
+            ValueError: If a text is refused or cannot be cut into such windows,
+                ``truncation`` is unknown, or the tokenizer knows no places.
         """
+        if with_places and not self.tokenizer.is_fast:
+            raise ValueError(
+                f"the tokenizer {type(self.tokenizer).__name__} does not know which "
+                "characters its tokens spell; give one with a tokenizer.json, which "
+                "AutoTokenizer loads as a fast tokenizer"
+            )
         check_choice("truncation", truncation, TRUNCATIONS)
         windows = windowed or Windowed()
         if windows.stride is not None:
@@ -120,7 +156,7 @@ class TextEncoder:
                     f"stride={windows.stride} was given with truncation="
                     f'{truncation!r}; it is the overlap of truncation="window"'
                 )
-        whole = self._whole(texts)
+        whole = self._whole(texts, with_places)
         limit = self.limit
         kept: list[list[Tensor]] = []
         for number, (text, encoded) in enumerate(zip(texts, whole, strict=True), 1):
@@ -141,9 +177,9 @@ class TextEncoder:
                     f"the text {_shortened(text)!r} has {n_tokens} tokens and is "
                     f"truncated to the model's limit of {limit}"
                 )
-                encoded.update(self._truncated(text, limit))
+                encoded.update(self._truncated(text, limit, windows.side, with_places))
                 kept.append([torch.arange(len(encoded["input_ids"]))])
-        return self._padded(whole, kept)
+        return self._padded(whole, kept, with_places)
 
     @property
     def limit(self) -> int | None:
@@ -161,15 +197,17 @@ class TextEncoder:
         # Tokenizers without a limit say 1e30.
         return min((int(limit) for limit in limits if limit < 1e9), default=None)
 
-    def _call(self, *parts: str | list[str], **options: Any) -> dict[str, Any]:
+    def _call(self, *parts: str | list[str], **options: Any) -> BatchEncoding:
         given = self.options.get("add_special_tokens")
         added = {} if given is None else {"add_special_tokens": given}
-        called = self.tokenizer(
+        called: BatchEncoding = self.tokenizer(
             *parts, return_attention_mask=True, verbose=False, **{**added, **options}
         )
-        return dict(called)
+        return called
 
-    def _whole(self, texts: Sequence[TextOrPair]) -> list[dict[str, Any]]:
+    def _whole(
+        self, texts: Sequence[TextOrPair], with_places: bool
+    ) -> list[dict[str, Any]]:
         """Encode texts without a limit, and pairs, each kind in one call."""
         encoded: list[dict[str, Any]] = [{} for _ in texts]
         for kind in (str, tuple):
@@ -179,18 +217,29 @@ class TextEncoder:
             parts = [_parts(texts[row]) for row in rows]
             columns = [list(column) for column in zip(*parts, strict=True)]
             called = self._call(*columns, return_special_tokens_mask=True)
-            for row, values in zip(
-                rows, zip(*called.values(), strict=True), strict=True
-            ):
-                encoded[row] = dict(zip(called, values, strict=True))
+            for index, row in enumerate(rows):
+                encoded[row] = {name: of[index] for name, of in called.items()}
                 encoded[row]["n_whole"] = len(encoded[row]["input_ids"])
+                if with_places:
+                    encoded[row]["places"] = _places(called, index)
         return encoded
 
-    def _truncated(self, text: TextOrPair, limit: int) -> dict[str, Any]:
+    def _truncated(
+        self,
+        text: TextOrPair,
+        limit: int,
+        side: Literal["longer", "second"],
+        with_places: bool,
+    ) -> dict[str, Any]:
         given = self.options.get("truncation")
         # A pipeline may name which of a pair is cut; True cuts the longer one.
         strategy = given if isinstance(given, str) else True
-        return self._call(*_parts(text), truncation=strategy, max_length=limit)
+        if side == "second":
+            strategy = "only_second"
+        columns = [[part] for part in _parts(text)]
+        called = self._call(*columns, truncation=strategy, max_length=limit)
+        one = {name: column[0] for name, column in called.items()}
+        return {**one, "places": _places(called, 0)} if with_places else one
 
     def _windows(
         self, text: TextOrPair, encoded: Mapping[str, Any], limit: int, given: Windowed
@@ -227,7 +276,10 @@ class TextEncoder:
         return windows
 
     def _padded(
-        self, encoded: Sequence[dict[str, Any]], kept: Sequence[Sequence[Tensor]]
+        self,
+        encoded: Sequence[dict[str, Any]],
+        kept: Sequence[Sequence[Tensor]],
+        with_places: bool,
     ) -> EncodedTexts:
         texts = [text for text, windows in enumerate(kept) for _ in windows]
         positions = [window for windows in kept for window in windows]
@@ -262,11 +314,20 @@ class TextEncoder:
                 one["n_whole"] - len(places)
                 for one, places in zip(encoded, seen, strict=True)
             ),
+            places=tuple(one["places"] for one in encoded) if with_places else (),
         )
 
 
 def _parts(text: TextOrPair) -> tuple[str, ...]:
     return text if isinstance(text, tuple) else (text,)
+
+
+def _places(called: BatchEncoding, index: int) -> TokenPlaces:
+    return TokenPlaces(
+        tuple(called.sequence_ids(index)),
+        tuple(called.word_ids(index)),
+        tuple(called[index].offsets),
+    )
 
 
 def _shortened(text: TextOrPair) -> str:

@@ -33,6 +33,7 @@ def load_pretrained(
     load_companion: Callable[..., Any],
     kind: str,
     companion_files: str,
+    unused: tuple[str, ...] = (),
 ) -> tuple[PreTrainedModel, Any]:
     """Load a model with its tokenizer or image processor.
 
@@ -46,6 +47,8 @@ def load_pretrained(
         load_companion (Callable): Takes the same name and options.
         kind (str): What the model is to be, for errors.
         companion_files (str): The companion's files, for errors.
+        unused (tuple of str): How names of weights begin that the task does not read;
+            these may be missing.
 
     Returns:
         tuple: The model, float32 and in eval mode, and its companion.
@@ -91,9 +94,12 @@ def load_pretrained(
         raise ValueError(
             f"{where}{name!r} could not be loaded as {kind}: {error}\n{loadable}"
         ) from error
-    if report["missing_keys"]:
+    missing = sorted(
+        key for key in report["missing_keys"] if not key.startswith(unused)
+    )
+    if missing:
         raise ValueError(
-            f"{name!r} has no weights for {sorted(report['missing_keys'])}, which "
+            f"{name!r} has no weights for {missing}, which "
             f"would be random: it is not trained as {kind}. {loadable}"
         )
     return model.eval(), companion
@@ -213,6 +219,30 @@ def check_texts_or_pairs(texts: object) -> None:
             _check_text(f"the {side} sentence of {where}", part)
 
 
+def check_pairs(first: str, second: str, pairs: object) -> None:
+    """Refuse what is no list of pairs of texts.
+
+    Args:
+        first (str): What the first text of a pair is called, for errors.
+        second (str): And the second one.
+        pairs (sequence of tuple): The pairs.
+
+    Raises:
+        ValueError: Naming the pair.
+    """
+    listed = _listed("pair", pairs)
+    for number, pair in enumerate(listed, 1):
+        where = f"pair {number} of {len(listed)}"
+        is_pair = isinstance(pair, tuple) and len(pair) == 2
+        if not is_pair or not all(isinstance(part, str) for part in pair):
+            raise ValueError(
+                f"{where} is a {type(pair).__name__}, {pair!r}, and no pair of texts; "
+                f"give a tuple of two str, ({first}, {second})"
+            )
+        for name, part in zip((first, second), pair, strict=True):
+            _check_text(f"the {name} of {where}", part)
+
+
 def parts_of_text(text: TextOrPair) -> tuple[str, str | None]:
     """Return a text and its pair, None for a single text."""
     return text if isinstance(text, tuple) else (text, None)
@@ -289,6 +319,21 @@ def labels_of(model: PreTrainedModel) -> list[str]:
     return [str(names[index]) for index in range(len(names))]
 
 
+def labels_of_outputs(model: PreTrainedModel, n_outputs: int) -> list[str]:
+    """Return a classifier's labels, by index, one for each of its outputs.
+
+    Raises:
+        ValueError: If they are not numbered from 0, or not as many as the outputs.
+    """
+    labels = labels_of(model)
+    if n_outputs != len(labels):
+        raise ValueError(
+            f"the model has {n_outputs} outputs but id2label names {labels}; mend "
+            "id2label in its config.json"
+        )
+    return labels
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What a model says of one input, and what of it is attributed.
@@ -333,12 +378,7 @@ def read_predictions(
     Raises:
         ValueError: If there are not as many outputs as labels, or no such target.
     """
-    labels, problem = labels_of(model), problem_type(model)
-    if logits.shape[-1] != len(labels):
-        raise ValueError(
-            f"the model has {logits.shape[-1]} outputs but id2label names "
-            f"{list(labels)}; mend id2label in its config.json"
-        )
+    labels, problem = labels_of_outputs(model, logits.shape[-1]), problem_type(model)
     wanted = None if target is None else find_target(target, labels)
     outputs = logits.detach().cpu()
     if problem == "single_label_classification":

@@ -71,7 +71,7 @@ def html_page(picture: ShownInNotebook | Sequence[ShownInNotebook]) -> str:
     ]
     body = "\n".join(
         [
-            *(table._repr_html_() for table in tables),
+            *(str(table.data) for table in tables),
             *notes,
             *(item._repr_html_() for item in others),
         ]
