@@ -11,7 +11,7 @@ from inspect import signature
 from typing import Any
 
 import captum_attnflow
-from captum_attnflow._checks import check_choice
+from captum_attnflow._checks import check_choice, described
 
 METHODS: dict[str, str] = {
     "relevance-flow": "RelevanceFlow",
@@ -65,10 +65,12 @@ def find_method(
     Raises:
         ValueError: Naming what was given and what is accepted.
     """
-    if method not in accepted:
-        fault = "does not serve this task" if method in METHODS else "is unknown"
+    is_name = isinstance(method, str)
+    if not is_name or method not in accepted:
+        is_known = is_name and method in METHODS
+        fault = "does not serve this task" if is_known else "is unknown"
         raise ValueError(
-            f"method={method!r} {fault}; give one of {', '.join(accepted)}"
+            f"method={described(method)} {fault}; give one of {', '.join(accepted)}"
         )
     own = _options_of(method)
     for name in options:
