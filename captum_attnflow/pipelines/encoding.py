@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from textwrap import shorten
 from typing import Any, Literal, get_args
 
@@ -92,9 +93,16 @@ class EncodedTexts:
         """The ids, and the arguments behind them."""
         return (self.ids, *self.others.values())
 
+    @cached_property
+    def _rows(self) -> dict[int, list[int]]:
+        rows: dict[int, list[int]] = {}
+        for row, text in enumerate(self.texts):
+            rows.setdefault(text, []).append(row)
+        return rows
+
     def rows_of(self, text: int) -> list[int]:
         """The rows of a text."""
-        return [row for row, owner in enumerate(self.texts) if owner == text]
+        return self._rows[text]
 
     def column_of(self, row: int, position: int) -> int | None:
         """Where a row shows a token of its text, None where it does not."""

@@ -10,18 +10,19 @@ from captum_attnflow._checks import is_pipeline
 if TYPE_CHECKING:
     from transformers import Pipeline, PreTrainedModel
 
-# By the kind that a model is loaded as, in the words of errors: the tasks of pipelines
-# that hold such a model, and their attribute that makes its arguments.
-_TASKS: dict[str, tuple[tuple[str, ...], str]] = {
-    "a sequence classifier": (("text-classification",), "tokenizer"),
-    "a token classifier": (("token-classification",), "tokenizer"),
-    "a model of question answering": (("question-answering",), "tokenizer"),
-    "an encoder of texts": (("feature-extraction",), "tokenizer"),
+# By the kind that a model is loaded as, in the words of errors: classes of pipelines
+# that hold such a model, and their attribute that makes its arguments. A task may have
+# other names, such as "ner", and a pipeline made of its class has none.
+_CLASSES: dict[str, tuple[tuple[str, ...], str]] = {
+    "a sequence classifier": (("TextClassificationPipeline",), "tokenizer"),
+    "a token classifier": (("TokenClassificationPipeline",), "tokenizer"),
+    "a model of question answering": (("QuestionAnsweringPipeline",), "tokenizer"),
+    "an encoder of texts": (("FeatureExtractionPipeline",), "tokenizer"),
     "a language model": (
-        ("text-generation", "text2text-generation", "summarization", "translation"),
+        ("TextGenerationPipeline", "Text2TextGenerationPipeline"),
         "tokenizer",
     ),
-    "an image classifier": (("image-classification",), "image_processor"),
+    "an image classifier": (("ImageClassificationPipeline",), "image_processor"),
 }
 # Of a tokenizer's call, what changes the tokens of a text, and is kept. Padding and the
 # kind of arrays are chosen here, and change nothing at the tokens that are no padding.
@@ -55,12 +56,12 @@ def parts_of_pipeline(pipeline: Pipeline, kind: str) -> tuple[PreTrainedModel, A
         ValueError: If the pipeline serves another task, or its model is in training
             mode, in which outputs are random.
     """
-    tasks, attribute = _TASKS[kind]
-    if not any(pipeline.task.startswith(task) for task in tasks):
+    classes, attribute = _CLASSES[kind]
+    if not {each.__name__ for each in type(pipeline).__mro__} & {*classes}:
         raise ValueError(
-            f"the pipeline's task is {pipeline.task!r}, and its "
-            f"{type(pipeline.model).__name__} is not used as {kind}; give a pipeline "
-            f"of {' or '.join(map(repr, tasks))}"
+            f"a {type(pipeline).__name__} was given, and its "
+            f"{type(pipeline.model).__name__} is not used as {kind}; give a "
+            f"{' or '.join(classes)}"
         )
     if pipeline.model.training:
         raise ValueError(

@@ -375,6 +375,20 @@ def test_a_pipeline_is_no_part_of_it(classifier, part):
         ImageClassifier(**{**parts, part: pipeline})
 
 
+def test_a_pipeline_is_its_model_and_image_processor(classifier, photo):
+    pipeline = transformers.pipeline(
+        "image-classification",
+        model=classifier.model,
+        image_processor=classifier.processor,
+    )
+    loaded = ImageClassifier.load(pipeline)
+    assert loaded.processor is pipeline.image_processor
+    [expected] = classifier.explain([str(photo)], "attnlrp")
+    [result] = loaded.explain([str(photo)], "attnlrp")
+    assert result.prediction == expected.prediction
+    assert result.patches == expected.patches
+
+
 def test_patches_that_overlap_cannot_be_shown(classifier, photo, monkeypatch):
     convolution = classifier.model.vit.embeddings.patch_embeddings.projection
     monkeypatch.setattr(convolution, "padding", (1, 1))

@@ -127,10 +127,10 @@ def test_slalom_takes_the_cosine_as_it_is(encoder):
 
 def test_results_show_themselves_escaped(encoder):
     [result] = encoder.explain(PAIRS[:1], "attention-rollout")
-    tokens = ("<b>", *result.first.tokens[1:])
+    tokens = ("<i>", *result.first.tokens[1:])
     page = html_page([replace(result, first=replace(result.first, tokens=tokens))])
-    assert "&lt;b&gt;" in page
-    assert "<b>" not in page
+    assert "&lt;i&gt;" in page
+    assert "<i>" not in page
     console = Console(record=True, width=200)
     console.print(result)
     assert console.export_text().count(f"similarity {result.similarity:.3f}") == 2
