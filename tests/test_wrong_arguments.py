@@ -29,7 +29,11 @@ from captum_attnflow import (
     BarrierSolver,
     LayeredNetwork,
     NetworkXSolver,
+    QuestionAnswerer,
     SciPySolver,
+    SentenceSimilarity,
+    TextClassifier,
+    TokenClassifier,
     flow,
     metrics,
     slalom,
@@ -38,13 +42,10 @@ from captum_attnflow import (
     texts,
 )
 from captum_attnflow.capture import capture_attention
-from captum_attnflow.demo import load_demo_model
+from captum_attnflow.demo import DEMO_MODEL_PATH, load_demo_model
 from captum_attnflow.flow import scores, solvers
 from captum_attnflow.long_form import to_arrow, to_pandas
-from captum_attnflow.pipelines.text_classification import (
-    TextAttribution,
-    TextClassifier,
-)
+from captum_attnflow.pipelines.text_classification import TextAttribution
 from captum_attnflow.slalom import QueryData, fit_slalom
 from captum_attnflow.storage import save_results
 from captum_attnflow.summary import summarize
@@ -443,6 +444,81 @@ def files_and_tables() -> dict[str, Call]:
     }
 
 
+def pipelines() -> dict[str, Call]:
+    """The explainers of texts; names of models are not looked up on the network."""
+    config = transformers.BertConfig(
+        vocab_size=len(TOKENIZER),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=64,
+    )
+    labels = transformers.AutoModelForTokenClassification.from_config(config)
+    answers = transformers.AutoModelForQuestionAnswering.from_config(config)
+    pairs = [("which film ?", "a gripping film"), ("what ?", "so dull")]
+    method = {"method": "attention-rollout"}
+    optional = {"target": None, "truncation": "window", "stride": 1}
+    classifier = TextClassifier(MODEL, TOKENIZER)
+    calls: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+        "TextClassifier": (
+            classifier.explain,
+            {"texts": ["a film", pairs[0]], **method, **optional},
+        ),
+        "TextClassifier.encode": (classifier.encode, {"texts": ["a film"]}),
+        "TokenClassifier": (
+            TokenClassifier(labels.eval(), TOKENIZER).explain,
+            {
+                "texts": ["a gripping film"],
+                "words": [0],
+                "unit": "entity",
+                **method,
+                **optional,
+            },
+        ),
+        "QuestionAnswerer": (
+            QuestionAnswerer(answers.eval(), TOKENIZER).explain,
+            {
+                "pairs": pairs,
+                "part": "both",
+                "max_answer_tokens": 2,
+                **method,
+                **optional,
+            },
+        ),
+        "SentenceSimilarity": (
+            SentenceSimilarity(MODEL.bert, TOKENIZER).explain,
+            {"pairs": pairs, "truncation": "refuse", **method},
+        ),
+        "TextClassifier of parts": (
+            TextClassifier,
+            {"model": MODEL, "tokenizer": TOKENIZER},
+        ),
+        "SentenceSimilarity of parts": (
+            SentenceSimilarity,
+            {"model": MODEL.bert, "tokenizer": TOKENIZER, "pooling": "cls"},
+        ),
+    }
+    kinds = tuple(ANYWHERE | IN_TEXTS)
+    explaining = {
+        f"{name} by pipeline": Call(function, good, None, tuple(good), kinds)
+        for name, (function, good) in calls.items()
+    }
+    no_names = [kind for kind, value in ANYWHERE.items() if not isinstance(value, str)]
+    folder = str(DEMO_MODEL_PATH)
+    return {
+        **explaining,
+        "TextClassifier.load": Call(
+            TextClassifier.load, {"name": folder}, None, ("name",), no_names
+        ),
+        "SentenceSimilarity.load": Call(
+            SentenceSimilarity.load, {"name": folder}, None, ("name",), no_names
+        ),
+        "SentenceSimilarity.load of a pooling": Call(
+            SentenceSimilarity.load, {"name": folder}, None, ("pooling",)
+        ),
+    }
+
+
 def table_calls() -> dict[str, Call]:
     """The settings of a table, which are checked together, and its parts."""
 
@@ -472,6 +548,7 @@ CALLS = {
     **files_and_tables(),
     **attributions(),
     **summaries(),
+    **pipelines(),
     **{f"metrics.{name}": call for name, call in metric_calls().items()},
     **parts_of_slalom(),
     **networks_and_solvers(),

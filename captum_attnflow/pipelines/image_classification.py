@@ -33,6 +33,7 @@ from captum_attnflow.pipelines.methods import (
     find_method,
 )
 from captum_attnflow.pipelines.pretrained import (
+    Given,
     Prediction,
     check_parts,
     labels_of,
@@ -223,11 +224,12 @@ class ImageClassifier(KnownParts):
         check_parts("ImageClassifier", self.model, self.processor, "processor")
 
     @staticmethod
-    def load(name: str) -> ImageClassifier:
-        """Load a classifier from a local folder or by its hub id.
+    def load(name: Given) -> ImageClassifier:
+        """Load a classifier from a local folder, by its hub id, or from a pipeline.
 
         Args:
-            name (str): As :func:`load_pretrained` takes it, which says what is read.
+            name (str, path or Pipeline): As :func:`load_pretrained` takes it, which
+                says what is read. A pipeline's image processor is taken as it is.
 
         Raises:
             FileNotFoundError: As :func:`load_pretrained`.

@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 from rich.text import Text
 
 from captum_attnflow._files import replace_file
+from captum_attnflow.scored_tokens import escaped
 from captum_attnflow.show.text import LabelledText, text_records, visualize_text
 
 # Tokens of Captum's picture are <mark>.
@@ -62,7 +63,19 @@ def html_page(picture: ShownInNotebook | Sequence[ShownInNotebook]) -> str:
     texts = [item for item in pictures if isinstance(item, LabelledText)]
     others = [item for item in pictures if not isinstance(item, LabelledText)]
     tables = [visualize_text(text_records(texts))] if texts else []
-    body = "\n".join(item._repr_html_() for item in [*tables, *others])
+    # Captum's table has no place for how a text was read that exceeds a model's limit.
+    notes = [
+        f"<p>text {number}: {escaped(note)}</p>"
+        for number, item in enumerate(texts, 1)
+        if (note := getattr(item, "note", ""))
+    ]
+    body = "\n".join(
+        [
+            *(str(table.data) for table in tables),
+            *notes,
+            *(item._repr_html_() for item in others),
+        ]
+    )
     return _PAGE.format(body=body)
 
 

@@ -371,8 +371,22 @@ def test_a_pipeline_is_no_part_of_it(classifier, part):
         image_processor=classifier.processor,
     )
     parts = {"model": classifier.model, "processor": classifier.processor}
-    with pytest.raises(ValueError, match=r"pipeline\.model, pipeline\.image_processor"):
+    with pytest.raises(ValueError, match=r"ImageClassifier\.load\(pipeline\)"):
         ImageClassifier(**{**parts, part: pipeline})
+
+
+def test_a_pipeline_is_its_model_and_image_processor(classifier, photo):
+    pipeline = transformers.pipeline(
+        "image-classification",
+        model=classifier.model,
+        image_processor=classifier.processor,
+    )
+    loaded = ImageClassifier.load(pipeline)
+    assert loaded.processor is pipeline.image_processor
+    [expected] = classifier.explain([str(photo)], "attnlrp")
+    [result] = loaded.explain([str(photo)], "attnlrp")
+    assert result.prediction == expected.prediction
+    assert result.patches == expected.patches
 
 
 def test_patches_that_overlap_cannot_be_shown(classifier, photo, monkeypatch):

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from captum_attnflow import AttnLRP
 from captum_attnflow.demo import DEMO_MODEL_PATH
+from captum_attnflow.pipelines.encoding import TextEncoder
 from captum_attnflow.pipelines.methods import METHODS
 from captum_attnflow.pipelines.text_classification import TextClassifier
 from captum_attnflow.show import html_page, terminal_text
@@ -67,7 +68,8 @@ def test_empty_text_is_refused(demo, empty):
 @pytest.mark.parametrize(
     ("wrong", "kind"),
     [
-        (("first", "second"), "tuple"),
+        (("first", "second", "third"), "tuple"),
+        (("first", None), "tuple"),
         (["first", "second"], "list"),
         ({"text": "first", "text_pair": "second"}, "dict"),
         (None, "NoneType"),
@@ -92,7 +94,7 @@ def test_a_pipeline_is_no_part_of_it(demo, part):
         "text-classification", model=demo.model, tokenizer=demo.tokenizer
     )
     parts = {"model": demo.model, "tokenizer": demo.tokenizer}
-    with pytest.raises(ValueError, match=r"pipeline\.model, pipeline\.tokenizer"):
+    with pytest.raises(ValueError, match=r"TextClassifier\.load\(pipeline\)"):
         TextClassifier(**{**parts, part: pipeline})
     with pytest.raises(ValueError, match=rf"{part} is a NoneType"):
         TextClassifier(**{**parts, part: None})
@@ -140,7 +142,7 @@ def test_limit_is_that_of_the_position_embeddings(demo, family, limit):
     model.resize_token_embeddings(len(tokenizer))
     model.config.id2label = {0: "negative", 1: "positive"}
     [result] = TextClassifier(model, tokenizer).explain(["dull"], "attention-rollout")
-    assert TextClassifier(model, tokenizer)._limit() == limit
+    assert TextEncoder(model, tokenizer, {}).limit == limit
     if limit is not None:
         with pytest.warns(UserWarning, match=f"limit of {limit}"):
             [result] = TextClassifier(model, tokenizer).explain(
