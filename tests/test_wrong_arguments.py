@@ -429,6 +429,8 @@ def files_and_tables() -> dict[str, Call]:
             "an empty tuple",
             "an empty dict",
             "a dict",
+            "a dict of a tensor",
+            "names in an array",
         },
     }
     allowed = {"results": untold, "provenance": optional}

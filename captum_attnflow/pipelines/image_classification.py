@@ -224,12 +224,21 @@ class ImageClassifier(KnownParts):
         check_parts("ImageClassifier", self.model, self.processor, "processor")
 
     @staticmethod
-    def load(name: Given) -> ImageClassifier:
+    def load(
+        name: Given,
+        device: str | None = None,
+        dtype: str = "float32",
+        device_map: str | None = None,
+    ) -> ImageClassifier:
         """Load a classifier from a local folder, by its hub id, or from a pipeline.
 
         Args:
-            name (str, path or Pipeline): As :func:`load_pretrained` takes it, which
-                says what is read. A pipeline's image processor is taken as it is.
+            name (str, path or Pipeline): As :func:`load_pretrained` takes it, like what
+                follows, and which says what is read. A pipeline's image processor is
+                taken as it is.
+            device (str, optional): Where the model runs.
+            dtype (str): Of its weights.
+            device_map (str, optional): How it is split over devices.
 
         Raises:
             FileNotFoundError: As :func:`load_pretrained`.
@@ -242,6 +251,9 @@ class ImageClassifier(KnownParts):
             partial(AutoImageProcessor.from_pretrained, backend="pil"),
             "an image classifier",
             "preprocessor_config.json",
+            device=device,
+            dtype=dtype,
+            device_map=device_map,
         )
         return ImageClassifier(model, processor)
 
@@ -298,7 +310,8 @@ class ImageClassifier(KnownParts):
         pixels = self._process(picture)
         with torch.no_grad():
             logits = self._logits(pixels)
-        shown = self._process(picture, do_normalize=False)[0].clamp(0, 1).cpu()
+        plain = self._process(picture, do_normalize=False)[0]
+        shown = plain.float().clamp(0, 1).cpu()
         for prediction in read_predictions(self.model, logits, target, [image]):
             yield self._attribution(image, attribution, pixels, shown, prediction)
 
@@ -342,7 +355,7 @@ class ImageClassifier(KnownParts):
     def _process(self, picture: Image.Image, **options: bool) -> Tensor:
         processed = self.processor(picture, return_tensors="pt", **options)
         pixels: Tensor = processed["pixel_values"]
-        return pixels.to(self.model.device)
+        return pixels.to(self.model.device, self.model.dtype)
 
 
 def _open(image: str) -> Image.Image:

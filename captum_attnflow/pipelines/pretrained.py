@@ -484,12 +484,13 @@ def _labels_above(
     return above
 
 
-def find_target(target: str | int, labels: Sequence[str]) -> int:
+def find_target(target: str | int, labels: Sequence[str], name: str = "target") -> int:
     """Return the index of a label.
 
     Args:
         target (str or int): A label or its index.
         labels (sequence of str): The labels, by index.
+        name (str): Of the argument, for errors.
 
     Raises:
         ValueError: If there is no such target.
@@ -499,6 +500,6 @@ def find_target(target: str | int, labels: Sequence[str]) -> int:
     if str(target).isdecimal() and int(target) < len(labels):
         return int(target)
     raise ValueError(
-        f"target={described(target)} is unknown; give a label of {list(labels)} or an "
+        f"{name}={described(target)} is unknown; give a label of {list(labels)} or an "
         f"index from 0 to {len(labels) - 1}"
     )

@@ -35,7 +35,7 @@ from captum_attnflow.pipelines.text_classification import TextAttribution
 from captum_attnflow.pipelines.token_scores import (
     Output,
     OutputAttribution,
-    TokenScores,
+    ScoredText,
 )
 from captum_attnflow.scored_tokens import escaped
 from captum_attnflow.show.text import safe_record, visualize_text
@@ -255,7 +255,7 @@ def _side(
     encoded: EncodedTexts,
     row: int,
     similarity: float,
-    scored: TokenScores,
+    scored: ScoredText,
 ) -> TextAttribution:
     return TextAttribution(
         text=text,

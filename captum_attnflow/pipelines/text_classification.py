@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +34,7 @@ from captum_attnflow.pipelines.pretrained import (
     TextOrPair,
     check_parts,
     check_texts_or_pairs,
+    find_target,
     labels_of,
     load_pretrained,
     logits_by_position,
@@ -79,6 +80,9 @@ class TextAttribution(Storable, LongForm):
             its limit.
         n_windows (int): Windows of a long text whose outputs were averaged; 1 where the
             model saw the text at once.
+        against (str, optional): The label whose output is taken off the target's; None
+            without contrast.
+        method (str, optional): What the scores were made by.
     """
 
     text: str
@@ -95,6 +99,8 @@ class TextAttribution(Storable, LongForm):
     text_pair: str | None = None
     n_truncated: int = 0
     n_windows: int = 1
+    against: str | None = None
+    method: str | None = None
 
     @property
     def note(self) -> str:
@@ -159,8 +165,15 @@ class TextAttribution(Storable, LongForm):
     def __rich__(self) -> Text:
         number = self.probability if self.value is None else self.value
         text = Text.assemble((printable(self.predicted), "bold"), f" {number:.3f}")
-        if self.target != self.predicted:
-            text.append(f"  (scores for {printable(self.target)})")
+        said = [] if self.method is None else [self.method]
+        if self.against is not None:
+            said.append(
+                f"scores for {printable(self.target)} against {printable(self.against)}"
+            )
+        elif self.target != self.predicted:
+            said.append(f"scores for {printable(self.target)}")
+        if said:
+            text.append(f"  ({', '.join(said)})")
         if self.note:
             text.append(f"\n{self.note}", "italic")
         text.append("\n").append_text(coloured_tokens(self.tokens, self.scores))
@@ -246,12 +259,21 @@ class TextClassifier(KnownParts):
         check_parts("TextClassifier", self.model, self.tokenizer, "tokenizer")
 
     @staticmethod
-    def load(name: Given) -> TextClassifier:
+    def load(
+        name: Given,
+        device: str | None = None,
+        dtype: str = "float32",
+        device_map: str | None = None,
+    ) -> TextClassifier:
         """Load a classifier from a local folder, by its hub id, or from a pipeline.
 
         Args:
-            name (str, path or Pipeline): As :func:`load_pretrained` takes it, which
-                says what is read. Of a pipeline texts become the same tokens as there.
+            name (str, path or Pipeline): As :func:`load_pretrained` takes it, like what
+                follows, and which says what is read. Of a pipeline texts become the
+                same tokens as there.
+            device (str, optional): Where the model runs.
+            dtype (str): Of its weights.
+            device_map (str, optional): How it is split over devices.
 
         Raises:
             FileNotFoundError: As :func:`load_pretrained`.
@@ -264,6 +286,9 @@ class TextClassifier(KnownParts):
             AutoTokenizer.from_pretrained,
             "a sequence classifier",
             "tokenizer files",
+            device=device,
+            dtype=dtype,
+            device_map=device_map,
         )
         if len(tokenizer) <= len(tokenizer.all_special_ids):
             raise ValueError(
@@ -279,6 +304,7 @@ class TextClassifier(KnownParts):
         method: str = DEFAULT_METHOD,
         target: str | int | None = None,
         *,
+        against: str | int | None = None,
         truncation: Truncation = "truncate",
         stride: int | None = None,
         **options: Any,
@@ -301,6 +327,8 @@ class TextClassifier(KnownParts):
                 :data:`captum_attnflow.pipelines.methods.METHODS`.
             target (str or int, optional): Label or index to attribute; what the model
                 predicts of each text by default.
+            against (str or int, optional): Why rather than this label: scores are of
+                the target's output (logit) less this one's.
             truncation (str): What becomes of a text longer than the model's limit:
                 ``"truncate"`` cuts its end off, with a warning; ``"window"`` reads it
                 in overlapping windows of that length, of a pair the longer sentence;
@@ -329,11 +357,22 @@ class TextClassifier(KnownParts):
         parts = [parts_of_text(text) for text in texts]
         firsts = [first for first, _ in parts]
         predictions = read_predictions(self.model, logits, target, firsts)
-        if (
-            make_attribution is SLALOM
-            and problem_type(self.model) != "single_label_classification"
+        other = None
+        if against is not None:
+            other = find_target(against, self.labels, "against")
+            same = [each.row for each in predictions if each.target == other]
+            if same:
+                raise ValueError(
+                    f"against={against!r} is the label that is explained itself, of "
+                    f"the texts {same}; give another, or a target"
+                )
+            forward = _less(forward, other)
+        if make_attribution is SLALOM and (
+            other is not None
+            or problem_type(self.model) != "single_label_classification"
         ):
-            # The logit of a label that excludes no other is its log-odds already.
+            # The logit of a label that excludes no other is its log-odds already, and
+            # so is the difference of two logits.
             options = {"link": "identity", **options}
         scored = OutputAttribution(
             make_attribution, options, forward, self.model, self.tokenizer, encoded
@@ -362,6 +401,8 @@ class TextClassifier(KnownParts):
                 text_pair=parts[each.row][1],
                 n_truncated=encoded.n_truncated[each.row],
                 n_windows=len(rows_of_texts[each.row]),
+                against=None if other is None else self.labels[other],
+                method=method,
             )
             for each, one in zip(predictions, scored, strict=True)
         ]
@@ -407,3 +448,13 @@ class TextClassifier(KnownParts):
                 ]
             )
         return torch.stack([logits[rows].mean(0) for rows in rows_of_texts])
+
+
+def _less(forward: Callable[..., Tensor], label: int) -> Callable[..., Tensor]:
+    """Take the output of one label off those of all."""
+
+    def difference(*arguments: Tensor) -> Tensor:
+        logits = forward(*arguments)
+        return logits - logits[:, label, None]
+
+    return difference

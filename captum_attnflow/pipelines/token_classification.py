@@ -41,7 +41,7 @@ from captum_attnflow.pipelines.text_classification import TextAttribution
 from captum_attnflow.pipelines.token_scores import (
     Output,
     OutputAttribution,
-    TokenScores,
+    ScoredText,
 )
 from captum_attnflow.scored_tokens import escaped, printable
 from captum_attnflow.show.text import safe_record, visualize_text
@@ -333,7 +333,7 @@ def _attribution(
     text: str,
     number: int,
     word: LabelledWord,
-    scored: TokenScores,
+    scored: ScoredText,
     encoded: EncodedTexts,
     labels: Sequence[str],
     wanted: int | None,

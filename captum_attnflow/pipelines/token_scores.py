@@ -38,8 +38,8 @@ class Output:
 
 
 @dataclass(frozen=True)
-class TokenScores:
-    """The scores of the tokens of one text.
+class ScoredText:
+    """One text with the scores of its tokens.
 
     Attributes:
         scores (tuple of float): One per token.
@@ -80,7 +80,7 @@ class OutputAttribution:
 
     def explain(
         self, means: Sequence[Sequence[Output]], batch_size: int
-    ) -> list[TokenScores]:
+    ) -> list[ScoredText]:
         """Attribute means of outputs.
 
         Args:
@@ -88,7 +88,7 @@ class OutputAttribution:
             batch_size (int): Most rows in one call of the method.
 
         Returns:
-            list[TokenScores]: One per mean, with a score for each token of its text.
+            list[ScoredText]: One per mean, with a score for each token of its text.
         """
         outputs = [output for mean in means for output in mean]
         attribution = self.make(self.forward, **self.options)
@@ -109,7 +109,7 @@ class OutputAttribution:
 
     def _explain(
         self, attribution: Any, outputs: Sequence[Output]
-    ) -> Iterator[TokenScores]:
+    ) -> Iterator[ScoredText]:
         """Attribute outputs together; a row stands once for each of its own."""
         device = self.encoded.ids.device
         rows = torch.tensor([output.row for output in outputs], device=device)
@@ -125,7 +125,7 @@ class OutputAttribution:
             )
             accounted_for = (scores.sum(1) - delta).tolist()
             for row, shown in enumerate(mask):
-                yield TokenScores(
+                yield ScoredText(
                     tuple(scores[row][shown].tolist()), output=accounted_for[row]
                 )
             return
@@ -137,10 +137,10 @@ class OutputAttribution:
             of_tokens = tuple(scores[shown.to(scores.device)].tolist())
             if isinstance(explanation, SlalomExplanation):
                 reading = SlalomReading.of(explanation, row, shown.cpu())
-                yield TokenScores(of_tokens, slalom=reading)
+                yield ScoredText(of_tokens, slalom=reading)
             else:
                 value = float(explanation.flow_value[row])
-                yield TokenScores(of_tokens, flow_value=value)
+                yield ScoredText(of_tokens, flow_value=value)
 
     def _baseline(self, ids: Tensor) -> Tensor | None:
         """Replace all but special tokens by the mask token, if there is one."""
@@ -149,7 +149,7 @@ class OutputAttribution:
         special = find_special_tokens(ids, self.model, self.tokenizer)
         return ids.where(special, self.tokenizer.mask_token_id)
 
-    def _mean(self, scored: Sequence[tuple[Output, TokenScores]]) -> TokenScores:
+    def _mean(self, scored: Sequence[tuple[Output, ScoredText]]) -> ScoredText:
         """Average over outputs; a token that a row does not show has no part in it."""
         n_tokens = len(self.encoded.tokens[self.encoded.texts[scored[0][0].row]])
         total = torch.zeros(n_tokens, dtype=torch.float64)
@@ -165,7 +165,7 @@ class OutputAttribution:
             if reading is not None:
                 reading = _among(reading, self.encoded.positions[first.row], n_tokens)
             return replace(alone, scores=tuple(total.tolist()), slalom=reading)
-        return TokenScores(
+        return ScoredText(
             scores=tuple((total / len(scored)).tolist()),
             flow_value=_mean_of([one.flow_value for _, one in scored]),
             output=_mean_of(

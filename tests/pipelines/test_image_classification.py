@@ -181,7 +181,7 @@ class TestPictures:
     def test_the_overlay_shows_the_attributions(self, classifier, photo, method):
         results = classifier.explain([str(photo)] * 2, method)
         figure = ImageOverlays(tuple(results)).figure()
-        assert len(figure.axes) == 4
+        assert len(figure.axes) == 4 + 2  # with a colour bar for each overlay
         shown, overlay = (axis.images[-1].get_array() for axis in figure.axes[:2])
         picture = results[0].pixels.permute(1, 2, 0).numpy()
         assert np.abs(np.asarray(shown) - picture).max() <= 1e-6

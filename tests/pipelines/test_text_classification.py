@@ -47,6 +47,46 @@ def test_predicted_class_is_attributed_unless_a_target_is_given(demo):
         assert (result.predicted, result.target) == ("negative", "positive")
 
 
+@pytest.mark.parametrize("method", ["relevance-flow", "attnlrp", "slalom"])
+def test_a_contrast_explains_the_difference_of_two_logits(demo, method):
+    [result] = demo.explain(
+        ["not so funny , but a gripping film"], method, "negative", against="positive"
+    )
+    assert (result.target, result.against) == ("negative", "positive")
+    with torch.no_grad():
+        logits = demo.model(
+            **demo.encode(["not so funny , but a gripping film"])
+        ).logits[0]
+    difference = float(logits[0] - logits[1])
+    if method == "slalom":
+        assert result.slalom.log_odds == pytest.approx(difference, rel=1e-4)
+    elif method == "attnlrp":
+        assert result.output == pytest.approx(difference, rel=1e-4)
+    else:
+        assert sum(result.scores) == pytest.approx(difference, rel=1e-4)
+        [of], [other] = (
+            demo.explain(["not so funny , but a gripping film"], method, i)
+            for i in (0, 1)
+        )
+        alone = [a - b for a, b in zip(of.scores, other.scores, strict=True)]
+        assert result.scores == pytest.approx(alone, rel=1e-3, abs=1e-5)
+    shown = terminal_text(result).plain
+    assert f"({method}, scores for negative against positive)" in shown
+
+
+@pytest.mark.parametrize(
+    ("target", "against", "words"),
+    [
+        ("positive", "positive", "is the label that is explained itself"),
+        (None, "bored", "against='bored' is unknown"),
+        (None, 7, "against=7 is unknown"),
+    ],
+)
+def test_a_contrast_with_no_other_label_is_refused(demo, target, against, words):
+    with pytest.raises(ValueError, match=words):
+        demo.explain(["so funny"], target=target, against=against)
+
+
 def test_joint_scores_sum_to_the_flow_value(demo):
     for result in demo.explain(TEXTS):
         assert sum(result.scores) == pytest.approx(result.flow_value)
@@ -226,7 +266,7 @@ def test_a_value_is_no_probability(demo, method, problem, n_values):
     for result, value in zip(results, values, strict=True):
         assert result.probability is None
         assert result.value == pytest.approx(value, abs=1e-5)
-        assert terminal_text(result).plain.startswith(f"{result.target} {value:.3f}\n")
+        assert terminal_text(result).plain.startswith(f"{result.target} {value:.3f}  (")
         assert f"{result.target} ({value:.2f})" in html_page([result])
         assert result.labels["value"] == result.value
         assert "probability" not in result.labels
