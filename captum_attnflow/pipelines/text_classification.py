@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from captum_attnflow._checks import is_pipeline
 from captum_attnflow.attr import SLALOM
 from captum_attnflow.pipelines.encoding import (
     EncodedTexts,
@@ -255,7 +256,8 @@ class TextClassifier:
                 f"{name!r} has a tokenizer of special tokens only. Give one with its "
                 "tokenizer files"
             )
-        check_applied_function(name, problem_type(model))
+        if is_pipeline(name):
+            check_applied_function(name, problem_type(model))
         return TextClassifier(model, tokenizer, tokenizer_options(name))
 
     def explain(
