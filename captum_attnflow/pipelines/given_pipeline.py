@@ -113,19 +113,17 @@ def tokenizer_options(given: object) -> dict[str, Any]:
     return {name: options[name] for name in _KEPT if name in options}
 
 
-def check_applied_function(given: object, problem: str) -> None:
+def check_applied_function(given: Pipeline, problem: str) -> None:
     """Refuse a pipeline that makes other probabilities than the model's problem says.
 
     Args:
-        given (object): A pipeline; anything else applies no function of its own.
+        given (Pipeline): The pipeline.
         problem (str): In the words of transformers' ``config.problem_type``.
 
     Raises:
         ValueError: Naming both functions, and how to make them one.
     """
-    if not is_pipeline(given):
-        return
-    function = cast("Pipeline", given)._postprocess_params.get("function_to_apply")
+    function = given._postprocess_params.get("function_to_apply")
     # Without a function a pipeline gives the outputs that are attributed here.
     applied = str(getattr(function, "value", function)).lower()
     own = _FUNCTIONS[problem]

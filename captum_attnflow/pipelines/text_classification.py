@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from captum_attnflow._checks import is_pipeline
 from captum_attnflow.attr import SLALOM
 from captum_attnflow.long_form import LongForm, ScoredRows, Tokens, refuse_tokens
 from captum_attnflow.pipelines.encoding import (
@@ -295,7 +296,8 @@ class TextClassifier(KnownParts):
                 f"{name!r} has a tokenizer of special tokens only. Give one with its "
                 "tokenizer files"
             )
-        check_applied_function(name, problem_type(model))
+        if is_pipeline(name):
+            check_applied_function(name, problem_type(model))
         return TextClassifier(model, tokenizer, tokenizer_options(name))
 
     def explain(
