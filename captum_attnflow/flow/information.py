@@ -31,6 +31,7 @@ Residual = float | Literal["free"] | None
 # A capacity in float64, its flow, the copies of both that an explanation selects, and
 # 26 bytes that the barrier solver took at (12, 768), measured.
 _BYTES_PER_EDGE = 50
+_SMALL = 1 << 28  # bytes, below which nothing is looked for
 
 
 def attention(maps: AttentionMaps) -> Tensor:
@@ -180,6 +181,8 @@ def _refuse_what_does_not_fit(record: AttentionRecord) -> None:
     """
     n_rows, n_layers = len(record.output), len(record.layers)
     needed = _BYTES_PER_EDGE * n_rows * n_layers * record.n_tokens**2
+    if needed < _SMALL:
+        return
     free = free_memory(record.output.device)
     if free is None or needed <= free:
         return

@@ -101,6 +101,7 @@ def test_a_network_without_room_is_refused_before_it_is_taken(monkeypatch):
     model, ids = bert(), token_ids(2, 10)
     free = 50 * 2 * 3 * 7**2  # for seven tokens
     monkeypatch.setattr(information, "free_memory", lambda device: free)
+    monkeypatch.setattr(information, "_SMALL", 0)
     method = GeneralizedAttentionFlow(lambda ids: model(ids).logits)
     message = r"2 texts of 10 tokens and 3 layers needs .* at most 7 tokens would fit"
     with pytest.raises(ValueError, match=message):
