@@ -29,6 +29,7 @@ from torch import Tensor
 from captum_attnflow._checks import check_dense, described
 
 CLASSES: dict[str, str] = {
+    "AnswerAttribution": "captum_attnflow.pipelines.question_answering",
     "ConservationDiagnostics": "captum_attnflow.explanation",
     "Explanation": "captum_attnflow.explanation",
     "FlowDiagnostics": "captum_attnflow.flow.scores",
@@ -47,6 +48,7 @@ CLASSES: dict[str, str] = {
     "SlalomReading": "captum_attnflow.slalom.explanation",
     "TextAttribution": "captum_attnflow.pipelines.text_classification",
     "TokenSequence": "captum_attnflow.capture.record",
+    "WordAttribution": "captum_attnflow.pipelines.token_classification",
 }
 """The module of each class that can be written and read, imported when it is read."""
 FLOATS = "floats"

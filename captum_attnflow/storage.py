@@ -38,6 +38,8 @@ KINDS = (
     "TextAttribution",
     "GeneratedText",
     "ImageAttribution",
+    "AnswerAttribution",
+    "WordAttribution",
 )
 """The classes of results that a file may hold."""
 _KEY = "captum_attnflow"

@@ -32,6 +32,7 @@ from captum_attnflow.pipelines.methods import (
     find_method,
 )
 from captum_attnflow.pipelines.pretrained import (
+    Given,
     check_encodable,
     check_parts,
     check_texts,
@@ -140,7 +141,7 @@ class TextGenerator(KnownParts):
 
     @staticmethod
     def load(
-        name: str,
+        name: Given,
         device: str | None = None,
         dtype: str = "float32",
         device_map: str | None = None,
@@ -148,8 +149,8 @@ class TextGenerator(KnownParts):
         """Load a language model from a local folder or by its hub id.
 
         Args:
-            name (str): As :func:`load_pretrained` takes it, like what follows, and
-                which says what is read.
+            name (str, path or Pipeline): As :func:`load_pretrained` takes it, like what
+                follows, and which says what is read.
             device (str, optional): Where the model runs.
             dtype (str): Of its weights.
             device_map (str, optional): How it is split over devices.
