@@ -458,6 +458,12 @@ class GenerationExplanation(Storable, LongForm):
         return ["".join(generated[start:stop]) for start, stop in self.spans]
 
     @property
+    def has_row_per_token(self) -> bool:
+        """Whether there is one row for each generated token, in order."""
+        steps = range(len(self.log_probabilities))
+        return list(self.spans) == [(step, step + 1) for step in steps]
+
+    @property
     def first_share(self) -> Tensor:
         """Share of the first token in the sum of a row's absolute scores.
 
@@ -529,7 +535,7 @@ class GenerationExplanation(Storable, LongForm):
         return torch.stack(origins)
 
     def _check_one_row_per_token(self, what: str) -> None:
-        if len(self.scores) != len(self.log_probabilities):
+        if not self.has_row_per_token:
             raise ValueError(
                 f"{what} needs a row for each of {len(self.log_probabilities)} "
                 f"generated tokens, and there are rows for the spans "
@@ -569,7 +575,8 @@ class GenerationExplanation(Storable, LongForm):
                 ``"read-out"``, the token in front of the generated one; the
                 ``"system"`` message, the ``"template"``. The picture says so.
             scale (str): ``"row"``: colours are relative to the largest score of a row;
-                ``"matrix"``: of all rows.
+                ``"matrix"``: of all rows, but for the sum over them, which is of
+                another size.
 
         Returns:
             TokenMatrix: With a last row for the whole answer, where rows are the
@@ -579,7 +586,7 @@ class GenerationExplanation(Storable, LongForm):
             ValueError: If an option is unknown.
         """
         # Pictures take half a second to import.
-        from captum_attnflow.show.token_matrix import matrix_of_generated
+        from captum_attnflow.show.generated_matrix import matrix_of_generated
 
         return matrix_of_generated(self, units, left_out, scale)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
-import torch
 from matplotlib.axis import Axis
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -16,7 +15,6 @@ from rich.text import Text
 from torch import Tensor
 
 from captum_attnflow._checks import check_choice
-from captum_attnflow.explanation import GenerationExplanation
 from captum_attnflow.scored_tokens import colour, escaped, printable, strongest
 from captum_attnflow.show.figures import (
     Label,
@@ -25,7 +23,6 @@ from captum_attnflow.show.figures import (
     shortened,
     shown_in_notebooks,
 )
-from captum_attnflow.texts.units import Unit
 
 Scale = Literal["row", "matrix"]
 """What the colours of a score are relative to: the largest of its row, or of all."""
@@ -92,11 +89,16 @@ class TokenMatrix:
 
     @cached_property
     def colours(self) -> np.ndarray:
-        """Scores relative to the largest of the row or of all, in [-1, 1], or NaN."""
+        """Scores relative to the largest of the row or of all, in [-1, 1], or NaN.
+
+        A last row that is the sum of the others is of another size than each of them,
+        and has its own scale.
+        """
         absolute = np.nan_to_num(np.abs(self.scores))
         largest = absolute.max(axis=1, keepdims=True, initial=0.0)
         if self.scale == "matrix":
-            largest = np.full_like(largest, largest.max(initial=0.0))
+            rows = slice(-1 if self.has_sum else None)
+            largest[rows] = largest[rows].max(initial=0.0)
         return np.asarray(self.scores / np.where(largest > 0, largest, 1))
 
     @cached_property
@@ -278,104 +280,19 @@ def token_matrix(
             "of columns that are the prompt"
         )
     rows, columns = np.indices(shape)
-    scores = _blank_where(attributions, columns - n_prompt >= rows)
+    scores = blank_where(attributions, columns - n_prompt >= rows)
     return TokenMatrix(
         scores, tuple(input_tokens), tuple(output_tokens), n_prompt, scale
     )
 
 
-def _blank_where(scores: Tensor, is_blank: np.ndarray) -> np.ndarray:
+def blank_where(scores: Tensor, is_blank: np.ndarray) -> np.ndarray:
+    """Return scores, NaN where they are blank or not finite.
+
+    Args:
+        scores (Tensor): Of any shape.
+        is_blank (ndarray): Of the same.
+    """
     found = scores.detach().double().cpu().numpy().copy()
     found[is_blank | ~np.isfinite(found)] = np.nan
     return np.asarray(found)
-
-
-def matrix_of_generated(
-    explanation: GenerationExplanation,
-    units: Unit | Sequence[tuple[int, int]],
-    left_out: Collection[LeftOut],
-    scale: Scale,
-) -> TokenMatrix:
-    """Draw the scores of generated text, see :meth:`GenerationExplanation.matrix`."""
-    check_choice("scale", scale, get_args(Scale))
-    for name in [left_out] if isinstance(left_out, str) else left_out:
-        check_choice("left_out", name, get_args(LeftOut))
-    parts = explanation.parts
-    drawn = [
-        not (position == 0 and "first" in left_out) and part not in left_out
-        for position, part in enumerate(parts)
-    ]
-    summed = explanation.sum_over(units)
-    rows, possible = explanation.scores, explanation.possible()
-    if "read-out" in left_out:
-        read_out = _read_outs(explanation)
-        rows, possible = rows.masked_fill(read_out, 0), possible & ~read_out
-    has_sum = len(rows) == len(explanation.log_probabilities) > 1
-    outputs = [readable(text) for text in explanation.row_texts]
-    if has_sum:
-        rows = torch.cat([rows, rows.sum(0, keepdim=True)])
-        possible = torch.cat([possible, possible.any(0, keepdim=True)])
-        outputs.append("whole answer")
-    members = [[t for t in tokens if drawn[t]] for tokens in summed.members]
-    kept = [unit for unit, tokens in enumerate(members) if tokens]
-    scores = torch.stack([rows[:, members[unit]].sum(1) for unit in kept], 1)
-    seen = torch.stack([possible[:, members[unit]].any(1) for unit in kept], 1)
-    n_prompt = sum(parts[members[unit][0]] != "generated" for unit in kept)
-    return TokenMatrix(
-        scores=_blank_where(scores, ~seen.cpu().numpy()),
-        input_tokens=tuple(
-            readable("".join(explanation.pieces[t] for t in members[unit]))
-            for unit in kept
-        ),
-        output_tokens=tuple(outputs),
-        n_prompt=n_prompt,
-        scale=scale,
-        caption=_caption(explanation, drawn, left_out),
-        has_sum=has_sum,
-    )
-
-
-def _read_outs(explanation: GenerationExplanation) -> Tensor:
-    """Where the logits of each row's tokens are read, shape ``(R, N)``, bool."""
-    found = torch.zeros_like(explanation.scores, dtype=torch.bool)
-    before = explanation.n_given - 1
-    for row, (start, stop) in enumerate(explanation.spans):
-        found[row, before + start : before + stop] = True
-    return found
-
-
-def readable(text: str) -> str:
-    """Show a piece of text as people read it: no space around, but line feeds."""
-    shown = text.strip(" ").replace("\n", "\u23ce").replace("\t", "\u21e5")
-    return shown or ("\u2423" if text else "\u2026")
-
-
-def _caption(
-    explanation: GenerationExplanation,
-    drawn: Sequence[bool],
-    left_out: Collection[LeftOut],
-) -> str:
-    against = ""
-    if explanation.against:
-        others = ", ".join(f'"{readable(token)}"' for token in explanation.against[:8])
-        more = ", ..." if len(explanation.against) > 8 else ""
-        against = f", less that of {others}{more}"
-    said = f"{explanation.output} of each generated token{against}"
-    absolute = explanation.scores.abs()
-    total = float(absolute.sum()) or 1.0
-    if left_out:
-        hidden = ~torch.tensor(drawn, device=absolute.device).expand_as(absolute)
-        if "read-out" in left_out:
-            hidden = hidden | _read_outs(explanation)
-        share = float(absolute[hidden].sum()) / total
-        said += f"; left out: {', '.join(left_out)} ({100 * share:.2g} % of all scores)"
-    else:
-        share = float(absolute[:, 0].sum()) / total
-        said += f"; the first token has {100 * share:.2g} % of all scores"
-    received = explanation.attention_received
-    if received is not None:
-        elsewhere = received[1:][received[1:] > 0]
-        if len(elsewhere):
-            ratio = float(received[0] / elsewhere.median())
-            said += f" and {ratio:.2g} times the median attention"
-    return said
