@@ -393,6 +393,7 @@ class GenerationExplanation(Storable, LongForm):
         outputs (Tensor, optional): Shape ``(R,)``, the explained outputs.
         against (tuple of str): The token that each generated one is held against: the
             output is its own less the other's. Empty without contrast.
+        against_pieces (tuple of str): Their texts; by default as they are spelled.
         pieces (tuple of str): The text of each token, such that joined they are the
             whole text; by default the tokens.
         parts (tuple of str): What each token belongs to: ``"prompt"``, ``"generated"``,
@@ -430,12 +431,14 @@ class GenerationExplanation(Storable, LongForm):
     pieces: tuple[str, ...] = ()
     parts: tuple[Part, ...] = ()
     attention_received: Tensor | None = None
+    against_pieces: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         n_generated = len(self.log_probabilities)
         defaults: dict[str, tuple[object, ...]] = {
             "spans": tuple((step, step + 1) for step in range(n_generated)),
             "pieces": tuple(self.tokens),
+            "against_pieces": self.against,
             "parts": ("prompt",) * self.n_given + ("generated",) * n_generated,
         }
         for name, default in defaults.items():

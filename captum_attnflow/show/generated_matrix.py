@@ -91,9 +91,9 @@ def described(explanation: GenerationExplanation) -> str:
     """
     absolute = explanation.scores.abs()
     share = _share_of(absolute, absolute[:, :1])
-    return (
-        f"{_output(explanation)}; the first token has {share}{_attention(explanation)}"
-    )
+    attention = _attention(explanation)
+    beside = f" and {attention}" if attention else ""
+    return f"{_output(explanation)}; the first token has {share}{beside}"
 
 
 def _caption(
@@ -108,16 +108,17 @@ def _caption(
     if "read-out" in left_out:
         hidden = hidden | _read_outs(explanation)
     share = _share_of(absolute, absolute[hidden])
-    attention = _attention(explanation).replace(" and", "; the first token has")
-    names = [left_out] if isinstance(left_out, str) else left_out
-    return f"{_output(explanation)}; left out: {', '.join(names)} ({share}){attention}"
+    names = ", ".join([left_out] if isinstance(left_out, str) else left_out)
+    attention = _attention(explanation)
+    beside = f"; the first token has {attention}" if attention else ""
+    return f"{_output(explanation)}; left out: {names} ({share}){beside}"
 
 
 def _output(explanation: GenerationExplanation) -> str:
     kind = "token" if explanation.has_row_per_token else "span"
     against = ""
     if explanation.against:
-        named = explanation.against[:_MOST_NAMED]
+        named = explanation.against_pieces[:_MOST_NAMED]
         others = ", ".join(f'"{readable(token)}"' for token in named)
         more = ", ..." if len(explanation.against) > _MOST_NAMED else ""
         against = f", less that of {others}{more}"
@@ -138,4 +139,4 @@ def _attention(explanation: GenerationExplanation) -> str:
     if not len(elsewhere):
         return ""
     ratio = float(received[0] / elsewhere.median())
-    return f" and {rounded(ratio)} times the median attention"
+    return f"{rounded(ratio)} times the median attention"

@@ -125,10 +125,10 @@ def _text(result: GeneratedResult) -> dict[str, Any]:
         "parts": list(explanation.parts),
         "given": explanation.n_given,
         "spans": [list(span) for span in explanation.spans],
-        "hasAnswer": explanation.has_row_per_token and len(scores) > 1,
+        "hasRowPerToken": explanation.has_row_per_token,
         # Rows of little-endian floats, one per token.
         "scores": base64.b64encode(scores.astype("<f4").tobytes()).decode(),
-        "against": [printable(readable(token)) for token in explanation.against],
+        "against": [printable(readable(piece)) for piece in explanation.against_pieces],
         "probabilities": [
             math.exp(value) if math.isfinite(value) else None
             for value in explanation.log_probabilities.tolist()

@@ -6,6 +6,7 @@
   const tip = find("tip"), announced = find("announced");
   const units = find("units"), scale = find("scale");
   const named = 5;  // the most tokens on a side of a sentence
+  const longest = 48;  // characters of a token, or of a sentence, that a sentence quotes
   const unitNames = {
     token: "tokens", word: "words", sentence: "sentences", line: "lines", span: "given spans",
   };
@@ -22,10 +23,10 @@
       start, stop, scores: scores.subarray(row * columns, (row + 1) * columns),
     }));
     const n = given.probabilities.length;
-    if (given.hasAnswer) rows.push({ start: 0, stop: n, summed: rows.slice() });
-    const chosen = given.hasAnswer ? rows.length - 1 : 0;
-    const inline = given.spans.length === n && given.spans.every(([start], row) => start === row);
-    return { ...given, number, rows, chosen, inline, tokens: [], isSigned: scores.some((s) => s < 0) };
+    const hasAnswer = given.hasRowPerToken && n > 1;
+    if (hasAnswer) rows.push({ start: 0, stop: n, summed: rows.slice() });
+    const chosen = hasAnswer ? rows.length - 1 : 0, isSigned = scores.some((score) => score < 0);
+    return { ...given, number, rows, chosen, isSigned, tokens: [] };
   }
 
   function floats(base64) {
@@ -103,6 +104,13 @@
     return trimmed.replaceAll("\n", "⏎").replaceAll("\t", "⇥") || (piece ? "␣" : "…");
   }
 
+  // Both ends tell sentences apart.
+  function shortened(words) {
+    const characters = [...words], half = longest / 2;
+    if (characters.length <= longest) return words;
+    return `${characters.slice(0, half).join("").trimEnd()} … ${characters.slice(-half).join("").trimStart()}`;
+  }
+
   function perCent(share) {
     const percent = 100 * Math.abs(share);
     return `${percent >= 9.95 ? percent.toFixed(0) : Number(percent.toPrecision(2))} %`;
@@ -115,7 +123,7 @@
   // Sentences. A list of text and nodes: tokens keep their direction to themselves.
 
   function quoted(text) {
-    const token = element("bdi", {}, text);
+    const token = element("bdi", {}, shortened(text));
     return ["“", token, "”"];
   }
 
@@ -206,13 +214,13 @@
       const nothing = n > text.given ? "No generated token was explained." : "Nothing was generated.";
       group.append(element("p", { class: "note" }, nothing));
     } else {
-      const what = text.inline ? "a generated token" : "a span of what was generated";
+      const what = text.hasRowPerToken ? "a generated token" : "a span of what was generated";
       group.append(element("legend", {}, `Choose ${what}`));
     }
     if (n > text.given) group.append(wordsOf(text, text.given, n, "Generated text"));
     const rows = element("div", { class: "rows" });
     text.rows.forEach((row, number) => {
-      if (text.inline && !row.summed) return;
+      if (text.hasRowPerToken && !row.summed) return;
       rows.append(element("label", { class: "row" }, radio(text, number), rowLabel(text, row)));
     });
     group.append(rows);
@@ -234,7 +242,7 @@
   }
 
   function wordsOf(text, start, stop, label) {
-    const isChosenFrom = text.inline && start >= text.given;
+    const isChosenFrom = text.hasRowPerToken && start >= text.given;
     const words = element("div", { class: "words", dir: "auto" });
     if (!isChosenFrom) {
       words.setAttribute("role", "group");
@@ -248,8 +256,10 @@
         input.setAttribute("aria-label", readable(text.pieces[token]));
         made.append(input);
       } else made.tabIndex = token === start ? 0 : -1;
-      made.append(...written(text.pieces[token]));
-      words.append(made);
+      // The space in front is no part of what is coloured, and lines break at it.
+      const [, space, rest] = /^( *)(.*)$/s.exec(text.pieces[token]);
+      made.append(...written(rest || space));
+      words.append(rest ? space : "", made);
       text.tokens.push(made);
     }
     return words;
@@ -430,8 +440,8 @@
     const links = texts.map((text) => {
       const asked = text.pieces.filter((_, token) => text.parts[token] === "prompt");
       const words = readable(asked.join(""));
-      const short = [...words].length > 60 ? `${[...words].slice(0, 59).join("")}…` : words;
-      return element("a", { href: `#prompt-${text.number + 1}` }, `${text.number + 1}. `, element("bdi", {}, short));
+      const name = element("bdi", {}, shortened(words));
+      return element("a", { href: `#prompt-${text.number + 1}` }, `${text.number + 1}. `, name);
     });
     find("prompts").append(...links);
     find("prompts").hidden = false;
