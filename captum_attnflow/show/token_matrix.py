@@ -46,8 +46,10 @@ _LABEL_CELLS = 16
 _FONT_SIZE = 8
 _LINE = 1.2 * _FONT_SIZE / 72  # inches
 _MOST_NUMBERED_COLUMNS = 16  # numbers do not fit into wider matrices
-_MOST_COLUMNS = 48  # at which a figure is as wide as a page
-_PAGE_WIDTH, _PAGE_HEIGHT = 6.6, 9.0  # inches for the cells alone
+_MOST_COLUMNS = 42  # whose labels fit beside each other on a page
+_PAGE_WIDTH = 8.2  # inches of A4 and Letter paper
+_ROWS_HEIGHT = 9.0  # what labels and caption leave of such a page
+_MARGIN = 1.2  # for the colour bar
 _WEAKEST_SIGN = 0.1  # of the largest score: weaker ones are nearly white
 _COLOURS = LinearSegmentedColormap.from_list(
     "red-white-green", [(1.0, 0.3, 0.3), (1.0, 1.0, 1.0), (0.3, 1.0, 0.3)]
@@ -205,9 +207,10 @@ class TokenMatrix:
         rows, columns = _labels(self.output_tokens), _labels(self.input_tokens)
         cell_width = 0.45 if self._is_numbered else 0.19
         if n_columns <= _MOST_COLUMNS:
-            cell_width = min(cell_width, _PAGE_WIDTH / max(n_columns, 1))
-        cell_height = min(0.22, _PAGE_HEIGHT / max(n_rows, 1))
-        width = n_columns * cell_width + _longest(rows) + 1.2
+            room = _PAGE_WIDTH - _MARGIN - _longest(rows)
+            cell_width = min(cell_width, room / max(n_columns, 1))
+        cell_height = min(0.22, _ROWS_HEIGHT / max(n_rows, 1))
+        width = n_columns * cell_width + _longest(rows) + _MARGIN
         caption = _lines(self.caption, width)
         height = n_rows * cell_height + _longest(columns) + 0.5
         height += _LINE * len(caption)
