@@ -212,7 +212,8 @@ def choose(browser, row: int, section: str = "") -> None:
 
 
 def announced(browser) -> str:
-    return browser.find_element(By.ID, "announced").get_property("textContent")
+    said = browser.find_element(By.ID, "announced").get_property("textContent")
+    return said.replace("\N{NO-BREAK SPACE}", " ")
 
 
 def reading(browser) -> str:
@@ -649,8 +650,10 @@ class TestLooks:
         assert announced(browser).startswith("“Ann” (token 1 of 5")
 
     def test_paper_shows_what_was_chosen_without_controls(self, opened, browser):
-        with emulating(browser, medium="print"):
+        with emulating(browser, scheme="dark", medium="print"):
             opened(explained())
+            body = browser.find_element(By.TAG_NAME, "body")
+            assert luminance(body.value_of_css_property("background-color")) == 1
             assert not browser.find_element(By.ID, "controls").is_displayed()
             assert browser.find_element(By.CLASS_NAME, "reading").is_displayed()
             kept = "return getComputedStyle(arguments[0]).printColorAdjust"

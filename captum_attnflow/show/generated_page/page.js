@@ -113,7 +113,8 @@
 
   function perCent(share) {
     const percent = 100 * Math.abs(share);
-    return `${percent >= 9.95 ? percent.toFixed(0) : Number(percent.toPrecision(2))} %`;
+    const written = percent >= 9.95 ? percent.toFixed(0) : Number(percent.toPrecision(2));
+    return `${written}\u00a0%`;  // no line breaks in front of the sign
   }
 
   function withSign(score) {
