@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from entered_files import METHODS, PACKAGE, entered_by, files_of
+from module_imports import imports
 
 # Which rooms a room may import. Helpers (_*.py) and the version are free to all.
 ARROWS: dict[str, set[str]] = {
@@ -25,29 +24,6 @@ ARROWS: dict[str, set[str]] = {
     # Of the pictures only words, fonts and figures.
     "summary": {"scored_tokens", "show"},
 }
-
-
-def imports(path: Path) -> Iterator[str]:
-    """Names of the package's modules that a file imports when it is imported.
-
-    Pictures are imported when they are drawn.
-    """
-    pending: list[ast.AST] = [ast.parse(path.read_text("utf-8"))]
-    while pending:
-        node = pending.pop()
-        if isinstance(node, ast.FunctionDef):
-            continue
-        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
-            pending.extend(node.orelse)
-            continue
-        if isinstance(node, ast.ImportFrom) and node.module:
-            if node.module == "captum_attnflow":
-                yield from (f"captum_attnflow.{alias.name}" for alias in node.names)
-            else:
-                yield node.module
-        elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        pending.extend(ast.iter_child_nodes(node))
 
 
 def room_of(module: str) -> str:
