@@ -1,4 +1,4 @@
-"""The one thing that pyproject.toml cannot say: the README as an index page shows it."""
+"""What pyproject.toml cannot say: the README, as an index page shows it."""
 
 import re
 from pathlib import Path

@@ -52,7 +52,7 @@ def distributions() -> dict[str, list[str]]:
 
 
 def released(modules: set[str]) -> set[str]:
-    """Names under which the modules' packages are installed, the standard's left out."""
+    """Names under which the modules' packages are installed, but for the standard's."""
     tops = {module.split(".")[0] for module in modules}
     tops -= {*sys.stdlib_module_names, "captum_attnflow"}
     return {

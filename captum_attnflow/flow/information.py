@@ -25,6 +25,7 @@ Information = str
 """A key of :data:`INFORMATION`."""
 
 Residual = float | Literal["free"] | None
+"""What a residual edge can carry: a share, any amount, or nothing: there is none."""
 
 
 def attention(maps: AttentionMaps) -> Tensor:
@@ -69,6 +70,7 @@ INFORMATION: dict[str, Callable[[AttentionMaps], Tensor]] = {
     "relevance": relevance,
     "counter-relevance": counter_relevance,
 }
+"""For each name, the function from attention maps to the information tensor."""
 
 
 def information_tensor(record: AttentionRecord, information: Information) -> Tensor:
