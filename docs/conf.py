@@ -51,7 +51,6 @@ myst_heading_anchors = 3  # README links to its own sections, as code hosts allo
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # each argument's description says its type and shape
-autodoc_class_signature = "separated"
 napoleon_use_rtype = False
 napoleon_use_ivar = True
 

@@ -1,4 +1,4 @@
-"""The pages of the reference: one per room, each public name once.
+"""The pages of the reference: one per room, each public name and each module once.
 
 Rooms are found in the package, and their names in ``__all__``, so that no list here has
 to be kept. A name is described in its innermost room, under the shortest path by which
@@ -123,6 +123,20 @@ def entry(name: Name) -> str:
     return "\n".join([*lines, "", *(f"   {line}" for line in name.text), ""])
 
 
+def module_entry(module: str) -> str:
+    """What Sphinx is to put on a page for the description of a module."""
+    # A function may be named like the file that holds it.
+    no_index = "   :no-index:\n" if module in public_names() else ""
+    return f".. automodule:: {module}\n{no_index}"
+
+
+def room_of(module: str) -> str:
+    """The innermost room that a module lies in."""
+    while module not in rooms():
+        module = module.rpartition(".")[0]
+    return module
+
+
 def write_pages(app: Sphinx) -> None:
     """Write a page for every room, and warn of names without a description."""
     PAGES.mkdir(exist_ok=True)
@@ -133,14 +147,18 @@ def write_pages(app: Sphinx) -> None:
             {aliases()[f"{room}.{name}"] for name in exported if name[:2] != "__"}
             - {name.path for name in here}
         )
-        parts = [room, "=" * len(room), "", f".. automodule:: {room}"]
-        if room in public_names():  # a function is named like the file that holds it
-            parts.append("   :no-index:")
-        parts.append("")
+        title = room.removeprefix("captum_attnflow.")
+        parts = [title, "=" * len(title), "", module_entry(room)]
         if elsewhere:
             parts += ["From here can be imported, too:", ""]
             parts += [*(f"- :obj:`{path}`" for path in elsewhere), ""]
         parts += [entry(name) for name in here]
+        inside = [module for module in modules() if room_of(module) == room != module]
+        if inside:
+            parts += ["Modules", "-------", ""]
+        for module in inside:
+            title = f"``{module}``"
+            parts += [title, "^" * len(title), "", module_entry(module)]
         pages[PAGES / f"{room}.rst"] = "\n".join(parts)
     for old in set(PAGES.glob("*.rst")) - set(pages):
         old.unlink()
