@@ -51,6 +51,7 @@ myst_heading_anchors = 3  # README links to its own sections, as code hosts allo
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # each argument's description says its type and shape
+napoleon_use_param = False  # the description of a module may have arguments, too
 napoleon_use_rtype = False
 napoleon_use_ivar = True
 
