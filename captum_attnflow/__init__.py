@@ -16,6 +16,8 @@ takes another way, by queries alone::
 - :mod:`captum_attnflow.slalom`: SLALOM: its queries, function, fit and scores.
 - :mod:`captum_attnflow.explanation`: what ``explain()`` returns, of generated text too.
 - :mod:`captum_attnflow.scored_tokens`: how results show themselves.
+- :mod:`captum_attnflow.storage`: results in files.
+- :mod:`captum_attnflow.long_form`: results as tables.
 - :mod:`captum_attnflow.pipelines`: texts and images in, attributions out.
 - :mod:`captum_attnflow.metrics`: faithfulness of any attribution.
 - :mod:`captum_attnflow.study`: methods compared on models and texts.
@@ -63,6 +65,42 @@ if TYPE_CHECKING:
         SciPySolver,
         solve_flow,
     )
+    from captum_attnflow.pipelines.image_classification import (
+        ImageAttribution as ImageAttribution,
+    )
+    from captum_attnflow.pipelines.image_classification import (
+        ImageClassifier as ImageClassifier,
+    )
+    from captum_attnflow.pipelines.question_answering import (
+        AnswerAttribution as AnswerAttribution,
+    )
+    from captum_attnflow.pipelines.question_answering import (
+        QuestionAnswerer as QuestionAnswerer,
+    )
+    from captum_attnflow.pipelines.sentence_similarity import (
+        SentenceSimilarity as SentenceSimilarity,
+    )
+    from captum_attnflow.pipelines.sentence_similarity import (
+        SimilarityAttribution as SimilarityAttribution,
+    )
+    from captum_attnflow.pipelines.text_classification import (
+        TextAttribution as TextAttribution,
+    )
+    from captum_attnflow.pipelines.text_classification import (
+        TextClassifier as TextClassifier,
+    )
+    from captum_attnflow.pipelines.text_generation import (
+        GeneratedText as GeneratedText,
+    )
+    from captum_attnflow.pipelines.text_generation import (
+        TextGenerator as TextGenerator,
+    )
+    from captum_attnflow.pipelines.token_classification import (
+        LabelledWords as LabelledWords,
+    )
+    from captum_attnflow.pipelines.token_classification import (
+        TokenClassifier as TokenClassifier,
+    )
     from captum_attnflow.slalom import SlalomExplanation
 else:
     _MODULES = {
@@ -94,11 +132,38 @@ else:
             "SciPySolver",
             "solve_flow",
         ),
+        "captum_attnflow.pipelines.image_classification": (
+            "ImageAttribution",
+            "ImageClassifier",
+        ),
+        "captum_attnflow.pipelines.question_answering": (
+            "AnswerAttribution",
+            "QuestionAnswerer",
+        ),
+        "captum_attnflow.pipelines.sentence_similarity": (
+            "SentenceSimilarity",
+            "SimilarityAttribution",
+        ),
+        "captum_attnflow.pipelines.text_classification": (
+            "TextAttribution",
+            "TextClassifier",
+        ),
+        "captum_attnflow.pipelines.text_generation": (
+            "GeneratedText",
+            "TextGenerator",
+        ),
+        "captum_attnflow.pipelines.token_classification": (
+            "LabelledWords",
+            "TokenClassifier",
+        ),
         "captum_attnflow.slalom": ("SlalomExplanation",),
     }
     # Behind the condition, as type checkers would admit any name of a __getattr__.
     __getattr__, __dir__ = lazy_names(__name__, _MODULES)
 
+# The pipelines and their results are public, too, but not among what * imports, which
+# would load transformers: TextClassifier, TextGenerator, ImageClassifier,
+# TokenClassifier, QuestionAnswerer, SentenceSimilarity.
 __all__ = [
     "AttentionFlow",
     "AttentionRollout",

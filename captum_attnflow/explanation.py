@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import networkx as nx
 import torch
@@ -22,7 +22,16 @@ from captum_attnflow.flow.scores import (
     normalize,
     score_tokens,
 )
+from captum_attnflow.flow.solvers import FlowSolution
+from captum_attnflow.long_form import (
+    LongForm,
+    ScoredRows,
+    Tokens,
+    refuse_tokens,
+    rows_of_batch,
+)
 from captum_attnflow.scored_tokens import ShownByTokens
+from captum_attnflow.storage import Storable
 from captum_attnflow.texts.units import Unit, Units, sum_over_units
 
 if TYPE_CHECKING:
@@ -34,6 +43,7 @@ _FEWEST_POSITIONS = 6
 _POSITION_ALONE = 0.98  # Spearman's rho
 
 
+@runtime_checkable
 class JointFlow(Protocol):
     """The flow of all tokens of each example, known or solved when it is read.
 
@@ -99,7 +109,7 @@ class ConservationDiagnostics:
 
 
 @dataclass(frozen=True, eq=False)
-class Explanation(ShownByTokens):
+class Explanation(ShownByTokens, Storable, LongForm):
     """Token scores of a batch, with everything they came from.
 
     Shows itself in a notebook and by rich; :meth:`show` takes the tokens.
@@ -220,6 +230,20 @@ class Explanation(ShownByTokens):
         # A maximum flow that was solved on the network has no direct edges.
         direct = self.direct if conserved and self.cut is None else None
         return self.network.to_networkx(example, tokens, self.flow, direct)
+
+    def _scored_rows(self, first: int, tokens: Tokens | None) -> Iterator[ScoredRows]:
+        return rows_of_batch(self.scores, first, tokens)
+
+    def _as_stored(self) -> Explanation:
+        # How to solve a flow is not written, so that it is solved first.
+        flow, against = self.joint_flow, self.against
+        if not isinstance(flow, (GivenFlow, FlowSolution)):
+            flow = GivenFlow(flow.value, flow.flow, flow.cut)
+        return replace(
+            self,
+            joint_flow=flow,
+            against=None if against is None else against._as_stored(),
+        )
 
     def _shown(self) -> tuple[list[str], Tensor]:
         headings = [
@@ -347,7 +371,7 @@ Part = Literal["system", "template", "prompt", "generated"]
 
 
 @dataclass(frozen=True, eq=False)
-class GenerationExplanation:
+class GenerationExplanation(Storable, LongForm):
     """Scores of generated tokens: what each was made from.
 
     A row explains one generated token, or the sum of the outputs of a span of them.
@@ -369,6 +393,7 @@ class GenerationExplanation:
         outputs (Tensor, optional): Shape ``(R,)``, the explained outputs.
         against (tuple of str): The token that each generated one is held against: the
             output is its own less the other's. Empty without contrast.
+        against_pieces (tuple of str): Their texts; by default as they are spelled.
         pieces (tuple of str): The text of each token, such that joined they are the
             whole text; by default the tokens.
         parts (tuple of str): What each token belongs to: ``"prompt"``, ``"generated"``,
@@ -406,12 +431,14 @@ class GenerationExplanation:
     pieces: tuple[str, ...] = ()
     parts: tuple[Part, ...] = ()
     attention_received: Tensor | None = None
+    against_pieces: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         n_generated = len(self.log_probabilities)
         defaults: dict[str, tuple[object, ...]] = {
             "spans": tuple((step, step + 1) for step in range(n_generated)),
             "pieces": tuple(self.tokens),
+            "against_pieces": self.against,
             "parts": ("prompt",) * self.n_given + ("generated",) * n_generated,
         }
         for name, default in defaults.items():
@@ -432,6 +459,12 @@ class GenerationExplanation:
         """What each of the ``R`` rows explains, as text."""
         generated = self.pieces[self.n_given :]
         return ["".join(generated[start:stop]) for start, stop in self.spans]
+
+    @property
+    def has_row_per_token(self) -> bool:
+        """Whether there is one row for each generated token, in order."""
+        steps = range(len(self.log_probabilities))
+        return list(self.spans) == [(step, step + 1) for step in steps]
 
     @property
     def first_share(self) -> Tensor:
@@ -505,7 +538,7 @@ class GenerationExplanation:
         return torch.stack(origins)
 
     def _check_one_row_per_token(self, what: str) -> None:
-        if len(self.scores) != len(self.log_probabilities):
+        if not self.has_row_per_token:
             raise ValueError(
                 f"{what} needs a row for each of {len(self.log_probabilities)} "
                 f"generated tokens, and there are rows for the spans "
@@ -545,7 +578,8 @@ class GenerationExplanation:
                 ``"read-out"``, the token in front of the generated one; the
                 ``"system"`` message, the ``"template"``. The picture says so.
             scale (str): ``"row"``: colours are relative to the largest score of a row;
-                ``"matrix"``: of all rows.
+                ``"matrix"``: of all rows, but for the sum over them, which is of
+                another size.
 
         Returns:
             TokenMatrix: With a last row for the whole answer, where rows are the
@@ -555,9 +589,30 @@ class GenerationExplanation:
             ValueError: If an option is unknown.
         """
         # Pictures take half a second to import.
-        from captum_attnflow.show.token_matrix import matrix_of_generated
+        from captum_attnflow.show.generated_matrix import matrix_of_generated
 
         return matrix_of_generated(self, units, left_out, scale)
+
+    def _scored_rows(self, first: int, tokens: Tokens | None) -> Iterator[ScoredRows]:
+        refuse_tokens(self, tokens)
+        rows = zip(
+            self.spans, self.row_texts, self.scores, self.possible(), strict=True
+        )
+        for (start, stop), text, scores, possible in rows:
+            before = possible.nonzero()[:, 0].tolist()
+            yield ScoredRows(
+                scores=scores[possible].tolist(),
+                same={
+                    "example": first,
+                    "generated_start": self.n_given + start,
+                    "generated_stop": self.n_given + stop,
+                    "explained": text,
+                    "log_probability": float(self.log_probabilities[start:stop].sum()),
+                },
+                tokens=[self.tokens[position] for position in before],
+                texts=[self.pieces[position] for position in before],
+                beside={"part": [self.parts[position] for position in before]},
+            )
 
     def _repr_html_(self) -> str:
         return self.matrix()._repr_html_()

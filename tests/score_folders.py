@@ -19,7 +19,7 @@ COLUMNS = {
     "text_pair": pa.string(),
     "status": pa.string(),
     "reason": pa.string(),
-    "label": pa.string(),
+    "target": pa.string(),
     "predicted": pa.string(),
     "probability": pa.float64(),
     "value": pa.float64(),
@@ -37,7 +37,7 @@ def explained(
         "row": row,
         "text": " ".join(tokens),
         "status": "explained",
-        "label": "pos",
+        "target": "pos",
         "predicted": "pos",
         "probability": 0.75,
         "n_truncated": 0,
@@ -116,7 +116,7 @@ def random_rows(n_rows: int, seed: int = 0) -> list[dict[str, Any]]:
         effect = [2 * (piece == "word0") - 2 * (piece == "word1") for piece in tokens]
         scores = random.normal(effect, 1)
         label = str(random.choice(["pos", "neg"]))
-        rows.append(explained(row, tokens, scores, label=label, id=f"text-{row}"))
+        rows.append(explained(row, tokens, scores, target=label, id=f"text-{row}"))
     return rows
 
 

@@ -52,7 +52,7 @@ def distributions() -> dict[str, list[str]]:
 
 
 def released(modules: set[str]) -> set[str]:
-    """Names under which the modules' packages are installed, but for the standard's."""
+    """Names under which modules that are not Python's own are installed."""
     tops = {module.split(".")[0] for module in modules}
     tops -= {*sys.stdlib_module_names, "captum_attnflow"}
     return {
@@ -116,7 +116,6 @@ def test_everything_required_is_pinned():
     [
         ("version", __version__),
         ("license", PROJECT["license"]),
-        ("repository-code", PROJECT["urls"]["Homepage"]),
         ("- name", PROJECT["authors"][0]["name"]),
     ],
 )

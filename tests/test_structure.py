@@ -11,18 +11,25 @@ from module_imports import imports
 # Which rooms a room may import. Helpers (_*.py) and the version are free to all.
 ARROWS: dict[str, set[str]] = {
     "scored_tokens": set(),
+    "storage": set(),
     "targets": set(),
     "capture": {"targets"},
     # Of the capture only its record, which holds tensors.
     "flow": {"capture"},
     "texts": {"targets"},
-    "explanation": {"capture", "flow", "scored_tokens", "texts"},
+    "long_form": {"scored_tokens", "texts"},
+    "explanation": {
+        *("capture", "flow", "long_form", "scored_tokens", "storage", "texts"),
+    },
     "attr": {"capture", "explanation", "flow", "targets", "texts"},
-    "slalom": {"attr", "capture", "scored_tokens", "targets", "texts"},
+    "slalom": {
+        *("attr", "capture", "targets", "texts"),
+        *("long_form", "scored_tokens", "storage"),
+    },
     "metrics": {"targets", "texts"},
     "tables": {"demo", "pipelines", "study"},
     # Of the pictures only words, fonts and figures.
-    "summary": {"scored_tokens", "show"},
+    "summary": {"scored_tokens", "show", "texts"},
 }
 
 

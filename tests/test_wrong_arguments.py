@@ -29,7 +29,11 @@ from captum_attnflow import (
     BarrierSolver,
     LayeredNetwork,
     NetworkXSolver,
+    QuestionAnswerer,
     SciPySolver,
+    SentenceSimilarity,
+    TextClassifier,
+    TokenClassifier,
     flow,
     metrics,
     slalom,
@@ -38,9 +42,12 @@ from captum_attnflow import (
     texts,
 )
 from captum_attnflow.capture import capture_attention
-from captum_attnflow.demo import load_demo_model
+from captum_attnflow.demo import DEMO_MODEL_PATH, load_demo_model
 from captum_attnflow.flow import scores, solvers
+from captum_attnflow.long_form import to_arrow, to_pandas
+from captum_attnflow.pipelines.text_classification import TextAttribution
 from captum_attnflow.slalom import QueryData, fit_slalom
+from captum_attnflow.storage import save_results
 from captum_attnflow.summary import summarize
 
 MODEL, TOKENIZER = load_demo_model()
@@ -407,6 +414,113 @@ def networks_and_solvers() -> dict[str, Call]:
     return {name: Call(*call, None, tuple(WRONG)) for name, call in calls.items()}
 
 
+def files_and_tables() -> dict[str, Call]:
+    """What takes results, and refuses all else."""
+    result = TextAttribution("a", ("a",), (1.0,), "x", None, "x")
+    untold: set[str] = set()
+    optional = {"nothing"}
+    columns = {
+        "results": untold,
+        "tokens": optional,
+        "units": untold,
+        "pieces": optional,
+        "special_tokens": {
+            "an empty list",
+            "an empty tuple",
+            "an empty dict",
+            "a dict",
+            "a dict of a tensor",
+            "names in an array",
+        },
+    }
+    allowed = {"results": untold, "provenance": optional}
+    return {
+        "to_arrow": Call(to_arrow, {"results": result}, columns),
+        "to_pandas": Call(to_pandas, {"results": result}, columns),
+        "save_results": Call(
+            save_results, {"results": result, "path": "/dev/null"}, allowed
+        ),
+        "provenance": Call(
+            TextClassifier(MODEL, TOKENIZER).provenance, {}, {"method": untold}
+        ),
+    }
+
+
+def pipelines() -> dict[str, Call]:
+    """The explainers of texts; names of models are not looked up on the network."""
+    config = transformers.BertConfig(
+        vocab_size=len(TOKENIZER),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=64,
+    )
+    labels = transformers.AutoModelForTokenClassification.from_config(config)
+    answers = transformers.AutoModelForQuestionAnswering.from_config(config)
+    pairs = [("which film ?", "a gripping film"), ("what ?", "so dull")]
+    method = {"method": "attention-rollout"}
+    optional = {"target": None, "truncation": "window", "stride": 1}
+    classifier = TextClassifier(MODEL, TOKENIZER)
+    calls: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+        "TextClassifier": (
+            classifier.explain,
+            {"texts": ["a film", pairs[0]], **method, **optional},
+        ),
+        "TextClassifier.encode": (classifier.encode, {"texts": ["a film"]}),
+        "TokenClassifier": (
+            TokenClassifier(labels.eval(), TOKENIZER).explain,
+            {
+                "texts": ["a gripping film"],
+                "words": [0],
+                "unit": "entity",
+                **method,
+                **optional,
+            },
+        ),
+        "QuestionAnswerer": (
+            QuestionAnswerer(answers.eval(), TOKENIZER).explain,
+            {
+                "pairs": pairs,
+                "part": "both",
+                "max_answer_tokens": 2,
+                **method,
+                **optional,
+            },
+        ),
+        "SentenceSimilarity": (
+            SentenceSimilarity(MODEL.bert, TOKENIZER).explain,
+            {"pairs": pairs, "truncation": "refuse", **method},
+        ),
+        "TextClassifier of parts": (
+            TextClassifier,
+            {"model": MODEL, "tokenizer": TOKENIZER},
+        ),
+        "SentenceSimilarity of parts": (
+            SentenceSimilarity,
+            {"model": MODEL.bert, "tokenizer": TOKENIZER, "pooling": "cls"},
+        ),
+    }
+    kinds = tuple(ANYWHERE | IN_TEXTS)
+    explaining = {
+        f"{name} by pipeline": Call(function, good, None, tuple(good), kinds)
+        for name, (function, good) in calls.items()
+    }
+    no_names = [kind for kind, value in ANYWHERE.items() if not isinstance(value, str)]
+    folder = str(DEMO_MODEL_PATH)
+    return {
+        **explaining,
+        "TextClassifier.load": Call(
+            TextClassifier.load, {"name": folder}, None, ("name",), no_names
+        ),
+        "SentenceSimilarity.load": Call(
+            SentenceSimilarity.load, {"name": folder}, None, ("name",), no_names
+        ),
+        "SentenceSimilarity.load of a pooling": Call(
+            SentenceSimilarity.load, {"name": folder}, None, ("pooling",)
+        ),
+    }
+
+
 def table_calls() -> dict[str, Call]:
     """The settings of a table, which are checked together, and its parts."""
 
@@ -433,8 +547,10 @@ def summaries() -> dict[str, Call]:
 
 
 CALLS = {
+    **files_and_tables(),
     **attributions(),
     **summaries(),
+    **pipelines(),
     **{f"metrics.{name}": call for name, call in metric_calls().items()},
     **parts_of_slalom(),
     **networks_and_solvers(),

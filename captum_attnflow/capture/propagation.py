@@ -112,6 +112,9 @@ def propagate(
             if explained is None:
                 raise
             raise explained from error
+        propagation.check(
+            select_output(output, targets[0], len(inputs[0]), len(inputs[0]))
+        )
     if layers is None:
         groups = [
             _only_whole(tensor, [e for e in entries.entered() if e.index == index])
@@ -130,8 +133,6 @@ def propagate(
         is_first, is_last = number == 0, number == len(targets) - 1
         with torch.enable_grad():
             selected = select_output(output, target, len(inputs[0]), len(inputs[0]))
-            if is_first:
-                propagation.check(selected)
             options: dict[str, Any] = {
                 **(grad_kwargs or {}),
                 "allow_unused": True,

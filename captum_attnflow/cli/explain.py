@@ -157,6 +157,16 @@ def explain(
             "of as many tokens, or runner-up."
         ),
     ] = None,
+    truncation: Annotated[
+        str | None,
+        typer.Option(
+            help="Of texts longer than the model's limit: truncate (default), window, "
+            "which reads all of them, or refuse."
+        ),
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="Tokens in which windows overlap.")
+    ] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Most tokens to generate; for text-generation.")
     ] = None,
@@ -236,7 +246,12 @@ def explain(
         str | None,
         typer.Option(help=f"One of: {', '.join(SCORES)}; for slalom only."),
     ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write an HTML page.")] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write an HTML page; of generated text one to choose tokens on."
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Write a picture, such as a .png; for images.")
     ] = None,
@@ -270,6 +285,8 @@ def explain(
         "strategy": strategy,
         "score": score,
         "against": against,
+        "truncation": truncation,
+        "stride": stride,
         "max_new_tokens": max_new_tokens,
         "output": explained,
         "spans": None if span is None else [_span(given) for given in span],
@@ -313,10 +330,16 @@ def explain(
                 "--file": file,
                 "--html": html,
                 "--json": as_json,
-                **{f"--{name.replace('_', '-')}": of for name, of in place.items()},
                 f"--task {task}": task != "text-classification",
             }
-            chosen_by = {"model": model, "method": method, "target": target}
+            chosen_by = {
+                "model": model,
+                "method": method,
+                "target": target,
+                "against": options.pop("against", None),
+                "truncation": options.pop("truncation", None),
+                **place,
+            }
             tables.explain_data(
                 data, output, unused, options=options, **chosen_by, **of_tables
             )

@@ -10,6 +10,7 @@ taken from public restatements; the positive part is per head, before the mean.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from captum_attnflow._checks import check_choice, check_tensor, described
+from captum_attnflow._memory import free_memory
 from captum_attnflow.capture.maps import AttentionLayer, AttentionMaps
 from captum_attnflow.capture.record import AttentionRecord, UnsupportedAttentionError
 from captum_attnflow.flow.network import LayeredNetwork
@@ -26,6 +28,11 @@ Information = str
 
 Residual = float | Literal["free"] | None
 """What a residual edge can carry: a share, any amount, or nothing: there is none."""
+
+# A capacity in float64, its flow, the copies of both that an explanation selects, and
+# 26 bytes that the barrier solver took at (12, 768), measured.
+_BYTES_PER_EDGE = 50
+_SMALL = 1 << 28  # bytes, below which nothing is looked for
 
 
 def attention(maps: AttentionMaps) -> Tensor:
@@ -152,6 +159,7 @@ def _sum_over_heads(
     """Sum maps over heads and place them among all tokens."""
     refuse_other_shapes(record)
     n_rows, n_tokens = len(record.output), record.n_tokens
+    _refuse_what_does_not_fit(record)
     placed = torch.zeros(
         (n_rows, len(record.layers), n_tokens, n_tokens),
         dtype=torch.float64,
@@ -165,6 +173,29 @@ def _sum_over_heads(
         for heads in layer.head_groups():
             total += of_heads(layer, heads).sum(1)
     return placed
+
+
+def _refuse_what_does_not_fit(record: AttentionRecord) -> None:
+    """Refuse a network that memory has no room for, before any of it is taken.
+
+    Raises:
+        ValueError: Saying how many tokens would fit.
+    """
+    n_rows, n_layers = len(record.output), len(record.layers)
+    needed = _BYTES_PER_EDGE * n_rows * n_layers * record.n_tokens**2
+    if needed < _SMALL:
+        return
+    free = free_memory(record.output.device)
+    if free is None or needed <= free:
+        return
+    fitting = math.isqrt(free // (_BYTES_PER_EDGE * n_rows * n_layers))
+    raise ValueError(
+        f"the network of {n_rows} texts of {record.n_tokens} tokens and {n_layers} "
+        f"layers needs {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free: "
+        f"so many texts of at most {fitting} tokens would fit. Give fewer texts at "
+        "once, shorter ones, or take the scores alone (attribute()) of RelevanceFlow "
+        "or AttnLRP, whose memory grows with the tokens and not with their square"
+    )
 
 
 def refuse_other_shapes(record: AttentionRecord) -> None:

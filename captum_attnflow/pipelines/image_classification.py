@@ -26,21 +26,25 @@ from transformers import (
 )
 
 from captum_attnflow.attr import AttentionRollout, AttnLRP
+from captum_attnflow.long_form import LongForm, ScoredRows, Tokens, refuse_tokens
 from captum_attnflow.pipelines.methods import (
     DEFAULT_METHOD,
     IMAGE_METHODS,
     find_method,
 )
 from captum_attnflow.pipelines.pretrained import (
+    Given,
     Prediction,
     check_parts,
     labels_of,
     load_pretrained,
     read_predictions,
 )
+from captum_attnflow.pipelines.provenance import KnownParts
 from captum_attnflow.scored_tokens import escaped, printable, relative
 from captum_attnflow.show.figures import drawable
 from captum_attnflow.show.image import image_overlay
+from captum_attnflow.storage import Storable
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 """What is read. Others of Pillow's run programs of the system, as EPS does."""
@@ -66,7 +70,7 @@ class Patch:
 
 
 @dataclass(frozen=True, eq=False)
-class ImageAttribution:
+class ImageAttribution(Storable, LongForm):
     """The attribution of one image.
 
     The value of a notebook's cell is shown as Captum's overlay, and rich prints it as
@@ -112,6 +116,24 @@ class ImageAttribution:
         """The predicted label with its probability, or with its value."""
         number = self.probability if self.value is None else self.value
         return f"{self.predicted} {number:.3f}"
+
+    def _scored_rows(self, first: int, tokens: Tokens | None) -> Iterator[ScoredRows]:
+        refuse_tokens(self, tokens)
+        same = {
+            "example": first,
+            "image": self.image,
+            "label": self.target,
+            "predicted": self.predicted,
+            "probability": self.probability,
+            "value": self.value,
+        }
+        edges = ("left", "top", "right", "bottom")
+        beside = {
+            edge: [patch.box[i] for patch in self.patches]
+            for i, edge in enumerate(edges)
+        }
+        scores = [patch.score for patch in self.patches]
+        yield ScoredRows(scores, same, beside=beside)
 
     def _repr_html_(self) -> str:
         return ImageOverlays((self,))._repr_html_()
@@ -186,7 +208,7 @@ def _picture(image: ImageAttribution) -> str:
 
 
 @dataclass(frozen=True)
-class ImageClassifier:
+class ImageClassifier(KnownParts):
     """An image classifier with its image processor.
 
     Attributes:
@@ -202,11 +224,21 @@ class ImageClassifier:
         check_parts("ImageClassifier", self.model, self.processor, "processor")
 
     @staticmethod
-    def load(name: str) -> ImageClassifier:
-        """Load a classifier from a local folder or by its hub id.
+    def load(
+        name: Given,
+        device: str | None = None,
+        dtype: str = "float32",
+        device_map: str | None = None,
+    ) -> ImageClassifier:
+        """Load a classifier from a local folder, by its hub id, or from a pipeline.
 
         Args:
-            name (str): As :func:`load_pretrained` takes it, which says what is read.
+            name (str, path or Pipeline): As :func:`load_pretrained` takes it, like what
+                follows, and which says what is read. A pipeline's image processor is
+                taken as it is.
+            device (str, optional): Where the model runs.
+            dtype (str): Of its weights.
+            device_map (str, optional): How it is split over devices.
 
         Raises:
             FileNotFoundError: As :func:`load_pretrained`.
@@ -219,6 +251,9 @@ class ImageClassifier:
             partial(AutoImageProcessor.from_pretrained, backend="pil"),
             "an image classifier",
             "preprocessor_config.json",
+            device=device,
+            dtype=dtype,
+            device_map=device_map,
         )
         return ImageClassifier(model, processor)
 
@@ -275,7 +310,8 @@ class ImageClassifier:
         pixels = self._process(picture)
         with torch.no_grad():
             logits = self._logits(pixels)
-        shown = self._process(picture, do_normalize=False)[0].clamp(0, 1).cpu()
+        plain = self._process(picture, do_normalize=False)[0]
+        shown = plain.float().clamp(0, 1).cpu()
         for prediction in read_predictions(self.model, logits, target, [image]):
             yield self._attribution(image, attribution, pixels, shown, prediction)
 
@@ -319,7 +355,7 @@ class ImageClassifier:
     def _process(self, picture: Image.Image, **options: bool) -> Tensor:
         processed = self.processor(picture, return_tensors="pt", **options)
         pixels: Tensor = processed["pixel_values"]
-        return pixels.to(self.model.device)
+        return pixels.to(self.model.device, self.model.dtype)
 
 
 def _open(image: str) -> Image.Image:

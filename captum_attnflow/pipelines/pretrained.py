@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
+from inspect import Parameter, Signature
+from os import PathLike, fspath
 from pathlib import Path
 from textwrap import shorten
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,13 @@ from transformers import PreTrainedModel
 from captum_attnflow._checks import check_choice, described, is_pipeline
 from captum_attnflow._progress import no_loading_bar
 from captum_attnflow._warnings import warn_caller
+from captum_attnflow.pipelines.given_pipeline import parts_of_pipeline
+
+if TYPE_CHECKING:
+    from transformers import Pipeline
+
+Given: TypeAlias = "str | PathLike[str] | Pipeline"
+"""What a model is loaded from: a folder, a hub id, or a pipeline that holds it."""
 
 DTYPES = {
     "float32": torch.float32,
@@ -28,7 +37,7 @@ DTYPES = {
 
 
 def load_pretrained(
-    name: str,
+    name: Given,
     model_class: Any,
     load_companion: Callable[..., Any],
     kind: str,
@@ -37,14 +46,16 @@ def load_pretrained(
     device: str | None = None,
     dtype: str = "float32",
     device_map: str | None = None,
+    unused: tuple[str, ...] = (),
 ) -> tuple[PreTrainedModel, Any]:
     """Load a model with its tokenizer or image processor.
 
     Only safetensors weights are read and no code of the model's repository runs.
 
     Args:
-        name (str): A folder saved by ``save_pretrained``, or a hub id. A folder is read
-            without network access.
+        name (str, path or Pipeline): A folder saved by ``save_pretrained``, or a hub
+            id. A folder is read without network access. Of a pipeline of transformers
+            the parts are taken as they are, on their device and in their dtype.
         model_class (type): The model's ``AutoModelFor...`` class.
         load_companion (Callable): Takes the same name and options.
         kind (str): What the model is to be, for errors.
@@ -55,14 +66,31 @@ def load_pretrained(
             all the same.
         device_map (str, optional): How accelerate splits the model over devices, such
             as ``"auto"``; in place of ``device``.
+        unused (tuple of str): How names of weights begin that the task does not read;
+            these may be missing.
 
     Returns:
         tuple: The model, in eval mode, and its companion.
 
     Raises:
         FileNotFoundError: If there is no such folder and ``name`` is no hub id.
-        ValueError: If the model cannot be loaded as one of its kind.
+        ValueError: If the model cannot be loaded as one of its kind, or the pipeline
+            serves another task.
     """
+    if is_pipeline(name):
+        if device is not None or device_map is not None or dtype != "float32":
+            raise ValueError(
+                "a pipeline has its own device and dtype; give none of device, dtype "
+                "and device_map, or the folder of its model"
+            )
+        return parts_of_pipeline(cast("Pipeline", name), kind)
+    if not isinstance(name, (str, PathLike)):
+        raise ValueError(
+            f"{described(name)} is a {type(name).__name__} and names no model; give a "
+            "folder, a hub id or a pipeline of transformers. A model and its companion "
+            "go to the class itself, such as TextClassifier(model, tokenizer)"
+        )
+    name = fspath(name)
     check_choice("dtype", dtype, DTYPES)
     place = _device_options(device, device_map)
     is_folder = Path(name).is_dir()
@@ -93,9 +121,12 @@ def load_pretrained(
         raise ValueError(
             f"{where}{name!r} could not be loaded as {kind}: {error}\n{loadable}"
         ) from error
-    if report["missing_keys"]:
+    missing = sorted(
+        key for key in report["missing_keys"] if not key.startswith(unused)
+    )
+    if missing:
         raise ValueError(
-            f"{name!r} has no weights for {sorted(report['missing_keys'])}, which "
+            f"{name!r} has no weights for {missing}, which "
             f"would be random: it is not trained as {kind}. {loadable}"
         )
     if device is not None:
@@ -142,12 +173,31 @@ def logits_by_position(
         names (sequence of str): Of the model's arguments behind the first one.
         first (str): ``"input_ids"`` or ``"inputs_embeds"``.
     """
+    return outputs_by_position(
+        lambda **arguments: model(**arguments).logits, names, first
+    )
+
+
+def outputs_by_position(
+    function: Callable[..., Tensor], names: Sequence[str], first: str = "input_ids"
+) -> Callable[..., Tensor]:
+    """Let a function that takes its arguments by name take them by position.
+
+    Its signature says which is which: SLALOM finds the attention mask by its name, as
+    token type ids of pairs of sentences also hold zeros and ones.
+
+    Args:
+        function (Callable): Of named tensors.
+        names (sequence of str): Of the arguments behind the first one.
+        first (str): The name of that.
+    """
 
     def forward(inputs: Tensor, *others: Tensor) -> Tensor:
-        further = dict(zip(names, others, strict=True))
-        logits: Tensor = model(**{first: inputs}, **further).logits
-        return logits
+        return function(**{first: inputs}, **dict(zip(names, others, strict=True)))
 
+    kind = Parameter.POSITIONAL_ONLY
+    shown = Signature([Parameter(name, kind) for name in (first, *names)])
+    forward.__signature__ = shown  # type: ignore[attr-defined]
     return forward
 
 
@@ -166,9 +216,8 @@ def check_parts(task: str, model: object, companion: object, kind: str) -> None:
     for name, part in (("model", model), (kind, companion)):
         fits = isinstance(part, nn.Module) if part is model else callable(part)
         if is_pipeline(part) or not fits:
-            parts = f"pipeline.model, pipeline.{kind.replace('proc', 'image_proc')}"
             advice = (
-                f"of a pipeline give {task}({parts})"
+                f"of a pipeline take {task}.load(pipeline)"
                 if is_pipeline(part)
                 else (f"give a model and a {kind}, such as {task}.load(folder) finds")
             )
@@ -176,6 +225,9 @@ def check_parts(task: str, model: object, companion: object, kind: str) -> None:
                 f"{name} is a {type(part).__name__} and no {name} of transformers; "
                 f"{advice}"
             )
+
+
+TextOrPair = str | tuple[str, str]
 
 
 def check_texts(unit: str, texts: object) -> None:
@@ -188,21 +240,83 @@ def check_texts(unit: str, texts: object) -> None:
     Raises:
         ValueError: Naming the text.
     """
-    is_list = isinstance(texts, Sequence) and not isinstance(texts, (str, bytes))
-    if not isinstance(texts, Sequence) or not is_list or not texts:
-        raise ValueError(f"{unit}s={texts!r}; give a list of at least one {unit}")
-    for number, text in enumerate(texts, 1):
-        where = f"{unit} {number} of {len(texts)}"
+    listed = _listed(unit, texts)
+    for number, text in enumerate(listed, 1):
+        where = f"{unit} {number} of {len(listed)}"
         if not isinstance(text, str):
             raise ValueError(
                 f"{where} is a {type(text).__name__}, {text!r}, and no str; give each "
-                f"{unit} as one str. Of a pair of sentences, give the ids that "
-                "tokenizer(first, second) makes to an attribution method, such as "
-                "RelevanceFlow"
+                f"{unit} as one str"
             )
-        if not text.strip():
-            raise ValueError(f"{where} is empty; remove it")
-        check_encodable(where, text)
+        _check_text(where, text)
+
+
+def check_texts_or_pairs(texts: object) -> None:
+    """Refuse what is no list of texts or of pairs of them, as tuples.
+
+    Args:
+        texts (sequence of str or tuple): The texts and pairs.
+
+    Raises:
+        ValueError: Naming the text.
+    """
+    listed = _listed("text", texts)
+    for number, given in enumerate(listed, 1):
+        where = f"text {number} of {len(listed)}"
+        if isinstance(given, str):
+            _check_text(where, given)
+            continue
+        is_pair = isinstance(given, tuple) and len(given) == 2
+        if not is_pair or not all(isinstance(part, str) for part in given):
+            raise ValueError(
+                f"{where} is a {type(given).__name__}, {given!r}, and no text; give a "
+                "str, or a pair of sentences, encoded by tokenizer(first, second), as "
+                "a tuple of two, (first, second)"
+            )
+        for side, part in zip(("first", "second"), given, strict=True):
+            _check_text(f"the {side} sentence of {where}", part)
+
+
+def check_pairs(first: str, second: str, pairs: object) -> None:
+    """Refuse what is no list of pairs of texts.
+
+    Args:
+        first (str): What the first text of a pair is called, for errors.
+        second (str): And the second one.
+        pairs (sequence of tuple): The pairs.
+
+    Raises:
+        ValueError: Naming the pair.
+    """
+    listed = _listed("pair", pairs)
+    for number, pair in enumerate(listed, 1):
+        where = f"pair {number} of {len(listed)}"
+        is_pair = isinstance(pair, tuple) and len(pair) == 2
+        if not is_pair or not all(isinstance(part, str) for part in pair):
+            raise ValueError(
+                f"{where} is a {type(pair).__name__}, {pair!r}, and no pair of texts; "
+                f"give a tuple of two str, ({first}, {second})"
+            )
+        for name, part in zip((first, second), pair, strict=True):
+            _check_text(f"the {name} of {where}", part)
+
+
+def parts_of_text(text: TextOrPair) -> tuple[str, str | None]:
+    """Return a text and its pair, None for a single text."""
+    return text if isinstance(text, tuple) else (text, None)
+
+
+def _listed(unit: str, texts: object) -> Sequence[Any]:
+    is_list = isinstance(texts, Sequence) and not isinstance(texts, (str, bytes))
+    if not isinstance(texts, Sequence) or not is_list or not texts:
+        raise ValueError(f"{unit}s={texts!r}; give a list of at least one {unit}")
+    return texts
+
+
+def _check_text(where: str, text: str) -> None:
+    if not text.strip():
+        raise ValueError(f"{where} is empty; remove it")
+    check_encodable(where, text)
 
 
 def check_encodable(where: str, text: str) -> None:
@@ -263,6 +377,21 @@ def labels_of(model: PreTrainedModel) -> list[str]:
     return [str(names[index]) for index in range(len(names))]
 
 
+def labels_of_outputs(model: PreTrainedModel, n_outputs: int) -> list[str]:
+    """Return a classifier's labels, by index, one for each of its outputs.
+
+    Raises:
+        ValueError: If they are not numbered from 0, or not as many as the outputs.
+    """
+    labels = labels_of(model)
+    if n_outputs != len(labels):
+        raise ValueError(
+            f"the model has {n_outputs} outputs but id2label names {labels}; mend "
+            "id2label in its config.json"
+        )
+    return labels
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What a model says of one input, and what of it is attributed.
@@ -307,12 +436,7 @@ def read_predictions(
     Raises:
         ValueError: If there are not as many outputs as labels, or no such target.
     """
-    labels, problem = labels_of(model), problem_type(model)
-    if logits.shape[-1] != len(labels):
-        raise ValueError(
-            f"the model has {logits.shape[-1]} outputs but id2label names "
-            f"{list(labels)}; mend id2label in its config.json"
-        )
+    labels, problem = labels_of_outputs(model, logits.shape[-1]), problem_type(model)
     wanted = None if target is None else find_target(target, labels)
     outputs = logits.detach().cpu()
     if problem == "single_label_classification":
@@ -360,12 +484,13 @@ def _labels_above(
     return above
 
 
-def find_target(target: str | int, labels: Sequence[str]) -> int:
+def find_target(target: str | int, labels: Sequence[str], name: str = "target") -> int:
     """Return the index of a label.
 
     Args:
         target (str or int): A label or its index.
         labels (sequence of str): The labels, by index.
+        name (str): Of the argument, for errors.
 
     Raises:
         ValueError: If there is no such target.
@@ -375,6 +500,6 @@ def find_target(target: str | int, labels: Sequence[str]) -> int:
     if str(target).isdecimal() and int(target) < len(labels):
         return int(target)
     raise ValueError(
-        f"target={described(target)} is unknown; give a label of {list(labels)} or an "
+        f"{name}={described(target)} is unknown; give a label of {list(labels)} or an "
         f"index from 0 to {len(labels) - 1}"
     )

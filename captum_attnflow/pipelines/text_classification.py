@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from textwrap import shorten
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,37 +16,53 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from captum_attnflow._warnings import warn_caller
-from captum_attnflow.attr import SLALOM, AttentionAttribution, AttnLRP
-from captum_attnflow.explanation import Explanation
+from captum_attnflow._checks import is_pipeline
+from captum_attnflow.attr import SLALOM
+from captum_attnflow.long_form import LongForm, ScoredRows, Tokens, refuse_tokens
+from captum_attnflow.pipelines.encoding import (
+    EncodedTexts,
+    TextEncoder,
+    Truncation,
+    Windowed,
+)
+from captum_attnflow.pipelines.given_pipeline import (
+    check_applied_function,
+    tokenizer_options,
+)
 from captum_attnflow.pipelines.methods import DEFAULT_METHOD, METHODS, find_method
 from captum_attnflow.pipelines.pretrained import (
-    Prediction,
+    Given,
+    TextOrPair,
     check_parts,
-    check_texts,
+    check_texts_or_pairs,
+    find_target,
     labels_of,
     load_pretrained,
     logits_by_position,
+    parts_of_text,
     problem_type,
     read_predictions,
 )
-from captum_attnflow.scored_tokens import coloured_tokens, printable
+from captum_attnflow.pipelines.provenance import KnownParts
+from captum_attnflow.pipelines.token_scores import Output, OutputAttribution
+from captum_attnflow.scored_tokens import coloured_tokens, escaped, printable
 from captum_attnflow.show.text import safe_record, visualize_text
-from captum_attnflow.slalom import SlalomExplanation
 from captum_attnflow.slalom.explanation import SlalomReading
-from captum_attnflow.texts import find_special_tokens
+from captum_attnflow.storage import Storable
 
 
 @dataclass(frozen=True)
-class TextAttribution:
+class TextAttribution(Storable, LongForm):
     """The attribution of one text.
 
     The value of a notebook's cell is shown as Captum's text picture, and rich prints
     it with coloured tokens.
 
     Attributes:
-        text (str): The text.
-        tokens (tuple of str): Its tokens, special tokens included, without padding.
+        text (str): The text, of a pair of sentences the first one.
+        tokens (tuple of str): Its tokens, special tokens included, without padding. Of
+            a pair those of both sentences, of a truncated text those that the model
+            saw.
         scores (tuple of float): One score per token; negative ones speak against the
             target.
         predicted (str): The predicted label. Of a multi-label model, whose labels do
@@ -57,10 +72,18 @@ class TextAttribution:
         flow_value (float, optional): The value of the flow behind the scores.
         slalom (SlalomReading, optional): Value and importance of each token.
         value (float, optional): The output, in regression; None for a label.
-        output (float, optional): What the scores of ``attnlrp`` account for; None for
-            other methods.
+        output (float, optional): What the scores of ``attnlrp`` account for, and those
+            of ``slalom`` that are means of several; None for other methods.
         index (int): Which of the given texts it is, counted from 0. A text of several
             labels has several attributions.
+        text_pair (str, optional): The second sentence of a pair.
+        n_truncated (int): Tokens that the model did not see, as the text is longer than
+            its limit.
+        n_windows (int): Windows of a long text whose outputs were averaged; 1 where the
+            model saw the text at once.
+        against (str, optional): The label whose output is taken off the target's; None
+            without contrast.
+        method (str, optional): What the scores were made by.
     """
 
     text: str
@@ -74,6 +97,24 @@ class TextAttribution:
     value: float | None = None
     output: float | None = None
     index: int = 0
+    text_pair: str | None = None
+    n_truncated: int = 0
+    n_windows: int = 1
+    against: str | None = None
+    method: str | None = None
+
+    @property
+    def note(self) -> str:
+        """How a text longer than the model's limit was read; empty for others."""
+        if self.n_truncated:
+            n_tokens = len(self.tokens) + self.n_truncated
+            return (
+                f"truncated: the model did not see {self.n_truncated} of {n_tokens} "
+                "tokens"
+            )
+        if self.n_windows > 1:
+            return f"mean of {self.n_windows} overlapping windows of the text"
+        return ""
 
     @property
     def delta(self) -> float:
@@ -105,15 +146,37 @@ class TextAttribution:
             "convergence": self.delta,
         }
 
+    def _scored_rows(self, first: int, tokens: Tokens | None) -> Iterator[ScoredRows]:
+        refuse_tokens(self, tokens)
+        same = {
+            "example": self.index,
+            "text": self.text,
+            "label": self.target,
+            "predicted": self.predicted,
+            "probability": self.probability,
+            "value": self.value,
+        }
+        yield ScoredRows(self.scores, same, self.tokens)
+
     def _repr_html_(self) -> str:
         record = safe_record(self.tokens, self.scores, **self.labels)
-        return str(visualize_text([record]).data)
+        note = f"<p>{escaped(self.note)}</p>" if self.note else ""
+        return str(visualize_text([record]).data) + note
 
     def __rich__(self) -> Text:
         number = self.probability if self.value is None else self.value
         text = Text.assemble((printable(self.predicted), "bold"), f" {number:.3f}")
-        if self.target != self.predicted:
-            text.append(f"  (scores for {printable(self.target)})")
+        said = [] if self.method is None else [self.method]
+        if self.against is not None:
+            said.append(
+                f"scores for {printable(self.target)} against {printable(self.against)}"
+            )
+        elif self.target != self.predicted:
+            said.append(f"scores for {printable(self.target)}")
+        if said:
+            text.append(f"  ({', '.join(said)})")
+        if self.note:
+            text.append(f"\n{self.note}", "italic")
         text.append("\n").append_text(coloured_tokens(self.tokens, self.scores))
         if self.slalom is not None:
             text.append(_side_by_side(self.tokens, self.slalom))
@@ -147,12 +210,14 @@ def _side_by_side(tokens: Sequence[str], slalom: SlalomReading) -> str:
 
 
 @dataclass(frozen=True)
-class TextClassifier:
+class TextClassifier(KnownParts):
     """A sequence classifier with its tokenizer.
 
     Attributes:
         model (PreTrainedModel): With a classification head, in eval mode.
         tokenizer (PreTrainedTokenizerBase): The model's tokenizer.
+        tokenizer_options (mapping): Of the tokenizer's call, ``add_special_tokens``,
+            ``max_length`` and ``truncation``, as a pipeline has them.
 
     Examples::
 
@@ -163,24 +228,58 @@ class TextClassifier:
         'positive'
         >>> result.tokens
         ('[CLS]', 'a', 'gripping', ',', 'funny', 'film', '[SEP]')
+
+    A pipeline of transformers, and a pair of sentences::
+
+        >>> import transformers
+        >>> pipeline = transformers.pipeline(
+        ...     "text-classification",
+        ...     model=classifier.model,
+        ...     tokenizer=classifier.tokenizer,
+        ... )
+        >>> classifier = TextClassifier.load(pipeline)
+        >>> [result] = classifier.explain([("a gripping film", "dull")])
+        >>> result.tokens
+        ('[CLS]', 'a', 'gripping', 'film', '[SEP]', 'dull', '[SEP]')
+
+    A text longer than the model's limit of 128 tokens, all of it::
+
+        >>> long = "so funny " * 100
+        >>> [result] = classifier.explain([long], truncation="window", stride=32)
+        >>> len(result.tokens), result.n_truncated, result.n_windows
+        (202, 0, 2)
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    tokenizer_options: Mapping[str, Any] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         check_parts("TextClassifier", self.model, self.tokenizer, "tokenizer")
 
     @staticmethod
-    def load(name: str) -> TextClassifier:
-        """Load a classifier from a local folder or by its hub id.
+    def load(
+        name: Given,
+        device: str | None = None,
+        dtype: str = "float32",
+        device_map: str | None = None,
+    ) -> TextClassifier:
+        """Load a classifier from a local folder, by its hub id, or from a pipeline.
 
         Args:
-            name (str): As :func:`load_pretrained` takes it, which says what is read.
+            name (str, path or Pipeline): As :func:`load_pretrained` takes it, like what
+                follows, and which says what is read. Of a pipeline texts become the
+                same tokens as there.
+            device (str, optional): Where the model runs.
+            dtype (str): Of its weights.
+            device_map (str, optional): How it is split over devices.
 
         Raises:
             FileNotFoundError: As :func:`load_pretrained`.
-            ValueError: As :func:`load_pretrained`, or if all tokens are special ones.
+            ValueError: As :func:`load_pretrained`, or if the pipeline makes other
+                probabilities of the outputs than the model's ``config`` says.
         """
         model, tokenizer = load_pretrained(
             name,
@@ -188,30 +287,57 @@ class TextClassifier:
             AutoTokenizer.from_pretrained,
             "a sequence classifier",
             "tokenizer files",
+            device=device,
+            dtype=dtype,
+            device_map=device_map,
         )
         if len(tokenizer) <= len(tokenizer.all_special_ids):
             raise ValueError(
                 f"{name!r} has a tokenizer of special tokens only. Give one with its "
                 "tokenizer files"
             )
-        return TextClassifier(model, tokenizer)
+        if is_pipeline(name):
+            check_applied_function(name, problem_type(model))
+        return TextClassifier(model, tokenizer, tokenizer_options(name))
 
     def explain(
         self,
-        texts: Sequence[str],
+        texts: Sequence[TextOrPair],
         method: str = DEFAULT_METHOD,
         target: str | int | None = None,
+        *,
+        against: str | int | None = None,
+        truncation: Truncation = "truncate",
+        stride: int | None = None,
         **options: Any,
     ) -> list[TextAttribution]:
         """Predict and attribute a batch of texts.
 
+        Under ``truncation="window"`` the prediction is read from the mean of the
+        windows' outputs (logits), and the mean is what is attributed: each window is
+        attributed on its own, and a token's score is the sum of its scores in the
+        windows that show it, over the number of windows. So the scores sum to the mean
+        of what they sum to in the windows, which for ``relevance-flow`` is the mean
+        output. A token where windows overlap counts as often as the model saw it;
+        special tokens, and the other sentence of a pair, stand in every window. For
+        ``slalom`` it is the mean of the windows' log-odds.
+
         Args:
-            texts (sequence of str): The texts; one longer than the model's limit is
-                truncated with a warning.
+            texts (sequence of str or tuple): The texts. A tuple ``(first, second)`` is
+                a pair of sentences, which ``tokenizer(first, second)`` encodes.
             method (str): A key of
                 :data:`captum_attnflow.pipelines.methods.METHODS`.
             target (str or int, optional): Label or index to attribute; what the model
                 predicts of each text by default.
+            against (str or int, optional): Why rather than this label: scores are of
+                the target's output (logit) less this one's.
+            truncation (str): What becomes of a text longer than the model's limit:
+                ``"truncate"`` cuts its end off, with a warning; ``"window"`` reads it
+                in overlapping windows of that length, of a pair the longer sentence;
+                ``"refuse"`` raises.
+            stride (int, optional): Tokens in which neighbouring windows overlap, at
+                least 0; by default a quarter of what a window holds beside special
+                tokens.
             **options: Options of the method, such as ``residual``.
 
         Returns:
@@ -221,87 +347,79 @@ class TextClassifier:
             :func:`captum_attnflow.pipelines.pretrained.read_predictions`.
 
         Raises:
-            ValueError: If there is no text, a text is empty or no text, or the method,
-                an option or the target is unknown.
+            ValueError: If there is no text, a text is empty or no text, the method,
+                an option or the target is unknown, or a text is too long and refused.
         """
         make_attribution = find_method(method, options, METHODS)
-        encoded = self.encode(texts)
-        ids = encoded.pop("input_ids")
-        forward = logits_by_position(self.model, tuple(encoded))
-        with torch.no_grad():
-            logits = forward(ids, *encoded.values())
-        predictions = read_predictions(self.model, logits, target, texts)
-        if (
-            make_attribution is SLALOM
-            and problem_type(self.model) != "single_label_classification"
+        check_texts_or_pairs(texts)
+        encoded = self._encoder.encode(texts, truncation, Windowed(stride))
+        forward = logits_by_position(self.model, encoded.names)
+        rows_of_texts = [encoded.rows_of(text) for text in range(len(texts))]
+        logits = self._mean_logits(encoded, rows_of_texts)
+        parts = [parts_of_text(text) for text in texts]
+        firsts = [first for first, _ in parts]
+        predictions = read_predictions(self.model, logits, target, firsts)
+        other = None
+        if against is not None:
+            other = find_target(against, self.labels, "against")
+            same = [each.row for each in predictions if each.target == other]
+            if same:
+                raise ValueError(
+                    f"against={against!r} is the label that is explained itself, of "
+                    f"the texts {same}; give another, or a target"
+                )
+            forward = _less(forward, other)
+        if make_attribution is SLALOM and (
+            other is not None
+            or problem_type(self.model) != "single_label_classification"
         ):
-            # The logit of a label that excludes no other is its log-odds already.
+            # The logit of a label that excludes no other is its log-odds already, and
+            # so is the difference of two logits.
             options = {"link": "identity", **options}
-        attribution = make_attribution(forward, **options)
-        if isinstance(attribution, SLALOM):
-            attribution.tokenizer = self.tokenizer
-        # Where texts have several labels, no batch is larger than that of the texts.
-        size = len(texts)
-        return [
-            result
-            for start in range(0, len(predictions), size)
-            for result in self._explain(
-                attribution, texts, ids, encoded, predictions[start : start + size]
-            )
-        ]
-
-    def _explain(
-        self,
-        attribution: AttentionAttribution | AttnLRP | SLALOM,
-        texts: Sequence[str],
-        ids: Tensor,
-        others: Mapping[str, Tensor],
-        predictions: Sequence[Prediction],
-    ) -> Iterator[TextAttribution]:
-        """Attribute predictions together; a text stands once for each of its own."""
-        rows = torch.tensor([each.row for each in predictions], device=ids.device)
-        targets = torch.tensor([each.target for each in predictions], device=ids.device)
-        ids, mask = ids[rows], others["attention_mask"][rows].bool()
-        arguments: dict[str, Any] = {
-            "target": targets,
-            "additional_forward_args": tuple(other[rows] for other in others.values()),
-        }
-        explanation = (
-            _explain_by_rules(attribution, ids, **arguments)
-            if isinstance(attribution, AttnLRP)
-            else attribution.explain(ids, self._baseline(ids), **arguments)
+        scored = OutputAttribution(
+            make_attribution, options, forward, self.model, self.tokenizer, encoded
+        ).explain(
+            [
+                [Output(row, (each.target,)) for row in rows_of_texts[each.row]]
+                for each in predictions
+            ],
+            # Where texts have several labels, no batch is larger than that of the
+            # texts.
+            len(texts),
         )
-        for row, (prediction, shown) in enumerate(zip(predictions, mask, strict=True)):
-            yield TextAttribution(
-                text=texts[prediction.row],
-                tokens=tuple(self.tokenizer.convert_ids_to_tokens(ids[row][shown])),
-                scores=tuple(explanation.scores[row][shown].tolist()),
-                predicted=self.labels[prediction.predicted],
-                probability=prediction.probability,
-                target=self.labels[prediction.target],
-                value=prediction.value,
-                index=prediction.row,
-                **_details(explanation, row, shown),
+        return [
+            TextAttribution(
+                text=parts[each.row][0],
+                tokens=encoded.tokens[each.row],
+                scores=one.scores,
+                predicted=self.labels[each.predicted],
+                probability=each.probability,
+                target=self.labels[each.target],
+                flow_value=one.flow_value,
+                slalom=one.slalom,
+                value=each.value,
+                output=one.output,
+                index=each.row,
+                text_pair=parts[each.row][1],
+                n_truncated=encoded.n_truncated[each.row],
+                n_windows=len(rows_of_texts[each.row]),
+                against=None if other is None else self.labels[other],
+                method=method,
             )
+            for each, one in zip(predictions, scored, strict=True)
+        ]
 
     @property
     def labels(self) -> list[str]:
         """The model's labels, by index."""
         return labels_of(self.model)
 
-    def _baseline(self, ids: Tensor) -> Tensor | None:
-        """Replace all but special tokens by the mask token, if there is one."""
-        if self.tokenizer.mask_token_id is None:
-            return None
-        special = find_special_tokens(ids, self.model, self.tokenizer)
-        return ids.where(special, self.tokenizer.mask_token_id)
-
-    def encode(self, texts: Sequence[str]) -> dict[str, Tensor]:
+    def encode(self, texts: Sequence[TextOrPair]) -> dict[str, Tensor]:
         """Turn a batch of texts into the model's arguments.
 
         Args:
-            texts (sequence of str): The texts; one longer than the model's limit is
-                truncated with a warning.
+            texts (sequence of str or tuple): The texts, and pairs of sentences; one
+                longer than the model's limit is truncated with a warning.
 
         Returns:
             dict[str, Tensor]: ``input_ids`` and ``attention_mask``, ``(B, T)``, with
@@ -310,67 +428,35 @@ class TextClassifier:
         Raises:
             ValueError: If there is no text, or a text is empty or no text.
         """
-        check_texts("text", texts)
-        limit = self._limit()
-        if limit is not None:
-            for text, ids in zip(texts, self._ids(texts), strict=True):
-                if len(ids) > limit:
-                    warn_caller(
-                        f"the text {shorten(text, 40)!r} has {len(ids)} tokens and is "
-                        f"truncated to the model's limit of {limit}"
-                    )
-        encoded: dict[str, Tensor] = self.tokenizer(
-            list(texts),
-            padding=True,
-            truncation=limit is not None,
-            max_length=limit,
-            return_attention_mask=True,
-            return_tensors="pt",
-        ).to(self.model.device)
-        return dict(encoded)
+        check_texts_or_pairs(texts)
+        encoded = self._encoder.encode(texts)
+        return {"input_ids": encoded.ids, **encoded.others}
 
-    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        ids: list[list[int]] = self.tokenizer(list(texts), verbose=False)["input_ids"]
-        return ids
+    @property
+    def _encoder(self) -> TextEncoder:
+        return TextEncoder(self.model, self.tokenizer, self.tokenizer_options)
 
-    def _limit(self) -> int | None:
-        """Most tokens that both tokenizer and position embeddings admit, if any."""
-        limits = [self.tokenizer.model_max_length]
-        for name, module in self.model.named_modules():
-            if name.endswith("position_embeddings") and hasattr(module, "weight"):
-                # RoBERTa counts positions from behind the padding index.
-                unused = getattr(module, "padding_idx", None)
-                limits.append(
-                    len(module.weight) - (0 if unused is None else unused + 1)
-                )
-        # Tokenizers without a limit say 1e30.
-        return min((int(limit) for limit in limits if limit < 1e9), default=None)
+    def _mean_logits(
+        self, encoded: EncodedTexts, rows_of_texts: Sequence[Sequence[int]]
+    ) -> Tensor:
+        """Mean of the logits of each text's rows, ``(B, labels)``."""
+        forward = logits_by_position(self.model, encoded.names)
+        size = len(rows_of_texts)
+        with torch.no_grad():
+            logits = torch.cat(
+                [
+                    forward(*(part[start : start + size] for part in encoded.arguments))
+                    for start in range(0, len(encoded.ids), size)
+                ]
+            )
+        return torch.stack([logits[rows].mean(0) for rows in rows_of_texts])
 
 
-@dataclass(frozen=True, eq=False)
-class _RulesExplanation:
-    """Scores by propagation rules ``(B, T)``, and the outputs ``(B,)``."""
+def _less(forward: Callable[..., Tensor], label: int) -> Callable[..., Tensor]:
+    """Take the output of one label off those of all."""
 
-    scores: Tensor
-    output: Tensor
+    def difference(*arguments: Tensor) -> Tensor:
+        logits = forward(*arguments)
+        return logits - logits[:, label, None]
 
-
-def _explain_by_rules(
-    attribution: AttnLRP, ids: Tensor, **arguments: Any
-) -> _RulesExplanation:
-    scores, delta = attribution.attribute(
-        ids, **arguments, return_convergence_delta=True
-    )
-    return _RulesExplanation(scores, scores.sum(1) - delta)
-
-
-def _details(
-    explanation: Explanation | SlalomExplanation | _RulesExplanation,
-    row: int,
-    shown: Tensor,
-) -> dict[str, Any]:
-    if isinstance(explanation, SlalomExplanation):
-        return {"slalom": SlalomReading.of(explanation, row, shown.cpu())}
-    if isinstance(explanation, _RulesExplanation):
-        return {"output": float(explanation.output[row])}
-    return {"flow_value": float(explanation.flow_value[row])}
+    return difference

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from textwrap import shorten
 from typing import Any
@@ -25,19 +25,23 @@ from transformers import (
 from captum_attnflow.attr import GenerationAttribution
 from captum_attnflow.attr.generation import Output
 from captum_attnflow.explanation import GenerationExplanation
+from captum_attnflow.long_form import LongForm, ScoredRows, Tokens
 from captum_attnflow.pipelines.methods import (
     DEFAULT_METHOD,
     GENERATION_METHODS,
     find_method,
 )
 from captum_attnflow.pipelines.pretrained import (
+    Given,
     check_encodable,
     check_parts,
     check_texts,
     load_pretrained,
 )
+from captum_attnflow.pipelines.provenance import KnownParts
 from captum_attnflow.scored_tokens import printable
 from captum_attnflow.show.token_matrix import LeftOut, Scale, TokenMatrix
+from captum_attnflow.storage import Storable
 from captum_attnflow.texts import ChatInput, token_pieces
 from captum_attnflow.texts.chat import Message
 from captum_attnflow.texts.units import Unit
@@ -49,8 +53,11 @@ Span = str | tuple[int, int]
 
 
 @dataclass(frozen=True)
-class GeneratedText:
+class GeneratedText(Storable, LongForm):
     """The attribution of one generated text.
+
+    Notebooks show it as a matrix; :func:`captum_attnflow.show.save_html` writes a page
+    on which one chooses a generated token and sees the text before coloured for it.
 
     Attributes:
         prompt (str): What was given; of a chat what its template makes of it.
@@ -104,6 +111,11 @@ class GeneratedText:
             **({} if self.units == "token" else of_units),
         }
 
+    def _scored_rows(self, first: int, tokens: Tokens | None) -> Iterator[ScoredRows]:
+        for rows in self.explanation._scored_rows(first, tokens):
+            texts = {"text": self.prompt, "generated": self.generated}
+            yield replace(rows, same={**rows.same, **texts})
+
     def _repr_html_(self) -> str:
         return self.matrix()._repr_html_()
 
@@ -116,7 +128,7 @@ class GeneratedText:
 
 
 @dataclass(frozen=True)
-class TextGenerator:
+class TextGenerator(KnownParts):
     """A language model, causal or of encoder and decoder, with its tokenizer.
 
     Attributes:
@@ -132,7 +144,7 @@ class TextGenerator:
 
     @staticmethod
     def load(
-        name: str,
+        name: Given,
         device: str | None = None,
         dtype: str = "float32",
         device_map: str | None = None,
@@ -140,8 +152,8 @@ class TextGenerator:
         """Load a language model from a local folder or by its hub id.
 
         Args:
-            name (str): As :func:`load_pretrained` takes it, like what follows, and
-                which says what is read.
+            name (str, path or Pipeline): As :func:`load_pretrained` takes it, like what
+                follows, and which says what is read.
             device (str, optional): Where the model runs.
             dtype (str): Of its weights.
             device_map (str, optional): How it is split over devices.

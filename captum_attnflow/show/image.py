@@ -31,6 +31,7 @@ def image_overlay(
     *,
     sign: Sign = "all",
     method: str = "blended_heat_map",
+    plt_fig_axis: tuple[Figure, Axes] | None = None,
     **options: Any,
 ) -> Figure:
     """Lay the attributions of one image over it, by Captum's ``visualize_image_attr``.
@@ -50,6 +51,8 @@ def image_overlay(
             ``"negative"`` or ``"absolute_value"``.
         method (str): ``"blended_heat_map"`` or another of Captum's; those that mask
             the image need a ``sign`` other than ``"all"``.
+        plt_fig_axis (tuple, optional): A figure and axes in it to draw a single class
+            into, as Captum's function takes them.
         **options: Further options of Captum's function, such as ``alpha_overlay``,
             ``outlier_perc``, ``show_colorbar``, ``title`` and ``fig_size``; the last
             two are the whole figure's.
@@ -79,6 +82,15 @@ def image_overlay(
     image = (image - image.amin()) / (image.amax() - image.amin()).clamp_min(1e-12)
     # Captum blends and masks colour images only.
     image = image.expand(-1, -1, 3) if image.shape[-1] == 1 else image
+    if plt_fig_axis is not None:
+        if len(classes) > 1:
+            raise ValueError(
+                f"{len(classes)} classes do not go into the axes of one; leave "
+                "plt_fig_axis out, or give the attributions of one class"
+            )
+        [(name, scores)] = classes.items()
+        _draw(*plt_fig_axis, scores[example], image, name, sign, method, options)
+        return plt_fig_axis[0]
     n_columns = min(len(classes), _PANELS_IN_A_ROW)
     n_rows = -(-len(classes) // n_columns)
     panel = (_PANEL[0] * n_columns, _PANEL[1] * n_rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isnan
 
@@ -9,16 +10,18 @@ import torch
 from torch import Tensor
 
 from captum_attnflow._checks import check_type
+from captum_attnflow.long_form import LongForm, ScoredRows, Tokens, rows_of_batch
 from captum_attnflow.scored_tokens import ShownByTokens
 from captum_attnflow.slalom.fit import SlalomFit
 from captum_attnflow.slalom.link import Link
 from captum_attnflow.slalom.model import SlalomModel
 from captum_attnflow.slalom.queries import QueryData
 from captum_attnflow.slalom.scores import Score, score_types
+from captum_attnflow.storage import Storable
 
 
 @dataclass(frozen=True, eq=False)
-class SlalomExplanation(ShownByTokens):
+class SlalomExplanation(ShownByTokens, Storable, LongForm):
     """SLALOM functions of a batch of texts, with scores at the positions of the tokens.
 
     Notebooks and rich display it; :meth:`show` takes the tokens.
@@ -101,6 +104,9 @@ class SlalomExplanation(ShownByTokens):
             for example, (output, predicted) in enumerate(outputs)
         ]
         return headings, self.scores
+
+    def _scored_rows(self, first: int, tokens: Tokens | None) -> Iterator[ScoredRows]:
+        return rows_of_batch(self.scores, first, tokens)
 
     def _counts(self) -> Tensor:
         n_types = self.fit.model.types.shape[1]

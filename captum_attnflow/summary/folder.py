@@ -23,7 +23,7 @@ from captum_attnflow._checks import described
 FORMAT = 1
 """The version of the folder's format that is read."""
 
-_NEEDED = ("row", "text", "status", "label", "tokens", "scores")
+_NEEDED = ("row", "text", "status", "target", "tokens", "scores")
 _OPTIONAL = (
     *("id", "text_pair", "reason", "predicted", "probability", "value"),
     "n_truncated",
@@ -307,7 +307,7 @@ def _row_of(cell: Mapping[str, Any], label_column: str | None) -> Row:
         text=cell["text"] or "",
         text_pair=_text_or_none(cell["text_pair"]),
         reason=None if explained else str(cell["reason"] or "no reason given"),
-        label=str(cell["label"] or ""),
+        label=str(cell["target"] or ""),
         predicted=str(cell["predicted"] or ""),
         probability=_number_or_none(cell["probability"]),
         n_truncated=int(cell["n_truncated"] or 0),

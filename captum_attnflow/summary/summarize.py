@@ -139,7 +139,8 @@ def summarize(
 
         >>> import tempfile
         >>> from pathlib import Path
-        >>> row = '{"row": %d, "text": "so good", "status": "explained", "label": "pos"'
+        >>> row = '{"row": %d, "text": "so good", "status": "explained"'
+        >>> row += ', "target": "pos"'
         >>> row += ', "tokens": ["[CLS]", "so", "good"], "scores": [0, %d, 2]}\n'
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = Path(folder, "manifest.json").write_text('{"format": 1}')

@@ -54,6 +54,19 @@ class ChunkExplainer:
     classifier: TextClassifier
     job: TableJob
 
+    @staticmethod
+    def load(job: TableJob) -> ChunkExplainer:
+        """Load the model of a job to where it is to run.
+
+        Raises:
+            FileNotFoundError: As :meth:`captum_attnflow.TextClassifier.load`.
+            ValueError: As :meth:`captum_attnflow.TextClassifier.load`.
+        """
+        classifier = TextClassifier.load(
+            job.model, job.device, job.dtype, job.device_map
+        )
+        return ChunkExplainer(classifier, job)
+
     def check(self) -> None:
         """Refuse what would fail for every text.
 
@@ -62,8 +75,9 @@ class ChunkExplainer:
         """
         make = find_method(self.job.method, self.job.options, METHODS)
         make(self.classifier.model, **self.job.options)
-        if self.job.target is not None:
-            find_target(self.job.target, self.classifier.labels)
+        for given in (self.job.target, self.job.against):
+            if given is not None:
+                find_target(given, self.classifier.labels)
 
     def __call__(self, chunk: Chunk) -> ExplainedChunk:
         """Explain a chunk."""
@@ -121,10 +135,15 @@ class ChunkExplainer:
             ]
             lines: list[list[Line]] = [[] for _ in some]
             for result in self.classifier.explain(
-                given, self.job.method, self.job.target, **self.job.options
+                given,
+                self.job.method,
+                self.job.target,
+                against=self.job.against,
+                truncation=self.job.truncation,
+                **self.job.options,
             ):
-                row, n_tokens = some[result.index]
-                lines[result.index].append(self._explained(row, n_tokens, result))
+                row, _ = some[result.index]
+                lines[result.index].append(self._explained(row, result))
             return lines
 
         def failed(of: tuple[Row, int], error: Exception) -> list[list[Line]]:
@@ -134,17 +153,17 @@ class ChunkExplainer:
         found = _at_once_or_one_by_one(explain, batch, failed)
         yield from zip((row.number for row, _ in batch), found, strict=True)
 
-    def _explained(self, row: Row, n_tokens: int, result: TextAttribution) -> Line:
+    def _explained(self, row: Row, result: TextAttribution) -> Line:
         if not all(map(math.isfinite, result.scores)):
             return self._failed(row, "its scores are not all finite")
         return self._line(
             row,
             status=EXPLAINED,
-            label=result.target,
+            target=result.target,
             predicted=result.predicted,
             probability=result.probability,
             value=result.value,
-            n_truncated=max(0, n_tokens - len(result.tokens)),
+            n_truncated=result.n_truncated,
             tokens=list(result.tokens),
             scores=list(result.scores),
         )

@@ -15,6 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from captum_attnflow._files import named_in_errors, replace_file
+from captum_attnflow.pipelines.text_classification import TextClassifier
 from captum_attnflow.study.data import read_json
 from captum_attnflow.study.records import model_hashes
 from captum_attnflow.tables.chunks import ChunkPlan
@@ -35,7 +36,11 @@ _LEFT_BEHIND = 3600  # seconds
 
 
 def describe_table(
-    job: TableJob, data: TableData, plan: ChunkPlan, files: PartFiles
+    job: TableJob,
+    data: TableData,
+    plan: ChunkPlan,
+    files: PartFiles,
+    classifier: TextClassifier,
 ) -> dict[str, Any]:
     """What the explanations depend on, as JSON values."""
     hashes = model_hashes(job.model)
@@ -53,6 +58,11 @@ def describe_table(
         "method": job.method,
         "options": dict(job.options),
         "target": job.target,
+        "against": job.against,
+        "truncation": job.truncation,
+        "dtype": job.dtype,
+        "labels": classifier.labels,
+        "special_tokens": classifier.tokenizer.all_special_tokens,
         "data": data.name,
         "data_hash": data.hash,
         "input_format": data.format,

@@ -22,13 +22,10 @@ class _Worker:
     def __init__(self, job: TableJob) -> None:
         import torch
 
-        from captum_attnflow.pipelines.text_classification import TextClassifier
-
         torch.set_num_threads(1)
-        classifier = TextClassifier.load(job.model)
-        if job.gpus_per_worker:
-            classifier = replace(classifier, model=classifier.model.to("cuda"))
-        self.explain_chunk = ChunkExplainer(classifier, job)
+        if job.gpus_per_worker and job.device is None:
+            job = replace(job, device="cuda")
+        self.explain_chunk = ChunkExplainer.load(job)
 
     def explain(self, chunk: Chunk) -> ExplainedChunk:
         return self.explain_chunk(chunk)

@@ -11,7 +11,6 @@ from typing import Any
 
 from captum_attnflow._captum import NullProgress, progress
 from captum_attnflow._checks import check_type
-from captum_attnflow.pipelines.text_classification import TextClassifier
 from captum_attnflow.tables.chunks import ChunkPlan
 from captum_attnflow.tables.data import open_data
 from captum_attnflow.tables.explainer import ChunkExplainer, ExplainedChunk
@@ -96,14 +95,14 @@ def explain_table(job: TableJob, show_progress: bool = False) -> TableOutcome:
     check_type("job", job, TableJob, "a TableJob")
     job.check()
     data = open_data(job)
-    explainer = ChunkExplainer(TextClassifier.load(job.model), job)
+    explainer = ChunkExplainer.load(job)
     explainer.check()
     plan = ChunkPlan.of(job, data.n_rows)
     folder = Path(job.output)
     files = PartFiles(
         folder, job.format, {name: data.kinds[name] for name in job.columns}
     )
-    manifest = describe_table(job, data, plan, files)
+    manifest = describe_table(job, data, plan, files, explainer.classifier)
     outcome = TableOutcome()
     with writing_part(folder, job.part):
         check_manifest(folder, manifest)

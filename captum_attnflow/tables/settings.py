@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from captum_attnflow._checks import check_choice, check_integer, check_type, described
 from captum_attnflow.demo import DEMO_MODEL_PATH
@@ -18,8 +18,10 @@ from captum_attnflow.tables.share import check_part
 INPUT_FORMATS = ("csv", "tsv", "jsonl", "parquet")
 OUTPUT_FORMATS = ("parquet", "csv", "jsonl")
 ENGINES = ("local", "ray")
+Truncation = Literal["truncate", "window", "refuse"]
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 OWN_COLUMNS = (
-    *("row", "id", "text", "text_pair", "status", "reason", "label", "predicted"),
+    *("row", "id", "text", "text_pair", "status", "reason", "target", "predicted"),
     *("probability", "value", "n_truncated", "tokens", "scores"),
 )
 """The columns of the output; carried ones stand behind ``id``."""
@@ -43,6 +45,14 @@ class TableJob:
         target (str or int, optional): Label or index to attribute; what the model
             predicts of each text by default.
         options (mapping): Options of the method, values that JSON can hold.
+        against (str or int, optional): A label; scores are of the target's output less
+            this one's.
+        truncation (str): What becomes of texts longer than the model's limit:
+            ``"truncate"``, ``"window"`` or ``"refuse"``, see
+            :meth:`captum_attnflow.TextClassifier.explain`. Refused ones fail alone.
+        device (str, optional): Where the model runs; the CPU by default.
+        dtype (str): Of the model's weights.
+        device_map (str, optional): How accelerate splits the model over devices.
         format (str): Of the output: ``"parquet"``, ``"csv"`` or ``"jsonl"``.
         input_format (str, optional): ``"csv"``, ``"tsv"``, ``"jsonl"`` or
             ``"parquet"``; by the file's ending by default. Standard input is JSONL if
@@ -74,6 +84,11 @@ class TableJob:
     method: str = DEFAULT_METHOD
     target: str | int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    against: str | int | None = None
+    truncation: Truncation = "truncate"
+    device: str | None = None
+    dtype: str = "float32"
+    device_map: str | None = None
     format: str = "parquet"
     input_format: str | None = None
     part: tuple[int, int] = (1, 1)
@@ -96,12 +111,16 @@ class TableJob:
         """
         for name in ("data", "text_column", "model", "split"):
             check_type(name, getattr(self, name), str, "a str")
-        for name in ("pair_column", "id_column", "subset"):
+        for name in ("pair_column", "id_column", "subset", "device", "device_map"):
             if getattr(self, name) is not None:
                 check_type(name, getattr(self, name), str, "a str, or None")
         check_type("output", self.output, (str, Path), "the path of a folder")
-        if self.target is not None:
-            check_type("target", self.target, (str, int), "a label, an index or None")
+        for name in ("target", "against"):
+            given = getattr(self, name)
+            if given is not None:
+                check_type(name, given, (str, int), "a label, an index or None")
+        check_choice("truncation", self.truncation, get_args(Truncation))
+        check_choice("dtype", self.dtype, DTYPES)
         check_type("columns", self.columns, tuple, "a tuple of names")
         check_type("options", self.options, Mapping, "a dict of the method's options")
         check_choice("method", self.method, METHODS)

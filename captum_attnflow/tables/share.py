@@ -42,9 +42,9 @@ def read_part(
     """
     if given is None:
         return 1, 1
+    check_type("part", given, str, "i/n, such as 2/4, or auto")
     if given == "auto":
         return _of_launcher(environment)
-    check_type("part", given, str, "i/n, such as 2/4, or auto")
     found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", given)
     if found is None:
         raise ValueError(

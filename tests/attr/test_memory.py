@@ -10,7 +10,10 @@ from captum_attnflow import (
     GeneralizedAttentionFlow,
     LayerGeneralizedAttentionFlow,
     LayerRelevanceFlow,
+    RelevanceFlow,
 )
+from captum_attnflow._memory import free_memory
+from captum_attnflow.flow import information
 
 CPU_ERROR = (
     "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate "
@@ -92,3 +95,27 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
     with pytest.raises(RuntimeError, match="of the model"):
         GeneralizedAttentionFlow(forward).attribute(token_ids(4), target=0)
     assert rows_seen == [4]
+
+
+def test_a_network_without_room_is_refused_before_it_is_taken(monkeypatch):
+    model, ids = bert(), token_ids(2, 10)
+    free = 50 * 2 * 3 * 7**2  # for seven tokens
+    monkeypatch.setattr(information, "free_memory", lambda device: free)
+    monkeypatch.setattr(information, "_SMALL", 0)
+    method = GeneralizedAttentionFlow(lambda ids: model(ids).logits)
+    message = r"2 texts of 10 tokens and 3 layers needs .* at most 7 tokens would fit"
+    with pytest.raises(ValueError, match=message):
+        method.attribute(ids, target=0)
+    assert method.attribute(ids[:, :7], target=0).shape == (2, 7)
+    # The scores of a conserved flow need no network.
+    relevance = RelevanceFlow(lambda ids: model(ids).logits)
+    assert relevance.attribute(ids, target=0).shape == (2, 10)
+    with pytest.raises(ValueError, match="would fit"):
+        relevance.explain(ids, target=0)
+
+
+def test_free_memory_is_no_more_than_the_machine_has():
+    free = free_memory(torch.device("cpu"))
+    if free is not None:
+        assert 0 < free < 2**50
+    assert free_memory(torch.device("meta")) is None

@@ -47,7 +47,7 @@ def test_main_job_writes_a_table_and_says_what_failed(run, tmp_path):
         tmp_path / "scores" / "part-000000.parquet"
     ).to_pylist()
     assert (first["id"], first["gold"], first["key"]) == ("a", "0", "a")
-    assert first["label"] == "negative"
+    assert first["target"] == "negative"
     assert (blank["status"], blank["reason"]) == ("failed", "the text is blank")
     assert last["tokens"] == ["[CLS]", "a", "funny", "film", "[SEP]"]
 
@@ -95,7 +95,9 @@ def test_standard_input_is_a_table(tmp_path):
         (["--file", "a.txt"], "--file does not go with --data"),
         (["so sad"], "a text does not go with --data"),
         (["--json"], "--json does not go with --data"),
-        (["--device", "cuda"], "--device does not go with --data"),
+        (["--device", "nowhere"], "device='nowhere' is not to be had here"),
+        (["--truncation", "middle"], "truncation='middle'"),
+        (["--against", "bored"], "'bored' is unknown"),
         (["--html", "page.html"], "--html does not go with --data"),
         (["--task", "image-classification"], "--task image-classification does not go"),
         (["--text-column", "missing"], "no column 'missing'; it has 'key', 'sentence'"),

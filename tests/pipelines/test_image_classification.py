@@ -181,7 +181,7 @@ class TestPictures:
     def test_the_overlay_shows_the_attributions(self, classifier, photo, method):
         results = classifier.explain([str(photo)] * 2, method)
         figure = ImageOverlays(tuple(results)).figure()
-        assert len(figure.axes) == 4
+        assert len(figure.axes) == 4 + 2  # with a colour bar for each overlay
         shown, overlay = (axis.images[-1].get_array() for axis in figure.axes[:2])
         picture = results[0].pixels.permute(1, 2, 0).numpy()
         assert np.abs(np.asarray(shown) - picture).max() <= 1e-6
@@ -371,8 +371,22 @@ def test_a_pipeline_is_no_part_of_it(classifier, part):
         image_processor=classifier.processor,
     )
     parts = {"model": classifier.model, "processor": classifier.processor}
-    with pytest.raises(ValueError, match=r"pipeline\.model, pipeline\.image_processor"):
+    with pytest.raises(ValueError, match=r"ImageClassifier\.load\(pipeline\)"):
         ImageClassifier(**{**parts, part: pipeline})
+
+
+def test_a_pipeline_is_its_model_and_image_processor(classifier, photo):
+    pipeline = transformers.pipeline(
+        "image-classification",
+        model=classifier.model,
+        image_processor=classifier.processor,
+    )
+    loaded = ImageClassifier.load(pipeline)
+    assert loaded.processor is pipeline.image_processor
+    [expected] = classifier.explain([str(photo)], "attnlrp")
+    [result] = loaded.explain([str(photo)], "attnlrp")
+    assert result.prediction == expected.prediction
+    assert result.patches == expected.patches
 
 
 def test_patches_that_overlap_cannot_be_shown(classifier, photo, monkeypatch):

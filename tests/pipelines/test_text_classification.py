@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from captum_attnflow import AttnLRP
 from captum_attnflow.demo import DEMO_MODEL_PATH
+from captum_attnflow.pipelines.encoding import TextEncoder
 from captum_attnflow.pipelines.methods import METHODS
 from captum_attnflow.pipelines.text_classification import TextClassifier
 from captum_attnflow.show import html_page, terminal_text
@@ -46,6 +47,46 @@ def test_predicted_class_is_attributed_unless_a_target_is_given(demo):
         assert (result.predicted, result.target) == ("negative", "positive")
 
 
+@pytest.mark.parametrize("method", ["relevance-flow", "attnlrp", "slalom"])
+def test_a_contrast_explains_the_difference_of_two_logits(demo, method):
+    [result] = demo.explain(
+        ["not so funny , but a gripping film"], method, "negative", against="positive"
+    )
+    assert (result.target, result.against) == ("negative", "positive")
+    with torch.no_grad():
+        logits = demo.model(
+            **demo.encode(["not so funny , but a gripping film"])
+        ).logits[0]
+    difference = float(logits[0] - logits[1])
+    if method == "slalom":
+        assert result.slalom.log_odds == pytest.approx(difference, rel=1e-4)
+    elif method == "attnlrp":
+        assert result.output == pytest.approx(difference, rel=1e-4)
+    else:
+        assert sum(result.scores) == pytest.approx(difference, rel=1e-4)
+        [of], [other] = (
+            demo.explain(["not so funny , but a gripping film"], method, i)
+            for i in (0, 1)
+        )
+        alone = [a - b for a, b in zip(of.scores, other.scores, strict=True)]
+        assert result.scores == pytest.approx(alone, rel=1e-3, abs=1e-5)
+    shown = terminal_text(result).plain
+    assert f"({method}, scores for negative against positive)" in shown
+
+
+@pytest.mark.parametrize(
+    ("target", "against", "words"),
+    [
+        ("positive", "positive", "is the label that is explained itself"),
+        (None, "bored", "against='bored' is unknown"),
+        (None, 7, "against=7 is unknown"),
+    ],
+)
+def test_a_contrast_with_no_other_label_is_refused(demo, target, against, words):
+    with pytest.raises(ValueError, match=words):
+        demo.explain(["so funny"], target=target, against=against)
+
+
 def test_joint_scores_sum_to_the_flow_value(demo):
     for result in demo.explain(TEXTS):
         assert sum(result.scores) == pytest.approx(result.flow_value)
@@ -67,7 +108,8 @@ def test_empty_text_is_refused(demo, empty):
 @pytest.mark.parametrize(
     ("wrong", "kind"),
     [
-        (("first", "second"), "tuple"),
+        (("first", "second", "third"), "tuple"),
+        (("first", None), "tuple"),
         (["first", "second"], "list"),
         ({"text": "first", "text_pair": "second"}, "dict"),
         (None, "NoneType"),
@@ -92,7 +134,7 @@ def test_a_pipeline_is_no_part_of_it(demo, part):
         "text-classification", model=demo.model, tokenizer=demo.tokenizer
     )
     parts = {"model": demo.model, "tokenizer": demo.tokenizer}
-    with pytest.raises(ValueError, match=r"pipeline\.model, pipeline\.tokenizer"):
+    with pytest.raises(ValueError, match=r"TextClassifier\.load\(pipeline\)"):
         TextClassifier(**{**parts, part: pipeline})
     with pytest.raises(ValueError, match=rf"{part} is a NoneType"):
         TextClassifier(**{**parts, part: None})
@@ -140,7 +182,7 @@ def test_limit_is_that_of_the_position_embeddings(demo, family, limit):
     model.resize_token_embeddings(len(tokenizer))
     model.config.id2label = {0: "negative", 1: "positive"}
     [result] = TextClassifier(model, tokenizer).explain(["dull"], "attention-rollout")
-    assert TextClassifier(model, tokenizer)._limit() == limit
+    assert TextEncoder(model, tokenizer, {}).limit == limit
     if limit is not None:
         with pytest.warns(UserWarning, match=f"limit of {limit}"):
             [result] = TextClassifier(model, tokenizer).explain(
@@ -224,7 +266,7 @@ def test_a_value_is_no_probability(demo, method, problem, n_values):
     for result, value in zip(results, values, strict=True):
         assert result.probability is None
         assert result.value == pytest.approx(value, abs=1e-5)
-        assert terminal_text(result).plain.startswith(f"{result.target} {value:.3f}\n")
+        assert terminal_text(result).plain.startswith(f"{result.target} {value:.3f}  (")
         assert f"{result.target} ({value:.2f})" in html_page([result])
         assert result.labels["value"] == result.value
         assert "probability" not in result.labels

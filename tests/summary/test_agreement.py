@@ -101,7 +101,7 @@ def test_rows_are_matched_by_number_and_label_in_any_order(folders):
     shuffled = [rows[index] for index in np.random.default_rng(0).permutation(40)]
     other = [failed(row["row"], "why") if row["row"] < 4 else row for row in shuffled]
     other = [
-        row | {"label": "else"} if row["row"] in (10, 11) else row for row in other
+        row | {"target": "else"} if row["row"] in (10, 11) else row for row in other
     ]
     found = summarize(folders(rows, other)).agreement
     assert found.n_compared == 35

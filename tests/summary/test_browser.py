@@ -21,7 +21,7 @@ def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scores")
     words = [token for token in SCRIPTS if token] + ["an" + "other" * 40]
     rows = [
-        explained(n, words, range(-3, len(words) - 3), label=HOSTILE, gold="pos")
+        explained(n, words, range(-3, len(words) - 3), target=HOSTILE, gold="pos")
         for n in range(6)
     ] + [row | {"row": 100 + row["row"], "gold": "neg"} for row in random_rows(60)]
     folders = [

@@ -11,14 +11,14 @@ def wrong_of(folder, **options):
 
 
 def predicted(row, label, probability, gold):
-    scored = explained(row, ["so", "good"], [1, 2], predicted=label, label=label)
+    scored = explained(row, ["so", "good"], [1, 2], predicted=label, target=label)
     return scored | {"probability": probability, "gold": gold}
 
 
 def test_rows_are_counted_by_what_became_of_them(tmp_path):
     rows = [explained(n, ["a", "b"], [1, 2], predicted="x") for n in range(5)]
     rows[1] |= {"n_truncated": 7}
-    rows[2] |= {"label": "neg", "n_truncated": 1}
+    rows[2] |= {"target": "neg", "n_truncated": 1}
     rows += [failed(10, "blank"), failed(11, "too long"), failed(12, "blank")]
     [folder] = summarize(write_folder(tmp_path, rows, n_rows=9)).folders
     counts = folder.counts
@@ -65,7 +65,7 @@ def test_a_text_of_several_labels_is_wrong_once_with_the_predicted_ones_scores(
     tmp_path,
 ):
     rows = [
-        predicted(n, "pos", 0.9 - n / 100, "neg") | {"label": label}
+        predicted(n, "pos", 0.9 - n / 100, "neg") | {"target": label}
         for n in range(3)
         for label in ("neg", "pos")
     ]

@@ -39,7 +39,7 @@ def hostile_rows():
     return [
         explained(
             *(n, words, scores),
-            **{"id": HOSTILE, "label": HOSTILE, "predicted": f"not {HOSTILE}"},
+            **{"id": HOSTILE, "target": HOSTILE, "predicted": f"not {HOSTILE}"},
             **{"gold": "</style>" if n else HOSTILE, "n_truncated": 1},
         )
         for n in range(6)
@@ -114,7 +114,7 @@ def test_methods_without_a_sign_are_said_to_have_none(tmp_path):
     [
         [explained(1, ["a"], [1])],
         [
-            explained(n, ["[CLS]", "a", "b"], [1, 2, 3], label=f"l{n}")
+            explained(n, ["[CLS]", "a", "b"], [1, 2, 3], target=f"l{n}")
             for n in range(40)
         ],
         [explained(1, ["a"] * 3000, range(3000), probability=None, predicted=None)],

@@ -25,7 +25,7 @@ def drawn_texts(figure):
 @pytest.fixture
 def figures(tmp_path):
     rows = [
-        explained(n, ["[CLS]", *filter(None, SCRIPTS)], range(-4, 7), label=label)
+        explained(n, ["[CLS]", *filter(None, SCRIPTS)], range(-4, 7), target=label)
         for n in range(6)
         for label in (HOSTILE, "short")
     ]

@@ -81,7 +81,7 @@ def test_a_table_without_scores_is_refused(folder):
     pq.write_table(other, folder / "part-000000.parquet")
     with pytest.raises(
         ValueError,
-        match=r"no column 'status', 'label', 'tokens', 'scores'; it has 'row'",
+        match=r"no column 'status', 'target', 'tokens', 'scores'; it has 'row'",
     ):
         summarize(folder)
 
@@ -104,7 +104,7 @@ def test_an_unknown_label_column_is_refused_with_those_there_are(folder, tmp_pat
         summarize(folder, label_column="gold")
     rows = [row | {"stars": "1", "true": "pos"} for row in random_rows(3)]
     carrying = write_folder(tmp_path / "carrying", rows)
-    for name in ("gold", "label"):
+    for name in ("gold", "target"):
         with pytest.raises(ValueError, match=r"it carries 'stars', 'true'. Give one"):
             summarize(carrying, label_column=name)
 

@@ -25,7 +25,7 @@ def shares_by_hand(rows):
         total = sum(abs(score) for _, score in words)
         for word in {word for word, _ in words}:
             mine = sum(score for other, score in words if other == word)
-            found[row["label"], word].append(mine / total)
+            found[row["target"], word].append(mine / total)
     return found
 
 
@@ -222,7 +222,7 @@ def test_all_formats_give_the_same(tmp_path, kind):
 
 def test_several_labels_of_a_text_are_ranked_apart(tmp_path):
     rows = [
-        explained(n, ["good", "film"], [sign * 3, 1], label=label)
+        explained(n, ["good", "film"], [sign * 3, 1], target=label)
         for n in range(6)
         for label, sign in (("pos", 1), ("neg", -1))
     ]

@@ -8,6 +8,7 @@ import shutil
 import warnings
 from collections import Counter
 from dataclasses import replace
+from typing import get_args
 
 import pyarrow
 import pytest
@@ -17,8 +18,9 @@ from pyarrow import parquet
 from tables.conftest import N_TEXTS, contents, lines_of, write_texts
 
 from captum_attnflow.demo import DEMO_MODEL_PATH
+from captum_attnflow.pipelines import encoding, pretrained
 from captum_attnflow.pipelines.text_classification import TextClassifier
-from captum_attnflow.tables import TableJob, explain_table
+from captum_attnflow.tables import TableJob, explain_table, settings
 from captum_attnflow.tables.settings import OWN_COLUMNS
 
 
@@ -33,7 +35,7 @@ def test_every_row_is_explained_as_the_classifier_does_it(job, texts, demo):
         [alone] = demo.explain([text], job.method)
         assert line["text"] == text
         assert line["status"] == "explained"
-        assert line["label"] == line["predicted"] == alone.predicted
+        assert line["target"] == line["predicted"] == alone.predicted
         assert line["probability"] == pytest.approx(alone.probability, abs=1e-6)
         assert tuple(line["tokens"]) == alone.tokens
         assert line["scores"] == pytest.approx(alone.scores, abs=1e-6)
@@ -48,7 +50,7 @@ def test_the_schema_is_fixed(job):
     assert schema.names == [row, name, "gold", *others]
     types = {field.name: str(field.type) for field in schema}
     strings = [
-        *("id", "gold", "text", "text_pair", "status", "reason", "label", "predicted")
+        *("id", "gold", "text", "text_pair", "status", "reason", "target", "predicted")
     ]
     assert {types.pop(column) for column in strings} == {"string"}
     assert types == {
@@ -290,7 +292,7 @@ def test_a_text_of_several_labels_has_several_lines(job, tmp_path, texts):
             results = classifier.explain([text], job.method)
         expected += [(row, result.target) for result in results]
     assert len(expected) > N_TEXTS
-    assert [(line["row"], line["label"]) for line in lines_of(job.output)] == expected
+    assert [(line["row"], line["target"]) for line in lines_of(job.output)] == expected
 
 
 def test_regression_has_values(job, tmp_path):
@@ -438,7 +440,7 @@ def test_what_a_killed_run_left_is_removed_when_it_is_old(job):
         ({"batch_size": 1.5}, "batch_size=1.5 must be an integer"),
         ({"shuffle_seed": -1}, "shuffle_seed=-1 must be an integer"),
         ({"shuffle_seed": 2**32}, "must be less than"),
-        ({"columns": ("label",)}, "'label' cannot be carried along.*rename it"),
+        ({"columns": ("target",)}, "'target' cannot be carried along.*rename it"),
         ({"columns": ("gold", "gold")}, "columns names 'gold' twice"),
         ({"columns": "gold"}, "columns='gold' is a str; give a tuple"),
         ({"workers": 2}, "workers=2 .* are of Ray; give --engine ray"),
@@ -465,3 +467,22 @@ def test_an_extra_that_is_not_installed_is_named(job, monkeypatch):
 
 def test_a_job_is_a_value():
     assert TableJob("a", "b") == TableJob("a", "b")
+
+
+def test_settings_name_what_the_pipelines_take():
+    assert set(settings.DTYPES) == set(pretrained.DTYPES)
+    assert get_args(settings.Truncation) == get_args(encoding.Truncation)
+
+
+def test_long_texts_follow_the_policy_and_a_contrast_its_labels(tmp_path):
+    data = tmp_path / "texts.csv"
+    data.write_text("text\nso funny\n" + "so very dull " * 100 + "\n")
+    job = TableJob(str(data), tmp_path / "windows", truncation="window", against=1)
+    explain_table(replace(job, target=0))
+    short, long = lines_of(tmp_path / "windows")
+    assert (short["n_truncated"], long["n_truncated"]) == (0, 0)
+    assert len(long["tokens"]) == 302
+    strict = replace(job, output=tmp_path / "r", target=0, truncation="refuse")
+    refused = explain_table(strict)
+    assert refused.n_failed == 1
+    assert "has 302 tokens" in lines_of(tmp_path / "r")[1]["reason"]
