@@ -116,7 +116,6 @@ def test_everything_required_is_pinned():
     [
         ("version", __version__),
         ("license", PROJECT["license"]),
-        ("repository-code", PROJECT["urls"]["Homepage"]),
         ("- name", PROJECT["authors"][0]["name"]),
     ],
 )

@@ -36,7 +36,7 @@ include_patterns = [
     "CHANGELOG.md",
     "README.md",
     "captum_attnflow/demo/sentiment/README.md",
-    "docs/reference/*.rst",
+    ".docs/reference/*.rst",
     "tutorials/*.ipynb",
     "tutorials/*.md",
 ]
@@ -72,7 +72,7 @@ tutorials/*
 :caption: Reference
 :glob:
 
-docs/reference/*
+.docs/reference/*
 ```
 
 ```{toctree}
