@@ -71,6 +71,12 @@ if TYPE_CHECKING:
     from captum_attnflow.pipelines.image_classification import (
         ImageClassifier as ImageClassifier,
     )
+    from captum_attnflow.pipelines.image_text_generation import (
+        GeneratedFromImage as GeneratedFromImage,
+    )
+    from captum_attnflow.pipelines.image_text_generation import (
+        ImageTextGenerator as ImageTextGenerator,
+    )
     from captum_attnflow.pipelines.question_answering import (
         AnswerAttribution as AnswerAttribution,
     )
@@ -136,6 +142,10 @@ else:
             "ImageAttribution",
             "ImageClassifier",
         ),
+        "captum_attnflow.pipelines.image_text_generation": (
+            "GeneratedFromImage",
+            "ImageTextGenerator",
+        ),
         "captum_attnflow.pipelines.question_answering": (
             "AnswerAttribution",
             "QuestionAnswerer",
@@ -163,7 +173,7 @@ else:
 
 # The pipelines and their results are public, too, but not among what * imports, which
 # would load transformers: TextClassifier, TextGenerator, ImageClassifier,
-# TokenClassifier, QuestionAnswerer, SentenceSimilarity.
+# ImageTextGenerator, TokenClassifier, QuestionAnswerer, SentenceSimilarity.
 __all__ = [
     "AttentionFlow",
     "AttentionRollout",

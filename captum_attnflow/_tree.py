@@ -34,6 +34,7 @@ CLASSES: dict[str, str] = {
     "Explanation": "captum_attnflow.explanation",
     "FlowDiagnostics": "captum_attnflow.flow.scores",
     "FlowSolution": "captum_attnflow.flow.solvers.base",
+    "GeneratedFromImage": "captum_attnflow.pipelines.image_text_generation",
     "GeneratedText": "captum_attnflow.pipelines.text_generation",
     "GenerationExplanation": "captum_attnflow.explanation",
     "GivenFlow": "captum_attnflow.explanation",

@@ -366,7 +366,7 @@ def normalize_scores(
     return replace(explanation, scores=normalized, unnormalized_scores=scores)
 
 
-Part = Literal["system", "template", "prompt", "generated"]
+Part = Literal["system", "template", "prompt", "image", "generated"]
 """What a token of a generated text belongs to."""
 
 
@@ -397,8 +397,8 @@ class GenerationExplanation(Storable, LongForm):
         pieces (tuple of str): The text of each token, such that joined they are the
             whole text; by default the tokens.
         parts (tuple of str): What each token belongs to: ``"prompt"``, ``"generated"``,
-            and of a chat ``"system"``, a message that is not the user's, and
-            ``"template"``, what the template puts around messages.
+            ``"image"``, and of a chat ``"system"``, a message that is not the user's,
+            and ``"template"``, what the template puts around messages.
         attention_received (Tensor, optional): Shape ``(N,)``, mean attention of a
             token, over layers, heads and the queries that see it. The first token is
             an attention sink where it has many times the others'.
@@ -583,7 +583,7 @@ class GenerationExplanation(Storable, LongForm):
 
         Returns:
             TokenMatrix: With a last row for the whole answer, where rows are the
-            tokens of one.
+            tokens of one. The tokens of an image are one column.
 
         Raises:
             ValueError: If an option is unknown.

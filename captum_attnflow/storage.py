@@ -37,6 +37,7 @@ KINDS = (
     "SlalomExplanation",
     "TextAttribution",
     "GeneratedText",
+    "GeneratedFromImage",
     "ImageAttribution",
     "AnswerAttribution",
     "WordAttribution",

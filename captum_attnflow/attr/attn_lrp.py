@@ -87,11 +87,12 @@ class AttnLRP(InPlaceOfIntegratedGradients):
         baselines: BaselineType = None,
         additional_forward_args: object = None,
     ) -> Iterator[TokenScores]:
-        """Score token ids for several outputs of one forward pass.
+        """Score tokens for several outputs of one forward pass.
 
         Args:
-            inputs (Tensor or tuple[Tensor, ...]): Token ids ``(B, T)``; of an encoder
-                and a decoder both, whose scores follow each other.
+            inputs (Tensor or tuple[Tensor, ...]): Token ids ``(B, T)``, or embeddings
+                ``(B, T, D)``, over whose features scores are summed; of an encoder and
+                a decoder both, whose scores follow each other.
             targets (sequence): Outputs, each as ``target`` in :meth:`attribute`.
             baselines (scalar, Tensor, tuple, optional): Validated, then ignored.
             additional_forward_args (Any, optional): As in :meth:`attribute`.
@@ -122,6 +123,7 @@ class AttnLRP(InPlaceOfIntegratedGradients):
                     relevance.tensors, arguments.inputs, strict=True
                 )
             ]
+            of_inputs = [of if of.dim() == 2 else of.sum(-1) for of in of_inputs]
             yield TokenScores(
                 torch.cat(of_inputs, 1), relevance.output, sequences, elements={}
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,6 +24,7 @@ from captum_attnflow.attr.attn_lrp import AttnLRP
 from captum_attnflow.attr.base import AttentionAttribution
 from captum_attnflow.attr.relevance_flow import RelevanceFlow
 from captum_attnflow.explanation import GenerationExplanation, Part
+from captum_attnflow.texts.embedded import EmbeddedInput
 from captum_attnflow.texts.units import token_pieces
 
 Output = Literal["logit", "log-probability", "probability"]
@@ -38,7 +39,8 @@ class GenerationAttribution(LLMGradientAttribution):
     Stands in for ``captum.attr.LLMGradientAttribution``, which makes a forward pass, or
     a path of them, for every generated token. A causal model shows all steps in one
     pass over the finished sequence: this class makes that one, and a backward pass per
-    generated token or span. It also takes encoder-decoders.
+    generated token or span. It also takes encoder-decoders, and prompts of embeddings,
+    :class:`captum_attnflow.texts.EmbeddedInput`.
 
     The scores are those of the method at each step, without baselines: relevance is
     read at the text itself. For a causal model they are what ``LLMGradientAttribution``
@@ -192,10 +194,14 @@ class GenerationAttribution(LLMGradientAttribution):
             self._read_against(against, generated),
             passes if is_sum else rows,
         )
-        inputs = self._finished(prompt, generated)
+        finished = self._finished(prompt, generated)
+        inputs, beside = finished, None
+        if isinstance(inp, EmbeddedInput):
+            beside = dict(inp.embed(finished[0]))
+            inputs = (beside.pop("inputs_embeds"),)
         method = copy(self.attr_method)
         method.forward_func = lambda *inputs: steps.outputs(
-            self._logits(n_generated, *inputs)
+            self._logits(n_generated, *inputs, beside=beside)
         )
         explanations = list(method.score_targets(inputs, range(len(steps.spans))))
         scores, flow_value, outputs = (
@@ -206,7 +212,7 @@ class GenerationAttribution(LLMGradientAttribution):
             sums = _span_sums(rows, n_generated, scores)[[i for i, _ in passes]].T
             scores, flow_value = sums @ scores, sums @ flow_value
             outputs = sums.to(outputs) @ outputs
-        ids = [*torch.cat(inputs, 1)[0].tolist(), int(generated[-1])]
+        ids = [*torch.cat(finished, 1)[0].tolist(), int(generated[-1])]
         others = steps.against
         against_ids = others.tolist() if isinstance(others, Tensor) else []
         attention = explanations[0].attention_received
@@ -280,8 +286,16 @@ class GenerationAttribution(LLMGradientAttribution):
         start = prompt.new_tensor([self._decoder_start])
         return prompt, torch.cat([start, before_last], 1)
 
-    def _logits(self, n_last: int, *inputs: Tensor) -> Tensor:
-        """Return the logits, of the last positions at least."""
+    def _logits(
+        self, n_last: int, *inputs: Tensor, beside: Mapping[str, Any] | None = None
+    ) -> Tensor:
+        """Return the logits, of the last positions at least.
+
+        Args:
+            n_last (int): How many positions.
+            inputs (Tensor): Ids; or embeddings, where anything is given beside them.
+            beside (mapping, optional): What belongs to embeddings, by name.
+        """
         # Those of a long prompt would take more memory than the model: (T, V).
         wanted = {"logits_to_keep": n_last, "use_cache": False}
         model: Any = self.model
@@ -292,6 +306,8 @@ class GenerationAttribution(LLMGradientAttribution):
             outputs = self.model(
                 input_ids=encoder_ids, decoder_input_ids=decoder_ids, **options
             )
+        elif beside is not None:
+            outputs = self.model(inputs_embeds=inputs[0], **beside, **options)
         else:
             outputs = self.model(*inputs, **options)
         logits: Tensor = outputs.logits
@@ -303,6 +319,12 @@ class GenerationAttribution(LLMGradientAttribution):
         target: str | Tensor | None = None,
         gen_args: dict[str, Any] | None = None,
     ) -> Tensor:
+        if isinstance(inp, EmbeddedInput) and (target is None or self._decoder_start):
+            kind = "an encoder-decoder" if self._decoder_start else "target=None"
+            raise ValueError(
+                f"a prompt of embeddings was given with {kind}; give the target, and "
+                "a causal model, which reads prompt and answer as one sequence"
+            )
         if target is None and self._decoder_start:
             # Captum would cut a prompt off that an encoder-decoder does not repeat.
             answer = self.model.generate(

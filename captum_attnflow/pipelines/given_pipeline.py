@@ -23,6 +23,7 @@ _CLASSES: dict[str, tuple[tuple[str, ...], str]] = {
         "tokenizer",
     ),
     "an image classifier": (("ImageClassificationPipeline",), "image_processor"),
+    "a vision-language model": (("ImageTextToTextPipeline",), "processor"),
 }
 # Of a tokenizer's call, what changes the tokens of a text, and is kept. Padding and the
 # kind of arrays are chosen here, and change nothing at the tokens that are no padding.

@@ -7,7 +7,6 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import groupby
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,8 @@ from captum_attnflow.pipelines.pretrained import (
     read_predictions,
 )
 from captum_attnflow.pipelines.provenance import KnownParts
-from captum_attnflow.scored_tokens import escaped, printable, relative
+from captum_attnflow.scored_tokens import escaped, printable
+from captum_attnflow.show.boxes import shaded_boxes, spread_over_boxes
 from captum_attnflow.show.figures import drawable
 from captum_attnflow.show.image import image_overlay
 from captum_attnflow.storage import Storable
@@ -52,7 +52,6 @@ MAX_PIXELS = 1 << 26
 """Of one image: 8192 x 8192, which is read within 520 MB."""
 _N_TOP_PATCHES = 5
 _INCHES = 4
-_SHADES = " ░▒▓█"
 
 
 @dataclass(frozen=True)
@@ -104,12 +103,8 @@ class ImageAttribution(Storable, LongForm):
     @property
     def attributions(self) -> Tensor:
         """Shape ``(C, H, W)``; every pixel has an equal share of its patch's score."""
-        shares = torch.zeros_like(self.pixels)
-        for patch in self.patches:
-            left, top, right, bottom = patch.box
-            area = shares[:, top:bottom, left:right]
-            area[:] = patch.score / area.numel()
-        return shares
+        scores = [patch.score for patch in self.patches]
+        return spread_over_boxes(scores, [p.box for p in self.patches], self.pixels)
 
     @property
     def prediction(self) -> str:
@@ -144,16 +139,10 @@ class ImageAttribution(Storable, LongForm):
         )
         if self.target != self.predicted:
             text.append(f"  (scores for {printable(self.target)})")
-        shares = relative([patch.score for patch in self.patches])
-        shaded = zip(self.patches, shares, strict=True)
-        for _, row in groupby(shaded, key=lambda pair: pair[0].box[1]):
-            text.append("\n")
-            for _, share in row:
-                shade = _SHADES[round(abs(share) * (len(_SHADES) - 1))]
-                if share < 0:
-                    text.append(f"{shade}-", "red")  # readable without colours
-                else:
-                    text.append(2 * shade, "green")
+        scores = [patch.score for patch in self.patches]
+        text.append("\n").append(
+            shaded_boxes(scores, [patch.box for patch in self.patches])
+        )
         ranked = sorted(self.patches, key=lambda patch: patch.score, reverse=True)
         top = [
             "x {0}-{2}, y {1}-{3}: {score:.3g}".format(*patch.box, score=patch.score)
@@ -306,7 +295,7 @@ class ImageClassifier(KnownParts):
     def _explain(
         self, image: str, attribution: Any, target: str | int | None
     ) -> Iterator[ImageAttribution]:
-        picture = _open(image)
+        picture = open_image(image)
         pixels = self._process(picture)
         with torch.no_grad():
             logits = self._logits(pixels)
@@ -358,10 +347,18 @@ class ImageClassifier(KnownParts):
         return pixels.to(self.model.device, self.model.dtype)
 
 
-def _open(image: str) -> Image.Image:
+def open_image(image: str) -> Image.Image:
     """Read a file's first image, upright and in colours.
 
     The size is read before any pixel: a file of a few KB may claim any size.
+
+    Args:
+        image (str): The file, in one of :data:`FORMATS`, of at most :data:`MAX_PIXELS`
+            pixels.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        ValueError: If it is no image, of another format or too large.
     """
     if not Path(image).is_file():
         raise FileNotFoundError(f"there is no image file {image!r}")

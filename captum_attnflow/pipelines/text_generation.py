@@ -231,10 +231,7 @@ class TextGenerator(KnownParts):
         inputs = self._read(prompts, is_chat, system)
         if target is not None:
             check_encodable("target", target)
-        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-            raise ValueError(
-                f"max_new_tokens={max_new_tokens!r}; give a number of tokens from 1"
-            )
+        check_max_new_tokens(max_new_tokens)
         method_class = find_method(method, options, GENERATION_METHODS)
         attribution = GenerationAttribution(
             method_class(self.model, **options), self.tokenizer, output
@@ -246,13 +243,17 @@ class TextGenerator(KnownParts):
                 given,
                 generated,
                 against=against,
-                spans=None if spans is None else self._find_spans(spans, generated),
+                spans=None
+                if spans is None
+                else find_spans(spans, generated, self.tokenizer),
             )
-            prompt = getattr(given, "text", None) or self._decode(given.inp_tensor[0])
+            prompt = getattr(given, "text", None) or decoded(
+                given.inp_tensor[0], self.tokenizer
+            )
             results.append(
                 GeneratedText(
                     prompt,
-                    self._decode(generated),
+                    decoded(generated, self.tokenizer),
                     explanation,
                     method,
                     units if isinstance(units, str) else tuple(units),
@@ -289,69 +290,103 @@ class TextGenerator(KnownParts):
         n_prompt = given.to_model_input().shape[1]
         if target is not None:
             ids = self.tokenizer.encode(target, add_special_tokens=False)
-            self._check_length(n_prompt, len(ids))
+            check_length(self.model.config, n_prompt, len(ids))
             return torch.tensor(ids, device=self.model.device)
-        self._check_length(n_prompt, max_new_tokens)
+        check_length(self.model.config, n_prompt, max_new_tokens)
         prompt = given.to_model_input().to(self.model.device)
         answer = self.model.generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            pad_token_id=self._pad_token_id,
+            pad_token_id=padding_token(self.tokenizer),
         )
         # An encoder-decoder's answer has a start of its own and no prompt.
         start = 1 if self.model.config.is_encoder_decoder else n_prompt
         generated: Tensor = answer[0, start:]
         return generated
 
-    def _decode(self, ids: Tensor) -> str:
-        # Vocabularies of models are padded: there may be no token.
-        known = [i for i in ids.tolist() if self.tokenizer.convert_ids_to_tokens(i)]
-        text: str = self.tokenizer.decode(known)
-        return text
 
-    def _find_spans(
-        self, spans: Sequence[Span], generated: Tensor
-    ) -> list[tuple[int, int]]:
-        """Turn texts among the generated one into spans of its tokens."""
-        pieces = token_pieces(generated.tolist(), self.tokenizer)
-        whole = "".join(pieces)
-        ends = list(accumulate(map(len, pieces)))
-        found = []
-        for span in [spans] if isinstance(spans, str) else spans:
-            if not isinstance(span, str):
-                found.append(span)
-                continue
-            first = whole.find(span)
-            if first < 0 or not span:
-                raise ValueError(
-                    f"the span {span!r} does not occur in what was generated, "
-                    f"{shorten(whole, 80)!r}; give a part of this, or the numbers of "
-                    f"tokens (start, stop) from 0 to {len(pieces)}"
-                )
-            last = first + len(span)
-            found.append((bisect_right(ends, first), bisect_left(ends, last) + 1))
-        return found
+def decoded(ids: Tensor, tokenizer: Any) -> str:
+    """Return the text of token ids ``(T,)``."""
+    # Vocabularies of models are padded: there may be no token.
+    known = [i for i in ids.tolist() if tokenizer.convert_ids_to_tokens(i)]
+    text: str = tokenizer.decode(known)
+    return text
 
-    @property
-    def _pad_token_id(self) -> int | None:
-        """Padding is never needed, but transformers warns where no token is for it."""
-        padding: int | None = self.tokenizer.pad_token_id
-        end: int | None = self.tokenizer.eos_token_id
-        return padding if padding is not None else end
 
-    def _check_length(self, n_prompt: int, n_generated: int) -> None:
-        config = self.model.config
-        limit = getattr(config, "max_position_embeddings", None)
-        sides = [n_prompt, n_generated]
-        longest = max(sides) if config.is_encoder_decoder else sum(sides)
-        if limit is not None and longest > limit:
+def find_spans(
+    spans: Sequence[Span], generated: Tensor, tokenizer: Any
+) -> list[tuple[int, int]]:
+    """Turn texts among the generated one into spans of its tokens.
+
+    Args:
+        spans (sequence of str or (int, int)): The spans; numbers stay as they are.
+        generated (Tensor): Shape ``(G,)``, the generated tokens.
+        tokenizer (PreTrainedTokenizer): Decodes them.
+
+    Raises:
+        ValueError: If a text does not occur.
+    """
+    pieces = token_pieces(generated.tolist(), tokenizer)
+    whole = "".join(pieces)
+    ends = list(accumulate(map(len, pieces)))
+    found = []
+    for span in [spans] if isinstance(spans, str) else spans:
+        if not isinstance(span, str):
+            found.append(span)
+            continue
+        first = whole.find(span)
+        if first < 0 or not span:
             raise ValueError(
-                f"a prompt of {n_prompt} tokens with {n_generated} to generate is "
-                f"longer than the {limit} positions of the model; shorten it, or "
-                "generate fewer tokens"
+                f"the span {span!r} does not occur in what was generated, "
+                f"{shorten(whole, 80)!r}; give a part of this, or the numbers of "
+                f"tokens (start, stop) from 0 to {len(pieces)}"
             )
+        last = first + len(span)
+        found.append((bisect_right(ends, first), bisect_left(ends, last) + 1))
+    return found
+
+
+def padding_token(tokenizer: Any) -> int | None:
+    """Padding is never needed, but transformers warns where no token is for it."""
+    padding: int | None = tokenizer.pad_token_id
+    end: int | None = tokenizer.eos_token_id
+    return padding if padding is not None else end
+
+
+def check_max_new_tokens(max_new_tokens: object) -> None:
+    """Refuse anything but a number of tokens.
+
+    Raises:
+        ValueError: Saying what was given.
+    """
+    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise ValueError(
+            f"max_new_tokens={max_new_tokens!r}; give a number of tokens from 1"
+        )
+
+
+def check_length(config: Any, n_prompt: int, n_generated: int) -> None:
+    """Refuse what is longer than a model's positions.
+
+    Args:
+        config (PreTrainedConfig): Of the language model.
+        n_prompt (int): Tokens of the prompt.
+        n_generated (int): Tokens behind it.
+
+    Raises:
+        ValueError: Saying how long what was given is.
+    """
+    limit = getattr(config, "max_position_embeddings", None)
+    sides = [n_prompt, n_generated]
+    longest = max(sides) if config.is_encoder_decoder else sum(sides)
+    if limit is not None and longest > limit:
+        raise ValueError(
+            f"a prompt of {n_prompt} tokens with {n_generated} to generate is "
+            f"longer than the {limit} positions of the model; shorten it, or "
+            "generate fewer tokens"
+        )
 
 
 class _AutoLanguageModel:

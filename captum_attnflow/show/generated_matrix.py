@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_attnflow._checks import check_choice
-from captum_attnflow.explanation import GenerationExplanation
+from captum_attnflow.explanation import GenerationExplanation, Part
 from captum_attnflow.scored_tokens import rounded
 from captum_attnflow.show.token_matrix import LeftOut, Scale, TokenMatrix, blank_where
 from captum_attnflow.texts.units import Unit
@@ -43,7 +43,8 @@ def matrix_of_generated(
         rows = torch.cat([rows, rows.sum(0, keepdim=True)])
         possible = torch.cat([possible, possible.any(0, keepdim=True)])
         outputs.append("whole answer")
-    members = [[t for t in tokens if drawn[t]] for tokens in summed.members]
+    units_of_text = _with_images_as_one(summed.members, parts)
+    members = [[t for t in tokens if drawn[t]] for tokens in units_of_text]
     kept = [unit for unit, tokens in enumerate(members) if tokens]
     scores = rows.new_zeros(len(rows), len(kept))
     seen = possible.new_zeros(len(rows), len(kept))
@@ -53,16 +54,33 @@ def matrix_of_generated(
     n_prompt = sum(parts[members[unit][0]] != "generated" for unit in kept)
     return TokenMatrix(
         scores=blank_where(scores, ~seen.cpu().numpy()),
-        input_tokens=tuple(
-            readable("".join(explanation.pieces[t] for t in members[unit]))
-            for unit in kept
-        ),
+        input_tokens=tuple(_name(explanation, members[unit]) for unit in kept),
         output_tokens=tuple(outputs),
         n_prompt=n_prompt,
         scale=scale,
         caption=_caption(explanation, drawn, left_out),
         has_sum=has_sum,
     )
+
+
+def _with_images_as_one(
+    members: Sequence[Sequence[int]], parts: Sequence[Part]
+) -> list[list[int]]:
+    """Join the units of an image: hundreds of columns with one name say nothing."""
+    joined: list[list[int]] = []
+    for tokens in members:
+        if joined and parts[tokens[0]] == parts[joined[-1][0]] == "image":
+            joined[-1].extend(tokens)
+        else:
+            joined.append(list(tokens))
+    return joined
+
+
+def _name(explanation: GenerationExplanation, tokens: Sequence[int]) -> str:
+    """Name a column."""
+    if explanation.parts[tokens[0]] == "image":
+        return f"[image: {len(tokens)} tokens]"
+    return readable("".join(explanation.pieces[token] for token in tokens))
 
 
 def _read_outs(explanation: GenerationExplanation) -> Tensor:

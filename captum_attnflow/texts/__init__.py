@@ -8,6 +8,7 @@ A new kind of input is one class with the members of
 from captum_attnflow.targets import Target, targets_of_texts
 from captum_attnflow.texts.chat import ChatInput
 from captum_attnflow.texts.deletion import DeletableColumns, DeletableWords
+from captum_attnflow.texts.embedded import EmbeddedInput
 from captum_attnflow.texts.evaluation import (
     evaluate_queries,
     find_whole_arguments,
@@ -30,6 +31,7 @@ __all__ = [
     "ChatInput",
     "DeletableColumns",
     "DeletableWords",
+    "EmbeddedInput",
     "PerturbableTexts",
     "Query",
     "ReplaceableInputs",

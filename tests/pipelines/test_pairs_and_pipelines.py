@@ -173,9 +173,11 @@ def test_an_empty_side_of_a_pair_is_named(demo):
     "name",
     [
         "AnswerAttribution",
+        "GeneratedFromImage",
         "GeneratedText",
         "ImageAttribution",
         "ImageClassifier",
+        "ImageTextGenerator",
         "LabelledWords",
         "QuestionAnswerer",
         "SentenceSimilarity",
