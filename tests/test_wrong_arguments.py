@@ -21,12 +21,15 @@ import pytest
 import torch
 import transformers
 from networks import everywhere
+from PIL import Image
 from score_folders import explained, write_folder
 from torch import nn
+from vision_language import vision_language_model
 
 import captum_attnflow
 from captum_attnflow import (
     BarrierSolver,
+    ImageTextGenerator,
     LayeredNetwork,
     NetworkXSolver,
     QuestionAnswerer,
@@ -457,6 +460,9 @@ def pipelines() -> dict[str, Call]:
     )
     labels = transformers.AutoModelForTokenClassification.from_config(config)
     answers = transformers.AutoModelForQuestionAnswering.from_config(config)
+    vision_model, processor = vision_language_model("LLaVA")
+    image = str(Path(tempfile.mkdtemp()) / "image.png")
+    Image.new("RGB", (16, 16)).save(image)
     pairs = [("which film ?", "a gripping film"), ("what ?", "so dull")]
     method = {"method": "attention-rollout"}
     optional = {"target": None, "truncation": "window", "stride": 1}
@@ -490,6 +496,27 @@ def pipelines() -> dict[str, Call]:
         "SentenceSimilarity": (
             SentenceSimilarity(MODEL.bert, TOKENIZER).explain,
             {"pairs": pairs, "truncation": "refuse", **method},
+        ),
+        "ImageTextGenerator": (
+            ImageTextGenerator(vision_model, processor).explain,
+            {
+                "images": [image],
+                "prompts": ["<image> what is this ?"],
+                **method,
+                "target": "a cat",
+                "max_new_tokens": 2,
+                "output": "logit",
+                "against": None,
+                "spans": None,
+                "system": None,
+                "units": "token",
+                "left_out": (),
+                "scale": "row",
+            },
+        ),
+        "ImageTextGenerator of parts": (
+            ImageTextGenerator,
+            {"model": vision_model, "processor": processor},
         ),
         "TextClassifier of parts": (
             TextClassifier,

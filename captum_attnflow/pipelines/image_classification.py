@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from captum_attnflow._checks import check_type
 from captum_attnflow.attr import AttentionRollout, AttnLRP
 from captum_attnflow.long_form import LongForm, ScoredRows, Tokens, refuse_tokens
 from captum_attnflow.pipelines.methods import (
@@ -360,6 +361,7 @@ def open_image(image: str) -> Image.Image:
         FileNotFoundError: If it is not there.
         ValueError: If it is no image, of another format or too large.
     """
+    check_type("an image", image, (str, PathLike), "the name of a file")
     if not Path(image).is_file():
         raise FileNotFoundError(f"there is no image file {image!r}")
     try:

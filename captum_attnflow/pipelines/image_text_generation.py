@@ -50,6 +50,7 @@ from captum_attnflow.pipelines.provenance import KnownParts
 from captum_attnflow.pipelines.text_generation import (
     GeneratedText,
     Span,
+    as_tuple,
     check_length,
     check_max_new_tokens,
     decoded,
@@ -67,7 +68,7 @@ from captum_attnflow.texts.units import Unit
 
 _MOST_OVERLAYS = 11  # in a notebook, beside the image itself
 _PANELS_IN_A_ROW = 4
-_INCHES = 3.2
+_PANEL = (3.2, 3.6)  # inches
 _TITLE_CELLS = 28
 
 
@@ -117,7 +118,8 @@ class GeneratedFromImage(GeneratedText):
         if total == 0:
             return "all scores are 0"
         share = 100 * float(self.image_scores.abs().sum()) / total
-        return f"image {share:.3g} % of the total, text {100 - share:.3g} %"
+        rest = 100 - share
+        return f"image {share:.3g} % of the total, text {rest:.3g} % (absolute scores)"
 
     @property
     def attributions(self) -> Tensor:
@@ -146,29 +148,7 @@ class GeneratedFromImage(GeneratedText):
             ValueError: If there is no such row, or no single picture that the model
                 sees.
         """
-        if self.pixels is None:
-            raise ValueError(
-                f"there is no picture to draw on: {self.layout}; take image_shares"
-            )
-        shown = {"": None, **self._overlays(rows)}
-        n_columns = min(len(shown), _PANELS_IN_A_ROW)
-        n_rows = -(-len(shown) // n_columns)
-        size = (_INCHES * n_columns, _INCHES * n_rows)
-        figure = Figure(figsize=size, layout="constrained")
-        panels = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
-        for axes in panels:
-            axes.set_axis_off()
-        panels[0].imshow(self.pixels.permute(1, 2, 0).expand(-1, -1, 3).numpy())
-        for axes, (title, scores) in zip(panels, shown.items(), strict=False):
-            if scores is not None:
-                image_overlay(
-                    self._spread(scores)[None],
-                    self.pixels[None],
-                    plt_fig_axis=(figure, axes),
-                )
-                drawn, families = drawable(shortened(title, _TITLE_CELLS))
-                axes.set_title(drawn, family=families, parse_math=False)
-        return figure
+        return self._drawn(self._overlays(rows))
 
     def to_dict(self) -> dict[str, Any]:
         """Return texts, tokens, scores and boxes, ready for JSON."""
@@ -200,6 +180,33 @@ class GeneratedFromImage(GeneratedText):
         pixels = self.pixels.double()
         return spread_over_boxes(scores.tolist(), self.boxes, pixels)
 
+    def _drawn(self, overlays: Mapping[str, Tensor]) -> Figure:
+        """Draw the image, and overlays of scores of its tokens by their titles."""
+        if self.pixels is None:
+            raise ValueError(
+                f"there is no picture to draw on: {self.layout}; take image_shares"
+            )
+        n_columns = min(1 + len(overlays), _PANELS_IN_A_ROW)
+        n_rows = -(-(1 + len(overlays)) // n_columns)
+        width, height = _PANEL
+        figure = Figure(figsize=(width * n_columns, height * n_rows))
+        panels = figure.subplots(
+            n_rows, n_columns, squeeze=False, gridspec_kw={"hspace": 0.4}
+        ).ravel()
+        for axes in panels:
+            axes.set_axis_off()
+        plain, *others = panels
+        plain.imshow(self.pixels.permute(1, 2, 0).expand(-1, -1, 3).numpy())
+        for axes, (title, scores) in zip(others, overlays.items(), strict=False):
+            image_overlay(
+                self._spread(scores)[None],
+                self.pixels[None],
+                plt_fig_axis=(figure, axes),
+            )
+            drawn, families = drawable(shortened(title, _TITLE_CELLS))
+            axes.set_title(drawn, family=families, parse_math=False)
+        return figure
+
     def _overlays(self, rows: Sequence[int] | None) -> dict[str, Tensor]:
         """Return the image's scores of the whole answer and of rows, by titles."""
         n_rows = len(self.image_scores)
@@ -229,17 +236,17 @@ class GeneratedFromImage(GeneratedText):
         said = [f"{self.image}: {self.shares}", self.layout]
         picture = ""
         if self.pixels is not None:
-            n_rows = len(self.image_scores)
-            n_first = _MOST_OVERLAYS - int(self._has_whole_answer)
-            is_cut = n_rows > n_first
-            if is_cut and self.boxes:
+            overlays = [*self._overlays(None).items()]
+            shown = overlays[:_MOST_OVERLAYS]
+            if len(shown) < len(overlays):
                 said.append(
-                    f"overlays of the first {_MOST_OVERLAYS} of {n_rows} rows; "
-                    "figure(rows) draws others"
+                    f"the first {len(shown)} of {len(overlays)} overlays; figure(rows) "
+                    "draws others"
                 )
             stored = io.BytesIO()
-            rows = range(_MOST_OVERLAYS) if is_cut else None
-            self.figure(rows).savefig(stored, format="png")
+            self._drawn(dict(shown)).savefig(
+                stored, format="png", bbox_inches="tight", dpi=80
+            )
             data = base64.b64encode(stored.getvalue()).decode("ascii")
             alternative = escaped("; ".join(said))
             picture = f'<img alt="{alternative}" src="data:image/png;base64,{data}">'
@@ -393,6 +400,7 @@ class ImageTextGenerator(KnownParts):
             contents = {"system": system, "prompt": prompt} if is_chat else {}
             parts = self._parts(processed["input_ids"], contents)
             generated = self._continue(processed, target, max_new_tokens)
+            self._check_answer(generated)
             given = MergedInput(self.model, processed, len(generated))
             explanation = attribution.explain(
                 EmbeddedInput(processed["input_ids"], tokenizer, given.embed, parts),
@@ -415,8 +423,8 @@ class ImageTextGenerator(KnownParts):
                     generated=decoded(generated, tokenizer),
                     explanation=explanation,
                     method=method,
-                    units=units if isinstance(units, str) else tuple(units),
-                    left_out=tuple(left_out),
+                    units=units if isinstance(units, str) else as_tuple("units", units),
+                    left_out=as_tuple("left_out", left_out),
                     scale=scale,
                     image=image,
                     boxes=tokens.boxes,
@@ -440,6 +448,12 @@ class ImageTextGenerator(KnownParts):
     def _placeholder(self) -> str | None:
         """What stands for the image in a prompt."""
         found: str | None = getattr(self.processor, "image_token", None)
+        return found
+
+    @property
+    def _image_token_id(self) -> int | None:
+        config: Any = self.model.config
+        found: int | None = getattr(config, "image_token_id", None)
         return found
 
     def _check(
@@ -471,6 +485,17 @@ class ImageTextGenerator(KnownParts):
                         "chat=True for the model's chat template"
                     )
                 )
+
+    def _check_answer(self, generated: Tensor) -> None:
+        """Refuse an answer in which the model would place the image again."""
+        place = self._image_token_id
+        places = [] if place is None else generated.eq(place).nonzero()[:, 0].tolist()
+        if places:
+            raise ValueError(
+                f"of the generated tokens {places} are the image's placeholder "
+                f"{self._placeholder!r}, which stands for no text; give a target "
+                "without it, or a smaller max_new_tokens"
+            )
 
     def _read(
         self, picture: Image.Image, prompt: str, is_chat: bool, system: str | None
@@ -509,10 +534,7 @@ class ImageTextGenerator(KnownParts):
 
     def _parts(self, ids: Tensor, contents: Mapping[str, str | None]) -> list[Part]:
         """Tell the image's tokens from those of the text, and of a chat's template."""
-        config: Any = self.model.config
-        place = getattr(config, "image_token_id", None)
-        if place is None:
-            place = getattr(config, "image_token_index", None)
+        place = self._image_token_id
         of_text: Part = "template" if contents else "prompt"
         listed = ids[0].tolist()
         parts: list[Part] = ["image" if i == place else of_text for i in listed]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from captum_attnflow._checks import check_choice, described, is_pipeline
+from captum_attnflow._checks import check_choice, check_type, described, is_pipeline
 from captum_attnflow._progress import no_loading_bar
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.pipelines.given_pipeline import parts_of_pipeline
@@ -328,6 +328,7 @@ def check_encodable(where: str, text: str) -> None:
     Raises:
         ValueError: Saying where it is.
     """
+    check_type(where, text, str, "a text")
     try:
         text.encode()
     except UnicodeEncodeError as error:

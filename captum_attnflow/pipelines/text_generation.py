@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from textwrap import shorten
-from typing import Any
+from typing import Any, cast
 
 import torch
 from captum.attr import TextTokenInput
@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from captum_attnflow._checks import check_type
 from captum_attnflow.attr import GenerationAttribution
 from captum_attnflow.attr.generation import Output
 from captum_attnflow.explanation import GenerationExplanation
@@ -256,8 +257,8 @@ class TextGenerator(KnownParts):
                     decoded(generated, self.tokenizer),
                     explanation,
                     method,
-                    units if isinstance(units, str) else tuple(units),
-                    tuple(left_out),
+                    units if isinstance(units, str) else as_tuple("units", units),
+                    as_tuple("left_out", left_out),
                     scale,
                 )
             )
@@ -328,11 +329,12 @@ def find_spans(
     Raises:
         ValueError: If a text does not occur.
     """
+    given = as_tuple("spans", [spans] if isinstance(spans, str) else spans)
     pieces = token_pieces(generated.tolist(), tokenizer)
     whole = "".join(pieces)
     ends = list(accumulate(map(len, pieces)))
     found = []
-    for span in [spans] if isinstance(spans, str) else spans:
+    for span in given:
         if not isinstance(span, str):
             found.append(span)
             continue
@@ -346,6 +348,16 @@ def find_spans(
         last = first + len(span)
         found.append((bisect_right(ends, first), bisect_left(ends, last) + 1))
     return found
+
+
+def as_tuple(name: str, given: object) -> tuple[Any, ...]:
+    """Return a list as a tuple.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    check_type(name, given, Sequence, "a list, or leave it out")
+    return tuple(cast("Sequence[Any]", given))
 
 
 def padding_token(tokenizer: Any) -> int | None:

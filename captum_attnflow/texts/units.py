@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
+from operator import index as as_index
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from captum_attnflow._checks import check_choice
+from captum_attnflow._checks import check_choice, described
 
 Unit = Literal["token", "word", "sentence", "line"]
 """What scores may be summed over."""
@@ -172,7 +173,14 @@ def _first_characters(pieces: Sequence[str]) -> list[int]:
 
 def _ends_of_spans(spans: Sequence[tuple[int, int]], n_characters: int) -> list[int]:
     """Return where spans begin and end, in order."""
-    ordered = sorted(spans)
+    try:
+        ordered = sorted((as_index(start), as_index(stop)) for start, stop in spans)
+    # Whatever a thing raises that holds no pairs, such as a tensor of some layout.
+    except Exception as error:
+        raise ValueError(
+            f"units={described(spans)} are no spans; give one of "
+            f"{', '.join(get_args(Unit))}, or pairs (start, stop) of characters"
+        ) from error
     flat = [edge for span in ordered for edge in span]
     if flat != sorted(flat) or any(start >= stop for start, stop in ordered):
         raise ValueError(

@@ -228,7 +228,8 @@ class TestResult:
         torch.testing.assert_close(result.image_shares, image.sum(1) / scores.sum(1))
         share = 100 * float(image.sum() / scores.sum())
         assert result.shares == (
-            f"image {share:.3g} % of the total, text {100 - share:.3g} %"
+            f"image {share:.3g} % of the total, "
+            f"text {100 - share:.3g} % (absolute scores)"
         )
 
     def test_pixels_sum_to_the_scores_of_the_image(self, result):
@@ -268,6 +269,13 @@ class TestResult:
         assert html.count("data:image/png;base64,") == 1
         assert result.shares in html
         assert "[image: 16 tokens]" in html
+
+    def test_a_notebook_says_how_many_overlays_it_leaves_out(self, made, photo):
+        (long,) = made("LLaVA").explain(
+            [photo], [PROMPTS["LLaVA"]], target=" ".join(["a", "cat"] * 6)
+        )
+        said = "the first 11 of 13 overlays; figure(rows) draws others"
+        assert said in long._repr_html_()
 
     def test_a_name_of_a_file_is_escaped(self, result):
         named = GeneratedFromImage(
@@ -424,6 +432,10 @@ class TestRefusals:
     def test_a_place_for_the_image_in_a_chat(self, made, photo):
         with pytest.raises(ValueError, match=r"one place.*leave '<image>' out"):
             made("LLaVA").explain([photo], [PROMPTS["LLaVA"]], chat=True)
+
+    def test_an_answer_that_holds_the_image(self, made, photo):
+        with pytest.raises(ValueError, match=r"\[1\] are the image's placeholder"):
+            made("LLaVA").explain([photo], [PROMPTS["LLaVA"]], target="a <image>")
 
     def test_a_chat_without_a_template(self, made, photo):
         with pytest.raises(ValueError, match="no chat template; give prompts with"):
