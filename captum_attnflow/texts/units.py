@@ -146,12 +146,15 @@ def sum_over_units(
         else:
             members.append([token])
         previous = (part, number)
-    sums = torch.zeros(len(pieces), len(members), dtype=scores.dtype)
-    for unit, tokens in enumerate(members):
-        sums[tokens, unit] = 1
+    unit_of = torch.tensor(
+        [unit for unit, tokens in enumerate(members) for _ in tokens],
+        dtype=torch.int64,
+        device=scores.device,
+    )
+    sums = scores.new_zeros(*scores.shape[:-1], len(members))
     return Units(
         ["".join(pieces[token] for token in tokens) for tokens in members],
-        scores @ sums.to(scores.device),
+        sums.index_add(-1, unit_of, scores),
         members,
     )
 
