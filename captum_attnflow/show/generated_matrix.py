@@ -136,9 +136,12 @@ def _output(explanation: GenerationExplanation) -> str:
     kind = "token" if explanation.has_row_per_token else "span"
     against = ""
     if explanation.against:
-        named = explanation.against_pieces[:_MOST_NAMED]
+        # Rows that are spans need not be of all generated tokens.
+        spans = explanation.spans
+        steps = sorted({step for start, stop in spans for step in range(start, stop)})
+        named = [explanation.against_pieces[step] for step in steps[:_MOST_NAMED]]
         others = ", ".join(f'"{readable(token)}"' for token in named)
-        more = ", ..." if len(explanation.against) > _MOST_NAMED else ""
+        more = ", ..." if len(steps) > _MOST_NAMED else ""
         against = f", less that of {others}{more}"
     return f"{explanation.output} of each generated {kind}{against}"
 

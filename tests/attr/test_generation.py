@@ -442,3 +442,12 @@ def test_half_precision_gives_nearly_the_same_scores(method, tokenizer, prompt):
     )
     assert half.dtype == full.dtype == torch.float64
     assert (half - full).norm() < 0.05 * full.norm()
+
+
+def test_a_spans_caption_names_what_its_own_steps_are_held_against(
+    model, tokenizer, prompt
+):
+    generation = GenerationAttribution(RelevanceFlow(model), tokenizer)
+    found = generation.explain(prompt, TARGET, against=OTHER, spans=[(0, 2)])
+    assert found.matrix().caption.count('"') == 4
+    assert 'less that of "funny", "and"' in found.matrix().caption
