@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import re
 
@@ -71,9 +72,13 @@ def embeddings(generator, given, answer):
         if "image_grid_thw" in given:
             grid = given["image_grid_thw"]
             features = model.get_image_features(given["pixel_values"], grid)
-            is_image = (ids == model.config.image_token_id).int()
-            beside["position_ids"], _ = model.model.get_rope_index(
-                ids, image_grid_thw=grid, mm_token_type_ids=is_image
+            types = {"mm_token_type_ids": (ids == model.config.image_token_id).int()}
+            find_positions = model.model.get_rope_index
+            taken = inspect.signature(find_positions).parameters
+            beside["position_ids"], _ = find_positions(
+                ids,
+                image_grid_thw=grid,
+                **{name: value for name, value in types.items() if name in taken},
             )
         else:
             features = model.get_image_features(given["pixel_values"])
