@@ -11,7 +11,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from os import PathLike
+from os import PathLike, fspath
 from textwrap import shorten
 from typing import Any, cast
 
@@ -425,7 +425,7 @@ class ImageTextGenerator(KnownParts):
                     units=units if isinstance(units, str) else as_tuple("units", units),
                     left_out=as_tuple("left_out", left_out),
                     scale=scale,
-                    image=image,
+                    image=fspath(image),
                     boxes=tokens.boxes,
                     layout=tokens.layout,
                     pixels=tokens.pixels,
