@@ -393,6 +393,7 @@ class GenerationExplanation(Storable, LongForm):
         outputs (Tensor, optional): Shape ``(R,)``, the explained outputs.
         against (tuple of str): The token that each generated one is held against: the
             output is its own less the other's. Empty without contrast.
+        against_pieces (tuple of str): Their texts; by default as they are spelled.
         pieces (tuple of str): The text of each token, such that joined they are the
             whole text; by default the tokens.
         parts (tuple of str): What each token belongs to: ``"prompt"``, ``"generated"``,
@@ -430,12 +431,14 @@ class GenerationExplanation(Storable, LongForm):
     pieces: tuple[str, ...] = ()
     parts: tuple[Part, ...] = ()
     attention_received: Tensor | None = None
+    against_pieces: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         n_generated = len(self.log_probabilities)
         defaults: dict[str, tuple[object, ...]] = {
             "spans": tuple((step, step + 1) for step in range(n_generated)),
             "pieces": tuple(self.tokens),
+            "against_pieces": self.against,
             "parts": ("prompt",) * self.n_given + ("generated",) * n_generated,
         }
         for name, default in defaults.items():
@@ -456,6 +459,12 @@ class GenerationExplanation(Storable, LongForm):
         """What each of the ``R`` rows explains, as text."""
         generated = self.pieces[self.n_given :]
         return ["".join(generated[start:stop]) for start, stop in self.spans]
+
+    @property
+    def has_row_per_token(self) -> bool:
+        """Whether there is one row for each generated token, in order."""
+        steps = range(len(self.log_probabilities))
+        return list(self.spans) == [(step, step + 1) for step in steps]
 
     @property
     def first_share(self) -> Tensor:
@@ -529,7 +538,7 @@ class GenerationExplanation(Storable, LongForm):
         return torch.stack(origins)
 
     def _check_one_row_per_token(self, what: str) -> None:
-        if len(self.scores) != len(self.log_probabilities):
+        if not self.has_row_per_token:
             raise ValueError(
                 f"{what} needs a row for each of {len(self.log_probabilities)} "
                 f"generated tokens, and there are rows for the spans "
@@ -569,7 +578,8 @@ class GenerationExplanation(Storable, LongForm):
                 ``"read-out"``, the token in front of the generated one; the
                 ``"system"`` message, the ``"template"``. The picture says so.
             scale (str): ``"row"``: colours are relative to the largest score of a row;
-                ``"matrix"``: of all rows.
+                ``"matrix"``: of all rows, but for the sum over them, which is of
+                another size.
 
         Returns:
             TokenMatrix: With a last row for the whole answer, where rows are the
@@ -579,7 +589,7 @@ class GenerationExplanation(Storable, LongForm):
             ValueError: If an option is unknown.
         """
         # Pictures take half a second to import.
-        from captum_attnflow.show.token_matrix import matrix_of_generated
+        from captum_attnflow.show.generated_matrix import matrix_of_generated
 
         return matrix_of_generated(self, units, left_out, scale)
 

@@ -44,6 +44,20 @@ def printable(text: str) -> str:
     )
 
 
+def rounded(number: float) -> str:
+    """Write a number in two digits, and a larger one as a whole.
+
+    Args:
+        number (float): Such as per cent.
+
+    Examples::
+
+        >>> rounded(0.0123), rounded(4.56), rounded(100.0)
+        ('0.012', '4.6', '100')
+    """
+    return f"{number:.0f}" if abs(number) >= 9.95 else f"{number:.2g}"
+
+
 def escaped(text: str) -> str:
     """Make a text safe to stand in HTML."""
     return html.escape(printable(text))
@@ -107,7 +121,7 @@ def strongest(tokens: Sequence[str], scores: Sequence[float]) -> str:
     named = [
         f"{side}: "
         + ", ".join(
-            f'"{printable(token)}" {100 * abs(score) / total:.2g} %'
+            f'"{printable(token)}" {rounded(100 * abs(score) / total)} %'
             for score, token in pairs[:_N_TOP_TOKENS]
         )
         for side, pairs in sides.items()

@@ -12,6 +12,7 @@ from captum_attnflow._captum import TargetType, select_targets
 from captum_attnflow._checks import check_dense, check_integer, described
 
 Target = tuple[int, ...]
+"""Index of one output of a text, as in ``logits[target]``."""
 
 
 def is_per_example(target: TargetType) -> bool:

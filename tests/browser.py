@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -53,3 +56,33 @@ def requested(browser: webdriver.Chrome) -> list[str]:
         for message in messages
         if message["method"] == "Network.requestWillBeSent"
     ]
+
+
+@contextmanager
+def emulating(
+    browser: webdriver.Chrome,
+    width: int = 1400,
+    scheme: str = "light",
+    medium: str = "screen",
+) -> Iterator[None]:
+    """Give a browser a window's width, a colour scheme and a medium, for a while."""
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    media = {"media": medium, "features": features}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    try:
+        yield
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        nothing = {"media": "", "features": []}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", nothing)
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of ``rgb(...)``, by WCAG 2.1."""
+    parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    linear = [
+        p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts
+    ]
+    return sum(w * p for w, p in zip((0.2126, 0.7152, 0.0722), linear, strict=True))

@@ -2,8 +2,8 @@
 
 :class:`InPlaceOfIntegratedGradients` and :class:`InPlaceOfLayerIntegratedGradients`
 hold the arguments of the classes that they stand in for. The methods that read
-attention derive from :class:`AttentionAttribution`; its way is :meth:`_capture`,
-:meth:`_score` and the shapes of :mod:`captum_attnflow.attr.arguments`.
+attention derive from :class:`AttentionAttribution`; its way is ``_capture()``,
+``_score()`` and the shapes of :mod:`captum_attnflow.attr.arguments`.
 """
 
 from __future__ import annotations

@@ -213,6 +213,8 @@ class GenerationAttribution(LLMGradientAttribution):
             scores, flow_value = sums @ scores, sums @ flow_value
             outputs = sums.to(outputs) @ outputs
         ids = [*torch.cat(finished, 1)[0].tolist(), int(generated[-1])]
+        others = steps.against
+        against_ids = others.tolist() if isinstance(others, Tensor) else []
         attention = explanations[0].attention_received
         # The last token is no input to the model and makes no other.
         pad_last = partial(torch.nn.functional.pad, pad=(0, 1))
@@ -224,12 +226,14 @@ class GenerationAttribution(LLMGradientAttribution):
             spans=tuple(rows),
             output=self.output,
             outputs=outputs,
-            against=tuple(self._tokens(steps.against.tolist()))
-            if isinstance(steps.against, Tensor)
-            else (),
+            against=tuple(self._tokens(against_ids)),
             pieces=tuple(token_pieces(ids, self.tokenizer)),
             parts=self._parts(inp, len(ids), n_generated),
             attention_received=None if attention is None else pad_last(attention)[0],
+            # Runners-up are no text: each is read alone.
+            against_pieces=tuple(
+                token_pieces([i], self.tokenizer)[0] for i in against_ids
+            ),
         )
 
     def _tokens(self, ids: list[int]) -> list[str]:

@@ -246,7 +246,12 @@ def explain(
         str | None,
         typer.Option(help=f"One of: {', '.join(SCORES)}; for slalom only."),
     ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write an HTML page.")] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write an HTML page; of generated text one to choose tokens on."
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Write a picture, such as a .png; for images.")
     ] = None,

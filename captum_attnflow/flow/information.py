@@ -27,6 +27,7 @@ Information = str
 """A key of :data:`INFORMATION`."""
 
 Residual = float | Literal["free"] | None
+"""What a residual edge can carry: a share, any amount, or nothing: there is none."""
 
 # A capacity in float64, its flow, the copies of both that an explanation selects, and
 # 26 bytes that the barrier solver took at (12, 768), measured.
@@ -76,6 +77,7 @@ INFORMATION: dict[str, Callable[[AttentionMaps], Tensor]] = {
     "relevance": relevance,
     "counter-relevance": counter_relevance,
 }
+"""For each name, the function from attention maps to the information tensor."""
 
 
 def information_tensor(record: AttentionRecord, information: Information) -> Tensor:

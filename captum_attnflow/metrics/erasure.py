@@ -93,6 +93,7 @@ METRICS: dict[str, Metric] = {
     "deletion_area": Metric("highest", probability, area, ALL_TENTHS, "lower"),
     "insertion_area": Metric("rest", probability, area, ALL_TENTHS, "higher"),
 }
+"""The metrics of faithfulness by their names in a table."""
 
 
 def metric_values(

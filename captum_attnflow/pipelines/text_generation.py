@@ -57,6 +57,9 @@ Span = str | tuple[int, int]
 class GeneratedText(Storable, LongForm):
     """The attribution of one generated text.
 
+    Notebooks show it as a matrix; :func:`captum_attnflow.show.save_html` writes a page
+    on which one chooses a generated token and sees the text before coloured for it.
+
     Attributes:
         prompt (str): What was given; of a chat what its template makes of it.
         generated (str): What was generated, or given as its continuation.

@@ -7,9 +7,12 @@ from os import PathLike
 from typing import Protocol, runtime_checkable
 
 from rich.text import Text
+from typing_extensions import TypeIs
 
 from captum_attnflow._files import replace_file
+from captum_attnflow.explanation import GenerationExplanation
 from captum_attnflow.scored_tokens import escaped
+from captum_attnflow.show.generated_page import GeneratedResult, generated_page
 from captum_attnflow.show.text import LabelledText, text_records, visualize_text
 
 # Tokens of Captum's picture are <mark>.
@@ -44,7 +47,9 @@ def html_page(picture: ShownInNotebook | Sequence[ShownInNotebook]) -> str:
     Args:
         picture (picture or sequence): What :func:`visualize_text` or another picture
             of this package returns, a result of ``explain()``, or several of these;
-            text attributions make one table.
+            text attributions make one table. Generated text alone, of one prompt or of
+            several, is an interactive page: one chooses a generated token by click or
+            arrow keys, and the text before it is coloured for it.
 
     Returns:
         str: A complete HTML document without references to anything outside.
@@ -60,6 +65,9 @@ def html_page(picture: ShownInNotebook | Sequence[ShownInNotebook]) -> str:
             "a flow diagram is a whole page, and its script runs in no other page; "
             "write it to a file of its own"
         )
+    generated = [item for item in pictures if _is_generated(item)]
+    if generated and len(generated) == len(pictures):
+        return generated_page(generated)
     texts = [item for item in pictures if isinstance(item, LabelledText)]
     others = [item for item in pictures if not isinstance(item, LabelledText)]
     tables = [visualize_text(text_records(texts))] if texts else []
@@ -77,6 +85,12 @@ def html_page(picture: ShownInNotebook | Sequence[ShownInNotebook]) -> str:
         ]
     )
     return _PAGE.format(body=body)
+
+
+def _is_generated(
+    picture: object,
+) -> TypeIs[GenerationExplanation | GeneratedResult]:
+    return isinstance(picture, (GenerationExplanation, GeneratedResult))
 
 
 def save_html(

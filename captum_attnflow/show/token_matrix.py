@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Literal, get_args
 
 import numpy as np
-import torch
+from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from rich.text import Text
 from torch import Tensor
 
-from captum_attnflow._checks import check_choice
-from captum_attnflow.explanation import GenerationExplanation, Part
-from captum_attnflow.scored_tokens import colour, escaped, printable, strongest
+from captum_attnflow._checks import check_choice, check_integer
+from captum_attnflow.scored_tokens import (
+    colour,
+    escaped,
+    printable,
+    rounded,
+    strongest,
+)
 from captum_attnflow.show.figures import (
     Label,
     drawable,
@@ -25,7 +34,6 @@ from captum_attnflow.show.figures import (
     shortened,
     shown_in_notebooks,
 )
-from captum_attnflow.texts.units import Unit
 
 Scale = Literal["row", "matrix"]
 """What the colours of a score are relative to: the largest of its row, or of all."""
@@ -36,30 +44,53 @@ tokens of a chat."""
 
 _LABEL_CELLS = 16
 _FONT_SIZE = 8
+_LINE = 1.2 * _FONT_SIZE / 72  # inches
 _MOST_NUMBERED_COLUMNS = 16  # numbers do not fit into wider matrices
+_MOST_COLUMNS = 42  # whose labels fit beside each other on a page
+_PAGE_WIDTH = 8.2  # inches of A4 and Letter paper
+_ROWS_HEIGHT = 9.0  # what labels and caption leave of such a page
+_MARGIN = 1.2  # for the colour bar
+_WEAKEST_SIGN = 0.1  # of the largest score: weaker ones are nearly white
 _COLOURS = LinearSegmentedColormap.from_list(
     "red-white-green", [(1.0, 0.3, 0.3), (1.0, 1.0, 1.0), (0.3, 1.0, 0.3)]
 )
+# Light in a dark notebook, too: the colours of cells are.
 _STYLE = """<style>
-.token-matrix { border-collapse: collapse; font: 12px sans-serif; }
-.token-matrix th { font-weight: normal; padding: 2px 5px; white-space: pre; }
-.token-matrix thead th { writing-mode: vertical-rl; transform: rotate(180deg);
-  text-align: left; }
-.token-matrix tbody th { text-align: right; position: sticky; left: 0;
-  background: white; z-index: 1; }
+.token-scores { margin: 0; padding: 4px; font: 12px sans-serif; background: white;
+  color: #1f2937; }
+.token-scores figcaption { padding: 2px 5px; }
+.token-scores div { overflow: auto; max-height: 640px; }
+.token-matrix { border-collapse: separate; border-spacing: 0; font: 12px sans-serif;
+  color: #1f2937; background: white; }
+.token-matrix th { font-weight: normal; padding: 2px 5px; white-space: pre;
+  background: white; overflow: hidden; text-overflow: ellipsis; }
+.token-matrix thead { position: sticky; top: 0; z-index: 3; background: white; }
+.token-matrix thead th { vertical-align: bottom; text-align: left; }
+.token-matrix thead th.part span { position: sticky; left: 9em; }
+.token-matrix thead th:not(.part) { writing-mode: vertical-rl;
+  transform: rotate(180deg); max-height: 130px; }
+.token-matrix tbody th { text-align: right; position: sticky; left: 0; z-index: 2;
+  max-width: 16em; border-right: 1px solid #4b5563; }
+.token-matrix thead td.blank { position: sticky; left: 0; z-index: 1;
+  background: white; }
 .token-matrix td { position: relative; min-width: 18px; height: 20px;
-  padding: 0 3px; text-align: center;
-  border: 1px solid #e5e7eb; color: black; }
+  padding: 0 3px; text-align: center; color: black;
+  border: solid #e5e7eb; border-width: 0 1px 1px 0; }
 .token-matrix td.blank { border-color: transparent; }
-.token-matrix caption { text-align: left; padding: 2px 5px; }
 .token-matrix .generated { border-left: 2px solid #4b5563; }
+.token-matrix thead th.generated:not(.part) { border-left: 0;
+  border-right: 2px solid #4b5563; }  /* turned by half */
 .token-matrix tbody tr.sum th, .token-matrix tbody tr.sum td {
   border-top: 2px solid #4b5563; }
-.token-matrix tr:hover th { font-weight: bold; }
-.token-matrix td:not(.blank):hover { outline: 2px solid black; z-index: 1; }
+.token-matrix tbody tr.sum { position: sticky; bottom: 0; z-index: 3;
+  background: white; }
+.token-matrix tr:hover th { text-decoration: underline; }
+.token-matrix td:not(.blank):hover { outline: 2px solid black; z-index: 4; }
 .token-matrix td:not(.blank):hover::after { content: attr(data-score);
-  position: absolute; left: 100%; bottom: 100%; padding: 2px 6px; z-index: 2;
+  position: absolute; left: 100%; bottom: 100%; padding: 2px 6px;
   background: #111827; color: white; white-space: pre; border-radius: 3px; }
+.token-matrix td:nth-child(n+9):nth-last-child(-n+9):hover::after { left: auto;
+  right: 100%; }
 </style>"""
 
 
@@ -92,11 +123,16 @@ class TokenMatrix:
 
     @cached_property
     def colours(self) -> np.ndarray:
-        """Scores relative to the largest of the row or of all, in [-1, 1], or NaN."""
+        """Scores relative to the largest of the row or of all, in [-1, 1], or NaN.
+
+        A last row that is the sum of the others is of another size than each of them,
+        and has its own scale.
+        """
         absolute = np.nan_to_num(np.abs(self.scores))
         largest = absolute.max(axis=1, keepdims=True, initial=0.0)
         if self.scale == "matrix":
-            largest = np.full_like(largest, largest.max(initial=0.0))
+            rows = slice(-1 if self.has_sum else None)
+            largest[rows] = largest[rows].max(initial=0.0)
         return np.asarray(self.scores / np.where(largest > 0, largest, 1))
 
     @cached_property
@@ -109,16 +145,79 @@ class TokenMatrix:
     def _is_numbered(self) -> bool:
         return len(self.input_tokens) <= _MOST_NUMBERED_COLUMNS
 
-    def figure(self) -> Figure:
-        """Draw for a paper; the figure's ``savefig`` writes PDF, PNG or SVG."""
+    def figure(self, n_tokens: int | None = _MOST_COLUMNS) -> Figure:
+        """Draw for a paper; the figure's ``savefig`` writes PDF, PNG or SVG.
+
+        It fits on a page: of many rows not each is labelled, and of more than
+        ``n_tokens`` input tokens those with the largest shares of all rows are columns
+        of their own, at least half of them of the prompt. Each run of others is a
+        column with their mean, which says how many they are.
+
+        Args:
+            n_tokens (int, optional): Most columns; None draws one for each input token.
+
+        Raises:
+            ValueError: If ``n_tokens`` is not a number from 2.
+        """
+        if n_tokens is not None:
+            check_integer("n_tokens", n_tokens, 2)
+        sizes = self._run_lengths(n_tokens)
+        # Colours stay relative to the largest score of a token.
+        colours = _mean_over(self.colours, sizes)
+        return shown_in_notebooks(self._gathered(sizes)._draw(colours, sizes))
+
+    def _run_lengths(self, n_tokens: int | None) -> list[int]:
+        """How many tokens each column stands for, such that ``n_tokens`` are left."""
+        n = len(self.input_tokens)
+        if n_tokens is None or n <= n_tokens:
+            return [1] * n
+        shares = np.nansum(np.abs(self.shares), 0)
+        prompt, generated = shares[: self.n_prompt], shares[self.n_prompt :]
+        n_prompt = max(n_tokens // 2, n_tokens - len(generated))
+        lengths = _run_lengths(prompt, n_prompt)
+        return lengths + _run_lengths(generated, n_tokens - len(lengths))
+
+    def _gathered(self, sizes: Sequence[int]) -> TokenMatrix:
+        """Let each column stand for a run of columns."""
+        if len(sizes) == len(self.input_tokens):
+            return self
+        starts = _starts(sizes)
+        is_single = np.equal(sizes, 1)
+        names = [
+            self.input_tokens[start] if single else f"{size} tokens"
+            for start, size, single in zip(starts, sizes, is_single, strict=True)
+        ]
+        others = np.repeat(~is_single, sizes)
+        absolute = np.nan_to_num(np.abs(self.scores))
+        share = absolute[:, others].sum() / (absolute.sum() or 1)
+        said = (
+            f"in italics the mean of weaker tokens, {rounded(100 * share)} % of what "
+            "is shown"
+        )
+        return replace(
+            self,
+            scores=_mean_over(self.scores, sizes),
+            input_tokens=tuple(names),
+            n_prompt=int((starts < self.n_prompt).sum()),
+            caption=f"{self.caption}; {said}" if self.caption else said,
+        )
+
+    def _draw(self, colours: np.ndarray, sizes: Sequence[int]) -> Figure:
         n_rows, n_columns = self.scores.shape
         rows, columns = _labels(self.output_tokens), _labels(self.input_tokens)
-        width = n_columns * (0.45 if self._is_numbered else 0.19) + _longest(rows)
-        height = n_rows * 0.22 + _longest(columns)
-        figure = Figure(figsize=(width + 1.2, height + 0.5), layout="constrained")
+        cell_width = 0.45 if self._is_numbered else 0.19
+        if n_columns <= _MOST_COLUMNS:
+            room = _PAGE_WIDTH - _MARGIN - _longest(rows)
+            cell_width = min(cell_width, room / max(n_columns, 1))
+        cell_height = min(0.22, _ROWS_HEIGHT / max(n_rows, 1))
+        width = n_columns * cell_width + _longest(rows) + _MARGIN
+        caption = _lines(self.caption, width)
+        height = n_rows * cell_height + _longest(columns) + 0.5
+        height += _LINE * len(caption)
+        figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots()
         drawn = axes.imshow(
-            self.colours,
+            colours,
             _COLOURS,
             aspect="auto",
             vmin=-1,
@@ -128,36 +227,51 @@ class TokenMatrix:
         axes.tick_params(length=0, top=True, labeltop=True, labelbottom=False)
         axes.set_frame_on(False)
         _write(axes.xaxis, columns, rotation=90)
-        _write(axes.yaxis, rows, rotation=0)
+        for label, size in zip(axes.get_xticklabels(), sizes, strict=True):
+            if size > 1:
+                label.set(style="italic", color="0.4")
+        _write(axes.yaxis, rows, rotation=0, step=math.ceil(_LINE / cell_height))
         if 0 < self.n_prompt < n_columns:
             axes.axvline(self.n_prompt - 0.5, color="0.3", linewidth=1)
         if self.has_sum:
             axes.axhline(n_rows - 1.5, color="0.3", linewidth=1)
-        if self.caption:
-            text, families = drawable(self.caption)
-            axes.set_xlabel(text, fontsize=_FONT_SIZE, family=families, loc="left")
-            axes.xaxis.label.set_parse_math(False)
+        if caption:
+            families = [name for _, names in caption for name in names]
+            text = "\n".join(line for line, _ in caption)
+            axes.set_xlabel(text, fontsize=_FONT_SIZE, loc="left")
+            axes.xaxis.label.set(family=[*dict.fromkeys(families)], parse_math=False)
         if self._is_numbered:
-            for (row, column), score in np.ndenumerate(self.scores):
-                if not np.isnan(score):
-                    number = axes.text(column, row, f"{score:.2g}", fontsize=7)
-                    number.set(ha="center", va="center")
+            _write_numbers(axes, self.scores)
         else:
-            bar = figure.colorbar(drawn, shrink=0.8)
-            bar.set_label(f"score relative to the largest of the {self.scale}")
-        return shown_in_notebooks(figure)
+            _mark_signs(axes, colours)
+            said = f"score relative to the largest of the {self.scale}"
+            _add_colour_bar(drawn, said, signed=bool((colours < 0).any()))
+        return figure
 
     def _repr_html_(self) -> str:
+        n_columns = len(self.input_tokens)
+        sides = [("prompt", self.n_prompt), ("generated", n_columns - self.n_prompt)]
+        parts = "".join(
+            f'<th class="part {name}" scope="colgroup" colspan="{size}">'
+            f"<span>{name}</span></th>"
+            for name, size in sides
+        )
+        if not all(size > 0 for _, size in sides):
+            parts = ""
         head = "".join(
-            f"<th{self._mark(column)}>{escaped(token)}</th>"
+            f'<th{self._mark(column)} scope="col">{escaped(token)}</th>'
             for column, token in enumerate(self.input_tokens)
         )
-        caption = f"<caption>{escaped(self.caption)}</caption>" if self.caption else ""
+        corner = '<td class="blank"></td>'
+        heads = [parts, head] if parts else [head]
+        rows = "".join(f"<tr>{corner}{cells}</tr>" for cells in heads)
         body = "".join(self._row(row) for row in range(len(self.output_tokens)))
+        caption = escaped(self.caption)
         return (
-            f'{_STYLE}<div style="overflow-x: auto"><table class="token-matrix">'
-            f'{caption}<thead><tr><td class="blank"></td>{head}</tr></thead>'
-            f"<tbody>{body}</tbody></table></div>"
+            f'{_STYLE}<figure class="token-scores"><figcaption>{caption}</figcaption>'
+            '<div tabindex="0" role="region" aria-label="Scores, scroll both ways">'
+            f'<table class="token-matrix"><thead>{rows}</thead>'
+            f"<tbody>{body}</tbody></table></div></figure>"
         )
 
     def _mark(self, column: int) -> str:
@@ -170,19 +284,20 @@ class TokenMatrix:
             self._cell(row, column) for column in range(len(self.input_tokens))
         )
         mark = ' class="sum"' if is_sum else ""
-        return f"<tr{mark}><th>{escaped(self.output_tokens[row])}</th>{cells}</tr>"
+        name = escaped(self.output_tokens[row])
+        return f'<tr{mark}><th scope="row" title="{name}">{name}</th>{cells}</tr>'
 
     def _cell(self, row: int, column: int) -> str:
         score, token = self.scores[row, column], self.input_tokens[column]
         if np.isnan(score):
             return '<td class="blank"></td>'
-        number = f"{score:.2g}" if self._is_numbered else ""
-        share = 100 * self.shares[row, column]
+        shade = self.colours[row, column]
+        sign = "\N{MINUS SIGN}" if shade <= -_WEAKEST_SIGN else ""
+        number = f"{score:.2g}" if self._is_numbered else sign
+        share = rounded(100 * self.shares[row, column])
         return (
-            f'<td{self._mark(column)} style="background: '
-            f'{colour(self.colours[row, column])}" '
-            f'data-score="{escaped(token)}: {score:.3g} ({share:.2g} %)">'
-            f"{number}</td>"
+            f'<td{self._mark(column)} style="background: {colour(shade)}" '
+            f'data-score="{escaped(token)}: {score:.3g} ({share} %)">{number}</td>'
         )
 
     def __rich__(self) -> Text:
@@ -203,6 +318,55 @@ class TokenMatrix:
         return Text("\n").join(lines)
 
 
+def _run_lengths(strengths: np.ndarray, n_columns: int) -> list[int]:
+    """Cut tokens into at most this many runs, the strongest into runs of one."""
+    n = len(strengths)
+    strongest = np.argsort(-strengths, kind="stable")
+    for n_kept in range(min(n, n_columns), -1, -1):
+        kept = strongest[:n_kept]
+        edges = sorted({0, n, *kept.tolist(), *(kept + 1).tolist()})
+        if len(edges) - 1 <= n_columns:
+            break
+    return [stop - start for start, stop in pairwise(edges)]
+
+
+def _starts(sizes: Sequence[int]) -> np.ndarray:
+    return np.cumsum([0, *sizes])[:-1]
+
+
+def _mean_over(values: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
+    """Take the mean over each run of columns, of what is not blank."""
+    if len(sizes) == values.shape[1]:
+        return values
+    starts = _starts(sizes)
+    sums = np.add.reduceat(np.nan_to_num(values), starts, axis=1)
+    seen = np.add.reduceat(~np.isnan(values), starts, axis=1, dtype=float)
+    return np.asarray(sums / np.where(seen, seen, np.nan))
+
+
+def _write_numbers(axes: Axes, scores: np.ndarray) -> None:
+    for (row, column), score in np.ndenumerate(scores):
+        if not np.isnan(score):
+            number = axes.text(column, row, f"{score:.2g}", fontsize=7)
+            number.set(ha="center", va="center")
+
+
+def _add_colour_bar(drawn: AxesImage, said: str, signed: bool) -> None:
+    bar = drawn.figure.colorbar(drawn, shrink=0.8)
+    bar.ax.tick_params(labelsize=_FONT_SIZE)
+    if signed:
+        said += "; \N{MINUS SIGN} is against"
+    else:
+        bar.ax.set_ylim(0, 1)
+    bar.set_label(said, fontsize=_FONT_SIZE)
+
+
+def _mark_signs(axes: Axes, colours: np.ndarray) -> None:
+    """Mark cells that speak against, for readers who see no red."""
+    rows, columns = np.nonzero(np.nan_to_num(colours) <= -_WEAKEST_SIGN)
+    axes.plot(columns, rows, "_", color="0.2", markersize=4)
+
+
 def _labels(tokens: Sequence[str]) -> list[Label]:
     return [drawable(shortened(token, _LABEL_CELLS)) for token in tokens]
 
@@ -211,9 +375,17 @@ def _longest(labels: Sequence[Label]) -> float:
     return float(label_widths(labels, _FONT_SIZE).max(initial=0.0))
 
 
-def _write(axis: Axis, labels: Sequence[Label], rotation: int) -> None:
-    """Write a token at every row or column."""
-    axis.set_ticks(range(len(labels)), [text for text, _ in labels])
+def _lines(caption: str, width: float) -> list[Label]:
+    """Break a caption into lines that fit into a figure of this width in inches."""
+    n_characters = int(72 * width / (0.6 * _FONT_SIZE))
+    return [drawable(line) for line in textwrap.wrap(caption, n_characters)]
+
+
+def _write(axis: Axis, labels: Sequence[Label], rotation: int, step: int = 1) -> None:
+    """Write a token at every row or column, or where they are narrow at some."""
+    labels = labels[::step]
+    places = range(0, step * len(labels), step)
+    axis.set_ticks(places, [text for text, _ in labels])
     for tick, (_, families) in zip(axis.get_ticklabels(), labels, strict=True):
         tick.set(
             family=families, rotation=rotation, fontsize=_FONT_SIZE, parse_math=False
@@ -278,122 +450,19 @@ def token_matrix(
             "of columns that are the prompt"
         )
     rows, columns = np.indices(shape)
-    scores = _blank_where(attributions, columns - n_prompt >= rows)
+    scores = blank_where(attributions, columns - n_prompt >= rows)
     return TokenMatrix(
         scores, tuple(input_tokens), tuple(output_tokens), n_prompt, scale
     )
 
 
-def _blank_where(scores: Tensor, is_blank: np.ndarray) -> np.ndarray:
+def blank_where(scores: Tensor, is_blank: np.ndarray) -> np.ndarray:
+    """Return scores, NaN where they are blank or not finite.
+
+    Args:
+        scores (Tensor): Of any shape.
+        is_blank (ndarray): Of the same.
+    """
     found = scores.detach().double().cpu().numpy().copy()
     found[is_blank | ~np.isfinite(found)] = np.nan
     return np.asarray(found)
-
-
-def matrix_of_generated(
-    explanation: GenerationExplanation,
-    units: Unit | Sequence[tuple[int, int]],
-    left_out: Collection[LeftOut],
-    scale: Scale,
-) -> TokenMatrix:
-    """Draw the scores of generated text, see :meth:`GenerationExplanation.matrix`."""
-    check_choice("scale", scale, get_args(Scale))
-    for name in [left_out] if isinstance(left_out, str) else left_out:
-        check_choice("left_out", name, get_args(LeftOut))
-    parts = explanation.parts
-    drawn = [
-        not (position == 0 and "first" in left_out) and part not in left_out
-        for position, part in enumerate(parts)
-    ]
-    summed = explanation.sum_over(units)
-    rows, possible = explanation.scores, explanation.possible()
-    if "read-out" in left_out:
-        read_out = _read_outs(explanation)
-        rows, possible = rows.masked_fill(read_out, 0), possible & ~read_out
-    has_sum = len(rows) == len(explanation.log_probabilities) > 1
-    outputs = [readable(text) for text in explanation.row_texts]
-    if has_sum:
-        rows = torch.cat([rows, rows.sum(0, keepdim=True)])
-        possible = torch.cat([possible, possible.any(0, keepdim=True)])
-        outputs.append("whole answer")
-    units_of_text = _with_images_as_one(summed.members, parts)
-    members = [[t for t in tokens if drawn[t]] for tokens in units_of_text]
-    kept = [unit for unit, tokens in enumerate(members) if tokens]
-    scores = torch.stack([rows[:, members[unit]].sum(1) for unit in kept], 1)
-    seen = torch.stack([possible[:, members[unit]].any(1) for unit in kept], 1)
-    n_prompt = sum(parts[members[unit][0]] != "generated" for unit in kept)
-    return TokenMatrix(
-        scores=_blank_where(scores, ~seen.cpu().numpy()),
-        input_tokens=tuple(_name(explanation, members[unit]) for unit in kept),
-        output_tokens=tuple(outputs),
-        n_prompt=n_prompt,
-        scale=scale,
-        caption=_caption(explanation, drawn, left_out),
-        has_sum=has_sum,
-    )
-
-
-def _with_images_as_one(
-    members: Sequence[Sequence[int]], parts: Sequence[Part]
-) -> list[list[int]]:
-    """Join the units of an image: hundreds of columns with one name say nothing."""
-    joined: list[list[int]] = []
-    for tokens in members:
-        if joined and parts[tokens[0]] == parts[joined[-1][0]] == "image":
-            joined[-1].extend(tokens)
-        else:
-            joined.append(list(tokens))
-    return joined
-
-
-def _name(explanation: GenerationExplanation, tokens: Sequence[int]) -> str:
-    """Name a column."""
-    if explanation.parts[tokens[0]] == "image":
-        return f"[image: {len(tokens)} tokens]"
-    return readable("".join(explanation.pieces[token] for token in tokens))
-
-
-def _read_outs(explanation: GenerationExplanation) -> Tensor:
-    """Where the logits of each row's tokens are read, shape ``(R, N)``, bool."""
-    found = torch.zeros_like(explanation.scores, dtype=torch.bool)
-    before = explanation.n_given - 1
-    for row, (start, stop) in enumerate(explanation.spans):
-        found[row, before + start : before + stop] = True
-    return found
-
-
-def readable(text: str) -> str:
-    """Show a piece of text as people read it: no space around, but line feeds."""
-    shown = text.strip(" ").replace("\n", "\u23ce").replace("\t", "\u21e5")
-    return shown or ("\u2423" if text else "\u2026")
-
-
-def _caption(
-    explanation: GenerationExplanation,
-    drawn: Sequence[bool],
-    left_out: Collection[LeftOut],
-) -> str:
-    against = ""
-    if explanation.against:
-        others = ", ".join(f'"{readable(token)}"' for token in explanation.against[:8])
-        more = ", ..." if len(explanation.against) > 8 else ""
-        against = f", less that of {others}{more}"
-    said = f"{explanation.output} of each generated token{against}"
-    absolute = explanation.scores.abs()
-    total = float(absolute.sum()) or 1.0
-    if left_out:
-        hidden = ~torch.tensor(drawn, device=absolute.device).expand_as(absolute)
-        if "read-out" in left_out:
-            hidden = hidden | _read_outs(explanation)
-        share = float(absolute[hidden].sum()) / total
-        said += f"; left out: {', '.join(left_out)} ({100 * share:.2g} % of all scores)"
-    else:
-        share = float(absolute[:, 0].sum()) / total
-        said += f"; the first token has {100 * share:.2g} % of all scores"
-    received = explanation.attention_received
-    if received is not None:
-        elsewhere = received[1:][received[1:] > 0]
-        if len(elsewhere):
-            ratio = float(received[0] / elsewhere.median())
-            said += f" and {ratio:.2g} times the median attention"
-    return said

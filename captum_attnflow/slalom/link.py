@@ -21,6 +21,7 @@ from captum_attnflow._checks import check_choice, check_dense
 from captum_attnflow.targets import Target
 
 Link = Literal["logits", "probabilities", "identity"]
+"""What the outputs are: logits, probabilities, or the number itself to be explained."""
 # Most by which probabilities that a model rounded may miss a sum of 1.
 _SUM_TOLERANCE = 1e-3
 

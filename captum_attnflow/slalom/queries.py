@@ -21,6 +21,7 @@ from captum_attnflow._checks import check_dense, check_integer, check_type
 from captum_attnflow.texts import Query
 
 Strategy = Literal["eff", "fidel"]
+"""Which queries are drawn: the paper's efficient ones, or those of highest fidelity."""
 
 # Tokens of a short query in the paper's SLALOM-eff.
 SHORT_LENGTH = 3

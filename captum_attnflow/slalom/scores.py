@@ -17,6 +17,7 @@ from captum_attnflow._checks import check_choice, check_dense, check_type
 from captum_attnflow.slalom.model import SlalomModel
 
 Score = Literal["value", "importance", "linearized", "contribution", "removal"]
+"""A key of :data:`SCORES`."""
 
 
 def value(model: SlalomModel, counts: Tensor) -> Tensor:
@@ -58,6 +59,7 @@ SCORES: dict[str, Callable[[SlalomModel, Tensor], Tensor]] = {
     "contribution": contribution,
     "removal": removal,
 }
+"""For each name, the function from a model and token counts to a score per type."""
 
 
 def score_types(name: Score, model: SlalomModel, counts: Tensor) -> Tensor:

@@ -225,3 +225,4 @@ METHODS: dict[str, Method] = {
     ),
     "random": Method(_adapter("random_scores"), "uniform random scores", batched=False),
 }
+"""For each name in a table, the method and its settings."""

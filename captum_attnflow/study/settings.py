@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from captum_attnflow.study.data import DataSource
 
 REMOVALS = ("replace", "delete")
+"""How a study removes tokens: a baseline replaces them, or the text gets shorter."""
 BETTER: dict[str, Literal["higher", "lower"]] = {
     "aopc": "higher",
     "log_odds": "lower",

@@ -14,6 +14,7 @@ N_TENTHS = 10
 N_FROM_ENDS = 10
 FEWEST_WORDS = 3
 """Of two words, ranks agree or disagree by chance."""
+_FEWEST_TEXTS = 10  # of fewer, chance may order the words alike
 _ONLY, _MOSTLY, _PARTLY = 0.9, 0.5, 0.1  # of the variance of the ranks
 
 
@@ -77,6 +78,11 @@ class Positions:
             return (
                 "There are too few words to say whether the method looks at position "
                 "only."
+            )
+        if self.rank_correlation.n < _FEWEST_TEXTS:
+            return (
+                f"There are too few texts ({self.rank_correlation.n}, of at least "
+                f"{_FEWEST_TEXTS}) to say whether the method looks at position only."
             )
         explains = (
             f"position alone explains {100 * self.explained:.0f} % of the variance of "

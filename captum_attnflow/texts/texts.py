@@ -12,8 +12,9 @@ from captum_attnflow._checks import check_dense
 from captum_attnflow.targets import Target
 
 Absence = Literal["deleted", "baseline"]
-# Indices of explained tokens, in the order of the input; an index may be repeated.
+"""How a token is absent from a query: it is left out, or its baseline stands there."""
 Query = tuple[int, ...]
+"""Indices of explained tokens, in the order of the input; an index may be repeated."""
 
 
 class PerturbableTexts(Protocol):

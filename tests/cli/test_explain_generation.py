@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -55,14 +56,19 @@ def test_a_target_and_the_methods_options_are_taken(run):
     assert normalised["scores"][1][0] == pytest.approx(plain["scores"][1][0] / 4)
 
 
-def test_the_page_holds_the_matrix_of_every_prompt(run, tmp_path):
+def test_the_page_holds_every_prompt_and_is_shown_as_chosen(run, tmp_path):
     page = tmp_path / "page.html"
-    result = run("7 8", "9", "--target", "11 12", "--html", str(page))
+    shown = ("--units", "word", "--left-out", "first", "--scale", "matrix")
+    result = run("7 8", "9", "--target", "11 12", "--html", str(page), *shown)
     assert result.exit_code == 0, result.output
     content = page.read_text("utf-8")
-    assert content.count('<table class="token-matrix">') == 2
-    assert content.count("<th>11</th>") == 2  # rows
-    assert content.count('<th class="generated">11</th>') == 2  # columns
+    data = json.loads(re.search('id="data">(.*?)</script>', content)[1])
+    pieces = [text["pieces"] for text in data["texts"]]
+    assert pieces == [["7", " 8", " 11", " 12"], ["9", " 11", " 12"]]
+    assert (data["units"], data["leftOut"], data["scale"]) == (
+        *("word", ["first"]),
+        "matrix",
+    )
 
 
 def test_a_span_is_explained_as_a_whole_and_against_another_text(run):

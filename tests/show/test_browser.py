@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from browser import requested
+from browser import luminance, requested
 from pictures import HOSTILE, SCRIPTS, an_explanation
-from selenium import webdriver
 from selenium.webdriver import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -21,7 +20,6 @@ from selenium.webdriver.support.ui import WebDriverWait
 from captum_attnflow import RelevanceFlow
 from captum_attnflow.show import (
     flow_diagram,
-    save_html,
     text_records,
     token_matrix,
     visualize_text,
@@ -81,21 +79,6 @@ PICTURES = {
     ),
 }
 shown = pytest.mark.parametrize("picture", PICTURES.values(), ids=PICTURES)
-
-
-@pytest.fixture
-def opened(browser, tmp_path):
-    """Open a picture as a user does: saved to a file."""
-
-    def open_picture(picture: Any) -> webdriver.Chrome:
-        # Logs of the page before.
-        requested(browser)
-        browser.get_log("browser")
-        save_html(picture, tmp_path / "picture.html")
-        browser.get((tmp_path / "picture.html").as_uri())
-        return browser
-
-    return open_picture
 
 
 def displayed(token: str) -> str:
@@ -413,15 +396,6 @@ def press(browser, label: str) -> None:
 def press_keys(browser, *keys: str) -> None:
     for key in keys:
         ActionChains(browser).send_keys(key).perform()
-
-
-def luminance(colour: str) -> float:
-    """Relative luminance of ``rgb(...)``, by WCAG 2.1."""
-    parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
-    linear = [
-        p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts
-    ]
-    return sum(w * p for w, p in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
 def edges_from(flow: list, position: int) -> dict[tuple[int, int, int], float]:

@@ -79,6 +79,12 @@ def test_profiles_are_plain_means(tmp_path):
     assert sum(found.relative.even) == pytest.approx(1)
 
 
+def test_few_texts_allow_no_verdict(tmp_path):
+    rows = [explained(n, list("abcd"), [4, 3, 2, 1]) for n in range(9)]
+    [found] = summarize(write_folder(tmp_path, rows)).folders
+    assert "too few texts (9, of at least 10)" in found.positions.verdict
+
+
 @pytest.mark.parametrize(
     ("function", "verdict"),
     [

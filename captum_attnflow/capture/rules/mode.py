@@ -45,7 +45,9 @@ from captum_attnflow.capture.rules.tracking import (
 from captum_attnflow.capture.torch_calls import name_of
 
 Rules = Literal["gradient", "attnlrp", "cp-lrp"]
+"""Whose rules relevance follows: none but the chain rule, AttnLRP's or CP-LRP's."""
 RULES: tuple[str, ...] = get_args(Rules)
+"""The names that :data:`Rules` admits."""
 
 # What attention weights get of the relevance of weights times values.
 _SHARE_OF_WEIGHTS = {"attnlrp": 0.5, "cp-lrp": 0.0}

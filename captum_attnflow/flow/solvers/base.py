@@ -334,9 +334,11 @@ def certified(
 
 
 SolverName = Literal["barrier", "scipy", "networkx"]
+"""A key of :data:`SOLVERS`."""
 
 # Filled where all of them are imported, in ``__init__.py``.
 SOLVERS: dict[str, FlowSolver] = {}
+"""For each name, the solver with its default settings."""
 
 
 def find_solver(solver: SolverName | FlowSolver) -> FlowSolver:
