@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import tokenizers
 import torch
 import transformers
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.models.gemma3.image_processing_pil_gemma3 import (
-    Gemma3ImageProcessorPil,
-)
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
-    Qwen2VLImageProcessorPil,
-)
 
 _WORDS = ["USER", ":", "what", "is", "this", "?"]
 _WORDS += ["a", "cat", "dog", "two", "of", "them"]
@@ -77,6 +71,17 @@ class QwenProcessor(transformers.Qwen2VLProcessor):
         transformers.ProcessorMixin.__init__(self, image_processor, tokenizer)
 
 
+def image_processor(family: str, name: str, **options: Any) -> Any:
+    """One that needs no torchvision; before transformers 5.2 its name has no suffix."""
+    models = "transformers.models"
+    try:
+        module = import_module(f"{models}.{family}.image_processing_pil_{family}")
+        return getattr(module, f"{name}Pil")(**options)
+    except ModuleNotFoundError:
+        module = import_module(f"{models}.{family}.image_processing_{family}")
+        return getattr(module, name)(**options)
+
+
 def _llava(**options: Any) -> tuple[Any, Any]:
     tokenizer = words_tokenizer(image_token="<image>")
     config = transformers.LlavaConfig(
@@ -88,8 +93,11 @@ def _llava(**options: Any) -> tuple[Any, Any]:
         **{"vision_feature_layer": -1, **options},
     )
     processor = transformers.LlavaProcessor(
-        CLIPImageProcessorPil(
-            size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
+        image_processor(
+            "clip",
+            "CLIPImageProcessor",
+            size={"shortest_edge": 16},
+            crop_size={"height": 16, "width": 16},
         ),
         tokenizer,
         patch_size=4,
@@ -130,7 +138,9 @@ def _qwen(family: str, vision: dict[str, Any], **options: Any) -> tuple[Any, Any
         **options,
     )
     model = transformers.AutoModelForImageTextToText.from_config(config)
-    images = Qwen2VLImageProcessorPil(
+    images = image_processor(
+        "qwen2_vl",
+        "Qwen2VLImageProcessor",
         patch_size=4,
         merge_size=2,
         temporal_patch_size=2,
@@ -152,7 +162,8 @@ def _gemma() -> tuple[Any, Any]:
             "vocab_size": len(tokenizer),
             "head_dim": 8,
             "query_pre_attn_scalar": 8,
-            "sliding_window": 8,
+            # Longer than the image: versions of transformers differ within it.
+            "sliding_window": 18,
             "layer_types": ["sliding_attention", "full_attention"],
         },
         vision_config={**_VISION, "image_size": 16, "patch_size": 2},
@@ -162,7 +173,9 @@ def _gemma() -> tuple[Any, Any]:
         eoi_token_index=tokenizer.eoi_token_id,
     )
     processor = transformers.Gemma3Processor(
-        Gemma3ImageProcessorPil(size={"height": 16, "width": 16}),
+        image_processor(
+            "gemma3", "Gemma3ImageProcessor", size={"height": 16, "width": 16}
+        ),
         tokenizer,
         image_seq_length=16,
     )
@@ -195,4 +208,6 @@ def vision_language_model(name: str) -> tuple[Any, Any]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model, processor = _MAKERS[name]()
+    # As trained ones, they generate no placeholders.
+    model.generation_config.suppress_tokens = [model.config.image_token_id]
     return model.eval(), processor

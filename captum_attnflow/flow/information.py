@@ -237,7 +237,8 @@ def _why(shapes: Sequence[tuple[int, ...]]) -> str:
         "queries; one query alone is supported where it is that of a token. Attribute "
         "to an output before the pooling, or let the last layer have all queries. If a "
         "tower with attention of its own makes some of the tokens (LLaVA), pass what "
-        "it puts out as an input of its own: (ids, image features)"
+        "it puts out as an input of its own: (ids, image features); or take "
+        "ImageTextGenerator for what such a model generates"
     )
 
 

@@ -11,7 +11,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from os import PathLike
+from os import PathLike, fspath
 from textwrap import shorten
 from typing import Any, cast
 
@@ -426,7 +426,7 @@ class ImageTextGenerator(KnownParts):
                     units=units if isinstance(units, str) else as_tuple("units", units),
                     left_out=as_tuple("left_out", left_out),
                     scale=scale,
-                    image=image,
+                    image=fspath(image),
                     boxes=tokens.boxes,
                     layout=tokens.layout,
                     pixels=tokens.pixels,
@@ -445,10 +445,12 @@ class ImageTextGenerator(KnownParts):
         return cast("Any", self.processor).image_processor
 
     @property
-    def _placeholder(self) -> str | None:
-        """What stands for the image in a prompt."""
-        found: str | None = getattr(self.processor, "image_token", None)
-        return found
+    def _placeholders(self) -> tuple[str, ...]:
+        """What may stand for the image in a prompt: of Gemma 3 it is the first."""
+        named = (
+            getattr(self.processor, name, None) for name in ("boi_token", "image_token")
+        )
+        return tuple(dict.fromkeys(token for token in named if token))
 
     @property
     def _image_token_id(self) -> int | None:
@@ -470,18 +472,19 @@ class ImageTextGenerator(KnownParts):
                 f"{len(images)} images and {len(prompts)} prompts were given; give a "
                 "prompt for each image"
             )
-        place = self._placeholder
+        places = self._placeholders
+        named = " or ".join(map(repr, places))
         for number, prompt in enumerate(prompts, 1):
-            n_places = prompt.count(place) if place else int(not is_chat)
+            n_places = sum(map(prompt.count, places)) if places else int(not is_chat)
             if n_places != int(not is_chat):
-                places = "one place" if n_places == 1 else f"{n_places} places"
+                found = "one place" if n_places == 1 else f"{n_places} places"
                 raise ValueError(
                     f"prompt {number} of {len(prompts)}, {shorten(prompt, 40)!r}, has "
-                    f"{places} for an image; "
+                    f"{found} for an image; "
                     + (
-                        f"leave {place!r} out, as the chat template places the image"
+                        f"leave {named} out, as the chat template places the image"
                         if is_chat
-                        else f"write {place!r} once, where the image goes, or pass "
+                        else f"write {named} once, where the image goes, or pass "
                         "chat=True for the model's chat template"
                     )
                 )
@@ -492,8 +495,8 @@ class ImageTextGenerator(KnownParts):
         places = [] if place is None else generated.eq(place).nonzero()[:, 0].tolist()
         if places:
             raise ValueError(
-                f"of the generated tokens {places} are the image's placeholder "
-                f"{self._placeholder!r}, which stands for no text; give a target "
+                f"of the generated tokens {places} are the image's placeholder, "
+                "which stands for no text; give a target "
                 "without it, or a smaller max_new_tokens"
             )
 
@@ -507,7 +510,8 @@ class ImageTextGenerator(KnownParts):
         elif not getattr(processor, "chat_template", None):
             raise ValueError(
                 "the processor has no chat template; give prompts with "
-                f"{self._placeholder!r} where the image goes, without chat and system"
+                f"{' or '.join(self._placeholders)} where the image goes, without chat "
+                "and system"
             )
         else:
             content = [

@@ -113,7 +113,8 @@ class MergedInput:
         n_more = ids.shape[1] - prompt.shape[1]
         given = {**self._processed, "input_ids": ids}
         for name, value in self._processed.items():
-            if name != "input_ids" and value.shape == prompt.shape:
+            is_of_tokens = name.endswith(("_ids", "_mask")) and name != "input_ids"
+            if is_of_tokens and value.shape == prompt.shape:
                 # Behind the prompt nothing is masked, and nothing is an image's.
                 more = value.new_full((1, n_more), int(name == "attention_mask"))
                 given[name] = torch.cat([value, more], 1)

@@ -60,7 +60,7 @@ def hash_of_model(model: nn.Module) -> str:
 
 
 def hash_of_companion(companion: Any) -> str:
-    """Hash a tokenizer or an image processor.
+    """Hash a tokenizer, an image processor, or a processor of both.
 
     Args:
         companion (Callable): What makes the model's arguments. Of a tokenizer that is
@@ -78,6 +78,9 @@ def hash_of_companion(companion: Any) -> str:
     elif hasattr(companion, "get_vocab"):
         content = [companion.get_vocab(), companion.special_tokens_map]
         described = _sorted_json([type(companion).__name__, content])
+    tokenizer = getattr(companion, "tokenizer", None)
+    if tokenizer is not None:  # of a processor, whose own settings do not hold it
+        described = _sorted_json([described, hash_of_companion(tokenizer)])
     return hashlib.sha256(described.encode()).hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import re
 
@@ -25,6 +26,7 @@ from captum_attnflow.pipelines.image_text_generation import (
     ImageTextGenerator,
 )
 from captum_attnflow.pipelines.image_tokens import find_image_tokens
+from captum_attnflow.pipelines.provenance import hash_of_companion
 from captum_attnflow.texts import EmbeddedInput
 
 METHODS = {
@@ -71,9 +73,13 @@ def embeddings(generator, given, answer):
         if "image_grid_thw" in given:
             grid = given["image_grid_thw"]
             features = model.get_image_features(given["pixel_values"], grid)
-            is_image = (ids == model.config.image_token_id).int()
-            beside["position_ids"], _ = model.model.get_rope_index(
-                ids, image_grid_thw=grid, mm_token_type_ids=is_image
+            types = {"mm_token_type_ids": (ids == model.config.image_token_id).int()}
+            find_positions = model.model.get_rope_index
+            taken = inspect.signature(find_positions).parameters
+            beside["position_ids"], _ = find_positions(
+                ids,
+                image_grid_thw=grid,
+                **{name: value for name, value in types.items() if name in taken},
             )
         else:
             features = model.get_image_features(given["pixel_values"])
@@ -366,6 +372,16 @@ def test_a_saved_model_is_loaded_with_its_processor(tmp_path, made, photo):
     (before,), (after,) = generator.explain(*given), loaded.explain(*given)
     assert torch.equal(before.explanation.scores, after.explanation.scores)
     assert loaded.provenance() == ImageTextGenerator.load(str(tmp_path)).provenance()
+
+
+def test_the_hash_of_a_processor_is_that_of_its_parts():
+    _, processor = vision_language_model("LLaVA")
+    before = hash_of_companion(processor)
+    assert hash_of_companion(vision_language_model("LLaVA")[1]) == before
+    processor.tokenizer.add_tokens(["zebra"])
+    with_zebra = hash_of_companion(processor)
+    processor.image_processor.size = {"shortest_edge": 20}
+    assert len({before, with_zebra, hash_of_companion(processor)}) == 3
 
 
 def test_tokens_that_are_no_grid_have_shares_and_no_boxes(made, photo):
