@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from textwrap import shorten
 from typing import Any, Literal, get_args
@@ -14,7 +14,8 @@ from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from captum_attnflow._checks import check_choice, check_integer
 from captum_attnflow._warnings import warn_caller
-from captum_attnflow.pipelines.pretrained import TextOrPair
+from captum_attnflow.pipelines.pretrained import TextOrPair, check_parts
+from captum_attnflow.pipelines.provenance import KnownParts
 
 Truncation = Literal["truncate", "window", "refuse"]
 TRUNCATIONS: tuple[Truncation, ...] = get_args(Truncation)
@@ -340,3 +341,29 @@ def _places(called: BatchEncoding, index: int) -> TokenPlaces:
 
 def _shortened(text: TextOrPair) -> str:
     return shorten(" | ".join(_parts(text)), 40)
+
+
+@dataclass(frozen=True)
+class ModelOfTexts(KnownParts):
+    """A model with its tokenizer: what those share that explain texts.
+
+    Attributes:
+        model (PreTrainedModel): In eval mode.
+        tokenizer (PreTrainedTokenizerBase): The model's tokenizer.
+        tokenizer_options (mapping): Of the tokenizer's call, ``add_special_tokens``,
+            ``max_length`` and ``truncation``, as a pipeline has them.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    tokenizer_options: Mapping[str, Any] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        check_parts(type(self).__name__, self.model, self.tokenizer, "tokenizer")
+
+    @property
+    def encoder(self) -> TextEncoder:
+        """What turns texts into the model's arguments."""
+        return TextEncoder(self.model, self.tokenizer, self.tokenizer_options)

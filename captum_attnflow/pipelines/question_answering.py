@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from textwrap import shorten
 from typing import Any, Literal, get_args
@@ -12,15 +12,13 @@ from torch import Tensor
 from transformers import (
     AutoModelForQuestionAnswering,
     AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
 from captum_attnflow._checks import check_choice, check_integer
 from captum_attnflow.attr import SLALOM
 from captum_attnflow.pipelines.encoding import (
     EncodedTexts,
-    TextEncoder,
+    ModelOfTexts,
     Truncation,
     Windowed,
 )
@@ -29,7 +27,6 @@ from captum_attnflow.pipelines.methods import DEFAULT_METHOD, METHODS, find_meth
 from captum_attnflow.pipelines.pretrained import (
     Given,
     check_pairs,
-    check_parts,
     load_pretrained,
     outputs_by_position,
 )
@@ -83,7 +80,7 @@ class _Answer:
 
 
 @dataclass(frozen=True)
-class QuestionAnswerer:
+class QuestionAnswerer(ModelOfTexts):
     """A model that finds answers in a context, with its tokenizer.
 
     Attributes:
@@ -114,15 +111,6 @@ class QuestionAnswerer:
         >>> result.tokens[:6]
         ('[CLS]', 'which', 'film', '?', '[SEP]', 'a')
     """
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    tokenizer_options: Mapping[str, Any] = field(
-        default_factory=dict, repr=False, compare=False
-    )
-
-    def __post_init__(self) -> None:
-        check_parts("QuestionAnswerer", self.model, self.tokenizer, "tokenizer")
 
     @staticmethod
     def load(name: Given) -> QuestionAnswerer:
@@ -193,8 +181,7 @@ class QuestionAnswerer:
         check_choice("part", part, get_args(Part))
         check_integer("max_answer_tokens", max_answer_tokens, 1)
         check_pairs("question", "context", pairs)
-        encoder = TextEncoder(self.model, self.tokenizer, self.tokenizer_options)
-        encoded = encoder.encode(
+        encoded = self.encoder.encode(
             pairs, truncation, Windowed(stride, "second"), with_places=True
         )
         start, end = self._start_and_end(encoded, len(pairs))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,8 +12,6 @@ from torch import Tensor
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
 from captum_attnflow._checks import is_pipeline
@@ -21,7 +19,7 @@ from captum_attnflow.attr import SLALOM
 from captum_attnflow.long_form import LongForm, ScoredRows, Tokens, refuse_tokens
 from captum_attnflow.pipelines.encoding import (
     EncodedTexts,
-    TextEncoder,
+    ModelOfTexts,
     Truncation,
     Windowed,
 )
@@ -33,7 +31,6 @@ from captum_attnflow.pipelines.methods import DEFAULT_METHOD, METHODS, find_meth
 from captum_attnflow.pipelines.pretrained import (
     Given,
     TextOrPair,
-    check_parts,
     check_texts_or_pairs,
     find_target,
     labels_of,
@@ -43,7 +40,6 @@ from captum_attnflow.pipelines.pretrained import (
     problem_type,
     read_predictions,
 )
-from captum_attnflow.pipelines.provenance import KnownParts
 from captum_attnflow.pipelines.token_scores import Output, OutputAttribution
 from captum_attnflow.scored_tokens import coloured_tokens, escaped, printable
 from captum_attnflow.show.text import safe_record, visualize_text
@@ -210,7 +206,7 @@ def _side_by_side(tokens: Sequence[str], slalom: SlalomReading) -> str:
 
 
 @dataclass(frozen=True)
-class TextClassifier(KnownParts):
+class TextClassifier(ModelOfTexts):
     """A sequence classifier with its tokenizer.
 
     Attributes:
@@ -249,15 +245,6 @@ class TextClassifier(KnownParts):
         >>> len(result.tokens), result.n_truncated, result.n_windows
         (202, 0, 2)
     """
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    tokenizer_options: Mapping[str, Any] = field(
-        default_factory=dict, repr=False, compare=False
-    )
-
-    def __post_init__(self) -> None:
-        check_parts("TextClassifier", self.model, self.tokenizer, "tokenizer")
 
     @staticmethod
     def load(
@@ -352,7 +339,7 @@ class TextClassifier(KnownParts):
         """
         make_attribution = find_method(method, options, METHODS)
         check_texts_or_pairs(texts)
-        encoded = self._encoder.encode(texts, truncation, Windowed(stride))
+        encoded = self.encoder.encode(texts, truncation, Windowed(stride))
         forward = logits_by_position(self.model, encoded.names)
         rows_of_texts = [encoded.rows_of(text) for text in range(len(texts))]
         logits = self._mean_logits(encoded, rows_of_texts)
@@ -429,12 +416,8 @@ class TextClassifier(KnownParts):
             ValueError: If there is no text, or a text is empty or no text.
         """
         check_texts_or_pairs(texts)
-        encoded = self._encoder.encode(texts)
+        encoded = self.encoder.encode(texts)
         return {"input_ids": encoded.ids, **encoded.others}
-
-    @property
-    def _encoder(self) -> TextEncoder:
-        return TextEncoder(self.model, self.tokenizer, self.tokenizer_options)
 
     def _mean_logits(
         self, encoded: EncodedTexts, rows_of_texts: Sequence[Sequence[int]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from textwrap import shorten
 from typing import Any, Literal, cast, get_args
@@ -13,14 +13,12 @@ from torch import Tensor
 from transformers import (
     AutoModelForTokenClassification,
     AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
 from captum_attnflow._checks import check_choice, described
 from captum_attnflow.pipelines.encoding import (
     EncodedTexts,
-    TextEncoder,
+    ModelOfTexts,
     TokenPlaces,
     Truncation,
     Windowed,
@@ -29,7 +27,6 @@ from captum_attnflow.pipelines.given_pipeline import tokenizer_options
 from captum_attnflow.pipelines.methods import DEFAULT_METHOD, METHODS, find_method
 from captum_attnflow.pipelines.pretrained import (
     Given,
-    check_parts,
     check_texts,
     find_target,
     labels_of,
@@ -164,7 +161,7 @@ class _Unit:
 
 
 @dataclass(frozen=True)
-class TokenClassifier:
+class TokenClassifier(ModelOfTexts):
     """A token classifier with its tokenizer, such as for named entities (NER).
 
     A word's label is that of its first token, as models of words are trained.
@@ -198,15 +195,6 @@ class TokenClassifier:
         >>> attribution.word.text, attribution.tokens
         ('film', ('[CLS]', 'gripping', 'film', '[SEP]'))
     """
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    tokenizer_options: Mapping[str, Any] = field(
-        default_factory=dict, repr=False, compare=False
-    )
-
-    def __post_init__(self) -> None:
-        check_parts("TokenClassifier", self.model, self.tokenizer, "tokenizer")
 
     @staticmethod
     def load(name: Given) -> TokenClassifier:
@@ -281,8 +269,9 @@ class TokenClassifier:
         check_choice("unit", unit, get_args(Unit))
         check_texts("text", texts)
         _check_words(words)
-        encoder = TextEncoder(self.model, self.tokenizer, self.tokenizer_options)
-        encoded = encoder.encode(texts, truncation, Windowed(stride), with_places=True)
+        encoded = self.encoder.encode(
+            texts, truncation, Windowed(stride), with_places=True
+        )
         forward = logits_by_position(self.model, encoded.names)
         logits = self._logits(forward, encoded, len(texts))
         labels = labels_of_outputs(self.model, logits.shape[-1])
