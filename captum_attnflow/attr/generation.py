@@ -19,7 +19,7 @@ from captum.attr import (
 from torch import Tensor
 
 from captum_attnflow._captum import DEFAULT_GEN_ARGS, convert_ids_to_pretty_tokens
-from captum_attnflow._checks import check_choice
+from captum_attnflow._checks import check_choice, check_type
 from captum_attnflow.attr.attn_lrp import AttnLRP
 from captum_attnflow.attr.base import AttentionAttribution
 from captum_attnflow.attr.relevance_flow import RelevanceFlow
@@ -175,6 +175,7 @@ class GenerationAttribution(LLMGradientAttribution):
             ValueError: If nothing was generated, ``against`` has another length, or a
                 span lies outside of the generated text.
         """
+        check_type("inp", inp, TextTokenInput, "a TextTokenInput(text, tokenizer)")
         prompt = inp.to_model_input().to(self.device)
         generated = self._get_target_tokens(inp, target, gen_args).to(self.device)
         n_generated = len(generated)

@@ -267,6 +267,11 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"of 4 generated tokens; give"):
             generation.explain(prompt, TARGET, spans=spans)
 
+    def test_a_prompt_that_is_a_text_alone(self, model, tokenizer):
+        generation = GenerationAttribution(RelevanceFlow(model), tokenizer)
+        with pytest.raises(ValueError, match=r"inp.*TextTokenInput"):
+            generation.explain("a gripping film", TARGET)
+
     def test_an_unknown_output(self, model, tokenizer):
         with pytest.raises(ValueError, match=r"output='energy'.*log-probability"):
             GenerationAttribution(RelevanceFlow(model), tokenizer, output="energy")

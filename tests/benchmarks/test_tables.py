@@ -16,26 +16,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from tables.conftest import WORDS
 
 MOST_MEMORY = 200  # MiB
 LEAST_THROUGHPUT = 0.9
 LEAST_SPEED_UP = 1.6  # of two workers
-WORDS = [
-    "a",
-    "the",
-    "film",
-    "plot",
-    "actor",
-    "funny",
-    "gripping",
-    "dull",
-    "great",
-    "sad",
-    "long",
-    "never",
-    "bad",
-    "very",
-]
 
 PEAK = '''
 import sys, time
