@@ -27,6 +27,7 @@ from models import VOCABULARY, causal_language_model, numbers_tokenizer
 from networks import networks
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from storage_writer import alternate, large
 
 from captum_attnflow import (
     BarrierSolver,
@@ -570,30 +571,11 @@ def test_a_header_that_no_reader_takes_is_not_written(tmp_path, monkeypatch):
 # Interrupted writing
 
 
-def alternate(path: str) -> None:
-    """Write one of two explanations over the other until killed."""
-    for number in range(10**6):
-        large(number % 2).save(path)
-
-
-def large(number: int) -> GenerationExplanation:
-    scores = torch.full((1, 200_000), float(number))
-    tokens = ["x"] * 200_000
-    return GenerationExplanation(tokens, scores, torch.zeros(1), torch.zeros(1))
-
-
 @pytest.mark.slow
 def test_a_writer_that_is_killed_leaves_a_whole_file(tmp_path):
     context = multiprocessing.get_context("forkserver")
-    # What this file imports, so that a kill hits the writing and no import.
-    context.set_forkserver_preload(
-        [
-            "captum_attnflow.pipelines.image_classification",
-            "captum_attnflow.pipelines.text_generation",
-            "hypothesis",
-            "pytest",
-        ]
-    )
+    # Imported beforehand, so that a kill hits the writing and no import.
+    context.set_forkserver_preload(["storage_writer"])
     path, moments = tmp_path / "x.safetensors", random.Random(0)
     large(0).save(path)
     for _ in range(4):
