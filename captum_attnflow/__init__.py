@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from captum_attnflow.flow.network import LayeredNetwork
     from captum_attnflow.flow.solvers import (
         BarrierSolver,
+        DinicSolver,
         FlowError,
         FlowSolution,
         NetworkXSolver,
@@ -132,6 +133,7 @@ else:
         "captum_attnflow.flow.network": ("LayeredNetwork",),
         "captum_attnflow.flow.solvers": (
             "BarrierSolver",
+            "DinicSolver",
             "FlowError",
             "FlowSolution",
             "NetworkXSolver",
@@ -180,6 +182,7 @@ __all__ = [
     "AttnLRP",
     "BarrierSolver",
     "CheferRelevance",
+    "DinicSolver",
     "Explanation",
     "FlowError",
     "FlowSolution",

@@ -29,6 +29,7 @@ from vision_language import vision_language_model
 import captum_attnflow
 from captum_attnflow import (
     BarrierSolver,
+    DinicSolver,
     ImageTextGenerator,
     LayeredNetwork,
     NetworkXSolver,
@@ -348,6 +349,8 @@ def networks_and_solvers() -> dict[str, Call]:
             {"network": untold, "game": untold, "solver": untold},
         ),
         "BarrierSolver.solve": (BarrierSolver().solve, {}, {"network": untold}),
+        "DinicSolver.solve": (DinicSolver().solve, {}, {"network": untold}),
+        "DinicSolver": (DinicSolver, {}, {"compiled": optional | {"a bool"}}),
         "SciPySolver.solve": (SciPySolver().solve, {}, {"network": untold}),
         "NetworkXSolver.solve": (NetworkXSolver().solve, {}, {"network": untold}),
         "NetworkXSolver": (NetworkXSolver, {}, {"algorithm": untold}),

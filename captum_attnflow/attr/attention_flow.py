@@ -41,8 +41,8 @@ class AttentionFlow(AttentionAttribution):
             capacities has a trivial value, the number of read-out positions, and many
             optima.
         solver (str or FlowSolver): ``"auto"`` (see :mod:`captum_attnflow.flow.scores`),
-            ``"barrier"``, ``"scipy"``, ``"networkx"``, or an instance such as
-            ``BarrierSolver(epsilon=1e-8)``.
+            ``"barrier"``, ``"dinic"``, ``"scipy"``, ``"networkx"``, or an instance
+            such as ``BarrierSolver(epsilon=1e-8)``.
         normalization (str, optional): ``"receptive-field"`` divides the scores of a
             decoder's tokens by how many positions may read them, against position
             bias; see :mod:`captum_attnflow.flow.scores`.

@@ -45,8 +45,8 @@ class GeneralizedAttentionFlow(AttentionAttribution):
         game (str): ``"joint"`` (scores sum to the flow value) or ``"independent"``
             (one flow per token); see :mod:`captum_attnflow.flow.scores`.
         solver (str or FlowSolver): ``"auto"`` (see :mod:`captum_attnflow.flow.scores`),
-            ``"barrier"``, ``"scipy"``, ``"networkx"``, or an instance such as
-            ``BarrierSolver(epsilon=1e-8)``.
+            ``"barrier"``, ``"dinic"``, ``"scipy"``, ``"networkx"``, or an instance
+            such as ``BarrierSolver(epsilon=1e-8)``.
         normalization (str, optional): ``"receptive-field"`` divides the scores of a
             decoder's tokens by how many positions may read them, against position
             bias; see :mod:`captum_attnflow.flow.scores`.

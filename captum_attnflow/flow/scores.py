@@ -138,8 +138,8 @@ def score_tokens(
         network (LayeredNetwork): The joint networks, all tokens as sources.
         game (str): ``"joint"`` or ``"independent"``.
         solver (str or FlowSolver): What solves all flows; ``"auto"`` takes the barrier
-            for a joint flow, which it makes unique, and SciPy for one flow per token,
-            which it solves fastest.
+            for a joint flow, which it makes unique, and Dinic's algorithm for one flow
+            per token, which it solves fastest.
 
     Returns:
         TokenScores: The scores, and the joint flow.
@@ -172,7 +172,7 @@ def _joint(network: LayeredNetwork, solver: GameSolver) -> TokenScores:
 
 
 def _independent(network: LayeredNetwork, solver: GameSolver) -> TokenScores:
-    flows = solve_sources(network, "scipy" if solver == "auto" else solver)
+    flows = solve_sources(network, "dinic" if solver == "auto" else solver)
     joint_flow = DeferredFlow(network, "barrier" if solver == "auto" else solver)
     return TokenScores(flows.value, FlowDiagnostics.worst(flows), joint_flow)
 

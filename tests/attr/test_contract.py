@@ -106,6 +106,7 @@ def test_public_names_are_these():
         "AttnLRP",
         "BarrierSolver",
         "CheferRelevance",
+        "DinicSolver",
         "Explanation",
         "FlowError",
         "FlowSolution",

@@ -17,10 +17,12 @@ from captum_attnflow.flow.solvers.base import (
     solve_flow,
     solve_sources,
 )
+from captum_attnflow.flow.solvers.dinic_solver import DinicSolver
 from captum_attnflow.flow.solvers.networkx_solver import NetworkXSolver
 from captum_attnflow.flow.solvers.scipy_solver import SciPySolver
 
 SOLVERS["barrier"] = BarrierSolver()
+SOLVERS["dinic"] = DinicSolver()
 SOLVERS["scipy"] = SciPySolver()
 SOLVERS["networkx"] = NetworkXSolver()
 
@@ -28,6 +30,7 @@ __all__ = [
     "SOLVERS",
     "BarrierSolver",
     "DeferredFlow",
+    "DinicSolver",
     "FlowError",
     "FlowSolution",
     "FlowSolver",

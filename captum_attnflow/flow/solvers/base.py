@@ -16,6 +16,8 @@ from captum_attnflow.flow.network import LayeredNetwork, check_network
 
 # Edges of the networks that one solve takes, to bound memory.
 _MAX_EDGES_AT_ONCE = 1 << 22
+# Sums of the same capacities may differ by rounding.
+_SAME_SUM = 1e-13
 
 
 class FlowError(RuntimeError):
@@ -255,6 +257,22 @@ def source_bounds(network: LayeredNetwork) -> Tensor:
     return bound
 
 
+def tie(value: Tensor) -> Tensor:
+    """Make values that differ only by rounding equal to the smallest of them.
+
+    Sums of the same capacities in another order differ in their last places.
+
+    Args:
+        value (Tensor): Shape ``(B, T)``; values of the same row are compared.
+    """
+    ordered, order = value.sort(1)
+    is_first = torch.ones_like(ordered, dtype=torch.bool)
+    is_first[:, 1:] = ordered[:, 1:] > ordered[:, :-1] * (1 + _SAME_SUM)
+    places = torch.arange(value.shape[1], device=value.device)
+    first = torch.where(is_first, places, 0).cummax(1).values
+    return torch.empty_like(value).scatter_(1, order, ordered.gather(1, first))
+
+
 def refuse_infinite(bound: Tensor) -> None:
     """Refuse networks whose bound of the flow value is infinite.
 
@@ -333,7 +351,7 @@ def certified(
     )
 
 
-SolverName = Literal["barrier", "scipy", "networkx"]
+SolverName = Literal["barrier", "dinic", "scipy", "networkx"]
 """A key of :data:`SOLVERS`."""
 
 # Filled where all of them are imported, in ``__init__.py``.
@@ -452,7 +470,7 @@ class DeferredFlow:
 
 
 def solve_sources(
-    network: LayeredNetwork, solver: SolverName | FlowSolver = "scipy"
+    network: LayeredNetwork, solver: SolverName | FlowSolver = "dinic"
 ) -> SourceFlows:
     """Solve one maximum flow per token.
 
@@ -462,8 +480,8 @@ def solve_sources(
     Args:
         network (LayeredNetwork): The networks; which tokens are sources in them does
             not matter here.
-        solver (str or FlowSolver): As in :func:`solve_flow`. ``"scipy"`` solves all
-            flows of a network on one graph and is by far the fastest.
+        solver (str or FlowSolver): As in :func:`solve_flow`. ``"dinic"`` solves all
+            flows of a network on the same arrays and is by far the fastest.
 
     Returns:
         SourceFlows: The values and how well they are certified, in float64.

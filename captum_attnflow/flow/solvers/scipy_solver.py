@@ -26,8 +26,9 @@ from captum_attnflow.flow.solvers.base import (
     certified,
     own_path_is_free,
     source_bounds,
+    tie,
 )
-from captum_attnflow.flow.solvers.dinic import (
+from captum_attnflow.flow.solvers.scipy_graph import (
     FIRST,
     SINK,
     SOURCE,
@@ -52,8 +53,6 @@ _MAY_FAIL = 0.25
 _LOOSE = 16
 # Edges of the tokens whose flows are held at once, to bound memory.
 _MAX_EDGES_AT_ONCE = 1 << 22
-# Sums of the same capacities may differ by rounding.
-_SAME_SUM = 1e-13
 
 
 @dataclass(frozen=True)
@@ -395,7 +394,7 @@ def token_flows(tokens: TokenNetworks, bound: Tensor) -> tuple[Tensor, Tensor]:
         if len(unsolved) <= _MAY_FAIL * len(probes):
             others = _solve_in(graph, tokens, others, bound, value, gap)
         unsolved = torch.cat([unsolved, others])
-    return _tie(value), gap
+    return tie(value[None])[0], gap
 
 
 def _solve_in(
@@ -447,13 +446,3 @@ def _widest(tokens: TokenNetworks, width: int) -> Tensor:
     if len(tokens.read_out) <= width:
         kept[:, tokens.read_out] = True
     return kept
-
-
-def _tie(value: Tensor) -> Tensor:
-    """Make values that differ only by rounding equal to the smallest of them."""
-    ordered, order = value.sort()
-    is_first = torch.ones_like(ordered, dtype=torch.bool)
-    is_first[1:] = ordered[1:] > ordered[:-1] * (1 + _SAME_SUM)
-    tied = torch.empty_like(value)
-    tied[order] = ordered[is_first][is_first.cumsum(0) - 1]
-    return tied

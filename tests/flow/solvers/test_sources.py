@@ -36,11 +36,12 @@ def value_alone(network: LayeredNetwork, token: int) -> float:
     )
 
 
+@pytest.mark.parametrize("solver", ["dinic", "scipy"])
 @settings(max_examples=200, deadline=None)
-@given(networks())
-def test_every_value_is_a_maximum_flow_of_the_token_alone(network):
+@given(network=networks())
+def test_every_value_is_a_maximum_flow_of_the_token_alone(solver, network):
     expected = [value_alone(network, token) for token in range(network.n_tokens)]
-    flows = solve_sources(network)
+    flows = solve_sources(network, solver)
     assert flows.value[0].tolist() == pytest.approx(expected, rel=1e-12, abs=0)
     assert bool((flows.duality_gap <= 1e-6 * flows.value).all())
 
@@ -52,7 +53,7 @@ def test_values_over_few_edges_are_maximum_flows_of_the_whole_network(network):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scipy_solver, "_WIDTHS", (1, 2))
         patch.setattr(scipy_solver, "_LARGEST_SHARE", 2)
-        flows = solve_sources(network)
+        flows = solve_sources(network, "scipy")
     assert flows.value[0].tolist() == pytest.approx(expected, rel=1e-6, abs=0)
     assert bool((flows.duality_gap <= 1e-6 * flows.value).all())
 
@@ -71,9 +72,9 @@ def test_the_widest_edges_of_attention_carry_the_flows_of_its_tokens(
 ):
     network = attention_network(6, 40, read_out=0)
     network = replace(network, capacity=add_residual(network.capacity, residual))
-    expected = solve_sources(network).value
+    expected = solve_sources(network, "scipy").value
     only_over_few_edges(monkeypatch, 16)
-    flows = solve_sources(network)
+    flows = solve_sources(network, "scipy")
     torch.testing.assert_close(flows.value, expected, rtol=1e-12, atol=0)
     assert bool((flows.duality_gap <= 1e-6 * expected).all())
 
@@ -85,14 +86,14 @@ def test_a_flow_that_needs_more_edges_is_not_taken_for_a_maximum(monkeypatch):
     capacity[0, [0, 2]] = 30.0
     terminal = torch.ones(1, 24, dtype=torch.bool)
     network = LayeredNetwork(capacity, terminal, terminal)
-    flows = solve_sources(network)
+    flows = solve_sources(network, "scipy")
     whole = capacity[0, 1].sum()
     torch.testing.assert_close(flows.value, whole.expand(1, 24), rtol=1e-12, atol=0)
     monkeypatch.setattr(scipy_solver, "_WIDTHS", (2, 5))
     monkeypatch.setattr(scipy_solver, "_LARGEST_SHARE", 2)
-    assert torch.equal(solve_sources(network).value, flows.value)
+    assert torch.equal(solve_sources(network, "scipy").value, flows.value)
     only_over_few_edges(monkeypatch, 5)
-    assert bool((solve_sources(network).duality_gap > 0.1 * whole).all())
+    assert bool((solve_sources(network, "scipy").duality_gap > 0.1 * whole).all())
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -108,10 +109,11 @@ def test_solvers_agree_on_the_values(solver, residual):
     assert bool((flows.duality_gap <= 1e-5 * expected).all())
 
 
-def test_tokens_that_the_same_edges_confine_tie_exactly():
+@pytest.mark.parametrize("solver", ["dinic", "scipy"])
+def test_tokens_that_the_same_edges_confine_tie_exactly(solver):
     network = attention_network(4, 16, read_out=0)
     network.capacity[0, 2] *= 1e-3
-    values = solve_sources(network).value[0]
+    values = solve_sources(network, solver).value[0]
     assert values.unique().numel() == 1
 
 
@@ -130,23 +132,25 @@ def test_a_token_without_a_path_has_the_value_zero():
     ]
 
 
-def test_a_token_alone_may_be_far_below_the_bound_of_its_value():
+@pytest.mark.parametrize("solver", ["dinic", "scipy"])
+def test_a_token_alone_may_be_far_below_the_bound_of_its_value(solver):
     # All must pass one node that little reaches, between two wide layers.
     capacity = torch.full((1, 3, 40, 40), 1.0, dtype=torch.float64)
     capacity[0, 1] = 0
     capacity[0, 1, 0, :] = 1e-9
     capacity[0, 2, :, 0] = 1.0
     terminal = torch.ones(1, 40, dtype=torch.bool)
-    flows = solve_sources(LayeredNetwork(capacity, terminal, terminal))
+    flows = solve_sources(LayeredNetwork(capacity, terminal, terminal), solver)
     torch.testing.assert_close(flows.value, torch.full_like(flows.value, 4e-8))
     assert bool((flows.duality_gap <= 1e-6 * flows.value).all())
 
 
-def test_an_unbounded_value_is_refused():
+@pytest.mark.parametrize("solver", ["dinic", "scipy"])
+def test_an_unbounded_value_is_refused(solver):
     capacity = torch.full((1, 2, 2, 2), torch.inf)
     terminal = torch.tensor([[True, True]])
     with pytest.raises(FlowError, match=r"1 of 1 networks is unbounded.*finite"):
-        solve_sources(LayeredNetwork(capacity, terminal, terminal))
+        solve_sources(LayeredNetwork(capacity, terminal, terminal), solver)
 
 
 class NewSolver(FlowSolver):
