@@ -100,41 +100,46 @@ def test_barrier_problem(race):
     )
 
 
-@pytest.mark.parametrize("residual", [0.5, "free"])
-def test_one_flow_per_token(race, residual):
+@pytest.mark.parametrize(
+    ("shape", "residual"), [((12, 128), 0.5), ((12, 128), "free"), ((6, 512), "free")]
+)
+def test_one_flow_per_token(race, shape, residual):
     """Peers solve a sample of the tokens, and their times are scaled up."""
-    network = attention_network(12, 128, read_out=0)
+    n_tokens = shape[1]
+    network = attention_network(*shape, read_out=0)
     capacity = add_residual(network.capacity, residual)
     source = network.source & ~network.sink if residual == "free" else network.source
     network = LayeredNetwork(capacity, source, network.sink)
 
-    def sample(peer, n_tokens, *arguments):
+    def sample(peer, number, *arguments):
         solves = [
-            peer(network, *arguments, token=1 + token * 127 // n_tokens)
-            for token in range(n_tokens)
+            peer(network, *arguments, token=1 + index * (n_tokens - 1) // number)
+            for index in range(number)
         ]
-        share = n_tokens / 128
+        share = number / n_tokens
         return Contestant(
             lambda: [solve() for solve in solves] and None, None, 1, share
         )
 
     race(
-        f"a flow for each of 128 tokens at (12, 128), residual {residual}, one "
-        "position read out (peers: a sample of 8 tokens, networkx 2, scaled up)",
+        f"a flow for each token at {shape}, residual {residual}, one position read "
+        "out (peers: a sample of 8 tokens, networkx 1 or 2, scaled up)",
         {"solve_sources": Contestant(lambda: solve_sources(network))},
         {
             "SciPy": sample(by_scipy, 8),
             "OR-Tools": Contestant(
                 lambda solvers: [solve_or_tools(solver) for solver in solvers],
                 prepare=lambda: [
-                    prepare_or_tools(network, token)() for token in range(1, 128, 16)
+                    prepare_or_tools(network, token)()
+                    for token in range(1, n_tokens, n_tokens // 8)
                 ],
                 rounds=1,
-                share=8 / 128,
+                share=8 / n_tokens,
             ),
             "igraph": sample(by_igraph, 8),
+            # A graph of networkx with 512 tokens a layer takes gigabytes.
             **{
-                f"networkx, {name}": sample(by_networkx, 2, name)
+                f"networkx, {name}": sample(by_networkx, 256 // n_tokens or 1, name)
                 for name in ("preflow_push", "shortest_augmenting_path")
             },
         },

@@ -6,10 +6,12 @@ import networkx as nx
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from networks import attention_network, networks
 
 from captum_attnflow import (
     BarrierSolver,
+    DinicSolver,
     FlowError,
     LayeredNetwork,
     SciPySolver,
@@ -94,6 +96,60 @@ def test_a_flow_that_needs_more_edges_is_not_taken_for_a_maximum(monkeypatch):
     assert torch.equal(solve_sources(network, "scipy").value, flows.value)
     only_over_few_edges(monkeypatch, 5)
     assert bool((solve_sources(network, "scipy").duality_gap > 0.1 * whole).all())
+
+
+def test_without_numba_scipy_finds_the_same_values():
+    network = attention_network(3, 12, n_networks=2, read_out=1)
+    expected = solve_sources(network)
+    flows = solve_sources(network, DinicSolver(compiled=False))
+    torch.testing.assert_close(flows.value, expected.value, rtol=1e-9, atol=0)
+    # SciPy counts in units of a 2^30th, the compiled solver in float64.
+    gap = {"dinic": expected.duality_gap, "scipy": flows.duality_gap}
+    assert bool((gap["dinic"] <= 1e-14 * expected.value).all())
+    assert bool((gap["scipy"] > 1e-14 * expected.value).any())
+
+
+@st.composite
+def larger_networks(draw):
+    """Networks of more tokens than a word of bits has, or just as many."""
+    n_layers, n_tokens = draw(st.integers(1, 4)), draw(st.sampled_from([63, 64, 65]))
+    torch.manual_seed(draw(st.integers(0, 2**32)))
+    capacity = torch.rand(2, n_layers, n_tokens, n_tokens, dtype=torch.float64)
+    if draw(st.booleans()):
+        capacity = (3 * capacity).ceil()  # many ties
+    else:
+        capacity = 10 ** (12 * capacity - 6)
+    capacity *= torch.rand_like(capacity) < draw(st.sampled_from([0.03, 0.2, 1.0]))
+    sink = torch.rand(2, n_tokens) < draw(st.sampled_from([0.02, 0.5]))
+    if draw(st.booleans()):
+        capacity.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
+    return LayeredNetwork(capacity, torch.ones_like(sink), sink)
+
+
+@settings(max_examples=15, deadline=None)
+@given(larger_networks())
+def test_values_of_many_tokens_are_maximum_flows(network):
+    flows = solve_sources(network)
+    assert bool((flows.duality_gap <= 1e-12 * flows.value).all())
+    for example in range(2):
+        one = network.select(slice(example, example + 1))
+        for token in (0, network.n_tokens - 1):
+            expected = value_alone(one, token)
+            value = flows.value[example, token].item()
+            assert value == pytest.approx(expected, rel=1e-9, abs=0)
+
+
+def test_threads_share_the_tokens_of_a_batch():
+    kernels = pytest.importorskip(
+        "captum_attnflow.flow.solvers.dinic_kernels", reason="needs Numba"
+    )
+    network = attention_network(4, 10, n_networks=3, read_out=2)
+    expected = solve_sources(network).value
+    arrays = network.capacity.numpy(), network.sink.numpy(), network.source.numpy()
+    for n_parts in (2, 7):
+        value, gap = torch.zeros(2, 3, 10, dtype=torch.float64).numpy()
+        kernels.token_flows_in_threads(n_parts, *arrays, value, gap)
+        assert torch.equal(torch.from_numpy(value), expected)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
