@@ -17,6 +17,12 @@ neighbours one level further for it, the sending token's own nodes first and the
 own position, since residual edges are the widest. What an edge holds is written once
 for all paths through it.
 
+Bounds do not spare the search. Most tokens of a trained model attain one, the capacity
+of their own edges or of the read-out's. But with free residual edges the flow over
+these edges alone, which has a closed form, reaches 30 to 99 % of the value (median) and
+proves it for at most 3 % of the tokens of a text, on random attention as on a trained
+model's of 64 to 512 tokens.
+
 Residual capacities up to :math:`2^{-50}` of a bound of the value count as none: they
 are what rounding leaves.
 """
@@ -26,7 +32,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
 from captum_attnflow.flow.solvers.barrier.numba_kernels import compiled
@@ -336,15 +341,34 @@ def _cut_capacity(network: Network, search: Search) -> float:
 def _clear(residual: Residual) -> None:
     """Take back all flow."""
     touched, n_touched = residual.touched, residual.n_touched[0]
-    if n_touched > len(touched):
-        residual.flow[:] = 0.0
-        residual.carrying[:] = _NO_BITS
-    else:
+    if n_touched <= len(touched):
         for index in range(n_touched):
-            layer, head, tail = touched[index]
+            layer, head, tail = touched[index, 0], touched[index, 1], touched[index, 2]
             residual.flow[layer, head, tail] = 0.0
             residual.carrying[layer, tail, head >> 6] = _NO_BITS
+    else:
+        n_layers, n_tokens, n_words = residual.carrying.shape
+        for layer in range(n_layers):
+            for node in range(n_tokens):
+                for word in range(n_words):
+                    residual.carrying[layer, node, word] = _NO_BITS
+                for tail in range(n_tokens):
+                    residual.flow[layer, node, tail] = 0.0
     residual.n_touched[0] = 0
+
+
+@compiled()
+def _open_all(network: Network, residual: Residual) -> None:
+    """Leave all capacity, as where there is no flow."""
+    n_layers, n_tokens, n_words = network.edge.shape
+    # Loops, as Numba compiles an assignment of whole arrays for half a second.
+    for layer in range(n_layers):
+        for head in range(n_tokens):
+            for word in range(n_words):
+                residual.open[layer, head, word] = network.edge[layer, head, word]
+    for node in range(n_tokens):
+        residual.first[node] = network.first[node]
+        residual.last[node] = network.last[node]
 
 
 @compiled()
@@ -364,9 +388,7 @@ def _maximum_flow(
         with a level in ``search``; and the flow's value.
     """
     while True:
-        residual.open[:] = network.edge
-        residual.first[:] = network.first
-        residual.last[:] = network.last
+        _open_all(network, residual)
         least = bound * _ROUNDING
         value = 0.0
         goal = _search(network, residual, search, least)
@@ -381,7 +403,7 @@ def _maximum_flow(
 
 
 @compiled()
-def _bound(capacity: np.ndarray, sink: np.ndarray, token: int) -> float:
+def _bound(capacity: np.ndarray, sink: np.ndarray, token: int, is_sink: bool) -> float:
     """Bound a token's flow: what leaves the nodes it reaches by unlimited edges."""
     n_layers, n_tokens, _ = capacity.shape
     reached = np.zeros((n_layers + 1, n_tokens), np.bool_)
@@ -393,15 +415,15 @@ def _bound(capacity: np.ndarray, sink: np.ndarray, token: int) -> float:
                     if capacity[layer, head, tail] == np.inf:
                         reached[layer + 1, head] = True
     total = 0.0
-    for node in range(n_tokens):
-        if reached[n_layers, node] and sink[node]:
-            return np.inf
     for layer in range(n_layers):
         for tail in range(n_tokens):
             if reached[layer, tail]:
                 for head in range(n_tokens):
                     if not reached[layer + 1, head]:
                         total += capacity[layer, head, tail]
+    for node in range(n_tokens):
+        if reached[n_layers, node] and sink[node] and (node != token or is_sink):
+            total = np.inf
     return total
 
 
@@ -434,6 +456,31 @@ def _arrays(n_layers: int, n_tokens: int) -> tuple[Residual, Search]:
 
 
 @compiled()
+def _set_ends(network: Network, sink: np.ndarray, own_sink: bool) -> tuple[float, bool]:
+    """Fill in the terminals' edges of a token's network.
+
+    Returns:
+        tuple[float, bool]: Capacity into the sink, and whether the token is a sink.
+    """
+    layers, first, last = network.layers, network.first, network.last
+    n_layers, n_tokens = len(layers), len(first)
+    for node in range(n_tokens):
+        first[node], last[node] = layers[0, node, network.token], 0.0
+    is_sink = sink[network.token] and own_sink
+    for head in range(n_tokens):
+        if sink[head] and (head != network.token or is_sink):
+            if n_layers == 1:
+                last[head] = np.inf
+            else:
+                for node in range(n_tokens):
+                    last[node] += layers[n_layers - 1, head, node]
+    total = 0.0
+    for node in range(n_tokens):
+        total += last[node]
+    return total, is_sink
+
+
+@compiled()
 def token_flows(
     part: int,
     n_parts: int,
@@ -459,7 +506,8 @@ def token_flows(
     n_networks, n_layers, n_tokens, _ = capacity.shape
     n_middle = max(n_layers - 2, 0)
     residual, search = _arrays(n_middle, n_tokens)
-    edge = np.zeros_like(residual.open)
+    edge = np.zeros(residual.open.shape, np.uint64)
+    first, last = np.zeros(n_tokens), np.zeros(n_tokens)
     total = n_networks * n_tokens
     first_of_part, end = part * total // n_parts, (part + 1) * total // n_parts
     for index in range(first_of_part, end):
@@ -467,19 +515,12 @@ def token_flows(
         layers = capacity[example]
         if index == first_of_part or token == 0:
             _edge_bits(layers, 1, edge)
-            shared_last = _into_sink(layers, sink[example])
-        last = shared_last
-        ends = sink[example]
-        if ends[token] and not own_sink[example, token]:
-            ends = ends.copy()
-            ends[token] = False
-            last = _into_sink(layers, ends)
-        first = layers[0, :, token].copy()
-        bound = min(_bound(layers, ends, token), last.sum())
+        network = Network(layers, 1, edge, first, last, token)
+        into_sink, is_sink = _set_ends(network, sink[example], own_sink[example, token])
+        bound = min(_bound(layers, sink[example], token, is_sink), into_sink)
         value[example, token] = bound
         if bound == 0 or bound == np.inf:
             continue
-        network = Network(layers, 1, edge, first, last, token)
         cut, flow = _maximum_flow(network, residual, search, bound)
         _clear(residual)
         value[example, token] = min(cut, bound)
@@ -512,7 +553,7 @@ def joint_flows(
     """
     n_networks, n_layers, n_tokens, _ = capacity.shape
     residual, search = _arrays(n_layers, n_tokens)
-    edge = np.zeros_like(residual.open)
+    edge = np.zeros(residual.open.shape, np.uint64)
     first_of_part, end = part * n_networks // n_parts, (part + 1) * n_networks
     for example in range(first_of_part, end // n_parts):
         _edge_bits(capacity[example], 0, edge)
@@ -528,46 +569,3 @@ def joint_flows(
         flow[example] = residual.flow
         cut[example] = search.level == 0
         _clear(residual)
-
-
-@compiled(parallel=True)
-def joint_flows_in_threads(
-    n_parts: int,
-    capacity: np.ndarray,
-    source: np.ndarray,
-    sink: np.ndarray,
-    bound: np.ndarray,
-    flow: np.ndarray,
-    cut: np.ndarray,
-) -> None:
-    """Run all parts of :func:`joint_flows`, in threads."""
-    for part in prange(n_parts):
-        joint_flows(part, n_parts, capacity, source, sink, bound, flow, cut)
-
-
-@compiled()
-def _into_sink(layers: np.ndarray, sink: np.ndarray) -> np.ndarray:
-    """Capacity from the last layer of inner nodes to the sink, shape ``(T,)``."""
-    n_layers, n_tokens, _ = layers.shape
-    last = np.zeros(n_tokens)
-    for head in range(n_tokens):
-        if sink[head]:
-            if n_layers == 1:
-                last[head] = np.inf
-            else:
-                last += layers[-1, head]
-    return last
-
-
-@compiled(parallel=True)
-def token_flows_in_threads(
-    n_parts: int,
-    capacity: np.ndarray,
-    sink: np.ndarray,
-    own_sink: np.ndarray,
-    value: np.ndarray,
-    gap: np.ndarray,
-) -> None:
-    """Run all parts of :func:`token_flows`, in threads."""
-    for part in prange(n_parts):
-        token_flows(part, n_parts, capacity, sink, own_sink, value, gap)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,6 +24,9 @@ from captum_attnflow.flow.solvers.base import (
     tie,
 )
 from captum_attnflow.flow.solvers.scipy_solver import SciPySolver
+
+# Fewer edges are not worth a second thread.
+_EDGES_A_THREAD = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -106,19 +110,24 @@ def _array(tensor: Tensor) -> NDArray[np.generic]:
 
 
 def _run(kernel: str, n_edges: int, *arguments: NDArray[np.generic]) -> None:
-    """Run a kernel in as many threads as edges to look at are worth."""
-    from captum_attnflow.flow.solvers import dinic_kernels
-    from captum_attnflow.flow.solvers.barrier.numba_passes import (
-        n_threads,
-        run_in_parts,
-    )
+    """Run a kernel in as many threads as edges to look at are worth.
 
-    run_in_parts(
-        n_threads(n_edges),
-        getattr(dinic_kernels, kernel),
-        getattr(dinic_kernels, f"{kernel}_in_threads"),
-        *arguments,
-    )
+    Threads of Python, as kernels leave its lock: Numba would compile its own loop over
+    threads once more, for as long as the kernel itself.
+    """
+    from captum_attnflow.flow.solvers import dinic_kernels
+
+    work = getattr(dinic_kernels, kernel)
+    n_parts = min(torch.get_num_threads(), -(-n_edges // _EDGES_A_THREAD))
+    if n_parts == 1:
+        work(0, 1, *arguments)
+        return
+    with ThreadPoolExecutor(n_parts) as pool:
+        parts = [
+            pool.submit(work, part, n_parts, *arguments) for part in range(n_parts)
+        ]
+        for part in parts:
+            part.result()
 
 
 def _answer(network: LayeredNetwork, flow: Tensor, cut: Tensor) -> FlowSolution:

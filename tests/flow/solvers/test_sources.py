@@ -21,6 +21,7 @@ from captum_attnflow.flow import add_residual
 from captum_attnflow.flow.solvers import (
     SOLVERS,
     FlowSolver,
+    dinic_solver,
     scipy_solver,
     solve_sources,
 )
@@ -139,17 +140,13 @@ def test_values_of_many_tokens_are_maximum_flows(network):
             assert value == pytest.approx(expected, rel=1e-9, abs=0)
 
 
-def test_threads_share_the_tokens_of_a_batch():
-    kernels = pytest.importorskip(
-        "captum_attnflow.flow.solvers.dinic_kernels", reason="needs Numba"
-    )
+def test_threads_share_the_tokens_of_a_batch(monkeypatch):
     network = attention_network(4, 10, n_networks=3, read_out=2)
     expected = solve_sources(network).value
-    arrays = network.capacity.numpy(), network.sink.numpy(), network.source.numpy()
-    for n_parts in (2, 7):
-        value, gap = torch.zeros(2, 3, 10, dtype=torch.float64).numpy()
-        kernels.token_flows_in_threads(n_parts, *arrays, value, gap)
-        assert torch.equal(torch.from_numpy(value), expected)
+    monkeypatch.setattr(dinic_solver, "_EDGES_A_THREAD", 1)
+    for n_threads in (2, 7):
+        monkeypatch.setattr(torch, "get_num_threads", lambda n=n_threads: n)
+        assert torch.equal(solve_sources(network).value, expected)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
