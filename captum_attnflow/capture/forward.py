@@ -46,6 +46,7 @@ from captum_attnflow.capture.maps import (
     LoneQueryLayer,
     RowLayout,
 )
+from captum_attnflow.capture.mixing import mixing_in_words
 from captum_attnflow.capture.path import InputPath
 from captum_attnflow.capture.propagation import warn_of_unknown
 from captum_attnflow.capture.record import (
@@ -189,6 +190,8 @@ def capture_targets(
             if propagation is not None and number == 0:
                 propagation.check(selected)
                 warn_of_unknown(propagation.summary())
+            if number == 0:
+                _warn_of_mixing(interception, selected)
             lone = lone or _lone_queries(selected, stacks, calls, entries, rows)
             is_last = number == len(targets) - 1
             gradients = wanted.differentiate(selected, is_last, grad_kwargs or {})
@@ -344,16 +347,6 @@ def _check_pass(interception: AttentionInterception) -> None:
             "missing from the scores: write them as softmax(...) followed by matmul or "
             "einsum, or as F.scaled_dot_product_attention"
         )
-    mixing = interception.mixes_beside()
-    if mixing:
-        places = ", ".join(map(str, sorted(set[int]().union(*mixing.values()))))
-        warn_caller(
-            f"{', '.join(sorted(mixing))} mix positions beside the attention that was "
-            f"captured, behind {places} of its {n_calls} layers, as in hybrids with "
-            "convolutions, recurrent layers or state spaces, or where attention has no "
-            "softmax. Flows follow softmax attention alone: what passes there is "
-            "missing from their scores; AttnLRP follows it"
-        )
     n_unfollowed = sum(
         call.fused is None and call.share_of_weights > 0 and call.scores is None
         for call in interception.calls
@@ -365,6 +358,18 @@ def _check_pass(interception: AttentionInterception) -> None:
             "their relevance there: flows over relevance give it to the queries. Write "
             "scores as a matmul or an einsum of queries and keys, or as "
             "F.scaled_dot_product_attention"
+        )
+
+
+def _warn_of_mixing(interception: AttentionInterception, selected: Tensor) -> None:
+    """Say what mixes positions beside the attention, whose share scores will miss."""
+    mixing = interception.mixes_beside(selected)
+    if mixing:
+        warn_caller(
+            f"{mixing_in_words(mixing, len(interception.calls))}. This is so in "
+            "hybrids with convolutions, recurrent layers or state spaces, and where "
+            "attention has no softmax. Flows follow softmax attention alone: what "
+            "passes there is missing from their scores; AttnLRP follows it"
         )
 
 

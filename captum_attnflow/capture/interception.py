@@ -248,10 +248,13 @@ class AttentionInterception(TorchFunctionMode):
         lengths = {size for of in tokens for size in of.shape[:2] if of.dim() > 2}
         return self._mixing.without_softmax(tokens, lengths)
 
-    def mixes_beside(self) -> dict[str, set[int]]:
+    def mixes_beside(self, selected: Tensor) -> dict[str, set[int]]:
         """Return the names of what mixes positions beside the captured attention.
 
         With each comes behind how many of the captured calls it is.
+
+        Args:
+            selected (Tensor): One output per row, in the graph.
         """
         return self._mixing.beside(
             self.calls,
@@ -261,6 +264,7 @@ class AttentionInterception(TorchFunctionMode):
                 for weights in self._weights
                 if weights.scores is not None
             ],
+            selected,
         )
 
     def overwritten(self) -> int:
