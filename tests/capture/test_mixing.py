@@ -483,7 +483,7 @@ HEADS: dict[str, Callable[[Tensor], Tensor]] = {
         hidden.flatten(1)[:, :8] + hidden.flatten(1)[:, 8:16]
     ),
     "two tokens": lambda hidden: hidden[:, 2] * hidden[:, 4],
-    "pairs, joined": lambda hidden: torch.cat([hidden[:, 2], hidden[:, 4]], -1)[:, :8],
+    "pair, joined": lambda x: torch.cat([x[:, 2], x[:, 4]], -1)[:, 4:12],
     "experts": by_experts,
     "in two halves": lambda x: torch.cat([x[:, :3].relu(), x[:, 3:].relu()], 1)[:, 1],
     "batch norm": lambda x: nn.functional.batch_norm(
