@@ -93,7 +93,7 @@ __all__ = [
 
 def run_forward(
     forward_func: Callable[..., Any],
-    inputs: tuple[Tensor, ...],
+    inputs: Tensor | tuple[Tensor, ...],
     target: TargetType = None,
     additional_forward_args: tuple[Any, ...] | None = None,
 ) -> Any:

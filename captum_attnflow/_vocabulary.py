@@ -13,7 +13,7 @@ from torch import Tensor
 
 @contextmanager
 def vocabulary_in_words(
-    inputs: tuple[Tensor, ...], additional: tuple[Any, ...] | None = None
+    inputs: Tensor | tuple[Any, ...], additional: tuple[Any, ...] | None = None
 ) -> Iterator[None]:
     """Say which of the given ids an embedding has no row for.
 
@@ -22,7 +22,7 @@ def vocabulary_in_words(
     such as of too many positions, pass on as they are.
 
     Args:
-        inputs (tuple[Tensor, ...]): The inputs of a forward function.
+        inputs (Tensor or tuple): The inputs of a forward function.
         additional (tuple, optional): Its further arguments.
 
     Raises:
@@ -36,7 +36,9 @@ def vocabulary_in_words(
             raise
         ids, n_rows = lookup
         beyond = ids[(ids < 0) | (ids >= n_rows)]
-        if not any(_holds(given, beyond) for given in (*inputs, *(additional or ()))):
+        of_inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+        given = (*of_inputs, *(additional or ()))
+        if not any(_holds(tensor, beyond) for tensor in given):
             raise
         which = ", ".join(map(str, sorted(set(beyond.tolist()))[:5]))
         raise ValueError(

@@ -43,7 +43,7 @@ def test_ids_beyond_the_vocabulary_are_named(name, wrong):
 def test_layer_forms_name_them(name):
     model, ids = Model(), torch.full((1, 6), 70)
     method = getattr(captum_attnflow, name)(model, model.words)
-    with pytest.raises(ValueError, match="the ids 70 were given, .* 60 rows"):
+    with pytest.raises(ValueError, match=r"the ids 70 were given, .* 60 rows"):
         method.attribute(ids, target=1)
 
 
@@ -58,7 +58,7 @@ def test_further_arguments_are_named(method):
 @pytest.mark.parametrize("method", [GeneralizedAttentionFlow, RelevanceFlow, AttnLRP])
 def test_other_errors_of_the_model_pass_on_unchanged(method):
     """Of more tokens than positions none is a wrong id."""
-    with pytest.raises(IndexError, match="^index out of range in self$"):
+    with pytest.raises(IndexError, match=r"^index out of range in self$"):
         method(Model()).attribute(torch.randint(7, 60, (2, 9)), target=1)
 
     def fails(ids: Tensor) -> Tensor:
