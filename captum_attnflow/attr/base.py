@@ -245,7 +245,7 @@ class InPlaceOfLayerIntegratedGradients:
         )
         for function in (construct, constructor):
             function.__signature__ = shown  # type: ignore[attr-defined]
-        cls.__init__ = constructor  # type: ignore[assignment, method-assign]
+        cls.__init__ = constructor  # type: ignore[method-assign]
 
     @abstractmethod
     def _attribute_to_layer(
