@@ -39,7 +39,11 @@ from captum_attnflow.capture.graph import (
     find_lone_query,
     find_stacks,
 )
-from captum_attnflow.capture.interception import AttentionInterception, warn_of_dropout
+from captum_attnflow.capture.interception import (
+    AttentionInterception,
+    warn_of_dropout,
+    warn_of_parts,
+)
 from captum_attnflow.capture.maps import (
     AttentionCall,
     AttentionLayer,
@@ -50,6 +54,7 @@ from captum_attnflow.capture.mixing import mixing_in_words
 from captum_attnflow.capture.path import InputPath
 from captum_attnflow.capture.propagation import warn_of_unknown
 from captum_attnflow.capture.record import (
+    ALL_KEYS_AT_ONCE,
     AttentionRecord,
     InputRelevance,
     Route,
@@ -190,6 +195,7 @@ def capture_targets(
             if propagation is not None and number == 0:
                 propagation.check(selected)
                 warn_of_unknown(propagation.summary())
+                warn_of_parts(interception)
             if number == 0:
                 _warn_of_mixing(interception, selected)
             lone = lone or _lone_queries(selected, stacks, calls, entries, rows)
@@ -499,9 +505,13 @@ def _run(
         # Captum's words for "no probe ran"; an assertion of the model passes on.
         if interception.calls or "did not obtain any outputs" not in str(error):
             raise
+        why = why_none_is_found(
+            forward_func,
+            interception.mixes_without_softmax(),
+            interception.attends_in_parts(),
+        )
         raise UnsupportedAttentionError(
-            "no attention map was found in the forward function. "
-            f"{why_none_is_found(forward_func, interception.mixes_without_softmax())}"
+            f"no attention map was found in the forward function. {why}"
         ) from None
     except Exception as error:
         explained = ids_needed(error, forward_func, inputs, additional_forward_args)
@@ -541,6 +551,7 @@ def _rows_of_calls(
     Raises:
         UnsupportedAttentionError: If stacks differ, or have other rows in all.
     """
+    _refuse_parts_of_a_layer(stacks, calls)
     depths = sorted({len(stack.calls) for stack in stacks})
     if len({stack.routes for stack in stacks}) > 1:
         raise UnsupportedAttentionError(
@@ -581,6 +592,50 @@ def _rows_of_calls(
             "that have their tokens first go in transposed"
         )
     return rows
+
+
+def _refuse_parts_of_a_layer(stacks: list[Stack], calls: list[AttentionCall]) -> None:
+    """Refuse a layer whose attention runs in several calls, and say over what parts.
+
+    Their values are the same tensor, or parts of one.
+    """
+    groups: dict[int, list[tuple[int, AttentionCall]]] = {}
+    for number, stack in enumerate(stacks):
+        for call in (calls[i] for i in stack.calls):
+            storage = call.values.untyped_storage().data_ptr()
+            groups.setdefault(storage, []).append((number, call))
+    beside = [
+        [call for _, call in group]
+        for group in groups.values()
+        if len({number for number, _ in group}) > 1
+    ]
+    if not beside:
+        return
+    parts = beside[0]
+    lengths = [call.lengths() for call in parts]
+    first, *others = (call.values for call in parts)
+    if all(other.data_ptr() == first.data_ptr() for other in others):
+        kind = "queries"
+    elif sum(keys for _, keys in lengths) == lengths[0][0]:
+        kind = "keys"
+    else:
+        kind = "heads or examples"
+    sizes = [f"{n_queries} x {n_keys}" for n_queries, n_keys in lengths[:3]]
+    if len(lengths) > 3:
+        sizes.append("...")
+    way_out = {
+        "queries": "Let it have all queries at once, such as by a chunk size of the "
+        'number of tokens or by attn_implementation="eager" or "sdpa"; AttnLRP takes '
+        "the model as it is",
+        "keys": ALL_KEYS_AT_ONCE,
+        "heads or examples": "Let it have all heads and examples at once, as "
+        'attn_implementation="eager" and "sdpa" do; AttnLRP takes the model as it is',
+    }[kind]
+    raise UnsupportedAttentionError(
+        f"a layer attends in {len(parts)} calls, each over a part of its {kind}, as in "
+        f"a Python loop over chunks ({', '.join(sizes)} queries x keys). Flows need "
+        f"all of a layer in one call. {way_out}"
+    )
 
 
 def _why_other_rows(n_stacks: int) -> str:

@@ -27,7 +27,11 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture.entries import InputEntries, traceable
 from captum_attnflow.capture.maps import AttentionCall, FusedLayer, attention_weights
-from captum_attnflow.capture.mixing import PositionMixing, TracedAxis
+from captum_attnflow.capture.mixing import (
+    PositionMixing,
+    TracedAxis,
+    products_behind,
+)
 from captum_attnflow.capture.path import InputPath
 from captum_attnflow.capture.rules import PropagationRules
 from captum_attnflow.capture.rules.call import version
@@ -267,6 +271,18 @@ class AttentionInterception(TorchFunctionMode):
             selected,
         )
 
+    def attends_in_parts(self) -> bool:
+        """Whether attention has a softmax over parts of the keys, put together later.
+
+        Scores are a product of two tensors of tokens: that of a single one, of a linear
+        layer, is a gate or a feature, whose exponentials linear attention sums.
+        """
+        return any(
+            node.name().startswith("Bmm")
+            for scores in self._softmaxes.of_parts
+            for node in products_behind(scores)
+        )
+
     def overwritten(self) -> int:
         """Count masks of fused kernels that were changed in place since."""
         return sum(version(mask) != before for mask, before in self._masks)
@@ -364,6 +380,8 @@ class AttentionInterception(TorchFunctionMode):
                 factors[mine] = self._probe(weights, of_keys, weights.dim() + queries)
                 return self._note_mixed(weights, torch.matmul(*factors))
         output = func(*args, **kwargs)
+        for factor in given:
+            self._softmaxes.note_product(factor)
         if not any(map(self._is_marked, given)):
             left, right = given
             axis = right.dim() - min(2, right.dim())
@@ -381,6 +399,8 @@ class AttentionInterception(TorchFunctionMode):
         letters, kept = einsum_letters(equation, operands)
         if not any(map(self._is_marked, operands)):
             output = func(*args, **kwargs)
+            for operand in operands:
+                self._softmaxes.note_product(operand)
             for letter in sorted(set("".join(letters or ())) - set(kept)):
                 factors = [
                     (operand, own.index(letter))
@@ -683,6 +703,18 @@ def _without_dispatch(func: Callable[..., Any]) -> Callable[..., Any]:
     )
     copy.__kwdefaults__ = func.__kwdefaults__
     return copy
+
+
+def warn_of_parts(interception: AttentionInterception) -> None:
+    """Say that rules take the parts of a softmax for functions of their own."""
+    if interception.attends_in_parts():
+        warn_caller(
+            "attention runs over parts of its keys, which are put together afterwards, "
+            "as flash kernels do. Propagation rules take each part for a function of "
+            "its own, so that relevance is not that of softmax attention: let one "
+            "softmax have all keys, such as by a chunk size of the number of tokens, "
+            'or by attn_implementation="eager" or "sdpa"'
+        )
 
 
 def warn_of_dropout(interception: AttentionInterception) -> None:

@@ -288,8 +288,10 @@ class PositionMixing:
                 continue
             # As many features as tokens: scores sum over features.
             if of_scores is None:
-                of_scores = {node for start in scores() for node in _products(start)}
-            if set(_products(of.node)) <= of_scores:
+                of_scores = {
+                    node for start in scores() for node in products_behind(start)
+                }
+            if set(products_behind(of.node)) <= of_scores:
                 continue
             sources = where_tokens_are_apart(
                 of.factors[0].size, [calls[i] for i in sorted(before)], tokens
@@ -361,7 +363,7 @@ def where_tokens_are_apart(
     ]
 
 
-def _products(start: Node) -> Iterator[Node]:
+def products_behind(start: Node) -> Iterator[Node]:
     """Go back to the products of matrices that something is made of."""
     pending, seen = [start], set()
     while pending:

@@ -24,7 +24,11 @@ from captum_attnflow.capture.gradients import (
     refuse_tokens_first,
     square_entries,
 )
-from captum_attnflow.capture.interception import AttentionInterception, warn_of_dropout
+from captum_attnflow.capture.interception import (
+    AttentionInterception,
+    warn_of_dropout,
+    warn_of_parts,
+)
 from captum_attnflow.capture.record import Propagation
 from captum_attnflow.capture.rules import PropagationRules, Rules
 from captum_attnflow.capture.torch_calls import eager
@@ -168,6 +172,7 @@ def propagate(
         _refuse_nan(relevance)
         if is_first:
             warn_of_dropout(interception)
+            warn_of_parts(interception)
             warn_of_unknown(propagation.summary())
         yield PropagatedRelevance(selected.detach(), relevance, propagation.summary())
 
