@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
-from captum_attnflow.capture.graph import DependencyGraph
+from captum_attnflow.capture.graph import DependencyGraph, without_attention
 from captum_attnflow.capture.maps import AttentionCall
 
 
@@ -255,7 +255,7 @@ class PositionMixing:
         found = self._noted(calls, tokens, scores)
         for name, n_before in _between(calls, tokens, found):
             found.setdefault(name, set()).add(n_before)
-        for name, n_before in _behind_all(calls, selected, found):
+        for name, n_before in _behind_all(calls, tokens, selected, found):
             found.setdefault(name, set()).add(n_before)
         return found
 
@@ -460,12 +460,20 @@ def _between(
         if not names or len(before) in set[int]().union(*known.values()):
             continue
         apart = where_tokens_are_apart(n_tokens, [calls[i] for i in before], tokens)
-        if apart and TracedAxis.of(values, values.dim() - 2).mixes(apart):
+        of_keys = TracedAxis.of(values, values.dim() - 2)
+        is_mixed = bool(apart) and of_keys.mixes(apart)
+        # What passes beside all attention, too.
+        entered = where_tokens_are_apart(n_tokens, (), tokens)
+        if before and entered and not is_mixed:
+            with without_attention(calls):
+                is_mixed = of_keys.mixes(entered)
+        if is_mixed:
             yield from ((name, len(before)) for name in sorted(names))
 
 
 def _behind_all(
     calls: Sequence[AttentionCall],
+    tokens: Sequence[Tensor],
     selected: Tensor,
     known: Mapping[str, set[int]],
 ) -> Iterator[tuple[str, int]]:
@@ -473,6 +481,7 @@ def _behind_all(
 
     Args:
         calls (sequence of AttentionCall): The attention that was captured.
+        tokens (sequence of Tensor): What stands for the inputs.
         selected (Tensor): One output per row, in the graph.
         known (mapping): What is known to mix behind how many of the calls.
 
@@ -497,7 +506,14 @@ def _behind_all(
         for edge in _read_from(selected, n_tokens, attention):
             # Of most heads nothing may, which costs no backward pass.
             names = _may_mix(edge.node, n_tokens, set(attention))
-            if names and _is_mixed_where_read(edge, selected, call):
+            is_mixed = bool(names) and _is_mixed_where_read(edge, selected, call.probed)
+            entered = where_tokens_are_apart(n_tokens, (), tokens)
+            if names and entered and not is_mixed:
+                with without_attention(calls):  # what passes beside all of it
+                    is_mixed = any(
+                        _is_mixed_where_read(edge, selected, part) for part in entered
+                    )
+            if is_mixed:
                 yield from ((name, n_before) for name in sorted(names))
 
 
@@ -539,23 +555,22 @@ def _axes_of_tokens(edge: GradientEdge, n_tokens: int) -> list[int]:
     return [axis for axis, size in enumerate(shape) if size == n_tokens]
 
 
-def _is_mixed_where_read(
-    edge: GradientEdge, selected: Tensor, last: AttentionCall
-) -> bool:
-    """Whether what is read of some tokens depends on others behind the last layer.
+def _is_mixed_where_read(edge: GradientEdge, selected: Tensor, source: Tensor) -> bool:
+    """Whether what is read of some tokens depends on others of a source.
 
     Args:
         edge (GradientEdge): Where what is read is in the graph.
         selected (Tensor): One output per row, in the graph.
-        last (AttentionCall): The attention of the last layer.
+        source (Tensor): The map of the last layer, or what stands for the tokens, in
+            the last dimension but one.
     """
     like = edge.node._input_metadata[edge.output_nr]
     zero = torch.zeros((), dtype=like.dtype, device=like.device)
     shape = torch.Size(like.shape)
-    axes = _axes_of_tokens(edge, last.lengths()[0])
+    axes = _axes_of_tokens(edge, source.shape[-2])
     # Another axis may be as long by chance: tokens are apart along one alone.
     traced = (TracedAxis(edge, shape, axis, zero) for axis in axes)
-    if not all(axis.mixes([last.probed]) for axis in traced):
+    if not all(axis.mixes([source]) for axis in traced):
         return False
     for row in {0, len(selected) - 1}:  # which are read at positions of their own
         (gradient,) = torch.autograd.grad(
@@ -564,7 +579,7 @@ def _is_mixed_where_read(
         if gradient is None:
             continue
         (of_queries,) = torch.autograd.grad(
-            [edge], [last.probed], [gradient], retain_graph=True, allow_unused=True
+            [edge], [source], [gradient], retain_graph=True, allow_unused=True
         )
         if of_queries is None:
             continue

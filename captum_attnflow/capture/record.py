@@ -290,8 +290,9 @@ def why_none_is_found(
         return (
             f"Its tokens are mixed by {', '.join(without_softmax)} of two tensors that "
             "are made of them, without a softmax, as in linear, sigmoid or retention "
-            "attention. Flows follow softmax attention alone: take AttnLRP, SLALOM or "
-            "IntegratedGradients"
+            "attention, or by a softmax that something changes before it weighs the "
+            "values, as in differential attention and talking heads. Flows follow "
+            "softmax attention alone: take AttnLRP, SLALOM or IntegratedGradients"
         )
     parts = forward_func.modules() if isinstance(forward_func, nn.Module) else ()
     script = (torch.jit.ScriptModule, torch.jit.ScriptFunction)

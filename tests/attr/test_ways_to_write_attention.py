@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from attention_methods import METHODS
 from torch import Tensor, nn
 
+import captum_attnflow
 from captum_attnflow import (
     AttentionRollout,
     GeneralizedAttentionFlow,
@@ -289,6 +290,32 @@ def test_rules_follow_a_layer_in_several_calls_or_warn(way):
         warnings.simplefilter("error")
         found = method.attribute(ids, target=1)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "method", [AttentionRollout, GeneralizedAttentionFlow, RelevanceFlow]
+)
+@pytest.mark.parametrize("n_rows", [1, 2])
+@pytest.mark.parametrize("folded", [False, True])
+def test_windows_beside_the_heads_are_refused(method, n_rows, folded):
+    """They were taken for heads, and the tokens of all for those of the first."""
+    model, ids = Model(), torch.randint(0, 50, (n_rows, 8))
+
+    def windowed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        parts = [x.unflatten(2, (2, 4)) for x in (q, k, v)]
+        if folded:
+            mixed = plain(*(x.flatten(0, 2) for x in parts))
+            return mixed.unflatten(0, parts[0].shape[:3]).flatten(2, 3)
+        return plain(*parts).flatten(2, 3)
+
+    for attribution in (
+        method(lambda ids: model(ids, windowed)),
+        getattr(captum_attnflow, f"Layer{method.__name__}")(
+            lambda ids: model(ids, windowed), model.embedding
+        ),
+    ):
+        with pytest.raises(UnsupportedAttentionError, match="in windows of 4 tokens"):
+            attribution.attribute(ids, target=1)
 
 
 def test_linear_attention_and_gates_are_no_parts_of_a_softmax():

@@ -517,3 +517,15 @@ def test_tokens_that_are_classified_one_by_one_are_not_named(n_labels, head_size
         GeneralizedAttentionFlow(forward).attribute(
             torch.randint(0, 60, (2, 7)), target=(4, 1)
         )
+
+
+@pytest.mark.parametrize("method", [GeneralizedAttentionFlow, RelevanceFlow])
+@pytest.mark.parametrize("place", [0, 1])
+def test_what_passes_beside_attention_is_named(method, place):
+    """It mixes tokens of the residual stream, not of what the attention mixed."""
+    attends: list[Attend] = [known, known]
+    attends[place] = lambda q, k, v: known(q, k, v) + v.roll(1, 2)
+    model, ids = Model(attends), torch.randint(0, 60, (2, 7))
+    where = ["between layers 1 and 2", "behind the last layer"][place]
+    with pytest.warns(UserWarning, match=f"^roll mix positions .*: .*{where}"):
+        method(model).attribute(ids, target=1)
