@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from captum._utils.common import (
     _format_additional_forward_args as format_additional_forward_args,
 )
@@ -18,13 +15,13 @@ from captum._utils.common import (
     _is_tuple as is_tuple,
 )
 from captum._utils.common import (
-    _run_forward,
+    _run_forward as run_captums_forward,
 )
 from captum._utils.common import (
     _select_targets as select_targets,
 )
 from captum._utils.gradient import (
-    _forward_layer_distributed_eval,
+    _forward_layer_distributed_eval as forward_layer_distributed_eval,
 )
 from captum._utils.models.linear_model import (
     SkLearnLasso,
@@ -62,9 +59,6 @@ from captum.attr._utils.common import (
 from captum.log import (
     log_usage,
 )
-from torch import Tensor
-
-from captum_attnflow._vocabulary import vocabulary_in_words
 
 __all__ = [
     "BaselineType",
@@ -83,31 +77,9 @@ __all__ = [
     "is_tuple",
     "log_usage",
     "progress",
-    "run_forward",
+    "run_captums_forward",
     "select_targets",
     "tensorize_baseline",
     "validate_input",
     "validate_target",
 ]
-
-
-def run_forward(
-    forward_func: Callable[..., Any],
-    inputs: Tensor | tuple[Tensor, ...],
-    target: TargetType = None,
-    additional_forward_args: tuple[Any, ...] | None = None,
-) -> Any:
-    """Run a forward function as Captum does, and name ids beyond the vocabulary."""
-    with vocabulary_in_words(inputs, additional_forward_args):
-        return _run_forward(forward_func, inputs, target, additional_forward_args)
-
-
-def forward_layer_distributed_eval(
-    forward_func: Callable[..., Any], inputs: tuple[Tensor, ...], layer: Any, **how: Any
-) -> Any:
-    """Run a forward function and keep what a layer puts out, as Captum does.
-
-    Ids beyond the vocabulary are named.
-    """
-    with vocabulary_in_words(inputs, how.get("additional_forward_args")):
-        return _forward_layer_distributed_eval(forward_func, inputs, layer, **how)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointError
 
-from captum_attnflow._captum import TargetType, forward_layer_distributed_eval
+from captum_attnflow._captum import TargetType
 from captum_attnflow._checks import (
     check_additional,
     check_callable,
@@ -20,7 +20,6 @@ from captum_attnflow._checks import (
     check_grad_kwargs,
     check_type,
 )
-from captum_attnflow._floats import ids_needed
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture.entries import (
     Entry,
@@ -31,6 +30,7 @@ from captum_attnflow.capture.entries import (
 from captum_attnflow.capture.gradients import (
     OutputGradients,
     WantedGradients,
+    rows_of_calls,
     square_entries,
 )
 from captum_attnflow.capture.graph import (
@@ -54,7 +54,6 @@ from captum_attnflow.capture.mixing import mixing_in_words
 from captum_attnflow.capture.path import InputPath
 from captum_attnflow.capture.propagation import warn_of_unknown
 from captum_attnflow.capture.record import (
-    ALL_KEYS_AT_ONCE,
     AttentionRecord,
     InputRelevance,
     Route,
@@ -65,7 +64,7 @@ from captum_attnflow.capture.record import (
 )
 from captum_attnflow.capture.rules import RULES, PropagationRules, Rules
 from captum_attnflow.capture.torch_calls import eager
-from captum_attnflow.targets import select_output
+from captum_attnflow.targets import ids_needed, run_with_layer, select_output
 
 
 def capture_attention(
@@ -170,7 +169,7 @@ def capture_targets(
         stacks = find_stacks(probed, [call.values for call in calls])
     _check_pass(interception)
     _refuse_maps_without_gradient(probed)
-    rows = _rows_of_calls(stacks, calls, inputs, n_rows)
+    rows = rows_of_calls(stacks, calls, inputs, n_rows)
     held = [entries.held_by(stack) for stack in stacks]
     if layer_calls is not None:
         layer_calls.locate(stacks)
@@ -493,7 +492,7 @@ def _run(
     try:
         followed = nullcontext() if path is None else path.followed()
         with eager(), rules, interception, followed:
-            _, output = forward_layer_distributed_eval(
+            _, output = run_with_layer(
                 forward_func,
                 inputs,
                 interception.probe,
@@ -536,120 +535,6 @@ def _refuse_maps_without_gradient(maps: Sequence[Tensor]) -> None:
             "Freeze a backbone by requires_grad_(False) on its parameters instead, "
             "which leaves nothing in .grad; checkpoint with use_reentrant=False"
         )
-
-
-def _rows_of_calls(
-    stacks: list[Stack],
-    calls: list[AttentionCall],
-    inputs: tuple[Tensor, ...],
-    n_rows: int,
-) -> list[slice]:
-    """Tell which rows of the batch each call has.
-
-    There is one stack, or those of consecutive mini-batches.
-
-    Raises:
-        UnsupportedAttentionError: If stacks differ, or have other rows in all.
-    """
-    _refuse_parts_of_a_layer(stacks, calls)
-    depths = sorted({len(stack.calls) for stack in stacks})
-    if len({stack.routes for stack in stacks}) > 1:
-        raise UnsupportedAttentionError(
-            f"the attention calls form {len(stacks)} stacks, of {depths} layers, that "
-            "do not feed on each other, such as two models, or heads or examples that "
-            "a Python loop attends to one by one. One stack, or an encoder and a "
-            "decoder that attends to it, is supported: attribute to one model at a "
-            "time, and let a call of attention have all heads and examples"
-        )
-    sizes = [n_rows]
-    if len(stacks) > 1:
-        sizes = [calls[stack.calls[0]].n_rows() for stack in stacks]
-    rows, start = [slice(0, 0)] * len(calls), 0
-    for stack, size in zip(stacks, sizes, strict=True):
-        for call in stack.calls:
-            rows[call] = slice(start, start + size)
-        start += size
-    fits = all(
-        calls[i].layouts(rows[i].stop - rows[i].start)
-        for stack in stacks
-        for i in stack.calls
-    )
-    if start != n_rows or not fits:
-        seen = sum(calls[stack.calls[0]].n_rows() for stack in stacks)
-        n_keys = {calls[stack.calls[0]].lengths()[1] for stack in stacks}
-        is_swapped = any(of.shape[1:2] == (seen,) for of in inputs)
-        if seen < n_rows or (is_swapped and n_keys == {n_rows}):
-            raise UnsupportedAttentionError(
-                f"attention ran over {seen} rows for {n_rows} inputs, which seem to "
-                "have their tokens first, in dimension 0. The batch comes first: pass "
-                "them transposed, input.transpose(0, 1), and a forward_func that "
-                "transposes them back"
-            )
-        raise UnsupportedAttentionError(
-            f"{len(stacks)} stacks of attention ran over {seen} rows in all for "
-            f"{n_rows} inputs: {_why_other_rows(len(stacks))}. It is not known which "
-            "pass a token's score belongs to: attribute to one pass at a time. Inputs "
-            "that have their tokens first go in transposed"
-        )
-    return rows
-
-
-def _refuse_parts_of_a_layer(stacks: list[Stack], calls: list[AttentionCall]) -> None:
-    """Refuse a layer whose attention runs in several calls, and say over what parts.
-
-    Their values are the same tensor, or parts of one.
-    """
-    groups: dict[int, list[tuple[int, AttentionCall]]] = {}
-    for number, stack in enumerate(stacks):
-        for call in (calls[i] for i in stack.calls):
-            storage = call.values.untyped_storage().data_ptr()
-            groups.setdefault(storage, []).append((number, call))
-    beside = [
-        [call for _, call in group]
-        for group in groups.values()
-        if len({number for number, _ in group}) > 1
-    ]
-    if not beside:
-        return
-    parts = beside[0]
-    lengths = [call.lengths() for call in parts]
-    first, *others = (call.values for call in parts)
-    if all(other.data_ptr() == first.data_ptr() for other in others):
-        kind = "queries"
-    elif sum(keys for _, keys in lengths) == lengths[0][0]:
-        kind = "keys"
-    else:
-        kind = "heads or examples"
-    sizes = [f"{n_queries} x {n_keys}" for n_queries, n_keys in lengths[:3]]
-    if len(lengths) > 3:
-        sizes.append("...")
-    way_out = {
-        "queries": "Let it have all queries at once, such as by a chunk size of the "
-        'number of tokens or by attn_implementation="eager" or "sdpa"; AttnLRP takes '
-        "the model as it is",
-        "keys": ALL_KEYS_AT_ONCE,
-        "heads or examples": "Let it have all heads and examples at once, as "
-        'attn_implementation="eager" and "sdpa" do; AttnLRP takes the model as it is',
-    }[kind]
-    raise UnsupportedAttentionError(
-        f"a layer attends in {len(parts)} calls, each over a part of its {kind}, as in "
-        f"a Python loop over chunks ({', '.join(sizes)} queries x keys). Flows need "
-        f"all of a layer in one call. {way_out}"
-    )
-
-
-def _why_other_rows(n_stacks: int) -> str:
-    if n_stacks > 1:
-        return (
-            "several passes per input, such as those of two towers that meet behind "
-            "their attention (CLIP: wrap get_image_features or get_text_features), of "
-            "siamese models, or of reentrant gradient checkpointing"
-        )
-    return (
-        "several passes per input in one batch, as of windowed attention (Swin), of "
-        "channels that are sequences of their own (PatchTST: pass one channel as one "
-        "example), or of texts joined in the batch"
-    )
 
 
 def _refuse_fault_on_path(
