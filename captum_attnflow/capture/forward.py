@@ -1,4 +1,10 @@
-"""Attention behind an opaque forward function: one forward, one backward pass."""
+"""Attention behind an opaque forward function: one forward, one backward pass.
+
+The order of :func:`capture_targets`: run the forward function under the interception;
+group its attention calls into a stack, by the graph; find which rows and which inputs
+each call belongs to, while the graph is there; then one backward pass per target, whose
+gradients and the maps make the record.
+"""
 
 from __future__ import annotations
 
@@ -90,8 +96,8 @@ def capture_attention(
         additional_forward_args (tuple, optional): Passed on behind ``inputs``.
         grad_kwargs (dict, optional): Further arguments of ``torch.autograd.grad``.
         path (InputPath, optional): A path whose points are the rows of ``inputs``.
-        layer_calls (LayerCalls, optional): The calls of a watched layer, which are told
-            the sequence that they belong to.
+        layer_calls (LayerCalls, optional): The calls of a watched layer; each gets the
+            sequence that it belongs to.
         rules (str): How the backward pass goes: by the plain ``"gradient"``, or by
             propagation rules, ``"attnlrp"`` or ``"cp-lrp"``; see
             :mod:`captum_attnflow.capture.rules`.
@@ -243,7 +249,7 @@ def _check_arguments(
 
 @dataclass
 class _Sources:
-    """What relevance is propagated to, and which tokens it makes.
+    """The tensors that relevance is propagated to, with the tokens they make.
 
     Attributes:
         elements (dict): The token of each element of an input, by its number.
@@ -272,7 +278,7 @@ class _Sources:
         layer_calls: LayerCalls | None,
         propagates: bool,
     ) -> _Sources:
-        """Find them before the graph goes, while layers have their own layout."""
+        """Find them before a backward pass frees the graph."""
         of_tokens = TokensOfElements(stacks, calls)
         # Layers of a single input shape attributions themselves.
         is_shaped = layer_calls is not None and len(entries.inputs) == 1
@@ -418,11 +424,11 @@ def _elements(
 def _embeddings(
     entries: list[Entry], at_layer: list[Tensor], calls: list[AttentionCall]
 ) -> list[Entry]:
-    """Choose what stands for the tokens in front of the attention.
+    """Choose the tensors that hold the tokens in front of the attention.
 
-    That is the output of the layer that the user names with the inputs that it is not
-    made of, or the inputs themselves. Nothing does where the model makes tokens of a
-    part of an input.
+    These are the output of the layer that the user names, with the inputs that it is
+    not made of; or the inputs themselves. None is chosen if a lookup has only a part of
+    the tokens: relevance then ends behind the first attention.
     """
     n_tokens = max(call.probed.shape[-2] for call in calls)
     chosen = []
@@ -445,7 +451,7 @@ def _embeddings(
 def _warn_of_unseen(
     sources: _Sources, inputs: tuple[Tensor, ...], entries: list[Entry]
 ) -> None:
-    """Say what rules miss where token ids are not seen to become embeddings."""
+    """Warn of token ids that no embedding was seen to look up."""
     if sources.at_layer:
         return
     entered = {entry.index for entry in entries}
@@ -501,7 +507,7 @@ def _run(
                 require_layer_grads=True,
             )
     except AssertionError as error:
-        # Captum's words for "no probe ran"; an assertion of the model passes on.
+        # Captum asserts that the probe ran. Any other assertion is the model's own.
         if interception.calls or "did not obtain any outputs" not in str(error):
             raise
         why = why_none_is_found(
