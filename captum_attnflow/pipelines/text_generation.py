@@ -53,7 +53,7 @@ Span = str | tuple[int, int]
 """Generated tokens: a text among them, or their numbers, stop exclusive."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GeneratedText(Storable, LongForm):
     """The attribution of one generated text.
 
