@@ -120,6 +120,17 @@ def described(given: object) -> str:
     return shown if len(shown) <= _SHORT else f"of type {type(given).__name__}"
 
 
+def counted(number: int, thing: str) -> str:
+    """Say how many there are.
+
+    Examples::
+
+        >>> counted(1, "part file"), counted(1200, "row")
+        ('1 part file', '1,200 rows')
+    """
+    return f"{number:,} {thing}" + "s" * (number != 1)
+
+
 def check_choice(name: str, given: object, accepted: Collection[str]) -> None:
     """Refuse a value that is not among those accepted.
 
