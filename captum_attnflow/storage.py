@@ -28,7 +28,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from captum_attnflow._checks import check_type, described
-from captum_attnflow._files import replace_file
+from captum_attnflow._files import BINARY_FORMATS, replace_file
 from captum_attnflow._tree import Compared, Packing, unpack
 from captum_attnflow._version import __version__
 
@@ -53,15 +53,8 @@ _NO_CHECKSUM = "0" * hashlib.sha256().digest_size * 2
 _MAX_HEADER = 100_000_000  # bytes; safetensors reads no longer one
 _WANTED = "give a file that save() or save_results() wrote"
 _MAGIC = {
-    b"PK\x03\x04": "a zip archive, such as torch.save writes",
+    **BINARY_FORMATS,
     b"\x80": "a pickle, which could run code when it is read",
-    b"\x89PNG": "a PNG picture",
-    b"\xff\xd8\xff": "a JPEG picture",
-    b"GIF8": "a GIF picture",
-    b"%PDF": "a PDF",
-    b"PAR1": "a Parquet file",
-    b"\x1f\x8b": "a gzip archive",
-    b"\x93NUMPY": "a NumPy array",
     b"{": "JSON",
     b"<": "HTML or XML",
 }

@@ -463,7 +463,7 @@ def picture(kind: str) -> bytes:
 
 
 OTHER_FILES = {
-    "a zip archive, such as torch.save writes": torch_file(),
+    "a zip archive, such as torch.save": torch_file(),
     "a pickle, which could run code": pickle.dumps({"scores": [1.0]}),
     "a PNG picture": picture("PNG"),
     "a JPEG picture": picture("JPEG"),

@@ -29,7 +29,7 @@ def errors_as_sentences() -> Iterator[None]:
     143; :func:`captum_attnflow._warnings.stopped_in_words` says how far a command got.
     """
     with warnings.catch_warnings(), _sigterm_as_interrupt():
-        warnings.filterwarnings("always", module="captum_attnflow")
+        warnings.filterwarnings("always", "", UserWarning, "captum_attnflow")
         warnings.showwarning = _show_warning
         try:
             yield

@@ -463,13 +463,17 @@ def _lines(file: Path | None) -> list[str]:
         else:
             content = file.read_text("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file or 'standard input'} is not UTF-8: {error}") from error
+        raise ValueError(
+            f"{file or 'standard input'} is not UTF-8: {error}; save it as UTF-8"
+        ) from error
     except OSError as error:
         raise ValueError(
             f"--file {file} cannot be read: {error.strerror}; give a text file with "
             "one text per line, or - for standard input"
         ) from error
-    return [line.rstrip("\r") for line in content.removesuffix("\n").split("\n")]
+    # Some editors begin a file with a byte order mark, which is no part of a text.
+    content = content.removeprefix("\ufeff").removesuffix("\n")
+    return [line.rstrip("\r") for line in content.split("\n")]
 
 
 def _span(given: str) -> str | tuple[int, int]:

@@ -23,6 +23,14 @@ ROLLOUT = ("--method", "attention-rollout")
 TEXTS = ["dull", "a funny film", "so sad", "a great plot", "never bad"]
 
 
+@pytest.fixture(autouse=True)
+def _interruptible():
+    """A shell lets what it runs in the background ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def table(tmp_path):
     path = tmp_path / "texts.csv"
