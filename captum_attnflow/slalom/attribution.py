@@ -109,7 +109,9 @@ class SLALOM(PerturbationAttribution):
             ``"identity"`` (taken as they are), or ``"auto"``, which recognises one link
             from all outputs of the call and reports it in the explanation. Single
             outputs are read as probabilities if all are in (0, 1), else as they are;
-            a warning says which where all are in [0, 1].
+            a warning says which where all are in [0, 1]. Labels that do not exclude
+            each other, as of a multi-label model, have log-odds for logits: give
+            ``"identity"``.
         seed (int or Generator): Of the queries: equal seeds give equal scores. A
             generator gives other queries in each call.
         tokenizer (optional): A tokenizer of transformers that knows special tokens.
