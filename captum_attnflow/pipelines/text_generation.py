@@ -44,7 +44,7 @@ from captum_attnflow.scored_tokens import printable
 from captum_attnflow.show.token_matrix import LeftOut, Scale, TokenMatrix
 from captum_attnflow.storage import Storable
 from captum_attnflow.texts import ChatInput, token_pieces
-from captum_attnflow.texts.chat import Message
+from captum_attnflow.texts.prompts import Message
 from captum_attnflow.texts.units import Unit
 
 Prompt = str | Sequence[Message]

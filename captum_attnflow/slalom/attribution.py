@@ -94,7 +94,7 @@ class SLALOM(PerturbationAttribution):
             scores :math:`v e^s`, which depend on an arbitrary constant added to ``s``.
             ``"removal"`` is the decrease when the token is left out; ``"value"`` and
             ``"importance"`` are the parameters. See
-            :mod:`captum_attnflow.slalom.scores`. The default is ``"contribution"``
+            :mod:`captum_attnflow.slalom.model`. The default is ``"contribution"``
             for two classes and for one output, where log-odds of 0 are undecided. For
             more classes a uniform prediction has negative log-odds, -11 for one word in
             49,000: all contributions of a language model are negative, and those of the
