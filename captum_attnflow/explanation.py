@@ -12,6 +12,7 @@ import torch
 from rich.text import Text
 from torch import Tensor
 
+from captum_attnflow._tree import alike
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture import Propagation, TokenSequence
 from captum_attnflow.flow.network import LayeredNetwork
@@ -158,7 +159,7 @@ class Explanation(ShownByTokens, Storable, LongForm):
 
     scores: Tensor
     network: LayeredNetwork
-    joint_flow: JointFlow
+    joint_flow: JointFlow = field(compare=False)  # see __eq__
     diagnostics: FlowDiagnostics | ConservationDiagnostics | None = None
     against: Explanation | None = None
     direct: Tensor | None = None
@@ -255,6 +256,16 @@ class Explanation(ShownByTokens, Storable, LongForm):
             joint_flow=flow,
             against=None if against is None else against._as_stored(),
         )
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the other is of the same class and holds the same."""
+        equal = super().__eq__(other)
+        if equal is not True or not isinstance(other, Explanation):
+            return equal
+        # A flow that is still to be solved is, only where all else is equal.
+        return alike(self._as_stored().joint_flow, other._as_stored().joint_flow)
+
+    __hash__ = Storable.__hash__
 
     def _shown(self) -> tuple[list[str], Tensor]:
         headings = [
