@@ -259,8 +259,8 @@ def merge_words(
     check_choice("pieces", pieces, PIECES)
     if word_ids is not None and len(word_ids) != len(tokens):
         raise ValueError(
-            f"{counted(len(word_ids), 'word id')} for {counted(len(tokens), 'token')}; give "
-            "one per token, None for a special one"
+            f"{counted(len(word_ids), 'word id')} for "
+            f"{counted(len(tokens), 'token')}; give one per token, None for a special one"
         )
     continues, decoder = _CONVENTIONS[pieces]
     words: list[list[int]] = []
