@@ -222,8 +222,8 @@ def save_results(
     if n_bytes > _MAX_HEADER:
         raise ValueError(
             f"the texts and numbers of {counted(len(given), 'result')} fill "
-            f"{n_bytes:,} bytes, and a file holds {_MAX_HEADER:,}, beside its tensors; save "
-            "the results in several files"
+            f"{n_bytes:,} bytes, and a file holds {_MAX_HEADER:,}, beside its "
+            "tensors; save the results in several files"
         )
     replace_file(path, _with_checksum(data, _NO_CHECKSUM, _checksum(data)))
 

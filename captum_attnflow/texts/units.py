@@ -260,7 +260,8 @@ def merge_words(
     if word_ids is not None and len(word_ids) != len(tokens):
         raise ValueError(
             f"{counted(len(word_ids), 'word id')} for "
-            f"{counted(len(tokens), 'token')}; give one per token, None for a special one"
+            f"{counted(len(tokens), 'token')}; give one per token, None for a "
+            "special one"
         )
     continues, decoder = _CONVENTIONS[pieces]
     words: list[list[int]] = []
