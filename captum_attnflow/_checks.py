@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import wraps
+from inspect import signature
 from numbers import Integral
-from typing import TYPE_CHECKING, Literal, TypeGuard, cast
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    ParamSpec,
+    TypeGuard,
+    TypeVar,
+    cast,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _SHORT = 60  # characters
 _MOST_COLUMNS = 100
@@ -352,3 +364,46 @@ def _fits(given: tuple[int, ...], wanted: Sequence[int | str]) -> bool:
         and (isinstance(name, int) or name == "B" or size > 0)
         for size, name in zip(given, wanted, strict=True)
     )
+
+
+def call_by(
+    owner: type, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    """Call a method that a base holds, with errors of arguments that name the class.
+
+    Python names the class that a method is written in, which users may never have seen.
+
+    Args:
+        owner (type): The class that the user calls.
+        name (str): The method's name.
+        function (Callable): The method.
+        args (Any): Its arguments, itself included.
+        kwargs (Any): Its named arguments.
+
+    Raises:
+        TypeError: If the arguments do not fit the method's signature.
+    """
+    try:
+        return function(*args, **kwargs)
+    except TypeError as error:
+        accepted = signature(function)
+        try:
+            accepted.bind(*args, **kwargs)
+        except TypeError:
+            names = ", ".join(list(accepted.parameters)[1:])
+            called = owner.__name__ + ("" if name == "__init__" else f".{name}")
+            # Such as "Base.method() got an unexpected keyword argument".
+            what = str(error).partition("() ")[2]
+            raise TypeError(f"{called}() {what}; it takes {names}") from None
+        raise
+
+
+def names_its_class(method: Callable[P, T]) -> Callable[P, T]:
+    """Let a method of a base name the class it is called of, where arguments fail."""
+
+    @wraps(method)
+    def named(*args: P.args, **kwargs: P.kwargs) -> T:
+        found: T = call_by(type(args[0]), method.__name__, method, *args, **kwargs)
+        return found
+
+    return named
