@@ -76,15 +76,14 @@ def test_auto_asks_the_launcher(run, tmp_path, monkeypatch):
 
 
 def test_standard_input_is_a_table(tmp_path):
-    command = [sys.executable, "-m", "captum_attnflow.cli", "explain", "--data", "-"]
     output = tmp_path / "scores"
-    finished = subprocess.run(
-        [*command, "--output", output, *ROLLOUT],
+    finished = CliRunner().invoke(
+        app,
+        ["explain", "--data", "-", "--output", str(output), *ROLLOUT],
         input=b'{"text": "so sad"}\n{"text": "\xff"}\n',
-        capture_output=True,
-        check=True,
     )
-    assert b"2 rows" in finished.stderr
+    assert finished.exit_code == 0
+    assert "2 rows" in finished.stderr
     lines = parquet.read_table(output / "part-000000.parquet").to_pylist()
     assert [line["status"] for line in lines] == ["explained", "failed"]
 
