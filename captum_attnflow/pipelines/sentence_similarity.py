@@ -4,31 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from rich.text import Text
 from torch import Tensor
-from transformers import (
-    AutoModel,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModel, AutoTokenizer
 from transformers.utils import cached_file
 
 from captum_attnflow._checks import check_choice, is_pipeline
 from captum_attnflow.attr import SLALOM
-from captum_attnflow.pipelines.encoding import EncodedTexts, TextEncoder, Truncation
-from captum_attnflow.pipelines.given_pipeline import tokenizer_options
+from captum_attnflow.pipelines.encoding import EncodedTexts, ModelOfTexts, Truncation
 from captum_attnflow.pipelines.methods import DEFAULT_METHOD, METHODS, find_method
 from captum_attnflow.pipelines.pretrained import (
+    DeviceMap,
     Given,
+    Kind,
     check_pairs,
-    check_parts,
-    load_pretrained,
     outputs_by_position,
 )
 from captum_attnflow.pipelines.text_classification import TextAttribution
@@ -84,7 +78,7 @@ class SimilarityAttribution:
 
 
 @dataclass(frozen=True)
-class SentenceSimilarity:
+class SentenceSimilarity(ModelOfTexts):
     """An encoder of texts whose embeddings are compared, with its tokenizer.
 
     A text's embedding is the mean of the encoder's last hidden states over its tokens,
@@ -95,9 +89,9 @@ class SentenceSimilarity:
     Attributes:
         model (PreTrainedModel): Such as ``AutoModel`` loads, in eval mode.
         tokenizer (PreTrainedTokenizerBase): The model's tokenizer.
-        pooling (str): ``"mean"`` or ``"cls"``.
         tokenizer_options (mapping): Of the tokenizer's call, ``add_special_tokens``,
             ``max_length`` and ``truncation``.
+        pooling (str): ``"mean"`` or ``"cls"``; by its name alone.
 
     Examples::
 
@@ -111,19 +105,29 @@ class SentenceSimilarity:
         True
     """
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    pooling: Pooling = "mean"
-    tokenizer_options: Mapping[str, Any] = field(
-        default_factory=dict, repr=False, compare=False
+    _kind = Kind(
+        "an encoder of texts",
+        AutoModel,
+        AutoTokenizer.from_pretrained,
+        unused=("pooler.",),
     )
 
+    pooling: Pooling = field(default="mean", kw_only=True)
+
     def __post_init__(self) -> None:
-        check_parts("SentenceSimilarity", self.model, self.tokenizer, "tokenizer")
+        super().__post_init__()
         check_choice("pooling", self.pooling, get_args(Pooling))
 
-    @staticmethod
-    def load(name: Given, pooling: Pooling | None = None) -> SentenceSimilarity:
+    @classmethod
+    def load(
+        cls,
+        name: Given,
+        device: str | None = None,
+        dtype: str = "float32",
+        device_map: DeviceMap | None = None,
+        *,
+        pooling: Pooling | None = None,
+    ) -> SentenceSimilarity:
         """Load an encoder from a local folder, by its hub id, or from a pipeline.
 
         Of a folder or repository of sentence-transformers, ``1_Pooling/config.json``
@@ -133,6 +137,9 @@ class SentenceSimilarity:
         Args:
             name (str, path or Pipeline): As :func:`load_pretrained` takes it, which
                 says what is read; a pipeline of feature extraction.
+            device (str, optional): Where the model runs.
+            dtype (str): Of its weights.
+            device_map (str or mapping, optional): How it is split over devices.
             pooling (str, optional): ``"mean"`` or ``"cls"``; by default as the model
                 says, and ``"mean"`` where it says nothing.
 
@@ -143,20 +150,13 @@ class SentenceSimilarity:
         """
         if pooling is not None:
             check_choice("pooling", pooling, get_args(Pooling))
-        model, tokenizer = load_pretrained(
-            name,
-            AutoModel,
-            AutoTokenizer.from_pretrained,
-            "an encoder of texts",
-            "tokenizer files",
-            unused=("pooler.",),
-        )
-        options = tokenizer_options(name)
+        loaded = super().load(name, device, dtype, device_map)
+        options = loaded.tokenizer_options
         if not is_pipeline(name):
             _check_modules(str(name))
             options = _length_of(str(name))
             pooling = pooling or _pooling_of(str(name))
-        return SentenceSimilarity(model, tokenizer, pooling or "mean", options)
+        return replace(loaded, tokenizer_options=options, pooling=pooling or "mean")
 
     def explain(
         self,
@@ -189,8 +189,7 @@ class SentenceSimilarity:
         check_choice("truncation", truncation, ("truncate", "refuse"))
         check_pairs("first", "second", pairs)
         texts = [first for first, _ in pairs] + [second for _, second in pairs]
-        encoder = TextEncoder(self.model, self.tokenizer, self.tokenizer_options)
-        encoded = encoder.encode(texts, truncation)
+        encoded = self.encoder.encode(texts, truncation)
         size = len(pairs)
         embeddings = self._embeddings(encoded, size)
         others = embeddings.roll(-size, 0)
@@ -290,7 +289,7 @@ def _read_json(name: str, file: str) -> Any:
     except ValueError as error:
         raise ValueError(
             f"{file} of {name!r} is no JSON: {error}. Mend it, or give the model and "
-            "its tokenizer to SentenceSimilarity(model, tokenizer, pooling)"
+            "its tokenizer to SentenceSimilarity(model, tokenizer, pooling=...)"
         ) from error
 
 
@@ -334,7 +333,7 @@ def _length_of(name: str) -> dict[str, Any]:
         raise ValueError(
             f"sentence_bert_config.json of {name!r} asks for lower case, which is not "
             "done here; give lower case texts to "
-            "SentenceSimilarity(model, tokenizer, pooling)"
+            "SentenceSimilarity(model, tokenizer, pooling=...)"
         )
     length = config.get("max_seq_length")
     return {} if length is None else {"truncation": True, "max_length": length}

@@ -23,15 +23,13 @@ from captum_attnflow.pipelines.encoding import (
     Truncation,
     Windowed,
 )
-from captum_attnflow.pipelines.given_pipeline import tokenizer_options
 from captum_attnflow.pipelines.methods import DEFAULT_METHOD, METHODS, find_method
 from captum_attnflow.pipelines.pretrained import (
-    Given,
+    Kind,
     check_texts,
     find_target,
     labels_of,
     labels_of_outputs,
-    load_pretrained,
     logits_by_position,
 )
 from captum_attnflow.pipelines.text_classification import TextAttribution
@@ -196,26 +194,11 @@ class TokenClassifier(ModelOfTexts):
         ('film', ('[CLS]', 'gripping', 'film', '[SEP]'))
     """
 
-    @staticmethod
-    def load(name: Given) -> TokenClassifier:
-        """Load a classifier from a local folder, by its hub id, or from a pipeline.
-
-        Args:
-            name (str, path or Pipeline): As :func:`load_pretrained` takes it, which
-                says what is read. Of a pipeline texts become the same tokens as there.
-
-        Raises:
-            FileNotFoundError: As :func:`load_pretrained`.
-            ValueError: As :func:`load_pretrained`.
-        """
-        model, tokenizer = load_pretrained(
-            name,
-            AutoModelForTokenClassification,
-            AutoTokenizer.from_pretrained,
-            "a token classifier",
-            "tokenizer files",
-        )
-        return TokenClassifier(model, tokenizer, tokenizer_options(name))
+    _kind = Kind(
+        "a token classifier",
+        AutoModelForTokenClassification,
+        AutoTokenizer.from_pretrained,
+    )
 
     @property
     def labels(self) -> list[str]:
