@@ -14,6 +14,7 @@ import torch
 from captum.attr import (
     LLMAttributionResult,
     LLMGradientAttribution,
+    TextTemplateInput,
     TextTokenInput,
 )
 from torch import Tensor
@@ -25,6 +26,7 @@ from captum_attnflow.attr.base import AttentionAttribution
 from captum_attnflow.attr.relevance_flow import RelevanceFlow
 from captum_attnflow.explanation import GenerationExplanation, Part
 from captum_attnflow.texts.embedded import EmbeddedInput
+from captum_attnflow.texts.template import TemplateTokens
 from captum_attnflow.texts.units import token_pieces
 
 Output = Literal["logit", "log-probability", "probability"]
@@ -101,16 +103,18 @@ class GenerationAttribution(LLMGradientAttribution):
 
     def attribute(
         self,
-        inp: TextTokenInput,
+        inp: TextTokenInput | TextTemplateInput,
         target: str | Tensor | None = None,
         gen_args: dict[str, Any] | None = None,
         *,
         against: str | int | Tensor | None = None,
     ) -> LLMAttributionResult:
-        """Attribute to the tokens of the prompt.
+        """Attribute to the tokens of the prompt, or to the values of its template.
 
         Args:
-            inp (TextTokenInput): The prompt; its ``skip_tokens`` are left out.
+            inp (TextTokenInput or TextTemplateInput): The prompt. The former's
+                ``skip_tokens`` are left out. Each value of the latter has the sum of
+                its tokens' scores; baselines are not read.
             target (str or Tensor, optional): The generated text, or its token ids. If
                 None, the model generates it.
             gen_args (dict, optional): Arguments of ``model.generate``; Captum's
@@ -123,18 +127,21 @@ class GenerationAttribution(LLMGradientAttribution):
 
         Returns:
             LLMAttributionResult: With ``token_attr`` of shape (generated tokens,
-            tokens of the prompt) and their sum ``seq_attr``.
+            tokens of the prompt, or values) and their sum ``seq_attr``.
 
         Raises:
             UnsupportedAttentionError: If the attention is not found or not supported.
             ValueError: If nothing was generated, or ``against`` has another length.
         """
-        generated = self._get_target_tokens(inp, target, gen_args)
-        explanation = self.explain(inp, generated, against=against)
-        n_prompt = inp.to_model_input().shape[1]
+        given = self._read_input(inp)
+        generated = self._get_target_tokens(given, target, gen_args)
+        explanation = self.explain(given, generated, against=against)
+        n_prompt = given.to_model_input().shape[1]
         scores = explanation.scores[:, :n_prompt].float()
-        if inp.itp_mask is not None:
-            scores = scores[:, inp.itp_mask[0].to(scores.device)]
+        if isinstance(given, TemplateTokens):
+            scores = given.sum_over_slots(scores)
+        elif given.itp_mask is not None:
+            scores = scores[:, given.itp_mask[0].to(scores.device)]
         return LLMAttributionResult(
             seq_attr=scores.sum(0),
             token_attr=scores,
@@ -146,7 +153,7 @@ class GenerationAttribution(LLMGradientAttribution):
 
     def explain(
         self,
-        inp: TextTokenInput,
+        inp: TextTokenInput | TextTemplateInput,
         target: str | Tensor | None = None,
         gen_args: dict[str, Any] | None = None,
         *,
@@ -156,15 +163,21 @@ class GenerationAttribution(LLMGradientAttribution):
         """Attribute to the tokens of the prompt and to the generated ones.
 
         Args:
-            inp (TextTokenInput): As in :meth:`attribute`, like what follows.
+            inp (TextTokenInput or TextTemplateInput): As in :meth:`attribute`, like
+                what follows. Of a template the text outside of its values has the part
+                ``"template"``.
             target (str or Tensor, optional): The generated text.
             gen_args (dict, optional): Arguments of ``model.generate``.
             against (str, int or Tensor, optional): Why rather than these tokens.
             spans (sequence of (int, int), optional): Spans of generated tokens, counted
                 from 0, start inclusive and stop exclusive. Each is explained as a
-                whole, in one backward pass from the sum of its outputs; of
+                whole, in one backward pass from the sum of its outputs. Of
                 :class:`RelevanceFlow` it is the sum of its tokens' scores, each from
-                its own pass. By default every generated token is explained.
+                its own pass: a pass from the sum knows the scores of all positions but
+                those where its outputs are read, and of these only the sum. What a
+                token's direct edges leave of its output starts at its own read-out, and
+                a pass from the sum shows what they take of all outputs together. By
+                default every generated token is explained.
 
         Returns:
             GenerationExplanation: The whole matrix of scores, a row for each generated
@@ -175,7 +188,7 @@ class GenerationAttribution(LLMGradientAttribution):
             ValueError: If nothing was generated, ``against`` has another length, or a
                 span lies outside of the generated text.
         """
-        check_type("inp", inp, TextTokenInput, "a TextTokenInput(text, tokenizer)")
+        inp = self._read_input(inp)
         prompt = inp.to_model_input().to(self.device)
         generated = self._get_target_tokens(inp, target, gen_args).to(self.device)
         n_generated = len(generated)
@@ -185,8 +198,8 @@ class GenerationAttribution(LLMGradientAttribution):
                 "or gen_args with a greater max_new_tokens"
             )
         rows = _check_spans(spans, n_generated)
-        # Relevance of a span is the sum of its tokens'. Of the output of each token
-        # another part reaches no direct edge, which a pass over the sum cannot tell.
+        # Direct edges take another part of each output: a number per token, and one
+        # backward pass from the sum of the outputs gives the sum of these numbers.
         is_sum = isinstance(self.attr_method, RelevanceFlow)
         passes = sorted({(i, i + 1) for a, b in rows for i in range(a, b)})
         steps = _Steps(
@@ -236,6 +249,14 @@ class GenerationAttribution(LLMGradientAttribution):
                 token_pieces([i], self.tokenizer)[0] for i in against_ids
             ),
         )
+
+    def _read_input(self, inp: TextTokenInput | TextTemplateInput) -> TextTokenInput:
+        kinds = (TextTokenInput, TextTemplateInput)
+        advice = "a TextTokenInput(text, tokenizer) or a TextTemplateInput"
+        check_type("inp", inp, kinds, advice)
+        if isinstance(inp, TextTemplateInput):
+            return TemplateTokens(inp, self.tokenizer)
+        return inp
 
     def _tokens(self, ids: list[int]) -> list[str]:
         """Spell tokens; vocabularies of models may be larger than their tokenizers'."""

@@ -15,6 +15,7 @@ from captum_attnflow.texts.evaluation import (
     run_queries,
 )
 from captum_attnflow.texts.replacement import ReplaceableInputs, ReplaceableTexts
+from captum_attnflow.texts.template import TemplateTokens
 from captum_attnflow.texts.texts import Absence, PerturbableTexts, Query
 from captum_attnflow.texts.token_axis import (
     TokenAxis,
@@ -37,6 +38,7 @@ __all__ = [
     "ReplaceableInputs",
     "ReplaceableTexts",
     "Target",
+    "TemplateTokens",
     "TokenAxis",
     "Unit",
     "Units",
