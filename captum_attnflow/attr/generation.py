@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from captum_attnflow._captum import DEFAULT_GEN_ARGS, convert_ids_to_pretty_tokens
 from captum_attnflow._checks import check_choice, check_type
+from captum_attnflow._memory import HeldMemory, free_memory
 from captum_attnflow.attr.attn_lrp import AttnLRP
 from captum_attnflow.attr.base import AttentionAttribution
 from captum_attnflow.attr.relevance_flow import RelevanceFlow
@@ -31,6 +33,10 @@ from captum_attnflow.texts.units import token_pieces
 
 Output = Literal["logit", "log-probability", "probability"]
 """What of a generated token is explained."""
+# Tokens from which memory is measured before it is taken, on texts of so many.
+_MEASURED_FROM = 512
+_MEASURED_AT = (32, 128)
+
 RUNNER_UP = "runner-up"
 """Against the most probable of the other tokens, step by step."""
 
@@ -185,8 +191,9 @@ class GenerationAttribution(LLMGradientAttribution):
 
         Raises:
             UnsupportedAttentionError: If the attention is not found or not supported.
-            ValueError: If nothing was generated, ``against`` has another length, or a
-                span lies outside of the generated text.
+            ValueError: If nothing was generated, ``against`` has another length, a
+                span lies outside of the generated text, or memory has no room for the
+                activations of so many tokens.
         """
         inp = self._read_input(inp)
         prompt = inp.to_model_input().to(self.device)
@@ -213,6 +220,8 @@ class GenerationAttribution(LLMGradientAttribution):
         if isinstance(inp, EmbeddedInput):
             beside = dict(inp.embed(finished[0]))
             inputs = (beside.pop("inputs_embeds"),)
+        else:
+            self._refuse_what_does_not_fit(finished)
         method = copy(self.attr_method)
         method.forward_func = lambda *inputs: steps.outputs(
             self._logits(n_generated, *inputs, beside=beside)
@@ -308,6 +317,56 @@ class GenerationAttribution(LLMGradientAttribution):
         start = prompt.new_tensor([self._decoder_start])
         return prompt, torch.cat([start, before_last], 1)
 
+    def _refuse_what_does_not_fit(self, finished: tuple[Tensor, ...]) -> None:
+        """Refuse a text whose activations memory has no room for, before it is taken.
+
+        What the method's forward pass keeps of two short texts tells what it will of
+        the whole one: it grows with the tokens, and maps with their square.
+
+        Raises:
+            ValueError: Saying how many tokens would fit.
+        """
+        n_tokens = sum(part.shape[1] for part in finished)
+        free = free_memory(finished[0].device)
+        if n_tokens < _MEASURED_FROM or free is None:
+            return
+        lengths, held = [], []
+        for n_read in _MEASURED_AT:
+            parts = tuple(part[:, :n_read] for part in finished)
+            lengths.append(sum(part.shape[1] for part in parts))
+            held.append(self._held(parts))
+        (short, long), (less, more) = lengths, held
+        squared = max(0.0, (more / long - less / short) / (long - short))
+        linear = more / long - squared * long
+        needed = linear * n_tokens + squared * n_tokens**2
+        if needed <= free:
+            return
+        # Where linear * n + squared * n ** 2 is what is free.
+        fitting = 2 * free / (linear + (linear**2 + 4 * squared * free) ** 0.5)
+        raise ValueError(
+            f"prompt and answer have {n_tokens} tokens, of which one forward pass "
+            f"keeps {needed / 2**30:.1f} GiB for its backward pass, and "
+            f"{free / 2**30:.1f} GiB are free: about {int(fitting)} tokens would fit. "
+            "Shorten the prompt, load the model in bfloat16, or split it over devices"
+        )
+
+    def _held(self, inputs: tuple[Tensor, ...]) -> int:
+        """Bytes that a forward pass of the method keeps."""
+        found: list[int] = []
+
+        def measured(*inputs: Tensor) -> Tensor:
+            with HeldMemory() as memory:
+                logits = self._logits(1, *inputs)
+                found.append(memory.held())
+            del logits
+            raise _Measured
+
+        method = copy(self.attr_method)
+        method.forward_func = measured
+        with suppress(_Measured):
+            next(iter(method.score_targets(inputs, [0])))
+        return found[0]
+
     def _logits(
         self, n_last: int, *inputs: Tensor, beside: Mapping[str, Any] | None = None
     ) -> Tensor:
@@ -375,6 +434,10 @@ class GenerationAttribution(LLMGradientAttribution):
                 "model.generation_config.decoder_start_token_id"
             )
         return (start,)
+
+
+class _Measured(BaseException):
+    """Ends a forward pass that was measured; no error, which callers would explain."""
 
 
 @dataclass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import networkx as nx
 import pytest
 import torch
@@ -19,6 +21,7 @@ from models import (
 )
 
 import captum_attnflow
+import captum_attnflow.attr.generation as module
 from captum_attnflow import (
     GeneralizedAttentionFlow,
     GenerationAttribution,
@@ -545,3 +548,43 @@ def test_a_spans_caption_names_what_its_own_steps_are_held_against(
     found = generation.explain(prompt, TARGET, against=OTHER, spans=[(0, 2)])
     assert found.matrix().caption.count('"') == 4
     assert 'less that of "funny", "and"' in found.matrix().caption
+
+
+class TestMemory:
+    """A text that memory has no room for is refused before its pass."""
+
+    @pytest.fixture(autouse=True)
+    def measured_early(self, monkeypatch):
+        monkeypatch.setattr(module, "_MEASURED_FROM", 48)
+        monkeypatch.setattr(module, "_MEASURED_AT", (8, 24))
+
+    @staticmethod
+    def explain(generation):
+        words = " ".join(map(str, range(7, 67)))
+        prompt = TextTokenInput(words, generation.tokenizer)
+        return generation.explain(prompt, "11")
+
+    @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+    @pytest.mark.parametrize("method", ["RelevanceFlow", "AttnLRP"])
+    def test_the_number_of_tokens_that_would_fit_is_that_of_the_bytes(
+        self, method, implementation, monkeypatch
+    ):
+        model = decoder("llama", implementation)
+        generation = GenerationAttribution(make(method, {}, model), numbers_tokenizer())
+        ids = torch.arange(7, 67)[None]
+        free = generation._held((ids[:, :40],))
+        monkeypatch.setattr(module, "free_memory", lambda device: free)
+        lengths = []
+        model.register_forward_pre_hook(lambda _, ids: lengths.append(ids[0].shape[1]))
+        with pytest.raises(ValueError, match="tokens would fit") as refused:
+            self.explain(generation)
+        assert lengths == [8, 24]
+        [fitting] = re.findall(r"about (\d+) tokens", str(refused.value))
+        assert 38 <= int(fitting) <= 42
+
+    def test_what_fits_is_explained_as_ever(self, monkeypatch):
+        model = decoder("llama")
+        generation = GenerationAttribution(RelevanceFlow(model), numbers_tokenizer())
+        found = self.explain(generation).scores
+        monkeypatch.setattr(module, "_MEASURED_FROM", 1000)
+        assert torch.equal(found, self.explain(generation).scores)
