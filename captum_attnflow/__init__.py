@@ -87,6 +87,9 @@ if TYPE_CHECKING:
         SentenceSimilarity as SentenceSimilarity,
     )
     from captum_attnflow.pipelines.sentence_similarity import (
+        SideAttribution as SideAttribution,
+    )
+    from captum_attnflow.pipelines.sentence_similarity import (
         SimilarityAttribution as SimilarityAttribution,
     )
     from captum_attnflow.pipelines.text_classification import (
@@ -152,6 +155,7 @@ else:
         ),
         "captum_attnflow.pipelines.sentence_similarity": (
             "SentenceSimilarity",
+            "SideAttribution",
             "SimilarityAttribution",
         ),
         "captum_attnflow.pipelines.text_classification": (

@@ -56,6 +56,14 @@ class AnswerAttribution(TextAttribution):
     end: int = field(kw_only=True)
 
     @property
+    def explained(self) -> str:
+        """The answer that the scores explain, and which of its ends."""
+        return f"{self.target}: {self.predicted}"
+
+    def _beside_label(self) -> dict[str, Any]:
+        return {"explained": self.explained}
+
+    @property
     def note(self) -> str:
         """How a context longer than the model's limit was read."""
         if self.n_windows > 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -16,6 +16,7 @@ from transformers.utils import cached_file
 
 from captum_attnflow._checks import check_choice, is_pipeline
 from captum_attnflow.attr import SLALOM
+from captum_attnflow.long_form import LongForm, ScoredRows, Tokens, refuse_tokens
 from captum_attnflow.pipelines.encoding import EncodedTexts, ModelOfTexts, Truncation
 from captum_attnflow.pipelines.methods import DEFAULT_METHOD, METHODS, find_method
 from captum_attnflow.pipelines.pretrained import (
@@ -47,7 +48,26 @@ _MODULES = ("Transformer", "Pooling", "Normalize")
 
 
 @dataclass(frozen=True)
-class SimilarityAttribution:
+class SideAttribution(TextAttribution):
+    """What a similarity rests on in one of two texts; ``text_pair`` is the other.
+
+    Attributes:
+        side (str): ``"first"`` or ``"second"``.
+    """
+
+    side: Literal["first", "second"] = field(kw_only=True)
+
+    @property
+    def explained(self) -> str:
+        """The similarity, and by which of its texts."""
+        return f"{self.target} by the {self.side} text"
+
+    def _beside_label(self) -> dict[str, Any]:
+        return {"explained": self.explained}
+
+
+@dataclass(frozen=True)
+class SimilarityAttribution(LongForm):
     """What the similarity of two texts rests on, in each given the other.
 
     The value of a notebook's cell is shown as Captum's text picture, a row per text,
@@ -56,16 +76,31 @@ class SimilarityAttribution:
     scores account for the whole similarity, and pairs of tokens have none.
 
     Attributes:
-        first (TextAttribution): The first text; its ``value`` is the similarity.
-        second (TextAttribution): The second text.
+        first (SideAttribution): The first text; its ``value`` is the similarity.
+        second (SideAttribution): The second text.
         similarity (float): The cosine of the embeddings, in [-1, 1].
         index (int): Which of the given pairs it is, counted from 0.
     """
 
-    first: TextAttribution
-    second: TextAttribution
+    first: SideAttribution
+    second: SideAttribution
     similarity: float
     index: int = 0
+
+    @property
+    def explained(self) -> str:
+        """What both texts explain."""
+        return self.first.target
+
+    @property
+    def attributions(self) -> tuple[SideAttribution, ...]:
+        """What has scores: both texts."""
+        return self.first, self.second
+
+    def _scored_rows(self, first: int, tokens: Tokens | None) -> Iterator[ScoredRows]:
+        refuse_tokens(self, tokens)
+        for each in self.attributions:
+            yield from each._scored_rows(first, None)
 
     def _repr_html_(self) -> str:
         sides = (self.first, self.second)
@@ -207,8 +242,8 @@ class SentenceSimilarity(ModelOfTexts):
             (torch.arange(2 * size, device=encoded.ids.device),),
         ).explain([[Output(row)] for row in range(2 * size)], size)
         sides = [
-            _side(text, row % size, encoded, row, float(similarities[row]), one)
-            for row, (text, one) in enumerate(zip(texts, scored, strict=True))
+            _side(texts, row % size, encoded, row, float(similarities[row]), one)
+            for row, one in enumerate(scored)
         ]
         return [
             SimilarityAttribution(
@@ -249,15 +284,18 @@ class SentenceSimilarity(ModelOfTexts):
 
 
 def _side(
-    text: str,
+    texts: Sequence[str],
     index: int,
     encoded: EncodedTexts,
     row: int,
     similarity: float,
     scored: ScoredText,
-) -> TextAttribution:
-    return TextAttribution(
-        text=text,
+) -> SideAttribution:
+    is_first = row < len(texts) // 2
+    return SideAttribution(
+        text=texts[row],
+        text_pair=texts[(row + len(texts) // 2) % len(texts)],
+        side="first" if is_first else "second",
         tokens=encoded.tokens[row],
         scores=scored.scores,
         predicted=_SIMILARITY,

@@ -98,6 +98,22 @@ class TextAttribution(Storable, LongForm):
     method: str | None = None
 
     @property
+    def explained(self) -> str:
+        """What the scores explain, in words: a label, or one rather than another.
+
+        Every result of texts has this name, and ``attributions``: itself, or the
+        several that it holds, each with its ``index`` among the given texts.
+        """
+        if self.against is None:
+            return self.target
+        return f"{self.target} rather than {self.against}"
+
+    @property
+    def attributions(self) -> tuple[TextAttribution, ...]:
+        """What has scores: the result itself."""
+        return (self,)
+
+    @property
     def note(self) -> str:
         """How a text longer than the model's limit was read; empty for others."""
         if self.n_truncated:
@@ -149,8 +165,13 @@ class TextAttribution(Storable, LongForm):
             "predicted": self.predicted,
             "probability": self.probability,
             "value": self.value,
+            **self._beside_label(),
         }
         yield ScoredRows(self.scores, same, self.tokens)
+
+    def _beside_label(self) -> dict[str, Any]:
+        """What rows of a table need to tell what they explain, beside a label."""
+        return {} if self.against is None else {"explained": self.explained}
 
     def _repr_html_(self) -> str:
         record = safe_record(self.tokens, self.scores, **self.labels)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from textwrap import shorten
 from typing import Any, Literal, cast, get_args
@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from captum_attnflow._checks import check_choice, described
+from captum_attnflow.long_form import LongForm, ScoredRows, Tokens, refuse_tokens
 from captum_attnflow.pipelines.encoding import (
     EncodedTexts,
     ModelOfTexts,
@@ -76,6 +77,14 @@ class WordAttribution(TextAttribution):
     word: LabelledWord = field(kw_only=True)
 
     @property
+    def explained(self) -> str:
+        """The word and the label that the scores explain."""
+        return f"{self.word.text}: {super().explained}"
+
+    def _beside_label(self) -> dict[str, Any]:
+        return {"explained": self.explained}
+
+    @property
     def note(self) -> str:
         """How a text longer than the model's limit was read; empty for others."""
         if self.n_windows > 1:
@@ -96,7 +105,7 @@ class WordAttribution(TextAttribution):
 
 
 @dataclass(frozen=True)
-class LabelledWords:
+class LabelledWords(LongForm):
     """The words of one text with their labels, some of which are explained.
 
     The value of a notebook's cell is shown as Captum's text picture, a row per
@@ -118,6 +127,16 @@ class LabelledWords:
     index: int = 0
     n_truncated: int = 0
     n_windows: int = 1
+
+    @property
+    def explained(self) -> str:
+        """The words and the labels that are explained."""
+        return ", ".join(each.explained for each in self.attributions)
+
+    def _scored_rows(self, first: int, tokens: Tokens | None) -> Iterator[ScoredRows]:
+        refuse_tokens(self, tokens)
+        for each in self.attributions:
+            yield from each._scored_rows(first, None)
 
     def _repr_html_(self) -> str:
         words = "".join(

@@ -232,3 +232,19 @@ def test_wrong_arguments_are_refused(encoder):
         encoder.explain([PAIRS[0], "so"])
     with pytest.raises(ValueError, match="pooling='max' is unknown; give one of"):
         SentenceSimilarity(encoder.model, encoder.tokenizer, pooling="max")
+
+
+def test_rows_of_a_table_name_the_text_by_which_they_explain(encoder, tmp_path):
+    pytest.importorskip("pandas")
+    [result] = encoder.explain(PAIRS[:1])
+    assert result.attributions == (result.first, result.second)
+    assert (result.first.text, result.first.text_pair) == PAIRS[0]
+    assert (result.second.text_pair, result.second.text) == PAIRS[0]
+    assert result.second.explained == "similarity by the second text"
+    table = result.to_pandas()
+    by_side = table.groupby("explained")["score"].sum()
+    assert by_side["similarity by the first text"] == pytest.approx(
+        sum(result.first.scores)
+    )
+    result.second.save(tmp_path / "second")
+    assert type(result.second).load(tmp_path / "second") == result.second
