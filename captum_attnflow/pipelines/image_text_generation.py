@@ -32,8 +32,7 @@ from captum_attnflow.attr.generation import Output
 from captum_attnflow.explanation import Part
 from captum_attnflow.long_form import ScoredRows, Tokens
 from captum_attnflow.pipelines.image_classification import open_image
-from captum_attnflow.pipelines.image_tokens import find_image_tokens
-from captum_attnflow.pipelines.merged_input import MergedInput
+from captum_attnflow.pipelines.image_tokens import MergedInput, find_image_tokens
 from captum_attnflow.pipelines.methods import (
     DEFAULT_METHOD,
     GENERATION_METHODS,
