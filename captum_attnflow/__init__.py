@@ -189,6 +189,7 @@ __all__ = [
     "SLALOM",
     "SciPySolver",
     "SentenceSimilarity",
+    "SideAttribution",
     "SimilarityAttribution",
     "SlalomExplanation",
     "TextAttribution",
