@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     )
     from captum_attnflow.pipelines.sentence_similarity import (
         SentenceSimilarity,
+        SideAttribution,
         SimilarityAttribution,
     )
     from captum_attnflow.pipelines.text_classification import (
@@ -135,6 +136,7 @@ else:
         ),
         "captum_attnflow.pipelines.sentence_similarity": (
             "SentenceSimilarity",
+            "SideAttribution",
             "SimilarityAttribution",
         ),
         "captum_attnflow.pipelines.text_classification": (
@@ -187,6 +189,7 @@ __all__ = [
     "SLALOM",
     "SciPySolver",
     "SentenceSimilarity",
+    "SideAttribution",
     "SimilarityAttribution",
     "SlalomExplanation",
     "TextAttribution",

@@ -43,6 +43,7 @@ CLASSES: dict[str, str] = {
     "Patch": "captum_attnflow.pipelines.image_classification",
     "Propagation": "captum_attnflow.capture.record",
     "Provenance": "captum_attnflow.storage",
+    "SideAttribution": "captum_attnflow.pipelines.sentence_similarity",
     "SlalomExplanation": "captum_attnflow.slalom.explanation",
     "SlalomFit": "captum_attnflow.slalom.fit",
     "SlalomModel": "captum_attnflow.slalom.model",

@@ -44,6 +44,7 @@ KINDS = (
     "ImageAttribution",
     "AnswerAttribution",
     "WordAttribution",
+    "SideAttribution",
 )
 """The classes of results that a file may hold."""
 _KEY = "captum_attnflow"

@@ -228,6 +228,11 @@ class AttentionInterception(TorchFunctionMode):
             given = [arg for arg in args if isinstance(arg, Tensor)]
             if any(arg.requires_grad for arg in given):
                 self.without_gradient.add(str(func))
+        if func is F.linear and torch.is_grad_enabled() and not output.requires_grad:
+            # Weights of a tensor subclass, such as torchao's, choose their kernel.
+            given = [*args, *kwargs.values()]
+            if given[0].requires_grad:
+                self.without_gradient.add(f"linear by {type(given[1]).__name__}")
         if func in SUM:
             self._mixing.note_sum(args, kwargs, output)
         if func is F.dropout and _drops(args, kwargs):

@@ -28,7 +28,10 @@ from captum_attnflow.capture.interception import (
     warn_of_dropout,
     warn_of_parts,
 )
-from captum_attnflow.capture.record import Propagation
+from captum_attnflow.capture.record import (
+    Propagation,
+    refuse_kernels_without_gradient,
+)
 from captum_attnflow.capture.rules import PropagationRules, Rules
 from captum_attnflow.capture.torch_calls import eager
 from captum_attnflow.targets import ids_needed, run_forward, select_output
@@ -115,6 +118,7 @@ def propagate(
             if explained is None:
                 raise
             raise explained from error
+        refuse_kernels_without_gradient(interception.without_gradient)
         propagation.check(
             select_output(output, targets[0], len(inputs[0]), len(inputs[0]))
         )

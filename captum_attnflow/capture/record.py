@@ -310,5 +310,6 @@ def refuse_kernels_without_gradient(kernels: Collection[str]) -> None:
         raise UnsupportedAttentionError(
             f"integer-quantised kernels have no gradient ({', '.join(sorted(kernels))})"
             ", so that what passes through them would have no score. Load the model in "
-            "float32, bfloat16 or float16"
+            "float32, bfloat16 or float16, or with weights alone in 8 or 4 bits, such "
+            "as torchao's Int8WeightOnlyConfig or bitsandbytes' Linear4bit"
         )

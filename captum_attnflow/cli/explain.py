@@ -112,9 +112,65 @@ def _images() -> Task:
     )
 
 
+@dataclass(frozen=True)
+class _OnePrompt:
+    """Asks the same of every image."""
+
+    generator: Any
+
+    def explain(
+        self,
+        images: Sequence[str],
+        method: str,
+        target: str | None,
+        *,
+        prompt: str | None = None,
+        **options: Any,
+    ) -> list[Any]:
+        if prompt is None:
+            raise ValueError(
+                "no prompt was given for the images; give --prompt with what is asked "
+                "of each, and --chat for the model's chat template"
+            )
+        prompts = [prompt] * len(images)
+        explained: list[Any] = self.generator.explain(
+            images, prompts, method, target, **options
+        )
+        return explained
+
+
+def _generated_from_images() -> Task:
+    from captum_attnflow._files import replace_file
+    from captum_attnflow.pipelines.image_text_generation import (
+        GeneratedFromImage,
+        ImageTextGenerator,
+    )
+
+    def save_picture(results: Sequence[GeneratedFromImage], file: Path) -> None:
+        if len(results) > 1:
+            raise ValueError(
+                f"{len(results)} images were given, and --output draws the overlays of "
+                "one; give one image"
+            )
+        picture = io.BytesIO()
+        figure = results[0].figure()
+        figure.savefig(picture, format=file.suffix[1:].lower(), bbox_inches="tight")
+        replace_file(file, picture.getvalue())
+
+    return Task(
+        load=lambda *name, **place: _OnePrompt(ImageTextGenerator.load(*name, **place)),
+        unit="image file",
+        default_model=None,
+        fields=GeneratedFromImage.to_dict,
+        save_picture=save_picture,
+        reads_text=False,
+    )
+
+
 TASKS: dict[str, Callable[[], Task]] = {
     "text-classification": _texts,
     "text-generation": _generated_text,
+    "image-text-generation": _generated_from_images,
     "image-classification": _images,
 }
 
@@ -167,6 +223,10 @@ def explain(
     ] = None,
     stride: Annotated[
         int | None, typer.Option(help="Tokens in which windows overlap.")
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="What is asked of each image; for image-text-generation."),
     ] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Most tokens to generate; for text-generation.")
@@ -288,6 +348,7 @@ def explain(
         "against": against,
         "truncation": truncation,
         "stride": stride,
+        "prompt": prompt,
         "max_new_tokens": max_new_tokens,
         "output": explained,
         "spans": None if span is None else [_span(given) for given in span],

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from textwrap import shorten
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -14,10 +14,12 @@ from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from captum_attnflow._checks import check_choice, check_integer
 from captum_attnflow._warnings import warn_caller
-from captum_attnflow.pipelines.pretrained import TextOrPair, check_parts
+from captum_attnflow.pipelines.given_pipeline import tokenizer_options
+from captum_attnflow.pipelines.pretrained import Given, TextOrPair, check_parts
 from captum_attnflow.pipelines.provenance import KnownParts
 
 Truncation = Literal["truncate", "window", "refuse"]
+_Model = TypeVar("_Model", bound="ModelOfTexts")
 TRUNCATIONS: tuple[Truncation, ...] = get_args(Truncation)
 
 
@@ -362,6 +364,12 @@ class ModelOfTexts(KnownParts):
 
     def __post_init__(self) -> None:
         check_parts(type(self).__name__, self.model, self.tokenizer, "tokenizer")
+
+    @classmethod
+    def _of_loaded(
+        cls: type[_Model], name: Given, model: PreTrainedModel, companion: Any
+    ) -> _Model:
+        return cls(model, companion, tokenizer_options(name))
 
     @property
     def encoder(self) -> TextEncoder:

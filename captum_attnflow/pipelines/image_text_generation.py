@@ -32,19 +32,17 @@ from captum_attnflow.attr.generation import Output
 from captum_attnflow.explanation import Part
 from captum_attnflow.long_form import ScoredRows, Tokens
 from captum_attnflow.pipelines.image_classification import open_image
-from captum_attnflow.pipelines.image_tokens import find_image_tokens
-from captum_attnflow.pipelines.merged_input import MergedInput
+from captum_attnflow.pipelines.image_tokens import MergedInput, find_image_tokens
 from captum_attnflow.pipelines.methods import (
     DEFAULT_METHOD,
     GENERATION_METHODS,
     find_method,
 )
 from captum_attnflow.pipelines.pretrained import (
-    Given,
+    Kind,
     check_encodable,
     check_parts,
     check_texts,
-    load_pretrained,
 )
 from captum_attnflow.pipelines.provenance import KnownParts
 from captum_attnflow.pipelines.text_generation import (
@@ -283,6 +281,12 @@ class ImageTextGenerator(KnownParts):
 
     model: PreTrainedModel
     processor: ProcessorMixin
+    _kind = Kind(
+        "a vision-language model",
+        AutoModelForImageTextToText,
+        AutoProcessor.from_pretrained,
+        "the files of its processor",
+    )
 
     def __post_init__(self) -> None:
         check_parts("ImageTextGenerator", self.model, self.processor, "processor")
@@ -298,38 +302,6 @@ class ImageTextGenerator(KnownParts):
                 f"{type(self.model).__name__} is an encoder-decoder; give a model "
                 "whose decoder reads image and text as one sequence, such as LLaVA"
             )
-
-    @staticmethod
-    def load(
-        name: Given,
-        device: str | None = None,
-        dtype: str = "float32",
-        device_map: str | None = None,
-    ) -> ImageTextGenerator:
-        """Load a vision-language model from a local folder or by its hub id.
-
-        Args:
-            name (str, path or Pipeline): As :func:`load_pretrained` takes it, like what
-                follows, and which says what is read.
-            device (str, optional): Where the model runs.
-            dtype (str): Of its weights.
-            device_map (str, optional): How it is split over devices.
-
-        Raises:
-            FileNotFoundError: As :func:`load_pretrained`.
-            ValueError: As :func:`load_pretrained`.
-        """
-        model, processor = load_pretrained(
-            name,
-            AutoModelForImageTextToText,
-            AutoProcessor.from_pretrained,
-            "a vision-language model",
-            "the files of its processor",
-            device=device,
-            dtype=dtype,
-            device_map=device_map,
-        )
-        return ImageTextGenerator(model, processor)
 
     def explain(
         self,

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedModel,
 )
 
 from captum_attnflow._checks import is_pipeline
@@ -23,18 +24,15 @@ from captum_attnflow.pipelines.encoding import (
     Truncation,
     Windowed,
 )
-from captum_attnflow.pipelines.given_pipeline import (
-    check_applied_function,
-    tokenizer_options,
-)
+from captum_attnflow.pipelines.given_pipeline import check_applied_function
 from captum_attnflow.pipelines.methods import DEFAULT_METHOD, METHODS, find_method
 from captum_attnflow.pipelines.pretrained import (
     Given,
+    Kind,
     TextOrPair,
     check_texts_or_pairs,
     find_target,
     labels_of,
-    load_pretrained,
     logits_by_position,
     parts_of_text,
     problem_type,
@@ -100,6 +98,22 @@ class TextAttribution(Storable, LongForm):
     method: str | None = None
 
     @property
+    def explained(self) -> str:
+        """What the scores explain, in words: a label, or one rather than another.
+
+        Every result of texts has this name, and ``attributions``: itself, or the
+        several that it holds, each with its ``index`` among the given texts.
+        """
+        if self.against is None:
+            return self.target
+        return f"{self.target} rather than {self.against}"
+
+    @property
+    def attributions(self) -> tuple[TextAttribution, ...]:
+        """What has scores: the result itself."""
+        return (self,)
+
+    @property
     def note(self) -> str:
         """How a text longer than the model's limit was read; empty for others."""
         if self.n_truncated:
@@ -151,8 +165,13 @@ class TextAttribution(Storable, LongForm):
             "predicted": self.predicted,
             "probability": self.probability,
             "value": self.value,
+            **self._beside_label(),
         }
         yield ScoredRows(self.scores, same, self.tokens)
+
+    def _beside_label(self) -> dict[str, Any]:
+        """What rows of a table need to tell what they explain, beside a label."""
+        return {} if self.against is None else {"explained": self.explained}
 
     def _repr_html_(self) -> str:
         record = safe_record(self.tokens, self.scores, **self.labels)
@@ -246,46 +265,24 @@ class TextClassifier(ModelOfTexts):
         (202, 0, 2)
     """
 
-    @staticmethod
-    def load(
-        name: Given,
-        device: str | None = None,
-        dtype: str = "float32",
-        device_map: str | None = None,
+    _kind = Kind(
+        "a sequence classifier",
+        AutoModelForSequenceClassification,
+        AutoTokenizer.from_pretrained,
+    )
+
+    @classmethod
+    def _of_loaded(
+        cls, name: Given, model: PreTrainedModel, companion: Any
     ) -> TextClassifier:
-        """Load a classifier from a local folder, by its hub id, or from a pipeline.
-
-        Args:
-            name (str, path or Pipeline): As :func:`load_pretrained` takes it, like what
-                follows, and which says what is read. Of a pipeline texts become the
-                same tokens as there.
-            device (str, optional): Where the model runs.
-            dtype (str): Of its weights.
-            device_map (str, optional): How it is split over devices.
-
-        Raises:
-            FileNotFoundError: As :func:`load_pretrained`.
-            ValueError: As :func:`load_pretrained`, or if the pipeline makes other
-                probabilities of the outputs than the model's ``config`` says.
-        """
-        model, tokenizer = load_pretrained(
-            name,
-            AutoModelForSequenceClassification,
-            AutoTokenizer.from_pretrained,
-            "a sequence classifier",
-            "tokenizer files",
-            device=device,
-            dtype=dtype,
-            device_map=device_map,
-        )
-        if len(tokenizer) <= len(tokenizer.all_special_ids):
+        if len(companion) <= len(companion.all_special_ids):
             raise ValueError(
                 f"{name!r} has a tokenizer of special tokens only. Give one with its "
                 "tokenizer files"
             )
         if is_pipeline(name):
             check_applied_function(name, problem_type(model))
-        return TextClassifier(model, tokenizer, tokenizer_options(name))
+        return super()._of_loaded(name, model, companion)
 
     def explain(
         self,

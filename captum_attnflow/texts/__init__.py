@@ -12,7 +12,7 @@ from captum_attnflow.texts.evaluation import (
     find_whole_arguments,
     run_queries,
 )
-from captum_attnflow.texts.prompts import ChatInput, EmbeddedInput
+from captum_attnflow.texts.prompts import ChatInput, EmbeddedInput, TemplateTokens
 from captum_attnflow.texts.replacement import ReplaceableInputs, ReplaceableTexts
 from captum_attnflow.texts.texts import Absence, PerturbableTexts, Query
 from captum_attnflow.texts.token_axis import (
@@ -36,6 +36,7 @@ __all__ = [
     "ReplaceableInputs",
     "ReplaceableTexts",
     "Target",
+    "TemplateTokens",
     "TokenAxis",
     "Unit",
     "Units",

@@ -19,9 +19,16 @@ from importlib.resources import files
 from textwrap import shorten
 from typing import Any, Protocol, get_args, runtime_checkable
 
+import torch
+
 from captum_attnflow.explanation import GenerationExplanation
 from captum_attnflow.scored_tokens import escaped, printable
-from captum_attnflow.show.generated_matrix import described, readable
+from captum_attnflow.show.generated_matrix import (
+    described,
+    named,
+    readable,
+    with_images_as_one,
+)
 from captum_attnflow.show.token_matrix import LeftOut, Scale
 from captum_attnflow.texts.units import Unit
 
@@ -112,7 +119,13 @@ def generated_page(
 def _text(result: GeneratedResult) -> dict[str, Any]:
     """Gather what the script shows of one text; it counts tokens from 0."""
     explanation = result.explanation
-    scores = explanation.scores.detach().float().cpu().numpy()
+    # Its placeholders say nothing: the tokens of an image are one, with their sum. The
+    # first token is left out alone, whatever it is.
+    tokens = [[token] for token in range(len(explanation.tokens))]
+    shown = tokens[:1] + with_images_as_one(tokens[1:], explanation.parts)
+    scores = torch.stack(
+        [explanation.scores.detach()[:, tokens].sum(1) for tokens in shown], 1
+    )
     kinds: dict[str, Unit | Sequence[tuple[int, int]]] = {
         unit: unit for unit in get_args(Unit) if unit != "token"
     }
@@ -121,27 +134,41 @@ def _text(result: GeneratedResult) -> dict[str, Any]:
     of_method = f"{result.method}: " if result.method else ""
     return {
         "caption": of_method + described(explanation),
-        "pieces": [_written(piece) for piece in explanation.pieces],
-        "parts": list(explanation.parts),
-        "given": explanation.n_given,
+        "pieces": [_piece(explanation, tokens) for tokens in shown],
+        "parts": [explanation.parts[tokens[0]] for tokens in shown],
+        "given": len(shown) - len(explanation.generated_tokens),
         "spans": [list(span) for span in explanation.spans],
         "hasRowPerToken": explanation.has_row_per_token,
         # Rows of little-endian floats, one per token.
-        "scores": base64.b64encode(scores.astype("<f4").tobytes()).decode(),
+        "scores": base64.b64encode(
+            scores.float().cpu().numpy().astype("<f4").tobytes()
+        ).decode(),
         "against": [printable(readable(piece)) for piece in explanation.against_pieces],
         "probabilities": [
             math.exp(value) if math.isfinite(value) else None
             for value in explanation.log_probabilities.tolist()
         ],
         # The first token of each unit.
-        "starts": {name: _starts(explanation, units) for name, units in kinds.items()},
+        "starts": {
+            name: _starts(explanation, units, shown) for name, units in kinds.items()
+        },
     }
 
 
+def _piece(explanation: GenerationExplanation, tokens: Sequence[int]) -> str:
+    if explanation.parts[tokens[0]] == "image":
+        return named(explanation, tokens)
+    return _written(explanation.pieces[tokens[0]])
+
+
 def _starts(
-    explanation: GenerationExplanation, units: Unit | Sequence[tuple[int, int]]
+    explanation: GenerationExplanation,
+    units: Unit | Sequence[tuple[int, int]],
+    shown: Sequence[Sequence[int]],
 ) -> list[int]:
-    return [tokens[0] for tokens in explanation.sum_over(units).members]
+    place_of = {token: place for place, tokens in enumerate(shown) for token in tokens}
+    firsts = [tokens[0] for tokens in explanation.sum_over(units).members]
+    return list(dict.fromkeys(place_of[first] for first in firsts))
 
 
 def _written(piece: str) -> str:
