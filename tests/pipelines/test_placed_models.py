@@ -106,7 +106,9 @@ class TestQuantisedWeights:
     @every_method
     def test_activations_in_8_bits_are_refused(self, method):
         """Also where the head is not quantised, so that some gradient is left."""
-        torchao = pytest.importorskip("torchao.quantization", reason="no torchao")
+        torchao = pytest.importorskip(
+            "torchao.quantization", reason='needs the extra "quantized"'
+        )
         model = decoder("llama").float()
         torchao.quantize_(model.model, torchao.Int8DynamicActivationInt8WeightConfig())
         with pytest.raises(UnsupportedAttentionError, match="linear by Int8Tensor"):
@@ -115,7 +117,9 @@ class TestQuantisedWeights:
     @quiet
     @every_method
     def test_8_bit_weights_are_explained_as_what_they_stand_for(self, method):
-        torchao = pytest.importorskip("torchao.quantization", reason="no torchao")
+        torchao = pytest.importorskip(
+            "torchao.quantization", reason='needs the extra "quantized"'
+        )
         model = decoder("llama").float()
         restored = deepcopy(model)
         torchao.quantize_(model, torchao.Int8WeightOnlyConfig())
@@ -128,7 +132,9 @@ class TestQuantisedWeights:
     @quiet
     @every_method
     def test_4_bit_weights_are_explained_as_what_they_stand_for(self, method):
-        bitsandbytes = pytest.importorskip("bitsandbytes", reason="no bitsandbytes")
+        bitsandbytes = pytest.importorskip(
+            "bitsandbytes", reason='needs the extra "quantized"'
+        )
         model = decoder("llama").float()
         restored = deepcopy(model)
         for name, part in linears(model).items():
