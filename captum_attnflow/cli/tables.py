@@ -12,7 +12,8 @@ from typing import Annotated, Any, TypeAlias
 import typer
 
 from captum_attnflow.tables import TableJob, read_part
-from captum_attnflow.tables.settings import ENGINES, INPUT_FORMATS, OUTPUT_FORMATS
+from captum_attnflow.tables.ray_engine import ENGINES
+from captum_attnflow.tables.settings import INPUT_FORMATS, OUTPUT_FORMATS
 
 _PANEL = "Tables (--data)"
 _MOST_REASONS = 5

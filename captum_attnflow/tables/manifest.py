@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from huggingface_hub import try_to_load_from_cache
 
-from captum_attnflow._files import named_in_errors, replace_file
+from captum_attnflow._files import (
+    named_in_errors,
+    read_json,
+    replace_file,
+    sha256_of_file,
+)
 from captum_attnflow.pipelines.text_classification import TextClassifier
-from captum_attnflow.study.data import read_json
-from captum_attnflow.study.records import model_hashes
 from captum_attnflow.tables.chunks import ChunkPlan
 from captum_attnflow.tables.data import TableData
 from captum_attnflow.tables.part_files import PartFiles
@@ -28,6 +32,7 @@ FORMAT = 1
 _PACKAGES = ("captum", "captum-attnflow", "numpy", "scipy", "torch", "transformers")
 _NAMES = ("package", "model", "data", "files")
 """Copies of a model and of a file may lie elsewhere; their hashes say what they are."""
+_MODEL_FILES = ("*.json", "*.model", "*.safetensors", "*.txt")
 _WEIGHTS = re.compile(r"config\.json|.*\.safetensors(\.index\.json)?")
 _LOCK = ".part-{}-of-{}.lock"
 _PATIENCE = 1.0  # seconds; another run looks at a lock for a moment
@@ -87,6 +92,18 @@ def describe_table(
 
 def _hash(content: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def model_hashes(name: str) -> dict[str, str]:
+    """Hash the files of a model folder, or of the cached snapshot of a hub model."""
+    folder = Path(name)
+    if not folder.is_dir():
+        config = try_to_load_from_cache(name, "config.json")
+        if not isinstance(config, str):
+            raise ValueError(f"the files of the hub model {name!r} are not cached")
+        folder = Path(config).parent
+    files = {file for pattern in _MODEL_FILES for file in folder.glob(pattern)}
+    return {file.name: sha256_of_file(file) for file in sorted(files)}
 
 
 def check_manifest(folder: Path, manifest: Mapping[str, Any]) -> bool:
@@ -158,6 +175,17 @@ def _read(path: Path) -> dict[str, Any]:
     return found
 
 
+def lock_of_part(folder: Path, part: tuple[int, int], timeout: float = 0) -> FileLock:
+    """Make the lock that the run holds which writes a part.
+
+    Args:
+        folder (Path): The output folder.
+        part (tuple of int): Which of how many.
+        timeout (float): Seconds to wait for it; then ``filelock.Timeout`` is raised.
+    """
+    return FileLock(folder / _LOCK.format(*part), timeout=timeout)
+
+
 @contextmanager
 def writing_part(folder: Path, part: tuple[int, int]) -> Iterator[None]:
     """Be the only one that writes a part; other parts may be written meanwhile.
@@ -174,7 +202,7 @@ def writing_part(folder: Path, part: tuple[int, int]) -> Iterator[None]:
     """
     with named_in_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / _LOCK.format(*part), timeout=_PATIENCE)
+        lock = lock_of_part(folder, part, _PATIENCE)
         try:
             lock.acquire()
         except Timeout:
@@ -197,7 +225,7 @@ def _check_others(folder: Path, part: tuple[int, int]) -> None:
         if found is None or int(found[2]) == part[1]:
             continue
         try:
-            with FileLock(path, timeout=0):
+            with lock_of_part(folder, (int(found[1]), int(found[2]))):
                 pass
         except Timeout:
             raise ValueError(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from captum_attnflow.tables.manifest import (
     writing_part,
 )
 from captum_attnflow.tables.part_files import EXPLAINED, FAILED, PartFiles
+from captum_attnflow.tables.ray_engine import device_of_worker, work_by_ray
 from captum_attnflow.tables.settings import TableJob
 
 _MOST_REASONS = 1000
@@ -118,10 +120,14 @@ def explain_table(job: TableJob, show_progress: bool = False) -> TableOutcome:
         chunks = plan.read(job, data, missing)
         explained: Iterator[ExplainedChunk]
         if job.engine == "ray" and missing:
-            from captum_attnflow.tables.ray_engine import explain_by_ray
-
             del explainer  # each worker has its own
-            explained = explain_by_ray(job, chunks)
+            device = device_of_worker(job.device, job.gpus_per_worker)
+            explained = work_by_ray(
+                partial(ChunkExplainer.load, replace(job, device=device)),
+                chunks,
+                job.workers,
+                job.gpus_per_worker,
+            )
         else:
             explained = map(explainer, chunks)
         bar: Callable[..., Any] = progress if show_progress else NullProgress

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -13,11 +12,11 @@ from typing import Any, Literal, get_args
 from captum_attnflow._checks import check_choice, check_integer, check_type, described
 from captum_attnflow.demo import DEMO_MODEL_PATH
 from captum_attnflow.pipelines.methods import DEFAULT_METHOD, METHODS
+from captum_attnflow.tables.ray_engine import check_engine
 from captum_attnflow.tables.share import check_part
 
 INPUT_FORMATS = ("csv", "tsv", "jsonl", "parquet")
 OUTPUT_FORMATS = ("parquet", "csv", "jsonl")
-ENGINES = ("local", "ray")
 Truncation = Literal["truncate", "window", "refuse"]
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 OWN_COLUMNS = (
@@ -125,10 +124,9 @@ class TableJob:
         check_type("options", self.options, Mapping, "a dict of the method's options")
         check_choice("method", self.method, METHODS)
         check_choice("format", self.format, OUTPUT_FORMATS)
-        check_choice("engine", self.engine, ENGINES)
         if self.input_format is not None:
             check_choice("input_format", self.input_format, INPUT_FORMATS)
-        for name in ("rows_per_part", "batch_size", "batch_tokens", "workers"):
+        for name in ("rows_per_part", "batch_size", "batch_tokens"):
             check_integer(name, getattr(self, name), 1)
         if self.limit is not None:
             check_integer("limit", self.limit, 1)
@@ -140,7 +138,7 @@ class TableJob:
                 )
         check_part(self.part)
         self._check_columns()
-        self._check_engine()
+        check_engine(self.engine, self.workers, self.gpus_per_worker)
         try:
             json.dumps(dict(self.options))
         except (TypeError, ValueError) as error:
@@ -165,24 +163,6 @@ class TableJob:
                 )
             if self.columns.count(column) > 1:
                 raise ValueError(f"columns names {column!r} twice; give it once")
-
-    def _check_engine(self) -> None:
-        given = self.gpus_per_worker
-        is_number = isinstance(given, (int, float)) and not isinstance(given, bool)
-        if not is_number or not 0 <= given < math.inf:
-            raise ValueError(
-                f"gpus_per_worker={described(given)} must be a number from 0 on"
-            )
-        if self.engine == "local" and (self.workers != 1 or given):
-            raise ValueError(
-                f"workers={self.workers} and gpus_per_worker={given} are of Ray; give "
-                "--engine ray, or start several processes with a --part each"
-            )
-        if self.engine == "ray" and find_spec("ray") is None:
-            raise ValueError(
-                "the engine ray needs Ray, which is not installed: pip install "
-                '"captum-attnflow[ray]", or start a process for each --part'
-            )
 
     @property
     def needed_columns(self) -> tuple[str, ...]:

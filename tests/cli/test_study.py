@@ -32,7 +32,7 @@ def test_main_job_prints_the_table_and_writes_the_files(run, tmp_path):
     assert result.stdout.startswith("| model | removal | method | aopc ↑ |")
     assert "| sentiment | delete | attention-rollout |" in result.stdout
     assert "4/4" in result.stderr
-    written = {path.name for path in (tmp_path / "out").iterdir()}
+    written = {path.name for path in (tmp_path / "out").glob("[!.]*")}
     assert written == {
         *("manifest.json", "plot.png", "results.jsonl"),
         *("table.csv", "table.md", "table.tex"),
