@@ -16,7 +16,7 @@ from captum_attnflow.scored_tokens import printable
 from captum_attnflow.study.records import COSTS, Results
 from captum_attnflow.study.settings import BETTER, Study
 
-_AT_ONCE = 1 << 22
+_AT_ONCE = 1 << 20  # numbers drawn
 _ARROWS = {"higher": "↑", "lower": "↓"}
 _CSV_COLUMNS = (
     *("model", "removal", "method", "metric", "better", "mean", "standard_error"),
@@ -105,25 +105,24 @@ class Interval:
         """
         n = len(differences)
         generator = torch.Generator().manual_seed(seed)
-        means = []
-        for size in _chunks(n_resamples, max(1, _AT_ONCE // n)):
+        # Filled in place: small tensors kept between large ones split the memory.
+        means = differences.new_empty(n_resamples, differences.shape[1])
+        for part in means.split(max(1, _AT_ONCE // n)):
+            size = len(part)
             drawn = torch.randint(n, (size, n), generator=generator)
             drawn += n * torch.arange(size)[:, None]
             # How often each example was drawn, for a product with all columns.
             counts = torch.bincount(drawn.flatten(), minlength=size * n)
-            means.append(counts.view(size, n).double() @ differences / n)
+            torch.mm(counts.view(size, n).double(), differences, out=part)
+        means /= n
         ends = torch.tensor([0.025, 0.975], dtype=differences.dtype)
-        quantiles = torch.cat(means).quantile(ends, 0)  # (2, k)
+        quantiles = means.quantile(ends, 0)  # (2, k)
         return tuple(
             Interval(mean, low, high)
             for mean, low, high in zip(
                 differences.mean(0).tolist(), *quantiles.tolist(), strict=True
             )
         )
-
-
-def _chunks(total: int, size: int) -> list[int]:
-    return [min(size, total - start) for start in range(0, total, size)]
 
 
 @dataclass(frozen=True)
