@@ -12,7 +12,8 @@ import time
 import pytest
 import torch
 from study.figures import results_without_seconds, table_without_seconds
-from tables.test_ray import cluster, own_workers
+from tables.conftest import cluster
+from tables.test_ray import own_workers
 
 from captum_attnflow.study import run_study
 
