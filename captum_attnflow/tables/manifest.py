@@ -21,7 +21,6 @@ from captum_attnflow._files import (
     replace_file,
     sha256_of_file,
 )
-from captum_attnflow.pipelines.text_classification import TextClassifier
 from captum_attnflow.tables.chunks import ChunkPlan
 from captum_attnflow.tables.data import TableData
 from captum_attnflow.tables.part_files import PartFiles
@@ -45,7 +44,7 @@ def describe_table(
     data: TableData,
     plan: ChunkPlan,
     files: PartFiles,
-    classifier: TextClassifier,
+    pipeline: Any,
 ) -> dict[str, Any]:
     """What the explanations depend on, as JSON values."""
     hashes = model_hashes(job.model)
@@ -66,8 +65,9 @@ def describe_table(
         "against": job.against,
         "truncation": job.truncation,
         "dtype": job.dtype,
-        "labels": classifier.labels,
-        "special_tokens": classifier.tokenizer.all_special_tokens,
+        "task": job.task,
+        "labels": getattr(pipeline, "labels", []),
+        "special_tokens": pipeline.tokenizer.all_special_tokens,
         "data": data.name,
         "data_hash": data.hash,
         "input_format": data.format,
@@ -172,7 +172,8 @@ def _read(path: Path) -> dict[str, Any]:
             f"{path} is of format {found.get('format')!r}, and this version writes "
             f"{FORMAT}; give another --output, or use the version that began it"
         )
-    return found
+    # Earlier versions had one task, and did not name it.
+    return {"task": "text-classification", **found}
 
 
 def lock_of_part(folder: Path, part: tuple[int, int], timeout: float = 0) -> FileLock:

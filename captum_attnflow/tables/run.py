@@ -102,9 +102,12 @@ def explain_table(job: TableJob, show_progress: bool = False) -> TableOutcome:
     plan = ChunkPlan.of(job, data.n_rows)
     folder = Path(job.output)
     files = PartFiles(
-        folder, job.format, {name: data.kinds[name] for name in job.columns}
+        folder,
+        job.format,
+        {name: data.kinds[name] for name in job.columns},
+        job.own_columns,
     )
-    manifest = describe_table(job, data, plan, files, explainer.classifier)
+    manifest = describe_table(job, data, plan, files, explainer.pipeline)
     outcome = TableOutcome()
     with writing_part(folder, job.part):
         check_manifest(folder, manifest)

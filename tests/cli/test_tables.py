@@ -99,7 +99,10 @@ def test_standard_input_is_a_table(tmp_path):
         (["--truncation", "middle"], "truncation='middle'"),
         (["--against", "bored"], "'bored' is unknown"),
         (["--html", "page.html"], "--html does not go with --data"),
-        (["--task", "image-classification"], "--task image-classification does not go"),
+        (
+            ["--task", "image-classification"],
+            "task='image-classification' is unknown; give one",
+        ),
         (["--text-column", "missing"], "no column 'missing'; it has 'key', 'sentence'"),
         (["--text-column", "gold"], "'gold' of texts.csv holds numbers"),
         (["--columns", "status"], "'status' cannot be carried along"),
