@@ -44,6 +44,7 @@ def _one_thread():
 def cluster() -> Iterator[str]:
     """The address of one Ray for the tests, as one takes seconds to start."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_worker_niceness"] = "0"  # or a busy machine starves them
     import ray
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)

@@ -69,6 +69,9 @@ def kill_again_and_again(
             assert {path: times[path] for path in before} == before
             assert contents(folder).items() <= expected.items()
             before = times
+            print(
+                f"{n_killed} killed; {len(times)} of {len(expected)} files", flush=True
+            )
             n_inside += 0 < len(times) < len(expected)
         assert contents(folder) == expected
         n_folders += 1
@@ -87,7 +90,7 @@ def test_kill_9_at_twenty_random_moments(processes, job, engine, request):
         pytest.importorskip("ray")
         # One that stays: it has to clean up behind every process that is killed.
         address = request.getfixturevalue("cluster")
-    write_texts(job.output.with_name("texts.csv"), 300 if engine == "local" else 600)
+    write_texts(job.output.with_name("texts.csv"), 300)
     job = replace(job, method="relevance-flow", rows_per_part=10)
     if engine == "ray":
         job = replace(job, engine="ray", workers=2)
