@@ -44,7 +44,8 @@ def _one_thread():
 def cluster() -> Iterator[str]:
     """The address of one Ray for the tests, as one takes seconds to start."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_worker_niceness"] = "0"  # or a busy machine starves them
+    # A busy machine starves them otherwise.
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray spells it so
     import ray
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
