@@ -500,6 +500,12 @@ def find_target(target: str | int, labels: Sequence[str], name: str = "target") 
         return labels.index(target)
     if str(target).isdecimal() and int(target) < len(labels):
         return int(target)
+    if isinstance(target, (list, tuple, set, dict)) or getattr(target, "shape", None):
+        raise ValueError(
+            f"{name}={described(target)} is a {type(target).__name__}, and all texts "
+            f"of a call have one {name}; give one label of {list(labels)} or its "
+            "index, and call once for each"
+        )
     raise ValueError(
         f"{name}={described(target)} is unknown; give a label of {list(labels)} or an "
         f"index from 0 to {len(labels) - 1}"

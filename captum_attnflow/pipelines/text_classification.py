@@ -47,7 +47,7 @@ from captum_attnflow.slalom.explanation import SlalomReading
 from captum_attnflow.storage import Storable
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TextAttribution(Storable, LongForm):
     """The attribution of one text.
 

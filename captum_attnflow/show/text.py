@@ -21,7 +21,7 @@ from typing_extensions import Unpack
 from captum_attnflow._checks import check_choice
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.scored_tokens import check_tokens, escaped, relative
-from captum_attnflow.texts.words import PIECES, Pieces, merge_words
+from captum_attnflow.texts.units import PIECES, Pieces, merge_words
 
 Special = Literal["shown", "hidden"]
 

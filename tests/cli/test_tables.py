@@ -40,8 +40,8 @@ def test_main_job_writes_a_table_and_says_what_failed(run, tmp_path):
     result = run("--id-column", "key", "--columns", "gold,key")
     assert result.exit_code == 0, result.output
     assert result.stdout == ""
-    assert "3 rows in 1 part files" in result.stderr
-    assert "1 rows have no explanation" in result.stderr
+    assert "3 rows in 1 part file: " in result.stderr
+    assert "1 row without an explanation, by reason:" in result.stderr
     assert "1: the text is blank" in result.stderr
     [first, blank, last] = parquet.read_table(
         tmp_path / "scores" / "part-000000.parquet"
