@@ -69,7 +69,7 @@ def test_default_methods_run(run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "has no column 'text' (row 1); it has 'sentence', 'label'"),
+        ((), "has no column 'text'; it has 'sentence', 'label'"),
         (("--method", "lie"), "method='lie' is unknown; give one of"),
         (("--text-column", "sentence", "--model", "/no/such"), "there is no model"),
         (("--text-column", "sentence", "--label-column", "sentence"), "label 'dull'"),
@@ -113,3 +113,17 @@ def test_failures_are_told_at_the_end(run, monkeypatch):
     result = run("--text-column", "sentence", "--method", "broken")
     assert result.exit_code == 0
     assert "warning: 2 attributions failed" in result.stderr
+
+
+def test_parts_say_what_is_missing_and_the_last_shows_the_table(run, tmp_path):
+    arguments = ("--text-column", "sentence", "--batch-size", 1, *METHODS)
+    first = run(*arguments, "--part", "1/2")
+    assert (first.exit_code, first.stdout) == (0, "")
+    assert "part 1/2 is done" in first.stderr.replace("\n", " ")
+    assert not (tmp_path / "out" / "table.md").exists()
+    last = run(*arguments, "--part", "2/2", "--dtype", "float32", "--device", "cpu")
+    assert last.exit_code == 0, last.output
+    assert "| sentiment | delete | attention-rollout |" in last.stdout
+    refused = run(*arguments, "--part", "3/2")
+    assert refused.exit_code == 2
+    assert "part 3/2 is out of range" in refused.stderr

@@ -154,3 +154,21 @@ def test_a_full_disk_is_told_with_the_file(path, monkeypatch):
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match=r"results\.jsonl cannot be written: No space"):
         file.append([record(4)])
+
+
+def test_a_merge_on_a_full_disk_loses_nothing(tmp_path, monkeypatch):
+    part = PartedFile(tmp_path, "results", Record, (1, 2))
+    part.own.append([record(1), record(2)])
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", full)
+        with pytest.raises(
+            OSError, match=r"results\.jsonl cannot be written: No space"
+        ):
+            part.merge()
+    part.merge()
+    assert {each.example for _, each in part.read()} == {1, 2}
+    assert [path.name for path in tmp_path.glob("*.jsonl")] == ["results.jsonl"]
