@@ -91,7 +91,7 @@ def test_unwritable_output_is_told(run, texts):
 def test_a_folder_for_data_and_a_page_on_a_full_disk_are_told(
     run, tmp_path, monkeypatch
 ):
-    assert "it is a folder" in run(data=tmp_path).stderr.replace("\n", "")
+    assert "is a folder" in run(data=tmp_path).stderr.replace("\n", "")
 
     def full(_):
         raise OSError(28, "No space left on device")
