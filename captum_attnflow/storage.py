@@ -27,7 +27,7 @@ from safetensors import torch as safetensors_torch
 from torch import Tensor
 from typing_extensions import Self
 
-from captum_attnflow._checks import check_type, described
+from captum_attnflow._checks import check_type, counted, described
 from captum_attnflow._files import BINARY_FORMATS, replace_file
 from captum_attnflow._tree import Compared, Packing, unpack
 from captum_attnflow._version import __version__
@@ -221,9 +221,9 @@ def save_results(
     n_bytes = int.from_bytes(data[:8], "little")
     if n_bytes > _MAX_HEADER:
         raise ValueError(
-            f"the texts and numbers of the {len(given)} results fill {n_bytes:,} "
-            f"bytes, and a file holds {_MAX_HEADER:,}, beside its tensors; save the "
-            "results in several files"
+            f"the texts and numbers of {counted(len(given), 'result')} fill "
+            f"{n_bytes:,} bytes, and a file holds {_MAX_HEADER:,}, beside its "
+            "tensors; save the results in several files"
         )
     replace_file(path, _with_checksum(data, _NO_CHECKSUM, _checksum(data)))
 

@@ -21,7 +21,7 @@ from captum_attnflow._captum import (
     run_captums_forward,
     select_targets,
 )
-from captum_attnflow._checks import check_dense, check_integer, described
+from captum_attnflow._checks import check_dense, check_integer, counted, described
 from captum_attnflow._memory import is_out_of_memory
 
 Target = tuple[int, ...]
@@ -71,8 +71,8 @@ def targets_of_texts(target: TargetType, n_texts: int) -> list[Target] | None:
     each: Any = target if is_per_example(target) else [target] * n_texts
     if len(each) != n_texts:
         raise ValueError(
-            f"{len(each)} targets were given for {n_texts} texts; give one per text, "
-            "or one for all"
+            f"{counted(len(each), 'target')} for {counted(n_texts, 'text')}; give one "
+            "per text, or one for all"
         )
     return [
         tuple(map(as_index, index if isinstance(index, tuple) else (index,)))

@@ -354,7 +354,7 @@ class TokensOfElements:
         with torch.enable_grad():
             values = [stack.values[sequence][0] for stack in self._stacks]
             tokens = tokens_of_elements(values, entered)
-            if tokens is not None:
+            if tokens is not None and entered.dim() <= 3:  # positions in dimension 1
                 _refuse_windows(values[0], entered)
         self._found.append((entered, sequence, tokens))
         return tokens

@@ -628,6 +628,8 @@ def _keeps_apart(name: str, node: Node, n_tokens: int) -> bool:
     shape = taken[0][0]._input_metadata[taken[0][1]].shape if taken else ()
     given = getattr(node, "_saved_dim", None)
     dims = [given] if isinstance(given, int) else list(given or ())
+    if not shape:  # of a single number, such as one row's output
+        return name in _ALONG_FEATURES
     # They are kept as unsigned numbers.
     dims = [(dim if dim < 1 << 63 else dim - (1 << 64)) % len(shape) for dim in dims]
     if name == "Select":  # of queries, keys and values in one tensor

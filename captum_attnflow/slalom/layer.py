@@ -18,7 +18,7 @@ from captum_attnflow._captum import (
     format_output,
     log_usage,
 )
-from captum_attnflow._checks import check_flags
+from captum_attnflow._checks import check_flags, counted
 from captum_attnflow._memory import is_out_of_memory
 from captum_attnflow.attr.arguments import (
     ForwardArguments,
@@ -429,8 +429,8 @@ def _run_layer(
     if found.dim() < least or len(found) != arguments.n_rows:
         raise ValueError(
             f"the layer has a tensor of shape {tuple(found.shape)} for "
-            f"{arguments.n_rows} texts; its first tensor must be (B, T, D), such as "
-            "the output of the embeddings module, or token ids (B, T)"
+            f"{counted(arguments.n_rows, 'text')}; its first tensor must be (B, T, D), "
+            "such as the output of the embeddings module, or token ids (B, T)"
         )
     return found, templates
 

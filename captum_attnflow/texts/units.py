@@ -12,7 +12,7 @@ import torch
 from tokenizers import decoders
 from torch import Tensor
 
-from captum_attnflow._checks import check_choice, described
+from captum_attnflow._checks import check_choice, counted, described
 
 Unit = Literal["token", "word", "sentence", "line"]
 """What scores may be summed over."""
@@ -259,8 +259,9 @@ def merge_words(
     check_choice("pieces", pieces, PIECES)
     if word_ids is not None and len(word_ids) != len(tokens):
         raise ValueError(
-            f"{len(word_ids)} word ids were given for {len(tokens)} tokens; give one "
-            "per token, None for a special one"
+            f"{counted(len(word_ids), 'word id')} for "
+            f"{counted(len(tokens), 'token')}; give one per token, None for a "
+            "special one"
         )
     continues, decoder = _CONVENTIONS[pieces]
     words: list[list[int]] = []

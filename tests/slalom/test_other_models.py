@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from math import log
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from models import VOCABULARY, encoder_decoder
+from models import VOCABULARY, encoder_decoder, numbers_tokenizer
 from reference.slalom import removal, slalom
 from scipy.optimize import least_squares
 from torch import nn
@@ -191,3 +192,26 @@ def test_labels_read_as_excluding_each_other_without_need_are_warned_of():
         SLALOM(lambda ids: model(ids).sigmoid(), n_samples=60).attribute(
             torch.tensor([TOKENS]), target=CLASS
         )
+
+
+@pytest.mark.filterwarnings("ignore:the fit misses", "ignore:the importances")
+def test_padding_that_no_mask_marks_is_warned_of():
+    config = transformers.BertConfig(**_SMALL, **_BERT)
+    model = transformers.BertForSequenceClassification(config).double().eval()
+    tokenizer = numbers_tokenizer()
+    tokenizer.pad_token = "0"
+    ids = torch.tensor([TOKENS, [*TOKENS[:4], 0, 0]])
+
+    def forward(ids, attention_mask=None):
+        return model(ids, attention_mask=attention_mask).logits
+
+    attribution = SLALOM(forward, n_samples=40, tokenizer=tokenizer)
+    with pytest.warns(UserWarning, match=r"texts \[1\] begin or end with padding"):
+        attribution.attribute(ids, target=CLASS)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        attribution.attribute(
+            ids, target=CLASS, additional_forward_args=((ids != 0).long(),)
+        )
+        attribution.attribute(ids[:1], target=CLASS)
+    assert [each for each in found if "padding" in str(each.message)] == []
