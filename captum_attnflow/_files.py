@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -9,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 BINARY_FORMATS = {
     b"PK\x03\x04": "a zip archive, such as torch.save and spreadsheets (.xlsx) write",
@@ -110,3 +113,40 @@ def replace_file(path: str | PathLike[str], content: str | bytes) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hash a file, as ``sha256sum`` does."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_json(text: str | bytes) -> Any:
+    """Parse JSON that names every key once; the standard module keeps the last.
+
+    Raises:
+        ValueError: Saying what is wrong with it, also for brackets within brackets
+            without end.
+
+    Examples::
+
+        >>> read_json('{"text": "a", "text": "b"}')
+        Traceback (most recent call last):
+        ValueError: an object names 'text' more than once
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_each_key_once)
+    except RecursionError:
+        raise ValueError("it is nested too deeply to be read") from None
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"an object names {key!r} more than once")
+        found[key] = value
+    return found

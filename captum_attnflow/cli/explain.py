@@ -21,6 +21,7 @@ from captum_attnflow._warnings import stopped_in_words
 from captum_attnflow.cli import tables
 from captum_attnflow.cli._messages import errors_as_sentences, printing
 from captum_attnflow.pipelines.methods import DEFAULT_METHOD, METHODS
+from captum_attnflow.tables.settings import TASK_COLUMNS
 
 if TYPE_CHECKING:
     from captum_attnflow.pipelines.image_classification import ImageAttribution
@@ -181,7 +182,11 @@ def explain(
         typer.Argument(help="Texts, or image files; none reads standard input."),
     ] = None,
     task: Annotated[
-        str, typer.Option(help=f"One of: {', '.join(TASKS)}.")
+        str,
+        typer.Option(
+            help=f"One of: {', '.join(TASKS)}; of a table (--data) one of: "
+            f"{', '.join(TASK_COLUMNS)}."
+        ),
     ] = "text-classification",
     file: Annotated[
         Path | None,
@@ -385,16 +390,16 @@ def explain(
 
     console = Console(highlight=False, soft_wrap=True)
     with errors_as_sentences():
-        check_choice("task", task, TASKS)
+        check_choice("task", task, TASKS if data is None else TASK_COLUMNS)
         if data is not None:
             unused: dict[str, object] = {
                 "a text": inputs,
                 "--file": file,
                 "--html": html,
                 "--json": as_json,
-                f"--task {task}": task != "text-classification",
             }
             chosen_by = {
+                "task": task,
                 "model": model,
                 "method": method,
                 "target": target,

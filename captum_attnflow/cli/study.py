@@ -16,6 +16,9 @@ from captum_attnflow._warnings import stopped_in_words
 from captum_attnflow.cli._messages import errors_as_sentences, printing
 from captum_attnflow.study import METHODS, REMOVALS, Study
 from captum_attnflow.study.settings import BETTER
+from captum_attnflow.tables import read_part
+from captum_attnflow.tables.ray_engine import ENGINES
+from captum_attnflow.tables.settings import DTYPES
 
 _METHODS = (
     "generalized-attention-flow",
@@ -96,6 +99,31 @@ def study(
     batch_size: Annotated[
         int, typer.Option(help="Texts attributed together.")
     ] = Study.batch_size,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Where the models run, such as cuda.", show_default=False),
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help=f"Of the models' weights; one of: {', '.join(DTYPES)}.")
+    ] = Study.dtype,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            help="i/n, to do a part of the texts only; auto asks torchrun's or SLURM's "
+            "variables. The part that ends last merges all and writes the table.",
+            show_default=False,
+        ),
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help=f"One of: {', '.join(ENGINES)}.")
+    ] = Study.engine,
+    workers: Annotated[
+        int,
+        typer.Option(help="Of ray: processes of one thread that each hold the models."),
+    ] = Study.workers,
+    gpus_per_worker: Annotated[
+        float, typer.Option(help="Of ray: GPUs of each.")
+    ] = Study.gpus_per_worker,
 ) -> None:
     """Compare attribution methods on texts by the faithfulness of their scores.
 
@@ -125,9 +153,22 @@ def study(
                 reference_token=reference_token,
                 seed=seed,
                 batch_size=batch_size,
+                device=device,
+                dtype=dtype,
+                part=read_part(part),
+                engine=engine,
+                workers=workers,
+                gpus_per_worker=gpus_per_worker,
             ),
             show_progress=True,
         )
+        if table is None:
+            print(
+                f"part {part} is done. The part that ends last writes the table; any "
+                "part that is run again then shows it",
+                file=sys.stderr,
+            )
+            return
         with printing():
             print(to_markdown(table))
         n_failures = sum(row.failures for row in table.rows) // len(removal or REMOVALS)

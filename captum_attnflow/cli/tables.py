@@ -13,7 +13,8 @@ import typer
 
 from captum_attnflow._checks import counted
 from captum_attnflow.tables import TableJob, read_part
-from captum_attnflow.tables.settings import ENGINES, INPUT_FORMATS, OUTPUT_FORMATS
+from captum_attnflow.tables.ray_engine import ENGINES
+from captum_attnflow.tables.settings import INPUT_FORMATS, OUTPUT_FORMATS
 
 _PANEL = "Tables (--data)"
 _MOST_REASONS = 5

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from captum_attnflow._checks import check_column
-from captum_attnflow._files import refuse_other_content
+from captum_attnflow._files import read_json, refuse_other_content, sha256_of_file
 from captum_attnflow.pipelines.pretrained import check_encodable
 
 Rows = Iterator[Mapping[str, Any]]
@@ -131,15 +131,6 @@ def read_data(source: DataSource) -> TextData:
     )
 
 
-def sha256_of_file(path: Path) -> str:
-    """Hash a file, as ``sha256sum`` does."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _cell(row: Mapping[str, Any], column: str, number: int, name: str) -> Any:
     if column not in row:
         check_column(f"row {number} of {name}", column, list(row))
@@ -251,31 +242,3 @@ _FORMATS: dict[str, Callable[[Path], Rows]] = {
     ".parquet": _rows_of_parquet,
     ".tsv": _rows_of_tsv,
 }
-
-
-def read_json(text: str | bytes) -> Any:
-    """Parse JSON that names every key once; the standard module keeps the last.
-
-    Raises:
-        ValueError: Saying what is wrong with it, also for brackets within brackets
-            without end.
-
-    Examples::
-
-        >>> read_json('{"text": "a", "text": "b"}')
-        Traceback (most recent call last):
-        ValueError: an object names 'text' more than once
-    """
-    try:
-        return json.loads(text, object_pairs_hook=_each_key_once)
-    except RecursionError:
-        raise ValueError("it is nested too deeply to be read") from None
-
-
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"an object names {key!r} more than once")
-        found[key] = value
-    return found

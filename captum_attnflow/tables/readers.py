@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from captum_attnflow.study.data import read_json
+from captum_attnflow._files import read_json
 
 LONGEST_LINE = 1 << 24
 """Characters; what is behind them is passed over, as memory has to end."""

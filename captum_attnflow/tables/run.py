@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from captum_attnflow.tables.manifest import (
     writing_part,
 )
 from captum_attnflow.tables.part_files import EXPLAINED, FAILED, PartFiles
+from captum_attnflow.tables.ray_engine import device_of_worker, work_by_ray
 from captum_attnflow.tables.settings import TableJob
 
 _MOST_REASONS = 1000
@@ -101,9 +103,12 @@ def explain_table(job: TableJob, show_progress: bool = False) -> TableOutcome:
     plan = ChunkPlan.of(job, data.n_rows)
     folder = Path(job.output)
     files = PartFiles(
-        folder, job.format, {name: data.kinds[name] for name in job.columns}
+        folder,
+        job.format,
+        {name: data.kinds[name] for name in job.columns},
+        job.own_columns,
     )
-    manifest = describe_table(job, data, plan, files, explainer.classifier)
+    manifest = describe_table(job, data, plan, files, explainer.pipeline)
     outcome = TableOutcome()
     with writing_part(folder, job.part):
         check_manifest(folder, manifest)
@@ -119,10 +124,14 @@ def explain_table(job: TableJob, show_progress: bool = False) -> TableOutcome:
         chunks = plan.read(job, data, missing)
         explained: Iterator[ExplainedChunk]
         if job.engine == "ray" and missing:
-            from captum_attnflow.tables.ray_engine import explain_by_ray
-
             del explainer  # each worker has its own
-            explained = explain_by_ray(job, chunks)
+            device = device_of_worker(job.device, job.gpus_per_worker)
+            explained = work_by_ray(
+                partial(ChunkExplainer.load, replace(job, device=device)),
+                chunks,
+                job.workers,
+                job.gpus_per_worker,
+            )
         else:
             explained = map(explainer, chunks)
         bar: Callable[..., Any] = progress if show_progress else NullProgress

@@ -98,7 +98,10 @@ def test_standard_input_is_a_table(tmp_path):
         (["--truncation", "middle"], "truncation='middle'"),
         (["--against", "bored"], "'bored' is unknown"),
         (["--html", "page.html"], "--html does not go with --data"),
-        (["--task", "image-classification"], "--task image-classification does not go"),
+        (
+            ["--task", "image-classification"],
+            "task='image-classification' is unknown; give one",
+        ),
         (["--text-column", "missing"], "no column 'missing'; it has 'key', 'sentence'"),
         (["--text-column", "gold"], "'gold' of texts.csv holds numbers"),
         (["--columns", "status"], "'status' cannot be carried along"),
@@ -123,9 +126,9 @@ def test_the_folder_has_to_be_given_and_be_one(run, texts):
 
 
 def test_ray_that_is_not_installed_is_named(run, monkeypatch):
-    from captum_attnflow.tables import settings
+    from captum_attnflow.tables import ray_engine
 
-    monkeypatch.setattr(settings, "find_spec", lambda name: None)
+    monkeypatch.setattr(ray_engine, "find_spec", lambda name: None)
     result = run("--engine", "ray", "--format", "csv")
     assert result.exit_code == 2
     assert 'pip install "captum-attnflow[ray]"' in result.stderr
