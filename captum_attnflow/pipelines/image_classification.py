@@ -75,7 +75,7 @@ class ImageAttribution(Storable, LongForm):
 
     The value of a notebook's cell is shown as Captum's overlay, and rich prints it as
     a grid of patches: the darker one is, the higher its share of the largest score,
-    green for the target, red and with a minus sign against it.
+    blue for the target, yellow and with a minus sign against it.
 
     Attributes:
         image (str): Its file.

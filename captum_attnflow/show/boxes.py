@@ -45,7 +45,7 @@ def spread_over_boxes(
 def shaded_boxes(scores: Sequence[float], boxes: Sequence[Box]) -> Text:
     """Draw boxes as two cells each: the darker one is, the higher its score.
 
-    Green is positive, red and with a minus sign negative.
+    Blue is positive; yellow, and with a minus sign, negative.
 
     Args:
         scores (sequence of float): One per box.
@@ -64,8 +64,8 @@ def shaded_boxes(scores: Sequence[float], boxes: Sequence[Box]) -> Text:
         for _, share in row:
             shade = _SHADES[round(abs(share) * (len(_SHADES) - 1))]
             if share < 0:
-                line.append(f"{shade}-", "red")  # readable without colours
+                line.append(f"{shade}-", "yellow")  # readable without colours
             else:
-                line.append(2 * shade, "green")
+                line.append(2 * shade, "blue")
         lines.append(line)
     return Text("\n").join(lines)

@@ -9,15 +9,28 @@ import numpy as np
 import torch
 from captum.attr import visualization as captum_visualization
 from matplotlib.axes import Axes
+from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from captum_attnflow._checks import check_choice, check_example
 from captum_attnflow._warnings import warn_caller
-from captum_attnflow.show.figures import drawable, shortened, shown_in_notebooks
+from captum_attnflow.show.figures import (
+    ORANGE_WHITE_BLUE,
+    drawable,
+    shortened,
+    shown_in_notebooks,
+)
 
 Sign = Literal["all", "positive", "negative", "absolute_value"]
 
+# In place of Captum's green and red, which not all kinds of colour vision tell apart.
+_COLOURS: dict[Sign, str | Colormap] = {
+    "all": ORANGE_WHITE_BLUE,
+    "positive": "Blues",
+    "negative": "Oranges",
+    "absolute_value": "Purples",
+}
 _ALONE = (6.0, 6.0)  # inches, as by Captum
 _PANEL = (3.2, 3.6)  # inches, of one of several
 _PANELS_IN_A_ROW = 4
@@ -47,7 +60,7 @@ def image_overlay(
         images (Tensor): Shape ``(B, C, H, W)``, the images, normalised in any way:
             each is stretched to the range from black to white.
         example (int): Which image of the batch.
-        sign (str): ``"all"`` (green for the target, red against it), ``"positive"``,
+        sign (str): ``"all"`` (blue for the target, orange against it), ``"positive"``,
             ``"negative"`` or ``"absolute_value"``.
         method (str): ``"blended_heat_map"`` or another of Captum's; those that mask
             the image need a ``sign`` other than ``"all"``.
@@ -160,7 +173,7 @@ def _draw(
         sign if method != "original_image" else "all",
         plt_fig_axis=(figure, axes),
         use_pyplot=False,
-        **{"show_colorbar": True, **options},
+        **{"show_colorbar": True, "cmap": _COLOURS[sign], **options},
     )
     _name_scores(axes, scaled.sum(-1) * float(largest))
 

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from captum_attnflow._checks import check_integer, check_type, described
 from captum_attnflow._files import named_in_errors, replace_file
+from captum_attnflow.show.document import figure_bytes
 from captum_attnflow.show.figures import shown_in_notebooks
 from captum_attnflow.summary import pictures
 from captum_attnflow.summary.agreement import Agreement, compare
@@ -89,7 +90,7 @@ class Summary:
         }
         for name, figure in self.figures().items():
             for ending in ("png", "svg"):
-                contents[f"{name}.{ending}"] = pictures.as_file(figure, ending)
+                contents[f"{name}.{ending}"] = figure_bytes(figure, ending)
         for name, content in contents.items():
             replace_file(folder / name, content)
         return tuple(folder / name for name in contents)

@@ -59,9 +59,10 @@ class Shown:
 
 
 OUTLINE = "return getComputedStyle(arguments[0]).outlineStyle"
+TIP = "return document.getElementById('tip').textContent"
 TEXT = "return arguments[0].textContent.trim()"
 PICTURES = {
-    "text": Shown(a_text, "mark", TEXT, "mark", OUTLINE),
+    "text": Shown(a_text, ".words .token", TEXT, ".words .token", TIP),
     "result": Shown(a_result, "mark", TEXT, "mark", OUTLINE),
     "matrix": Shown(
         a_matrix,
@@ -144,9 +145,9 @@ def test_zero_scores_are_not_painted(opened):
     records = text_records(torch.zeros(2), ["so", "funny"])
     browser = opened(visualize_text(records))
     script = "return getComputedStyle(arguments[0]).backgroundColor"
-    marks = browser.find_elements(By.TAG_NAME, "mark")
-    colours = [browser.execute_script(script, mark) for mark in marks]
-    assert colours == ["rgb(255, 255, 255)"] * 2
+    words = browser.find_elements(By.CSS_SELECTOR, ".words .token")
+    colours = [browser.execute_script(script, word) for word in words]
+    assert colours == ["rgba(0, 0, 0, 0)"] * 2
 
 
 class TestFlowDiagram:
