@@ -137,6 +137,7 @@ def save_html(
 
         >>> import tempfile
         >>> import torch
+        >>> from captum_attnflow.show import text_records, visualize_text
         >>> records = text_records(torch.tensor([[0.5, 2.0]]), [["so", "funny"]])
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_html(visualize_text(records), f"{folder}/scores.html")

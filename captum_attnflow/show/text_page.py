@@ -83,12 +83,12 @@ def shown_record(
     facts = [f"scores for “{safe(record.attr_class)}”"] if _known(
         record.attr_class
     ) else []  # fmt: skip
-    facts.append(f"they sum to {float(record.attr_score):.2f}")
+    facts.append(f"they sum to {float(record.attr_score):.2f}".replace("-", MINUS))
     if _known(record.true_class):
         facts.append(f"true label “{safe(record.true_class)}”")
     return ShownText(
         number=number,
-        predicted=f"<bdi>{safe(record.pred_class)}</bdi> ({record.pred_prob:.2f})",
+        predicted=f"<bdi>{safe(record.pred_class)} ({record.pred_prob:.2f})</bdi>",
         words=words,
         facts=tuple(facts),
         is_absolute=is_safe,
@@ -101,11 +101,14 @@ def _known(label: object) -> bool:
 
 def shown_text(text: LabelledText, number: int) -> ShownText:
     """Read a result of a pipeline, which knows its words, its method and more."""
-    words, before = [], 0
+    words: list[ShownWord] = []
+    before = 0
     source = getattr(text, "text", "")
     for word, score in words_shown(text):
         at = source.find(word.text, before) if word.kind != "special" else -1
-        gap = " " if at < 0 or at - before > 1 else source[before:at]
+        after_word = bool(words) and words[-1].kind != "special"
+        joined = after_word and 0 <= at - before <= 1
+        gap = source[before:at] if joined else " "
         before = before if at < 0 else at + len(word.text)
         pieces = [text.tokens[place] for place in word.tokens]
         differs = pieces != [word.text] and word.kind != "special"
@@ -113,6 +116,7 @@ def shown_text(text: LabelledText, number: int) -> ShownText:
         words.append(ShownWord(escaped(word.text), score, gap, word.kind, spelled))
     known = text.labels
     value = known.get("probability", known.get("value"))
+    total = float(known.get("total", sum(text.scores)))
     method, against = getattr(text, "method", None), getattr(text, "against", None)
     target = f"“{escaped(str(known['target']))}”"
     rather = f" against “{escaped(against)}”" if against is not None else ""
@@ -131,11 +135,12 @@ def shown_text(text: LabelledText, number: int) -> ShownText:
     number_shown = "" if value is None else f" ({value:.2f})"
     return ShownText(
         number=number,
-        predicted=f"<bdi>{escaped(str(known['predicted']))}</bdi>{number_shown}",
+        predicted=f"<bdi>{escaped(str(known['predicted']))}{number_shown}</bdi>",
         words=tuple(words),
         facts=(
             f"{by}scores for {target}{rather}",
-            f"they sum to {known.get('total', sum(text.scores)):.2f}",
+            f"they sum to {total:.2f}".replace("-", MINUS),
+        ),
         ),
         notes=tuple(notes),
         picture=picture,
@@ -171,7 +176,7 @@ def _word_span(text: ShownText, place: int, share: float) -> str:
     return (
         f'{before}<span class="token{side}{kind}" tabindex="{-1 if place else 0}" '
         f'style="--share: {abs(share):.3f}" data-tip="{_tip(text, word)}">'
-        f"{word.text or '…'}</span>"
+        f"{word.text}</span>"
     )
 
 
@@ -212,6 +217,7 @@ def _sides(text: ShownText) -> str:
         )
         if items:
             title = {"for": "For", "against": "Against"}[side]
+            title = title if text.is_signed else "Strongest"
             found += (
                 f'<div class="side-{side}"><h3>{title}</h3>'
                 f'<ol class="strongest">{items}</ol></div>'

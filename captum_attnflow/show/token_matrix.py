@@ -22,7 +22,6 @@ from captum_attnflow._checks import check_choice, check_integer
 from captum_attnflow.scored_tokens import (
     MINUS,
     WEAKEST_SIGN,
-    colour,
     coloured_token,
     escaped,
     printable,
@@ -74,8 +73,13 @@ _STYLE = """<style>
 .token-matrix thead td.blank { position: sticky; left: 0; z-index: 1;
   background: var(--paper, white); }
 .token-matrix td { position: relative; min-width: 18px; height: 20px;
-  padding: 0 3px; text-align: center; color: black;
+  padding: 0 3px; text-align: center;
+  color: var(--ink, black);
   border: solid var(--line, #e5e7eb); border-width: 0 1px 1px 0; }
+.token-matrix td.for { background: rgb(var(--for, 100 168 222) /
+  calc(var(--share) * var(--depth, 1))); }
+.token-matrix td.against { background: rgb(var(--against, 240 138 93) /
+  calc(var(--share) * var(--depth, 1))); }
 .token-matrix td.blank { border-color: transparent; }
 .token-matrix .generated { border-left: 2px solid #4b5563; }
 .token-matrix thead th.generated:not(.part) { border-left: 0;
@@ -85,7 +89,7 @@ _STYLE = """<style>
 .token-matrix tbody tr.sum { position: sticky; bottom: 0; z-index: 3;
   background: var(--paper, white); }
 .token-matrix tr:hover th { text-decoration: underline; }
-.token-matrix td:not(.blank):hover { outline: 2px solid black; z-index: 4; }
+.token-matrix td:not(.blank):hover { outline: 2px solid var(--ink, black); z-index: 4; }
 .token-matrix td:not(.blank):hover::after { content: attr(data-score);
   position: absolute; left: 100%; bottom: 100%; padding: 2px 6px;
   background: #111827; color: white; white-space: pre; border-radius: 3px; }
@@ -295,8 +299,10 @@ class TokenMatrix:
         sign = MINUS if shade <= -WEAKEST_SIGN else ""
         number = f"{score:.2g}" if self._is_numbered else sign
         share = rounded(100 * self.shares[row, column])
+        side = "for" if shade >= 0 else "against"
+        kind = f"{side} generated" if column == self.n_prompt else side
         return (
-            f'<td{self._mark(column)} style="background: {colour(shade)}" '
+            f'<td class="{kind}" style="--share: {abs(shade):.3f}" '
             f'data-score="{escaped(token)}: {score:.3g} ({share} %)">{number}</td>'
         )
 
@@ -430,8 +436,8 @@ def token_matrix(
         >>> matrix.scores
         array([[ 0.5 ,   nan],
                [ 0.25, -1.  ]])
-        >>> matrix.__rich__().plain.splitlines()[-2:]
-        ['ny:  so | fun ', '  for: "so" 20 %; against: "fun" 80 %']
+        >>> matrix.__rich__().plain.splitlines()[-1]
+        '  for: "so" 20 %; against: "fun" 80 %'
     """
     check_choice("scale", scale, get_args(Scale))
     shape = (len(output_tokens), len(input_tokens))

@@ -71,7 +71,7 @@ def test_a_contrast_explains_the_difference_of_two_logits(demo, method):
         alone = [a - b for a, b in zip(of.scores, other.scores, strict=True)]
         assert result.scores == pytest.approx(alone, rel=1e-3, abs=1e-5)
     shown = terminal_text(result).plain
-    assert f"({method}, scores for negative against positive)" in shown
+    assert f"{method}: scores for “negative” against “positive”" in shown
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_a_value_is_no_probability(demo, method, problem, n_values):
     for result, value in zip(results, values, strict=True):
         assert result.probability is None
         assert result.value == pytest.approx(value, abs=1e-5)
-        assert terminal_text(result).plain.startswith(f"{result.target} {value:.3f}  (")
+        assert terminal_text(result).plain.startswith(f"{result.target} {value:.3f}\n")
         assert f"{result.target} ({value:.2f})" in html_page([result])
         assert result.labels["value"] == result.value
         assert "probability" not in result.labels
