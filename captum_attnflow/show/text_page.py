@@ -141,7 +141,6 @@ def shown_text(text: LabelledText, number: int) -> ShownText:
             f"{by}scores for {target}{rather}",
             f"they sum to {total:.2f}".replace("-", MINUS),
         ),
-        ),
         notes=tuple(notes),
         picture=picture,
     )
