@@ -4,6 +4,7 @@ import copy
 import io
 import json
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -392,3 +393,13 @@ class TestLoad:
         ids = demo.tokenizer("a film", return_tensors="pt").input_ids
         assert result.value == pytest.approx(model(ids).logits.item(), rel=1e-4)
         assert result.predicted == "score"
+
+
+@pytest.mark.parametrize("method", ["relevance-flow", "slalom"])
+def test_training_mode_is_warned_of_once(demo, method):
+    random = TextClassifier(copy.deepcopy(demo.model).train(), demo.tokenizer)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        random.explain(["so funny", "dull"], method)
+    said = [str(each.message) for each in caught]
+    assert sum("eval()" in message for message in said) == 1
