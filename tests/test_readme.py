@@ -1,4 +1,4 @@
-"""Every command and code block of the README runs as printed."""
+"""Every command and code block of the README and of its pages runs as printed."""
 
 from __future__ import annotations
 
@@ -10,32 +10,48 @@ from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "tutorials").glob("*.md"))]
+MOST_LINES = 220
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
 
 
-def test_python_blocks_run_one_after_the_other(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if blocks(page, "python")],
+    ids=lambda page: page.stem,
+)
+def test_python_blocks_run_one_after_the_other(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     scope: dict[str, object] = {}
-    for block in blocks("python"):
-        exec(compile(block, "README.md", "exec"), scope)
+    for block in blocks(page, "python"):
+        exec(compile(block, page.name, "exec"), scope)
 
 
-# The two install commands are run by .ci/run, in a fresh environment.
-COMMANDS = [
-    line
-    for block in blocks("sh")
-    for line in block.splitlines()
-    if not line.startswith("pip install")
-]
+# The two install commands are run by .ci/run, in a fresh environment. What stands on
+# two pages runs once.
+COMMANDS = list(
+    dict.fromkeys(
+        line
+        for page in PAGES
+        for block in blocks(page, "sh")
+        for line in block.splitlines()
+        if not line.startswith("pip install")
+    )
+)
 
 
 def test_readme_has_commands_beside_the_two_that_install():
-    assert len(COMMANDS) >= 3
+    assert sum(block.count("captum-attnflow ") for block in blocks(PAGES[0], "sh")) >= 3
     assert sum(line.startswith("pip install") for line in README.splitlines()) == 2
+
+
+def test_readme_is_read_in_one_sitting():
+    assert len(README.splitlines()) <= MOST_LINES
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -52,9 +68,9 @@ def test_shell_commands_run(command, tmp_path):
     assert done.stdout
 
 
-def test_relative_links_lead_somewhere():
-    root = Path(__file__).parents[1]
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
-    assert links
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_relative_links_lead_somewhere(page):
+    links = re.findall(r"\]\((?!http)([^)#\s]+)\)", page.read_text("utf-8"))
     for link in links:
-        assert (root / link).exists(), link
+        assert (page.parent / link).exists(), link
+    assert links or page != PAGES[0]
