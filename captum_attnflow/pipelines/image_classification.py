@@ -42,9 +42,8 @@ from captum_attnflow.pipelines.pretrained import (
 )
 from captum_attnflow.pipelines.provenance import KnownParts
 from captum_attnflow.scored_tokens import escaped, printable
-from captum_attnflow.show.boxes import shaded_boxes, spread_over_boxes
 from captum_attnflow.show.figures import drawable
-from captum_attnflow.show.image import image_overlay
+from captum_attnflow.show.image import image_overlay, shaded_boxes, spread_over_boxes
 from captum_attnflow.storage import Storable
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")

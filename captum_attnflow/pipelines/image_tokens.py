@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_attnflow.show.boxes import Box
+from captum_attnflow.show.image import Box
 
 
 @dataclass(frozen=True, eq=False)

@@ -52,6 +52,8 @@ _MOST_COLUMNS = 42  # whose labels fit beside each other on a page
 _PAGE_WIDTH = 8.2  # inches of A4 and Letter paper
 _ROWS_HEIGHT = 9.0  # what labels and caption leave of such a page
 _MARGIN = 1.2  # for the colour bar
+_BAR = 0.8  # of the height
+_FEWEST = 20  # characters of a line beside the bar
 # Light in a dark notebook, which names no colours; a page's own where it is in one.
 _STYLE = """<style>
 .token-scores { margin: 0; padding: 4px; font: 12px sans-serif;
@@ -356,13 +358,15 @@ def _write_numbers(axes: Axes, scores: np.ndarray) -> None:
 
 
 def _add_colour_bar(drawn: AxesImage, said: str, signed: bool) -> None:
-    bar = drawn.figure.colorbar(drawn, shrink=0.8)
+    bar = drawn.figure.colorbar(drawn, shrink=_BAR)
     bar.ax.tick_params(labelsize=_FONT_SIZE)
     if signed:
         said += "; \N{MINUS SIGN} is against"
     else:
         bar.ax.set_ylim(0, 1)
-    bar.set_label(said, fontsize=_FONT_SIZE)
+    n_characters = int(72 * _BAR * drawn.figure.get_figheight() / (0.55 * _FONT_SIZE))
+    lines = textwrap.wrap(said, max(n_characters, _FEWEST))
+    bar.set_label("\n".join(lines), fontsize=_FONT_SIZE)
 
 
 def _mark_signs(axes: Axes, colours: np.ndarray) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from browser import emulating, luminance, requested
+from browser import emulating, luminance, over, requested
 from models import VOCABULARY, causal_language_model, numbers_tokenizer
 from pictures import HOSTILE, SCRIPTS, an_explanation
 from selenium.webdriver import ActionChains
@@ -658,16 +658,3 @@ class TestLooks:
             assert browser.find_element(By.CLASS_NAME, "reading").is_displayed()
             kept = "return getComputedStyle(arguments[0]).printColorAdjust"
             assert browser.execute_script(kept, tokens_of(browser)[0]) == "exact"
-
-
-def over(colour: str, below: str) -> str:
-    """Lay a half-transparent colour over another."""
-    top, base = (
-        [float(part) for part in re.findall(r"[\d.]+", given)]
-        for given in (colour, below)
-    )
-    alpha = top[3] if len(top) == 4 else 1.0
-    mixed = [
-        alpha * a + (1 - alpha) * b for a, b in zip(top[:3], base[:3], strict=True)
-    ]
-    return f"rgb({', '.join(str(round(part)) for part in mixed)})"

