@@ -251,7 +251,7 @@ class TokenMatrix:
         else:
             _mark_signs(axes, colours)
             said = f"score relative to the largest of the {self.scale}"
-            _add_colour_bar(drawn, said, signed=bool((colours < 0).any()))
+            _add_colour_bar(figure, drawn, said, signed=bool((colours < 0).any()))
         return figure
 
     def _repr_html_(self) -> str:
@@ -357,14 +357,15 @@ def _write_numbers(axes: Axes, scores: np.ndarray) -> None:
             number.set(ha="center", va="center")
 
 
-def _add_colour_bar(drawn: AxesImage, said: str, signed: bool) -> None:
-    bar = drawn.figure.colorbar(drawn, shrink=_BAR)
+def _add_colour_bar(figure: Figure, drawn: AxesImage, said: str, signed: bool) -> None:
+    bar = figure.colorbar(drawn, shrink=_BAR)
     bar.ax.tick_params(labelsize=_FONT_SIZE)
     if signed:
         said += "; \N{MINUS SIGN} is against"
     else:
         bar.ax.set_ylim(0, 1)
-    n_characters = int(72 * _BAR * drawn.figure.get_figheight() / (0.55 * _FONT_SIZE))
+    inches = figure.get_figheight()
+    n_characters = int(72 * _BAR * inches / (0.55 * _FONT_SIZE))
     lines = textwrap.wrap(said, max(n_characters, _FEWEST))
     bar.set_label("\n".join(lines), fontsize=_FONT_SIZE)
 
