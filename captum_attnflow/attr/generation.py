@@ -24,7 +24,7 @@ from captum_attnflow.attr.attn_lrp import AttnLRP
 from captum_attnflow.attr.base import AttentionAttribution
 from captum_attnflow.attr.relevance_flow import RelevanceFlow
 from captum_attnflow.explanation import GenerationExplanation, Part
-from captum_attnflow.texts.embedded import EmbeddedInput
+from captum_attnflow.texts.prompts import EmbeddedInput
 from captum_attnflow.texts.units import token_pieces
 
 Output = Literal["logit", "log-probability", "probability"]

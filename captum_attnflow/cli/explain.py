@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from captum_attnflow._checks import check_choice
+from captum_attnflow._checks import check_choice, counted
+from captum_attnflow._warnings import stopped_in_words
 from captum_attnflow.cli import tables
 from captum_attnflow.cli._messages import errors_as_sentences, printing
 from captum_attnflow.cli._status import saying
@@ -367,15 +368,23 @@ def explain(
             raise ValueError(f"{task} has no picture for --output; give --html")
         _check_picture(output)
         lines = _read(inputs, file, chosen)
-        results = []
+        results: list[Any] = []
         explainer = _load(chosen, model, place)
-        for result in _explain(lines, explainer, method, target, options):
-            results.append(result)
-            with printing():
-                if as_json:
-                    print(json.dumps(chosen.fields(result)))
-                else:
-                    console.print(_shown(result, pieces))
+
+        def how_far() -> str:
+            return (
+                f"stopped with {counted(len(results), 'result')} printed, of "
+                f"{counted(len(lines), chosen.unit)}; the same command begins anew"
+            )
+
+        with stopped_in_words(how_far):
+            for result in _explain(lines, explainer, method, target, options):
+                results.append(result)
+                with printing():
+                    if as_json:
+                        print(json.dumps(chosen.fields(result)))
+                    else:
+                        console.print(_shown(result, pieces))
         if html is not None:
             from captum_attnflow.show import save_html
 
@@ -395,10 +404,12 @@ def _check_file(option: str, file: Path | None) -> None:
 
 
 def _check_picture(file: Path | None) -> None:
+    if file is None:
+        return
     from matplotlib.backend_bases import FigureCanvasBase
 
     formats = FigureCanvasBase.get_supported_filetypes()
-    if file is not None and file.suffix[1:].lower() not in formats:
+    if file.suffix[1:].lower() not in formats:
         raise ValueError(
             f"--output {file} ends in no format of a picture; give a file that ends "
             f"in one of {', '.join(f'.{name}' for name in formats)}"
@@ -484,13 +495,17 @@ def _lines(file: Path | None) -> list[str]:
         else:
             content = file.read_text("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file or 'standard input'} is not UTF-8: {error}") from error
+        raise ValueError(
+            f"{file or 'standard input'} is not UTF-8: {error}; save it as UTF-8"
+        ) from error
     except OSError as error:
         raise ValueError(
             f"--file {file} cannot be read: {error.strerror}; give a text file with "
             "one text per line, or - for standard input"
         ) from error
-    return [line.rstrip("\r") for line in content.removesuffix("\n").split("\n")]
+    # Some editors begin a file with a byte order mark, which is no part of a text.
+    content = content.removeprefix("\ufeff").removesuffix("\n")
+    return [line.rstrip("\r") for line in content.split("\n")]
 
 
 def _span(given: str) -> str | tuple[int, int]:

@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from captum_attnflow._checks import counted
+from captum_attnflow._warnings import stopped_in_words
 from captum_attnflow.cli._messages import errors_as_sentences, printing
 from captum_attnflow.study import METHODS, REMOVALS, Study
 from captum_attnflow.study.settings import BETTER
@@ -101,14 +103,14 @@ def study(
     tokens are replaced or deleted. Writes a table (Markdown, CSV, LaTeX), a plot, all
     results per text and a manifest into the output folder.
     """
-    from transformers.utils import logging as transformers_logging
+    with errors_as_sentences(), stopped_in_words(lambda: _how_far(output)):
+        from transformers.utils import logging as transformers_logging
 
-    from captum_attnflow.demo import DEMO_MODEL_PATH
-    from captum_attnflow.study import DataSource, run_study
-    from captum_attnflow.study.table import to_markdown
+        from captum_attnflow.demo import DEMO_MODEL_PATH
+        from captum_attnflow.study import DataSource, run_study
+        from captum_attnflow.study.table import to_markdown
 
-    transformers_logging.disable_progress_bar()
-    with errors_as_sentences():
+        transformers_logging.disable_progress_bar()
         table = run_study(
             Study(
                 models=tuple(model or [str(DEMO_MODEL_PATH)]),
@@ -131,7 +133,18 @@ def study(
         n_failures = sum(row.failures for row in table.rows) // len(removal or REMOVALS)
         if n_failures:
             print(
-                f"warning: {n_failures} attributions failed; the reasons are in "
-                f"{output / 'manifest.json'}",
+                f"warning: {counted(n_failures, 'attribution')} failed; the reasons "
+                f"are in {output / 'manifest.json'}",
                 file=sys.stderr,
             )
+
+
+def _how_far(output: Path) -> str:
+    """What an interrupt leaves: a line of a file for each attribution that is done."""
+    n_done = sum(
+        file.read_bytes().count(b"\n") for file in output.glob("results*.jsonl")
+    )
+    return (
+        f"stopped with {counted(n_done, 'attribution')} in {output}; the same command "
+        "continues there"
+    )

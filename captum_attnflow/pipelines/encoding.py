@@ -16,7 +16,7 @@ from captum_attnflow._checks import check_choice, check_integer
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.pipelines.pretrained import TextOrPair, check_parts
 from captum_attnflow.pipelines.provenance import KnownParts
-from captum_attnflow.texts.words import Word, words_of_text
+from captum_attnflow.texts.units import Word, words_of_text
 
 Truncation = Literal["truncate", "window", "refuse"]
 TRUNCATIONS: tuple[Truncation, ...] = get_args(Truncation)

@@ -16,7 +16,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from captum_attnflow._checks import check_choice, check_type, described, is_pipeline
+from captum_attnflow._checks import (
+    check_choice,
+    check_type,
+    counted,
+    described,
+    is_pipeline,
+)
 from captum_attnflow._progress import no_loading_bar
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.pipelines.given_pipeline import parts_of_pipeline
@@ -387,8 +393,8 @@ def labels_of_outputs(model: PreTrainedModel, n_outputs: int) -> list[str]:
     labels = labels_of(model)
     if n_outputs != len(labels):
         raise ValueError(
-            f"the model has {n_outputs} outputs but id2label names {labels}; mend "
-            "id2label in its config.json"
+            f"the model has {counted(n_outputs, 'output')} but id2label names "
+            f"{labels}; mend id2label in its config.json"
         )
     return labels
 
@@ -500,6 +506,12 @@ def find_target(target: str | int, labels: Sequence[str], name: str = "target") 
         return labels.index(target)
     if str(target).isdecimal() and int(target) < len(labels):
         return int(target)
+    if isinstance(target, (list, tuple, set, dict)) or getattr(target, "shape", None):
+        raise ValueError(
+            f"{name}={described(target)} is a {type(target).__name__}, and all texts "
+            f"of a call have one {name}; give one label of {list(labels)} or its "
+            "index, and call once for each"
+        )
     raise ValueError(
         f"{name}={described(target)} is unknown; give a label of {list(labels)} or an "
         f"index from 0 to {len(labels) - 1}"

@@ -41,7 +41,7 @@ _NAMES: dict[Part, str] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AnswerAttribution(TextAttribution):
     """What an answer's place in a context rests on.
 

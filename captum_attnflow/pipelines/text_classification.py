@@ -45,10 +45,10 @@ from captum_attnflow.scored_tokens import escaped
 from captum_attnflow.show.text import attribution_text, safe_record, visualize_text
 from captum_attnflow.slalom.explanation import SlalomReading
 from captum_attnflow.storage import Storable
-from captum_attnflow.texts.words import Word
+from captum_attnflow.texts.units import Word
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TextAttribution(Storable, LongForm):
     """The attribution of one text.
 

@@ -44,7 +44,7 @@ from captum_attnflow.scored_tokens import printable
 from captum_attnflow.show.token_matrix import LeftOut, Scale, TokenMatrix
 from captum_attnflow.storage import Storable
 from captum_attnflow.texts import ChatInput, token_pieces
-from captum_attnflow.texts.chat import Message
+from captum_attnflow.texts.prompts import Message
 from captum_attnflow.texts.units import Unit
 
 Prompt = str | Sequence[Message]
@@ -53,7 +53,7 @@ Span = str | tuple[int, int]
 """Generated tokens: a text among them, or their numbers, stop exclusive."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GeneratedText(Storable, LongForm):
     """The attribution of one generated text.
 

@@ -66,7 +66,7 @@ class LabelledWord:
     probability: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class WordAttribution(TextAttribution):
     """What the label of a word rests on: the tokens of its text, scored.
 

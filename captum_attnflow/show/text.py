@@ -32,7 +32,7 @@ from captum_attnflow.scored_tokens import (
     relative,
 )
 from captum_attnflow.slalom.explanation import SlalomReading
-from captum_attnflow.texts.words import PIECES, Pieces, Word, merge_words
+from captum_attnflow.texts.units import PIECES, Pieces, Word, merge_words
 
 Special = Literal["shown", "hidden"]
 

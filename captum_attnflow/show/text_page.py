@@ -15,7 +15,7 @@ from captum_attnflow.scored_tokens import MINUS, escaped, printable, relative, r
 from captum_attnflow.show.document import figure_image
 from captum_attnflow.show.slalom_plane import slalom_plane
 from captum_attnflow.show.text import UNKNOWN, LabelledText, SafeRecord, words_shown
-from captum_attnflow.texts.words import Kind
+from captum_attnflow.texts.units import Kind
 
 _FAINT = 0.02  # of the largest score: not coloured
 _MOST_NAMED = 5  # words of a side
@@ -29,7 +29,7 @@ class ShownWord:
         text (str): The word.
         score (float): Its score, or its share of the largest where that is unknown.
         before (str): What stands between it and the word before.
-        kind (str): See :class:`~captum_attnflow.texts.words.Word`.
+        kind (str): See :class:`~captum_attnflow.texts.units.Word`.
         pieces (str): Its tokens, where these are others than the word.
     """
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from captum_attnflow._checks import check_column
+from captum_attnflow._files import refuse_other_content
 from captum_attnflow.pipelines.pretrained import check_encodable
 
 Rows = Iterator[Mapping[str, Any]]
@@ -95,9 +97,9 @@ def read_data(source: DataSource) -> TextData:
     if path.is_file():
         rows, sha256 = _rows_of_file(path), sha256_of_file(path)
     elif path.exists() or path.suffix or not _HUB_ID.fullmatch(source.name):
-        found = "it is a folder" if path.is_dir() else "it is not there"
+        found = "is a folder" if path.is_dir() else "is not there"
         raise FileNotFoundError(
-            f"there is no file {source.name!r}: {found}. Give a file "
+            f"the file {source.name!r} {found}. Give a file "
             f"({', '.join(_FORMATS)}), or the hub id of a data set such as "
             '"owner/name"'
         )
@@ -140,24 +142,25 @@ def sha256_of_file(path: Path) -> str:
 
 def _cell(row: Mapping[str, Any], column: str, number: int, name: str) -> Any:
     if column not in row:
-        there = ", ".join(repr(key) for key in row)
-        raise ValueError(
-            f"{name} has no column {column!r} (row {number}); it has {there}"
-        )
+        check_column(f"row {number} of {name}", column, list(row))
     return row[column]
 
 
 def _rows_of_file(path: Path) -> Rows:
-    if path.suffix not in _FORMATS:
+    ending = path.suffix.lower()
+    if ending not in _FORMATS:
         raise ValueError(
             f"{path} is of an unknown format; give a file that ends in "
             f"{', '.join(_FORMATS)}"
         )
     try:
-        yield from _FORMATS[path.suffix](path)
+        if ending != ".parquet":
+            with path.open("rb") as file:
+                refuse_other_content(str(path), file.read(8))
+        yield from _FORMATS[ending](path)
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path} is no UTF-8 {path.suffix[1:]} file: {error}"
+            f"{path} is no UTF-8 {ending[1:]} file: {error}; save it as UTF-8"
         ) from error
 
 
@@ -209,7 +212,10 @@ def _rows_of_jsonl(path: Path) -> Rows:
                     "or remove the line"
                 ) from None
             if not isinstance(row, dict):
-                raise ValueError(f"line {number} of {path} is no JSON object")
+                raise ValueError(
+                    f"line {number} of {path} is no JSON object, such as "
+                    '{"text": "so sad"}; write one for each row'
+                )
             yield row
 
 

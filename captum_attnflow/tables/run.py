@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from captum_attnflow._captum import NullProgress, progress
-from captum_attnflow._checks import check_type
+from captum_attnflow._checks import check_type, counted
+from captum_attnflow._warnings import stopped_in_words
 from captum_attnflow.tables.chunks import ChunkPlan
 from captum_attnflow.tables.data import open_data
 from captum_attnflow.tables.explainer import ChunkExplainer, ExplainedChunk
@@ -126,14 +127,24 @@ def explain_table(job: TableJob, show_progress: bool = False) -> TableOutcome:
             explained = map(explainer, chunks)
         bar: Callable[..., Any] = progress if show_progress else NullProgress
         n_missing = sum(len(plan.numbers(chunk)) for chunk in missing)
-        with bar(
-            desc="explaining",
-            total=outcome.n_rows + n_missing,
-            initial=outcome.n_rows,
-            unit="row",
-            file=sys.stderr,
-            disable=None,  # where standard error is no terminal
-        ) as shown:
+        n_rows = outcome.n_rows + n_missing
+        with (
+            stopped_in_words(
+                lambda: (
+                    f"stopped with {counted(outcome.n_rows, 'row')} of {n_rows:,} in "
+                    f"{counted(outcome.n_files, 'part file')}: {folder}; the same "
+                    "command, or call, continues there"
+                )
+            ),
+            bar(
+                desc="explaining",
+                total=n_rows,
+                initial=outcome.n_rows,
+                unit="row",
+                file=sys.stderr,
+                disable=None,  # where standard error is no terminal
+            ) as shown,
+        ):
             for each in explained:
                 if not outcome.n_files:
                     _check_any(each)

@@ -40,8 +40,8 @@ def test_main_job_writes_a_table_and_says_what_failed(run, tmp_path):
     result = run("--id-column", "key", "--columns", "gold,key")
     assert result.exit_code == 0, result.output
     assert result.stdout == ""
-    assert "3 rows in 1 part files" in result.stderr
-    assert "1 rows have no explanation" in result.stderr
+    assert "3 rows in 1 part file: " in result.stderr
+    assert "1 row without an explanation, by reason:" in result.stderr
     assert "1: the text is blank" in result.stderr
     [first, blank, last] = parquet.read_table(
         tmp_path / "scores" / "part-000000.parquet"
@@ -76,15 +76,14 @@ def test_auto_asks_the_launcher(run, tmp_path, monkeypatch):
 
 
 def test_standard_input_is_a_table(tmp_path):
-    command = [sys.executable, "-m", "captum_attnflow.cli", "explain", "--data", "-"]
     output = tmp_path / "scores"
-    finished = subprocess.run(
-        [*command, "--output", output, *ROLLOUT],
+    finished = CliRunner().invoke(
+        app,
+        ["explain", "--data", "-", "--output", str(output), *ROLLOUT],
         input=b'{"text": "so sad"}\n{"text": "\xff"}\n',
-        capture_output=True,
-        check=True,
     )
-    assert b"2 rows" in finished.stderr
+    assert finished.exit_code == 0
+    assert "2 rows" in finished.stderr
     lines = parquet.read_table(output / "part-000000.parquet").to_pylist()
     assert [line["status"] for line in lines] == ["explained", "failed"]
 

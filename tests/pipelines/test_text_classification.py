@@ -157,9 +157,15 @@ def test_unknown_method_is_refused(demo, method):
         demo.explain(["dull"], method)
 
 
-def test_an_array_is_no_target(demo):
-    with pytest.raises(ValueError, match=r"target=.* is unknown; give a label"):
-        demo.explain(["dull"], target=np.array([1, 0]))
+@pytest.mark.parametrize(
+    "targets", [[1, 0], ("positive",), np.array([1, 0]), torch.tensor([1]), {1}]
+)
+def test_several_targets_are_none(demo, targets):
+    kind = type(targets).__name__
+    for name in ("target", "against"):
+        words = rf"{name}=.* is a {kind}, and all texts of a call have one {name}; give"
+        with pytest.raises(ValueError, match=words):
+            demo.explain(["dull"], **{name: targets})
 
 
 def test_no_texts_and_a_bare_string_are_refused(demo):

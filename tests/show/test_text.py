@@ -22,7 +22,7 @@ from captum_attnflow.show import (
     visualize_text,
 )
 from captum_attnflow.slalom.explanation import SlalomReading
-from captum_attnflow.texts.words import Word
+from captum_attnflow.texts.units import Word
 
 
 def an_attribution(**changes) -> TextAttribution:
