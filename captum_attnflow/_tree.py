@@ -50,6 +50,7 @@ CLASSES: dict[str, str] = {
     "SlalomReading": "captum_attnflow.slalom.explanation",
     "TextAttribution": "captum_attnflow.pipelines.text_classification",
     "TokenSequence": "captum_attnflow.capture.record",
+    "Word": "captum_attnflow.texts.units",
     "WordAttribution": "captum_attnflow.pipelines.token_classification",
 }
 """The module of each class that can be written and read, imported when it is read."""

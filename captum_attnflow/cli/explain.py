@@ -20,6 +20,7 @@ from captum_attnflow._checks import check_choice, counted
 from captum_attnflow._warnings import stopped_in_words
 from captum_attnflow.cli import tables
 from captum_attnflow.cli._messages import errors_as_sentences, printing
+from captum_attnflow.cli._status import saying
 from captum_attnflow.pipelines.methods import DEFAULT_METHOD, METHODS
 from captum_attnflow.tables.settings import TASK_COLUMNS
 
@@ -29,7 +30,12 @@ if TYPE_CHECKING:
 SCORES = ("value", "importance", "linearized", "contribution", "removal")
 """The keys of :data:`captum_attnflow.slalom.SCORES`, which would load torch."""
 _BATCH_SIZE = 16
-_PROGRESS_AFTER_SECONDS = 2
+_OF_FLOWS = ("attention-flow", "generalized-attention-flow")
+_COMPILES = "with Numba, the first flow on a machine compiles for 10 to 40 s"
+# What pictures are named, whether or not they can be read.
+_PICTURES = re.compile(
+    r"\.(avif|bmp|gif|heic|jpe?g|png|svg|tiff?|webp)$", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ class Task:
         save_picture (Callable, optional): Writes results to a picture file.
         reads_text (bool): Whether a line is a text; otherwise it is a file's name,
             which may be any bytes.
+        default_name (str, optional): What people call the default model.
     """
 
     load: Callable[..., Any]
@@ -54,6 +61,7 @@ class Task:
     fields: Callable[[Any], dict[str, Any]]
     save_picture: Callable[[Sequence[Any], Path], None] | None = None
     reads_text: bool = True
+    default_name: str | None = None
 
 
 def _given_fields(result: Any) -> dict[str, Any]:
@@ -71,6 +79,7 @@ def _texts() -> Task:
         unit="text",
         default_model=str(DEMO_MODEL_PATH),
         fields=_given_fields,
+        default_name="the small sentiment classifier of this package",
     )
 
 
@@ -321,6 +330,10 @@ def explain(
     output: Annotated[
         Path | None, typer.Option(help="Write a picture, such as a .png; for images.")
     ] = None,
+    pieces: Annotated[
+        bool,
+        typer.Option("--pieces", help="Print the model's tokens in place of words."),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object per result.")
     ] = False,
@@ -413,7 +426,8 @@ def explain(
             return
         tables.refuse_without_data(of_tables)
         tables.refuse_table_as_lines(file)
-        chosen = TASKS[task]()
+        with saying("loading PyTorch"):
+            chosen = TASKS[task]()
         _check_file("--html", html)
         _check_file("--output", output)
         if output is not None and chosen.save_picture is None:
@@ -436,11 +450,11 @@ def explain(
                     if as_json:
                         print(json.dumps(chosen.fields(result)))
                     else:
-                        console.print(result)
+                        console.print(_shown(result, pieces))
         if html is not None:
             from captum_attnflow.show import save_html
 
-            save_html(results, html)
+            save_html(results, html, model or chosen.default_name)
         if output is not None and chosen.save_picture is not None:
             chosen.save_picture(results, output)
 
@@ -478,7 +492,16 @@ def _load(task: Task, model: str | None, place: dict[str, str]) -> Any:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    return task.load(name, **place)
+    with saying(f"loading the model {name}"):
+        return task.load(name, **place)
+
+
+def _shown(result: Any, pieces: bool) -> Any:
+    if not pieces:
+        return result
+    from captum_attnflow.show import terminal_text
+
+    return terminal_text(result, by="token")
 
 
 def _explain(
@@ -488,22 +511,19 @@ def _explain(
     target: str | None,
     options: dict[str, Any],
 ) -> Iterator[Any]:
-    from captum_attnflow._captum import progress
-
-    bar = progress(
-        range(0, len(lines), _BATCH_SIZE),
-        desc="explaining",
-        file=sys.stderr,
-        delay=_PROGRESS_AFTER_SECONDS,
-        disable=None,  # where standard error is no terminal
-    )
-    for start in bar:
+    why = _COMPILES if method in _OF_FLOWS else ""
+    for start in range(0, len(lines), _BATCH_SIZE):
         batch = lines[start : start + _BATCH_SIZE]
-        yield from explainer.explain(batch, method, target, **options)
+        which = f"{start + 1} to {start + len(batch)} of {len(lines)}"
+        with saying(f"explaining {which} by {method}", "" if start else why):
+            results = explainer.explain(batch, method, target, **options)
+        yield from results
 
 
 def _read(inputs: list[str] | None, file: Path | None, task: Task) -> list[str]:
     unit = task.unit
+    if task.reads_text:
+        _refuse_pictures(inputs or ([] if file is None else [str(file)]))
     if inputs and file:
         raise ValueError(
             f"{unit}s were given both as arguments and by --file; give one"
@@ -521,10 +541,22 @@ def _read(inputs: list[str] | None, file: Path | None, task: Task) -> list[str]:
     return lines
 
 
+def _refuse_pictures(given: list[str]) -> None:
+    for name in given:
+        if _PICTURES.search(name) and Path(name).is_file():
+            raise ValueError(
+                f"{name} is an image, and this task reads texts; give --task "
+                "image-classification and --model with the folder or hub id of a "
+                "vision transformer"
+            )
+
+
 def _lines(file: Path | None) -> list[str]:
     """Lines of a file or of standard input, cut at line feeds only."""
     try:
         if file is None or str(file) == "-":
+            if sys.stdin.isatty():
+                print("reading standard input; end it with Ctrl-D", file=sys.stderr)
             content = sys.stdin.read()
         else:
             content = file.read_text("utf-8")

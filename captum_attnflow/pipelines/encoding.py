@@ -17,6 +17,7 @@ from captum_attnflow._warnings import warn_caller
 from captum_attnflow.pipelines.given_pipeline import tokenizer_options
 from captum_attnflow.pipelines.pretrained import Given, TextOrPair, check_parts
 from captum_attnflow.pipelines.provenance import KnownParts
+from captum_attnflow.texts.units import Word, words_of_text
 
 Truncation = Literal["truncate", "window", "refuse"]
 _Model = TypeVar("_Model", bound="ModelOfTexts")
@@ -54,6 +55,19 @@ class TokenPlaces:
     sequences: tuple[int | None, ...]
     words: tuple[int | None, ...]
     spans: tuple[tuple[int, int], ...]
+
+    def words_of(
+        self, tokens: Sequence[str], text: TextOrPair, unknown: str | None
+    ) -> tuple[Word, ...]:
+        """Return the words that the tokens spell, as their writer did.
+
+        Args:
+            tokens (sequence of str): The tokens.
+            text (str or tuple): The text, or both of a pair.
+            unknown (str, optional): The token for what the model has no piece for.
+        """
+        texts = text if isinstance(text, tuple) else (text,)
+        return words_of_text(tokens, texts, self.sequences, self.spans, unknown)
 
 
 @dataclass(frozen=True, eq=False)

@@ -41,9 +41,8 @@ from captum_attnflow.pipelines.pretrained import (
 )
 from captum_attnflow.pipelines.provenance import KnownParts
 from captum_attnflow.scored_tokens import escaped, printable
-from captum_attnflow.show.boxes import shaded_boxes, spread_over_boxes
 from captum_attnflow.show.figures import drawable
-from captum_attnflow.show.image import image_overlay
+from captum_attnflow.show.image import image_overlay, shaded_boxes, spread_over_boxes
 from captum_attnflow.storage import Storable
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
@@ -74,7 +73,7 @@ class ImageAttribution(Storable, LongForm):
 
     The value of a notebook's cell is shown as Captum's overlay, and rich prints it as
     a grid of patches: the darker one is, the higher its share of the largest score,
-    green for the target, red and with a minus sign against it.
+    blue for the target, yellow and with a minus sign against it.
 
     Attributes:
         image (str): Its file.

@@ -56,10 +56,14 @@ from captum_attnflow.pipelines.text_generation import (
     padding_token,
 )
 from captum_attnflow.scored_tokens import escaped, printable
-from captum_attnflow.show.boxes import Box, shaded_boxes, spread_over_boxes
 from captum_attnflow.show.figures import drawable, shortened
 from captum_attnflow.show.generated_matrix import readable
-from captum_attnflow.show.image import image_overlay
+from captum_attnflow.show.image import (
+    Box,
+    image_overlay,
+    shaded_boxes,
+    spread_over_boxes,
+)
 from captum_attnflow.show.token_matrix import LeftOut, Scale
 from captum_attnflow.texts import EmbeddedInput, token_pieces
 from captum_attnflow.texts.units import Unit

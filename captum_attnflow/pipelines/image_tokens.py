@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from captum_attnflow.explanation import GenerationExplanation
-from captum_attnflow.show.boxes import Box
+from captum_attnflow.show.image import Box
 
 
 @dataclass(frozen=True, eq=False)

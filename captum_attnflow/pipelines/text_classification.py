@@ -39,10 +39,11 @@ from captum_attnflow.pipelines.pretrained import (
     read_predictions,
 )
 from captum_attnflow.pipelines.token_scores import Output, OutputAttribution
-from captum_attnflow.scored_tokens import coloured_tokens, escaped, printable
-from captum_attnflow.show.text import safe_record, visualize_text
+from captum_attnflow.scored_tokens import escaped
+from captum_attnflow.show.text import attribution_text, safe_record, visualize_text
 from captum_attnflow.slalom.explanation import SlalomReading
 from captum_attnflow.storage import Storable
+from captum_attnflow.texts.units import Word
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +79,8 @@ class TextAttribution(Storable, LongForm):
         against (str, optional): The label whose output is taken off the target's; None
             without contrast.
         method (str, optional): What the scores were made by.
+        words (tuple of Word, optional): The words that the tokens spell, as in the
+            text; None where the tokenizer does not know.
     """
 
     text: str
@@ -96,6 +99,7 @@ class TextAttribution(Storable, LongForm):
     n_windows: int = 1
     against: str | None = None
     method: str | None = None
+    words: tuple[Word, ...] | None = None
 
     @property
     def explained(self) -> str:
@@ -179,49 +183,7 @@ class TextAttribution(Storable, LongForm):
         return str(visualize_text([record]).data) + note
 
     def __rich__(self) -> Text:
-        number = self.probability if self.value is None else self.value
-        text = Text.assemble((printable(self.predicted), "bold"), f" {number:.3f}")
-        said = [] if self.method is None else [self.method]
-        if self.against is not None:
-            said.append(
-                f"scores for {printable(self.target)} against {printable(self.against)}"
-            )
-        elif self.target != self.predicted:
-            said.append(f"scores for {printable(self.target)}")
-        if said:
-            text.append(f"  ({', '.join(said)})")
-        if self.note:
-            text.append(f"\n{self.note}", "italic")
-        text.append("\n").append_text(coloured_tokens(self.tokens, self.scores))
-        if self.slalom is not None:
-            text.append(_side_by_side(self.tokens, self.slalom))
-        return text
-
-
-def _side_by_side(tokens: Sequence[str], slalom: SlalomReading) -> str:
-    """A line per explained token: value and importance, with their standard errors."""
-    printed = [printable(token) for token in tokens]
-    width = max(map(len, printed), default=0)
-    lines = [f"\n{'':{width}}          value     importance"]
-    for token, *numbers in zip(
-        printed,
-        slalom.values,
-        slalom.value_standard_errors,
-        slalom.importances,
-        slalom.importance_standard_errors,
-        strict=True,
-    ):
-        if None not in numbers:
-            value, its_error, importance, error = numbers
-            lines.append(
-                f"{token:{width}} {value:+7.2f} ±{its_error:5.2f} "
-                f"{importance:+7.2f} ±{error:5.2f}"
-            )
-    known = {"short inputs": slalom.r2_short, "deletions": slalom.r2_deletions}
-    fits = [f"{name} {r2:.2f}" for name, r2 in known.items() if r2 is not None]
-    if fits:
-        lines.append(f"held-out R2: {', '.join(fits)}")
-    return "\n".join(lines)
+        return attribution_text(self)
 
 
 @dataclass(frozen=True)
@@ -336,10 +298,18 @@ class TextClassifier(ModelOfTexts):
         """
         make_attribution = find_method(method, options, METHODS)
         check_texts_or_pairs(texts)
-        encoded = self.encoder.encode(texts, truncation, Windowed(stride))
+        encoded = self.encoder.encode(
+            texts, truncation, Windowed(stride), with_places=self.tokenizer.is_fast
+        )
         forward = logits_by_position(self.model, encoded.names)
         rows_of_texts = [encoded.rows_of(text) for text in range(len(texts))]
         logits = self._mean_logits(encoded, rows_of_texts)
+        words = [
+            places.words_of(tokens, text, self.tokenizer.unk_token)
+            for places, tokens, text in zip(
+                encoded.places, encoded.tokens, texts, strict=bool(encoded.places)
+            )
+        ]
         parts = [parts_of_text(text) for text in texts]
         firsts = [first for first, _ in parts]
         predictions = read_predictions(self.model, logits, target, firsts)
@@ -389,6 +359,7 @@ class TextClassifier(ModelOfTexts):
                 n_windows=len(rows_of_texts[each.row]),
                 against=None if other is None else self.labels[other],
                 method=method,
+                words=words[each.row] if words else None,
             )
             for each, one in zip(predictions, scored, strict=True)
         ]

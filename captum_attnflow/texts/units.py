@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from operator import index as as_index
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -280,3 +282,83 @@ def merge_words(
     texts = [decoder.decode([tokens[index] for index in word]) for word in words]
     totals = [sum(scores[index] for index in word) for word in words]
     return [text.strip() for text in texts], totals
+
+
+Kind = Literal["word", "unknown", "special"]
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of a text as its writer spelled it, and the tokens that stand for it.
+
+    Attributes:
+        text (str): The word, or the name of a special token.
+        tokens (tuple of int): Its tokens, by their position.
+        kind (str): ``"unknown"`` where a token stands for anything that the model has
+            no piece for; ``"special"`` for a token that is no word of the text.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    kind: Kind = "word"
+
+
+def words_of_text(
+    tokens: Sequence[str],
+    texts: Sequence[str],
+    sequences: Sequence[int | None],
+    spans: Sequence[tuple[int, int]],
+    unknown: str | None,
+) -> tuple[Word, ...]:
+    """Find the words that tokens spell, in the spelling of the text.
+
+    A word is what :func:`~captum_attnflow.texts.sum_over_units` takes for one; in
+    scripts without spaces each wide character is its own.
+
+    Args:
+        tokens (sequence of str): The tokens of a text, or of a pair.
+        texts (sequence of str): The text, or both of the pair.
+        sequences (sequence of int): Of each token, which of the texts it is of; None
+            for a special token.
+        spans (sequence of tuple[int, int]): The characters that it spells.
+        unknown (str, optional): The token for all that the model has no piece for.
+
+    Examples::
+
+        >>> words = words_of_text(
+        ...     ["[CLS]", "grip", "##ping", "[UNK]"],
+        ...     ["Gripping \N{CLAPPER BOARD}"],
+        ...     [None, 0, 0, 0],
+        ...     [(0, 0), (0, 4), (4, 8), (9, 10)],
+        ...     "[UNK]",
+        ... )
+        >>> [word.text for word in words[:2]], words[1].tokens, words[2].kind
+        (['[CLS]', 'Gripping'], (1, 2), 'unknown')
+    """
+    ends = dict.fromkeys(range(len(texts)), 0)
+    pieces: list[str] = []
+    parts: list[object] = []
+    for place, (token, sequence, (start, stop)) in enumerate(
+        zip(tokens, sequences, spans, strict=True)
+    ):
+        if sequence is None:
+            pieces.append(token)
+            parts.append(("special", place))
+            continue
+        text = texts[sequence]
+        # With what stands in front and belongs to no token, such as a space.
+        piece = text[min(ends[sequence], start) : stop]
+        ends[sequence] = stop
+        pieces.append(piece)
+        is_wide = unicodedata.east_asian_width(piece.strip()[:1] or " ") in "WF"
+        parts.append((sequence, place if is_wide else None))
+    units = sum_over_units(torch.zeros(len(tokens)), pieces, "word", parts)
+    found = []
+    for text, members in zip(units.texts, units.members, strict=True):
+        kind: Kind = "word"
+        if sequences[members[0]] is None:
+            kind = "special"
+        elif any(tokens[place] == unknown for place in members):
+            kind = "unknown"
+        found.append(Word(text.strip() or text, tuple(members), kind))
+    return tuple(found)

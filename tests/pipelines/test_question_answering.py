@@ -177,7 +177,7 @@ def test_a_result_shows_itself(answerer):
     console.print(result)
     printed = console.export_text()
     assert printed.startswith(f"{result.predicted} {result.probability:.3f}")
-    assert "scores for start of the answer" in printed
+    assert "scores for “start of the answer”" in printed
     assert result.predicted in result._repr_html_()
 
 
