@@ -87,7 +87,11 @@ class DinicSolver(FlowSolver):
 
     @torch.no_grad()
     def solve_sources(self, network: LayeredNetwork) -> SourceFlows:
-        """Solve one maximum flow per token, all of a network on the same arrays."""
+        """Solve one maximum flow per token, all of a network on the same arrays.
+
+        The imbalance is given as 0: what leaves an edge enters the next, and only the
+        rounding of sums is between them.
+        """
         if not self._is_compiled:
             return SciPySolver().solve_sources(network)
         value, gap = (torch.zeros_like(network.capacity[:, 0, 0]) for _ in range(2))
