@@ -61,8 +61,9 @@ class SciPySolver(FlowSolver):
 
     SciPy's flows are integers. Capacities are rounded down to multiples of a unit, a
     :math:`2^{30}`-th of a bound of the value: the flow is feasible, and lacks at most
-    a unit per edge of the cut. The cut that the algorithm ends with is evaluated in
-    float64 and free of that rounding; the duality gap is the difference.
+    a unit per edge of the cut. The cut that the algorithm ends with is least
+    among cuts of the rounded capacities and evaluated with the given ones in float64:
+    the duality gap is the difference to the flow.
 
     The flow is whichever of the many maximum flows the algorithm meets first: use it
     for values, such as one flow per token, and the barrier for joint token scores.
