@@ -333,26 +333,3 @@ def test_threads_may_solve_at_the_same_time():
         solutions = list(pool.map(solve_flow, networks))
     for solution, alone in zip(solutions, expected, strict=True):
         torch.testing.assert_close(solution.flow, alone.flow)
-
-
-@numba.njit
-def _through(array, values):
-    for i in range(values.size):
-        array[i] = numba_kernels.encode(values[i], array)
-        values[i] = numba_kernels.decode(array[i])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_weights_are_rounded_as_torch_rounds_them(dtype):
-    # Of positive numbers of float32, with subnormal ones among them, 0 and infinity.
-    bits = torch.randint(0, 0x7F800000, (100_000,), dtype=torch.int32)
-    values = torch.cat([bits, torch.tensor([0, 1, 0x7F800000]).int()])
-    is_halfway = values % (1 << 16) == 1 << 15  # where torch rounds to even
-    values = values[~is_halfway]
-    values = values.view(torch.float32).to(dtype)
-    kept = torch.empty(values.shape, dtype=numba_kernels.weight_dtype(dtype))
-    expected = values.to(kept.dtype)
-    found = values.clone()
-    _through(*numba_kernels.arrays(kept, found))
-    torch.testing.assert_close(kept, expected, rtol=0, atol=0)
-    torch.testing.assert_close(found, expected.to(dtype), rtol=0, atol=0)

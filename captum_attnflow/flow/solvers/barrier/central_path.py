@@ -25,7 +25,6 @@ from captum_attnflow.flow.solvers.barrier.problem import (
     EdgePasses,
     Iterate,
     untracked,
-    workspace,
 )
 from captum_attnflow.flow.solvers.base import (
     FlowError,
@@ -38,8 +37,6 @@ from captum_attnflow.flow.solvers.base import (
 LEAST_EPSILON = 1e-12
 # Capacities further apart than these orders of magnitude explain a failure.
 _MOST_ORDERS = 100
-# Bytes of the workspace for gaps between arrays.
-_MORE_BYTES = 1 << 12
 
 # --- A step of Newton's method.
 _STEP_SHARE = 0.999
@@ -202,36 +199,34 @@ def _attempt(
     Returns:
         tuple: Which networks are solved, ``(B,)``, and the solution of these.
     """
-    n_edges = network.capacity.numel() + 2 * network.source.numel()
-    n_bytes = passes.n_arrays * dtype.itemsize * n_edges + _MORE_BYTES
-    with workspace().frame(n_bytes if bound.device.type == "cpu" else 0):
-        with workspace().frame(), untracked():
-            problem = BarrierProblem.of(network, bound, dtype)
-            if not bool(problem.is_precise.any()):
-                return torch.zeros_like(iterations, dtype=torch.bool), None
-            end = _approach(problem, bound, options, passes, last_ratio, iterations)
-            scale, n_terms = problem.scale, problem.n_terms
-        near = end.near.nonzero()[:, 0]
-        if not len(near):
-            return end.near, None
-        made = iterations[near]
-        if len(near) < len(bound):
-            network, end = network.select(near), end.select(near)
-            scale, n_terms = scale[near], n_terms[near]
-        # Outside inference mode: no part of the answer may be an inference tensor.
-        flow = empty(network.capacity.shape, like=network.capacity)
-        with workspace().frame(), untracked():
-            edges = passes.closed_form(network, scale, dtype)
-            dual = DualNewton(
-                network,
-                edges,
-                end.potential,
-                end.mu,
-                partial(options.target, scale, n_terms),
-                passes.iterative_solver if end.iterative else None,
-            )
-            done = _finish(dual, options, made)
-            edges.fill(dual.potential, dual.mu, flow)
+    with untracked():
+        problem = BarrierProblem.of(network, bound, dtype)
+        if not bool(problem.is_precise.any()):
+            return torch.zeros_like(iterations, dtype=torch.bool), None
+        end = _approach(problem, bound, options, passes, last_ratio, iterations)
+        scale, n_terms = problem.scale, problem.n_terms
+        del problem  # The last steps need its memory.
+    near = end.near.nonzero()[:, 0]
+    if not len(near):
+        return end.near, None
+    made = iterations[near]
+    if len(near) < len(bound):
+        network, end = network.select(near), end.select(near)
+        scale, n_terms = scale[near], n_terms[near]
+    # Outside inference mode: no part of the answer may be an inference tensor.
+    flow = empty(network.capacity.shape, like=network.capacity)
+    with untracked():
+        edges = passes.closed_form(network, scale, dtype)
+        dual = DualNewton(
+            network,
+            edges,
+            end.potential,
+            end.mu,
+            partial(options.target, scale, n_terms),
+            passes.iterative_solver if end.iterative else None,
+        )
+        done = _finish(dual, options, made)
+        edges.fill(dual.potential, dual.mu, flow)
     iterations[near] = made
     solution = certified(
         network,
@@ -333,8 +328,6 @@ class Newton:
         problem (BarrierProblem): The problem.
         iterate (Iterate): Where to start; overwritten by each step.
         passes (type): What does the work on the edges.
-        memory (Tensor, optional): Flat memory to work in; by default, or if it is not
-            enough, the workspace's.
 
     Attributes:
         mu (Tensor): Shape ``(B,)``, mean complementarity product.
@@ -349,7 +342,6 @@ class Newton:
         problem: BarrierProblem,
         iterate: Iterate,
         passes: type[EdgePasses],
-        memory: Tensor | None = None,
     ) -> None:
         self.problem = problem
         self.iterate = iterate
@@ -358,7 +350,7 @@ class Newton:
         self._early_accuracy = _EARLY_ACCURACY
         self.centring = torch.zeros_like(self.stalled)
         self._ratio = torch.ones_like(self.stalled)  # largest share of a variable used
-        self._passes = passes(problem, iterate, memory)
+        self._passes = passes(problem, iterate)
         self._set_measured(*self._passes.measure())
         self._gained = self._progress()
 
@@ -368,7 +360,6 @@ class Newton:
             self.problem.select(index),
             self.iterate.select(index),
             type(self._passes),
-            memory=self._passes.memory,
         )
         part.stalled, part._ratio = self.stalled[index], self._ratio[index]
         part.centring, part._gained = self.centring[index], self._gained[:, index]
@@ -432,7 +423,7 @@ class Newton:
         least, most, cost, gain = self._passes.predict(potential, predicting)
         primal = 1 / (-least).clamp_min(1)
         dual = 1 / (1 + most).clamp_min(1)
-        n_products = 2 * self.problem.capacity.shape[1]
+        n_products = self.problem.n_products
         # The mean of (x + primal dx) (z + dual dz), where the predictor has
         # x dz + z dx = -x z; its sums are cost = z dx and gain = dx / weight dx.
         after = (1 - dual) * mu
@@ -458,7 +449,7 @@ class Newton:
 
     def _set_measured(self, imbalance: Tensor, total: Tensor) -> None:
         self._imbalance = imbalance
-        self.mu = total / (2 * self.problem.capacity.shape[1])
+        self.mu = total / self.problem.n_products
         self.value = self.problem.value(self.iterate.slack[0])
 
 
@@ -587,18 +578,17 @@ def _fill_multipliers(
     if_fits = fits.to(iterate.multiplier.dtype)[:, None]
     least = if_fits * rises + (1 - if_fits) * _MULTIPLIER
     upper = iterate.multiplier[1]
-    with workspace().frame():
-        spare = workspace().empty(upper.shape, like=upper)
-        for lower, needed, layers in zip(
-            problem.split(iterate.multiplier[0]),
-            problem.split(spare),
-            (slice(1, -1), slice(0, 1), slice(-1, None)),
-            strict=True,
-        ):
-            one_per_layer = (..., *[None] * (lower.dim() - 2))
-            least_of_layer = least[:, layers][one_per_layer]
-            torch.maximum(lower, least_of_layer, out=lower)
-            # Where the flow fits, the two differ by the rise of the potential.
-            torch.mul(lower, -if_fits[one_per_layer], out=needed).sub_(least_of_layer)
-        unlimited = problem.capacity >= problem.unlimited
-        torch.minimum(upper, spare.masked_fill_(unlimited, 0.0), out=upper)
+    spare = torch.empty_like(upper)
+    for lower, needed, layers in zip(
+        problem.split(iterate.multiplier[0]),
+        problem.split(spare),
+        (slice(1, -1), slice(0, 1), slice(-1, None)),
+        strict=True,
+    ):
+        one_per_layer = (..., *[None] * (lower.dim() - 2))
+        least_of_layer = least[:, layers][one_per_layer]
+        torch.maximum(lower, least_of_layer, out=lower)
+        # Where the flow fits, the two differ by the rise of the potential.
+        torch.mul(lower, -if_fits[one_per_layer], out=needed).sub_(least_of_layer)
+    unlimited = problem.capacity >= problem.unlimited
+    torch.minimum(upper, spare.masked_fill_(unlimited, 0.0), out=upper)
