@@ -8,7 +8,7 @@ float64.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from captum_attnflow.flow.network import LayeredNetwork, empty
 from captum_attnflow.flow.solvers.barrier.laplacian import (
     DualNewton,
+    IterativeSolver,
     Laplacian,
     Potential,
 )
@@ -224,6 +225,7 @@ def _attempt(
             end.mu,
             partial(options.target, scale, n_terms),
             passes.iterative_solver if end.iterative else None,
+            end.banded_solver,
         )
         done = _finish(dual, options, made)
         edges.fill(dual.potential, dual.mu, flow)
@@ -251,10 +253,13 @@ class _End:
     mu: Tensor  # (B,), barrier parameter
     near: Tensor  # (B,), bool, whether near the optimum
     iterative: bool  # whether linear systems were solved by iterating to the end
+    banded_solver: type[IterativeSolver] | None  # what else may serve
 
     def select(self, index: Tensor) -> _End:
         potential = self.potential.select(index)
-        return _End(potential, self.mu[index], self.near[index], self.iterative)
+        return replace(
+            self, potential=potential, mu=self.mu[index], near=self.near[index]
+        )
 
 
 def _approach(
@@ -276,6 +281,7 @@ def _approach(
         mu=torch.empty_like(problem.scale),
         near=torch.zeros_like(problem.scale, dtype=torch.bool),
         iterative=True,
+        banded_solver=None,
     )
     newton = Newton(problem, iterate, passes)
     running = torch.arange(len(bound), device=bound.device)
@@ -299,6 +305,7 @@ def _approach(
             running, target = running[stays], target[stays]
             if not len(running):
                 end.iterative = newton.iterative
+                end.banded_solver = newton.banded_solver
                 return end
             newton = newton.select(stays)
         newton.step(target)
@@ -335,6 +342,7 @@ class Newton:
         stalled (Tensor): Shape ``(B,)``, steps since the last that gained much.
         centring (Tensor): Shape ``(B,)``, steps that only centred.
         iterative (bool): Whether linear systems are still solved by iterating.
+        banded_solver (type, optional): What is tried after that.
     """
 
     def __init__(
@@ -351,6 +359,7 @@ class Newton:
         self.centring = torch.zeros_like(self.stalled)
         self._ratio = torch.ones_like(self.stalled)  # largest share of a variable used
         self._passes = passes(problem, iterate)
+        self.banded_solver = self._passes.banded_solver
         self._set_measured(*self._passes.measure())
         self._gained = self._progress()
 
@@ -364,6 +373,7 @@ class Newton:
         part.stalled, part._ratio = self.stalled[index], self._ratio[index]
         part.centring, part._gained = self.centring[index], self._gained[:, index]
         part.iterative, part._early_accuracy = self.iterative, self._early_accuracy
+        part.banded_solver = self.banded_solver
         return part
 
     def is_near(self, target: Tensor, last_ratio: float) -> Tensor:
@@ -386,6 +396,7 @@ class Newton:
             self._passes.weight,
             sums,
             self._passes.iterative_solver if self.iterative else None,
+            self.banded_solver,
         )
         if bool(predicting.any()):
             tolerance = _PREDICTOR_ACCURACY * value
@@ -416,6 +427,8 @@ class Newton:
         patience = self.problem.n_tokens // _TOKENS_PER_STALLED
         patience = max(_LEAST_PATIENCE, min(patience, _MOST_PATIENCE))
         self.iterative = laplacian.iterative and int(longest) < patience
+        if not laplacian.banded:
+            self.banded_solver = None
 
     def _predict(self, potential: Tensor, target: Tensor, predicting: Tensor) -> Tensor:
         """Choose ``mu`` by the step straight at the optimum."""

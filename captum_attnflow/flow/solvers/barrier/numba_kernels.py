@@ -79,6 +79,7 @@ class System(NamedTuple):
     inverse: NDArray[np.float64]  # (B, L + 1, T), of the diagonal
     basis: NDArray[np.float64]  # (B, L + 1, 2, T), see set_preconditioner
     chain: NDArray[np.float64]  # (B, L, 4), the same
+    band: NDArray[np.float64]  # (B, T * (L + 1), bandwidth + 1), see factor_band; or 0
 
 
 @compiled()
@@ -175,13 +176,13 @@ def _even_layers(part, n_parts, running, system, odd, seen, to_odd, gathers):
 @compiled(parallel=True)
 def _even_layers_parallel(n_parts, running, system, odd, seen, to_odd, gathers):
     # A loop in threads takes arrays and numbers alone.
-    weight, widths, diagonal, inverse, basis, chain = system
+    weight, widths, diagonal, inverse, basis, chain, band = system
     for part in prange(n_parts):
         _even_layers(
             np.int64(part),
             n_parts,
             running,
-            System(weight, widths, diagonal, inverse, basis, chain),
+            System(weight, widths, diagonal, inverse, basis, chain, band),
             odd,
             seen,
             to_odd,
@@ -302,6 +303,76 @@ def _precondition(network, residual, inverse, basis, chain, out):
 
 
 @compiled(any_order=True)
+def factor_band(n_offsets, weight, diagonal, band):
+    """Factor Laplacians of which only weights next to the diagonal are kept.
+
+    Nodes are ordered by position, and then by layer, so that the nodes an edge joins
+    stand close where its positions do: the Cholesky factor keeps the band.
+
+    Args:
+        n_offsets (int): How many positions before its own a node sees, with its own.
+        weight (array): Shape ``(B, L * T * T)`` or longer, rows of the heads.
+        diagonal (array): Shape ``(B, L + 1, T)``, of all weights.
+        band (array): Shape ``(B, T * (L + 1), bandwidth + 1)``, written: rows of the
+            factor, with the inverse of the diagonal last.
+    """
+    n_networks, n_nodes, n_tokens = diagonal.shape
+    width = band.shape[2] - 1
+    for network in range(n_networks):
+        rows = band[network]
+        rows[:] = 0
+        for position in range(n_tokens):
+            for layer in range(n_nodes):
+                node = position * n_nodes + layer
+                row = rows[node]
+                if layer:
+                    begin = ((layer - 1) * n_tokens + position) * n_tokens
+                    for offset in range(min(n_offsets, position + 1)):
+                        at = width - 1 - offset * n_nodes
+                        row[at] = -weight[network, begin + position - offset]
+                # An edge to the layer below of a later position stands in its row.
+                for other in range(max(0, node - width), node):
+                    # Where the rows of both overlap, up to the other's diagonal.
+                    at = other - node + width
+                    first = node - other
+                    row[at] -= _dot(row[:at], rows[other, first : first + at])
+                    row[at] *= rows[other, width]
+                left = diagonal[network, layer, position] - _dot(
+                    row[:width], row[:width]
+                )
+                row[width] = 1 / np.sqrt(left)
+
+
+@compiled(any_order=True)
+def _solve_band(network, residual, band, out):
+    """Solve by the factors of the band for odd layers, with 0 on the even ones."""
+    rows = band[network]
+    n_odd, n_tokens = residual.shape[1:]
+    n_nodes, width = len(rows) // n_tokens, rows.shape[1] - 1
+    # With room in front, so that no row has to be cut.
+    values = np.zeros(width + len(rows), residual.dtype)
+    for position in range(n_tokens):
+        for index in range(n_odd):
+            values[width + position * n_nodes + 2 * index + 1] = residual[
+                network, index, position
+            ]
+    for node in range(len(rows)):
+        row = rows[node]
+        before = _dot(row[:width], values[node : node + width])
+        values[node + width] = (values[node + width] - before) * row[width]
+    for node in range(len(rows) - 1, -1, -1):
+        row = rows[node]
+        value = values[node + width] * row[width]
+        values[node + width] = value
+        _add_scaled(row[:width], -value, values[node : node + width])
+    for position in range(n_tokens):
+        for index in range(n_odd):
+            out[network, index, position] = values[
+                width + position * n_nodes + 2 * index + 1
+            ]
+
+
+@compiled(any_order=True)
 def conjugate_gradients(n_parts, system, right_side, tolerance, max_iterations, out):
     """Solve until every residual is small at every node; return whether they are.
 
@@ -342,7 +413,10 @@ def conjugate_gradients(n_parts, system, right_side, tolerance, max_iterations, 
         for network in range(n_networks):
             if not running[network]:
                 continue
-            _precondition(network, residual, inverse, basis, chain, step)
+            if system.band.shape[2]:
+                _solve_band(network, residual, system.band, step)
+            else:
+                _precondition(network, residual, inverse, basis, chain, step)
             before = energy[network]
             energy[network] = _dot(step[network].ravel(), residual[network].ravel())
             momentum = energy[network] / max(before, least)

@@ -31,6 +31,9 @@ from captum_attnflow.flow.solvers.barrier.problem import (
 _EDGES_A_THREAD = 1 << 15
 # Least tasks of a thread, so that threads have even shares.
 _TASKS_A_THREAD = 4
+# Positions that a band keeps: on longer texts, where an iteration costs more, it may.
+_LEAST_OFFSETS = 4
+_TOKENS_AN_OFFSET = 64
 # OpenMP kills a process that was forked after using it, and uses it again.
 _PROCESS = os.getpid()
 
@@ -121,16 +124,24 @@ class NumbaConjugateGradients(IterativeSolver):
 
     def __init__(self, weight: Tensor, sums: Tensor, diagonal: Tensor) -> None:
         self._n_threads = n_threads(weight.numel())
-        inverse = 1 / diagonal
-        basis = torch.empty_like(sums)
-        chain = sums.new_empty(*weight.shape[:2], 4)
-        numba_kernels.set_preconditioner(*arrays(sums, inverse, basis, chain))
-        rows = _in_rows(weight)
         _, n_layers, n_tokens, _ = weight.shape
+        rows = _in_rows(weight)
         widths = widths_of(rows, n_layers * n_tokens, n_tokens)
+        inverse = 1 / diagonal
         self._system = numba_kernels.System(
-            *arrays(rows, widths, diagonal, inverse, basis, chain)
+            *arrays(rows, widths, diagonal.contiguous(), inverse),
+            *self._precondition(rows, sums, diagonal.contiguous(), inverse),
         )
+
+    def _precondition(
+        self, rows: Tensor, sums: Tensor, diagonal: Tensor, inverse: Tensor
+    ) -> tuple[np.ndarray, ...]:
+        """Prepare the basis, the chain and the band of a system."""
+        n_networks, n_nodes, _ = diagonal.shape
+        basis = torch.empty_like(sums)
+        chain = sums.new_empty(n_networks, n_nodes - 1, 4)
+        numba_kernels.set_preconditioner(*arrays(sums, inverse, basis, chain))
+        return arrays(basis, chain, sums.new_empty(n_networks, 0, 0))
 
     def solve(
         self, right_side: Tensor, tolerance: Tensor, max_iterations: int
@@ -146,6 +157,27 @@ class NumbaConjugateGradients(IterativeSolver):
                 solution.numpy(),
             )
         return solution, bool(small)
+
+
+class NumbaBandedGradients(NumbaConjugateGradients):
+    """Conjugate gradients preconditioned by the weights next to the diagonal.
+
+    In causal networks a flow pays for every position it moves on, and most of it stays
+    near its own: close to the optimum a Laplacian is nearly banded. On causal attention
+    at (12, 128), the last position read out, four positions leave 18 iterations where
+    rank one leaves 260.
+    """
+
+    def _precondition(
+        self, rows: Tensor, sums: Tensor, diagonal: Tensor, inverse: Tensor
+    ) -> tuple[np.ndarray, ...]:
+        n_networks, n_nodes, n_tokens = diagonal.shape
+        n_offsets = min(max(_LEAST_OFFSETS, n_tokens // _TOKENS_AN_OFFSET), n_tokens)
+        bandwidth = (n_offsets - 1) * n_nodes + 1
+        band = sums.new_empty(n_networks, n_nodes * n_tokens, bandwidth + 1)
+        numba_kernels.factor_band(n_offsets, *arrays(rows, diagonal, band))
+        unused = (sums.new_empty(n_networks, 0, 0, 0), sums.new_empty(n_networks, 0, 0))
+        return arrays(*unused, band)
 
 
 def _in_rows(weight: Tensor) -> Tensor:
@@ -270,6 +302,9 @@ class NumbaPasses(EdgePasses):
             slack, multiplier, weight, *arrays(problem.alive, widths)
         )
         self._no_second_order = torch.zeros_like(problem.n_terms)
+        causal = torch.arange(1, problem.n_tokens + 1, device="cpu").repeat(n_layers)
+        is_causal = bool((widths[:, : len(causal)] <= causal).all())
+        self.banded_solver = NumbaBandedGradients if is_causal else None
 
     def set_weights(self) -> Tensor:
         return self._weight_sums

@@ -181,6 +181,8 @@ class EdgePasses(Protocol):
         weight (Tensor): Shape ``(B, L, T, T)``, of the inner edges.
         iterative_solver (type): What solves Laplacian systems as fast.
         iterative_from_tokens (int): From how many tokens on it is the cheaper one.
+        banded_solver (type, optional): What to try before factors of whole layers,
+            where the networks are causal.
         closed_form (type): What does the work on the edges near the optimum.
     """
 
@@ -188,6 +190,7 @@ class EdgePasses(Protocol):
     iterative_solver: ClassVar[type[IterativeSolver]]
     iterative_from_tokens: ClassVar[int]
     closed_form: ClassVar[type[ClosedForm]]
+    banded_solver: type[IterativeSolver] | None
     weight: Tensor
 
     def __init__(self, problem: BarrierProblem, iterate: Iterate) -> None: ...

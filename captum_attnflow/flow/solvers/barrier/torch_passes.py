@@ -90,6 +90,7 @@ class TorchPasses(EdgePasses):
     def __init__(self, problem: BarrierProblem, iterate: Iterate) -> None:
         shape = problem.capacity.shape
         arrays = empty((7, *shape), like=problem.capacity)
+        self.banded_solver = None
         self._iterate = iterate
         self._split = problem.split
         self._correction, self._ratio = arrays[:2], arrays[2:4]
