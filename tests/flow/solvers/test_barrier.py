@@ -250,6 +250,15 @@ def test_scores_equal_those_of_a_generic_convex_solver(read_out, epsilon):
     assert np.abs(scores - expected).max() <= 1e-5 * solution.value.item()
 
 
+@pytest.mark.parametrize("read_out", [None, 4])
+def test_scores_of_causal_networks_equal_those_of_a_generic_convex_solver(read_out):
+    network = attention_network(3, 5, read_out=read_out, causal=True)
+    solution = solve_flow(network, BarrierSolver(epsilon=1e-3))
+    expected = solve_with_cvxpy(network.trim(), solution.mu.item())
+    scores = solution.source_flow[0].numpy()
+    assert np.abs(scores - expected).max() <= 1e-5 * solution.value.item()
+
+
 def test_scores_with_free_residuals_equal_those_of_a_generic_convex_solver():
     network = attention_network(3, 4, read_out=0)
     identity = torch.eye(4, dtype=torch.bool)

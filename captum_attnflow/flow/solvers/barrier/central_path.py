@@ -81,6 +81,7 @@ _DUAL_STEPS = 30
 # flow fills the edges, and multipliers follow from them.
 _FITTING_SHARE = 0.8
 _FITTING_VALUE = 0.95
+_CAUSAL_FITTING_VALUE = 0.8
 _FITTING_GAP = 0.1
 _LEAST_RISE = 1e-3
 # Any other flow is cut off at this share of each capacity, and restored by the steps;
@@ -93,6 +94,10 @@ _MULTIPLIER = 0.1
 # may pass on if that is less: an edge with slack and hardly any flow would have
 # products of very different size.
 _EXTRA_SHARE = 0.01
+# Flows of causal networks gather at the first tokens, and leave more to make up for.
+# Shares of 0.01 and 0.95 take 19 steps instead of 16 at (12, 128), and 26 instead of 22
+# at (12, 512), the last position read out.
+_CAUSAL_EXTRA_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -515,15 +520,18 @@ def _fill_flow(
             layers.unbind(1), (sent, received), inner, (first, last), bound
         )
         flow.lerp_(spare[1], torch.where(fits, 0.0, 0.5).to(flow.dtype)[:, None])
-    share = torch.where(fits, _FITTING_VALUE / load.clamp_min(1), _VALUE)
-    most = torch.where(fits, _FITTING_VALUE, _LOAD).to(flow.dtype)
+    causal = problem.is_causal
+    fitting = torch.where(causal, _CAUSAL_FITTING_VALUE, _FITTING_VALUE)
+    share = torch.where(fits, fitting / load.clamp_min(1), _VALUE)
+    most = torch.where(fits, fitting, _LOAD).to(flow.dtype)
     most_of_edge = torch.mul(problem.capacity, most[:, None], out=spare[1])
     torch.minimum(flow.mul_(share[:, None]), most_of_edge, out=flow)
     inside, sent, received = problem.split(capacity)
     inside.clamp_max_(bound[:, :-1, None]).clamp_max_(bound[:, 1:, :, None])
     sent.clamp_max_(bound[:, 0])
     received.clamp_max_(bound[:, -1])
-    flow.add_(capacity, alpha=_EXTRA_SHARE)
+    extra = torch.where(causal, _CAUSAL_EXTRA_SHARE, _EXTRA_SHARE).to(flow.dtype)
+    flow.addcmul_(capacity, extra[:, None])
     flow.masked_fill_(~problem.alive, 1 / problem.unlimited)
     return fits
 

@@ -302,8 +302,7 @@ class NumbaPasses(EdgePasses):
             slack, multiplier, weight, *arrays(problem.alive, widths)
         )
         self._no_second_order = torch.zeros_like(problem.n_terms)
-        causal = torch.arange(1, problem.n_tokens + 1, device="cpu").repeat(n_layers)
-        is_causal = bool((widths[:, : len(causal)] <= causal).all())
+        is_causal = bool(problem.is_causal.all())
         self.banded_solver = NumbaBandedGradients if is_causal else None
 
     def set_weights(self) -> Tensor:

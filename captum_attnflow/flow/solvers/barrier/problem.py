@@ -36,6 +36,7 @@ class BarrierProblem:
     n_terms: Tensor  # (B,), barrier terms
     n_products: Tensor  # (B,), complementarity products, two an edge
     is_precise: Tensor  # (B,), bool, whether the dtype can hold every capacity
+    is_causal: Tensor  # (B,), bool, whether edges lead to later positions alone
     n_layers: int
     n_tokens: int
     unlimited: float
@@ -76,6 +77,9 @@ class BarrierProblem:
         n_alive = rows.sum(2).double().sum(1)
         torch.lt(capacity, unlimited, out=count)
         n_terms = n_alive + rows.sum(2).double().sum(1)
+        layers, _, _ = split(
+            alive, (network.n_layers, network.n_tokens, network.n_tokens)
+        )
         return BarrierProblem(
             capacity=capacity,
             alive=alive,
@@ -83,6 +87,7 @@ class BarrierProblem:
             n_terms=n_terms,
             n_products=2 * n_alive,
             is_precise=is_precise,
+            is_causal=~layers.triu(1).flatten(1).any(1),
             n_layers=network.n_layers,
             n_tokens=network.n_tokens,
             unlimited=unlimited,
@@ -98,6 +103,7 @@ class BarrierProblem:
             n_terms=self.n_terms[index],
             n_products=self.n_products[index],
             is_precise=self.is_precise[index],
+            is_causal=self.is_causal[index],
         )
 
     def split(self, edges: Tensor) -> tuple[Tensor, Tensor, Tensor]:
