@@ -214,7 +214,8 @@ class NumbaClosedForm(ClosedForm):
         self._n_blocks = n_blocks(self._n_threads, n_networks * n_layers, n_tokens)
         widths = widths_of(capacity.flatten(1), n_layers * n_tokens, n_tokens)
         widths = widths.view(self._shape[:3])
-        self._network = kernels.Capacities(*arrays(capacity, widths, scale), UNLIMITED)
+        edges = arrays(capacity, widths, scale)
+        self._network = kernels.Capacities(edges[0], edges[1], edges[2], UNLIMITED)
 
     def set_weights(self, potential: Potential, mu: Tensor) -> tuple[Tensor, Tensor]:
         n_networks, n_layers, n_tokens, _ = self._shape
