@@ -39,6 +39,8 @@ _RELATIVE_RIDGE = 1e-14
 # the tokens, that of an iteration with their square.
 _MAX_ITERATIONS = 30
 _TOKENS_PER_ITERATION = 2
+# Where a banded solver follows, this many, which cost as much as its 15 to 20.
+_MAX_ITERATIONS_BEFORE_BANDED = 32
 # Iterations between two checks whether residuals are small. On a CPU a check is free;
 # waiting for another device takes longer than a few iterations.
 _ITERATIONS_A_CHECK = {"cpu": 1}
@@ -130,7 +132,9 @@ class Laplacian:
         most = max(_MAX_ITERATIONS, n_tokens // _TOKENS_PER_ITERATION)
         if self.iterative:
             solution, self.iterative = self._iterative_solver.solve(
-                right_side, tolerance, most
+                right_side,
+                tolerance,
+                min(most, _MAX_ITERATIONS_BEFORE_BANDED) if self.banded else most,
             )
             if self.iterative:
                 return solution

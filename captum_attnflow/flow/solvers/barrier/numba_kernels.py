@@ -79,7 +79,7 @@ class System(NamedTuple):
     inverse: NDArray[np.float64]  # (B, L + 1, T), of the diagonal
     basis: NDArray[np.float64]  # (B, L + 1, 2, T), see set_preconditioner
     chain: NDArray[np.float64]  # (B, L, 4), the same
-    band: NDArray[np.float64]  # (B, T * (L + 1), bandwidth + 1), see factor_band; or 0
+    band: NDArray[np.float32]  # (B, T * (L + 1), bandwidth + 1), see factor_band; or 0
 
 
 @compiled()
