@@ -66,46 +66,30 @@ if TYPE_CHECKING:
         solve_flow,
     )
     from captum_attnflow.pipelines.image_classification import (
-        ImageAttribution as ImageAttribution,
-    )
-    from captum_attnflow.pipelines.image_classification import (
-        ImageClassifier as ImageClassifier,
+        ImageAttribution,
+        ImageClassifier,
     )
     from captum_attnflow.pipelines.image_text_generation import (
-        GeneratedFromImage as GeneratedFromImage,
-    )
-    from captum_attnflow.pipelines.image_text_generation import (
-        ImageTextGenerator as ImageTextGenerator,
+        GeneratedFromImage,
+        ImageTextGenerator,
     )
     from captum_attnflow.pipelines.question_answering import (
-        AnswerAttribution as AnswerAttribution,
-    )
-    from captum_attnflow.pipelines.question_answering import (
-        QuestionAnswerer as QuestionAnswerer,
+        AnswerAttribution,
+        QuestionAnswerer,
     )
     from captum_attnflow.pipelines.sentence_similarity import (
-        SentenceSimilarity as SentenceSimilarity,
-    )
-    from captum_attnflow.pipelines.sentence_similarity import (
-        SimilarityAttribution as SimilarityAttribution,
-    )
-    from captum_attnflow.pipelines.text_classification import (
-        TextAttribution as TextAttribution,
+        SentenceSimilarity,
+        SideAttribution,
+        SimilarityAttribution,
     )
     from captum_attnflow.pipelines.text_classification import (
-        TextClassifier as TextClassifier,
+        TextAttribution,
+        TextClassifier,
     )
-    from captum_attnflow.pipelines.text_generation import (
-        GeneratedText as GeneratedText,
-    )
-    from captum_attnflow.pipelines.text_generation import (
-        TextGenerator as TextGenerator,
-    )
+    from captum_attnflow.pipelines.text_generation import GeneratedText, TextGenerator
     from captum_attnflow.pipelines.token_classification import (
-        LabelledWords as LabelledWords,
-    )
-    from captum_attnflow.pipelines.token_classification import (
-        TokenClassifier as TokenClassifier,
+        LabelledWords,
+        TokenClassifier,
     )
     from captum_attnflow.slalom import SlalomExplanation
 else:
@@ -152,6 +136,7 @@ else:
         ),
         "captum_attnflow.pipelines.sentence_similarity": (
             "SentenceSimilarity",
+            "SideAttribution",
             "SimilarityAttribution",
         ),
         "captum_attnflow.pipelines.text_classification": (
@@ -171,10 +156,8 @@ else:
     # Behind the condition, as type checkers would admit any name of a __getattr__.
     __getattr__, __dir__ = lazy_names(__name__, _MODULES)
 
-# The pipelines and their results are public, too, but not among what * imports, which
-# would load transformers: TextClassifier, TextGenerator, ImageClassifier,
-# ImageTextGenerator, TokenClassifier, QuestionAnswerer, SentenceSimilarity.
 __all__ = [
+    "AnswerAttribution",
     "AttentionFlow",
     "AttentionRollout",
     "AttnLRP",
@@ -184,8 +167,14 @@ __all__ = [
     "FlowError",
     "FlowSolution",
     "GeneralizedAttentionFlow",
+    "GeneratedFromImage",
+    "GeneratedText",
     "GenerationAttribution",
     "GenerationExplanation",
+    "ImageAttribution",
+    "ImageClassifier",
+    "ImageTextGenerator",
+    "LabelledWords",
     "LayerAttentionFlow",
     "LayerAttentionRollout",
     "LayerAttnLRP",
@@ -195,10 +184,18 @@ __all__ = [
     "LayerSLALOM",
     "LayeredNetwork",
     "NetworkXSolver",
+    "QuestionAnswerer",
     "RelevanceFlow",
     "SLALOM",
     "SciPySolver",
+    "SentenceSimilarity",
+    "SideAttribution",
+    "SimilarityAttribution",
     "SlalomExplanation",
+    "TextAttribution",
+    "TextClassifier",
+    "TextGenerator",
+    "TokenClassifier",
     "UnsupportedAttentionError",
     "__version__",
     "solve_flow",

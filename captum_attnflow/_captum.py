@@ -15,7 +15,7 @@ from captum._utils.common import (
     _is_tuple as is_tuple,
 )
 from captum._utils.common import (
-    _run_forward as run_forward,
+    _run_forward as run_captums_forward,
 )
 from captum._utils.common import (
     _select_targets as select_targets,
@@ -77,7 +77,7 @@ __all__ = [
     "is_tuple",
     "log_usage",
     "progress",
-    "run_forward",
+    "run_captums_forward",
     "select_targets",
     "tensorize_baseline",
     "validate_input",

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import wraps
+from inspect import signature
 from numbers import Integral
-from typing import TYPE_CHECKING, Literal, TypeGuard, cast
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    ParamSpec,
+    TypeGuard,
+    TypeVar,
+    cast,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _SHORT = 60  # characters
+_MOST_COLUMNS = 100
 
 
 def check_batch_size(given: object) -> None:
@@ -118,6 +131,62 @@ def described(given: object) -> str:
     """Show what was given, or where that would be long say of which type it is."""
     shown = repr(given)
     return shown if len(shown) <= _SHORT else f"of type {type(given).__name__}"
+
+
+def counted(number: int, thing: str) -> str:
+    """Say how many there are.
+
+    Examples::
+
+        >>> counted(1, "part file"), counted(1200, "row")
+        ('1 part file', '1,200 rows')
+    """
+    return f"{number:,} {thing}" + "s" * (number != 1)
+
+
+_DELIMITERS = ",;\t|"
+
+
+def check_column(name: str, column: str, there: Sequence[str]) -> None:
+    """Refuse the name of a column that a table does not have, or has twice.
+
+    Args:
+        name (str): Of the table.
+        column (str): The column.
+        there (sequence of str): The table's columns.
+
+    Raises:
+        ValueError: Naming those that there are, and what may be meant.
+
+    Examples::
+
+        >>> check_column("texts.csv", "text", ["text", "label"])
+        >>> check_column("texts.csv", "text", ["Text", "label"])
+        Traceback (most recent call last):
+        ValueError: texts.csv has no column 'text'; it has 'Text', 'label'; give 'Text'
+    """
+    if there.count(column) > 1:
+        raise ValueError(
+            f"{name} has the column {column!r} more than once; rename or remove all "
+            "but one"
+        )
+    if column in there:
+        return
+    found = [delimiter for delimiter in _DELIMITERS if delimiter in "".join(there)]
+    if len(there) == 1 and found:
+        raise ValueError(
+            f"{name} has no column {column!r}: its header was read as the one column "
+            f"{there[0]!r}, whose names look separated by {found[0]!r}. Write it with "
+            "commas as .csv, or with tabs as .tsv"
+        )
+    named = ", ".join(map(repr, there[:_MOST_COLUMNS])) or "none"
+    meant = [each for each in there if _plain(each) == _plain(column)]
+    advice = f"; give {meant[0]!r}" if meant else ""
+    raise ValueError(f"{name} has no column {column!r}; it has {named}{advice}")
+
+
+def _plain(name: str) -> str:
+    return name.strip().casefold()
 
 
 def check_choice(name: str, given: object, accepted: Collection[str]) -> None:
@@ -295,3 +364,46 @@ def _fits(given: tuple[int, ...], wanted: Sequence[int | str]) -> bool:
         and (isinstance(name, int) or name == "B" or size > 0)
         for size, name in zip(given, wanted, strict=True)
     )
+
+
+def call_by(
+    owner: type, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    """Call a method that a base holds, with errors of arguments that name the class.
+
+    Python names the class that a method is written in, which users may never have seen.
+
+    Args:
+        owner (type): The class that the user calls.
+        name (str): The method's name.
+        function (Callable): The method.
+        args (Any): Its arguments, itself included.
+        kwargs (Any): Its named arguments.
+
+    Raises:
+        TypeError: If the arguments do not fit the method's signature.
+    """
+    try:
+        return function(*args, **kwargs)
+    except TypeError as error:
+        accepted = signature(function)
+        try:
+            accepted.bind(*args, **kwargs)
+        except TypeError:
+            names = ", ".join(list(accepted.parameters)[1:])
+            called = owner.__name__ + ("" if name == "__init__" else f".{name}")
+            # Such as "Base.method() got an unexpected keyword argument".
+            what = str(error).partition("() ")[2]
+            raise TypeError(f"{called}() {what}; it takes {names}") from None
+        raise
+
+
+def names_its_class(method: Callable[P, T]) -> Callable[P, T]:
+    """Let a method of a base name the class it is called of, where arguments fail."""
+
+    @wraps(method)
+    def named(*args: P.args, **kwargs: P.kwargs) -> T:
+        found: T = call_by(type(args[0]), method.__name__, method, *args, **kwargs)
+        return found
+
+    return named

@@ -1,7 +1,9 @@
-"""Files replaced whole or not at all, with errors that name them."""
+"""Files written whole or not at all and read as what they are; errors name them."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -9,6 +11,44 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from typing import Any
+
+BINARY_FORMATS = {
+    b"PK\x03\x04": "a zip archive, such as torch.save and spreadsheets (.xlsx) write",
+    b"\x89PNG": "a PNG picture",
+    b"\xff\xd8\xff": "a JPEG picture",
+    b"GIF8": "a GIF picture",
+    b"%PDF": "a PDF",
+    b"PAR1": "a Parquet file",
+    b"\x1f\x8b": "a gzip archive",
+    b"\x93NUMPY": "a NumPy array",
+}
+"""What files that are no text are, by their first bytes."""
+_OTHER_ENCODINGS = {  # by byte order marks, the longer ones first
+    **dict.fromkeys((b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff"), "text in UTF-32"),
+    **dict.fromkeys((b"\xff\xfe", b"\xfe\xff"), "text in UTF-16"),
+}
+
+
+def refuse_other_content(name: str, head: bytes) -> None:
+    """Refuse what is no text in UTF-8, or one of another encoding.
+
+    Args:
+        name (str): Of the file.
+        head (bytes): How it begins, at least four bytes if there are.
+
+    Raises:
+        ValueError: Saying what it is, and what to do.
+    """
+    known = {**_OTHER_ENCODINGS, **BINARY_FORMATS}
+    what = next((known[mark] for mark in known if head.startswith(mark)), None)
+    if what is None and b"\x00" in head[:4]:
+        what = "text in UTF-16"  # of two bytes of a letter one is 0
+    if what is not None:
+        raise ValueError(
+            f"{name} is {what}, and is read as text in UTF-8; save it as such, which "
+            'spreadsheets call "CSV UTF-8"'
+        )
 
 
 @contextmanager
@@ -73,3 +113,40 @@ def replace_file(path: str | PathLike[str], content: str | bytes) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hash a file, as ``sha256sum`` does."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_json(text: str | bytes) -> Any:
+    """Parse JSON that names every key once; the standard module keeps the last.
+
+    Raises:
+        ValueError: Saying what is wrong with it, also for brackets within brackets
+            without end.
+
+    Examples::
+
+        >>> read_json('{"text": "a", "text": "b"}')
+        Traceback (most recent call last):
+        ValueError: an object names 'text' more than once
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_each_key_once)
+    except RecursionError:
+        raise ValueError("it is nested too deeply to be read") from None
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"an object names {key!r} more than once")
+        found[key] = value
+    return found

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 # Where there is no error of its own: the CPU, Apple's GPUs, CUDA's libraries.
 _WORDS = ("DefaultCPUAllocator", "out of memory", "STATUS_ALLOC_FAILED")
@@ -55,3 +60,51 @@ def _of_group() -> int | None:
         return None if limit == "max" else max(0, int(limit) - int(taken))
     except (OSError, ValueError):
         return None
+
+
+class HeldMemory(TorchDispatchMode):
+    """Counts what tensors take that were made while it was active and are still held.
+
+    Such as what a forward pass keeps for its backward pass, whatever keeps it.
+
+    Examples::
+
+        >>> x = torch.ones(256, requires_grad=True)
+        >>> with HeldMemory() as memory:
+        ...     y = (x.exp() + 1).sum()  # exp's gradient needs its output
+        ...     memory.held()
+        1028
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._made: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Note the storages that a call makes; a view's is that of what it views."""
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        given = {storage._cdata for storage in _storages((args, kwargs))}
+        for storage in _storages(output):
+            if storage._cdata not in given:
+                note = (StorageWeakRef(storage), storage.nbytes())
+                self._made[storage._cdata] = note
+        return output
+
+    def held(self) -> int:
+        """Bytes that are held now."""
+        return sum(
+            size for storage, size in self._made.values() if not storage.expired()
+        )
+
+
+def _storages(given: Any) -> Iterator[torch.UntypedStorage]:
+    for leaf in tree_leaves(given):
+        if isinstance(leaf, torch.Tensor) and not leaf.is_meta:
+            yield leaf.untyped_storage()

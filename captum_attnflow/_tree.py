@@ -1,4 +1,4 @@
-"""Frozen dataclasses of tensors as a tree of JSON beside named tensors, and back.
+"""Frozen dataclasses of tensors: compared, and as a tree of JSON beside tensors.
 
 Nothing that is read decides what is called: only the classes in :data:`CLASSES` are
 made, of fields whose types fit their annotations. In the tree stand for
@@ -43,12 +43,14 @@ CLASSES: dict[str, str] = {
     "Patch": "captum_attnflow.pipelines.image_classification",
     "Propagation": "captum_attnflow.capture.record",
     "Provenance": "captum_attnflow.storage",
+    "SideAttribution": "captum_attnflow.pipelines.sentence_similarity",
     "SlalomExplanation": "captum_attnflow.slalom.explanation",
     "SlalomFit": "captum_attnflow.slalom.fit",
     "SlalomModel": "captum_attnflow.slalom.model",
     "SlalomReading": "captum_attnflow.slalom.explanation",
     "TextAttribution": "captum_attnflow.pipelines.text_classification",
     "TokenSequence": "captum_attnflow.capture.record",
+    "Word": "captum_attnflow.texts.units",
     "WordAttribution": "captum_attnflow.pipelines.token_classification",
 }
 """The module of each class that can be written and read, imported when it is read."""
@@ -57,6 +59,84 @@ _DTYPES = (
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
 )
+
+
+def alike(one: object, other: object) -> bool:
+    """Whether two objects hold the same, to the last bit.
+
+    Types, dtypes and shapes count, devices do not, nor does the order of a mapping's
+    entries. NaN is NaN, whatever its bits, and 0.0 is not -0.0.
+
+    Args:
+        one (object): Built of what the module's first lines list; what is anything
+            else is compared by ``==``.
+        other (object): The same.
+
+    Examples::
+
+        >>> alike((1.0, float("nan")), (1.0, float("nan"))), alike(1, 1.0)
+        (True, False)
+    """
+    if one is other:
+        return True
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return _alike_tensors(one, other)
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, float) and isinstance(other, float):
+        if one != other:
+            return math.isnan(one) and math.isnan(other)
+        return math.copysign(1, one) == math.copysign(1, other)
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(alike, one, other))
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(
+            alike(value, other[key]) for key, value in one.items()
+        )
+    if is_dataclass(one) and not isinstance(one, Compared):
+        return _alike_fields(one, other)
+    return bool(one == other)
+
+
+class Compared:
+    """A dataclass that equals what holds the same to the last bit, by :func:`alike`.
+
+    The ``==`` that Python makes compares tensors by ``==``, which is a tensor again,
+    and takes a NaN for another than itself.
+    """
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the other is of the same class and holds the same."""
+        if type(self) is not type(other):
+            return NotImplemented
+        return self is other or _alike_fields(self, other)
+
+    def __hash__(self) -> int:
+        """Hash texts and counts alone: a tensor may be changed in place."""
+        assert is_dataclass(self)
+        values = [getattr(self, field.name) for field in fields(self)]
+        plain = [value for value in values if isinstance(value, (str, int))]
+        return hash((type(self), *plain))
+
+
+def _alike_fields(one: object, other: object) -> bool:
+    assert is_dataclass(one)
+    names = [field.name for field in fields(one) if field.compare]
+    return all(alike(getattr(one, name), getattr(other, name)) for name in names)
+
+
+def _alike_tensors(one: Tensor, other: Tensor) -> bool:
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    if one.layout != torch.strided or other.layout != torch.strided:
+        return one.layout == other.layout and alike(one.to_dense(), other.to_dense())
+    first, second = one.detach().cpu(), other.detach().cpu()
+    equal = first == second
+    if not first.is_floating_point():
+        return bool(equal.all())
+    # An equal zero may have the other sign; NaN is never equal, even to itself.
+    signed = equal & (first.signbit() == second.signbit())
+    return bool((signed | (first.isnan() & second.isnan())).all())
 
 
 class Packing:

@@ -1,9 +1,11 @@
-"""Warnings that point at the line of the user's code."""
+"""Warnings at the line of the user's code, and interrupts that say how far it got."""
 
 from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 # A method may be called through Captum's own, and both through their decorators.
 _PASSED_OVER = ("captum_attnflow", "captum", "torch")
@@ -15,6 +17,24 @@ def warn_caller(message: str) -> None:
     while frame is not None and _package(frame.f_globals) in _PASSED_OVER:
         frame, depth = frame.f_back, depth + 1
     warnings.warn(message, UserWarning, stacklevel=depth)
+
+
+@contextmanager
+def stopped_in_words(how_far: Callable[[], str]) -> Iterator[None]:
+    """Let an interrupt, such as Ctrl-C, say what it leaves.
+
+    Args:
+        how_far (Callable): Returns the sentence, when it is needed.
+
+    Raises:
+        KeyboardInterrupt: In place of the one without words, of its class.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if error.args:
+            raise
+        raise type(error)(how_far()) from error
 
 
 def _package(names: dict[str, object]) -> str:

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from captum_attnflow._checks import check_choice, described
 from captum_attnflow.scored_tokens import check_tokens
-from captum_attnflow.texts.units import sum_over_units
-from captum_attnflow.texts.words import PIECES, Pieces, merge_words
+from captum_attnflow.texts.units import PIECES, Pieces, merge_words, sum_over_units
 
 if TYPE_CHECKING:
     import pandas

@@ -8,14 +8,25 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from captum.attr import visualization as captum_visualization
 from rich.text import Text
 from torch import Tensor
 
+Colour = tuple[int, int, int]
+"""Red, green and blue, from 0 to 255."""
+# Blue and orange differ in lightness and hue for all kinds of colour vision; black
+# letters stand out from both.
+FOR_COLOUR: Colour = (100, 168, 222)
+AGAINST_COLOUR: Colour = (240, 138, 93)
+MINUS = "\N{MINUS SIGN}"
+WEAKEST_SIGN = 0.1
+"""Scores below this share of the largest are nearly white, and get no minus sign."""
+_FAINT = 0.05  # of the largest score: not coloured
 _N_TOP_TOKENS = 5
 # Not printable alone, but they join the letters or emoji beside them.
 _JOINERS = "\u200c\u200d"
@@ -29,7 +40,7 @@ def relative(scores: Sequence[float]) -> list[float]:
 
     Returns:
         list[float]: In [-1, 1]. All 0 if all scores are; 0 for a score that is not
-        finite, which Captum's picture would paint in full green.
+        finite, which Captum's picture would paint in full colour.
     """
     finite = [score if math.isfinite(score) else 0.0 for score in scores]
     largest = max(map(abs, finite), default=0.0)
@@ -72,27 +83,79 @@ def colour(share: float) -> str:
     """Return the colour behind a share, as CSS and rich write it.
 
     Args:
-        share (float): In [-1, 1]; the deeper green the nearer to 1, white at 0, the
-            deeper red the nearer to -1.
+        share (float): In [-1, 1]; the deeper blue the nearer to 1, white at 0, the
+            deeper orange the nearer to -1.
+
+    Examples::
+
+        >>> colour(1.0), colour(0.0), colour(-1.0)
+        ('rgb(100,168,222)', 'rgb(255,255,255)', 'rgb(240,138,93)')
     """
-    fade = round(255 * (1 - 0.7 * abs(share)))
-    return f"rgb({fade},255,{fade})" if share >= 0 else f"rgb(255,{fade},{fade})"
+    deepest = FOR_COLOUR if share >= 0 else AGAINST_COLOUR
+    red, green, blue = (round(255 - (255 - part) * abs(share)) for part in deepest)
+    return f"rgb({red},{green},{blue})"
 
 
-def coloured_tokens(tokens: Sequence[str], scores: Sequence[float]) -> Text:
+def recoloured(picture: str) -> str:
+    """Show what Captum paints green in blue, and what it paints red in orange.
+
+    Captum's text pictures tell a score's sign by red and green alone, which one in
+    twelve men cannot tell apart.
+
+    Args:
+        picture (str): HTML of Captum, with every token escaped.
+    """
+    for red_or_green, hue in (("0", "22"), ("120", "208")):
+        # A token cannot begin a tag: its "<" is escaped.
+        begin = '<mark style="background-color: hsl({},'
+        picture = picture.replace(begin.format(red_or_green), begin.format(hue))
+        sample = rf"(<span style=[^<>]*background-color:\s+hsl\(){red_or_green},"
+        picture = re.sub(sample, rf"\g<1>{hue},", picture)
+    return picture
+
+
+def coloured_tokens(
+    tokens: Sequence[str], scores: Sequence[float], dimmed: Collection[int] = ()
+) -> Text:
     """Colour tokens for a terminal, and name the strongest for and against.
 
     The deeper the colour behind a token, the higher its share of the text's largest
-    score; green is positive and red negative.
+    score; blue is for and orange against. What speaks against has a minus sign too,
+    which a pipe keeps. What has next to no score is in the terminal's own colours.
 
     Args:
         tokens (sequence of str): The tokens.
         scores (sequence of float): One per token.
+        dimmed (collection of int): Which of them are special tokens.
+
+    Examples::
+
+        >>> shown = coloured_tokens(["so", "not"], [1.0, -3.0]).plain.splitlines()
+        >>> shown[1:], shown[0] == f" so  {MINUS}not "
+        (['for: "so" 25 %', 'against: "not" 75 %'], True)
     """
     text = Text()
-    for token, share in zip(tokens, relative(scores), strict=True):
-        text.append(f" {printable(token)} ", f"black on {colour(share)}")
-    return text.append(f"\n{strongest(tokens, scores)}")
+    for place, (token, share) in enumerate(zip(tokens, relative(scores), strict=True)):
+        text.append_text(coloured_token(token, share, place in dimmed))
+    sides = [f"{side}: {named}" for side, named in _sides(tokens, scores)]
+    for line in sides or [strongest(tokens, scores)]:
+        text.append(f"\n{line}")
+    return text
+
+
+def coloured_token(token: str, share: float, is_dimmed: bool = False) -> Text:
+    """Colour one token for a terminal.
+
+    Args:
+        token (str): The token.
+        share (float): Its score over the largest, in [-1, 1].
+        is_dimmed (bool): Whether it is no word of the text.
+    """
+    sign = MINUS if share <= -WEAKEST_SIGN else ""
+    style = f"black on {colour(share)}" if abs(share) >= _FAINT else ""
+    if is_dimmed:
+        style = "dim"
+    return Text(f" {sign}{printable(token)} ", style)
 
 
 def strongest(tokens: Sequence[str], scores: Sequence[float]) -> str:
@@ -111,6 +174,13 @@ def strongest(tokens: Sequence[str], scores: Sequence[float]) -> str:
         >>> strongest(["so", "funny", ",", "not"], [1.0, 6.0, 0.0, -3.0])
         'for: "funny" 60 %, "so" 10 %; against: "not" 30 %'
     """
+    return "; ".join(f"{side}: {named}" for side, named in _sides(tokens, scores)) or (
+        "all scores are 0" if tokens else "no token"
+    )
+
+
+def _sides(tokens: Sequence[str], scores: Sequence[float]) -> list[tuple[str, str]]:
+    """The strongest for and against, in words; a side without any is left out."""
     finite = [score if math.isfinite(score) else 0.0 for score in scores]
     total = sum(map(abs, finite))
     ranked = sorted(zip(finite, tokens, strict=True), key=lambda pair: -abs(pair[0]))
@@ -118,17 +188,17 @@ def strongest(tokens: Sequence[str], scores: Sequence[float]) -> str:
         "for": [pair for pair in ranked if pair[0] > 0],
         "against": [pair for pair in ranked if pair[0] < 0],
     }
-    named = [
-        f"{side}: "
-        + ", ".join(
-            f'"{printable(token)}" {rounded(100 * abs(score) / total)} %'
-            for score, token in pairs[:_N_TOP_TOKENS]
+    return [
+        (
+            side,
+            ", ".join(
+                f'"{printable(token)}" {rounded(100 * abs(score) / total)} %'
+                for score, token in pairs[:_N_TOP_TOKENS]
+            ),
         )
         for side, pairs in sides.items()
         if pairs
     ]
-    nothing = "all scores are 0" if finite else "no token"
-    return "; ".join(named) or nothing
 
 
 @dataclass(frozen=True)
@@ -165,8 +235,10 @@ class TokenTable:
     def _repr_html_(self) -> str:
         rows = "".join(
             f"<tr><td>{escaped(row.heading)}</td>"
-            + captum_visualization.format_word_importances(
-                [escaped(token) for token in row.tokens], relative(row.scores)
+            + recoloured(
+                captum_visualization.format_word_importances(
+                    [escaped(token) for token in row.tokens], relative(row.scores)
+                )
             )
             + "</tr>"
             for row in self.rows

@@ -3,14 +3,17 @@
 A file is one of safetensors: tensors, and text in its header. The text is JSON that
 holds the versions of format and package, the kind of result, where the results come
 from (:class:`Provenance`), and the results themselves but for their tensors. Nothing
-in it is run: there is no pickle.
+in it is run: there is no pickle. The header also holds a checksum of the whole file,
+taken with zeros in its own place, so that a byte changed anywhere is found.
 
 A version reads all files of its own format version and of earlier ones. Fields that it
-does not know, which a later version of the package may have added, it ignores.
+does not know, which a later version of the package may have added, it ignores. Files
+without a checksum, as earlier versions of the package wrote them, are read unchecked.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -24,9 +27,9 @@ from safetensors import torch as safetensors_torch
 from torch import Tensor
 from typing_extensions import Self
 
-from captum_attnflow._checks import check_type, described
-from captum_attnflow._files import replace_file
-from captum_attnflow._tree import Packing, unpack
+from captum_attnflow._checks import check_type, counted, described
+from captum_attnflow._files import BINARY_FORMATS, replace_file
+from captum_attnflow._tree import Compared, Packing, unpack
 from captum_attnflow._version import __version__
 
 FORMAT_VERSION = 1
@@ -41,28 +44,25 @@ KINDS = (
     "ImageAttribution",
     "AnswerAttribution",
     "WordAttribution",
+    "SideAttribution",
 )
 """The classes of results that a file may hold."""
 _KEY = "captum_attnflow"
+_CHECKSUM = "sha256"
+_CHECKSUM_KEY = f"{_KEY}_{_CHECKSUM}"
+_NO_CHECKSUM = "0" * hashlib.sha256().digest_size * 2
 _MAX_HEADER = 100_000_000  # bytes; safetensors reads no longer one
 _WANTED = "give a file that save() or save_results() wrote"
 _MAGIC = {
-    b"PK\x03\x04": "a zip archive, such as torch.save writes",
+    **BINARY_FORMATS,
     b"\x80": "a pickle, which could run code when it is read",
-    b"\x89PNG": "a PNG picture",
-    b"\xff\xd8\xff": "a JPEG picture",
-    b"GIF8": "a GIF picture",
-    b"%PDF": "a PDF",
-    b"PAR1": "a Parquet file",
-    b"\x1f\x8b": "a gzip archive",
-    b"\x93NUMPY": "a NumPy array",
     b"{": "JSON",
     b"<": "HTML or XML",
 }
 
 
-@dataclass(frozen=True)
-class Provenance:
+@dataclass(frozen=True, eq=False)
+class Provenance(Compared):
     """Where results come from: what they do not say themselves.
 
     All is optional. The pipelines' ``provenance`` fills in what they know.
@@ -89,7 +89,7 @@ class Provenance:
 
 
 @dataclass(frozen=True, eq=False)
-class StoredResults:
+class StoredResults(Compared):
     """What a file holds.
 
     Attributes:
@@ -105,8 +105,14 @@ class StoredResults:
     package_version: str
 
 
-class Storable:
-    """A result that can be written to a file."""
+class Storable(Compared):
+    """A result that can be written to a file, and equals what is read from it.
+
+    Two results are equal if they are of one class and hold the same to the last bit:
+    tensors of the same dtype, shape and numbers on whatever device, NaN where the
+    other has NaN. A joint flow that was not read is solved for it, if all else is
+    equal.
+    """
 
     def save(
         self, path: str | PathLike[str], provenance: Provenance | None = None
@@ -202,6 +208,7 @@ def save_results(
     content = {
         "format_version": FORMAT_VERSION,
         "package_version": __version__,
+        "checksum": _CHECKSUM,
         "kind": kind,
         "provenance": packing.pack("provenance", provenance or Provenance()),
         "results": [
@@ -209,16 +216,30 @@ def save_results(
             for i, each in enumerate(given)
         ],
     }
-    header = {_KEY: json.dumps(content, allow_nan=False)}
+    text = json.dumps(content, allow_nan=False)
+    header = {_KEY: text, _CHECKSUM_KEY: _NO_CHECKSUM}
     data = safetensors_torch.save(packing.finish(), header)
     n_bytes = int.from_bytes(data[:8], "little")
     if n_bytes > _MAX_HEADER:
         raise ValueError(
-            f"the texts and numbers of the {len(given)} results fill {n_bytes:,} "
-            f"bytes, and a file holds {_MAX_HEADER:,}, beside its tensors; save the "
-            "results in several files"
+            f"the texts and numbers of {counted(len(given), 'result')} fill "
+            f"{n_bytes:,} bytes, and a file holds {_MAX_HEADER:,}, beside its "
+            "tensors; save the results in several files"
         )
-    replace_file(path, data)
+    replace_file(path, _with_checksum(data, _NO_CHECKSUM, _checksum(data)))
+
+
+def _checksum(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _with_checksum(data: bytes, old: str, new: str) -> bytes:
+    """Put another checksum into a file's header.
+
+    Texts of results hold no such place: JSON puts a backslash before their quotes.
+    """
+    place = f'"{_CHECKSUM_KEY}":"%s"'
+    return data.replace((place % old).encode(), (place % new).encode(), 1)
 
 
 def _of_one_kind(results: object) -> tuple[list[Storable], str]:
@@ -249,8 +270,8 @@ def load_results(path: str | PathLike[str]) -> StoredResults:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it holds something else, is damaged, or is of a later format
-            version.
+        ValueError: If it holds something else, is damaged or was changed, or is of a
+            later format version.
     """
     check_type("path", path, (str, PathLike), "the name of a file")
     name = os.fspath(path)
@@ -281,7 +302,8 @@ def _parse(name: str, data: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         tensors = safetensors_torch.load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        text = header.get("__metadata__", {}).get(_KEY)
+        metadata = header.get("__metadata__", {})
+        text, checksum = metadata.get(_KEY), metadata.get(_CHECKSUM_KEY)
     except (SafetensorError, ValueError, KeyError, RecursionError) as error:
         for magic, what in _MAGIC.items():
             # A header's length may start with any of them; the header follows it.
@@ -299,7 +321,24 @@ def _parse(name: str, data: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise _damaged(name, error) from error
+    _check_checksum(name, data, content, checksum)
     return content, tensors
+
+
+def _check_checksum(
+    name: str, data: bytes, content: object, checksum: str | None
+) -> None:
+    """Refuse a file that is not what was written, if it says what that was."""
+    named = content.get("checksum") if isinstance(content, dict) else None
+    if checksum is None and named != _CHECKSUM:
+        return
+    blank = _with_checksum(data, str(checksum), _NO_CHECKSUM)
+    if _checksum(blank) != checksum:
+        raise ValueError(
+            f"{name!r} is no whole file of results: something in it was changed after "
+            f"it was written, as its {_CHECKSUM} checksum says; copy it anew, or "
+            "write it again by save() or save_results()"
+        )
 
 
 def _check_version(name: str, content: object) -> None:

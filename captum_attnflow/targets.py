@@ -1,15 +1,28 @@
-"""Captum's targets, one for all examples or one for each, and what they select."""
+"""The forward function: its run, errors of its ids, and the output that is selected.
+
+Targets are Captum's, one for all examples or one for each.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from operator import index as as_index
+from traceback import walk_tb
 from typing import Any, SupportsIndex, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from captum_attnflow._captum import TargetType, select_targets
-from captum_attnflow._checks import check_dense, check_integer, described
+from captum_attnflow._captum import (
+    TargetType,
+    forward_layer_distributed_eval,
+    run_captums_forward,
+    select_targets,
+)
+from captum_attnflow._checks import check_dense, check_integer, counted, described
+from captum_attnflow._memory import is_out_of_memory
 
 Target = tuple[int, ...]
 """Index of one output of a text, as in ``logits[target]``."""
@@ -58,8 +71,8 @@ def targets_of_texts(target: TargetType, n_texts: int) -> list[Target] | None:
     each: Any = target if is_per_example(target) else [target] * n_texts
     if len(each) != n_texts:
         raise ValueError(
-            f"{len(each)} targets were given for {n_texts} texts; give one per text, "
-            "or one for all"
+            f"{counted(len(each), 'target')} for {counted(n_texts, 'text')}; give one "
+            "per text, or one for all"
         )
     return [
         tuple(map(as_index, index if isinstance(index, tuple) else (index,)))
@@ -233,3 +246,124 @@ def select_output(
             "integers have no gradient: load the model in float32 or bfloat16"
         )
     return selected
+
+
+def run_forward(
+    forward_func: Callable[..., Any],
+    inputs: Tensor | tuple[Tensor, ...],
+    target: TargetType = None,
+    additional_forward_args: tuple[Any, ...] | None = None,
+) -> Any:
+    """Run a forward function as Captum does, and name ids beyond the vocabulary."""
+    with vocabulary_in_words(inputs, additional_forward_args):
+        return run_captums_forward(
+            forward_func, inputs, target, additional_forward_args
+        )
+
+
+def run_with_layer(
+    forward_func: Callable[..., Any], inputs: tuple[Tensor, ...], layer: Any, **how: Any
+) -> Any:
+    """Run a forward function and keep what a layer puts out, as Captum does.
+
+    Ids beyond the vocabulary are named.
+    """
+    with vocabulary_in_words(inputs, how.get("additional_forward_args")):
+        return forward_layer_distributed_eval(forward_func, inputs, layer, **how)
+
+
+@contextmanager
+def vocabulary_in_words(
+    inputs: Tensor | tuple[Any, ...], additional: tuple[Any, ...] | None = None
+) -> Iterator[None]:
+    """Say which of the given ids an embedding has no row for.
+
+    Torch says "index out of range in self". What was looked up stands in the failed
+    call itself, so that this costs nothing where all is well. Errors of other lookups,
+    such as of too many positions, pass on as they are.
+
+    Args:
+        inputs (Tensor or tuple): The inputs of a forward function.
+        additional (tuple, optional): Its further arguments.
+
+    Raises:
+        ValueError: If a lookup of given ids fails.
+    """
+    try:
+        yield
+    except IndexError as error:
+        lookup = _failed_lookup(error)
+        if lookup is None:
+            raise
+        ids, n_rows = lookup
+        beyond = ids[(ids < 0) | (ids >= n_rows)]
+        of_inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+        given = (*of_inputs, *(additional or ()))
+        if not any(_holds(tensor, beyond) for tensor in given):
+            raise
+        which = ", ".join(map(str, sorted(set(beyond.tolist()))[:5]))
+        raise ValueError(
+            f"the ids {which} were given, but the embedding that they are looked up in "
+            f"has {n_rows} rows; give ids from 0 to {n_rows - 1}, such as those of the "
+            "model's own tokenizer. After adding tokens to it, call "
+            "model.resize_token_embeddings(len(tokenizer))"
+        ) from error
+
+
+def _failed_lookup(error: IndexError) -> tuple[Tensor, int] | None:
+    """Find the ids and the rows of a lookup in which an error was raised."""
+    last = None
+    for frame, _ in walk_tb(error.__traceback__):
+        if frame.f_code is F.embedding.__code__:
+            last = frame.f_locals
+    if last is None or not isinstance(last.get("input"), Tensor):
+        return None
+    return last["input"], len(last["weight"])
+
+
+def _holds(given: Any, ids: Tensor) -> bool:
+    """Whether a tensor holds just these ids, however often it is laid out anew."""
+    if not isinstance(given, Tensor) or given.is_floating_point() or not len(ids):
+        return False
+    return all(
+        int((given == one).sum()) == int((ids == one).sum()) for one in ids.unique()
+    )
+
+
+def ids_needed(
+    error: Exception,
+    forward_func: Callable[..., Any],
+    inputs: tuple[Tensor, ...],
+    additional: tuple[Any, ...] | None,
+) -> ValueError | None:
+    """Say that ids are needed, where a forward function failed on floats for that.
+
+    A run on the ids 0 tells.
+
+    Args:
+        error (Exception): With which it failed.
+        forward_func (Callable): The forward function.
+        inputs (tuple[Tensor, ...]): What it was given.
+        additional (tuple, optional): Its further arguments.
+
+    Returns:
+        ValueError: To be raised from the error; None if that has another reason.
+    """
+    first, *others = inputs
+    shape = tuple(first.shape)
+    is_floats = first.is_floating_point() and 2 <= len(shape) <= 3
+    if not is_floats or is_out_of_memory(error):
+        return None
+    ids = torch.zeros(shape[:2], dtype=torch.long, device=first.device)
+    try:
+        with torch.no_grad():
+            run_forward(forward_func, (ids, *others), None, additional)
+    except Exception:
+        return None
+    return ValueError(
+        f"forward_func takes token ids (B, T), integers, but failed on floats of shape "
+        f"{shape}: {type(error).__name__}: {error}. Give the ids; or, for embeddings, "
+        "a function of these, such as lambda embeddings: "
+        "model(inputs_embeds=embeddings).logits. Attributions at embeddings are those "
+        "of the Layer... class, which takes ids and the embeddings module"
+    )

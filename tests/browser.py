@@ -86,3 +86,16 @@ def luminance(colour: str) -> float:
         p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts
     ]
     return sum(w * p for w, p in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def over(colour: str, below: str) -> str:
+    """Lay a half-transparent colour over another."""
+    top, base = (
+        [float(part) for part in re.findall(r"[\d.]+", given)]
+        for given in (colour, below)
+    )
+    alpha = top[3] if len(top) == 4 else 1.0
+    mixed = [
+        alpha * a + (1 - alpha) * b for a, b in zip(top[:3], base[:3], strict=True)
+    ]
+    return f"rgb({', '.join(str(round(part)) for part in mixed)})"

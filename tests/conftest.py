@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Generator
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +19,33 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the processors
     torch.set_num_threads(1)
+    # Nothing is compiled by Inductor, which would start processes that import torch.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, Any, Any]:
+    """Leave the 750,000 objects of what is imported out of garbage collection."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.freeze()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep the tests of a file on one worker, which makes their fixtures but once.
+
+    A worker that is done takes half of what the other one has left.
+    """
+    if config.getvalue("dist") != "load":  # another than what -n means was asked for
+        return None
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -29,7 +29,7 @@ def test_the_package_alone_loads_nothing_heavy():
 
 
 def test_methods_load_no_pipeline_and_no_picture_of_this_package():
-    loaded = loaded_by("from captum_attnflow import *")
+    loaded = loaded_by("from captum_attnflow.attr import *")
     assert "captum_attnflow.attr.relevance_flow" in loaded
     assert "transformers" not in loaded
     heavy = ("show", "pipelines", "study", "tables", "cli", "demo")
@@ -62,6 +62,15 @@ def test_every_public_name_is_there_and_listed(package):
         assert getattr(package, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
         package.Nothing  # noqa: B018
+
+
+def test_a_star_imports_every_public_name():
+    lazy = {name for names in captum_attnflow._MODULES.values() for name in names}
+    assert set(captum_attnflow.__all__) == {"__version__", *lazy}
+    assert len(captum_attnflow.__all__) == len(set(captum_attnflow.__all__))
+    found: dict[str, object] = {}
+    exec("from captum_attnflow import *", found)
+    assert {*lazy} <= found.keys()
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,12 @@ import multiprocessing
 import os
 import pickle
 import random
+import re
 import signal
 import struct
 import time
 from collections.abc import Mapping
+from importlib import import_module
 
 import pytest
 import safetensors
@@ -34,6 +36,7 @@ from captum_attnflow import (
     Explanation,
     GenerationExplanation,
 )
+from captum_attnflow._tree import CLASSES, Compared
 from captum_attnflow._version import __version__
 from captum_attnflow.capture import Propagation, TokenSequence
 from captum_attnflow.explanation import ConservationDiagnostics, GivenFlow
@@ -119,10 +122,14 @@ def stored(demo, tmp_path_factory):
 
 
 def changed(path, data, change):
-    """Write a file again after a change of what its header holds."""
+    """Write a file again after a change of what its header holds.
+
+    Without a checksum, like the files of earlier versions.
+    """
     path.write_bytes(data)
     with safetensors.safe_open(path, "pt") as file:
         content = json.loads(file.metadata()["captum_attnflow"])
+    del content["checksum"]
     content = change(content) or content
     tensors = load_file(path)
     save_file(tensors, path, {"captum_attnflow": json.dumps(content)})
@@ -152,6 +159,7 @@ def test_what_explain_returns_is_read_as_it_was(explain, tmp_path, method, optio
     read = type(result).load(path)
     solved = result._as_stored()
     assert differences("result", solved, read) == []
+    assert read == result
     assert differences("scores", result.scores, read.scores) == []
     if isinstance(result, Explanation):
         assert differences("value", result.flow_value, read.flow_value) == []
@@ -170,6 +178,7 @@ def test_attributions_of_texts_are_read_as_they_were(demo, tmp_path, method):
     results = demo.explain(TEXTS, method)
     save_results(results, path)
     assert differences("", tuple(results), load_results(path).results) == []
+    assert load_results(path).results == tuple(results)
     results[1].save(path)
     assert differences("", results[1], TextAttribution.load(path)) == []
 
@@ -180,6 +189,7 @@ def test_generated_text_is_read_as_it_was(tmp_path, method):
     results = generator.explain(["7 8 9", "10"], method, max_new_tokens=3)
     save_results(results, tmp_path / "x")
     assert differences("", tuple(results), load_results(tmp_path / "x").results) == []
+    assert load_results(tmp_path / "x").results == tuple(results)
     results[0].explanation.save(tmp_path / "x")
     read = GenerationExplanation.load(tmp_path / "x")
     assert differences("", results[0].explanation, read) == []
@@ -207,6 +217,7 @@ def test_an_image_is_read_as_it_was(tmp_path):
     )
     result.save(tmp_path / "x")
     assert differences("", result, ImageAttribution.load(tmp_path / "x")) == []
+    assert ImageAttribution.load(tmp_path / "x") == result
 
 
 FLOATS = st.floats(allow_nan=True, allow_infinity=True, width=64)
@@ -269,6 +280,7 @@ def test_any_explanation_is_read_as_it_was(tmp_path_factory, explanation):
     path = tmp_path_factory.getbasetemp() / "any.safetensors"
     explanation.save(path)
     assert differences("", explanation, Explanation.load(path)) == []
+    assert Explanation.load(path) == explanation
 
 
 JSON = st.recursive(
@@ -296,6 +308,7 @@ def test_where_results_come_from_is_read_as_it_was(tmp_path_factory, target, not
     result = TextAttribution("a", ("a",), (1.0,), "x", None, "x")
     result.save(path, provenance)
     assert differences("", provenance, load_results(path).provenance) == []
+    assert load_results(path).provenance == provenance
 
 
 def test_a_target_may_be_a_tensor(tmp_path):
@@ -334,6 +347,60 @@ def test_another_reader_of_safetensors_finds_the_scores(explain, tmp_path):
         content = json.loads(file.metadata()["captum_attnflow"])
     versions = content["format_version"], content["package_version"], content["kind"]
     assert versions == (FORMAT_VERSION, __version__, "Explanation")
+
+
+# Equality
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_result_is_compared_to_the_last_bit(kind):
+    made = getattr(import_module(CLASSES[kind]), kind)
+    assert issubclass(made, Compared)
+    # And by no method that @dataclass put before it.
+    assert next(c for c in made.__mro__ if "__eq__" in vars(c)) in (Compared, made)
+    assert ("__eq__" in vars(made)) == (kind == "Explanation")
+
+
+def of_numbers(*numbers: float, dtype=torch.float64) -> GenerationExplanation:
+    scores = torch.tensor([numbers], dtype=dtype)
+    tokens = ["x"] * len(numbers)
+    return GenerationExplanation(tokens, scores, torch.zeros(1), torch.ones(1))
+
+
+def test_results_are_equal_where_they_hold_the_same():
+    result = of_numbers(1.0, math.nan, -0.0)
+    assert result == of_numbers(1.0, math.nan, -0.0)
+    assert hash(result) == hash(of_numbers(1.0, math.nan, -0.0))
+    others = (
+        of_numbers(1.0, 2.0, -0.0),
+        of_numbers(1.0, math.nan, 0.0),
+        of_numbers(math.nextafter(1.0, 2.0), math.nan, -0.0),
+        of_numbers(1.0, math.nan, -0.0, 0.0),
+        of_numbers(1.0, math.nan, -0.0, dtype=torch.float32),
+        dataclasses.replace(result, outputs=torch.ones(1)),
+        dataclasses.replace(result, parts=("prompt",) * 3),
+        "another type",
+    )
+    assert [other for other in others if other == result] == []
+
+
+@pytest.mark.parametrize("other", [1, True, None, 0.5, (1.0,), [math.nan], {"a": 1}])
+def test_where_results_come_from_is_compared_by_type_too(other):
+    assert Provenance(target=1.0) != Provenance(target=other)
+    assert Provenance(notes={"x": other}) == Provenance(notes={"x": copy.copy(other)})
+    of_tensors = [Provenance(target=torch.tensor([1, math.nan])) for _ in range(2)]
+    assert of_tensors[0] == of_tensors[1] != Provenance(target=torch.ones(2))
+
+
+def test_a_flow_is_solved_only_where_all_else_is_equal(explain):
+    result, again = (explain("attention-flow", game="independent") for _ in range(2))
+    other = dataclasses.replace(again, scores=again.scores + 1)
+    assert result != other
+    assert "solution" not in vars(result.joint_flow)
+    assert result == again
+    flow = result.joint_flow
+    lower = GivenFlow(flow.value, flow.flow * 0.5, flow.cut)
+    assert dataclasses.replace(result, joint_flow=lower) != result
 
 
 # Where results come from
@@ -396,7 +463,7 @@ def picture(kind: str) -> bytes:
 
 
 OTHER_FILES = {
-    "a zip archive, such as torch.save writes": torch_file(),
+    "a zip archive, such as torch.save": torch_file(),
     "a pickle, which could run code": pickle.dumps({"scores": [1.0]}),
     "a PNG picture": picture("PNG"),
     "a JPEG picture": picture("JPEG"),
@@ -519,6 +586,44 @@ def test_a_file_changed_anywhere_is_refused_in_words_or_read(
             assert {type(each).__name__ for each in results} <= set(KINDS)
     assert len(refused) > 100
     assert [e for e in refused if "no whole file" not in e and "version" not in e] == []
+
+
+def test_every_changed_byte_is_refused(explain, stored, tmp_path):
+    explain("relevance-flow").save(tmp_path / "x")
+    path, draws = tmp_path / "y", random.Random(0)
+    for written in (stored, (tmp_path / "x").read_bytes()):
+        n_header = 8 + int.from_bytes(written[:8], "little")
+        keys = [written.index(b'"captum_attnflow_sha256"'), written.index(b"checksum")]
+        places = {
+            *(key + i for key in keys for i in range(100)),
+            *draws.choices(range(n_header), k=400),
+            *draws.choices(range(n_header, len(written)), k=400),
+        }
+        for place in places:
+            damaged = bytearray(written)
+            damaged[place] ^= 1 << draws.randrange(8)
+            path.write_bytes(damaged)
+            with pytest.raises(ValueError, match=re.escape(str(path))):
+                load_results(path)
+
+
+def test_a_changed_number_is_refused_with_what_to_do(explain, tmp_path):
+    path = tmp_path / "x"
+    explain("relevance-flow").save(path)
+    damaged = bytearray(path.read_bytes())
+    damaged[-1] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(
+        ValueError, match=r"x' is no whole .*its sha256 checksum says; copy it anew, or"
+    ):
+        Explanation.load(path)
+
+
+def test_a_text_may_look_like_the_place_of_the_checksum(tmp_path):
+    text = '"captum_attnflow_sha256":"' + "0" * 64 + '"'
+    result = TextAttribution(text, (text,), (1.0,), text, None, text)
+    result.save(tmp_path / "x", Provenance(notes={text: text}))
+    assert TextAttribution.load(tmp_path / "x") == result
 
 
 def test_nothing_but_results_is_made_of_a_file(stored, tmp_path):

@@ -27,7 +27,11 @@ ARROWS: dict[str, set[str]] = {
         *("long_form", "scored_tokens", "storage"),
     },
     "metrics": {"targets", "texts"},
-    "tables": {"demo", "pipelines", "study"},
+    "tables": {"demo", "pipelines"},
+    "study": {
+        *("capture", "flow", "metrics", "pipelines", "scored_tokens", "tables"),
+        "texts",
+    },
     # Of the pictures only words, fonts and figures.
     "summary": {"scored_tokens", "show", "texts"},
 }

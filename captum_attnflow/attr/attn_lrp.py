@@ -17,7 +17,7 @@ from captum.attr import LayerAttribution
 from torch import Tensor, nn
 
 from captum_attnflow._captum import BaselineType, TargetType
-from captum_attnflow._checks import check_choice
+from captum_attnflow._checks import check_choice, names_its_class
 from captum_attnflow.attr.arguments import (
     ForwardArguments,
     TensorOrTensors,
@@ -80,6 +80,7 @@ class AttnLRP(InPlaceOfIntegratedGradients):
         check_choice("rules", rules, get_args(PropagationRule))
         self.rules = rules
 
+    @names_its_class
     def score_targets(
         self,
         inputs: TensorOrTensors,

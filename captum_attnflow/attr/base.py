@@ -25,7 +25,13 @@ from captum_attnflow._captum import (
     format_output,
     log_usage,
 )
-from captum_attnflow._checks import check_callable, check_flags, check_grad_kwargs
+from captum_attnflow._checks import (
+    call_by,
+    check_callable,
+    check_flags,
+    check_grad_kwargs,
+    names_its_class,
+)
 from captum_attnflow.attr.arguments import (
     ForwardArguments,
     TensorOrTensors,
@@ -89,6 +95,7 @@ class InPlaceOfIntegratedGradients(GradientAttribution):
         """Return what attributions are to sum to, shape ``(B,)``."""
 
     @log_usage()
+    @names_its_class
     def attribute(
         self,
         inputs: TensorOrTensors,
@@ -162,6 +169,7 @@ class InPlaceOfIntegratedGradients(GradientAttribution):
         return self._multiply_by_inputs
 
     @log_usage()
+    @names_its_class
     def compute_convergence_delta(
         self,
         attributions: TensorOrTensors,
@@ -225,13 +233,18 @@ class InPlaceOfLayerIntegratedGradients:
         if "__init__" in vars(cls):
             return
 
-        def constructor(self: Any, *args: Any, **options: Any) -> None:
+        def construct(self: Any, *args: Any, **options: Any) -> None:
             super(cls, self).__init__(*args, **options)
 
+        def constructor(*args: Any, **options: Any) -> None:
+            call_by(type(args[0]), "__init__", construct, *args, **options)
+
         method: Any = super()
-        constructor.__signature__ = signature_at_layer(  # type: ignore[attr-defined]
+        shown = signature_at_layer(
             InPlaceOfLayerIntegratedGradients.__init__, method.__init__
         )
+        for function in (construct, constructor):
+            function.__signature__ = shown  # type: ignore[attr-defined]
         cls.__init__ = constructor  # type: ignore[method-assign]
 
     @abstractmethod
@@ -246,6 +259,7 @@ class InPlaceOfLayerIntegratedGradients:
         """Return the attributions of each layer, and what computes their delta."""
 
     @log_usage()
+    @names_its_class
     def attribute(
         self,
         inputs: TensorOrTensors,
@@ -350,6 +364,7 @@ class AttentionAttribution(InPlaceOfIntegratedGradients):
         """Turn captured attention into token scores alone."""
         return self._explain_record(record)
 
+    @names_its_class
     def explain(
         self,
         inputs: TensorOrTensors,
@@ -382,6 +397,7 @@ class AttentionAttribution(InPlaceOfIntegratedGradients):
         record = self._record(arguments, internal_batch_size)
         return _with_warnings(self._explain_record(record))
 
+    @names_its_class
     def explain_targets(
         self,
         inputs: TensorOrTensors,
@@ -436,6 +452,7 @@ class AttentionAttribution(InPlaceOfIntegratedGradients):
                     replace(explanation.select(rows), attention_received=attention)
                 )
 
+    @names_its_class
     def score_targets(
         self,
         inputs: TensorOrTensors,

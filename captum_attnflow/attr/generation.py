@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,21 +15,27 @@ import torch
 from captum.attr import (
     LLMAttributionResult,
     LLMGradientAttribution,
+    TextTemplateInput,
     TextTokenInput,
 )
 from torch import Tensor
 
 from captum_attnflow._captum import DEFAULT_GEN_ARGS, convert_ids_to_pretty_tokens
 from captum_attnflow._checks import check_choice, check_type
+from captum_attnflow._memory import HeldMemory, free_memory
 from captum_attnflow.attr.attn_lrp import AttnLRP
 from captum_attnflow.attr.base import AttentionAttribution
 from captum_attnflow.attr.relevance_flow import RelevanceFlow
 from captum_attnflow.explanation import GenerationExplanation, Part
-from captum_attnflow.texts.embedded import EmbeddedInput
+from captum_attnflow.texts.prompts import EmbeddedInput, TemplateTokens
 from captum_attnflow.texts.units import token_pieces
 
 Output = Literal["logit", "log-probability", "probability"]
 """What of a generated token is explained."""
+# Tokens from which memory is measured before it is taken, on texts of so many.
+_MEASURED_FROM = 512
+_MEASURED_AT = (32, 128)
+
 RUNNER_UP = "runner-up"
 """Against the most probable of the other tokens, step by step."""
 
@@ -101,16 +108,18 @@ class GenerationAttribution(LLMGradientAttribution):
 
     def attribute(
         self,
-        inp: TextTokenInput,
+        inp: TextTokenInput | TextTemplateInput,
         target: str | Tensor | None = None,
         gen_args: dict[str, Any] | None = None,
         *,
         against: str | int | Tensor | None = None,
     ) -> LLMAttributionResult:
-        """Attribute to the tokens of the prompt.
+        """Attribute to the tokens of the prompt, or to the values of its template.
 
         Args:
-            inp (TextTokenInput): The prompt; its ``skip_tokens`` are left out.
+            inp (TextTokenInput or TextTemplateInput): The prompt. The former's
+                ``skip_tokens`` are left out. Each value of the latter has the sum of
+                its tokens' scores; baselines are not read.
             target (str or Tensor, optional): The generated text, or its token ids. If
                 None, the model generates it.
             gen_args (dict, optional): Arguments of ``model.generate``; Captum's
@@ -123,18 +132,21 @@ class GenerationAttribution(LLMGradientAttribution):
 
         Returns:
             LLMAttributionResult: With ``token_attr`` of shape (generated tokens,
-            tokens of the prompt) and their sum ``seq_attr``.
+            tokens of the prompt, or values) and their sum ``seq_attr``.
 
         Raises:
             UnsupportedAttentionError: If the attention is not found or not supported.
             ValueError: If nothing was generated, or ``against`` has another length.
         """
-        generated = self._get_target_tokens(inp, target, gen_args)
-        explanation = self.explain(inp, generated, against=against)
-        n_prompt = inp.to_model_input().shape[1]
+        given = self._read_input(inp)
+        generated = self._get_target_tokens(given, target, gen_args)
+        explanation = self.explain(given, generated, against=against)
+        n_prompt = given.to_model_input().shape[1]
         scores = explanation.scores[:, :n_prompt].float()
-        if inp.itp_mask is not None:
-            scores = scores[:, inp.itp_mask[0].to(scores.device)]
+        if isinstance(given, TemplateTokens):
+            scores = given.sum_over_slots(scores)
+        elif given.itp_mask is not None:
+            scores = scores[:, given.itp_mask[0].to(scores.device)]
         return LLMAttributionResult(
             seq_attr=scores.sum(0),
             token_attr=scores,
@@ -146,7 +158,7 @@ class GenerationAttribution(LLMGradientAttribution):
 
     def explain(
         self,
-        inp: TextTokenInput,
+        inp: TextTokenInput | TextTemplateInput,
         target: str | Tensor | None = None,
         gen_args: dict[str, Any] | None = None,
         *,
@@ -156,15 +168,21 @@ class GenerationAttribution(LLMGradientAttribution):
         """Attribute to the tokens of the prompt and to the generated ones.
 
         Args:
-            inp (TextTokenInput): As in :meth:`attribute`, like what follows.
+            inp (TextTokenInput or TextTemplateInput): As in :meth:`attribute`, like
+                what follows. Of a template the text outside of its values has the part
+                ``"template"``.
             target (str or Tensor, optional): The generated text.
             gen_args (dict, optional): Arguments of ``model.generate``.
             against (str, int or Tensor, optional): Why rather than these tokens.
             spans (sequence of (int, int), optional): Spans of generated tokens, counted
                 from 0, start inclusive and stop exclusive. Each is explained as a
-                whole, in one backward pass from the sum of its outputs; of
+                whole, in one backward pass from the sum of its outputs. Of
                 :class:`RelevanceFlow` it is the sum of its tokens' scores, each from
-                its own pass. By default every generated token is explained.
+                its own pass: a pass from the sum knows the scores of all positions but
+                those where its outputs are read, and of these only the sum. What a
+                token's direct edges leave of its output starts at its own read-out, and
+                a pass from the sum shows what they take of all outputs together. By
+                default every generated token is explained.
 
         Returns:
             GenerationExplanation: The whole matrix of scores, a row for each generated
@@ -172,10 +190,11 @@ class GenerationAttribution(LLMGradientAttribution):
 
         Raises:
             UnsupportedAttentionError: If the attention is not found or not supported.
-            ValueError: If nothing was generated, ``against`` has another length, or a
-                span lies outside of the generated text.
+            ValueError: If nothing was generated, ``against`` has another length, a
+                span lies outside of the generated text, or memory has no room for the
+                activations of so many tokens.
         """
-        check_type("inp", inp, TextTokenInput, "a TextTokenInput(text, tokenizer)")
+        inp = self._read_input(inp)
         prompt = inp.to_model_input().to(self.device)
         generated = self._get_target_tokens(inp, target, gen_args).to(self.device)
         n_generated = len(generated)
@@ -185,8 +204,8 @@ class GenerationAttribution(LLMGradientAttribution):
                 "or gen_args with a greater max_new_tokens"
             )
         rows = _check_spans(spans, n_generated)
-        # Relevance of a span is the sum of its tokens'. Of the output of each token
-        # another part reaches no direct edge, which a pass over the sum cannot tell.
+        # Direct edges take another part of each output: a number per token, and one
+        # backward pass from the sum of the outputs gives the sum of these numbers.
         is_sum = isinstance(self.attr_method, RelevanceFlow)
         passes = sorted({(i, i + 1) for a, b in rows for i in range(a, b)})
         steps = _Steps(
@@ -200,6 +219,8 @@ class GenerationAttribution(LLMGradientAttribution):
         if isinstance(inp, EmbeddedInput):
             beside = dict(inp.embed(finished[0]))
             inputs = (beside.pop("inputs_embeds"),)
+        else:
+            self._refuse_what_does_not_fit(finished)
         method = copy(self.attr_method)
         method.forward_func = lambda *inputs: steps.outputs(
             self._logits(n_generated, *inputs, beside=beside)
@@ -236,6 +257,14 @@ class GenerationAttribution(LLMGradientAttribution):
                 token_pieces([i], self.tokenizer)[0] for i in against_ids
             ),
         )
+
+    def _read_input(self, inp: TextTokenInput | TextTemplateInput) -> TextTokenInput:
+        kinds = (TextTokenInput, TextTemplateInput)
+        advice = "a TextTokenInput(text, tokenizer) or a TextTemplateInput"
+        check_type("inp", inp, kinds, advice)
+        if isinstance(inp, TextTemplateInput):
+            return TemplateTokens(inp, self.tokenizer)
+        return inp
 
     def _tokens(self, ids: list[int]) -> list[str]:
         """Spell tokens; vocabularies of models may be larger than their tokenizers'."""
@@ -286,6 +315,56 @@ class GenerationAttribution(LLMGradientAttribution):
             return (torch.cat([prompt, before_last], 1),)
         start = prompt.new_tensor([self._decoder_start])
         return prompt, torch.cat([start, before_last], 1)
+
+    def _refuse_what_does_not_fit(self, finished: tuple[Tensor, ...]) -> None:
+        """Refuse a text whose activations memory has no room for, before it is taken.
+
+        What the method's forward pass keeps of two short texts tells what it will of
+        the whole one: it grows with the tokens, and maps with their square.
+
+        Raises:
+            ValueError: Saying how many tokens would fit.
+        """
+        n_tokens = sum(part.shape[1] for part in finished)
+        free = free_memory(finished[0].device)
+        if n_tokens < _MEASURED_FROM or free is None:
+            return
+        lengths, held = [], []
+        for n_read in _MEASURED_AT:
+            parts = tuple(part[:, :n_read] for part in finished)
+            lengths.append(sum(part.shape[1] for part in parts))
+            held.append(self._held(parts))
+        (short, long), (less, more) = lengths, held
+        squared = max(0.0, (more / long - less / short) / (long - short))
+        linear = more / long - squared * long
+        needed = linear * n_tokens + squared * n_tokens**2
+        if needed <= free:
+            return
+        # Where linear * n + squared * n ** 2 is what is free.
+        fitting = 2 * free / (linear + (linear**2 + 4 * squared * free) ** 0.5)
+        raise ValueError(
+            f"prompt and answer have {n_tokens} tokens, of which one forward pass "
+            f"keeps {needed / 2**30:.1f} GiB for its backward pass, and "
+            f"{free / 2**30:.1f} GiB are free: about {int(fitting)} tokens would fit. "
+            "Shorten the prompt, load the model in bfloat16, or split it over devices"
+        )
+
+    def _held(self, inputs: tuple[Tensor, ...]) -> int:
+        """Bytes that a forward pass of the method keeps."""
+        found: list[int] = []
+
+        def measured(*inputs: Tensor) -> Tensor:
+            with HeldMemory() as memory:
+                logits = self._logits(1, *inputs)
+                found.append(memory.held())
+            del logits
+            raise _Measured
+
+        method = copy(self.attr_method)
+        method.forward_func = measured
+        with suppress(_Measured):
+            next(iter(method.score_targets(inputs, [0])))
+        return found[0]
 
     def _logits(
         self, n_last: int, *inputs: Tensor, beside: Mapping[str, Any] | None = None
@@ -354,6 +433,10 @@ class GenerationAttribution(LLMGradientAttribution):
                 "model.generation_config.decoder_start_token_id"
             )
         return (start,)
+
+
+class _Measured(BaseException):
+    """Ends a forward pass that was measured; no error, which callers would explain."""
 
 
 @dataclass

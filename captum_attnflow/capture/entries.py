@@ -26,6 +26,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from captum_attnflow.capture.graph import DependencyGraph, Stack, sequence_lengths
 from captum_attnflow.capture.maps import AttentionCall, RowLayout
+from captum_attnflow.capture.record import UnsupportedAttentionError
 
 FURTHER = -1  # in place of an input's index: an argument behind the inputs
 
@@ -270,6 +271,43 @@ def tokens_of_elements(values: Sequence[Tensor], entered: Tensor) -> Tensor | No
     return _completed(found.masked_fill(makes_none, -1))
 
 
+def _refuse_windows(values: Tensor, entered: Tensor) -> None:
+    """Refuse attention in windows that stand beside the heads.
+
+    Every head weighs all tokens. Windows have parts of them, whose positions would be
+    counted as the same few tokens.
+
+    Args:
+        values (Tensor): What the first attention weighs, ``(..., T, D)``.
+        entered (Tensor): The input as it enters the graph, ``(B, ...)``.
+
+    Raises:
+        UnsupportedAttentionError: If the first head has a part of what all have.
+    """
+    by_head = _mixed(values.flatten(0, -3))
+    of_one, of_all = (
+        torch.autograd.grad(
+            part.sum(), entered, retain_graph=True, materialize_grads=True
+        )[0].flatten(1)
+        for part in (by_head[0], by_head)
+    )
+    (rows,) = (of_one != 0).any(1).nonzero(as_tuple=True)
+    if len(rows) != 1:  # the batch is not first
+        return
+    one, every = (
+        of[rows[0]].abs() > _NOISE_OF_LARGEST * of[rows[0]].abs().amax()
+        for of in (of_one, of_all)
+    )
+    # Elements may have no gradient by chance; two windows have half of them each.
+    if int((one & every).sum()) < 0.75 * int(every.sum()):
+        raise UnsupportedAttentionError(
+            f"attention runs in windows of {values.shape[-2]} tokens: the heads of a "
+            "map have different tokens of the input, as in windowed attention (Swin) "
+            "and local attention in blocks. Flows need a map of all tokens: take "
+            "AttnLRP, SLALOM or IntegratedGradients, or let a window have all tokens"
+        )
+
+
 def _completed(tokens: Tensor) -> Tensor:
     """Fill in from other examples, where all have the same layout.
 
@@ -316,6 +354,8 @@ class TokensOfElements:
         with torch.enable_grad():
             values = [stack.values[sequence][0] for stack in self._stacks]
             tokens = tokens_of_elements(values, entered)
+            if tokens is not None and entered.dim() <= 3:  # positions in dimension 1
+                _refuse_windows(values[0], entered)
         self._found.append((entered, sequence, tokens))
         return tokens
 

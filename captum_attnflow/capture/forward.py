@@ -1,4 +1,10 @@
-"""Attention behind an opaque forward function: one forward, one backward pass."""
+"""Attention behind an opaque forward function: one forward, one backward pass.
+
+The order of :func:`capture_targets`: run the forward function under the interception;
+group its attention calls into a stack, by the graph; find which rows and which inputs
+each call belongs to, while the graph is there; then one backward pass per target, whose
+gradients and the maps make the record.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointError
 
-from captum_attnflow._captum import TargetType, forward_layer_distributed_eval
+from captum_attnflow._captum import TargetType
 from captum_attnflow._checks import (
     check_additional,
     check_callable,
@@ -20,7 +26,6 @@ from captum_attnflow._checks import (
     check_grad_kwargs,
     check_type,
 )
-from captum_attnflow._floats import ids_needed
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture.entries import (
     Entry,
@@ -31,6 +36,7 @@ from captum_attnflow.capture.entries import (
 from captum_attnflow.capture.gradients import (
     OutputGradients,
     WantedGradients,
+    rows_of_calls,
     square_entries,
 )
 from captum_attnflow.capture.graph import (
@@ -39,13 +45,18 @@ from captum_attnflow.capture.graph import (
     find_lone_query,
     find_stacks,
 )
-from captum_attnflow.capture.interception import AttentionInterception, warn_of_dropout
+from captum_attnflow.capture.interception import (
+    AttentionInterception,
+    warn_of_dropout,
+    warn_of_parts,
+)
 from captum_attnflow.capture.maps import (
     AttentionCall,
     AttentionLayer,
     LoneQueryLayer,
     RowLayout,
 )
+from captum_attnflow.capture.mixing import mixing_in_words
 from captum_attnflow.capture.path import InputPath
 from captum_attnflow.capture.propagation import warn_of_unknown
 from captum_attnflow.capture.record import (
@@ -59,7 +70,7 @@ from captum_attnflow.capture.record import (
 )
 from captum_attnflow.capture.rules import RULES, PropagationRules, Rules
 from captum_attnflow.capture.torch_calls import eager
-from captum_attnflow.targets import select_output
+from captum_attnflow.targets import ids_needed, run_with_layer, select_output
 
 
 def capture_attention(
@@ -85,8 +96,8 @@ def capture_attention(
         additional_forward_args (tuple, optional): Passed on behind ``inputs``.
         grad_kwargs (dict, optional): Further arguments of ``torch.autograd.grad``.
         path (InputPath, optional): A path whose points are the rows of ``inputs``.
-        layer_calls (LayerCalls, optional): The calls of a watched layer, which are told
-            the sequence that they belong to.
+        layer_calls (LayerCalls, optional): The calls of a watched layer; each gets the
+            sequence that it belongs to.
         rules (str): How the backward pass goes: by the plain ``"gradient"``, or by
             propagation rules, ``"attnlrp"`` or ``"cp-lrp"``; see
             :mod:`captum_attnflow.capture.rules`.
@@ -164,7 +175,7 @@ def capture_targets(
         stacks = find_stacks(probed, [call.values for call in calls])
     _check_pass(interception)
     _refuse_maps_without_gradient(probed)
-    rows = _rows_of_calls(stacks, calls, inputs, n_rows)
+    rows = rows_of_calls(stacks, calls, inputs, n_rows)
     held = [entries.held_by(stack) for stack in stacks]
     if layer_calls is not None:
         layer_calls.locate(stacks)
@@ -189,6 +200,9 @@ def capture_targets(
             if propagation is not None and number == 0:
                 propagation.check(selected)
                 warn_of_unknown(propagation.summary())
+                warn_of_parts(interception)
+            if number == 0:
+                _warn_of_mixing(interception, selected)
             lone = lone or _lone_queries(selected, stacks, calls, entries, rows)
             is_last = number == len(targets) - 1
             gradients = wanted.differentiate(selected, is_last, grad_kwargs or {})
@@ -235,7 +249,7 @@ def _check_arguments(
 
 @dataclass
 class _Sources:
-    """What relevance is propagated to, and which tokens it makes.
+    """The tensors that relevance is propagated to, with the tokens they make.
 
     Attributes:
         elements (dict): The token of each element of an input, by its number.
@@ -264,7 +278,7 @@ class _Sources:
         layer_calls: LayerCalls | None,
         propagates: bool,
     ) -> _Sources:
-        """Find them before the graph goes, while layers have their own layout."""
+        """Find them before a backward pass frees the graph."""
         of_tokens = TokensOfElements(stacks, calls)
         # Layers of a single input shape attributions themselves.
         is_shaped = layer_calls is not None and len(entries.inputs) == 1
@@ -344,16 +358,6 @@ def _check_pass(interception: AttentionInterception) -> None:
             "missing from the scores: write them as softmax(...) followed by matmul or "
             "einsum, or as F.scaled_dot_product_attention"
         )
-    mixing = interception.mixes_beside()
-    if mixing:
-        places = ", ".join(map(str, sorted(set[int]().union(*mixing.values()))))
-        warn_caller(
-            f"{', '.join(sorted(mixing))} mix positions beside the attention that was "
-            f"captured, behind {places} of its {n_calls} layers, as in hybrids with "
-            "convolutions, recurrent layers or state spaces, or where attention has no "
-            "softmax. Flows follow softmax attention alone: what passes there is "
-            "missing from their scores; AttnLRP follows it"
-        )
     n_unfollowed = sum(
         call.fused is None and call.share_of_weights > 0 and call.scores is None
         for call in interception.calls
@@ -365,6 +369,18 @@ def _check_pass(interception: AttentionInterception) -> None:
             "their relevance there: flows over relevance give it to the queries. Write "
             "scores as a matmul or an einsum of queries and keys, or as "
             "F.scaled_dot_product_attention"
+        )
+
+
+def _warn_of_mixing(interception: AttentionInterception, selected: Tensor) -> None:
+    """Say what mixes positions beside the attention, whose share scores will miss."""
+    mixing = interception.mixes_beside(selected)
+    if mixing:
+        warn_caller(
+            f"{mixing_in_words(mixing, len(interception.calls))}. This is so in "
+            "hybrids with convolutions, recurrent layers or state spaces, and where "
+            "attention has no softmax. Flows follow softmax attention alone: what "
+            "passes there is missing from their scores; AttnLRP follows it"
         )
 
 
@@ -408,11 +424,11 @@ def _elements(
 def _embeddings(
     entries: list[Entry], at_layer: list[Tensor], calls: list[AttentionCall]
 ) -> list[Entry]:
-    """Choose what stands for the tokens in front of the attention.
+    """Choose the tensors that hold the tokens in front of the attention.
 
-    That is the output of the layer that the user names with the inputs that it is not
-    made of, or the inputs themselves. Nothing does where the model makes tokens of a
-    part of an input.
+    These are the output of the layer that the user names, with the inputs that it is
+    not made of; or the inputs themselves. None is chosen if a lookup has only a part of
+    the tokens: relevance then ends behind the first attention.
     """
     n_tokens = max(call.probed.shape[-2] for call in calls)
     chosen = []
@@ -435,7 +451,7 @@ def _embeddings(
 def _warn_of_unseen(
     sources: _Sources, inputs: tuple[Tensor, ...], entries: list[Entry]
 ) -> None:
-    """Say what rules miss where token ids are not seen to become embeddings."""
+    """Warn of token ids that no embedding was seen to look up."""
     if sources.at_layer:
         return
     entered = {entry.index for entry in entries}
@@ -482,7 +498,7 @@ def _run(
     try:
         followed = nullcontext() if path is None else path.followed()
         with eager(), rules, interception, followed:
-            _, output = forward_layer_distributed_eval(
+            _, output = run_with_layer(
                 forward_func,
                 inputs,
                 interception.probe,
@@ -491,12 +507,16 @@ def _run(
                 require_layer_grads=True,
             )
     except AssertionError as error:
-        # Captum's words for "no probe ran"; an assertion of the model passes on.
+        # Captum asserts that the probe ran. Any other assertion is the model's own.
         if interception.calls or "did not obtain any outputs" not in str(error):
             raise
+        why = why_none_is_found(
+            forward_func,
+            interception.mixes_without_softmax(),
+            interception.attends_in_parts(),
+        )
         raise UnsupportedAttentionError(
-            "no attention map was found in the forward function. "
-            f"{why_none_is_found(forward_func, interception.mixes_without_softmax())}"
+            f"no attention map was found in the forward function. {why}"
         ) from None
     except Exception as error:
         explained = ids_needed(error, forward_func, inputs, additional_forward_args)
@@ -521,75 +541,6 @@ def _refuse_maps_without_gradient(maps: Sequence[Tensor]) -> None:
             "Freeze a backbone by requires_grad_(False) on its parameters instead, "
             "which leaves nothing in .grad; checkpoint with use_reentrant=False"
         )
-
-
-def _rows_of_calls(
-    stacks: list[Stack],
-    calls: list[AttentionCall],
-    inputs: tuple[Tensor, ...],
-    n_rows: int,
-) -> list[slice]:
-    """Tell which rows of the batch each call has.
-
-    There is one stack, or those of consecutive mini-batches.
-
-    Raises:
-        UnsupportedAttentionError: If stacks differ, or have other rows in all.
-    """
-    depths = sorted({len(stack.calls) for stack in stacks})
-    if len({stack.routes for stack in stacks}) > 1:
-        raise UnsupportedAttentionError(
-            f"the attention calls form {len(stacks)} stacks, of {depths} layers, that "
-            "do not feed on each other, such as two models, or heads or examples that "
-            "a Python loop attends to one by one. One stack, or an encoder and a "
-            "decoder that attends to it, is supported: attribute to one model at a "
-            "time, and let a call of attention have all heads and examples"
-        )
-    sizes = [n_rows]
-    if len(stacks) > 1:
-        sizes = [calls[stack.calls[0]].n_rows() for stack in stacks]
-    rows, start = [slice(0, 0)] * len(calls), 0
-    for stack, size in zip(stacks, sizes, strict=True):
-        for call in stack.calls:
-            rows[call] = slice(start, start + size)
-        start += size
-    fits = all(
-        calls[i].layouts(rows[i].stop - rows[i].start)
-        for stack in stacks
-        for i in stack.calls
-    )
-    if start != n_rows or not fits:
-        seen = sum(calls[stack.calls[0]].n_rows() for stack in stacks)
-        n_keys = {calls[stack.calls[0]].lengths()[1] for stack in stacks}
-        is_swapped = any(of.shape[1:2] == (seen,) for of in inputs)
-        if seen < n_rows or (is_swapped and n_keys == {n_rows}):
-            raise UnsupportedAttentionError(
-                f"attention ran over {seen} rows for {n_rows} inputs, which seem to "
-                "have their tokens first, in dimension 0. The batch comes first: pass "
-                "them transposed, input.transpose(0, 1), and a forward_func that "
-                "transposes them back"
-            )
-        raise UnsupportedAttentionError(
-            f"{len(stacks)} stacks of attention ran over {seen} rows in all for "
-            f"{n_rows} inputs: {_why_other_rows(len(stacks))}. It is not known which "
-            "pass a token's score belongs to: attribute to one pass at a time. Inputs "
-            "that have their tokens first go in transposed"
-        )
-    return rows
-
-
-def _why_other_rows(n_stacks: int) -> str:
-    if n_stacks > 1:
-        return (
-            "several passes per input, such as those of two towers that meet behind "
-            "their attention (CLIP: wrap get_image_features or get_text_features), of "
-            "siamese models, or of reentrant gradient checkpointing"
-        )
-    return (
-        "several passes per input in one batch, as of windowed attention (Swin), of "
-        "channels that are sequences of their own (PatchTST: pass one channel as one "
-        "example), or of texts joined in the batch"
-    )
 
 
 def _refuse_fault_on_path(

@@ -17,13 +17,17 @@ import torch
 from torch import Tensor
 
 from captum_attnflow.capture.entries import Entry
+from captum_attnflow.capture.graph import Stack
 from captum_attnflow.capture.maps import (
     AttentionCall,
     AttentionLayer,
     RowLayout,
     layouts_of_tokens,
 )
-from captum_attnflow.capture.record import UnsupportedAttentionError
+from captum_attnflow.capture.record import (
+    ALL_KEYS_AT_ONCE,
+    UnsupportedAttentionError,
+)
 
 # Of the plain gradient's norm: rows in another order leave more.
 _TOLERANCE = 0.02
@@ -313,3 +317,117 @@ def refuse_tokens_first(
                 "1; the batch comes first: give input.transpose(0, 1), and a "
                 "forward_func that transposes it back"
             )
+
+
+def rows_of_calls(
+    stacks: list[Stack],
+    calls: list[AttentionCall],
+    inputs: tuple[Tensor, ...],
+    n_rows: int,
+) -> list[slice]:
+    """Tell which rows of the batch each call has.
+
+    There is one stack, or those of consecutive mini-batches.
+
+    Raises:
+        UnsupportedAttentionError: If stacks differ, or have other rows in all.
+    """
+    _refuse_parts_of_a_layer(stacks, calls)
+    depths = sorted({len(stack.calls) for stack in stacks})
+    if len({stack.routes for stack in stacks}) > 1:
+        raise UnsupportedAttentionError(
+            f"the attention calls form {len(stacks)} stacks, of {depths} layers, that "
+            "do not feed on each other, such as two models, or heads or examples that "
+            "a Python loop attends to one by one. One stack, or an encoder and a "
+            "decoder that attends to it, is supported: attribute to one model at a "
+            "time, and let a call of attention have all heads and examples"
+        )
+    sizes = [n_rows]
+    if len(stacks) > 1:
+        sizes = [calls[stack.calls[0]].n_rows() for stack in stacks]
+    rows, start = [slice(0, 0)] * len(calls), 0
+    for stack, size in zip(stacks, sizes, strict=True):
+        for call in stack.calls:
+            rows[call] = slice(start, start + size)
+        start += size
+    fits = all(
+        calls[i].layouts(rows[i].stop - rows[i].start)
+        for stack in stacks
+        for i in stack.calls
+    )
+    if start != n_rows or not fits:
+        seen = sum(calls[stack.calls[0]].n_rows() for stack in stacks)
+        n_keys = {calls[stack.calls[0]].lengths()[1] for stack in stacks}
+        is_swapped = any(of.shape[1:2] == (seen,) for of in inputs)
+        if seen < n_rows or (is_swapped and n_keys == {n_rows}):
+            raise UnsupportedAttentionError(
+                f"attention ran over {seen} rows for {n_rows} inputs, which seem to "
+                "have their tokens first, in dimension 0. The batch comes first: pass "
+                "them transposed, input.transpose(0, 1), and a forward_func that "
+                "transposes them back"
+            )
+        raise UnsupportedAttentionError(
+            f"{len(stacks)} stacks of attention ran over {seen} rows in all for "
+            f"{n_rows} inputs: {_why_other_rows(len(stacks))}. It is not known which "
+            "pass a token's score belongs to: attribute to one pass at a time. Inputs "
+            "that have their tokens first go in transposed"
+        )
+    return rows
+
+
+def _refuse_parts_of_a_layer(stacks: list[Stack], calls: list[AttentionCall]) -> None:
+    """Refuse a layer whose attention runs in several calls, and say over what parts.
+
+    Their values are the same tensor, or parts of one.
+    """
+    groups: dict[int, list[tuple[int, AttentionCall]]] = {}
+    for number, stack in enumerate(stacks):
+        for call in (calls[i] for i in stack.calls):
+            storage = call.values.untyped_storage().data_ptr()
+            groups.setdefault(storage, []).append((number, call))
+    beside = [
+        [call for _, call in group]
+        for group in groups.values()
+        if len({number for number, _ in group}) > 1
+    ]
+    if not beside:
+        return
+    parts = beside[0]
+    lengths = [call.lengths() for call in parts]
+    first, *others = (call.values for call in parts)
+    if all(other.data_ptr() == first.data_ptr() for other in others):
+        kind = "queries"
+    elif sum(keys for _, keys in lengths) == lengths[0][0]:
+        kind = "keys"
+    else:
+        kind = "heads or examples"
+    sizes = [f"{n_queries} x {n_keys}" for n_queries, n_keys in lengths[:3]]
+    if len(lengths) > 3:
+        sizes.append("...")
+    way_out = {
+        "queries": "Let it have all queries at once, such as by a chunk size of the "
+        'number of tokens or by attn_implementation="eager" or "sdpa"; AttnLRP takes '
+        "the model as it is",
+        "keys": ALL_KEYS_AT_ONCE,
+        "heads or examples": "Let it have all heads and examples at once, as "
+        'attn_implementation="eager" and "sdpa" do; AttnLRP takes the model as it is',
+    }[kind]
+    raise UnsupportedAttentionError(
+        f"a layer attends in {len(parts)} calls, each over a part of its {kind}, as in "
+        f"a Python loop over chunks ({', '.join(sizes)} queries x keys). Flows need "
+        f"all of a layer in one call. {way_out}"
+    )
+
+
+def _why_other_rows(n_stacks: int) -> str:
+    if n_stacks > 1:
+        return (
+            "several passes per input, such as those of two towers that meet behind "
+            "their attention (CLIP: wrap get_image_features or get_text_features), of "
+            "siamese models, or of reentrant gradient checkpointing"
+        )
+    return (
+        "several passes per input in one batch, as of windowed attention (Swin), of "
+        "channels that are sequences of their own (PatchTST: pass one channel as one "
+        "example), or of texts joined in the batch"
+    )

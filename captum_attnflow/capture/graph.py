@@ -17,7 +17,7 @@ from collections.abc import (
     Iterator,
     Sequence,
 )
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -314,10 +314,7 @@ def find_lone_query(
         if route.queries == queries and calls[call].lengths()[0] == n_tokens
     ]
     graph = DependencyGraph([*entered, *(call.probed for call in calls)])
-    with ExitStack() as cuts:
-        for edge in (edge for call in lone for edge in calls[call].mixed):
-            handle = edge.node.register_prehook(_cutting(edge))
-            cuts.callback(handle.remove)
+    with without_attention([calls[call] for call in lone]):
         for position in _read_positions(
             selected, before[-1:], graph.forks(calls[lone[0]].probed), n_rows, n_tokens
         ):
@@ -381,6 +378,16 @@ def _where_of_fork(
             if bool((every.sum(1) == 1).all()) and not bool(last[:-1].any()):
                 return every
     return None
+
+
+@contextmanager
+def without_attention(calls: Sequence[AttentionCall]) -> Iterator[None]:
+    """While active, no gradient passes through what some calls have mixed."""
+    with ExitStack() as cuts:
+        for edge in (edge for call in calls for edge in call.mixed):
+            handle = edge.node.register_prehook(_cutting(edge))
+            cuts.callback(handle.remove)
+        yield
 
 
 def _cutting(edge: GradientEdge) -> Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]:

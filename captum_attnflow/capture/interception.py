@@ -1,11 +1,16 @@
 """Routes every attention map of a running forward pass through a probe module.
 
-A :class:`torch.overrides.TorchFunctionMode` sees each torch call. It marks the output
-of a softmax with the axis of its keys, follows the mark through dropout, casts, views,
-transpositions and masks, and when a product sums values over the keys of a marked
-tensor, sends that operand through an identity module first, laid out as
-``(..., queries, keys)``. The model, its configuration and its kernels are left as they
-are.
+A :class:`torch.overrides.TorchFunctionMode` sees each torch call. The way of a map:
+
+1. A softmax runs. Its output gets a mark, which says which axis holds the keys.
+2. Dropout, casts, views, transpositions and masks make new tensors of it. The mark
+   follows, with the axes where they then are.
+3. A product sums values over the keys of a marked tensor: this is attention. The marked
+   operand passes through an identity module, the probe, laid out as
+   ``(..., queries, keys)``; gradients are later taken there.
+
+A fused kernel forms no map. Its output passes through the probe, and what it took is
+kept. The model, its configuration and its kernels are left as they are.
 """
 
 from __future__ import annotations
@@ -27,7 +32,11 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture.entries import InputEntries, traceable
 from captum_attnflow.capture.maps import AttentionCall, FusedLayer, attention_weights
-from captum_attnflow.capture.mixing import PositionMixing, TracedAxis
+from captum_attnflow.capture.mixing import (
+    PositionMixing,
+    TracedAxis,
+    products_behind,
+)
 from captum_attnflow.capture.path import InputPath
 from captum_attnflow.capture.rules import PropagationRules
 from captum_attnflow.capture.rules.call import version
@@ -47,19 +56,21 @@ from captum_attnflow.capture.torch_calls import (
     name_of,
 )
 
-_ATTRIBUTES = {"T", "mT", "mH"}  # that lay a tensor out anew
+_ATTRIBUTES = {"T", "mT", "mH"}  # attributes that transpose; others are not followed
 
 
 @dataclass
 class _Weights:
-    """What a softmax put out, followed until it meets its values.
+    """The output of one softmax, shared by the marks of all that is made of it.
 
     Attributes:
-        shape (Size): As the softmax put it out.
+        shape (Size): Shape of the output.
         keys (int): The axis that the softmax ran over.
-        n_heads (int, optional): Of the multi-head attention that runs.
-        map_shape (tuple of int, optional): Queries and keys, once values were met.
-        scores (TracedAxis, optional): What it is of, where that requires a gradient.
+        n_heads (int, optional): Heads, if ``F.multi_head_attention_forward`` runs.
+        map_shape (tuple of int, optional): Queries and keys, set once the weights were
+            multiplied with values; None marks a softmax that is no attention so far.
+        scores (TracedAxis, optional): The input of the softmax, if it requires a
+            gradient.
     """
 
     shape: torch.Size
@@ -69,14 +80,14 @@ class _Weights:
     scores: TracedAxis | None = None
 
     def heads_of(self, n_queries: int) -> int | None:
-        """Heads, where it is known that they have dimensions of their own."""
+        """Return the number of heads, None where rows and heads share a dimension."""
         if len(self.shape) == 3:
             return self.n_heads
         map_size = n_queries * self.shape[self.keys]
         return self.shape.numel() // max(1, self.shape[0] * map_size)
 
     def may_be(self, map_shape: tuple[int, int]) -> bool:
-        """Whether it may be a map of so many queries and keys."""
+        """Whether the shape allows a map of this many queries and keys."""
         n_queries, n_keys = map_shape
         if self.shape[self.keys] != n_keys or len(self.shape) < 3:
             return False
@@ -87,7 +98,12 @@ class _Weights:
 
 @dataclass(frozen=True)
 class _Mark:
-    """Where the axes of a softmax' output are in a tensor that was made of it."""
+    """Says which axes of a tensor are which axes of the softmax' output behind it.
+
+    Attributes:
+        weights (_Weights): That output.
+        axes (tuple): For each axis of the tensor the output's, None for a new one.
+    """
 
     weights: _Weights
     axes: Axes
@@ -108,8 +124,9 @@ class _Mark:
     def queries(self, candidates: Sequence[int]) -> int | None:
         """Choose the axis of the queries among those that meet no axis of values.
 
-        Heads meet none where they share their values. Then they stand apart, and the
-        queries before the keys; else it is not known.
+        Usually that is one. Where heads share their values, as in multi-query
+        attention, the axis of the heads is a candidate, too: then the queries are the
+        axis just before the keys. None if there is no such axis.
         """
         if len(candidates) == 1:
             return candidates[0]
@@ -125,12 +142,19 @@ class AttentionInterception(TorchFunctionMode):
     Modes are local to a thread: calls in worker threads are not seen.
 
     Args:
-        entries (InputEntries): Told of embedding lookups.
-        path (InputPath, optional): Entered where the model looks its input up.
-        rules (PropagationRules, optional): Told of sources and of attention; active
-            below this mode.
-        keeps_operands (bool): Whether what a fused kernel takes is to have a place of
-            its own in the graph.
+        entries (InputEntries): Hears of every embedding lookup.
+        path (InputPath, optional): Replaces what the model looks up for its input by
+            the points of the path.
+        rules (PropagationRules, optional): Hear where relevance ends (at what was
+            looked up) and of attention. They are a mode themselves, active below this.
+        keeps_operands (bool): Whether queries, keys and values of fused kernels get
+            nodes of their own in the graph, for gradients in them.
+
+    Attributes:
+        probe (Module): The identity module that maps pass through.
+        calls (list of AttentionCall): One per call of attention, in their order.
+        dropout (bool): Whether any dropout was active.
+        without_gradient (set of str): Kernels on integers, which cut gradients off.
     """
 
     def __init__(
@@ -147,8 +171,8 @@ class AttentionInterception(TorchFunctionMode):
         self.rules = rules
         self.probe: nn.Module = nn.Identity()
         self.calls: list[AttentionCall] = []
-        self.dropout = False  # whether any took part
-        self.without_gradient: set[str] = set()  # integer-quantised kernels
+        self.dropout = False
+        self.without_gradient: set[str] = set()
         self._mixing = PositionMixing()
         self._softmaxes = Softmaxes()
         self._weights: list[_Weights] = []
@@ -157,10 +181,12 @@ class AttentionInterception(TorchFunctionMode):
                 rules.add_source(tensor)
             if path is not None:
                 path.on_entry = rules.add_source
-        self._masks: list[tuple[Tensor, int]] = []  # with their versions
-        self._marked = WeakTensorKeyDictionary()
-        self._probed = WeakTensorKeyDictionary()
-        # Values times weights, not yet summed.
+        # Masks of fused kernels with torch's count of changes in place: maps are formed
+        # of the masks after the pass, so that these must not have changed since.
+        self._masks: list[tuple[Tensor, int]] = []
+        self._marked = WeakTensorKeyDictionary()  # tensor: _Mark
+        self._probed = WeakTensorKeyDictionary()  # weights: (of the probe, call)
+        # Products of weights and values, element by element, that a sum may follow.
         self._weighed = WeakTensorKeyDictionary()
         self._n_heads: int | None = None  # of the multi-head attention that runs
 
@@ -171,7 +197,10 @@ class AttentionInterception(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Handle one torch call; the mode is inactive inside."""
+        """Handle one torch call.
+
+        Torch switches the mode off inside, so that its own calls do not come back here.
+        """
         kwargs, name = kwargs or {}, name_of(func)
         if func.__name__ == "__get__" and name not in _ATTRIBUTES:  # such as a shape
             return func(*args, **kwargs)
@@ -199,6 +228,11 @@ class AttentionInterception(TorchFunctionMode):
             given = [arg for arg in args if isinstance(arg, Tensor)]
             if any(arg.requires_grad for arg in given):
                 self.without_gradient.add(str(func))
+        if func is F.linear and torch.is_grad_enabled() and not output.requires_grad:
+            # Weights of a tensor subclass, such as torchao's, choose their kernel.
+            given = [*args, *kwargs.values()]
+            if given[0].requires_grad:
+                self.without_gradient.add(f"linear by {type(given[1]).__name__}")
         if func in SUM:
             self._mixing.note_sum(args, kwargs, output)
         if func is F.dropout and _drops(args, kwargs):
@@ -242,16 +276,19 @@ class AttentionInterception(TorchFunctionMode):
         )
 
     def mixes_without_softmax(self) -> list[str]:
-        """Return the names of what mixes positions where no attention was captured."""
+        """Return the names of what mixes positions in a pass without attention."""
         tokens = [entry.tensor for entry in self._entries.entered()]
         tokens += [tensor for tensor in self._entries.inputs if tensor.requires_grad]
         lengths = {size for of in tokens for size in of.shape[:2] if of.dim() > 2}
         return self._mixing.without_softmax(tokens, lengths)
 
-    def mixes_beside(self) -> dict[str, set[int]]:
+    def mixes_beside(self, selected: Tensor) -> dict[str, set[int]]:
         """Return the names of what mixes positions beside the captured attention.
 
         With each comes behind how many of the captured calls it is.
+
+        Args:
+            selected (Tensor): One output per row, in the graph.
         """
         return self._mixing.beside(
             self.calls,
@@ -261,6 +298,19 @@ class AttentionInterception(TorchFunctionMode):
                 for weights in self._weights
                 if weights.scores is not None
             ],
+            selected,
+        )
+
+    def attends_in_parts(self) -> bool:
+        """Whether attention has a softmax over parts of the keys, put together later.
+
+        Scores are a product of two tensors of tokens: that of a single one, of a linear
+        layer, is a gate or a feature, whose exponentials linear attention sums.
+        """
+        return any(
+            node.name().startswith("Bmm")
+            for scores in self._softmaxes.of_parts
+            for node in products_behind(scores)
         )
 
     def overwritten(self) -> int:
@@ -307,7 +357,7 @@ class AttentionInterception(TorchFunctionMode):
         self._marked[output] = _Mark(weights, tuple(range(output.dim())))
 
     def _exponentiate(self, target: Tensor) -> Tensor:
-        """Change scores to exponentials in place, of a copy, which is kept."""
+        """Run ``exp_`` as a copy and a write, since a softmax may need the scores."""
         scores = target.clone()
         if self.rules is not None:
             self.rules.scores.keep(target, scores)
@@ -360,6 +410,8 @@ class AttentionInterception(TorchFunctionMode):
                 factors[mine] = self._probe(weights, of_keys, weights.dim() + queries)
                 return self._note_mixed(weights, torch.matmul(*factors))
         output = func(*args, **kwargs)
+        for factor in given:
+            self._softmaxes.note_product(factor)
         if not any(map(self._is_marked, given)):
             left, right = given
             axis = right.dim() - min(2, right.dim())
@@ -377,6 +429,8 @@ class AttentionInterception(TorchFunctionMode):
         letters, kept = einsum_letters(equation, operands)
         if not any(map(self._is_marked, operands)):
             output = func(*args, **kwargs)
+            for operand in operands:
+                self._softmaxes.note_product(operand)
             for letter in sorted(set("".join(letters or ())) - set(kept)):
                 factors = [
                     (operand, own.index(letter))
@@ -425,7 +479,11 @@ class AttentionInterception(TorchFunctionMode):
     def _sum_weighed(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Tensor | None:
-        """Sum values that were multiplied by weights, again, by those of the probe."""
+        """Run a sum over keys of weights times values; None if it is no such sum.
+
+        The product was formed before it was known for attention. It is formed again of
+        the weights behind the probe.
+        """
         product = args[0] if args else kwargs.get("input")
         if not isinstance(product, Tensor) or product not in self._weighed:
             return None
@@ -581,9 +639,10 @@ class AttentionInterception(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        """Keep what goes into the fused kernel, or do its work where a map is needed.
+        """Run the fused kernel and keep its operands, or form the map in its place.
 
-        Dropout and folded heads need the map itself.
+        The map is needed where dropout changes it, and where rows and heads share a
+        dimension, which only the map's own shape can tell apart later.
         """
         self.dropout |= dropout_p > 0
         if query.dim() == 4 and dropout_p == 0:
@@ -616,7 +675,8 @@ class AttentionInterception(TorchFunctionMode):
             part.requires_grad and (rules is None or rules.is_active(part))
             for part in (query, key, value)
         ):
-            # Of their own place in the graph: others may use the same tensors.
+            # Views have nodes of their own: gradients in them are this call's alone,
+            # also where others use the same tensors.
             query, key, value = operands = tuple(
                 part.view_as(part) for part in (query, key, value)
             )
@@ -632,7 +692,7 @@ class AttentionInterception(TorchFunctionMode):
         if mask is not None:
             self._masks.append((mask, version(mask)))
             mask = mask.detach()
-        # Under autocast the kernel casts what it takes.
+        # Under autocast the kernel casts its operands: keep them in the dtype it used.
         fused = partial(
             FusedLayer,
             query.detach().to(output.dtype),
@@ -679,6 +739,18 @@ def _without_dispatch(func: Callable[..., Any]) -> Callable[..., Any]:
     )
     copy.__kwdefaults__ = func.__kwdefaults__
     return copy
+
+
+def warn_of_parts(interception: AttentionInterception) -> None:
+    """Say that rules take the parts of a softmax for functions of their own."""
+    if interception.attends_in_parts():
+        warn_caller(
+            "attention runs over parts of its keys, which are put together afterwards, "
+            "as flash kernels do. Propagation rules take each part for a function of "
+            "its own, so that relevance is not that of softmax attention: let one "
+            "softmax have all keys, such as by a chunk size of the number of tokens, "
+            'or by attn_implementation="eager" or "sdpa"'
+        )
 
 
 def warn_of_dropout(interception: AttentionInterception) -> None:

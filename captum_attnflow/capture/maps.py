@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-# Entries of a map and its gradient that are formed at once.
+# Entries of maps that are formed at once, 16 MB in float32: the maps of all heads of a
+# long text would take more memory than the model.
 _MAX_ENTRIES_AT_ONCE = 1 << 22
 
 ALL_HEADS = slice(None)
@@ -198,8 +199,9 @@ class FusedLayer(AttentionLayer):
         scale (float, optional): See :func:`attention_weights`.
         share_of_weights (float): See :meth:`AttentionLayer.messages`.
         output_gradient (Tensor): ``dO``, shape ``(B, H, Tq, Dv)``.
-        operands (FusedOperands, optional): What message sums need, where all three
-            operands depend on the tokens and the caller has asked for no map.
+        operands (FusedOperands, optional): Output and gradients for
+            :meth:`message_sums` without a map; None if the caller needs maps anyway, or
+            if queries, keys or values do not depend on the tokens.
     """
 
     query: Tensor
@@ -269,7 +271,8 @@ class FusedLayer(AttentionLayer):
         mask = self.mask
         if mask is not None and mask.dim() > 2 and mask.shape[-3] > 1:
             mask = mask[..., heads, :, :]
-        # As fused kernels do: the scores of halves may overflow, gradients underflow.
+        # Fused kernels compute in float32, too: scores of float16 may overflow, and
+        # gradients underflow.
         precision = torch.promote_types(self.query.dtype, torch.float32)
         query = self.query[:, heads].to(precision)
         key = self._of_heads(self.key, heads).to(precision)
@@ -379,7 +382,9 @@ class JoinedLayer(AttentionLayer):
 
 @dataclass(frozen=True)
 class LoneQueryLayer(AttentionLayer):
-    """One layer that makes the query of one token a row; those of others are 0.
+    """A layer that computes one query per row, as a full map with zeros elsewhere.
+
+    Models that are read at one token may leave all other queries of the last layer out.
 
     Attributes:
         layer (AttentionLayer): Shape ``(B, H, 1, T)``.
@@ -559,7 +564,8 @@ class AttentionCall:
 
         relevance = None
         if self.scores is not None and score_gradient is not None:
-            # A mask may have been added in place.
+            # A mask that was added in place leaves -inf. Scores there have no gradient,
+            # and 0 times -inf is NaN.
             scores = self.scores.detach().masked_fill(score_gradient == 0, 0)
             relevance = (scores * score_gradient).permute(self.score_axes)
             relevance = heads_of_rows(relevance.reshape(self.probed.shape))
@@ -616,7 +622,7 @@ def layouts_of_map(
     """
     if len(shape) > 3:
         fitting = [axis for axis in range(len(shape) - 2) if shape[axis] == n_rows]
-        # One row is all that there is, wherever it stands.
+        # With one row any axis of size 1 holds the same numbers.
         return [RowLayout(axis) for axis in (fitting[:1] if n_rows == 1 else fitting)]
     folded = shape[0]
     if folded % n_rows or n_heads not in (None, folded // n_rows):

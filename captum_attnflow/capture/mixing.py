@@ -2,6 +2,13 @@
 
 Flows follow attention alone. A convolution between two layers, or attention that is
 written in a way that is not known, mixes positions, which scores then miss.
+
+Behind the last layer two things look alike. A head that pools, by a mean, a maximum or
+weights of its own, makes one vector of all tokens: the gradients in the last layer's
+queries say what each token gave, so nothing is missing. A recurrence, a convolution or
+a shift keeps the tokens and mixes them, and the output is then read at one of them:
+what it has of the others is missing. The graph tells them apart, by the positions that
+the output is read at and those that these depend on.
 """
 
 from __future__ import annotations
@@ -23,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
-from captum_attnflow.capture.graph import DependencyGraph
+from captum_attnflow.capture.graph import DependencyGraph, without_attention
 from captum_attnflow.capture.maps import AttentionCall
 
 
@@ -227,24 +234,28 @@ class PositionMixing:
         calls: Sequence[AttentionCall],
         tokens: Sequence[Tensor],
         scores: Callable[[], Iterable[Node]],
+        selected: Tensor,
     ) -> dict[str, set[int]]:
         """Return the names of what mixes positions beside the captured attention.
 
         Products of two tensors that depend on the tokens do so anywhere, if they keep
-        the positions. Anything else does in front of a layer; behind all of them it
-        may be a head.
+        the positions. Anything else does in front of a layer, and behind all of them
+        if the output is read at some of the positions that it has mixed.
 
         Args:
             calls (sequence of AttentionCall): The attention that was captured.
             tokens (sequence of Tensor): What stands for the inputs.
             scores (Callable): Returns where the scores of all softmaxes are in the
                 graph.
+            selected (Tensor): One output per row, in the graph.
 
         Returns:
             dict: For each name behind how many of the calls it is.
         """
         found = self._noted(calls, tokens, scores)
         for name, n_before in _between(calls, tokens, found):
+            found.setdefault(name, set()).add(n_before)
+        for name, n_before in _behind_all(calls, tokens, selected, found):
             found.setdefault(name, set()).add(n_before)
         return found
 
@@ -277,8 +288,10 @@ class PositionMixing:
                 continue
             # As many features as tokens: scores sum over features.
             if of_scores is None:
-                of_scores = {node for start in scores() for node in _products(start)}
-            if set(_products(of.node)) <= of_scores:
+                of_scores = {
+                    node for start in scores() for node in products_behind(start)
+                }
+            if set(products_behind(of.node)) <= of_scores:
                 continue
             sources = where_tokens_are_apart(
                 of.factors[0].size, [calls[i] for i in sorted(before)], tokens
@@ -350,7 +363,7 @@ def where_tokens_are_apart(
     ]
 
 
-def _products(start: Node) -> Iterator[Node]:
+def products_behind(start: Node) -> Iterator[Node]:
     """Go back to the products of matrices that something is made of."""
     pending, seen = [start], set()
     while pending:
@@ -447,8 +460,140 @@ def _between(
         if not names or len(before) in set[int]().union(*known.values()):
             continue
         apart = where_tokens_are_apart(n_tokens, [calls[i] for i in before], tokens)
-        if apart and TracedAxis.of(values, values.dim() - 2).mixes(apart):
+        of_keys = TracedAxis.of(values, values.dim() - 2)
+        is_mixed = bool(apart) and of_keys.mixes(apart)
+        # What passes beside all attention, too.
+        entered = where_tokens_are_apart(n_tokens, (), tokens)
+        if before and entered and not is_mixed:
+            with without_attention(calls):
+                is_mixed = of_keys.mixes(entered)
+        if is_mixed:
             yield from ((name, len(before)) for name in sorted(names))
+
+
+def _behind_all(
+    calls: Sequence[AttentionCall],
+    tokens: Sequence[Tensor],
+    selected: Tensor,
+    known: Mapping[str, set[int]],
+) -> Iterator[tuple[str, int]]:
+    """Find what mixes tokens behind the last layer, before the output is read at some.
+
+    Args:
+        calls (sequence of AttentionCall): The attention that was captured.
+        tokens (sequence of Tensor): What stands for the inputs.
+        selected (Tensor): One output per row, in the graph.
+        known (mapping): What is known to mix behind how many of the calls.
+
+    Yields:
+        tuple[str, int]: Its name, and behind how many of the calls it is.
+    """
+    behind = DependencyGraph([call.probed for call in calls])
+    used = {
+        i for n, call in enumerate(calls) for i in behind.ancestors(call.probed) - {n}
+    }
+    attention = {
+        get_gradient_edge(call.probed).node
+        for call in calls
+        if call.probed.requires_grad
+    }
+    attention |= {edge.node for call in calls for edge in call.mixed}
+    for last in set(range(len(calls))) - used:
+        call, n_before = calls[last], len(behind.ancestors(calls[last].probed))
+        n_tokens = call.lengths()[0]
+        if n_tokens == 1 or n_before in set[int]().union(*known.values()):
+            continue
+        for edge in _read_from(selected, n_tokens, attention):
+            # Of most heads nothing may, which costs no backward pass.
+            names = _may_mix(edge.node, n_tokens, set(attention))
+            is_mixed = bool(names) and _is_mixed_where_read(edge, selected, call.probed)
+            entered = where_tokens_are_apart(n_tokens, (), tokens)
+            if names and entered and not is_mixed:
+                with without_attention(calls):  # what passes beside all of it
+                    is_mixed = any(
+                        _is_mixed_where_read(edge, selected, part) for part in entered
+                    )
+            if is_mixed:
+                yield from ((name, n_before) for name in sorted(names))
+
+
+def _read_from(
+    selected: Tensor, n_tokens: int, attention: Collection[Node]
+) -> list[GradientEdge]:
+    """Find the tensors of tokens that the output is read from.
+
+    Going back from the output, these are the first that have the tokens in an axis and
+    of which an operation takes some or sums over all.
+    """
+    found: dict[tuple[Node, int], GradientEdge] = {}
+    seen, pending = set(attention), [selected.grad_fn]
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        takes = not _keeps_apart(_operation(node), node, n_tokens)
+        for parent, number in node.next_functions:
+            if parent is None:
+                continue
+            edge = GradientEdge(parent, number)
+            if takes and _axes_of_tokens(edge, n_tokens):
+                found[parent, number] = edge
+            else:
+                pending.append(parent)
+    return list(found.values())
+
+
+def _axes_of_tokens(edge: GradientEdge, n_tokens: int) -> list[int]:
+    """List the axes of a tensor that may be those of the tokens, by their sizes.
+
+    Beside the rows and the features it has one: (rows, classes) have none.
+    """
+    shape = edge.node._input_metadata[edge.output_nr].shape
+    if len(shape) < 3:
+        return []
+    return [axis for axis, size in enumerate(shape) if size == n_tokens]
+
+
+def _is_mixed_where_read(edge: GradientEdge, selected: Tensor, source: Tensor) -> bool:
+    """Whether what is read of some tokens depends on others of a source.
+
+    Args:
+        edge (GradientEdge): Where what is read is in the graph.
+        selected (Tensor): One output per row, in the graph.
+        source (Tensor): The map of the last layer, or what stands for the tokens, in
+            the last dimension but one.
+    """
+    like = edge.node._input_metadata[edge.output_nr]
+    zero = torch.zeros((), dtype=like.dtype, device=like.device)
+    shape = torch.Size(like.shape)
+    axes = _axes_of_tokens(edge, source.shape[-2])
+    # Another axis may be as long by chance: tokens are apart along one alone.
+    traced = (TracedAxis(edge, shape, axis, zero) for axis in axes)
+    if not all(axis.mixes([source]) for axis in traced):
+        return False
+    for row in {0, len(selected) - 1}:  # which are read at positions of their own
+        (gradient,) = torch.autograd.grad(
+            [selected[row]], [edge], retain_graph=True, allow_unused=True
+        )
+        if gradient is None:
+            continue
+        (of_queries,) = torch.autograd.grad(
+            [edge], [source], [gradient], retain_graph=True, allow_unused=True
+        )
+        if of_queries is None:
+            continue
+        reached = (of_queries != 0).any(-1).flatten(0, -2).any(0)
+        for axis in axes:
+            read = (gradient != 0).movedim(axis, 0).flatten(1).any(1)
+            if bool((reached & ~read).any()):
+                return True
+    return False
+
+
+def _operation(node: Node) -> str:
+    """Name the operation that a node of the graph is of, such as ``AvgPool2D``."""
+    return re.sub(r"Backward\d*$", "", node.name().rpartition("::")[2])
 
 
 def _may_mix(start: Node, n_tokens: int, seen: set[Node]) -> set[str]:
@@ -459,7 +604,7 @@ def _may_mix(start: Node, n_tokens: int, seen: set[Node]) -> set[str]:
         if node in seen:
             continue
         seen.add(node)
-        name = re.sub(r"Backward\d*$", "", node.name().rpartition("::")[2])
+        name = _operation(node)
         if not _keeps_apart(name, node, n_tokens):
             # AvgPool2D as avg_pool2d
             names.add(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
@@ -483,8 +628,37 @@ def _keeps_apart(name: str, node: Node, n_tokens: int) -> bool:
     shape = taken[0][0]._input_metadata[taken[0][1]].shape if taken else ()
     given = getattr(node, "_saved_dim", None)
     dims = [given] if isinstance(given, int) else list(given or ())
+    if not shape:  # of a single number, such as one row's output
+        return name in _ALONG_FEATURES
     # They are kept as unsigned numbers.
     dims = [(dim if dim < 1 << 63 else dim - (1 << 64)) % len(shape) for dim in dims]
     if name == "Select":  # of queries, keys and values in one tensor
         return all(shape[dim] == 3 != n_tokens for dim in dims)
     return name in _ALONG_FEATURES and dims == [len(shape) - 1]
+
+
+def mixing_in_words(found: Mapping[str, set[int]], n_layers: int) -> str:
+    """Say what mixes positions, and where.
+
+    Args:
+        found (mapping): For each name behind how many of the layers it is.
+        n_layers (int): Attention layers that were captured.
+
+    Examples::
+
+        >>> mixing_in_words({"stack": {0, 3}, "matmul": {2}}, 3).partition(": ")[2]
+        'in front of layer 1, between layers 2 and 3, behind the last layer'
+    """
+
+    def place(before: int) -> str:
+        if before == n_layers:
+            return "behind the last layer"
+        if before == 0:
+            return "in front of layer 1"
+        return f"between layers {before} and {before + 1}"
+
+    places = map(place, sorted(set[int]().union(*found.values())))
+    return (
+        f"{', '.join(sorted(found))} mix positions beside the attention that was "
+        f"captured, which has {n_layers} layers: {', '.join(places)}"
+    )

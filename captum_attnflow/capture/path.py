@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from captum_attnflow._captum import run_forward
 from captum_attnflow.capture.entries import in_this_thread
 from captum_attnflow.capture.torch_calls import Softmaxes, begins_attention, eager
+from captum_attnflow.targets import run_forward
 
 
 class InputPath:

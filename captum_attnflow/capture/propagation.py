@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_attnflow._captum import TargetType, run_forward
-from captum_attnflow._floats import ids_needed
+from captum_attnflow._captum import TargetType
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture.entries import (
     Entry,
@@ -24,11 +23,18 @@ from captum_attnflow.capture.gradients import (
     refuse_tokens_first,
     square_entries,
 )
-from captum_attnflow.capture.interception import AttentionInterception, warn_of_dropout
-from captum_attnflow.capture.record import Propagation
+from captum_attnflow.capture.interception import (
+    AttentionInterception,
+    warn_of_dropout,
+    warn_of_parts,
+)
+from captum_attnflow.capture.record import (
+    Propagation,
+    refuse_kernels_without_gradient,
+)
 from captum_attnflow.capture.rules import PropagationRules, Rules
 from captum_attnflow.capture.torch_calls import eager
-from captum_attnflow.targets import select_output
+from captum_attnflow.targets import ids_needed, run_forward, select_output
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,7 @@ def propagate(
             if explained is None:
                 raise
             raise explained from error
+        refuse_kernels_without_gradient(interception.without_gradient)
         propagation.check(
             select_output(output, targets[0], len(inputs[0]), len(inputs[0]))
         )
@@ -168,6 +175,7 @@ def propagate(
         _refuse_nan(relevance)
         if is_first:
             warn_of_dropout(interception)
+            warn_of_parts(interception)
             warn_of_unknown(propagation.summary())
         yield PropagatedRelevance(selected.detach(), relevance, propagation.summary())
 

@@ -257,6 +257,11 @@ _SUPPORTED = (
     "convolutional network, has nothing that a flow could follow: take SLALOM or "
     "IntegratedGradients"
 )
+ALL_KEYS_AT_ONCE = (
+    "Let one softmax have all keys, such as by a chunk size of the number of tokens or "
+    'by attn_implementation="eager" or "sdpa"; SLALOM and IntegratedGradients take the '
+    "model as it is"
+)
 _SCRIPT = (
     "It is TorchScript, whose operations cannot be seen: pass the Python model that it "
     "was traced or scripted from"
@@ -264,20 +269,30 @@ _SCRIPT = (
 
 
 def why_none_is_found(
-    forward_func: Callable[..., Any], without_softmax: Sequence[str] = ()
+    forward_func: Callable[..., Any],
+    without_softmax: Sequence[str] = (),
+    in_parts: bool = False,
 ) -> str:
     """Say why a forward function may have shown no attention, and what to do.
 
     Args:
         forward_func (Callable): The forward function.
         without_softmax (sequence of str): The calls that mix its tokens nevertheless.
+        in_parts (bool): Whether a softmax was seen over parts of the keys.
     """
+    if in_parts:
+        return (
+            "Its keys are attended to in parts: exponentials of scores weigh values "
+            "before they are divided by their sum, as in attention over chunks of keys "
+            f"that are written out like a flash kernel. {ALL_KEYS_AT_ONCE}"
+        )
     if without_softmax:
         return (
             f"Its tokens are mixed by {', '.join(without_softmax)} of two tensors that "
             "are made of them, without a softmax, as in linear, sigmoid or retention "
-            "attention. Flows follow softmax attention alone: take AttnLRP, SLALOM or "
-            "IntegratedGradients"
+            "attention, or by a softmax that something changes before it weighs the "
+            "values, as in differential attention and talking heads. Flows follow "
+            "softmax attention alone: take AttnLRP, SLALOM or IntegratedGradients"
         )
     parts = forward_func.modules() if isinstance(forward_func, nn.Module) else ()
     script = (torch.jit.ScriptModule, torch.jit.ScriptFunction)
@@ -295,5 +310,6 @@ def refuse_kernels_without_gradient(kernels: Collection[str]) -> None:
         raise UnsupportedAttentionError(
             f"integer-quantised kernels have no gradient ({', '.join(sorted(kernels))})"
             ", so that what passes through them would have no score. Load the model in "
-            "float32, bfloat16 or float16"
+            "float32, bfloat16 or float16, or with weights alone in 8 or 4 bits, such "
+            "as torchao's Int8WeightOnlyConfig or bitsandbytes' Linear4bit"
         )

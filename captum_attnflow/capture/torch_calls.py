@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.graph import Node
 from torch.utils.weak import WeakTensorKeyDictionary
 
 # Attention in one call.
@@ -188,6 +189,11 @@ class Softmaxes:
     Written out they are exponentials divided by their sum, or the exponential of
     logarithms of probabilities.
 
+    Attributes:
+        of_parts (list of Node): Where in the graph the scores are of what may be parts
+            of a softmax: exponentials that weigh something before they are divided, or
+            a softmax beside the logarithm of its sum, by which parts are put together.
+
     Examples::
 
         >>> softmaxes, x = Softmaxes(), torch.ones(2, 3)
@@ -206,6 +212,22 @@ class Softmaxes:
         self._log_sums = WeakTensorKeyDictionary()
         self._log_probabilities = WeakTensorKeyDictionary()  # of scores, dimension
         self._shifted = WeakTensorKeyDictionary()  # by the same in some axes
+        self._of_softmax = WeakTensorKeyDictionary()  # scores of one
+        self._of_log_sum = WeakTensorKeyDictionary()
+        self.of_parts: list[Node] = []
+
+    def note_product(self, factor: Any) -> None:
+        """Note what is multiplied by exponentials that nothing has divided yet.
+
+        Keys in chunks are attended to in this way: all are divided afterwards.
+        """
+        if isinstance(factor, Tensor) and factor in self._scores:
+            self._note_part(self._scores[factor][1])
+
+    def _note_part(self, scores: Tensor) -> None:
+        """Note the scores of what may be a part of a softmax."""
+        if scores.grad_fn is not None:
+            self.of_parts.append(scores.grad_fn)
 
     def completed(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -220,6 +242,9 @@ class Softmaxes:
                 return None
             if func is F.softmin:
                 return Softmax(-first, dim, is_written_out=True)
+            self._of_softmax[first] = True
+            if first in self._of_log_sum:
+                self._note_part(first)
             return Softmax(first, dim)
         name = func.__name__
         if name == "exp" and first in self._log_probabilities:
@@ -298,6 +323,9 @@ class Softmaxes:
             dim = _dim(first, args, kwargs)
             if dim is not None:
                 self._log_sums[output] = (first, dim)
+                self._of_log_sum[first] = True
+                if first in self._of_softmax:
+                    self._note_part(first)
         elif name == "sub":
             self._note_difference(first, args, kwargs, output)
         elif len(self._scores) or len(self._sums) or len(self._log_sums):

@@ -1,24 +1,43 @@
-"""Expected errors and warnings as sentences on standard error."""
+"""Expected errors, warnings and interrupts as sentences on standard error."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import typer
 
+_STOPPED = "stopped; give the same command again"
+_STOPPED_BY = 128
+"""A shell's exit status of what a signal ended is this and the signal's number."""
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which schedulers send some seconds before SIGKILL."""
+
 
 @contextmanager
 def errors_as_sentences() -> Iterator[None]:
-    """Print expected errors and warnings as sentences on standard error."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("always", module="captum_attnflow")
+    """Print expected errors and warnings as sentences on standard error.
+
+    So is an interrupt (Ctrl-C, SIGINT), with the exit status 130, and SIGTERM, with
+    143; :func:`captum_attnflow._warnings.stopped_in_words` says how far a command got.
+    """
+    with warnings.catch_warnings(), _sigterm_as_interrupt():
+        warnings.filterwarnings("always", "", UserWarning, "captum_attnflow")
         warnings.showwarning = _show_warning
         try:
             yield
+        except KeyboardInterrupt as error:
+            print(f"\n{error if error.args else _STOPPED}", file=sys.stderr)
+            by_sigterm = isinstance(error, _Terminated)
+            number = signal.SIGTERM if by_sigterm else signal.SIGINT
+            raise typer.Exit(_STOPPED_BY + number) from error
         except BrokenPipeError:
             _close_standard_output()  # the reader, such as head, has seen enough
         except Exception as error:
@@ -30,6 +49,26 @@ def errors_as_sentences() -> Iterator[None]:
                 f"error: {error}", markup=False, style="red"
             )
             raise typer.Exit(2) from error
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does: files whole, and with a sentence."""
+
+    def interrupt(*_: object) -> None:
+        raise _Terminated
+
+    is_ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    )
+    if is_ours:
+        signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        if is_ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _is_expected(error: Exception) -> bool:

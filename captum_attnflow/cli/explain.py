@@ -16,10 +16,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from captum_attnflow._checks import check_choice
+from captum_attnflow._checks import check_choice, counted
+from captum_attnflow._warnings import stopped_in_words
 from captum_attnflow.cli import tables
 from captum_attnflow.cli._messages import errors_as_sentences, printing
+from captum_attnflow.cli._status import saying
 from captum_attnflow.pipelines.methods import DEFAULT_METHOD, METHODS
+from captum_attnflow.tables.settings import TASK_COLUMNS
 
 if TYPE_CHECKING:
     from captum_attnflow.pipelines.image_classification import ImageAttribution
@@ -27,7 +30,12 @@ if TYPE_CHECKING:
 SCORES = ("value", "importance", "linearized", "contribution", "removal")
 """The keys of :data:`captum_attnflow.slalom.SCORES`, which would load torch."""
 _BATCH_SIZE = 16
-_PROGRESS_AFTER_SECONDS = 2
+_OF_FLOWS = ("attention-flow", "generalized-attention-flow")
+_COMPILES = "with Numba, the first flow on a machine compiles for 10 to 40 s"
+# What pictures are named, whether or not they can be read.
+_PICTURES = re.compile(
+    r"\.(avif|bmp|gif|heic|jpe?g|png|svg|tiff?|webp)$", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,7 @@ class Task:
         save_picture (Callable, optional): Writes results to a picture file.
         reads_text (bool): Whether a line is a text; otherwise it is a file's name,
             which may be any bytes.
+        default_name (str, optional): What people call the default model.
     """
 
     load: Callable[..., Any]
@@ -52,6 +61,7 @@ class Task:
     fields: Callable[[Any], dict[str, Any]]
     save_picture: Callable[[Sequence[Any], Path], None] | None = None
     reads_text: bool = True
+    default_name: str | None = None
 
 
 def _given_fields(result: Any) -> dict[str, Any]:
@@ -69,6 +79,7 @@ def _texts() -> Task:
         unit="text",
         default_model=str(DEMO_MODEL_PATH),
         fields=_given_fields,
+        default_name="the small sentiment classifier of this package",
     )
 
 
@@ -111,9 +122,65 @@ def _images() -> Task:
     )
 
 
+@dataclass(frozen=True)
+class _OnePrompt:
+    """Asks the same of every image."""
+
+    generator: Any
+
+    def explain(
+        self,
+        images: Sequence[str],
+        method: str,
+        target: str | None,
+        *,
+        prompt: str | None = None,
+        **options: Any,
+    ) -> list[Any]:
+        if prompt is None:
+            raise ValueError(
+                "no prompt was given for the images; give --prompt with what is asked "
+                "of each, and --chat for the model's chat template"
+            )
+        prompts = [prompt] * len(images)
+        explained: list[Any] = self.generator.explain(
+            images, prompts, method, target, **options
+        )
+        return explained
+
+
+def _generated_from_images() -> Task:
+    from captum_attnflow._files import replace_file
+    from captum_attnflow.pipelines.image_text_generation import (
+        GeneratedFromImage,
+        ImageTextGenerator,
+    )
+
+    def save_picture(results: Sequence[GeneratedFromImage], file: Path) -> None:
+        if len(results) > 1:
+            raise ValueError(
+                f"{len(results)} images were given, and --output draws the overlays of "
+                "one; give one image"
+            )
+        picture = io.BytesIO()
+        figure = results[0].figure()
+        figure.savefig(picture, format=file.suffix[1:].lower(), bbox_inches="tight")
+        replace_file(file, picture.getvalue())
+
+    return Task(
+        load=lambda *name, **place: _OnePrompt(ImageTextGenerator.load(*name, **place)),
+        unit="image file",
+        default_model=None,
+        fields=GeneratedFromImage.to_dict,
+        save_picture=save_picture,
+        reads_text=False,
+    )
+
+
 TASKS: dict[str, Callable[[], Task]] = {
     "text-classification": _texts,
     "text-generation": _generated_text,
+    "image-text-generation": _generated_from_images,
     "image-classification": _images,
 }
 
@@ -124,7 +191,11 @@ def explain(
         typer.Argument(help="Texts, or image files; none reads standard input."),
     ] = None,
     task: Annotated[
-        str, typer.Option(help=f"One of: {', '.join(TASKS)}.")
+        str,
+        typer.Option(
+            help=f"One of: {', '.join(TASKS)}; of a table (--data) one of: "
+            f"{', '.join(TASK_COLUMNS)}."
+        ),
     ] = "text-classification",
     file: Annotated[
         Path | None,
@@ -166,6 +237,10 @@ def explain(
     ] = None,
     stride: Annotated[
         int | None, typer.Option(help="Tokens in which windows overlap.")
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="What is asked of each image; for image-text-generation."),
     ] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Most tokens to generate; for text-generation.")
@@ -255,6 +330,10 @@ def explain(
     output: Annotated[
         Path | None, typer.Option(help="Write a picture, such as a .png; for images.")
     ] = None,
+    pieces: Annotated[
+        bool,
+        typer.Option("--pieces", help="Print the model's tokens in place of words."),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object per result.")
     ] = False,
@@ -287,6 +366,7 @@ def explain(
         "against": against,
         "truncation": truncation,
         "stride": stride,
+        "prompt": prompt,
         "max_new_tokens": max_new_tokens,
         "output": explained,
         "spans": None if span is None else [_span(given) for given in span],
@@ -323,16 +403,16 @@ def explain(
 
     console = Console(highlight=False, soft_wrap=True)
     with errors_as_sentences():
-        check_choice("task", task, TASKS)
+        check_choice("task", task, TASKS if data is None else TASK_COLUMNS)
         if data is not None:
             unused: dict[str, object] = {
                 "a text": inputs,
                 "--file": file,
                 "--html": html,
                 "--json": as_json,
-                f"--task {task}": task != "text-classification",
             }
             chosen_by = {
+                "task": task,
                 "model": model,
                 "method": method,
                 "target": target,
@@ -346,26 +426,35 @@ def explain(
             return
         tables.refuse_without_data(of_tables)
         tables.refuse_table_as_lines(file)
-        chosen = TASKS[task]()
+        with saying("loading PyTorch"):
+            chosen = TASKS[task]()
         _check_file("--html", html)
         _check_file("--output", output)
         if output is not None and chosen.save_picture is None:
             raise ValueError(f"{task} has no picture for --output; give --html")
         _check_picture(output)
         lines = _read(inputs, file, chosen)
-        results = []
+        results: list[Any] = []
         explainer = _load(chosen, model, place)
-        for result in _explain(lines, explainer, method, target, options):
-            results.append(result)
-            with printing():
-                if as_json:
-                    print(json.dumps(chosen.fields(result)))
-                else:
-                    console.print(result)
+
+        def how_far() -> str:
+            return (
+                f"stopped with {counted(len(results), 'result')} printed, of "
+                f"{counted(len(lines), chosen.unit)}; the same command begins anew"
+            )
+
+        with stopped_in_words(how_far):
+            for result in _explain(lines, explainer, method, target, options):
+                results.append(result)
+                with printing():
+                    if as_json:
+                        print(json.dumps(chosen.fields(result)))
+                    else:
+                        console.print(_shown(result, pieces))
         if html is not None:
             from captum_attnflow.show import save_html
 
-            save_html(results, html)
+            save_html(results, html, model or chosen.default_name)
         if output is not None and chosen.save_picture is not None:
             chosen.save_picture(results, output)
 
@@ -381,10 +470,12 @@ def _check_file(option: str, file: Path | None) -> None:
 
 
 def _check_picture(file: Path | None) -> None:
+    if file is None:
+        return
     from matplotlib.backend_bases import FigureCanvasBase
 
     formats = FigureCanvasBase.get_supported_filetypes()
-    if file is not None and file.suffix[1:].lower() not in formats:
+    if file.suffix[1:].lower() not in formats:
         raise ValueError(
             f"--output {file} ends in no format of a picture; give a file that ends "
             f"in one of {', '.join(f'.{name}' for name in formats)}"
@@ -401,7 +492,16 @@ def _load(task: Task, model: str | None, place: dict[str, str]) -> Any:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    return task.load(name, **place)
+    with saying(f"loading the model {name}"):
+        return task.load(name, **place)
+
+
+def _shown(result: Any, pieces: bool) -> Any:
+    if not pieces:
+        return result
+    from captum_attnflow.show import terminal_text
+
+    return terminal_text(result, by="token")
 
 
 def _explain(
@@ -411,22 +511,19 @@ def _explain(
     target: str | None,
     options: dict[str, Any],
 ) -> Iterator[Any]:
-    from captum_attnflow._captum import progress
-
-    bar = progress(
-        range(0, len(lines), _BATCH_SIZE),
-        desc="explaining",
-        file=sys.stderr,
-        delay=_PROGRESS_AFTER_SECONDS,
-        disable=None,  # where standard error is no terminal
-    )
-    for start in bar:
+    why = _COMPILES if method in _OF_FLOWS else ""
+    for start in range(0, len(lines), _BATCH_SIZE):
         batch = lines[start : start + _BATCH_SIZE]
-        yield from explainer.explain(batch, method, target, **options)
+        which = f"{start + 1} to {start + len(batch)} of {len(lines)}"
+        with saying(f"explaining {which} by {method}", "" if start else why):
+            results = explainer.explain(batch, method, target, **options)
+        yield from results
 
 
 def _read(inputs: list[str] | None, file: Path | None, task: Task) -> list[str]:
     unit = task.unit
+    if task.reads_text:
+        _refuse_pictures(inputs or ([] if file is None else [str(file)]))
     if inputs and file:
         raise ValueError(
             f"{unit}s were given both as arguments and by --file; give one"
@@ -444,21 +541,37 @@ def _read(inputs: list[str] | None, file: Path | None, task: Task) -> list[str]:
     return lines
 
 
+def _refuse_pictures(given: list[str]) -> None:
+    for name in given:
+        if _PICTURES.search(name) and Path(name).is_file():
+            raise ValueError(
+                f"{name} is an image, and this task reads texts; give --task "
+                "image-classification and --model with the folder or hub id of a "
+                "vision transformer"
+            )
+
+
 def _lines(file: Path | None) -> list[str]:
     """Lines of a file or of standard input, cut at line feeds only."""
     try:
         if file is None or str(file) == "-":
+            if sys.stdin.isatty():
+                print("reading standard input; end it with Ctrl-D", file=sys.stderr)
             content = sys.stdin.read()
         else:
             content = file.read_text("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file or 'standard input'} is not UTF-8: {error}") from error
+        raise ValueError(
+            f"{file or 'standard input'} is not UTF-8: {error}; save it as UTF-8"
+        ) from error
     except OSError as error:
         raise ValueError(
             f"--file {file} cannot be read: {error.strerror}; give a text file with "
             "one text per line, or - for standard input"
         ) from error
-    return [line.rstrip("\r") for line in content.removesuffix("\n").split("\n")]
+    # Some editors begin a file with a byte order mark, which is no part of a text.
+    content = content.removeprefix("\ufeff").removesuffix("\n")
+    return [line.rstrip("\r") for line in content.split("\n")]
 
 
 def _span(given: str) -> str | tuple[int, int]:

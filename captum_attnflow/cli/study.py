@@ -11,9 +11,14 @@ from typing import Annotated
 
 import typer
 
+from captum_attnflow._checks import counted
+from captum_attnflow._warnings import stopped_in_words
 from captum_attnflow.cli._messages import errors_as_sentences, printing
 from captum_attnflow.study import METHODS, REMOVALS, Study
 from captum_attnflow.study.settings import BETTER
+from captum_attnflow.tables import read_part
+from captum_attnflow.tables.ray_engine import ENGINES
+from captum_attnflow.tables.settings import DTYPES
 
 _METHODS = (
     "generalized-attention-flow",
@@ -94,6 +99,31 @@ def study(
     batch_size: Annotated[
         int, typer.Option(help="Texts attributed together.")
     ] = Study.batch_size,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Where the models run, such as cuda.", show_default=False),
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help=f"Of the models' weights; one of: {', '.join(DTYPES)}.")
+    ] = Study.dtype,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            help="i/n, to do a part of the texts only; auto asks torchrun's or SLURM's "
+            "variables. The part that ends last merges all and writes the table.",
+            show_default=False,
+        ),
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help=f"One of: {', '.join(ENGINES)}.")
+    ] = Study.engine,
+    workers: Annotated[
+        int,
+        typer.Option(help="Of ray: processes of one thread that each hold the models."),
+    ] = Study.workers,
+    gpus_per_worker: Annotated[
+        float, typer.Option(help="Of ray: GPUs of each.")
+    ] = Study.gpus_per_worker,
 ) -> None:
     """Compare attribution methods on texts by the faithfulness of their scores.
 
@@ -101,14 +131,14 @@ def study(
     tokens are replaced or deleted. Writes a table (Markdown, CSV, LaTeX), a plot, all
     results per text and a manifest into the output folder.
     """
-    from transformers.utils import logging as transformers_logging
+    with errors_as_sentences(), stopped_in_words(lambda: _how_far(output)):
+        from transformers.utils import logging as transformers_logging
 
-    from captum_attnflow.demo import DEMO_MODEL_PATH
-    from captum_attnflow.study import DataSource, run_study
-    from captum_attnflow.study.table import to_markdown
+        from captum_attnflow.demo import DEMO_MODEL_PATH
+        from captum_attnflow.study import DataSource, run_study
+        from captum_attnflow.study.table import to_markdown
 
-    transformers_logging.disable_progress_bar()
-    with errors_as_sentences():
+        transformers_logging.disable_progress_bar()
         table = run_study(
             Study(
                 models=tuple(model or [str(DEMO_MODEL_PATH)]),
@@ -123,15 +153,39 @@ def study(
                 reference_token=reference_token,
                 seed=seed,
                 batch_size=batch_size,
+                device=device,
+                dtype=dtype,
+                part=read_part(part),
+                engine=engine,
+                workers=workers,
+                gpus_per_worker=gpus_per_worker,
             ),
             show_progress=True,
         )
+        if table is None:
+            print(
+                f"part {part} is done. The part that ends last writes the table; any "
+                "part that is run again then shows it",
+                file=sys.stderr,
+            )
+            return
         with printing():
             print(to_markdown(table))
         n_failures = sum(row.failures for row in table.rows) // len(removal or REMOVALS)
         if n_failures:
             print(
-                f"warning: {n_failures} attributions failed; the reasons are in "
-                f"{output / 'manifest.json'}",
+                f"warning: {counted(n_failures, 'attribution')} failed; the reasons "
+                f"are in {output / 'manifest.json'}",
                 file=sys.stderr,
             )
+
+
+def _how_far(output: Path) -> str:
+    """What an interrupt leaves: a line of a file for each attribution that is done."""
+    n_done = sum(
+        file.read_bytes().count(b"\n") for file in output.glob("results*.jsonl")
+    )
+    return (
+        f"stopped with {counted(n_done, 'attribution')} in {output}; the same command "
+        "continues there"
+    )

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from captum_attnflow.cli._messages import errors_as_sentences, printing
+from captum_attnflow.cli._status import saying
 
 
 def summarize(
@@ -50,10 +51,13 @@ def summarize(
     with errors_as_sentences():
         from rich.console import Console
 
-        from captum_attnflow.summary import summarize as summarize_folders
+        with saying("loading"):
+            from captum_attnflow.summary import summarize as summarize_folders
 
-        summary = summarize_folders(folders, label_column, top, min_texts)
-        written = summary.save(folders[0] / "summary" if output is None else output)
+        with saying("reading the results"):
+            summary = summarize_folders(folders, label_column, top, min_texts)
+        with saying("writing the summary"):
+            written = summary.save(folders[0] / "summary" if output is None else output)
         with printing():
             Console(highlight=False, soft_wrap=True).print(summary)
             print(f"\n{written[0]}")

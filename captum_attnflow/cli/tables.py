@@ -11,8 +11,10 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
+from captum_attnflow._checks import counted
 from captum_attnflow.tables import TableJob, read_part
-from captum_attnflow.tables.settings import ENGINES, INPUT_FORMATS, OUTPUT_FORMATS
+from captum_attnflow.tables.ray_engine import ENGINES
+from captum_attnflow.tables.settings import INPUT_FORMATS, OUTPUT_FORMATS
 
 _PANEL = "Tables (--data)"
 _MOST_REASONS = 5
@@ -128,12 +130,13 @@ def explain_data(
         print(f"warning: {warning}", file=sys.stderr)
     kept = f", {outcome.n_kept} of them from before" if outcome.n_kept else ""
     print(
-        f"{outcome.n_rows:,} rows in {outcome.n_files:,} part files{kept}: {output}",
+        f"{counted(outcome.n_rows, 'row')} in {counted(outcome.n_files, 'part file')}"
+        f"{kept}: {output}",
         file=sys.stderr,
     )
     if outcome.n_failed:
         print(
-            f"{outcome.n_failed:,} rows have no explanation, and say why:",
+            f"{counted(outcome.n_failed, 'row')} without an explanation, by reason:",
             file=sys.stderr,
         )
         common = outcome.reasons.most_common(_MOST_REASONS)

@@ -16,7 +16,6 @@ from captum_attnflow._captum import (
     TargetType,
     format_additional_forward_args,
     progress,
-    run_forward,
 )
 from captum_attnflow._checks import (
     check_additional,
@@ -44,6 +43,7 @@ from captum_attnflow.metrics.removal import (
 )
 from captum_attnflow.targets import (
     check_output,
+    run_forward,
     select_numbers,
     target_of_rows,
     targets_of_texts,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from textwrap import shorten
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -14,10 +14,13 @@ from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from captum_attnflow._checks import check_choice, check_integer
 from captum_attnflow._warnings import warn_caller
-from captum_attnflow.pipelines.pretrained import TextOrPair, check_parts
+from captum_attnflow.pipelines.given_pipeline import tokenizer_options
+from captum_attnflow.pipelines.pretrained import Given, TextOrPair, check_parts
 from captum_attnflow.pipelines.provenance import KnownParts
+from captum_attnflow.texts.units import Word, words_of_text
 
 Truncation = Literal["truncate", "window", "refuse"]
+_Model = TypeVar("_Model", bound="ModelOfTexts")
 TRUNCATIONS: tuple[Truncation, ...] = get_args(Truncation)
 
 
@@ -52,6 +55,19 @@ class TokenPlaces:
     sequences: tuple[int | None, ...]
     words: tuple[int | None, ...]
     spans: tuple[tuple[int, int], ...]
+
+    def words_of(
+        self, tokens: Sequence[str], text: TextOrPair, unknown: str | None
+    ) -> tuple[Word, ...]:
+        """Return the words that the tokens spell, as their writer did.
+
+        Args:
+            tokens (sequence of str): The tokens.
+            text (str or tuple): The text, or both of a pair.
+            unknown (str, optional): The token for what the model has no piece for.
+        """
+        texts = text if isinstance(text, tuple) else (text,)
+        return words_of_text(tokens, texts, self.sequences, self.spans, unknown)
 
 
 @dataclass(frozen=True, eq=False)
@@ -362,6 +378,12 @@ class ModelOfTexts(KnownParts):
 
     def __post_init__(self) -> None:
         check_parts(type(self).__name__, self.model, self.tokenizer, "tokenizer")
+
+    @classmethod
+    def _of_loaded(
+        cls: type[_Model], name: Given, model: PreTrainedModel, companion: Any
+    ) -> _Model:
+        return cls(model, companion, tokenizer_options(name))
 
     @property
     def encoder(self) -> TextEncoder:

@@ -33,18 +33,16 @@ from captum_attnflow.pipelines.methods import (
     find_method,
 )
 from captum_attnflow.pipelines.pretrained import (
-    Given,
+    Kind,
     Prediction,
     check_parts,
     labels_of,
-    load_pretrained,
     read_predictions,
 )
 from captum_attnflow.pipelines.provenance import KnownParts
 from captum_attnflow.scored_tokens import escaped, printable
-from captum_attnflow.show.boxes import shaded_boxes, spread_over_boxes
 from captum_attnflow.show.figures import drawable
-from captum_attnflow.show.image import image_overlay
+from captum_attnflow.show.image import image_overlay, shaded_boxes, spread_over_boxes
 from captum_attnflow.storage import Storable
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
@@ -75,7 +73,7 @@ class ImageAttribution(Storable, LongForm):
 
     The value of a notebook's cell is shown as Captum's overlay, and rich prints it as
     a grid of patches: the darker one is, the higher its share of the largest score,
-    green for the target, red and with a minus sign against it.
+    blue for the target, yellow and with a minus sign against it.
 
     Attributes:
         image (str): Its file.
@@ -209,43 +207,16 @@ class ImageClassifier(KnownParts):
 
     model: PreTrainedModel
     processor: BaseImageProcessor
+    _kind = Kind(
+        "an image classifier",
+        AutoModelForImageClassification,
+        # The other backend needs torchvision.
+        partial(AutoImageProcessor.from_pretrained, backend="pil"),
+        "preprocessor_config.json",
+    )
 
     def __post_init__(self) -> None:
         check_parts("ImageClassifier", self.model, self.processor, "processor")
-
-    @staticmethod
-    def load(
-        name: Given,
-        device: str | None = None,
-        dtype: str = "float32",
-        device_map: str | None = None,
-    ) -> ImageClassifier:
-        """Load a classifier from a local folder, by its hub id, or from a pipeline.
-
-        Args:
-            name (str, path or Pipeline): As :func:`load_pretrained` takes it, like what
-                follows, and which says what is read. A pipeline's image processor is
-                taken as it is.
-            device (str, optional): Where the model runs.
-            dtype (str): Of its weights.
-            device_map (str, optional): How it is split over devices.
-
-        Raises:
-            FileNotFoundError: As :func:`load_pretrained`.
-            ValueError: As :func:`load_pretrained`.
-        """
-        model, processor = load_pretrained(
-            name,
-            AutoModelForImageClassification,
-            # The other backend needs torchvision.
-            partial(AutoImageProcessor.from_pretrained, backend="pil"),
-            "an image classifier",
-            "preprocessor_config.json",
-            device=device,
-            dtype=dtype,
-            device_map=device_map,
-        )
-        return ImageClassifier(model, processor)
 
     def explain(
         self,

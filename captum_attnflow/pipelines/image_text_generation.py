@@ -32,19 +32,17 @@ from captum_attnflow.attr.generation import Output
 from captum_attnflow.explanation import Part
 from captum_attnflow.long_form import ScoredRows, Tokens
 from captum_attnflow.pipelines.image_classification import open_image
-from captum_attnflow.pipelines.image_tokens import find_image_tokens
-from captum_attnflow.pipelines.merged_input import MergedInput
+from captum_attnflow.pipelines.image_tokens import MergedInput, find_image_tokens
 from captum_attnflow.pipelines.methods import (
     DEFAULT_METHOD,
     GENERATION_METHODS,
     find_method,
 )
 from captum_attnflow.pipelines.pretrained import (
-    Given,
+    Kind,
     check_encodable,
     check_parts,
     check_texts,
-    load_pretrained,
 )
 from captum_attnflow.pipelines.provenance import KnownParts
 from captum_attnflow.pipelines.text_generation import (
@@ -58,10 +56,14 @@ from captum_attnflow.pipelines.text_generation import (
     padding_token,
 )
 from captum_attnflow.scored_tokens import escaped, printable
-from captum_attnflow.show.boxes import Box, shaded_boxes, spread_over_boxes
 from captum_attnflow.show.figures import drawable, shortened
 from captum_attnflow.show.generated_matrix import readable
-from captum_attnflow.show.image import image_overlay
+from captum_attnflow.show.image import (
+    Box,
+    image_overlay,
+    shaded_boxes,
+    spread_over_boxes,
+)
 from captum_attnflow.show.token_matrix import LeftOut, Scale
 from captum_attnflow.texts import EmbeddedInput, token_pieces
 from captum_attnflow.texts.units import Unit
@@ -283,6 +285,12 @@ class ImageTextGenerator(KnownParts):
 
     model: PreTrainedModel
     processor: ProcessorMixin
+    _kind = Kind(
+        "a vision-language model",
+        AutoModelForImageTextToText,
+        AutoProcessor.from_pretrained,
+        "the files of its processor",
+    )
 
     def __post_init__(self) -> None:
         check_parts("ImageTextGenerator", self.model, self.processor, "processor")
@@ -298,38 +306,6 @@ class ImageTextGenerator(KnownParts):
                 f"{type(self.model).__name__} is an encoder-decoder; give a model "
                 "whose decoder reads image and text as one sequence, such as LLaVA"
             )
-
-    @staticmethod
-    def load(
-        name: Given,
-        device: str | None = None,
-        dtype: str = "float32",
-        device_map: str | None = None,
-    ) -> ImageTextGenerator:
-        """Load a vision-language model from a local folder or by its hub id.
-
-        Args:
-            name (str, path or Pipeline): As :func:`load_pretrained` takes it, like what
-                follows, and which says what is read.
-            device (str, optional): Where the model runs.
-            dtype (str): Of its weights.
-            device_map (str, optional): How it is split over devices.
-
-        Raises:
-            FileNotFoundError: As :func:`load_pretrained`.
-            ValueError: As :func:`load_pretrained`.
-        """
-        model, processor = load_pretrained(
-            name,
-            AutoModelForImageTextToText,
-            AutoProcessor.from_pretrained,
-            "a vision-language model",
-            "the files of its processor",
-            device=device,
-            dtype=dtype,
-            device_map=device_map,
-        )
-        return ImageTextGenerator(model, processor)
 
     def explain(
         self,

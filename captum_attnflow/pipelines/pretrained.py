@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,7 +16,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from captum_attnflow._checks import check_choice, check_type, described, is_pipeline
+from captum_attnflow._checks import (
+    check_choice,
+    check_type,
+    counted,
+    described,
+    is_pipeline,
+)
 from captum_attnflow._progress import no_loading_bar
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.pipelines.given_pipeline import parts_of_pipeline
@@ -36,17 +42,39 @@ DTYPES = {
 """What a model's weights may be read into."""
 
 
+DeviceMap: TypeAlias = "str | Mapping[str, str | int]"
+"""How a model is split: a strategy, such as ``"auto"``, or each module's device."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a task loads.
+
+    Attributes:
+        name (str): What the model is, in the words of errors; a key of what
+            :mod:`captum_attnflow.pipelines.given_pipeline` reads.
+        model_class (type): The model's ``AutoModelFor...`` class.
+        load_companion (Callable): Loads its tokenizer or image processor, from the same
+            name and by the same options.
+        companion_files (str): The companion's files, for errors.
+        unused (tuple of str): How names of weights begin that the task does not read;
+            these may be missing.
+    """
+
+    name: str
+    model_class: Any
+    load_companion: Callable[..., Any]
+    companion_files: str = "tokenizer files"
+    unused: tuple[str, ...] = ()
+
+
 def load_pretrained(
     name: Given,
-    model_class: Any,
-    load_companion: Callable[..., Any],
-    kind: str,
-    companion_files: str,
+    kind: Kind,
     *,
     device: str | None = None,
     dtype: str = "float32",
-    device_map: str | None = None,
-    unused: tuple[str, ...] = (),
+    device_map: DeviceMap | None = None,
 ) -> tuple[PreTrainedModel, Any]:
     """Load a model with its tokenizer or image processor.
 
@@ -56,18 +84,14 @@ def load_pretrained(
         name (str, path or Pipeline): A folder saved by ``save_pretrained``, or a hub
             id. A folder is read without network access. Of a pipeline of transformers
             the parts are taken as they are, on their device and in their dtype.
-        model_class (type): The model's ``AutoModelFor...`` class.
-        load_companion (Callable): Takes the same name and options.
-        kind (str): What the model is to be, for errors.
-        companion_files (str): The companion's files, for errors.
+        kind (Kind): What the model is to be.
         device (str, optional): Where the model runs, such as ``"cuda"``; the CPU by
             default.
         dtype (str): Of its weights, one of :data:`DTYPES`. Flows are solved in float64
             all the same.
-        device_map (str, optional): How accelerate splits the model over devices, such
-            as ``"auto"``; in place of ``device``.
-        unused (tuple of str): How names of weights begin that the task does not read;
-            these may be missing.
+        device_map (str or mapping, optional): How accelerate splits the model over
+            devices, such as ``"auto"``, or the device of each module; in place of
+            ``device``. Scores are those of one device.
 
     Returns:
         tuple: The model, in eval mode, and its companion.
@@ -83,7 +107,7 @@ def load_pretrained(
                 "a pipeline has its own device and dtype; give none of device, dtype "
                 "and device_map, or the folder of its model"
             )
-        return parts_of_pipeline(cast("Pipeline", name), kind)
+        return parts_of_pipeline(cast("Pipeline", name), kind.name)
     if not isinstance(name, (str, PathLike)):
         raise ValueError(
             f"{described(name)} is a {type(name).__name__} and names no model; give a "
@@ -100,14 +124,14 @@ def load_pretrained(
             'save_pretrained(), or a hub id such as "owner/name"'
         )
     loadable = (
-        f"Give a folder with config.json, model.safetensors and {companion_files}, or "
-        "the hub id of such a model"
+        f"Give a folder with config.json, model.safetensors and {kind.companion_files},"
+        " or the hub id of such a model"
     )
     options = {"local_files_only": is_folder, "trust_remote_code": False}
     try:
-        companion = load_companion(name, **options)
+        companion = kind.load_companion(name, **options)
         with no_loading_bar() if is_folder else nullcontext():
-            model, report = model_class.from_pretrained(
+            model, report = kind.model_class.from_pretrained(
                 name,
                 dtype=DTYPES[dtype],
                 use_safetensors=True,
@@ -119,22 +143,24 @@ def load_pretrained(
     except Exception as error:
         where = "" if is_folder else f"there is no folder {name!r}, and "
         raise ValueError(
-            f"{where}{name!r} could not be loaded as {kind}: {error}\n{loadable}"
+            f"{where}{name!r} could not be loaded as {kind.name}: {error}\n{loadable}"
         ) from error
     missing = sorted(
-        key for key in report["missing_keys"] if not key.startswith(unused)
+        key for key in report["missing_keys"] if not key.startswith(kind.unused)
     )
     if missing:
         raise ValueError(
             f"{name!r} has no weights for {missing}, which "
-            f"would be random: it is not trained as {kind}. {loadable}"
+            f"would be random: it is not trained as {kind.name}. {loadable}"
         )
     if device is not None:
         model = model.to(device)
     return model.eval(), companion
 
 
-def _device_options(device: str | None, device_map: str | None) -> dict[str, str]:
+def _device_options(
+    device: str | None, device_map: DeviceMap | None
+) -> dict[str, DeviceMap]:
     """Check where a model is to run before it is read.
 
     Raises:
@@ -158,8 +184,11 @@ def _device_options(device: str | None, device_map: str | None) -> dict[str, str
         return {}
     if find_spec("accelerate") is None:
         raise ValueError(
-            f"device_map={device_map!r} needs accelerate: pip install accelerate"
+            f"device_map={device_map!r} needs accelerate: pip install "
+            '"captum-attnflow[devices]"'
         )
+    if isinstance(device_map, Mapping):
+        return {"device_map": dict(device_map)}
     return {"device_map": device_map}
 
 
@@ -387,8 +416,8 @@ def labels_of_outputs(model: PreTrainedModel, n_outputs: int) -> list[str]:
     labels = labels_of(model)
     if n_outputs != len(labels):
         raise ValueError(
-            f"the model has {n_outputs} outputs but id2label names {labels}; mend "
-            "id2label in its config.json"
+            f"the model has {counted(n_outputs, 'output')} but id2label names "
+            f"{labels}; mend id2label in its config.json"
         )
     return labels
 
@@ -500,6 +529,12 @@ def find_target(target: str | int, labels: Sequence[str], name: str = "target") 
         return labels.index(target)
     if str(target).isdecimal() and int(target) < len(labels):
         return int(target)
+    if isinstance(target, (list, tuple, set, dict)) or getattr(target, "shape", None):
+        raise ValueError(
+            f"{name}={described(target)} is a {type(target).__name__}, and all texts "
+            f"of a call have one {name}; give one label of {list(labels)} or its "
+            "index, and call once for each"
+        )
     raise ValueError(
         f"{name}={described(target)} is unknown; give a label of {list(labels)} or an "
         f"index from 0 to {len(labels) - 1}"

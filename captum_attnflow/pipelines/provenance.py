@@ -1,4 +1,4 @@
-"""Which model and tokenizer made results: hashes of what they compute by.
+"""Models with what makes their arguments, and which of them made results, by hashes.
 
 They depend on contents alone. A model has the same hash from a folder, from the hub or
 made in memory, on any device, with any kernel of attention; a tokenizer before and
@@ -9,14 +9,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from captum_attnflow._checks import check_choice
 from captum_attnflow.pipelines.methods import DEFAULT_METHOD, METHODS
+from captum_attnflow.pipelines.pretrained import (
+    DeviceMap,
+    Given,
+    Kind,
+    load_pretrained,
+)
 from captum_attnflow.storage import Provenance
+
+_Parts = TypeVar("_Parts", bound="KnownParts")
 
 # Where a config was read, by what, and how it runs; none of it changes a model.
 _NOT_HASHED = (
@@ -39,6 +48,9 @@ def hash_of_model(model: nn.Module) -> str:
     Returns:
         str: SHA-256, 64 hexadecimal digits.
 
+    Raises:
+        ValueError: If weights are on a disk, where a ``device_map`` left them.
+
     Examples::
 
         >>> one, same = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
@@ -51,6 +63,12 @@ def hash_of_model(model: nn.Module) -> str:
     """
     digest = hashlib.sha256(_described(model).encode())
     for name, tensor in sorted(model.state_dict().items()):
+        if tensor.is_meta:
+            raise ValueError(
+                f"the weights {name!r} of the model are on a disk, by its device_map, "
+                "and are not read for a hash; load the model without device_map to "
+                "say where results come from"
+            )
         digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         flat = tensor.detach().cpu().contiguous()
         # One element is contiguous at any stride, but not seen as bytes.
@@ -99,11 +117,49 @@ class KnownParts:
     """A model with its tokenizer or image processor, which says what results come from.
 
     Attributes:
-        model (Module): The model.
+        model (PreTrainedModel): The model.
         tokenizer (Callable): What makes its arguments; of images the ``processor``.
     """
 
-    model: nn.Module
+    model: PreTrainedModel
+    _kind: ClassVar[Kind]
+
+    @classmethod
+    def load(
+        cls: type[_Parts],
+        name: Given,
+        device: str | None = None,
+        dtype: str = "float32",
+        device_map: DeviceMap | None = None,
+    ) -> _Parts:
+        """Load the model from a local folder, by its hub id, or from a pipeline.
+
+        Args:
+            name (str, path or Pipeline): As :func:`load_pretrained` takes it, like what
+                follows, and which says what is read. Of a pipeline its inputs become
+                what they are there.
+            device (str, optional): Where the model runs.
+            dtype (str): Of its weights.
+            device_map (str or mapping, optional): How it is split over devices.
+
+        Raises:
+            FileNotFoundError: As :func:`load_pretrained`.
+            ValueError: As :func:`load_pretrained`, or if what was loaded does not fit
+                the task.
+        """
+        model, companion = load_pretrained(
+            name, cls._kind, device=device, dtype=dtype, device_map=device_map
+        )
+        return cls._of_loaded(name, model, companion)
+
+    @classmethod
+    def _of_loaded(
+        cls: type[_Parts], name: Given, model: PreTrainedModel, companion: Any
+    ) -> _Parts:
+        """Put the parts together; a class may read more of where they came from."""
+        make: Any = cls
+        made: _Parts = make(model, companion)
+        return made
 
     def provenance(
         self, method: str = DEFAULT_METHOD, target: Any = None, **options: Any

@@ -22,12 +22,10 @@ from captum_attnflow.pipelines.encoding import (
     Truncation,
     Windowed,
 )
-from captum_attnflow.pipelines.given_pipeline import tokenizer_options
 from captum_attnflow.pipelines.methods import DEFAULT_METHOD, METHODS, find_method
 from captum_attnflow.pipelines.pretrained import (
-    Given,
+    Kind,
     check_pairs,
-    load_pretrained,
     outputs_by_position,
 )
 from captum_attnflow.pipelines.text_classification import TextAttribution
@@ -41,7 +39,7 @@ _NAMES: dict[Part, str] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AnswerAttribution(TextAttribution):
     """What an answer's place in a context rests on.
 
@@ -56,6 +54,14 @@ class AnswerAttribution(TextAttribution):
 
     start: int = field(kw_only=True)
     end: int = field(kw_only=True)
+
+    @property
+    def explained(self) -> str:
+        """The answer that the scores explain, and which of its ends."""
+        return f"{self.target}: {self.predicted}"
+
+    def _beside_label(self) -> dict[str, Any]:
+        return {"explained": self.explained}
 
     @property
     def note(self) -> str:
@@ -112,26 +118,11 @@ class QuestionAnswerer(ModelOfTexts):
         ('[CLS]', 'which', 'film', '?', '[SEP]', 'a')
     """
 
-    @staticmethod
-    def load(name: Given) -> QuestionAnswerer:
-        """Load a model from a local folder or by its hub id.
-
-        Args:
-            name (str, path or Pipeline): As :func:`load_pretrained` takes it, which
-                says what is read.
-
-        Raises:
-            FileNotFoundError: As :func:`load_pretrained`.
-            ValueError: As :func:`load_pretrained`.
-        """
-        model, tokenizer = load_pretrained(
-            name,
-            AutoModelForQuestionAnswering,
-            AutoTokenizer.from_pretrained,
-            "a model of question answering",
-            "tokenizer files",
-        )
-        return QuestionAnswerer(model, tokenizer, tokenizer_options(name))
+    _kind = Kind(
+        "a model of question answering",
+        AutoModelForQuestionAnswering,
+        AutoTokenizer.from_pretrained,
+    )
 
     def explain(
         self,

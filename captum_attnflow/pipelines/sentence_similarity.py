@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from rich.text import Text
 from torch import Tensor
-from transformers import (
-    AutoModel,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModel, AutoTokenizer
 from transformers.utils import cached_file
 
 from captum_attnflow._checks import check_choice, is_pipeline
 from captum_attnflow.attr import SLALOM
-from captum_attnflow.pipelines.encoding import EncodedTexts, TextEncoder, Truncation
-from captum_attnflow.pipelines.given_pipeline import tokenizer_options
+from captum_attnflow.long_form import LongForm, ScoredRows, Tokens, refuse_tokens
+from captum_attnflow.pipelines.encoding import EncodedTexts, ModelOfTexts, Truncation
 from captum_attnflow.pipelines.methods import DEFAULT_METHOD, METHODS, find_method
 from captum_attnflow.pipelines.pretrained import (
+    DeviceMap,
     Given,
+    Kind,
     check_pairs,
-    check_parts,
-    load_pretrained,
     outputs_by_position,
 )
 from captum_attnflow.pipelines.text_classification import TextAttribution
@@ -53,7 +48,26 @@ _MODULES = ("Transformer", "Pooling", "Normalize")
 
 
 @dataclass(frozen=True)
-class SimilarityAttribution:
+class SideAttribution(TextAttribution):
+    """What a similarity rests on in one of two texts; ``text_pair`` is the other.
+
+    Attributes:
+        side (str): ``"first"`` or ``"second"``.
+    """
+
+    side: Literal["first", "second"] = field(kw_only=True)
+
+    @property
+    def explained(self) -> str:
+        """The similarity, and by which of its texts."""
+        return f"{self.target} by the {self.side} text"
+
+    def _beside_label(self) -> dict[str, Any]:
+        return {"explained": self.explained}
+
+
+@dataclass(frozen=True)
+class SimilarityAttribution(LongForm):
     """What the similarity of two texts rests on, in each given the other.
 
     The value of a notebook's cell is shown as Captum's text picture, a row per text,
@@ -62,16 +76,31 @@ class SimilarityAttribution:
     scores account for the whole similarity, and pairs of tokens have none.
 
     Attributes:
-        first (TextAttribution): The first text; its ``value`` is the similarity.
-        second (TextAttribution): The second text.
+        first (SideAttribution): The first text; its ``value`` is the similarity.
+        second (SideAttribution): The second text.
         similarity (float): The cosine of the embeddings, in [-1, 1].
         index (int): Which of the given pairs it is, counted from 0.
     """
 
-    first: TextAttribution
-    second: TextAttribution
+    first: SideAttribution
+    second: SideAttribution
     similarity: float
     index: int = 0
+
+    @property
+    def explained(self) -> str:
+        """What both texts explain."""
+        return self.first.target
+
+    @property
+    def attributions(self) -> tuple[SideAttribution, ...]:
+        """What has scores: both texts."""
+        return self.first, self.second
+
+    def _scored_rows(self, first: int, tokens: Tokens | None) -> Iterator[ScoredRows]:
+        refuse_tokens(self, tokens)
+        for each in self.attributions:
+            yield from each._scored_rows(first, None)
 
     def _repr_html_(self) -> str:
         sides = (self.first, self.second)
@@ -84,7 +113,7 @@ class SimilarityAttribution:
 
 
 @dataclass(frozen=True)
-class SentenceSimilarity:
+class SentenceSimilarity(ModelOfTexts):
     """An encoder of texts whose embeddings are compared, with its tokenizer.
 
     A text's embedding is the mean of the encoder's last hidden states over its tokens,
@@ -95,9 +124,9 @@ class SentenceSimilarity:
     Attributes:
         model (PreTrainedModel): Such as ``AutoModel`` loads, in eval mode.
         tokenizer (PreTrainedTokenizerBase): The model's tokenizer.
-        pooling (str): ``"mean"`` or ``"cls"``.
         tokenizer_options (mapping): Of the tokenizer's call, ``add_special_tokens``,
             ``max_length`` and ``truncation``.
+        pooling (str): ``"mean"`` or ``"cls"``; by its name alone.
 
     Examples::
 
@@ -111,19 +140,29 @@ class SentenceSimilarity:
         True
     """
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    pooling: Pooling = "mean"
-    tokenizer_options: Mapping[str, Any] = field(
-        default_factory=dict, repr=False, compare=False
+    _kind = Kind(
+        "an encoder of texts",
+        AutoModel,
+        AutoTokenizer.from_pretrained,
+        unused=("pooler.",),
     )
 
+    pooling: Pooling = field(default="mean", kw_only=True)
+
     def __post_init__(self) -> None:
-        check_parts("SentenceSimilarity", self.model, self.tokenizer, "tokenizer")
+        super().__post_init__()
         check_choice("pooling", self.pooling, get_args(Pooling))
 
-    @staticmethod
-    def load(name: Given, pooling: Pooling | None = None) -> SentenceSimilarity:
+    @classmethod
+    def load(
+        cls,
+        name: Given,
+        device: str | None = None,
+        dtype: str = "float32",
+        device_map: DeviceMap | None = None,
+        *,
+        pooling: Pooling | None = None,
+    ) -> SentenceSimilarity:
         """Load an encoder from a local folder, by its hub id, or from a pipeline.
 
         Of a folder or repository of sentence-transformers, ``1_Pooling/config.json``
@@ -133,6 +172,9 @@ class SentenceSimilarity:
         Args:
             name (str, path or Pipeline): As :func:`load_pretrained` takes it, which
                 says what is read; a pipeline of feature extraction.
+            device (str, optional): Where the model runs.
+            dtype (str): Of its weights.
+            device_map (str or mapping, optional): How it is split over devices.
             pooling (str, optional): ``"mean"`` or ``"cls"``; by default as the model
                 says, and ``"mean"`` where it says nothing.
 
@@ -143,20 +185,13 @@ class SentenceSimilarity:
         """
         if pooling is not None:
             check_choice("pooling", pooling, get_args(Pooling))
-        model, tokenizer = load_pretrained(
-            name,
-            AutoModel,
-            AutoTokenizer.from_pretrained,
-            "an encoder of texts",
-            "tokenizer files",
-            unused=("pooler.",),
-        )
-        options = tokenizer_options(name)
+        loaded = super().load(name, device, dtype, device_map)
+        options = loaded.tokenizer_options
         if not is_pipeline(name):
             _check_modules(str(name))
             options = _length_of(str(name))
             pooling = pooling or _pooling_of(str(name))
-        return SentenceSimilarity(model, tokenizer, pooling or "mean", options)
+        return replace(loaded, tokenizer_options=options, pooling=pooling or "mean")
 
     def explain(
         self,
@@ -189,8 +224,7 @@ class SentenceSimilarity:
         check_choice("truncation", truncation, ("truncate", "refuse"))
         check_pairs("first", "second", pairs)
         texts = [first for first, _ in pairs] + [second for _, second in pairs]
-        encoder = TextEncoder(self.model, self.tokenizer, self.tokenizer_options)
-        encoded = encoder.encode(texts, truncation)
+        encoded = self.encoder.encode(texts, truncation)
         size = len(pairs)
         embeddings = self._embeddings(encoded, size)
         others = embeddings.roll(-size, 0)
@@ -208,8 +242,8 @@ class SentenceSimilarity:
             (torch.arange(2 * size, device=encoded.ids.device),),
         ).explain([[Output(row)] for row in range(2 * size)], size)
         sides = [
-            _side(text, row % size, encoded, row, float(similarities[row]), one)
-            for row, (text, one) in enumerate(zip(texts, scored, strict=True))
+            _side(texts, row % size, encoded, row, float(similarities[row]), one)
+            for row, one in enumerate(scored)
         ]
         return [
             SimilarityAttribution(
@@ -250,15 +284,18 @@ class SentenceSimilarity:
 
 
 def _side(
-    text: str,
+    texts: Sequence[str],
     index: int,
     encoded: EncodedTexts,
     row: int,
     similarity: float,
     scored: ScoredText,
-) -> TextAttribution:
-    return TextAttribution(
-        text=text,
+) -> SideAttribution:
+    is_first = row < len(texts) // 2
+    return SideAttribution(
+        text=texts[row],
+        text_pair=texts[(row + len(texts) // 2) % len(texts)],
+        side="first" if is_first else "second",
         tokens=encoded.tokens[row],
         scores=scored.scores,
         predicted=_SIMILARITY,
@@ -290,7 +327,7 @@ def _read_json(name: str, file: str) -> Any:
     except ValueError as error:
         raise ValueError(
             f"{file} of {name!r} is no JSON: {error}. Mend it, or give the model and "
-            "its tokenizer to SentenceSimilarity(model, tokenizer, pooling)"
+            "its tokenizer to SentenceSimilarity(model, tokenizer, pooling=...)"
         ) from error
 
 
@@ -334,7 +371,7 @@ def _length_of(name: str) -> dict[str, Any]:
         raise ValueError(
             f"sentence_bert_config.json of {name!r} asks for lower case, which is not "
             "done here; give lower case texts to "
-            "SentenceSimilarity(model, tokenizer, pooling)"
+            "SentenceSimilarity(model, tokenizer, pooling=...)"
         )
     length = config.get("max_seq_length")
     return {} if length is None else {"truncation": True, "max_length": length}

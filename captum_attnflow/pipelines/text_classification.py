@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedModel,
 )
 
 from captum_attnflow._checks import is_pipeline
@@ -23,31 +24,29 @@ from captum_attnflow.pipelines.encoding import (
     Truncation,
     Windowed,
 )
-from captum_attnflow.pipelines.given_pipeline import (
-    check_applied_function,
-    tokenizer_options,
-)
+from captum_attnflow.pipelines.given_pipeline import check_applied_function
 from captum_attnflow.pipelines.methods import DEFAULT_METHOD, METHODS, find_method
 from captum_attnflow.pipelines.pretrained import (
     Given,
+    Kind,
     TextOrPair,
     check_texts_or_pairs,
     find_target,
     labels_of,
-    load_pretrained,
     logits_by_position,
     parts_of_text,
     problem_type,
     read_predictions,
 )
 from captum_attnflow.pipelines.token_scores import Output, OutputAttribution
-from captum_attnflow.scored_tokens import coloured_tokens, escaped, printable
-from captum_attnflow.show.text import safe_record, visualize_text
+from captum_attnflow.scored_tokens import escaped
+from captum_attnflow.show.text import attribution_text, safe_record, visualize_text
 from captum_attnflow.slalom.explanation import SlalomReading
 from captum_attnflow.storage import Storable
+from captum_attnflow.texts.units import Word
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TextAttribution(Storable, LongForm):
     """The attribution of one text.
 
@@ -80,6 +79,8 @@ class TextAttribution(Storable, LongForm):
         against (str, optional): The label whose output is taken off the target's; None
             without contrast.
         method (str, optional): What the scores were made by.
+        words (tuple of Word, optional): The words that the tokens spell, as in the
+            text; None where the tokenizer does not know.
     """
 
     text: str
@@ -98,6 +99,23 @@ class TextAttribution(Storable, LongForm):
     n_windows: int = 1
     against: str | None = None
     method: str | None = None
+    words: tuple[Word, ...] | None = None
+
+    @property
+    def explained(self) -> str:
+        """What the scores explain, in words: a label, or one rather than another.
+
+        Every result of texts has this name, and ``attributions``: itself, or the
+        several that it holds, each with its ``index`` among the given texts.
+        """
+        if self.against is None:
+            return self.target
+        return f"{self.target} rather than {self.against}"
+
+    @property
+    def attributions(self) -> tuple[TextAttribution, ...]:
+        """What has scores: the result itself."""
+        return (self,)
 
     @property
     def note(self) -> str:
@@ -151,8 +169,13 @@ class TextAttribution(Storable, LongForm):
             "predicted": self.predicted,
             "probability": self.probability,
             "value": self.value,
+            **self._beside_label(),
         }
         yield ScoredRows(self.scores, same, self.tokens)
+
+    def _beside_label(self) -> dict[str, Any]:
+        """What rows of a table need to tell what they explain, beside a label."""
+        return {} if self.against is None else {"explained": self.explained}
 
     def _repr_html_(self) -> str:
         record = safe_record(self.tokens, self.scores, **self.labels)
@@ -160,49 +183,7 @@ class TextAttribution(Storable, LongForm):
         return str(visualize_text([record]).data) + note
 
     def __rich__(self) -> Text:
-        number = self.probability if self.value is None else self.value
-        text = Text.assemble((printable(self.predicted), "bold"), f" {number:.3f}")
-        said = [] if self.method is None else [self.method]
-        if self.against is not None:
-            said.append(
-                f"scores for {printable(self.target)} against {printable(self.against)}"
-            )
-        elif self.target != self.predicted:
-            said.append(f"scores for {printable(self.target)}")
-        if said:
-            text.append(f"  ({', '.join(said)})")
-        if self.note:
-            text.append(f"\n{self.note}", "italic")
-        text.append("\n").append_text(coloured_tokens(self.tokens, self.scores))
-        if self.slalom is not None:
-            text.append(_side_by_side(self.tokens, self.slalom))
-        return text
-
-
-def _side_by_side(tokens: Sequence[str], slalom: SlalomReading) -> str:
-    """A line per explained token: value and importance, with their standard errors."""
-    printed = [printable(token) for token in tokens]
-    width = max(map(len, printed), default=0)
-    lines = [f"\n{'':{width}}          value     importance"]
-    for token, *numbers in zip(
-        printed,
-        slalom.values,
-        slalom.value_standard_errors,
-        slalom.importances,
-        slalom.importance_standard_errors,
-        strict=True,
-    ):
-        if None not in numbers:
-            value, its_error, importance, error = numbers
-            lines.append(
-                f"{token:{width}} {value:+7.2f} ±{its_error:5.2f} "
-                f"{importance:+7.2f} ±{error:5.2f}"
-            )
-    known = {"short inputs": slalom.r2_short, "deletions": slalom.r2_deletions}
-    fits = [f"{name} {r2:.2f}" for name, r2 in known.items() if r2 is not None]
-    if fits:
-        lines.append(f"held-out R2: {', '.join(fits)}")
-    return "\n".join(lines)
+        return attribution_text(self)
 
 
 @dataclass(frozen=True)
@@ -246,46 +227,24 @@ class TextClassifier(ModelOfTexts):
         (202, 0, 2)
     """
 
-    @staticmethod
-    def load(
-        name: Given,
-        device: str | None = None,
-        dtype: str = "float32",
-        device_map: str | None = None,
+    _kind = Kind(
+        "a sequence classifier",
+        AutoModelForSequenceClassification,
+        AutoTokenizer.from_pretrained,
+    )
+
+    @classmethod
+    def _of_loaded(
+        cls, name: Given, model: PreTrainedModel, companion: Any
     ) -> TextClassifier:
-        """Load a classifier from a local folder, by its hub id, or from a pipeline.
-
-        Args:
-            name (str, path or Pipeline): As :func:`load_pretrained` takes it, like what
-                follows, and which says what is read. Of a pipeline texts become the
-                same tokens as there.
-            device (str, optional): Where the model runs.
-            dtype (str): Of its weights.
-            device_map (str, optional): How it is split over devices.
-
-        Raises:
-            FileNotFoundError: As :func:`load_pretrained`.
-            ValueError: As :func:`load_pretrained`, or if the pipeline makes other
-                probabilities of the outputs than the model's ``config`` says.
-        """
-        model, tokenizer = load_pretrained(
-            name,
-            AutoModelForSequenceClassification,
-            AutoTokenizer.from_pretrained,
-            "a sequence classifier",
-            "tokenizer files",
-            device=device,
-            dtype=dtype,
-            device_map=device_map,
-        )
-        if len(tokenizer) <= len(tokenizer.all_special_ids):
+        if len(companion) <= len(companion.all_special_ids):
             raise ValueError(
                 f"{name!r} has a tokenizer of special tokens only. Give one with its "
                 "tokenizer files"
             )
         if is_pipeline(name):
             check_applied_function(name, problem_type(model))
-        return TextClassifier(model, tokenizer, tokenizer_options(name))
+        return super()._of_loaded(name, model, companion)
 
     def explain(
         self,
@@ -339,10 +298,18 @@ class TextClassifier(ModelOfTexts):
         """
         make_attribution = find_method(method, options, METHODS)
         check_texts_or_pairs(texts)
-        encoded = self.encoder.encode(texts, truncation, Windowed(stride))
+        encoded = self.encoder.encode(
+            texts, truncation, Windowed(stride), with_places=self.tokenizer.is_fast
+        )
         forward = logits_by_position(self.model, encoded.names)
         rows_of_texts = [encoded.rows_of(text) for text in range(len(texts))]
         logits = self._mean_logits(encoded, rows_of_texts)
+        words = [
+            places.words_of(tokens, text, self.tokenizer.unk_token)
+            for places, tokens, text in zip(
+                encoded.places, encoded.tokens, texts, strict=bool(encoded.places)
+            )
+        ]
         parts = [parts_of_text(text) for text in texts]
         firsts = [first for first, _ in parts]
         predictions = read_predictions(self.model, logits, target, firsts)
@@ -392,6 +359,7 @@ class TextClassifier(ModelOfTexts):
                 n_windows=len(rows_of_texts[each.row]),
                 against=None if other is None else self.labels[other],
                 method=method,
+                words=words[each.row] if words else None,
             )
             for each, one in zip(predictions, scored, strict=True)
         ]

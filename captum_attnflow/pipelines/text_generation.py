@@ -33,18 +33,17 @@ from captum_attnflow.pipelines.methods import (
     find_method,
 )
 from captum_attnflow.pipelines.pretrained import (
-    Given,
+    Kind,
     check_encodable,
     check_parts,
     check_texts,
-    load_pretrained,
 )
 from captum_attnflow.pipelines.provenance import KnownParts
 from captum_attnflow.scored_tokens import printable
 from captum_attnflow.show.token_matrix import LeftOut, Scale, TokenMatrix
 from captum_attnflow.storage import Storable
 from captum_attnflow.texts import ChatInput, token_pieces
-from captum_attnflow.texts.chat import Message
+from captum_attnflow.texts.prompts import Message
 from captum_attnflow.texts.units import Unit
 
 Prompt = str | Sequence[Message]
@@ -53,7 +52,7 @@ Span = str | tuple[int, int]
 """Generated tokens: a text among them, or their numbers, stop exclusive."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GeneratedText(Storable, LongForm):
     """The attribution of one generated text.
 
@@ -128,6 +127,18 @@ class GeneratedText(Storable, LongForm):
         )
 
 
+class _AutoLanguageModel:
+    """Loads whichever of the two kinds of language models a folder holds."""
+
+    @staticmethod
+    def from_pretrained(name: str, **options: Any) -> Any:
+        taken = ("local_files_only", "trust_remote_code")
+        config = AutoConfig.from_pretrained(name, **{k: options[k] for k in taken})
+        is_encoder_decoder = getattr(config, "is_encoder_decoder", False)
+        kind = AutoModelForSeq2SeqLM if is_encoder_decoder else AutoModelForCausalLM
+        return kind.from_pretrained(name, **options)
+
+
 @dataclass(frozen=True)
 class TextGenerator(KnownParts):
     """A language model, causal or of encoder and decoder, with its tokenizer.
@@ -139,41 +150,10 @@ class TextGenerator(KnownParts):
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    _kind = Kind("a language model", _AutoLanguageModel, AutoTokenizer.from_pretrained)
 
     def __post_init__(self) -> None:
         check_parts("TextGenerator", self.model, self.tokenizer, "tokenizer")
-
-    @staticmethod
-    def load(
-        name: Given,
-        device: str | None = None,
-        dtype: str = "float32",
-        device_map: str | None = None,
-    ) -> TextGenerator:
-        """Load a language model from a local folder or by its hub id.
-
-        Args:
-            name (str, path or Pipeline): As :func:`load_pretrained` takes it, like what
-                follows, and which says what is read.
-            device (str, optional): Where the model runs.
-            dtype (str): Of its weights.
-            device_map (str, optional): How it is split over devices.
-
-        Raises:
-            FileNotFoundError: As :func:`load_pretrained`.
-            ValueError: As :func:`load_pretrained`.
-        """
-        model, tokenizer = load_pretrained(
-            name,
-            _AutoLanguageModel,
-            AutoTokenizer.from_pretrained,
-            "a language model",
-            "tokenizer files",
-            device=device,
-            dtype=dtype,
-            device_map=device_map,
-        )
-        return TextGenerator(model, tokenizer)
 
     def explain(
         self,
@@ -399,15 +379,3 @@ def check_length(config: Any, n_prompt: int, n_generated: int) -> None:
             f"longer than the {limit} positions of the model; shorten it, or "
             "generate fewer tokens"
         )
-
-
-class _AutoLanguageModel:
-    """Loads whichever of the two kinds of language models a folder holds."""
-
-    @staticmethod
-    def from_pretrained(name: str, **options: Any) -> Any:
-        taken = ("local_files_only", "trust_remote_code")
-        config = AutoConfig.from_pretrained(name, **{k: options[k] for k in taken})
-        is_encoder_decoder = getattr(config, "is_encoder_decoder", False)
-        kind = AutoModelForSeq2SeqLM if is_encoder_decoder else AutoModelForCausalLM
-        return kind.from_pretrained(name, **options)

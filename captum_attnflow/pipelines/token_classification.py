@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from textwrap import shorten
 from typing import Any, Literal, cast, get_args
@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from captum_attnflow._checks import check_choice, described
+from captum_attnflow.long_form import LongForm, ScoredRows, Tokens, refuse_tokens
 from captum_attnflow.pipelines.encoding import (
     EncodedTexts,
     ModelOfTexts,
@@ -23,15 +24,13 @@ from captum_attnflow.pipelines.encoding import (
     Truncation,
     Windowed,
 )
-from captum_attnflow.pipelines.given_pipeline import tokenizer_options
 from captum_attnflow.pipelines.methods import DEFAULT_METHOD, METHODS, find_method
 from captum_attnflow.pipelines.pretrained import (
-    Given,
+    Kind,
     check_texts,
     find_target,
     labels_of,
     labels_of_outputs,
-    load_pretrained,
     logits_by_position,
 )
 from captum_attnflow.pipelines.text_classification import TextAttribution
@@ -66,7 +65,7 @@ class LabelledWord:
     probability: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class WordAttribution(TextAttribution):
     """What the label of a word rests on: the tokens of its text, scored.
 
@@ -76,6 +75,14 @@ class WordAttribution(TextAttribution):
     """
 
     word: LabelledWord = field(kw_only=True)
+
+    @property
+    def explained(self) -> str:
+        """The word and the label that the scores explain."""
+        return f"{self.word.text}: {super().explained}"
+
+    def _beside_label(self) -> dict[str, Any]:
+        return {"explained": self.explained}
 
     @property
     def note(self) -> str:
@@ -98,7 +105,7 @@ class WordAttribution(TextAttribution):
 
 
 @dataclass(frozen=True)
-class LabelledWords:
+class LabelledWords(LongForm):
     """The words of one text with their labels, some of which are explained.
 
     The value of a notebook's cell is shown as Captum's text picture, a row per
@@ -120,6 +127,16 @@ class LabelledWords:
     index: int = 0
     n_truncated: int = 0
     n_windows: int = 1
+
+    @property
+    def explained(self) -> str:
+        """The words and the labels that are explained."""
+        return ", ".join(each.explained for each in self.attributions)
+
+    def _scored_rows(self, first: int, tokens: Tokens | None) -> Iterator[ScoredRows]:
+        refuse_tokens(self, tokens)
+        for each in self.attributions:
+            yield from each._scored_rows(first, None)
 
     def _repr_html_(self) -> str:
         words = "".join(
@@ -196,26 +213,11 @@ class TokenClassifier(ModelOfTexts):
         ('film', ('[CLS]', 'gripping', 'film', '[SEP]'))
     """
 
-    @staticmethod
-    def load(name: Given) -> TokenClassifier:
-        """Load a classifier from a local folder, by its hub id, or from a pipeline.
-
-        Args:
-            name (str, path or Pipeline): As :func:`load_pretrained` takes it, which
-                says what is read. Of a pipeline texts become the same tokens as there.
-
-        Raises:
-            FileNotFoundError: As :func:`load_pretrained`.
-            ValueError: As :func:`load_pretrained`.
-        """
-        model, tokenizer = load_pretrained(
-            name,
-            AutoModelForTokenClassification,
-            AutoTokenizer.from_pretrained,
-            "a token classifier",
-            "tokenizer files",
-        )
-        return TokenClassifier(model, tokenizer, tokenizer_options(name))
+    _kind = Kind(
+        "a token classifier",
+        AutoModelForTokenClassification,
+        AutoTokenizer.from_pretrained,
+    )
 
     @property
     def labels(self) -> list[str]:

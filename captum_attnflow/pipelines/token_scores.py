@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from captum_attnflow._warnings import warn_caller
 from captum_attnflow.attr import SLALOM, AttnLRP
 from captum_attnflow.explanation import Explanation
 from captum_attnflow.pipelines.encoding import EncodedTexts
@@ -94,6 +95,11 @@ class OutputAttribution:
         attribution = self.make(self.forward, **self.options)
         if isinstance(attribution, SLALOM):
             attribution.tokenizer = self.tokenizer
+            if self.model.training:  # other methods see dropout as it happens
+                warn_caller(
+                    f"the {type(self.model).__name__} is in training mode, in which "
+                    "dropout makes outputs random: call model.eval() first"
+                )
         scored = iter(
             [
                 result

@@ -6,7 +6,7 @@ from captum_attnflow.show.page import html_page, save_html, terminal_text
 from captum_attnflow.show.slalom_plane import slalom_plane
 from captum_attnflow.show.text import text_records, visualize_text
 from captum_attnflow.show.token_matrix import TokenMatrix, token_matrix
-from captum_attnflow.texts.words import merge_words
+from captum_attnflow.texts.units import merge_words
 
 __all__ = [
     "FlowDiagram",

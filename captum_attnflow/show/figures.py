@@ -11,11 +11,17 @@ from IPython.core.getipython import get_ipython
 from IPython.core.pylabtools import select_figure_formats
 from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from rich.cells import cell_len, set_cell_size
 
-from captum_attnflow.scored_tokens import printable
+from captum_attnflow.scored_tokens import AGAINST_COLOUR, FOR_COLOUR, printable
 
+ORANGE_WHITE_BLUE = LinearSegmentedColormap.from_list(
+    "orange-white-blue",
+    [[part / 255 for part in c] for c in (AGAINST_COLOUR, (255, 255, 255), FOR_COLOUR)],
+)
+"""Colours of scores from -1 to 1."""
 _FORMATS = ("image/png", "image/svg+xml", "image/jpeg", "application/pdf")
 
 

@@ -43,7 +43,7 @@ def matrix_of_generated(
         rows = torch.cat([rows, rows.sum(0, keepdim=True)])
         possible = torch.cat([possible, possible.any(0, keepdim=True)])
         outputs.append("whole answer")
-    units_of_text = _with_images_as_one(summed.members, parts)
+    units_of_text = with_images_as_one(summed.members, parts)
     members = [[t for t in tokens if drawn[t]] for tokens in units_of_text]
     kept = [unit for unit, tokens in enumerate(members) if tokens]
     scores = rows.new_zeros(len(rows), len(kept))
@@ -54,7 +54,7 @@ def matrix_of_generated(
     n_prompt = sum(parts[members[unit][0]] != "generated" for unit in kept)
     return TokenMatrix(
         scores=blank_where(scores, ~seen.cpu().numpy()),
-        input_tokens=tuple(_name(explanation, members[unit]) for unit in kept),
+        input_tokens=tuple(named(explanation, members[unit]) for unit in kept),
         output_tokens=tuple(outputs),
         n_prompt=n_prompt,
         scale=scale,
@@ -63,10 +63,15 @@ def matrix_of_generated(
     )
 
 
-def _with_images_as_one(
+def with_images_as_one(
     members: Sequence[Sequence[int]], parts: Sequence[Part]
 ) -> list[list[int]]:
-    """Join the units of an image: hundreds of columns with one name say nothing."""
+    """Join the units of an image: hundreds of columns with one name say nothing.
+
+    Args:
+        members (sequence): The tokens of each unit.
+        parts (sequence of str): What each token belongs to.
+    """
     joined: list[list[int]] = []
     for tokens in members:
         if joined and parts[tokens[0]] == parts[joined[-1][0]] == "image":
@@ -76,8 +81,8 @@ def _with_images_as_one(
     return joined
 
 
-def _name(explanation: GenerationExplanation, tokens: Sequence[int]) -> str:
-    """Name a column."""
+def named(explanation: GenerationExplanation, tokens: Sequence[int]) -> str:
+    """Name a unit as people read it, or the image by how many tokens it has."""
     if explanation.parts[tokens[0]] == "image":
         return f"[image: {len(tokens)} tokens]"
     return readable("".join(explanation.pieces[token] for token in tokens))

@@ -1,23 +1,42 @@
-"""Attributions of a vision transformer over its image, by Captum."""
+"""Attributions over an image: by Captum, of boxes of its pixels, and in a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from captum.attr import visualization as captum_visualization
 from matplotlib.axes import Axes
+from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
+from rich.text import Text
 from torch import Tensor
 
 from captum_attnflow._checks import check_choice, check_example
 from captum_attnflow._warnings import warn_caller
-from captum_attnflow.show.figures import drawable, shortened, shown_in_notebooks
+from captum_attnflow.scored_tokens import relative
+from captum_attnflow.show.figures import (
+    ORANGE_WHITE_BLUE,
+    drawable,
+    shortened,
+    shown_in_notebooks,
+)
 
+Box = tuple[int, int, int, int]
+"""Left, top, right and bottom in pixels, right and bottom exclusive."""
+_SHADES = " ░▒▓█"
 Sign = Literal["all", "positive", "negative", "absolute_value"]
 
+# In place of Captum's green and red, which not all kinds of colour vision tell apart.
+_COLOURS: dict[Sign, str | Colormap] = {
+    "all": ORANGE_WHITE_BLUE,
+    "positive": "Blues",
+    "negative": "Oranges",
+    "absolute_value": "Purples",
+}
 _ALONE = (6.0, 6.0)  # inches, as by Captum
 _PANEL = (3.2, 3.6)  # inches, of one of several
 _PANELS_IN_A_ROW = 4
@@ -47,7 +66,7 @@ def image_overlay(
         images (Tensor): Shape ``(B, C, H, W)``, the images, normalised in any way:
             each is stretched to the range from black to white.
         example (int): Which image of the batch.
-        sign (str): ``"all"`` (green for the target, red against it), ``"positive"``,
+        sign (str): ``"all"`` (blue for the target, orange against it), ``"positive"``,
             ``"negative"`` or ``"absolute_value"``.
         method (str): ``"blended_heat_map"`` or another of Captum's; those that mask
             the image need a ``sign`` other than ``"all"``.
@@ -160,7 +179,7 @@ def _draw(
         sign if method != "original_image" else "all",
         plt_fig_axis=(figure, axes),
         use_pyplot=False,
-        **{"show_colorbar": True, **options},
+        **{"show_colorbar": True, "cmap": _COLOURS[sign], **options},
     )
     _name_scores(axes, scaled.sum(-1) * float(largest))
 
@@ -188,3 +207,58 @@ def _has_sign(scores: Tensor, sign: Sign) -> bool:
     if sign == "negative":
         return bool((scores < 0).any())
     return bool((scores != 0).any())
+
+
+def spread_over_boxes(
+    scores: Sequence[float], boxes: Sequence[Box], pixels: Tensor
+) -> Tensor:
+    """Give every pixel an equal share of its box's score.
+
+    Args:
+        scores (sequence of float): One per box.
+        boxes (sequence of Box): Boxes that do not overlap.
+        pixels (Tensor): Shape ``(C, H, W)``, the image.
+
+    Returns:
+        Tensor: Shape ``(C, H, W)``; 0 where there is no box.
+
+    Examples::
+
+        >>> spread_over_boxes([4.0], [(0, 0, 2, 2)], torch.rand(1, 2, 3))
+        tensor([[[1., 1., 0.],
+                 [1., 1., 0.]]])
+    """
+    shares = torch.zeros_like(pixels)
+    for score, (left, top, right, bottom) in zip(scores, boxes, strict=True):
+        area = shares[:, top:bottom, left:right]
+        area[:] = score / area.numel()
+    return shares
+
+
+def shaded_boxes(scores: Sequence[float], boxes: Sequence[Box]) -> Text:
+    """Draw boxes as two cells each: the darker one is, the higher its score.
+
+    Blue is positive; yellow, and with a minus sign, negative.
+
+    Args:
+        scores (sequence of float): One per box.
+        boxes (sequence of Box): In reading order; those of a line have the same top.
+
+    Examples::
+
+        >>> boxes = [(0, 0, 2, 2), (2, 0, 4, 2), (0, 2, 2, 4), (2, 2, 4, 4)]
+        >>> shaded_boxes([1.0, 0.5, 0.0, -1.0], boxes).plain.splitlines()
+        ['██▒▒', '  █-']
+    """
+    lines = []
+    shaded = zip(boxes, relative(scores), strict=True)
+    for _, row in groupby(shaded, key=lambda pair: pair[0][1]):
+        line = Text()
+        for _, share in row:
+            shade = _SHADES[round(abs(share) * (len(_SHADES) - 1))]
+            if share < 0:
+                line.append(f"{shade}-", "yellow")  # readable without colours
+            else:
+                line.append(2 * shade, "blue")
+        lines.append(line)
+    return Text("\n").join(lines)

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from os import PathLike
-from typing import Protocol, runtime_checkable
+from typing import Protocol, get_args, runtime_checkable
 
+from matplotlib.figure import Figure
 from rich.text import Text
 from typing_extensions import TypeIs
 
+from captum_attnflow._checks import check_choice
 from captum_attnflow._files import replace_file
 from captum_attnflow.explanation import GenerationExplanation
 from captum_attnflow.scored_tokens import escaped
+from captum_attnflow.show.document import figure_image, html_document, legend
 from captum_attnflow.show.generated_page import GeneratedResult, generated_page
-from captum_attnflow.show.text import LabelledText, text_records, visualize_text
-
-# Tokens of Captum's picture are <mark>.
-_PAGE = """<!DOCTYPE html>
-<html><head><meta charset="utf-8"><title>Token attributions</title>
-<meta http-equiv="Content-Security-Policy" content="default-src 'none';
- style-src 'unsafe-inline'; img-src data:">
-<link rel="icon" href="data:,">
-<style>body {{ font-family: sans-serif }} mark:hover {{ outline: 2px solid }}</style>
-</head><body>{body}</body></html>
-"""
+from captum_attnflow.show.text import (
+    LabelledText,
+    Shown,
+    TextPicture,
+    attribution_text,
+)
+from captum_attnflow.show.text_page import (
+    ShownText,
+    shown_record,
+    shown_text,
+    text_script,
+    text_section,
+)
 
 
 class ShownInNotebook(Protocol):
@@ -41,15 +46,21 @@ class Page(Protocol):
         ...
 
 
-def html_page(picture: ShownInNotebook | Sequence[ShownInNotebook]) -> str:
+def html_page(
+    picture: ShownInNotebook | Figure | Sequence[ShownInNotebook | Figure],
+    model: str | None = None,
+) -> str:
     """Render a picture as a page of its own.
 
     Args:
         picture (picture or sequence): What :func:`visualize_text` or another picture
-            of this package returns, a result of ``explain()``, or several of these;
-            text attributions make one table. Generated text alone, of one prompt or of
-            several, is an interactive page: one chooses a generated token by click or
-            arrow keys, and the text before it is coloured for it.
+            of this package returns, a figure such as :func:`slalom_plane`, a result of
+            ``explain()``, or several of these. A text is shown by its words: hover or
+            focus one, by the arrow keys too, for its score and share. Generated text
+            alone, of one prompt or of several, is an interactive page: one chooses a
+            generated token by click or arrow keys, and the text before it is coloured
+            for it.
+        model (str, optional): The model's name, which the page then says.
 
     Returns:
         str: A complete HTML document without references to anything outside.
@@ -65,26 +76,40 @@ def html_page(picture: ShownInNotebook | Sequence[ShownInNotebook]) -> str:
             "a flow diagram is a whole page, and its script runs in no other page; "
             "write it to a file of its own"
         )
+    by_model = f"Model: {model}" if model else ""
     generated = [item for item in pictures if _is_generated(item)]
     if generated and len(generated) == len(pictures):
-        return generated_page(generated)
-    texts = [item for item in pictures if isinstance(item, LabelledText)]
-    others = [item for item in pictures if not isinstance(item, LabelledText)]
-    tables = [visualize_text(text_records(texts))] if texts else []
-    # Captum's table has no place for how a text was read that exceeds a model's limit.
-    notes = [
-        f"<p>text {number}: {escaped(note)}</p>"
-        for number, item in enumerate(texts, 1)
-        if (note := getattr(item, "note", ""))
-    ]
-    body = "\n".join(
-        [
-            *(str(table.data) for table in tables),
-            *notes,
-            *(item._repr_html_() for item in others),
-        ]
+        return generated_page(generated, by_model)
+    texts = list(_texts(pictures))
+    sections = [text_section(text, several=len(texts) > 1) for text in texts]
+    for item in pictures:
+        if isinstance(item, Figure):
+            said = "; ".join(axes.get_title() for axes in item.axes)
+            sections.append(figure_image(item, said))
+        elif not isinstance(item, (LabelledText, TextPicture)):
+            sections.append(f'<div class="section">{item._repr_html_()}</div>')
+    header = "<h1>What the output rests on</h1>"
+    if by_model:
+        header += f'<p class="caption">{escaped(by_model)}</p>'
+    if texts:
+        header += legend(any(text.is_signed for text in texts))
+    script = text_script() if texts else None
+    return html_document(
+        "texts", "Attributions", header, "\n".join(sections), script=script
     )
-    return _PAGE.format(body=body)
+
+
+def _texts(pictures: Sequence[ShownInNotebook | Figure]) -> Iterator[ShownText]:
+    """All texts of the pictures, numbered; labels of one text share its number."""
+    number = 0
+    for item in pictures:
+        if isinstance(item, TextPicture):
+            for record in item.records:
+                number += 1
+                yield shown_record(record, number)
+        elif isinstance(item, LabelledText):
+            number += 1
+            yield shown_text(item, getattr(item, "index", number - 1) + 1)
 
 
 def _is_generated(
@@ -94,13 +119,16 @@ def _is_generated(
 
 
 def save_html(
-    picture: ShownInNotebook | Sequence[ShownInNotebook], path: str | PathLike[str]
+    picture: ShownInNotebook | Figure | Sequence[ShownInNotebook | Figure],
+    path: str | PathLike[str],
+    model: str | None = None,
 ) -> None:
     """Write a picture to a file that any browser opens, without network access.
 
     Args:
         picture: See :func:`html_page`.
         path (str or path): The file; one that exists is replaced, as a whole.
+        model (str, optional): The model's name, which the page then says.
 
     Raises:
         OSError: If it cannot be written, naming the file, which is then as it was.
@@ -109,11 +137,12 @@ def save_html(
 
         >>> import tempfile
         >>> import torch
+        >>> from captum_attnflow.show import text_records, visualize_text
         >>> records = text_records(torch.tensor([[0.5, 2.0]]), [["so", "funny"]])
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_html(visualize_text(records), f"{folder}/scores.html")
     """
-    replace_file(path, html_page(picture))
+    replace_file(path, html_page(picture, model))
 
 
 class ShownInTerminal(Protocol):
@@ -122,17 +151,25 @@ class ShownInTerminal(Protocol):
     def __rich__(self) -> Text: ...
 
 
-def terminal_text(attribution: ShownInTerminal) -> Text:
+def terminal_text(attribution: ShownInTerminal, by: Shown = "word") -> Text:
     """Render an attribution for a terminal.
 
-    The deeper the colour behind a token, the higher its share of the text's largest
-    score, green for the target and red against it. Characters that are not printable
-    are shown as escapes.
+    The deeper the colour behind a word, the higher its share of the text's largest
+    score, blue for the target; orange, and with a minus sign, against it. Characters
+    that are not printable are shown as escapes.
 
     Args:
         attribution (TextAttribution or result of ``explain()``): The attribution.
+        by (str): Texts that know their words are shown by each ``"word"``, or by each
+            ``"token"`` of the model, such as ``##ing``.
 
     Returns:
-        Text: What ``rich.print(attribution)`` prints.
+        Text: By word what ``rich.print(attribution)`` prints.
+
+    Raises:
+        ValueError: If ``by`` is something else.
     """
+    check_choice("by", by, get_args(Shown))
+    if by == "token" and isinstance(attribution, LabelledText):
+        return attribution_text(attribution, by)
     return attribution.__rich__()

@@ -28,7 +28,7 @@ from captum_attnflow.slalom.explanation import SlalomReading
 
 Floats = npt.NDArray[np.float64]
 
-_FOR_COLOUR, _AGAINST_COLOUR, _MUTED = "#2a7f3f", "#c0392b", "#9aa1ad"
+_FOR_COLOUR, _AGAINST_COLOUR, _MUTED = "#2f6690", "#d9541e", "#9aa1ad"
 _ERROR_COLOUR, _LEADER_COLOUR = "#c9ced6", "#374151"  # told apart where many cross
 _TARGET_CELLS = 24
 _LABEL_CELLS = 20

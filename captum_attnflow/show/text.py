@@ -1,27 +1,38 @@
-"""Attributions of texts as Captum's text picture.
+"""Attributions of texts: Captum's records and picture of them, and terminal text.
 
 Tokens may be merged to words, by the tokenizer's word ids or by the marks of its
 pieces. Captum's picture puts tokens and labels into HTML as they are and paints NaN in
-full green, so records are escaped and made finite here.
+full colour, so records are escaped and made finite here.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, Literal, Protocol, TypedDict, get_args, runtime_checkable
 
 import torch
 from captum.attr import visualization as captum_visualization
 from IPython.display import HTML
 from IPython.utils.capture import capture_output
+from rich.text import Text
 from torch import Tensor
 from typing_extensions import Unpack
 
 from captum_attnflow._checks import check_choice
 from captum_attnflow._warnings import warn_caller
-from captum_attnflow.scored_tokens import check_tokens, escaped, relative
-from captum_attnflow.texts.words import PIECES, Pieces, merge_words
+from captum_attnflow.scored_tokens import (
+    check_tokens,
+    coloured_tokens,
+    escaped,
+    printable,
+    recoloured,
+    relative,
+)
+from captum_attnflow.slalom.explanation import SlalomReading
+from captum_attnflow.texts.units import PIECES, Pieces, Word, merge_words
 
 Special = Literal["shown", "hidden"]
 
@@ -77,6 +88,18 @@ class _Unknown(float):
         return UNKNOWN
 
 
+class SafeRecord(captum_visualization.VisualizationDataRecord):  # type: ignore[misc]
+    """Captum's record, of texts that are safe in HTML.
+
+    Attributes:
+        scale (float): The largest absolute score, which the record's are relative to.
+    """
+
+    def __init__(self, *, scale: float, **given: Any) -> None:
+        super().__init__(**given)
+        self.scale = scale
+
+
 def safe_record(
     tokens: Sequence[str],
     scores: Sequence[float],
@@ -106,7 +129,7 @@ def safe_record(
         convergence (float): The convergence score, which the picture does not show.
     """
     number = value if probability is None else probability
-    return captum_visualization.VisualizationDataRecord(
+    return SafeRecord(
         word_attributions=torch.tensor(relative(scores)),
         pred_prob=_Unknown("nan") if number is None else number,
         pred_class=escaped(predicted),
@@ -115,16 +138,19 @@ def safe_record(
         attr_score=sum(scores) if total is None else total,
         raw_input_ids=[escaped(token) for token in tokens],
         convergence_score=convergence,
+        scale=max((abs(score) for score in scores if isfinite(score)), default=0.0),
     )
 
 
 def visualize_text(
     records: Sequence[captum_visualization.VisualizationDataRecord], legend: bool = True
-) -> HTML:
+) -> TextPicture:
     """Render records by Captum's ``visualize_text``.
 
     Captum displays as it renders, which shows the picture twice at the end of a
     notebook's cell and prints an object's name elsewhere. Here it is returned alone.
+    Captum's green and red become blue and orange, which all kinds of colour vision tell
+    apart, and its legend names negative scores only where there are any.
 
     Args:
         records (sequence of VisualizationDataRecord): Such as those of
@@ -133,12 +159,33 @@ def visualize_text(
         legend (bool): Whether to say what the colours mean.
 
     Returns:
-        IPython.display.HTML: The value of a notebook's cell; ``.data`` is its HTML, and
-        :func:`~captum_attnflow.show.save_html` writes it to a file.
+        TextPicture: An ``IPython.display.HTML``, the value of a notebook's cell;
+        ``.data`` is its HTML, and :func:`~captum_attnflow.show.save_html` writes its
+        records to a page.
     """
     with capture_output():
         picture: HTML = captum_visualization.visualize_text(records, legend)
-    return picture
+    html = recoloured(str(picture.data))
+    if not any((record.word_attributions < 0).any() for record in records):
+        html = _NEGATIVE_SAMPLE.sub("", html)
+    return TextPicture(html, records)
+
+
+class TextPicture(HTML):
+    """Captum's text picture, with the records that it was made of.
+
+    Attributes:
+        records (list of VisualizationDataRecord): What is shown.
+    """
+
+    def __init__(
+        self, html: str, records: Sequence[captum_visualization.VisualizationDataRecord]
+    ) -> None:
+        super().__init__(html)  # type: ignore[no-untyped-call]
+        self.records = list(records)
+
+
+_NEGATIVE_SAMPLE = re.compile(r"<span style=[^<>]*></span> Negative\s*")
 
 
 class Labels(TypedDict, total=False):
@@ -311,8 +358,97 @@ def _rows(
             f"{int((~scores.isfinite()).sum())} token scores are not finite and are "
             "shown as 0; a division by a sum or norm of 0 gives such"
         )
-    # Captum's picture would paint NaN in full green.
+    # Captum's picture would paint NaN in full colour.
     scores = scores.nan_to_num(0.0, 0.0, 0.0)
     return [
         _Row(text, row, {}) for text, row in zip(texts, scores.tolist(), strict=True)
     ]
+
+
+Shown = Literal["word", "token"]
+"""What a text is shown by: words as its writer spelled them, or the model's tokens."""
+
+
+def words_shown(text: LabelledText, by: Shown = "word") -> list[tuple[Word, float]]:
+    """Return what a text is shown by, each with its score.
+
+    Args:
+        text (TextAttribution): The text. Where it does not know its words, each token
+            is one.
+        by (str): ``"word"`` or ``"token"``.
+
+    Returns:
+        list[tuple[Word, float]]: A word's score is the sum of its tokens'.
+    """
+    check_choice("by", by, get_args(Shown))
+    words: Sequence[Word] | None = getattr(text, "words", None)
+    if words is None:
+        words = [Word(token, (place,)) for place, token in enumerate(text.tokens)]
+    elif by == "token":
+        words = [
+            Word(text.tokens[place], (place,), word.kind)
+            for word in words
+            for place in word.tokens
+        ]
+    return [(word, sum(text.scores[place] for place in word.tokens)) for word in words]
+
+
+def attribution_text(text: LabelledText, by: Shown = "word") -> Text:
+    """Render a text for a terminal: prediction, coloured words, the strongest of them.
+
+    Args:
+        text (TextAttribution): The text.
+        by (str): ``"word"`` or ``"token"``, which is a piece of a word.
+
+    Returns:
+        Text: In lines: the predicted label with its probability, or the value; the
+        method, and what its scores are for; how the text was read where the model did
+        not see all of it as it is; the words; those for and against by their share.
+    """
+    known = text.labels
+    number = known.get("probability", known.get("value"))
+    shown = Text.assemble((printable(str(known["predicted"])), "bold"))
+    if number is not None:
+        shown.append(f" {number:.3f}")
+    method, against = getattr(text, "method", None), getattr(text, "against", None)
+    rather = f" against “{printable(against)}”" if against is not None else ""
+    by_what = f"{method}: " if method else ""
+    shown.append(f"\n{by_what}scores for “{printable(str(known['target']))}”{rather}")
+    if note := getattr(text, "note", ""):
+        shown.append(f"\n{note}", "italic")
+    words = words_shown(text, by)
+    unknown = [f"“{printable(w.text)}”" for w, _ in words if w.kind == "unknown"]
+    if unknown:
+        listed = ", ".join(dict.fromkeys(unknown))
+        shown.append(f"\nunknown to the model: {listed}", "italic")
+    special = [place for place, (w, _) in enumerate(words) if w.kind == "special"]
+    names, scores = [word.text for word, _ in words], [score for _, score in words]
+    shown.append("\n").append_text(coloured_tokens(names, scores, special))
+    reading: SlalomReading | None = getattr(text, "slalom", None)
+    return shown if reading is None else shown.append(_readings(text.tokens, reading))
+
+
+def _readings(tokens: Sequence[str], slalom: SlalomReading) -> str:
+    """A line per explained token: value and importance, with their standard errors."""
+    printed = [printable(token) for token in tokens]
+    width = max(map(len, printed), default=0)
+    lines = [f"\n{'':{width}}          value     importance"]
+    for token, *numbers in zip(
+        printed,
+        slalom.values,
+        slalom.value_standard_errors,
+        slalom.importances,
+        slalom.importance_standard_errors,
+        strict=True,
+    ):
+        if None not in numbers:
+            value, its_error, importance, error = numbers
+            lines.append(
+                f"{token:{width}} {value:+7.2f} ±{its_error:5.2f} "
+                f"{importance:+7.2f} ±{error:5.2f}"
+            )
+    known = {"short inputs": slalom.r2_short, "deletions": slalom.r2_deletions}
+    fits = [f"{name} {r2:.2f}" for name, r2 in known.items() if r2 is not None]
+    if fits:
+        lines.append(f"held-out R2: {', '.join(fits)}")
+    return "\n".join(lines)

@@ -13,7 +13,6 @@ from typing import Literal, get_args
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from rich.text import Text
@@ -21,13 +20,16 @@ from torch import Tensor
 
 from captum_attnflow._checks import check_choice, check_integer
 from captum_attnflow.scored_tokens import (
-    colour,
+    MINUS,
+    WEAKEST_SIGN,
+    coloured_token,
     escaped,
     printable,
     rounded,
     strongest,
 )
 from captum_attnflow.show.figures import (
+    ORANGE_WHITE_BLUE,
     Label,
     drawable,
     label_widths,
@@ -50,21 +52,20 @@ _MOST_COLUMNS = 42  # whose labels fit beside each other on a page
 _PAGE_WIDTH = 8.2  # inches of A4 and Letter paper
 _ROWS_HEIGHT = 9.0  # what labels and caption leave of such a page
 _MARGIN = 1.2  # for the colour bar
-_WEAKEST_SIGN = 0.1  # of the largest score: weaker ones are nearly white
-_COLOURS = LinearSegmentedColormap.from_list(
-    "red-white-green", [(1.0, 0.3, 0.3), (1.0, 1.0, 1.0), (0.3, 1.0, 0.3)]
-)
-# Light in a dark notebook, too: the colours of cells are.
+_BAR = 0.8  # of the height
+_FEWEST = 20  # characters of a line beside the bar
+# Light in a dark notebook, which names no colours; a page's own where it is in one.
 _STYLE = """<style>
-.token-scores { margin: 0; padding: 4px; font: 12px sans-serif; background: white;
-  color: #1f2937; }
+.token-scores { margin: 0; padding: 4px; font: 12px sans-serif;
+  background: var(--paper, white); color: var(--ink, #1f2937); }
 .token-scores figcaption { padding: 2px 5px; }
 .token-scores div { overflow: auto; max-height: 640px; }
 .token-matrix { border-collapse: separate; border-spacing: 0; font: 12px sans-serif;
-  color: #1f2937; background: white; }
+  color: var(--ink, #1f2937); background: var(--paper, white); }
 .token-matrix th { font-weight: normal; padding: 2px 5px; white-space: pre;
-  background: white; overflow: hidden; text-overflow: ellipsis; }
-.token-matrix thead { position: sticky; top: 0; z-index: 3; background: white; }
+  background: var(--paper, white); overflow: hidden; text-overflow: ellipsis; }
+.token-matrix thead { position: sticky; top: 0; z-index: 3;
+  background: var(--paper, white); }
 .token-matrix thead th { vertical-align: bottom; text-align: left; }
 .token-matrix thead th.part span { position: sticky; left: 9em; }
 .token-matrix thead th:not(.part) { writing-mode: vertical-rl;
@@ -72,10 +73,15 @@ _STYLE = """<style>
 .token-matrix tbody th { text-align: right; position: sticky; left: 0; z-index: 2;
   max-width: 16em; border-right: 1px solid #4b5563; }
 .token-matrix thead td.blank { position: sticky; left: 0; z-index: 1;
-  background: white; }
+  background: var(--paper, white); }
 .token-matrix td { position: relative; min-width: 18px; height: 20px;
-  padding: 0 3px; text-align: center; color: black;
-  border: solid #e5e7eb; border-width: 0 1px 1px 0; }
+  padding: 0 3px; text-align: center;
+  color: var(--ink, black);
+  border: solid var(--line, #e5e7eb); border-width: 0 1px 1px 0; }
+.token-matrix td.for { background: rgb(var(--for, 100 168 222) /
+  calc(var(--share) * var(--depth, 1))); }
+.token-matrix td.against { background: rgb(var(--against, 240 138 93) /
+  calc(var(--share) * var(--depth, 1))); }
 .token-matrix td.blank { border-color: transparent; }
 .token-matrix .generated { border-left: 2px solid #4b5563; }
 .token-matrix thead th.generated:not(.part) { border-left: 0;
@@ -83,9 +89,9 @@ _STYLE = """<style>
 .token-matrix tbody tr.sum th, .token-matrix tbody tr.sum td {
   border-top: 2px solid #4b5563; }
 .token-matrix tbody tr.sum { position: sticky; bottom: 0; z-index: 3;
-  background: white; }
+  background: var(--paper, white); }
 .token-matrix tr:hover th { text-decoration: underline; }
-.token-matrix td:not(.blank):hover { outline: 2px solid black; z-index: 4; }
+.token-matrix td:not(.blank):hover { outline: 2px solid var(--ink, black); z-index: 4; }
 .token-matrix td:not(.blank):hover::after { content: attr(data-score);
   position: absolute; left: 100%; bottom: 100%; padding: 2px 6px;
   background: #111827; color: white; white-space: pre; border-radius: 3px; }
@@ -218,7 +224,7 @@ class TokenMatrix:
         axes = figure.subplots()
         drawn = axes.imshow(
             colours,
-            _COLOURS,
+            ORANGE_WHITE_BLUE,
             aspect="auto",
             vmin=-1,
             vmax=1,
@@ -245,7 +251,7 @@ class TokenMatrix:
         else:
             _mark_signs(axes, colours)
             said = f"score relative to the largest of the {self.scale}"
-            _add_colour_bar(drawn, said, signed=bool((colours < 0).any()))
+            _add_colour_bar(figure, drawn, said, signed=bool((colours < 0).any()))
         return figure
 
     def _repr_html_(self) -> str:
@@ -292,11 +298,13 @@ class TokenMatrix:
         if np.isnan(score):
             return '<td class="blank"></td>'
         shade = self.colours[row, column]
-        sign = "\N{MINUS SIGN}" if shade <= -_WEAKEST_SIGN else ""
+        sign = MINUS if shade <= -WEAKEST_SIGN else ""
         number = f"{score:.2g}" if self._is_numbered else sign
         share = rounded(100 * self.shares[row, column])
+        side = "for" if shade >= 0 else "against"
+        kind = f"{side} generated" if column == self.n_prompt else side
         return (
-            f'<td{self._mark(column)} style="background: {colour(shade)}" '
+            f'<td class="{kind}" style="--share: {abs(shade):.3f}" '
             f'data-score="{escaped(token)}: {score:.3g} ({share} %)">{number}</td>'
         )
 
@@ -311,9 +319,7 @@ class TokenMatrix:
             for column, token in zip(seen, tokens, strict=True):
                 if column == self.n_prompt:
                     line.append("|")
-                line.append(
-                    f" {printable(token)} ", f"black on {colour(shades[column])}"
-                )
+                line.append_text(coloured_token(token, shades[column]))
             lines.append(line.append(f"\n  {strongest(tokens, scores[seen])}"))
         return Text("\n").join(lines)
 
@@ -351,19 +357,22 @@ def _write_numbers(axes: Axes, scores: np.ndarray) -> None:
             number.set(ha="center", va="center")
 
 
-def _add_colour_bar(drawn: AxesImage, said: str, signed: bool) -> None:
-    bar = drawn.figure.colorbar(drawn, shrink=0.8)
+def _add_colour_bar(figure: Figure, drawn: AxesImage, said: str, signed: bool) -> None:
+    bar = figure.colorbar(drawn, shrink=_BAR)
     bar.ax.tick_params(labelsize=_FONT_SIZE)
     if signed:
         said += "; \N{MINUS SIGN} is against"
     else:
         bar.ax.set_ylim(0, 1)
-    bar.set_label(said, fontsize=_FONT_SIZE)
+    inches = figure.get_figheight()
+    n_characters = int(72 * _BAR * inches / (0.55 * _FONT_SIZE))
+    lines = textwrap.wrap(said, max(n_characters, _FEWEST))
+    bar.set_label("\n".join(lines), fontsize=_FONT_SIZE)
 
 
 def _mark_signs(axes: Axes, colours: np.ndarray) -> None:
-    """Mark cells that speak against, for readers who see no red."""
-    rows, columns = np.nonzero(np.nan_to_num(colours) <= -_WEAKEST_SIGN)
+    """Mark cells that speak against, for those who see no colours."""
+    rows, columns = np.nonzero(np.nan_to_num(colours) <= -WEAKEST_SIGN)
     axes.plot(columns, rows, "_", color="0.2", markersize=4)
 
 
@@ -432,8 +441,8 @@ def token_matrix(
         >>> matrix.scores
         array([[ 0.5 ,   nan],
                [ 0.25, -1.  ]])
-        >>> matrix.__rich__().plain.splitlines()[-2:]
-        ['ny:  so | fun ', '  for: "so" 20 %; against: "fun" 80 %']
+        >>> matrix.__rich__().plain.splitlines()[-1]
+        '  for: "so" 20 %; against: "fun" 80 %'
     """
     check_choice("scale", scale, get_args(Scale))
     shape = (len(output_tokens), len(input_tokens))

@@ -8,7 +8,7 @@ The modules exported here know tensors only: no model, no token and no Captum cl
 :mod:`~captum_attnflow.slalom.inputs`, :mod:`~captum_attnflow.slalom.pipeline`,
 :mod:`~captum_attnflow.slalom.attribution` and :mod:`~captum_attnflow.slalom.layer` put
 a user's model and Captum's signatures around them. A new score is one function and one
-line in :data:`~captum_attnflow.slalom.scores.SCORES`.
+line in :data:`~captum_attnflow.slalom.model.SCORES`.
 """
 
 from captum_attnflow.slalom.explanation import SlalomExplanation, r_squared
@@ -20,7 +20,7 @@ from captum_attnflow.slalom.link import (
     log_odds,
     recognise_link,
 )
-from captum_attnflow.slalom.model import SlalomModel
+from captum_attnflow.slalom.model import SCORES, Score, SlalomModel, score_types
 from captum_attnflow.slalom.queries import (
     QueryData,
     Strategy,
@@ -31,7 +31,6 @@ from captum_attnflow.slalom.queries import (
     draw_short,
     draw_subsets,
 )
-from captum_attnflow.slalom.scores import SCORES, Score, score_types
 
 __all__ = [
     "SCORES",

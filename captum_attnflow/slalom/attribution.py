@@ -94,7 +94,7 @@ class SLALOM(PerturbationAttribution):
             scores :math:`v e^s`, which depend on an arbitrary constant added to ``s``.
             ``"removal"`` is the decrease when the token is left out; ``"value"`` and
             ``"importance"`` are the parameters. See
-            :mod:`captum_attnflow.slalom.scores`. The default is ``"contribution"``
+            :mod:`captum_attnflow.slalom.model`. The default is ``"contribution"``
             for two classes and for one output, where log-odds of 0 are undecided. For
             more classes a uniform prediction has negative log-odds, -11 for one word in
             49,000: all contributions of a language model are negative, and those of the
@@ -109,7 +109,9 @@ class SLALOM(PerturbationAttribution):
             ``"identity"`` (taken as they are), or ``"auto"``, which recognises one link
             from all outputs of the call and reports it in the explanation. Single
             outputs are read as probabilities if all are in (0, 1), else as they are;
-            a warning says which where all are in [0, 1].
+            a warning says which where all are in [0, 1]. Labels that do not exclude
+            each other, as of a multi-label model, have log-odds for logits: give
+            ``"identity"``.
         seed (int or Generator): Of the queries: equal seeds give equal scores. A
             generator gives other queries in each call.
         tokenizer (optional): A tokenizer of transformers that knows special tokens.

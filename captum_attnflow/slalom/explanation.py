@@ -14,9 +14,8 @@ from captum_attnflow.long_form import LongForm, ScoredRows, Tokens, rows_of_batc
 from captum_attnflow.scored_tokens import ShownByTokens
 from captum_attnflow.slalom.fit import SlalomFit
 from captum_attnflow.slalom.link import Link
-from captum_attnflow.slalom.model import SlalomModel
+from captum_attnflow.slalom.model import Score, SlalomModel, score_types
 from captum_attnflow.slalom.queries import QueryData
-from captum_attnflow.slalom.scores import Score, score_types
 from captum_attnflow.storage import Storable
 
 

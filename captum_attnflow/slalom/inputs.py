@@ -15,6 +15,7 @@ from torch import Tensor
 from typing_extensions import TypeIs
 
 from captum_attnflow._captum import TargetType, format_additional_forward_args
+from captum_attnflow._checks import counted
 from captum_attnflow.attr.arguments import (
     ForwardArguments,
     check_inputs,
@@ -37,6 +38,7 @@ from captum_attnflow.texts import (
     run_queries,
     targets_of_texts,
 )
+from captum_attnflow.texts.token_axis import warn_of_unmarked_padding
 
 # Outputs that differ by less are equal, in multiples of the dtype's rounding: kernels
 # sum in another order over inputs of another length.
@@ -224,6 +226,8 @@ def kept_and_padding(
         arguments.additional,
         (n_texts, n_positions),
     )
+    if ids is not None:
+        warn_of_unmarked_padding(ids.cpu(), padding, forward_func, tokenizer)
     return kept, padding
 
 
@@ -282,7 +286,8 @@ def named_positions(
                 raise ValueError(
                     f"target {target} of text {text + 1} names position {position}, "
                     f"which is {'padding' if inside else 'out of range'}: the text has "
-                    f"{int((~padding[text]).sum())} tokens in {n_positions} positions"
+                    f"{counted(int((~padding[text]).sum()), 'token')} in "
+                    f"{counted(n_positions, 'position')}"
                 )
             named[text, position] = True
     return named

@@ -17,10 +17,8 @@ from captum_attnflow._captum import (
     TargetType,
     format_output,
     log_usage,
-    run_forward,
 )
-from captum_attnflow._checks import check_flags
-from captum_attnflow._floats import ids_needed
+from captum_attnflow._checks import check_flags, counted
 from captum_attnflow._memory import is_out_of_memory
 from captum_attnflow.attr.arguments import (
     ForwardArguments,
@@ -44,6 +42,7 @@ from captum_attnflow.slalom.inputs import (
     kept_and_padding,
     without_effect,
 )
+from captum_attnflow.targets import ids_needed, run_forward
 from captum_attnflow.texts import PerturbableTexts, Query, targets_of_texts
 from captum_attnflow.texts.evaluation import baselines_refused
 from captum_attnflow.texts.replacement import ReplaceableTexts
@@ -430,8 +429,8 @@ def _run_layer(
     if found.dim() < least or len(found) != arguments.n_rows:
         raise ValueError(
             f"the layer has a tensor of shape {tuple(found.shape)} for "
-            f"{arguments.n_rows} texts; its first tensor must be (B, T, D), such as "
-            "the output of the embeddings module, or token ids (B, T)"
+            f"{counted(arguments.n_rows, 'text')}; its first tensor must be (B, T, D), "
+            "such as the output of the embeddings module, or token ids (B, T)"
         )
     return found, templates
 

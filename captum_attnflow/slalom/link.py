@@ -75,10 +75,14 @@ def link_outputs(
     odds = log_odds(everything, index, chosen)
     caveats = []
     if link == "auto" and fits_both_readings(everything):
+        one = everything.shape[1] == 1
         caveats.append(
-            "the one output per input lies in [0, 1] for all queries, which scores and "
-            f'probabilities may; it was read by link="{chosen}". Say by link= which '
-            'it is: "probabilities", or "identity" for scores'
+            f"the {'one output' if one else 'outputs'} per input lie"
+            f"{'s' if one else ''} in [0, 1] for all queries"
+            f"{'' if one else ' and do not sum to 1'}, which scores and probabilities"
+            f"{'' if one else ' of labels that do not exclude each other'} may; "
+            f'{"it was" if one else "they were"} read by link="{chosen}". Say by link= '
+            'which it is: "probabilities", or "identity" for scores'
         )
     n_clamped = int(clamped(everything, index, chosen).sum())
     if n_clamped:
@@ -114,14 +118,20 @@ def recognise_link(outputs: Tensor) -> Link:
     if outputs.shape[1] == 1:
         inside = bool(((outputs > 0) & (outputs < 1)).all())
         return "probabilities" if inside else "identity"
-    sums_to_one = (outputs.double().sum(1) - 1).abs() < _SUM_TOLERANCE
-    return "probabilities" if _in_range(outputs) and sums_to_one.all() else "logits"
+    are_shares = _in_range(outputs) and bool(_sums_to_one(outputs).all())
+    return "probabilities" if are_shares else "logits"
 
 
 def fits_both_readings(outputs: Tensor) -> bool:
-    """Whether outputs may be probabilities and scores: one per row, all in [0, 1]."""
+    """Whether outputs may be probabilities and scores.
+
+    So may those in [0, 1] of which there is one per row, or which do not sum to 1, like
+    the probabilities of labels that do not exclude each other.
+    """
     _check_outputs(outputs)
-    return outputs.shape[1] == 1 and _in_range(outputs)
+    if not _in_range(outputs):
+        return False
+    return outputs.shape[1] == 1 or not bool(_sums_to_one(outputs).all())
 
 
 def log_odds(outputs: Tensor, index: Tensor, link: Link) -> Tensor:
@@ -131,8 +141,9 @@ def log_odds(outputs: Tensor, index: Tensor, link: Link) -> Tensor:
         outputs (Tensor): Shape ``(Q, C)``.
         index (Tensor): Shape ``(Q,)``, int64, the class of each row.
         link (str): ``"logits"``; ``"probabilities"``, of which those that
-            :func:`clamped` marks are raised to the smallest that it does not mark; or
-            ``"identity"``, which takes the class's output unchanged.
+            :func:`clamped` marks are raised to the smallest that it does not mark, and
+            which are of labels that do not exclude each other where they do not sum to
+            1; or ``"identity"``, which takes the class's output unchanged.
 
     Returns:
         Tensor: Shape ``(Q,)``, float64.
@@ -216,17 +227,27 @@ def _in_range(outputs: Tensor) -> bool:
 
 
 def _probabilities(outputs: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the probability of the class and of all others, each ``(Q,)``.
+    """Return the probability of the class and of its complement, each ``(Q,)``.
 
     The others are summed, not subtracted from 1, which would round small ones away.
+    Of labels that do not exclude each other, whose sum is not 1, the others say nothing
+    about the complement.
     """
     exact = outputs.double()
     for_class = exact.gather(1, index[:, None])[:, 0]
-    if outputs.shape[1] == 1:
+    if not _exclude_each_other(outputs):
         return for_class, 1 - for_class
     return for_class, exact.scatter(1, index[:, None], 0.0).sum(1)
 
 
 def _least_probabilities(outputs: Tensor) -> tuple[float, float]:
     limits = torch.finfo(outputs.dtype)
-    return limits.tiny, limits.eps / 2 if outputs.shape[1] == 1 else limits.tiny
+    return limits.tiny, limits.tiny if _exclude_each_other(outputs) else limits.eps / 2
+
+
+def _exclude_each_other(outputs: Tensor) -> bool:
+    return outputs.shape[1] > 1 and bool(_sums_to_one(outputs).all())
+
+
+def _sums_to_one(outputs: Tensor) -> Tensor:
+    return (outputs.double().sum(1) - 1).abs() < _SUM_TOLERANCE

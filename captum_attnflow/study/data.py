@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from captum_attnflow._checks import check_column
+from captum_attnflow._files import read_json, refuse_other_content, sha256_of_file
 from captum_attnflow.pipelines.pretrained import check_encodable
 
 Rows = Iterator[Mapping[str, Any]]
@@ -95,9 +97,9 @@ def read_data(source: DataSource) -> TextData:
     if path.is_file():
         rows, sha256 = _rows_of_file(path), sha256_of_file(path)
     elif path.exists() or path.suffix or not _HUB_ID.fullmatch(source.name):
-        found = "it is a folder" if path.is_dir() else "it is not there"
+        found = "is a folder" if path.is_dir() else "is not there"
         raise FileNotFoundError(
-            f"there is no file {source.name!r}: {found}. Give a file "
+            f"the file {source.name!r} {found}. Give a file "
             f"({', '.join(_FORMATS)}), or the hub id of a data set such as "
             '"owner/name"'
         )
@@ -129,35 +131,27 @@ def read_data(source: DataSource) -> TextData:
     )
 
 
-def sha256_of_file(path: Path) -> str:
-    """Hash a file, as ``sha256sum`` does."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _cell(row: Mapping[str, Any], column: str, number: int, name: str) -> Any:
     if column not in row:
-        there = ", ".join(repr(key) for key in row)
-        raise ValueError(
-            f"{name} has no column {column!r} (row {number}); it has {there}"
-        )
+        check_column(f"row {number} of {name}", column, list(row))
     return row[column]
 
 
 def _rows_of_file(path: Path) -> Rows:
-    if path.suffix not in _FORMATS:
+    ending = path.suffix.lower()
+    if ending not in _FORMATS:
         raise ValueError(
             f"{path} is of an unknown format; give a file that ends in "
             f"{', '.join(_FORMATS)}"
         )
     try:
-        yield from _FORMATS[path.suffix](path)
+        if ending != ".parquet":
+            with path.open("rb") as file:
+                refuse_other_content(str(path), file.read(8))
+        yield from _FORMATS[ending](path)
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path} is no UTF-8 {path.suffix[1:]} file: {error}"
+            f"{path} is no UTF-8 {ending[1:]} file: {error}; save it as UTF-8"
         ) from error
 
 
@@ -209,7 +203,10 @@ def _rows_of_jsonl(path: Path) -> Rows:
                     "or remove the line"
                 ) from None
             if not isinstance(row, dict):
-                raise ValueError(f"line {number} of {path} is no JSON object")
+                raise ValueError(
+                    f"line {number} of {path} is no JSON object, such as "
+                    '{"text": "so sad"}; write one for each row'
+                )
             yield row
 
 
@@ -245,31 +242,3 @@ _FORMATS: dict[str, Callable[[Path], Rows]] = {
     ".parquet": _rows_of_parquet,
     ".tsv": _rows_of_tsv,
 }
-
-
-def read_json(text: str | bytes) -> Any:
-    """Parse JSON that names every key once; the standard module keeps the last.
-
-    Raises:
-        ValueError: Saying what is wrong with it, also for brackets within brackets
-            without end.
-
-    Examples::
-
-        >>> read_json('{"text": "a", "text": "b"}')
-        Traceback (most recent call last):
-        ValueError: an object names 'text' more than once
-    """
-    try:
-        return json.loads(text, object_pairs_hook=_each_key_once)
-    except RecursionError:
-        raise ValueError("it is nested too deeply to be read") from None
-
-
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"an object names {key!r} more than once")
-        found[key] = value
-    return found

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,55 +21,107 @@ from captum_attnflow.metrics import (
     faithfulness,
     naopc,
 )
+from captum_attnflow.pipelines.text_classification import TextClassifier
 from captum_attnflow.study.batch import TextBatch, count_passes
 from captum_attnflow.study.methods import METHODS
-from captum_attnflow.study.records import Bounds, Record, RecordFile
+from captum_attnflow.study.records import Bounds, Record
 from captum_attnflow.study.settings import Study
 
 ROWS_AT_ONCE = 64
 """Rows in one forward pass of a metric."""
+TRUNCATED = ".*is truncated to the model's limit"
+"""How the warning of a text that is too long begins."""
 _NAOPC = "naopc"
 # Captum's warning of its hooks, and ours of zeros, which a record counts as ties.
 _KNOWN_WARNINGS = "Setting forward, backward hooks|all token scores of the examples"
 
 
-class BoundsCache:
-    """Bounds of AOPC by model, removal mode and text, on disk once they are known.
+@dataclass(frozen=True)
+class Task:
+    """A method to run on some texts by a model, or bounds to search for.
 
-    A text's bounds depend on no other text, so that figures do not depend on which of
-    them were there already.
-
-    Args:
-        path (Path): The file; made when the first bounds are known.
-
-    Raises:
-        ValueError: If a line of it holds no bounds.
+    Attributes:
+        model (str): The model's name in the study.
+        method (str, optional): The method; None for the bounds of AOPC.
+        rows (tuple of int): The texts' places among all, counted from 1.
+        texts (tuple of str): The texts.
+        bounds (mapping): By removal mode and row, the bounds that are known.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._file = RecordFile(path, Bounds)
+    model: str
+    method: str | None
+    rows: tuple[int, ...]
+    texts: tuple[str, ...]
+    bounds: Mapping[tuple[str, int], Bounds]
 
-    def of(
-        self, model: str, removal: str, batch: TextBatch, rows: Sequence[int]
-    ) -> AOPCBounds:
-        """Return the bounds of a batch, after a search for those that are missing.
 
-        Args:
-            model (str): Name of the batch's model.
-            removal (str): ``"replace"`` or ``"delete"``.
-            batch (TextBatch): The texts.
-            rows (sequence of int): Their places among the texts, counted from 1.
-        """
-        for position, row in enumerate(rows):
-            if (model, removal, row) not in self._file.records:
-                lower, upper = _search(batch.rows([position]), removal)
-                found = Bounds(model, removal, row, lower.item(), upper.item())
-                self._file.append([found])
-        known = [self._file.records[model, removal, row] for row in rows]
-        return AOPCBounds(
-            torch.tensor([bounds.lower for bounds in known], dtype=torch.float64),
-            torch.tensor([bounds.upper for bounds in known], dtype=torch.float64),
+class TaskRunner:
+    """Models that do tasks of a study, which hold texts, and return records.
+
+    Args:
+        study (Study): The settings.
+        classifiers (mapping): The models by their names.
+    """
+
+    def __init__(self, study: Study, classifiers: Mapping[str, TextClassifier]) -> None:
+        self._study = study
+        self._classifiers = classifiers
+        self._last: tuple[tuple[str, tuple[int, ...]], TextBatch] | None = None
+
+    @staticmethod
+    def load(study: Study, names: Sequence[str]) -> TaskRunner:
+        """Load a study's models, which have such names in it."""
+        return TaskRunner(
+            study,
+            {
+                name: TextClassifier.load(model, study.device, study.dtype)
+                for name, model in zip(names, study.models, strict=True)
+            },
         )
+
+    def __call__(self, task: Task) -> list[Record] | list[Bounds]:
+        """Do a task."""
+        batch = self._batch(task)
+        if task.method is None:
+            return _search_missing(self._study, task, batch)
+        return evaluate(
+            self._study, task.model, task.method, batch, task.rows, task.bounds
+        )
+
+    def _batch(self, task: Task) -> TextBatch:
+        """Encode and predict once for the methods that follow each other."""
+        key = task.model, task.rows
+        if self._last is None or self._last[0] != key:
+            with warnings.catch_warnings():
+                # Said of all texts together, when their lengths were looked at.
+                warnings.filterwarnings("ignore", message=TRUNCATED)
+                batch = TextBatch.encode(
+                    self._classifiers[task.model],
+                    task.texts,
+                    self._study.reference_token,
+                )
+            self._last = key, batch.predict()
+        return self._last[1]
+
+
+def _search_missing(study: Study, task: Task, batch: TextBatch) -> list[Bounds]:
+    """Search for bounds; where it fails, the methods that need them will say so."""
+    found = []
+    for removal in study.removals:
+        for position, row in enumerate(task.rows):
+            if (removal, row) in task.bounds:
+                continue
+            try:
+                found.append(_bounds(task.model, removal, batch.rows([position]), row))
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+    return found
+
+
+def _bounds(model: str, removal: str, text: TextBatch, row: int) -> Bounds:
+    lower, upper = _search(text, removal)
+    return Bounds(model, removal, row, lower.item(), upper.item())
 
 
 def _search(text: TextBatch, removal: str) -> tuple[Tensor, Tensor]:
@@ -94,7 +145,7 @@ def evaluate(
     method: str,
     batch: TextBatch,
     rows: Sequence[int],
-    bounds: BoundsCache,
+    bounds: Mapping[tuple[str, int], Bounds],
 ) -> list[Record]:
     """Attribute and measure texts together; one by one if that fails.
 
@@ -104,7 +155,8 @@ def evaluate(
         method (str): Name of the method.
         batch (TextBatch): The texts.
         rows (sequence of int): Their places among the texts, counted from 1.
-        bounds (BoundsCache): The bounds of their AOPC, searched for at the first use.
+        bounds (mapping): The bounds of their AOPC, by removal mode and row; those that
+            are not there are searched for.
 
     Returns:
         list[Record]: One per text; a text on which the method fails says why.
@@ -142,7 +194,7 @@ def _evaluate_together(
     method: str,
     batch: TextBatch,
     rows: Sequence[int],
-    bounds: BoundsCache,
+    bounds: Mapping[tuple[str, int], Bounds],
 ) -> list[Record]:
     if METHODS[method].batched:
         attributions = _attribute(study, method, batch, rows[0])
@@ -159,7 +211,9 @@ def _evaluate_together(
             batch,
             scores,
             removal,
-            bounds.of(model, removal, batch, rows) if _NAOPC in study.metrics else None,
+            _of_batch(model, removal, batch, rows, bounds)
+            if _NAOPC in study.metrics
+            else None,
         )
         for removal in study.removals
     }
@@ -181,6 +235,24 @@ def _evaluate_together(
         )
         for position, (row, item) in enumerate(zip(rows, attributions, strict=True))
     ]
+
+
+def _of_batch(
+    model: str,
+    removal: str,
+    batch: TextBatch,
+    rows: Sequence[int],
+    known: Mapping[tuple[str, int], Bounds],
+) -> AOPCBounds:
+    found = [
+        known.get((removal, row))
+        or _bounds(model, removal, batch.rows([position]), row)
+        for position, row in enumerate(rows)
+    ]
+    return AOPCBounds(
+        torch.tensor([bounds.lower for bounds in found], dtype=torch.float64),
+        torch.tensor([bounds.upper for bounds in found], dtype=torch.float64),
+    )
 
 
 def _attribute(

@@ -1,7 +1,7 @@
-"""What a study keeps on disk: its results and bounds by line, and its manifest.
+"""What a study keeps on disk by line, and the same in memory by column.
 
-Every line is safe against a kill. The manifest says what the results depend on, and a
-study that is continued must agree with it.
+Every line is safe against a kill. A part of a study has files of its own; when all is
+there, they are merged.
 """
 
 from __future__ import annotations
@@ -9,36 +9,25 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import torch
-from huggingface_hub import try_to_load_from_cache
+import numpy as np
+from filelock import FileLock, Timeout
 
-from captum_attnflow._files import named_in_errors, replace_file
-from captum_attnflow.metrics.normalized import BEAM_WIDTH
-from captum_attnflow.study.data import TextData, read_json, sha256_of_file
-from captum_attnflow.study.methods import METHODS, Method
+from captum_attnflow._files import named_in_errors, read_json
 from captum_attnflow.study.settings import Study
+from captum_attnflow.tables.manifest import lock_of_part
 
-Key = tuple[str, str, int]
-_PACKAGES = (
-    "captum",
-    "captum-attnflow",
-    "networkx",
-    "numpy",
-    "scipy",
-    "torch",
-    "transformers",
-)
-_MODEL_FILES = ("*.json", "*.model", "*.safetensors", "*.txt")
-_SETTINGS = ("data", "settings", "versions")
-_PARTS = ("models", "methods")
-"""A later run may name other models and methods; shared ones must be unchanged."""
+COSTS = ("forward_rows", "backward_rows", "seconds")
+_BLOCK = 1 << 20
+_OF_PART = r"-([0-9]+)-of-([0-9]+)"
+
+Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -77,18 +66,15 @@ class Record:
             ValueError: Naming the field.
         """
         _check_key(self.model, self.method, self.example)
-        for name in ("forward_rows", "backward_rows", "seconds"):
+        if not isinstance(self.predicted, int) or self.predicted < 0:
+            raise ValueError(f"predicted is {self.predicted!r} and no class")
+        for name in COSTS:
             _check_number(name, getattr(self, name))
         if (self.failure is None) != bool(self.values):
             raise ValueError("there are values, or a failure says why there are none")
         for removal, metrics in self.values.items():
             for metric, value in metrics.items():
                 _check_number(f"values, {removal}, {metric}", value)
-
-    @property
-    def key(self) -> Key:
-        """What there is one record of."""
-        return self.model, self.method, self.example
 
 
 @dataclass(frozen=True)
@@ -119,11 +105,6 @@ class Bounds:
         _check_number("lower", self.lower)
         _check_number("upper", self.upper)
 
-    @property
-    def key(self) -> Key:
-        """What there is one record of."""
-        return self.model, self.removal, self.example
-
 
 def _check_key(*key: object) -> None:
     *names, example = key
@@ -144,209 +125,291 @@ Kind = TypeVar("Kind", Record, Bounds)
 class RecordFile(Generic[Kind]):
     """An append-only file of records.
 
-    Only complete lines count: opening the file cuts off an unfinished last line, which
-    a killed run may leave. Of two records of a key, the first counts.
+    Only complete lines count: a killed run may leave an unfinished last one, which the
+    first that is appended replaces.
 
     Args:
         path (Path): The file; made when the first record comes.
         kind (type): Of the records, :class:`Record` or :class:`Bounds`.
-
-    Raises:
-        ValueError: If a line is not a record.
     """
 
     def __init__(self, path: Path, kind: type[Kind]) -> None:
         self.path = path
-        self.records: dict[Key, Kind] = {}
-        if not path.exists():
+        self._kind: type[Kind] = kind
+        self._is_whole = False
+
+    def read(self) -> Iterator[Kind]:
+        """Read the records, one at a time.
+
+        Raises:
+            ValueError: If a line is not a record.
+        """
+        if not self.path.exists():
             return
-        content = path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(path, whole)
-        for number, line in enumerate(content[:whole].splitlines(), 1):
-            try:
-                record = kind(**read_json(line))
-            except (ValueError, TypeError, AttributeError) as error:
-                raise ValueError(
-                    f"line {number} of {path} is no result of a study ({error}); "
-                    "delete the line, and it is computed again"
-                ) from error
-            self.records.setdefault(record.key, record)
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    return
+                try:
+                    yield self._kind(**read_json(line))
+                except (ValueError, TypeError, AttributeError) as error:
+                    raise ValueError(
+                        f"line {number} of {self.path} is no result of a study "
+                        f"({error}); delete the line, and it is computed again"
+                    ) from error
 
     def append(self, records: Iterable[Kind]) -> None:
-        """Add those that are not there yet; they are on disk when this returns.
+        """Add records; they are on disk when this returns.
 
         Raises:
             OSError: If they cannot be written, naming the file.
         """
-        new = [record for record in records if record.key not in self.records]
-        lines = "".join(json.dumps(asdict(record)) + "\n" for record in new)
+        lines = "".join(json.dumps(asdict(record)) + "\n" for record in records)
+        self._write([lines.encode()])
+
+    def absorb(self, other: Path) -> None:
+        """Take over the whole lines of another file, and remove it.
+
+        A kill in between leaves some in both, which changes no result.
+
+        Raises:
+            OSError: If they cannot be written, naming this file.
+        """
+        with other.open("rb") as file:
+            self._write(line for line in file if line.endswith(b"\n"))
+        other.unlink()
+
+    def _write(self, pieces: Iterable[bytes]) -> None:
         with named_in_errors(self.path), self.path.open("ab") as file:
-            file.write(lines.encode())
+            if not self._is_whole:
+                file.truncate(_end_of_whole_lines(self.path))
+                self._is_whole = True
+            file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
-        self.records.update((record.key, record) for record in new)
 
 
-def describe_study(
-    study: Study, data: TextData, models: tuple[str, ...]
-) -> dict[str, Any]:
-    """What the results depend on, as JSON values."""
-    source = study.data
-    is_file = Path(source.name).is_file()
-    return {
-        "data": {
-            "name": Path(source.name).name if is_file else source.name,
-            "subset": None if is_file else source.subset,
-            "split": None if is_file else source.split,
-            "sha256": data.sha256,
-            "text_column": source.text_column,
-            "n_texts": len(data.texts),
-            "rows": list(data.rows) if study.data.limit else "all",
-        },
-        "settings": {
-            "metrics": list(study.metrics),
-            "removals": list(study.removals),
-            "reference_token": study.reference_token,
-            "seed": study.seed,
-            "batch_size": study.batch_size,
-            **({"beam_width": BEAM_WIDTH} if "naopc" in study.metrics else {}),
-        },
-        "versions": {
-            "python": platform.python_version(),
-            **{package: version(package) for package in _PACKAGES},
-        },
-        "models": {
-            label: model_hashes(name)
-            for label, name in zip(models, study.models, strict=True)
-        },
-        "methods": {name: _describe_method(METHODS[name]) for name in study.methods},
-        "against": study.against,
-        "threads": torch.get_num_threads(),
-    }
+def _end_of_whole_lines(path: Path) -> int:
+    """Find the place behind the last line break, from the end."""
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end > 0:
+            start = max(end - _BLOCK, 0)
+            file.seek(start)
+            found = file.read(end - start).rfind(b"\n")
+            if found >= 0:
+                return start + found + 1
+            end = start
+    return 0
 
 
-def _describe_method(method: Method) -> dict[str, Any]:
-    described = {"description": method.description, "settings": dict(method.settings)}
-    if method.needs is not None:
-        described["versions"] = {method.needs: version(method.needs)}
-    return described
+@dataclass(frozen=True)
+class PartedFile(Generic[Kind]):
+    """Records in one file, or while parts of a study run in one for each of them.
+
+    Attributes:
+        folder (Path): Where they are.
+        name (str): Of the one file, without its ending.
+        kind (type): Of the records.
+        part (tuple of int): Which part of how many this run writes.
+    """
+
+    folder: Path
+    name: str
+    kind: type[Kind]
+    part: tuple[int, int]
+
+    @property
+    def whole(self) -> Path:
+        """The one file, of a study without parts or after their end."""
+        return self.folder / f"{self.name}.jsonl"
+
+    @property
+    def own(self) -> RecordFile[Kind]:
+        """The file that this run writes."""
+        if self.part == (1, 1):
+            return RecordFile(self.whole, self.kind)
+        name = "{}-{}-of-{}.jsonl".format(self.name, *self.part)
+        return RecordFile(self.folder / name, self.kind)
+
+    def of_parts(self) -> dict[Path, tuple[int, int]]:
+        """The files of parts that are there, each with its part."""
+        found = {}
+        for path in sorted(self.folder.glob(f"{self.name}-*.jsonl")):
+            part = re.fullmatch(rf"{self.name}{_OF_PART}\.jsonl", path.name)
+            if part is not None:
+                found[path] = (int(part[1]), int(part[2]))
+        return found
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All files that may be there."""
+        return (self.whole, *self.of_parts())
+
+    def read(self) -> Iterator[tuple[Path, Kind]]:
+        """Read all records that are there, each with the file that it is from."""
+        for path in self.paths:
+            for record in RecordFile(path, self.kind).read():
+                yield path, record
+
+    def merge(self) -> None:
+        """Move the records of parts to the one file, but of those that are written."""
+        for path, part in self.of_parts().items():
+            with ExitStack() as held:
+                if part != self.part:
+                    try:
+                        held.enter_context(lock_of_part(self.folder, part))
+                    except Timeout:
+                        continue
+                RecordFile(self.whole, self.kind).absorb(path)
 
 
-def begin_manifest(
-    path: Path, manifest: dict[str, Any], results: Sequence[Path]
-) -> dict[str, Any]:
-    """Write the manifest of a new study, or check that a resumed one agrees.
+@contextmanager
+def no_merge_meanwhile(folder: Path) -> Iterator[None]:
+    """Keep other runs in a folder from merging files that are being read."""
+    with FileLock(folder / ".merge.lock"):
+        yield
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """What one method did on all texts, some 100 bytes for each.
+
+    Attributes:
+        values (array): Shape ``(n_texts, removals, metrics)``, float64; NaN where there
+            is none.
+        costs (array): Shape ``(n_texts, 3)``, float64, by :data:`COSTS`.
+        predicted (array): Shape ``(n_texts,)``, int64; -1 where nothing is known.
+        is_tied (array): Shape ``(n_texts,)``, bool.
+        failures (dict): By row, counted from 1, what went wrong.
+    """
+
+    values: Array
+    costs: Array
+    predicted: Array
+    is_tied: Array
+    failures: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def is_done(self) -> Array:
+        """Which texts it was run on, shape ``(n_texts,)``."""
+        return self.predicted >= 0
+
+    @property
+    def is_measured(self) -> Array:
+        """Which texts it did not fail on, shape ``(n_texts,)``."""
+        done = self.is_done
+        done[[row - 1 for row in self.failures]] = False
+        return done
+
+
+class Results:
+    """The results of a study's methods on its models.
 
     Args:
-        path (Path): Where it is.
-        manifest (dict): As :func:`describe_study` makes it.
-        results (sequence of Path): What it describes, if it is there.
-
-    Returns:
-        dict: The manifest, with the models and methods of earlier runs.
-
-    Raises:
-        ValueError: If the study in this folder was another one, or unknown.
+        study (Study): Names methods, removal modes and metrics.
+        models (sequence of str): The models' names.
+        n_texts (int): How many texts there are.
     """
-    if path.exists():
-        earlier = _read(path)
-        _check_same(path, earlier, manifest)
-        manifest = {**manifest, **{p: earlier[p] | manifest[p] for p in _PARTS}}
-    for file in results:
-        if file.exists() and not path.exists():
-            raise ValueError(
-                f"{file} has no {path.name} beside it, so that it is not known what "
-                "was measured; give another --output"
+
+    def __init__(self, study: Study, models: Sequence[str], n_texts: int) -> None:
+        self._study = study
+        self.n_texts = n_texts
+        shape = (n_texts, len(study.removals), len(study.metrics))
+        self.columns: Mapping[tuple[str, str], Column] = {
+            (model, method): Column(
+                np.full(shape, np.nan),
+                np.zeros((n_texts, len(COSTS))),
+                np.full(n_texts, -1),
+                np.zeros(n_texts, dtype=bool),
             )
-    write_manifest(path, manifest)
-    return manifest
+            for model in models
+            for method in study.methods
+        }
 
+    def add(self, record: Record) -> bool:
+        """Take in a record; of two of a model, method and text the first counts.
 
-def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Replace the manifest in one step."""
-    replace_file(path, json.dumps(manifest, indent=2) + "\n")
+        Returns:
+            bool: Whether it is new, and of a model and a method of this study.
 
+        Raises:
+            ValueError: If it lacks a value, or there is no such text.
+        """
+        column = self.columns.get((record.model, record.method))
+        if column is None:
+            return False
+        place = _place_of(record.example, self.n_texts)
+        if column.predicted[place] >= 0:
+            return False
+        if record.failure is None:
+            column.values[place] = self._values_of(record)
+        else:
+            column.failures[record.example] = record.failure
+        column.costs[place] = [getattr(record, name) for name in COSTS]
+        column.is_tied[place] = record.tied
+        column.predicted[place] = record.predicted
+        return True
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = read_json(path.read_text("utf-8"))
-        sections = [found[section] for section in (*_SETTINGS, *_PARTS)]
-        parts = [part for section in _PARTS for part in found[section].values()]
-        if not all(isinstance(each, dict) for each in (found, *sections, *parts)):
-            raise ValueError(f"{', '.join((*_SETTINGS, *_PARTS))} must be objects")
-        return dict(found)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is no manifest of a study ({error}); give another --output"
-        ) from error
-
-
-def _check_same(path: Path, old: dict[str, Any], new: Mapping[str, Any]) -> None:
-    found = json.loads(json.dumps(new))
-    pairs = [(section, old[section], found[section]) for section in _SETTINGS]
-    for section in _PARTS:
-        for name in old[section].keys() & found[section].keys():
-            both = old[section][name], found[section][name]
-            pairs.append((f"{section} {name}", *both))
-    for where, before, now in pairs:
-        for name in sorted(before.keys() | now.keys()):
-            if before.get(name) != now.get(name):
+    def _values_of(self, record: Record) -> list[list[float]]:
+        for removal in self._study.removals:
+            there = record.values.get(removal, {}).keys()
+            missing = set(self._study.metrics) - there
+            if missing:
                 raise ValueError(
-                    f"{path.parent} holds a study with another {name!r} ({where}): "
-                    f"{before.get(name)!r} there, {now.get(name)!r} now. Its results "
-                    "cannot be mixed with new ones: give the same settings, or another "
-                    "--output"
+                    f"there is no {', '.join(sorted(missing))} ({removal}) of "
+                    f"{record.method} on row {record.example} by the model "
+                    f"{record.model!r}"
                 )
+        return [
+            [record.values[removal][metric] for metric in self._study.metrics]
+            for removal in self._study.removals
+        ]
 
 
-def study_outcome(
-    study: Study, labels: dict[str, list[int] | None], records: Mapping[Key, Record]
-) -> dict[str, Any]:
-    """Accuracy of the models, texts without an order, and failures."""
-    chosen = sorted(
-        (
-            record
-            for record in records.values()
-            if record.model in labels and record.method in study.methods
-        ),
-        key=lambda record: record.key,
-    )
-    predicted = {(r.model, r.example): r.predicted for r in chosen}
-    return {
-        "accuracy": {
-            model: sum(
-                predicted[model, row] == label for row, label in enumerate(known, 1)
-            )
-            / len(known)
-            for model, known in labels.items()
-            if known is not None
-        },
-        "texts_of_one_score": {
-            model: {
-                method: sum(
-                    r.tied for r in chosen if (r.model, r.method) == (model, method)
-                )
-                for method in study.methods
-            }
-            for model in labels
-        },
-        "failures": [
-            {"model": r.model, "method": r.method, "row": r.example, "error": r.failure}
-            for r in chosen
-            if r.failure is not None
-        ],
-    }
+class KnownBounds:
+    """The bounds of AOPC that were found, by model, removal mode and text.
+
+    A text's bounds depend on no other text, so that figures do not depend on which of
+    them were there already.
+
+    Args:
+        models (sequence of str): The models' names.
+        removals (sequence of str): ``"replace"``, ``"delete"`` or both.
+        n_texts (int): How many texts there are.
+    """
+
+    def __init__(
+        self, models: Sequence[str], removals: Sequence[str], n_texts: int
+    ) -> None:
+        self._removals = removals
+        self._ends = {
+            (model, removal): np.full((n_texts, 2), np.nan)
+            for model in models
+            for removal in removals
+        }
+
+    def add(self, bounds: Bounds) -> None:
+        """Take in the bounds of a text; the first ones count."""
+        ends = self._ends.get((bounds.model, bounds.removal))
+        if ends is not None:
+            place = _place_of(bounds.example, len(ends))
+            if np.isnan(ends[place]).any():
+                ends[place] = bounds.lower, bounds.upper
+
+    def of(self, model: str, rows: Sequence[int]) -> dict[tuple[str, int], Bounds]:
+        """The bounds that are known of some texts, by removal mode and row."""
+        found = {}
+        for removal in self._removals:
+            for row in rows:
+                lower, upper = self._ends[model, removal][row - 1].tolist()
+                if not math.isnan(lower):
+                    known = Bounds(model, removal, row, lower, upper)
+                    found[removal, row] = known
+        return found
 
 
-def model_hashes(name: str) -> dict[str, str]:
-    """Hash the files of a model folder, or of the cached snapshot of a hub model."""
-    folder = Path(name)
-    if not folder.is_dir():
-        config = try_to_load_from_cache(name, "config.json")
-        if not isinstance(config, str):
-            raise ValueError(f"the files of the hub model {name!r} are not cached")
-        folder = Path(config).parent
-    files = {file for pattern in _MODEL_FILES for file in folder.glob(pattern)}
-    return {file.name: sha256_of_file(file) for file in sorted(files)}
+def _place_of(row: int, n_texts: int) -> int:
+    if row > n_texts:
+        raise ValueError(f"it is of row {row}, and there are {n_texts} texts")
+    return row - 1

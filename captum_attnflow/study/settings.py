@@ -8,8 +8,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from captum_attnflow._checks import check_choice, check_type
+from captum_attnflow._checks import check_choice, check_integer, check_type
 from captum_attnflow.study.methods import METHODS
+from captum_attnflow.tables.ray_engine import check_engine
+from captum_attnflow.tables.settings import DTYPES
+from captum_attnflow.tables.share import check_part
 
 if TYPE_CHECKING:
     from captum_attnflow.study.data import DataSource
@@ -51,6 +54,14 @@ class Study:
             what replaces a token, in metrics and as the baseline of methods.
         seed (int): Of methods with random numbers, ties and bootstrap.
         batch_size (int): Texts that are attributed together.
+        device (str, optional): Where the models run; the CPU by default.
+        dtype (str): Of the models' weights.
+        part (tuple of int): ``(i, n)``: which part of how many this run does, the same
+            texts by all models and methods. Parts may run at once or in any order; the
+            one that ends last merges their files and writes the table.
+        engine (str): ``"local"`` or ``"ray"``.
+        workers (int): Of Ray, actors of one thread that each hold the models.
+        gpus_per_worker (float): Of Ray, GPUs of each; above 0 the models are on one.
     """
 
     models: tuple[str, ...]
@@ -63,6 +74,12 @@ class Study:
     reference_token: str = "mask"
     seed: int = 0
     batch_size: int = 16
+    device: str | None = None
+    dtype: str = "float32"
+    part: tuple[int, int] = (1, 1)
+    engine: str = "local"
+    workers: int = 1
+    gpus_per_worker: float = 0
 
     def check(self) -> None:
         """Refuse wrong settings before any work.
@@ -87,8 +104,12 @@ class Study:
                 raise ValueError(f"{name}={given}; give at least one, and none twice")
         if self.against is not None:
             check_choice("against", self.against, self.methods)
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size} must be at least 1")
+        check_integer("batch_size", self.batch_size, 1)
+        if self.device is not None:
+            check_type("device", self.device, str, "a str, or None")
+        check_choice("dtype", self.dtype, DTYPES)
+        check_part(self.part)
+        check_engine(self.engine, self.workers, self.gpus_per_worker)
         for method in self.methods:
             _check_package(method, METHODS[method].needs)
         _check_writable(self.output)

@@ -6,17 +6,17 @@ import csv
 import io
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from captum_attnflow.scored_tokens import printable
-from captum_attnflow.study.records import Key, Record
+from captum_attnflow.study.records import COSTS, Results
 from captum_attnflow.study.settings import BETTER, Study
 
-_AT_ONCE = 1 << 22
+_AT_ONCE = 1 << 20  # numbers drawn
 _ARROWS = {"higher": "↑", "lower": "↓"}
 _CSV_COLUMNS = (
     *("model", "removal", "method", "metric", "better", "mean", "standard_error"),
@@ -82,34 +82,47 @@ class Interval:
     high: float
 
     @staticmethod
-    def of(differences: Tensor, seed: int, n_resamples: int = 10_000) -> Interval:
-        """Percentile interval of the mean of resampled pairs.
+    def of(
+        differences: Tensor, seed: int, n_resamples: int = 10_000
+    ) -> tuple[Interval, ...]:
+        """Percentile intervals of the means of resampled examples.
 
         Args:
-            differences (Tensor): Shape ``(n,)``, float64, one per example: a method
+            differences (Tensor): Shape ``(n, k)``, float64, ``k`` per example: a method
                 minus the one that it is compared with.
             seed (int): Seed of the resampling, which is the same for all methods.
-            n_resamples (int): Bootstrap samples.
+            n_resamples (int): Bootstrap samples, the same for all ``k``.
+
+        Returns:
+            tuple[Interval, ...]: ``k`` of them.
 
         Examples::
 
-            >>> interval = Interval.of(torch.tensor([0.1, 0.3, 0.2, 0.2]).double(), 0)
+            >>> differences = torch.tensor([[0.1], [0.3], [0.2], [0.2]]).double()
+            >>> [interval] = Interval.of(differences, seed=0)
             >>> round(interval.mean, 3), interval.low > 0.1, interval.high < 0.3
             (0.2, True, True)
         """
         n = len(differences)
         generator = torch.Generator().manual_seed(seed)
-        means = [
-            differences[torch.randint(n, (size, n), generator=generator)].mean(1)
-            for size in _chunks(n_resamples, max(1, _AT_ONCE // n))
-        ]
+        # Filled in place: small tensors kept between large ones split the memory.
+        means = differences.new_empty(n_resamples, differences.shape[1])
+        for part in means.split(max(1, _AT_ONCE // n)):
+            size = len(part)
+            drawn = torch.randint(n, (size, n), generator=generator)
+            drawn += n * torch.arange(size)[:, None]
+            # How often each example was drawn, for a product with all columns.
+            counts = torch.bincount(drawn.flatten(), minlength=size * n)
+            torch.mm(counts.view(size, n).double(), differences, out=part)
+        means /= n
         ends = torch.tensor([0.025, 0.975], dtype=differences.dtype)
-        low, high = torch.cat(means).quantile(ends).tolist()
-        return Interval(differences.mean().item(), low, high)
-
-
-def _chunks(total: int, size: int) -> list[int]:
-    return [min(size, total - start) for start in range(0, total, size)]
+        quantiles = means.quantile(ends, 0)  # (2, k)
+        return tuple(
+            Interval(mean, low, high)
+            for mean, low, high in zip(
+                differences.mean(0).tolist(), *quantiles.tolist(), strict=True
+            )
+        )
 
 
 @dataclass(frozen=True)
@@ -157,73 +170,52 @@ class Table:
     against: str | None
 
     @staticmethod
-    def of(study: Study, models: Sequence[str], records: Mapping[Key, Record]) -> Table:
-        """Summarise the records of a study's methods on models, by their names."""
+    def of(study: Study, models: Sequence[str], results: Results) -> Table:
+        """Summarise the results of a study's methods on models, by their names."""
         rows = []
         for model in models:
-            done = {
-                method: _by_example(records.values(), model, method)
-                for method in study.methods
+            of_method = {
+                method: _rows(study, model, method, results) for method in study.methods
             }
             for removal in study.removals:
-                for method in study.methods:
-                    against = None if method == study.against else study.against
-                    theirs = {} if against is None else done[against]
-                    rows.append(
-                        _row(study, model, removal, method, done[method], theirs)
-                    )
+                rows += [of_method[method][removal] for method in study.methods]
         return Table(tuple(rows), study.metrics, study.against)
 
 
-def _row(
-    study: Study,
-    model: str,
-    removal: str,
-    method: str,
-    mine: Mapping[int, Record],
-    theirs: Mapping[int, Record],
-) -> Row:
-    measured = [record for record in mine.values() if record.failure is None]
-    pairs = [
-        (record, theirs[record.example])
-        for record in measured
-        if record.example in theirs and theirs[record.example].failure is None
-    ]
-    values, differences = {}, {}
-    for metric in study.metrics:
-        if measured:
-            values[metric] = Estimate.of(_values(measured, removal, metric))
-        if pairs:
-            ours, others = (
-                _values(side, removal, metric) for side in zip(*pairs, strict=True)
-            )
-            differences[metric] = Interval.of(ours - others, study.seed)
-    return Row(
-        model=model,
-        removal=removal,
-        method=method,
-        n=len(measured),
-        failures=len(mine) - len(measured),
-        values=values,
-        differences=differences,
-        forward_rows=_mean([record.forward_rows for record in measured]),
-        backward_rows=_mean([record.backward_rows for record in measured]),
-        seconds=_mean([record.seconds for record in measured]),
-    )
-
-
-def _by_example(
-    records: Iterable[Record], model: str, method: str
-) -> dict[int, Record]:
-    """In the order of the data, not in the order of the work."""
-    chosen = [r for r in records if (r.model, r.method) == (model, method)]
-    return {r.example: r for r in sorted(chosen, key=lambda r: r.example)}
-
-
-def _values(records: Iterable[Record], removal: str, metric: str) -> Tensor:
-    return torch.tensor(
-        [record.values[removal][metric] for record in records], dtype=torch.float64
-    )
+def _rows(study: Study, model: str, method: str, results: Results) -> dict[str, Row]:
+    """A row for each removal mode."""
+    mine = results.columns[model, method]
+    measured = mine.is_measured
+    values = torch.from_numpy(mine.values[measured])  # (n, removals, metrics)
+    intervals: dict[str, dict[str, Interval]] = {}
+    if study.against is not None and study.against != method:
+        theirs = results.columns[model, study.against]
+        both = measured & theirs.is_measured
+        if both.any():
+            differences = torch.from_numpy(mine.values[both] - theirs.values[both])
+            found = iter(Interval.of(differences.flatten(1), study.seed))
+            intervals = {
+                removal: {metric: next(found) for metric in study.metrics}
+                for removal in study.removals
+            }
+    costs = dict(zip(COSTS, mine.costs[measured].T.tolist(), strict=True))
+    return {
+        removal: Row(
+            model=model,
+            removal=removal,
+            method=method,
+            n=len(values),
+            failures=len(mine.failures),
+            values={
+                metric: Estimate.of(values[:, place, column].contiguous())
+                for column, metric in enumerate(study.metrics)
+                if len(values)
+            },
+            differences=intervals.get(removal, {}),
+            **{name: _mean(of) for name, of in costs.items()},
+        )
+        for place, removal in enumerate(study.removals)
+    }
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -239,13 +231,15 @@ def to_csv(table: Table) -> str:
         for metric in table.metrics:
             value = row.values.get(metric, Estimate(math.nan, math.nan, 0))
             change = row.differences.get(metric)
-            writer.writerow(
+            cells = (
                 [printable(row.model), row.removal, printable(row.method), metric]
                 + [BETTER[metric], value.mean, value.standard_error]
                 + [row.n, row.failures, table.against if change else ""]
                 + ([change.mean, change.low, change.high] if change else [""] * 3)
                 + [row.forward_rows, row.backward_rows, row.seconds]
             )
+            # What there is no number of, such as the error of one text, is empty.
+            writer.writerow("" if cell != cell else cell for cell in cells)
     return stream.getvalue()
 
 
@@ -293,9 +287,9 @@ def _cells(
         yield [
             *map(name, (row.model, row.removal, row.method)),
             *(cell(_cell(row, metric)) for metric in table.metrics),
-            f"{row.forward_rows:.1f}",
-            f"{row.backward_rows:.1f}",
-            f"{row.seconds:.4f}",
+            _number(row.forward_rows, ".1f"),
+            _number(row.backward_rows, ".1f"),
+            _number(row.seconds, ".4f"),
             str(row.n),
             str(row.failures),
         ]
@@ -305,11 +299,15 @@ def _cell(row: Row, metric: str) -> str:
     if metric not in row.values:
         return "failed"
     value = row.values[metric]
-    cell = f"{value.mean:.3f} ± {value.standard_error:.3f}"
+    cell = f"{value.mean:.3f} ± {_number(value.standard_error, '.3f')}"
     if metric in row.differences:
         change = row.differences[metric]
         cell += f" [{change.low:+.3f}, {change.high:+.3f}]"
     return cell
+
+
+def _number(value: float, form: str) -> str:
+    return "-" if math.isnan(value) else format(value, form)
 
 
 def _note(table: Table) -> str:

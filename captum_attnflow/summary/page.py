@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from importlib.resources import files
 
 from matplotlib.figure import Figure
 
 from captum_attnflow.scored_tokens import escaped
+from captum_attnflow.show.document import figure_image, html_document, terms
 from captum_attnflow.summary import pictures
 from captum_attnflow.summary.agreement import Agreement
 from captum_attnflow.summary.counts import WrongText, WrongTexts
@@ -32,18 +31,9 @@ _MOST_NAMES = 12  # of reasons and labels in the counts
 _FAINT = 0.05  # of the largest share of a passage: not coloured
 _MOST_WORDS = 120  # of a text where the model is wrong
 
-_PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none';
- style-src 'unsafe-inline'; img-src data:">
-<link rel="icon" href="data:,">
-<style>{style}</style></head>
-<body><header><h1>{title}</h1>{nav}</header><main>{body}</main>
-<footer><p>Made by captum-attnflow. A share is a word's score over the sum of the
+_FOOTER = """<p>Made by captum-attnflow. A share is a word's score over the sum of the
 absolute scores of all words of its text. Intervals are Student's, at 95 %, over texts;
-they are not corrected for the number of words.</p></footer></body></html>
-"""
+they are not corrected for the number of words.</p>"""
 
 
 def summary_page(folders: Sequence[FolderSummary], agreement: Agreement | None) -> str:
@@ -80,12 +70,12 @@ def summary_page(folders: Sequence[FolderSummary], agreement: Agreement | None) 
         body += _folder_sections(folder, prefix, several)
     title = "What the explanations look like: " + ", ".join(f.name for f in folders)
     items = "".join(f'<li><a href="#{a}">{escaped(text)}</a></li>' for a, text in links)
-    style = files(__package__).joinpath("page.css").read_text("utf-8")
-    return _PAGE.format(
-        title=escaped(title),
-        style=style,
-        nav=f'<nav aria-label="Sections"><ul>{items}</ul></nav>',
-        body=body,
+    return html_document(
+        "summary",
+        title,
+        f'<h1>{escaped(title)}</h1><nav aria-label="Sections"><ul>{items}</ul></nav>',
+        body,
+        footer=_FOOTER,
     )
 
 
@@ -117,8 +107,8 @@ def _facts(folder: FolderSummary) -> str:
     if counts.failed:
         counted["failed by reason"] = _listed(counts.failed)
     return (
-        f'<div class="columns"><div>{_terms(about)}<details><summary>The rest of the '
-        f"manifest</summary>{_terms(said)}</details></div><div>{_terms(counted)}</div></div>"
+        f'<div class="columns"><div>{terms(about)}<details><summary>The rest of the '
+        f"manifest</summary>{terms(said)}</details></div><div>{terms(counted)}</div></div>"
         f"{_how_words_are_made(folder)}"
     )
 
@@ -132,14 +122,6 @@ def _listed(counted: Mapping[str, int]) -> str:
     shown = [f"{name} {n:,}" for name, n in list(counted.items())[:_MOST_NAMES]]
     n_more = len(counted) - len(shown)
     return "; ".join(shown) + (f"; and {n_more:,} more" if n_more else "")
-
-
-def _terms(given: Mapping[str, str]) -> str:
-    entries = "".join(
-        f"<dt>{escaped(name)}</dt><dd>{escaped(value)}</dd>"
-        for name, value in given.items()
-    )
-    return f"<dl>{entries}</dl>"
 
 
 def _how_words_are_made(folder: FolderSummary) -> str:
@@ -192,7 +174,7 @@ def _label_words(of: LabelWords) -> str:
     bounds = [max(abs(word.share.low), abs(word.share.high)) for word in shown]
     largest = max(bounds, default=1.0)
     sides = "".join(
-        f'<div class="{side}"><h4>Speak {side} it</h4>'
+        f'<div class="side-{side}"><h4>Speak {side} it</h4>'
         f"{_word_list(words, largest)}</div>"
         for side, words in (("for", of.speak_for), ("against", of.speak_against))
     )
@@ -202,7 +184,9 @@ def _label_words(of: LabelWords) -> str:
 def _word_list(words: Sequence[WordEvidence], largest: float) -> str:
     if not words:
         return '<p class="muted">No word\'s interval lies on this side of 0.</p>'
-    return f'<ol class="words">{"".join(_word(word, largest) for word in words)}</ol>'
+    return (
+        f'<ol class="word-list">{"".join(_word(word, largest) for word in words)}</ol>'
+    )
 
 
 def _word(word: WordEvidence, largest: float) -> str:
@@ -271,7 +255,7 @@ def _positions(positions: Positions) -> str:
     rows = [("rank correlation of score and position", rho)]
     if rho != absolute:
         rows.append(("rank correlation of absolute score and position", absolute))
-    terms = {
+    listed = {
         name: f"{of.mean:+.2f} {_interval(of, '{:+.2f}'.format)} ({n_texts(of.n)})"
         for name, of in rows
         if of.n
@@ -281,11 +265,11 @@ def _positions(positions: Positions) -> str:
         ("variance that one profile explains in all", positions.common_profile),
     ):
         if part is not None:
-            terms[name] = f"{100 * part:.0f} %"
+            listed[name] = f"{100 * part:.0f} %"
     relative = positions.relative.shares
     described = ", ".join(f"{100 * share.mean:.1f} %" for share in relative)
     return (
-        f'<p class="verdict">{escaped(positions.verdict)}</p>{_terms(terms)}'
+        f'<p class="verdict">{escaped(positions.verdict)}</p>{terms(listed)}'
         + _picture(
             lambda theme: pictures.draw_positions(positions, theme),
             "Bars of the mean absolute share by tenth of the text, and by word from "
@@ -295,16 +279,7 @@ def _positions(positions: Positions) -> str:
 
 
 def _picture(draw: Callable[[pictures.Theme], Figure], described: str) -> str:
-    light, dark = (
-        "data:image/svg+xml;base64,"
-        + base64.b64encode(pictures.as_file(draw(theme), "svg")).decode()
-        for theme in (pictures.LIGHT, pictures.DARK)
-    )
-    return (
-        '<figure><picture><source media="screen and (prefers-color-scheme: dark)" '
-        f'srcset="{dark}"><img src="{light}" alt="{escaped(described)}"></picture>'
-        "</figure>"
-    )
+    return figure_image(draw(pictures.LIGHT), described, draw(pictures.DARK))
 
 
 def _agreement_section(agreement: Agreement) -> str:
@@ -347,7 +322,7 @@ def _agreement_section(agreement: Agreement) -> str:
     )
     return (
         f'<section id="agreement"><h2>Agreement of methods</h2>{text}'
-        f'<div class="scroll" tabindex="0" role="region" aria-label="Agreement">'
+        f'<div class="scrolled" tabindex="0" role="region" aria-label="Agreement">'
         f"<table><thead><tr>{head}</tr></thead>"
         f"<tbody>{rows}</tbody></table></div>{picture}</section>"
     )

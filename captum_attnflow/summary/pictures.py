@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -199,15 +197,6 @@ def draw_agreement(agreement: Agreement, theme: Theme = PRINTED) -> Figure:
             [pair.chance_overlap] * 2, [at - 0.3, at + 0.3], "--", color=theme.negative
         )
     return figure
-
-
-def as_file(figure: Figure, ending: str) -> bytes:
-    """Return a figure as a PNG or SVG file, the same for the same figure."""
-    picture = io.BytesIO()
-    metadata = {"Date": None} if ending == "svg" else {}
-    with matplotlib.rc_context({"svg.hashsalt": "captum-attnflow"}):
-        figure.savefig(picture, format=ending, dpi=150, metadata=metadata)
-    return picture.getvalue()
 
 
 def _panels(

@@ -13,6 +13,8 @@ from rich.text import Text
 
 from captum_attnflow._checks import check_integer, check_type, described
 from captum_attnflow._files import named_in_errors, replace_file
+from captum_attnflow.scored_tokens import printable
+from captum_attnflow.show.document import figure_bytes
 from captum_attnflow.show.figures import shown_in_notebooks
 from captum_attnflow.summary import pictures
 from captum_attnflow.summary.agreement import Agreement, compare
@@ -21,14 +23,18 @@ from captum_attnflow.summary.folder_summary import (
     FolderSummary,
     Settings,
     explained_texts,
+    facts,
+    n_texts,
+    percent,
     summarize_folder,
 )
 from captum_attnflow.summary.page import summary_page
-from captum_attnflow.summary.terminal import summary_text
 from captum_attnflow.summary.words import words_csv
 
 _TOP_K = 5
 _PAGE_HEIGHT = 720
+_PRINTED_LABELS = 5
+_PRINTED_WORDS = 5
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ class Summary:
         }
         for name, figure in self.figures().items():
             for ending in ("png", "svg"):
-                contents[f"{name}.{ending}"] = pictures.as_file(figure, ending)
+                contents[f"{name}.{ending}"] = figure_bytes(figure, ending)
         for name, content in contents.items():
             replace_file(folder / name, content)
         return tuple(folder / name for name in contents)
@@ -101,7 +107,7 @@ class Summary:
         )
 
     def __rich__(self) -> Text:
-        return summary_text(self.folders, self.agreement)
+        return _summary_text(self.folders, self.agreement)
 
 
 def summarize(
@@ -209,3 +215,47 @@ def _names(folders: Sequence[ScoreFolder]) -> list[str]:
     if all(methods) and len({*methods}) == len(methods):
         return methods
     return [str(folder.path) for folder in folders]
+
+
+def _summary_text(
+    folders: Sequence[FolderSummary], agreement: Agreement | None
+) -> Text:
+    """Print the counts, the first words of the first labels and the verdicts."""
+    parts = [_folder_text(folder) for folder in folders]
+    if agreement is not None:
+        parts.append(_agreement_text(agreement))
+    return Text("\n\n").join(parts)
+
+
+def _folder_text(folder: FolderSummary) -> Text:
+    text = Text(printable(folder.name), "bold")
+    counted = [f"{name} {value}" for name, value in facts(folder.counts).items()]
+    text.append(f"  {', '.join(counted)}\n")
+    for of in folder.labels[:_PRINTED_LABELS]:
+        text.append(printable(of.label), "bold").append(f" ({n_texts(of.n_texts)})\n")
+        for side, words in (("for", of.speak_for), ("against", of.speak_against)):
+            shown = ", ".join(
+                f"{printable(word.word)} {percent(word.share.mean)} ({word.share.n:,})"
+                for word in words[:_PRINTED_WORDS]
+            )
+            text.append(f"  {side:8}{shown or '-'}\n")
+    text.append(folder.positions.verdict)
+    if folder.wrong is not None:
+        text.append(
+            f"\n{folder.wrong.n_wrong:,} of {n_texts(folder.wrong.n_compared)} "
+            f"predicted otherwise than {printable(folder.wrong.label_column)} says"
+        )
+    return text
+
+
+def _agreement_text(agreement: Agreement) -> Text:
+    text = Text("agreement", "bold").append(f" on {n_texts(agreement.n_compared)}")
+    for pair in agreement.pairs:
+        rho = pair.rank_correlation
+        text.append(
+            f"\n{printable(pair.first)}, {printable(pair.second)}: rank correlation of "
+            f"{pair.compared} {rho.mean:.2f} [{rho.low:.2f}, {rho.high:.2f}], same of "
+            f"the top {agreement.top_k}: {100 * pair.top_overlap.mean:.0f} % "
+            f"(chance {100 * pair.chance_overlap:.0f} %)"
+        )
+    return text

@@ -15,7 +15,7 @@ from typing import Any
 
 from captum_attnflow.show.text import shown_tokens
 from captum_attnflow.summary.folder import Row
-from captum_attnflow.texts.words import PIECES, Pieces
+from captum_attnflow.texts.units import PIECES, Pieces
 
 _MARKS: dict[Pieces, str] = {"wordpiece": "##", "sentencepiece": "▁", "byte-level": "Ġ"}
 _WORDS_AROUND = 12  # of an example, on each side of the word

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from captum_attnflow._files import named_in_errors
+from captum_attnflow._checks import check_column
+from captum_attnflow._files import named_in_errors, refuse_other_content
 from captum_attnflow.tables.readers import (
     Broken,
     Cells,
@@ -41,6 +42,7 @@ _DIALECTS: dict[str, dict[str, Any]] = {
     "tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE},
 }
 _BLOCK = 1 << 20
+_MAGIC = 8  # bytes that tell what a file is
 _MOST_NAMES = 100
 _HEAD = 1000  # rows that tell whether a column holds numbers
 
@@ -107,9 +109,9 @@ def open_data(job: TableJob) -> TableData:
     if path.is_file():
         return _of_file(lambda: path.open("rb"), path.name, job)
     if path.exists() or path.suffix or not _HUB_ID.fullmatch(job.data):
-        found = "it is a folder" if path.is_dir() else "it is not there"
+        found = "is a folder" if path.is_dir() else "is not there"
         raise FileNotFoundError(
-            f"there is no file {job.data!r}: {found}. Give a file "
+            f"the file {job.data!r} {found}. Give a file "
             f"({', '.join(f'.{name}' for name in INPUT_FORMATS)}), - for standard "
             'input, or the hub id of a data set such as "owner/name"'
         )
@@ -135,6 +137,9 @@ def _of_file(open_file: Callable[[], BinaryIO], name: str, job: TableJob) -> Tab
     kind = _format_of(open_file, name, job)
     digest = hashlib.sha256()
     with open_file() as file:
+        if kind != "parquet":
+            refuse_other_content(name, file.read(_MAGIC))
+            file.seek(0)
         while block := file.read(_BLOCK):
             digest.update(block)
     try:
@@ -253,16 +258,7 @@ def _import(package: str, purpose: str) -> Any:
 
 def _check_names(name: str, there: list[str], job: TableJob) -> None:
     for column in job.needed_columns:
-        if column not in there:
-            raise ValueError(
-                f"{name} has no column {column!r}; it has "
-                f"{', '.join(map(repr, there[:_MOST_NAMES]))}"
-            )
-        if there.count(column) > 1:
-            raise ValueError(
-                f"{name} has the column {column!r} more than once; rename or remove "
-                "all but one"
-            )
+        check_column(name, column, there)
 
 
 def _check_types(name: str, schema: Any, job: TableJob) -> None:
@@ -271,7 +267,12 @@ def _check_types(name: str, schema: Any, job: TableJob) -> None:
             texts = [field.name for field in schema if is_text(field.type)]
             raise ValueError(
                 f"the column {column!r} of {name} holds {schema.field(column).type} "
-                f"and no texts; give one of {', '.join(map(repr, texts)) or 'texts'}"
+                f"and no texts; "
+                + (
+                    f"give one of {', '.join(map(repr, texts))}"
+                    if texts
+                    else "no other column does; write one as strings"
+                )
             )
 
 
@@ -338,6 +339,11 @@ class _Profile:
         """
         if not self.n_rows:
             raise ValueError(f"{self.name} holds no rows; give at least one text")
+        if self.header is None and not self.seen:
+            raise ValueError(
+                f"{self.name} holds no JSON object in a line of its own, such as "
+                f'{{"{self.job.text_column}": "a text"}}; write one for each row'
+            )
         there = list(self.seen) if self.header is None else self.header
         _check_names(self.name, there, self.job)
         for column, n_numbers in self.n_numbers.items():

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import shorten
 from typing import Any
 
 from captum_attnflow.pipelines.methods import METHODS, find_method
 from captum_attnflow.pipelines.pretrained import find_target
-from captum_attnflow.pipelines.text_classification import (
-    TextAttribution,
-    TextClassifier,
-)
+from captum_attnflow.pipelines.text_classification import TextAttribution
 from captum_attnflow.tables.chunks import Chunk
 from captum_attnflow.tables.data import Row
 from captum_attnflow.tables.part_files import EXPLAINED, FAILED, Line
-from captum_attnflow.tables.settings import OWN_COLUMNS, TableJob
+from captum_attnflow.tables.settings import TASK_OPTIONS, TableJob
+from captum_attnflow.tables.tasks import TASKS
 
 _LONGEST_REASON = 300  # characters
 _MOST_WARNINGS = 10
+_DEFAULTS = {"device": None, "dtype": "float32", "device_map": None}
 
 
 @dataclass(frozen=True)
@@ -47,11 +46,11 @@ class ChunkExplainer:
     """A model that explains chunks.
 
     Attributes:
-        classifier (TextClassifier): The model with its tokenizer.
+        pipeline (ModelOfTexts): The model with its tokenizer.
         job (TableJob): What is explained and how.
     """
 
-    classifier: TextClassifier
+    pipeline: Any
     job: TableJob
 
     @staticmethod
@@ -62,10 +61,13 @@ class ChunkExplainer:
             FileNotFoundError: As :meth:`captum_attnflow.TextClassifier.load`.
             ValueError: As :meth:`captum_attnflow.TextClassifier.load`.
         """
-        classifier = TextClassifier.load(
-            job.model, job.device, job.dtype, job.device_map
+        given = (
+            ("device", job.device),
+            ("dtype", job.dtype),
+            ("device_map", job.device_map),
         )
-        return ChunkExplainer(classifier, job)
+        place = {name: value for name, value in given if value != _DEFAULTS[name]}
+        return ChunkExplainer(TASKS[job.task].load(job.model, **place), job)
 
     def check(self) -> None:
         """Refuse what would fail for every text.
@@ -73,11 +75,13 @@ class ChunkExplainer:
         Raises:
             ValueError: If an option of the method or the target is unknown.
         """
-        make = find_method(self.job.method, self.job.options, METHODS)
-        make(self.classifier.model, **self.job.options)
+        of_task = TASK_OPTIONS[self.job.task]
+        options = {k: v for k, v in self.job.options.items() if k not in of_task}
+        make = find_method(self.job.method, options, METHODS)
+        make(self.pipeline.model, **options)
         for given in (self.job.target, self.job.against):
-            if given is not None:
-                find_target(given, self.classifier.labels)
+            if given is not None and hasattr(self.pipeline, "labels"):
+                find_target(given, self.pipeline.labels)
 
     def __call__(self, chunk: Chunk) -> ExplainedChunk:
         """Explain a chunk."""
@@ -120,7 +124,7 @@ class ChunkExplainer:
             pairs = None
             if self.job.pair_column is not None:
                 pairs = [row.text_pair for row in some]
-            ids = self.classifier.tokenizer(texts, pairs, verbose=False)["input_ids"]
+            ids = self.pipeline.tokenizer(texts, pairs, verbose=False)["input_ids"]
             return [len(each) for each in ids]
 
         return _at_once_or_one_by_one(count, rows, lambda row, error: [0])
@@ -128,23 +132,23 @@ class ChunkExplainer:
     def _explain(
         self, batch: Sequence[tuple[Row, int]]
     ) -> Iterator[tuple[int, list[Line]]]:
+        task = TASKS[self.job.task]
+
         def explain(some: Sequence[tuple[Row, int]]) -> list[list[Line]]:
             given: list[Any] = [
                 row.text if row.text_pair is None else (row.text, row.text_pair)
                 for row, _ in some
             ]
             lines: list[list[Line]] = [[] for _ in some]
-            for result in self.classifier.explain(
-                given,
-                self.job.method,
-                self.job.target,
-                against=self.job.against,
-                truncation=self.job.truncation,
-                **self.job.options,
+            for place, result, own in task.explain(
+                self.pipeline, given, self.job, self.job.options
             ):
-                row, _ = some[result.index]
-                lines[result.index].append(self._explained(row, result))
-            return lines
+                row, _ = some[place]
+                lines[place].append(self._explained(row, result, own))
+            return [
+                of_row or [self._failed(row, task.nothing)]
+                for of_row, (row, _) in zip(lines, some, strict=True)
+            ]
 
         def failed(of: tuple[Row, int], error: Exception) -> list[list[Line]]:
             reason = shorten(str(error) or type(error).__name__, _LONGEST_REASON)
@@ -153,7 +157,9 @@ class ChunkExplainer:
         found = _at_once_or_one_by_one(explain, batch, failed)
         yield from zip((row.number for row, _ in batch), found, strict=True)
 
-    def _explained(self, row: Row, result: TextAttribution) -> Line:
+    def _explained(
+        self, row: Row, result: TextAttribution, own: Mapping[str, Any]
+    ) -> Line:
         if not all(map(math.isfinite, result.scores)):
             return self._failed(row, "its scores are not all finite")
         return self._line(
@@ -166,6 +172,7 @@ class ChunkExplainer:
             n_truncated=result.n_truncated,
             tokens=list(result.tokens),
             scores=list(result.scores),
+            **own,
         )
 
     def _failed(self, row: Row, reason: str | None) -> Line:
@@ -173,7 +180,7 @@ class ChunkExplainer:
 
     def _line(self, row: Row, **found: Any) -> Line:
         return {
-            **dict.fromkeys(OWN_COLUMNS),
+            **dict.fromkeys(self.job.own_columns),
             "row": row.number,
             "id": row.id,
             **dict(zip(self.job.columns, row.carried, strict=True)),

@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from huggingface_hub import try_to_load_from_cache
 
-from captum_attnflow._files import named_in_errors, replace_file
-from captum_attnflow.pipelines.text_classification import TextClassifier
-from captum_attnflow.study.data import read_json
-from captum_attnflow.study.records import model_hashes
+from captum_attnflow._files import (
+    named_in_errors,
+    read_json,
+    replace_file,
+    sha256_of_file,
+)
 from captum_attnflow.tables.chunks import ChunkPlan
 from captum_attnflow.tables.data import TableData
 from captum_attnflow.tables.part_files import PartFiles
@@ -28,6 +31,7 @@ FORMAT = 1
 _PACKAGES = ("captum", "captum-attnflow", "numpy", "scipy", "torch", "transformers")
 _NAMES = ("package", "model", "data", "files")
 """Copies of a model and of a file may lie elsewhere; their hashes say what they are."""
+_MODEL_FILES = ("*.json", "*.model", "*.safetensors", "*.txt")
 _WEIGHTS = re.compile(r"config\.json|.*\.safetensors(\.index\.json)?")
 _LOCK = ".part-{}-of-{}.lock"
 _PATIENCE = 1.0  # seconds; another run looks at a lock for a moment
@@ -40,7 +44,7 @@ def describe_table(
     data: TableData,
     plan: ChunkPlan,
     files: PartFiles,
-    classifier: TextClassifier,
+    pipeline: Any,
 ) -> dict[str, Any]:
     """What the explanations depend on, as JSON values."""
     hashes = model_hashes(job.model)
@@ -61,8 +65,9 @@ def describe_table(
         "against": job.against,
         "truncation": job.truncation,
         "dtype": job.dtype,
-        "labels": classifier.labels,
-        "special_tokens": classifier.tokenizer.all_special_tokens,
+        "task": job.task,
+        "labels": getattr(pipeline, "labels", []),
+        "special_tokens": pipeline.tokenizer.all_special_tokens,
         "data": data.name,
         "data_hash": data.hash,
         "input_format": data.format,
@@ -87,6 +92,18 @@ def describe_table(
 
 def _hash(content: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def model_hashes(name: str) -> dict[str, str]:
+    """Hash the files of a model folder, or of the cached snapshot of a hub model."""
+    folder = Path(name)
+    if not folder.is_dir():
+        config = try_to_load_from_cache(name, "config.json")
+        if not isinstance(config, str):
+            raise ValueError(f"the files of the hub model {name!r} are not cached")
+        folder = Path(config).parent
+    files = {file for pattern in _MODEL_FILES for file in folder.glob(pattern)}
+    return {file.name: sha256_of_file(file) for file in sorted(files)}
 
 
 def check_manifest(folder: Path, manifest: Mapping[str, Any]) -> bool:
@@ -155,7 +172,19 @@ def _read(path: Path) -> dict[str, Any]:
             f"{path} is of format {found.get('format')!r}, and this version writes "
             f"{FORMAT}; give another --output, or use the version that began it"
         )
-    return found
+    # Earlier versions had one task, and did not name it.
+    return {"task": "text-classification", **found}
+
+
+def lock_of_part(folder: Path, part: tuple[int, int], timeout: float = 0) -> FileLock:
+    """Make the lock that the run holds which writes a part.
+
+    Args:
+        folder (Path): The output folder.
+        part (tuple of int): Which of how many.
+        timeout (float): Seconds to wait for it; then ``filelock.Timeout`` is raised.
+    """
+    return FileLock(folder / _LOCK.format(*part), timeout=timeout)
 
 
 @contextmanager
@@ -174,7 +203,7 @@ def writing_part(folder: Path, part: tuple[int, int]) -> Iterator[None]:
     """
     with named_in_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / _LOCK.format(*part), timeout=_PATIENCE)
+        lock = lock_of_part(folder, part, _PATIENCE)
         try:
             lock.acquire()
         except Timeout:
@@ -197,7 +226,7 @@ def _check_others(folder: Path, part: tuple[int, int]) -> None:
         if found is None or int(found[2]) == part[1]:
             continue
         try:
-            with FileLock(path, timeout=0):
+            with lock_of_part(folder, (int(found[1]), int(found[2]))):
                 pass
         except Timeout:
             raise ValueError(

@@ -21,6 +21,9 @@ _OWN_KINDS = {
     "probability": "double",
     "value": "double",
     "n_truncated": "int64",
+    "index": "int64",
+    "start": "int64",
+    "end": "int64",
 }
 
 Line = dict[str, Any]
@@ -34,16 +37,18 @@ class PartFiles:
         folder (Path): Where they are.
         format (str): ``"parquet"``, ``"csv"`` or ``"jsonl"``.
         kinds (mapping): Of the columns that are carried along, in their order.
+        own (tuple of str): The other columns.
     """
 
     folder: Path
     format: str
     kinds: Mapping[str, Any]
+    own: tuple[str, ...] = OWN_COLUMNS
 
     @property
     def columns(self) -> tuple[str, ...]:
         """All columns, in order."""
-        row, name, *others = OWN_COLUMNS
+        row, name, *others = self.own
         return (row, name, *self.kinds, *others)
 
     def path(self, chunk: int) -> Path:

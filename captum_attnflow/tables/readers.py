@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from captum_attnflow.study.data import read_json
+from captum_attnflow._files import read_json
 
 LONGEST_LINE = 1 << 24
 """Characters; what is behind them is passed over, as memory has to end."""
@@ -83,8 +83,9 @@ def names_of_delimited(file: BinaryIO, **dialect: Any) -> list[str]:
     with _opened(file, "") as text:
         try:
             header = next(csv.reader(text, strict=True, **dialect), None)
-            if header is None:
-                raise ValueError("it is empty; give a header line and rows")
+            if not header:
+                first = "it is empty" if header is None else "its first line is blank"
+                raise ValueError(f"{first}; give a header line and rows")
             "".join(header).encode()
         except (csv.Error, UnicodeEncodeError) as error:
             raise ValueError(
@@ -177,7 +178,7 @@ def read_parquet(file: BinaryIO, columns: Sequence[str]) -> Rows:
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(file) as parquet:
+        with file, pyarrow.parquet.ParquetFile(file) as parquet:
             for batch in parquet.iter_batches(_ROWS_AT_ONCE, columns=list(columns)):
                 named = [_values(batch.column(name)) for name in columns]
                 for values in zip(*named, strict=True):

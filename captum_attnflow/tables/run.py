@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from captum_attnflow._captum import NullProgress, progress
-from captum_attnflow._checks import check_type
+from captum_attnflow._checks import check_type, counted
+from captum_attnflow._warnings import stopped_in_words
 from captum_attnflow.tables.chunks import ChunkPlan
 from captum_attnflow.tables.data import open_data
 from captum_attnflow.tables.explainer import ChunkExplainer, ExplainedChunk
@@ -21,6 +23,7 @@ from captum_attnflow.tables.manifest import (
     writing_part,
 )
 from captum_attnflow.tables.part_files import EXPLAINED, FAILED, PartFiles
+from captum_attnflow.tables.ray_engine import device_of_worker, work_by_ray
 from captum_attnflow.tables.settings import TableJob
 
 _MOST_REASONS = 1000
@@ -100,9 +103,12 @@ def explain_table(job: TableJob, show_progress: bool = False) -> TableOutcome:
     plan = ChunkPlan.of(job, data.n_rows)
     folder = Path(job.output)
     files = PartFiles(
-        folder, job.format, {name: data.kinds[name] for name in job.columns}
+        folder,
+        job.format,
+        {name: data.kinds[name] for name in job.columns},
+        job.own_columns,
     )
-    manifest = describe_table(job, data, plan, files, explainer.classifier)
+    manifest = describe_table(job, data, plan, files, explainer.pipeline)
     outcome = TableOutcome()
     with writing_part(folder, job.part):
         check_manifest(folder, manifest)
@@ -118,22 +124,36 @@ def explain_table(job: TableJob, show_progress: bool = False) -> TableOutcome:
         chunks = plan.read(job, data, missing)
         explained: Iterator[ExplainedChunk]
         if job.engine == "ray" and missing:
-            from captum_attnflow.tables.ray_engine import explain_by_ray
-
             del explainer  # each worker has its own
-            explained = explain_by_ray(job, chunks)
+            device = device_of_worker(job.device, job.gpus_per_worker)
+            explained = work_by_ray(
+                partial(ChunkExplainer.load, replace(job, device=device)),
+                chunks,
+                job.workers,
+                job.gpus_per_worker,
+            )
         else:
             explained = map(explainer, chunks)
         bar: Callable[..., Any] = progress if show_progress else NullProgress
         n_missing = sum(len(plan.numbers(chunk)) for chunk in missing)
-        with bar(
-            desc="explaining",
-            total=outcome.n_rows + n_missing,
-            initial=outcome.n_rows,
-            unit="row",
-            file=sys.stderr,
-            disable=None,  # where standard error is no terminal
-        ) as shown:
+        n_rows = outcome.n_rows + n_missing
+        with (
+            stopped_in_words(
+                lambda: (
+                    f"stopped with {counted(outcome.n_rows, 'row')} of {n_rows:,} in "
+                    f"{counted(outcome.n_files, 'part file')}: {folder}; the same "
+                    "command, or call, continues there"
+                )
+            ),
+            bar(
+                desc="explaining",
+                total=n_rows,
+                initial=outcome.n_rows,
+                unit="row",
+                file=sys.stderr,
+                disable=None,  # where standard error is no terminal
+            ) as shown,
+        ):
             for each in explained:
                 if not outcome.n_files:
                     _check_any(each)

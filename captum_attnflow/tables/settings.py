@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -13,11 +12,11 @@ from typing import Any, Literal, get_args
 from captum_attnflow._checks import check_choice, check_integer, check_type, described
 from captum_attnflow.demo import DEMO_MODEL_PATH
 from captum_attnflow.pipelines.methods import DEFAULT_METHOD, METHODS
+from captum_attnflow.tables.ray_engine import check_engine
 from captum_attnflow.tables.share import check_part
 
 INPUT_FORMATS = ("csv", "tsv", "jsonl", "parquet")
 OUTPUT_FORMATS = ("parquet", "csv", "jsonl")
-ENGINES = ("local", "ray")
 Truncation = Literal["truncate", "window", "refuse"]
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 OWN_COLUMNS = (
@@ -25,6 +24,21 @@ OWN_COLUMNS = (
     *("probability", "value", "n_truncated", "tokens", "scores"),
 )
 """The columns of the output; carried ones stand behind ``id``."""
+TASK_COLUMNS: dict[str, tuple[str, ...]] = {
+    "text-classification": (),
+    "token-classification": ("index", "word", "start", "end"),
+    "question-answering": ("index", "part", "start", "end"),
+    "sentence-similarity": ("index", "part"),
+}
+"""What a task's output has behind these: a row of several lines counts them."""
+TASK_OPTIONS: dict[str, tuple[str, ...]] = {
+    "text-classification": ("stride",),
+    "token-classification": ("stride", "unit"),
+    "question-answering": ("stride", "max_answer_tokens"),
+    "sentence-similarity": (),
+}
+"""Options of a task beside those of the method."""
+_TASKS_OF_PAIRS = ("question-answering", "sentence-similarity")
 
 
 @dataclass(frozen=True)
@@ -35,16 +49,18 @@ class TableJob:
         data (str): A file (CSV, TSV, JSONL or Parquet), the hub id of a data set, or
             ``"-"`` for standard input, which is copied to a temporary file first.
         output (Path): A folder; a run that was begun there is continued.
-        text_column (str): The column of the texts.
-        pair_column (str, optional): The column of the second sentences of pairs.
+        text_column (str): The column of the texts, of question answering the questions.
+        pair_column (str, optional): The column of the second sentences of pairs, of
+            question answering the contexts.
         id_column (str, optional): The column whose values name the rows.
         columns (tuple of str): Columns to carry along, under other names than
             :data:`OWN_COLUMNS`. Of JSONL, a column of mixed kinds is carried as JSON.
         model (str): Model folder or hub id; the model in the package by default.
         method (str): A key of :data:`captum_attnflow.pipelines.methods.METHODS`.
-        target (str or int, optional): Label or index to attribute; what the model
-            predicts of each text by default.
-        options (mapping): Options of the method, values that JSON can hold.
+        target (str or int, optional): Label or index to attribute, or another answer;
+            what the model predicts of each text by default.
+        options (mapping): Options of the method, and of the task those in
+            :data:`TASK_OPTIONS`; values that JSON can hold.
         against (str or int, optional): A label; scores are of the target's output less
             this one's.
         truncation (str): What becomes of texts longer than the model's limit:
@@ -72,6 +88,9 @@ class TableJob:
         engine (str): ``"local"`` or ``"ray"``.
         workers (int): Of Ray, actors of one thread that each hold the model.
         gpus_per_worker (float): Of Ray, GPUs of each; above 0 the model is on one.
+        task (str): A key of :data:`TASK_COLUMNS`. Of words, a row of the data has a
+            line for each labelled one; of an answer, one for its start and one for its
+            end; of a similarity, one for each text.
     """
 
     data: str
@@ -102,6 +121,7 @@ class TableJob:
     engine: str = "local"
     workers: int = 1
     gpus_per_worker: float = 0
+    task: str = "text-classification"
 
     def check(self) -> None:
         """Refuse wrong settings before any work.
@@ -125,10 +145,9 @@ class TableJob:
         check_type("options", self.options, Mapping, "a dict of the method's options")
         check_choice("method", self.method, METHODS)
         check_choice("format", self.format, OUTPUT_FORMATS)
-        check_choice("engine", self.engine, ENGINES)
         if self.input_format is not None:
             check_choice("input_format", self.input_format, INPUT_FORMATS)
-        for name in ("rows_per_part", "batch_size", "batch_tokens", "workers"):
+        for name in ("rows_per_part", "batch_size", "batch_tokens"):
             check_integer(name, getattr(self, name), 1)
         if self.limit is not None:
             check_integer("limit", self.limit, 1)
@@ -139,8 +158,10 @@ class TableJob:
                     f"shuffle_seed={self.shuffle_seed} must be less than {1 << 32}"
                 )
         check_part(self.part)
+        check_choice("task", self.task, TASK_COLUMNS)
+        self._check_task()
         self._check_columns()
-        self._check_engine()
+        check_engine(self.engine, self.workers, self.gpus_per_worker)
         try:
             json.dumps(dict(self.options))
         except (TypeError, ValueError) as error:
@@ -154,35 +175,50 @@ class TableJob:
                 '"captum-attnflow[tables]", or give --format jsonl'
             )
 
+    def _check_task(self) -> None:
+        """Refuse what a task does not have."""
+        if self.task == "text-classification":
+            return
+        if self.model == str(DEMO_MODEL_PATH):
+            raise ValueError(
+                f"the package holds no model for task={self.task!r}; give the folder "
+                "or the hub id of one, --model"
+            )
+        if self.against is not None:
+            raise ValueError(
+                f"against={described(self.against)} is of text-classification; leave "
+                f"it out for {self.task}"
+            )
+        if (self.pair_column is not None) != (self.task in _TASKS_OF_PAIRS):
+            needed = "needs pairs: give" if self.pair_column is None else "has no"
+            raise ValueError(
+                f"task={self.task!r} {needed} pair_column, the column of second texts "
+                f"(--pair-column); here it is {self.pair_column!r}"
+            )
+        if self.task == "sentence-similarity":
+            check_choice("truncation", self.truncation, ("truncate", "refuse"))
+            if self.target is not None:
+                raise ValueError(
+                    f"target={described(self.target)} names a label, and a similarity "
+                    "has none; leave it out"
+                )
+
+    @property
+    def own_columns(self) -> tuple[str, ...]:
+        """The columns of the output but those that are carried along."""
+        return OWN_COLUMNS + TASK_COLUMNS[self.task]
+
     def _check_columns(self) -> None:
         for column in self.columns:
             check_type("a name in columns", column, str, "a str")
-            if column in OWN_COLUMNS:
+            if column in self.own_columns:
                 raise ValueError(
                     f"the column {column!r} cannot be carried along, as the output has "
                     "one of this name; rename it in the data. The output's own: "
-                    f"{', '.join(OWN_COLUMNS)}"
+                    f"{', '.join(self.own_columns)}"
                 )
             if self.columns.count(column) > 1:
                 raise ValueError(f"columns names {column!r} twice; give it once")
-
-    def _check_engine(self) -> None:
-        given = self.gpus_per_worker
-        is_number = isinstance(given, (int, float)) and not isinstance(given, bool)
-        if not is_number or not 0 <= given < math.inf:
-            raise ValueError(
-                f"gpus_per_worker={described(given)} must be a number from 0 on"
-            )
-        if self.engine == "local" and (self.workers != 1 or given):
-            raise ValueError(
-                f"workers={self.workers} and gpus_per_worker={given} are of Ray; give "
-                "--engine ray, or start several processes with a --part each"
-            )
-        if self.engine == "ray" and find_spec("ray") is None:
-            raise ValueError(
-                "the engine ray needs Ray, which is not installed: pip install "
-                '"captum-attnflow[ray]", or start a process for each --part'
-            )
 
     @property
     def needed_columns(self) -> tuple[str, ...]:

@@ -6,14 +6,13 @@ A new kind of input is one class with the members of
 """
 
 from captum_attnflow.targets import Target, targets_of_texts
-from captum_attnflow.texts.chat import ChatInput
 from captum_attnflow.texts.deletion import DeletableColumns, DeletableWords
-from captum_attnflow.texts.embedded import EmbeddedInput
 from captum_attnflow.texts.evaluation import (
     evaluate_queries,
     find_whole_arguments,
     run_queries,
 )
+from captum_attnflow.texts.prompts import ChatInput, EmbeddedInput, TemplateTokens
 from captum_attnflow.texts.replacement import ReplaceableInputs, ReplaceableTexts
 from captum_attnflow.texts.texts import Absence, PerturbableTexts, Query
 from captum_attnflow.texts.token_axis import (
@@ -37,6 +36,7 @@ __all__ = [
     "ReplaceableInputs",
     "ReplaceableTexts",
     "Target",
+    "TemplateTokens",
     "TokenAxis",
     "Unit",
     "Units",

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_attnflow._captum import run_forward
 from captum_attnflow._checks import check_dense, check_tensor
-from captum_attnflow.targets import Target
+from captum_attnflow.targets import Target, run_forward
 from captum_attnflow.texts.texts import (
     Absence,
     Query,

@@ -240,18 +240,55 @@ def find_special_tokens(
     check_dense("ids", ids, "token ids, integers")
     if ids.is_floating_point() or ids.dtype == torch.bool:
         raise ValueError(f"ids are of dtype {ids.dtype}; give token ids, integers")
+    return _are_among(ids, _NAMES, forward_func, tokenizer)
+
+
+def _are_among(
+    ids: Tensor,
+    names: Sequence[str],
+    forward_func: Callable[..., Any],
+    tokenizer: object | None,
+) -> Tensor:
+    """Mark ids that the tokenizer, or else the model's config, gives these names."""
     source: Any = tokenizer
     if source is None:
         owner: Any = getattr(forward_func, "__self__", forward_func)
         while isinstance(owner, nn.DataParallel):
             owner = owner.module
         source = getattr(owner, "config", None)
-    special: set[Any] = set()
-    for name in _NAMES:
+    named: set[Any] = set()
+    for name in names:
         given = getattr(source, name, None)
-        special.update(given if isinstance(given, (list, tuple)) else [given])
-    known = sorted(index for index in special if isinstance(index, int))
+        named.update(given if isinstance(given, (list, tuple)) else [given])
+    known = sorted(index for index in named if isinstance(index, int))
     return torch.isin(ids, torch.tensor(known, dtype=ids.dtype, device=ids.device))
+
+
+def warn_of_unmarked_padding(
+    ids: Tensor,
+    padding: Tensor,
+    forward_func: Callable[..., Any],
+    tokenizer: object | None,
+) -> None:
+    """Warn of texts that begin or end with the padding token, but not as padding.
+
+    Args:
+        ids (Tensor): Shape ``(B, T)``, token ids.
+        padding (Tensor): Shape ``(B, T)``, bool, ``True`` at what is taken for padding.
+        forward_func (Callable): As :func:`find_special_tokens` takes it.
+        tokenizer (object, optional): The same.
+    """
+    is_pad = _are_among(ids, ("pad_token_id",), forward_func, tokenizer)
+    # Some models pad with the token that ends a text.
+    is_pad &= ~_are_among(ids, _NAMES, forward_func, tokenizer)
+    unmarked = is_pad & ~padding
+    rows = (unmarked[:, 0] | unmarked[:, -1]).nonzero()[:, 0].tolist()
+    if rows:
+        warn_caller(
+            f"the texts {rows} begin or end with padding tokens that no attention mask "
+            "marks, and which count as tokens; give the mask among "
+            "additional_forward_args, to a parameter that is named attention_mask"
+        )
 
 
 def check_tokenizer(tokenizer: object) -> None:

@@ -170,6 +170,23 @@ class TestSignatures:
         with pytest.raises(TypeError, match="unexpected keyword argument 'colour'"):
             method(len, torch.nn.Identity(), colour="red")
 
+    @pytest.mark.parametrize(
+        "method", [*METHODS, AttnLRP, *LAYER_METHODS, LayerAttnLRP]
+    )
+    def test_wrong_arguments_name_the_class_that_is_called(self, method):
+        """Not the base that holds the method."""
+        given = (nn.Identity(),) * (2 if method.__name__.startswith("Layer") else 1)
+        for call in (method, *self._calls_of(method(*given))):
+            name = method.__name__ + ("" if call is method else f".{call.__name__}")
+            words = rf"^{name}(\.__init__)?\(\).* unexpected .*'foo'"
+            with pytest.raises(TypeError, match=words):
+                call(*(given if call is method else ()), foo=1)
+
+    @staticmethod
+    def _calls_of(method):
+        names = ("attribute", "compute_convergence_delta", "explain", "score_targets")
+        return [getattr(method, name) for name in names if hasattr(method, name)]
+
     @pytest.mark.parametrize("method", METHODS + LAYER_METHODS)
     def test_attribute_is_wrapped_as_noise_tunnel_expects(self, method):
         assert method.attribute.__wrapped__

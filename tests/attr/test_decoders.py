@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 
+import numpy as np
 import pytest
 import torch
 from models import DECODERS, FUSED_DECODERS, decoder, token_ids
+from scipy.stats import spearmanr
 
 from captum_attnflow import (
     AttentionFlow,
     GeneralizedAttentionFlow,
     LayerAttentionFlow,
+    LayeredNetwork,
     LayerGeneralizedAttentionFlow,
     RelevanceFlow,
 )
+from captum_attnflow.explanation import Explanation, GivenFlow, warn_of_position
 
 TOKEN = 7
 METHODS = [
@@ -128,3 +133,75 @@ def test_ids_and_embeddings_give_the_same_scores(family):
     attributions = of_embeddings.attribute(embeddings, target=TOKEN)
     assert attributions.shape == embeddings.shape
     assert_same(attributions.sum(-1), scores.double())
+
+
+def scores_of_rank_correlation(n_tokens, wanted):
+    """Scores of n tokens before the read-out, as near to a rank correlation as may be.
+
+    The earlier, the more; with noise of growing weight, of which the best is taken.
+    """
+    positions = np.arange(n_tokens)
+    noise = np.random.default_rng(0).standard_normal((400, n_tokens))
+    tried = [
+        20 - positions * 12 / n_tokens + weight * one
+        for weight, one in zip(np.linspace(0, 8, 400), noise, strict=True)
+    ]
+    rhos = [abs(spearmanr(positions, one).statistic) for one in tried]
+    best = int(np.argmin(np.abs(np.array(rhos) - wanted)))
+    return torch.tensor(tried[best] - tried[best].min() + 1)[None], rhos[best]
+
+
+@pytest.mark.parametrize(
+    ("n_tokens", "correlation", "warns"),
+    [
+        (5, 1.0, False),  # one of 60 orders has it by chance
+        (6, 1.0, True),
+        (7, 0.86, False),  # which Relevance Flow reaches by chance
+        (7, 0.96, True),
+        (15, 0.80, True),
+        (26, 0.66, False),  # the most of Layer Integrated Gradients
+        (31, 0.78, True),  # the least of GAF
+        (60, 0.96, True),
+        (198, 0.55, False),  # the most of Relevance Flow
+    ],
+)
+def test_position_is_warned_of_by_the_rank_correlation_and_the_length(
+    n_tokens, correlation, warns
+):
+    scores, found = scores_of_rank_correlation(n_tokens, correlation)
+    assert found == pytest.approx(correlation, abs=0.02)
+    network = LayeredNetwork(
+        capacity=torch.ones(1, 2, n_tokens + 1, n_tokens + 1).tril(),
+        source=torch.ones(1, n_tokens + 1, dtype=torch.bool),
+        sink=(torch.arange(n_tokens + 1) == n_tokens)[None],
+    )
+    explanation = Explanation(
+        torch.cat([scores, scores.new_full((1, 1), 99)], 1),
+        network,
+        GivenFlow(torch.ones(1)),
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_of_position(explanation)
+    assert [("follow the position" in str(one.message)) for one in caught] == (
+        [True] if warns else []
+    )
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_flows_of_a_decoder_are_warned_of_and_relevance_is_not(family):
+    """At 32 tokens, where the correlation is .78 to .98 for flows."""
+    model = decoder(family)
+    ids = torch.randint(5, 45, (1, 32), generator=torch.Generator().manual_seed(0))
+
+    def forward(ids):
+        return model(ids).logits[:, -1]
+
+    with pytest.warns(UserWarning, match="follow the position of the tokens"):
+        GeneralizedAttentionFlow(forward).explain(ids, target=TOKEN)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*follow the position")
+        RelevanceFlow(forward).explain(ids, target=TOKEN)
+        GeneralizedAttentionFlow(
+            forward, residual="free", game="independent", gradient="attnlrp"
+        ).explain(ids, target=TOKEN)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import networkx as nx
 import pytest
 import torch
 from captum.attr import (
     LayerIntegratedGradients,
     LLMGradientAttribution,
+    TextTemplateInput,
     TextTokenInput,
 )
 from models import (
@@ -18,6 +21,7 @@ from models import (
 )
 
 import captum_attnflow
+import captum_attnflow.attr.generation as module
 from captum_attnflow import (
     GeneralizedAttentionFlow,
     GenerationAttribution,
@@ -364,6 +368,94 @@ def test_relevance_of_a_span_is_the_sum_of_its_tokens(contrasts, family):
     assert not spans.scores[~spans.possible()].any()
 
 
+def test_one_pass_from_a_spans_sum_knows_all_but_what_its_read_outs_have():
+    """Why relevance of a span takes a pass for each of its tokens."""
+    model, tokenizer = decoder("llama"), numbers_tokenizer()
+    prompt, target = TextTokenInput("7 8 9 10", tokenizer), "11 12 13 14"
+    expected = (
+        GenerationAttribution(RelevanceFlow(model), tokenizer, "logit")
+        .explain(prompt, target, spans=[(0, 4)])
+        .scores[0, :-1]
+    )
+    ids = torch.tensor([[7, 8, 9, 10, 11, 12, 13]])
+
+    def summed(ids):
+        logits = model(ids).logits[:, -4:]
+        return sum(logits[:, step, token] for step, token in enumerate(range(11, 15)))
+
+    found = RelevanceFlow(summed).explain(ids).scores[0]
+    torch.testing.assert_close(found[:3], expected[:3], rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(found[3:].sum(), expected[3:].sum())
+    assert not torch.allclose(found[3:], expected[3:], rtol=1e-2)
+
+
+class TestTemplates:
+    """Captum's template inputs, whose segments are slots of tokens."""
+
+    VALUES = ("a gripping", "funny")
+
+    @pytest.fixture
+    def generation(self, model, tokenizer):
+        return GenerationAttribution(RelevanceFlow(model), tokenizer)
+
+    def by_tokens(self, generation, tokenizer):
+        prompt = TextTokenInput("a gripping film is so funny .", tokenizer)
+        return generation.explain(prompt, TARGET).scores
+
+    @pytest.mark.parametrize(
+        "given",
+        [
+            ("{} film is so {} .", list(VALUES)),
+            ("{what} film is so {how} .", {"what": VALUES[0], "how": VALUES[1]}),
+            (lambda what, how: f"{what} film is so {how} .", list(VALUES)),
+        ],
+    )
+    def test_a_value_has_the_sum_of_its_tokens(self, given, generation, tokenizer):
+        inp = TextTemplateInput(*given)
+        result = generation.attribute(inp, TARGET)
+        tokens = self.by_tokens(generation, tokenizer)  # [CLS] a gripping film is ...
+        expected = torch.stack([tokens[:, 1:3].sum(1), tokens[:, 6]], 1).float()
+        torch.testing.assert_close(result.token_attr, expected)
+        torch.testing.assert_close(result.seq_attr, expected.sum(0))
+        assert result.input_tokens == list(self.VALUES)
+        explanation = generation.explain(inp, TARGET)
+        torch.testing.assert_close(explanation.scores, tokens)
+        assert explanation.parts[:9] == (
+            *("template", "prompt", "prompt", "template", "template", "template"),
+            *("prompt", "template", "template"),
+        )
+
+    def test_values_of_one_group_have_its_sum(self, generation, tokenizer):
+        inp = TextTemplateInput(
+            "{} {} film is so {} .", ["a", "gripping", "funny"], mask=[7, 3, 7]
+        )
+        result = generation.attribute(inp, TARGET)
+        tokens = self.by_tokens(generation, tokenizer).float()
+        both = tokens[:, 1] + tokens[:, 6]
+        expected = torch.stack([both, tokens[:, 2], both], 1)
+        torch.testing.assert_close(result.token_attr, expected)
+
+    def test_a_value_that_stands_twice_has_both_sums(self, generation, tokenizer):
+        inp = TextTemplateInput("{0} film is so funny {0}", ["a"])
+        tokens = generation.explain(
+            TextTokenInput("a film is so funny a", tokenizer), TARGET
+        ).scores
+        expected = (tokens[:, 1] + tokens[:, 6]).float()
+        found = generation.attribute(inp, TARGET).token_attr[:, 0]
+        torch.testing.assert_close(found, expected)
+
+    def test_the_model_may_answer(self, generation):
+        inp = TextTemplateInput("{} film", ["a"])
+        arguments = {"max_new_tokens": 3, "do_sample": False}
+        result = generation.attribute(inp, gen_args=arguments)
+        assert result.token_attr.shape == (3, 1)
+
+    @pytest.mark.parametrize("template", [str.upper, "{:>9}", lambda value: value[3]])
+    def test_templates_that_change_values_are_refused(self, template, generation):
+        with pytest.raises(ValueError, match="changes its values"):
+            generation.explain(TextTemplateInput(template, ["funny"]), TARGET)
+
+
 def test_a_flow_of_a_span_is_that_of_the_summed_outputs(model, tokenizer, prompt):
     method = GeneralizedAttentionFlow(model)
     spans = GenerationAttribution(method, tokenizer).explain(
@@ -456,3 +548,43 @@ def test_a_spans_caption_names_what_its_own_steps_are_held_against(
     found = generation.explain(prompt, TARGET, against=OTHER, spans=[(0, 2)])
     assert found.matrix().caption.count('"') == 4
     assert 'less that of "funny", "and"' in found.matrix().caption
+
+
+class TestMemory:
+    """A text that memory has no room for is refused before its pass."""
+
+    @pytest.fixture(autouse=True)
+    def measured_early(self, monkeypatch):
+        monkeypatch.setattr(module, "_MEASURED_FROM", 48)
+        monkeypatch.setattr(module, "_MEASURED_AT", (8, 24))
+
+    @staticmethod
+    def explain(generation):
+        words = " ".join(map(str, range(7, 67)))
+        prompt = TextTokenInput(words, generation.tokenizer)
+        return generation.explain(prompt, "11")
+
+    @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+    @pytest.mark.parametrize("method", ["RelevanceFlow", "AttnLRP"])
+    def test_the_number_of_tokens_that_would_fit_is_that_of_the_bytes(
+        self, method, implementation, monkeypatch
+    ):
+        model = decoder("llama", implementation)
+        generation = GenerationAttribution(make(method, {}, model), numbers_tokenizer())
+        ids = torch.arange(7, 67)[None]
+        free = generation._held((ids[:, :40],))
+        monkeypatch.setattr(module, "free_memory", lambda device: free)
+        lengths = []
+        model.register_forward_pre_hook(lambda _, ids: lengths.append(ids[0].shape[1]))
+        with pytest.raises(ValueError, match="tokens would fit") as refused:
+            self.explain(generation)
+        assert lengths == [8, 24]
+        [fitting] = re.findall(r"about (\d+) tokens", str(refused.value))
+        assert 38 <= int(fitting) <= 42
+
+    def test_what_fits_is_explained_as_ever(self, monkeypatch):
+        model = decoder("llama")
+        generation = GenerationAttribution(RelevanceFlow(model), numbers_tokenizer())
+        found = self.explain(generation).scores
+        monkeypatch.setattr(module, "_MEASURED_FROM", 1000)
+        assert torch.equal(found, self.explain(generation).scores)

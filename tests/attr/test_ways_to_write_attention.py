@@ -11,8 +11,14 @@ import torch.nn.functional as F
 from attention_methods import METHODS
 from torch import Tensor, nn
 
+import captum_attnflow
 from captum_attnflow import (
+    AttentionRollout,
+    GeneralizedAttentionFlow,
+    LayerAttnLRP,
     LayerRelevanceFlow,
+    RelevanceFlow,
+    UnsupportedAttentionError,
 )
 from captum_attnflow.capture import capture_attention
 
@@ -142,6 +148,83 @@ WAYS: dict[str, Attend] = {
 }
 
 
+def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Keys in chunks, as flash kernels take them."""
+    highest, total, mixed = torch.full_like(q[..., :1], -1e9), 0.0, 0.0
+    for keys, values in zip(k.split(3, 2), v.split(3, 2), strict=True):
+        scores = scores_of(q, keys)
+        higher = torch.maximum(highest, scores.amax(-1, keepdim=True))
+        weights, kept = (scores - higher).exp(), (highest - higher).exp()
+        total = total * kept + weights.sum(-1, keepdim=True)
+        mixed, highest = mixed * kept + weights @ values, higher
+    return mixed / total
+
+
+def divided_afterwards(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    weights = exponentials(q, k)
+    return torch.einsum("bhij,bhjd->bhid", weights, v) / weights.sum(-1, keepdim=True)
+
+
+def put_together_by_sums(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    parts, sums = [], []
+    for keys, values in zip(k.split(3, 2), v.split(3, 2), strict=True):
+        scores = scores_of(q, keys)
+        parts.append(scores.softmax(-1) @ values)
+        sums.append(scores.logsumexp(-1))
+    return (torch.stack(sums).softmax(0)[..., None] * torch.stack(parts)).sum(0)
+
+
+def keys_of_two_kinds(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    weights = scores_of(q, k).softmax(-1)
+    return weights[..., :3] @ v[:, :, :3] + weights[..., 3:] @ v[:, :, 3:]
+
+
+def queries_written_in_place(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    mixed = torch.empty_like(q)
+    for start in range(0, N_TOKENS, 3):
+        chunk = slice(start, start + 3)
+        mixed[:, :, chunk] = plain(q[:, :, chunk], k, v)
+    return mixed
+
+
+# Attention in several calls, by what each has a part of.
+PARTS: dict[str, tuple[str, Attend]] = {
+    "queries": (
+        "part of its queries",
+        lambda q, k, v: torch.cat([plain(some, k, v) for some in q.split(3, 2)], 2),
+    ),
+    "queries in place": ("part of its queries", queries_written_in_place),
+    "queries, fused": (
+        "part of its queries",
+        lambda q, k, v: torch.cat(
+            [F.scaled_dot_product_attention(some, k, v) for some in q.split(3, 2)], 2
+        ),
+    ),
+    "flash": ("attended to in parts", flash),
+    "divided afterwards": ("attended to in parts", divided_afterwards),
+    "put together by sums": ("part of its keys", put_together_by_sums),
+    "keys of two kinds": ("part of its keys", keys_of_two_kinds),
+    "heads": (
+        "part of its heads or examples",
+        lambda q, k, v: torch.stack(
+            [
+                plain(*one)
+                for one in zip(*(x.unbind(1) for x in (q, k, v)), strict=True)
+            ],
+            1,
+        ),
+    ),
+    "examples": (
+        "part of its heads or examples",
+        lambda q, k, v: torch.cat(
+            [plain(*one) for one in zip(*(x.split(1) for x in (q, k, v)), strict=True)]
+        ),
+    ),
+}
+# Those that propagation rules take for something else.
+WITHOUT_ALL_KEYS = {"flash", "divided afterwards", "put together by sums"}
+
+
 class Model(nn.Module):
     """Two layers of attention and a head on the first token."""
 
@@ -179,6 +262,73 @@ def test_scores_do_not_depend_on_how_attention_is_written(way, method):
             for attend in (plain, WAYS[way])
         )
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "method", [AttentionRollout, GeneralizedAttentionFlow, RelevanceFlow]
+)
+@pytest.mark.parametrize("way", PARTS)
+def test_a_layer_in_several_calls_is_refused_by_what_each_has(way, method):
+    model, ids = Model(), torch.randint(0, 50, (N_ROWS, N_TOKENS))
+    reason, attend = PARTS[way]
+    torch.testing.assert_close(model(ids, attend), model(ids))
+    with pytest.raises(UnsupportedAttentionError, match=f"{reason}.* Let "):
+        method(lambda ids: model(ids, attend)).attribute(ids, target=1)
+
+
+@pytest.mark.parametrize("way", PARTS)
+def test_rules_follow_a_layer_in_several_calls_or_warn(way):
+    model, ids = Model(), torch.randint(0, 50, (N_ROWS, N_TOKENS))
+    attend = PARTS[way][1]
+    expected = LayerAttnLRP(model, model.embedding).attribute(ids, target=1)
+    method = LayerAttnLRP(lambda ids: model(ids, attend), model.embedding)
+    if way in WITHOUT_ALL_KEYS:
+        with pytest.warns(UserWarning, match="attention runs over parts of its keys"):
+            method.attribute(ids, target=1)
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = method.attribute(ids, target=1)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "method", [AttentionRollout, GeneralizedAttentionFlow, RelevanceFlow]
+)
+@pytest.mark.parametrize("n_rows", [1, 2])
+@pytest.mark.parametrize("folded", [False, True])
+def test_windows_beside_the_heads_are_refused(method, n_rows, folded):
+    """They were taken for heads, and the tokens of all for those of the first."""
+    model, ids = Model(), torch.randint(0, 50, (n_rows, 8))
+
+    def windowed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        parts = [x.unflatten(2, (2, 4)) for x in (q, k, v)]
+        if folded:
+            mixed = plain(*(x.flatten(0, 2) for x in parts))
+            return mixed.unflatten(0, parts[0].shape[:3]).flatten(2, 3)
+        return plain(*parts).flatten(2, 3)
+
+    for attribution in (
+        method(lambda ids: model(ids, windowed)),
+        getattr(captum_attnflow, f"Layer{method.__name__}")(
+            lambda ids: model(ids, windowed), model.embedding
+        ),
+    ):
+        with pytest.raises(UnsupportedAttentionError, match="in windows of 4 tokens"):
+            attribution.attribute(ids, target=1)
+
+
+def test_linear_attention_and_gates_are_no_parts_of_a_softmax():
+    model, ids = Model(), torch.randint(0, 50, (N_ROWS, N_TOKENS))
+
+    def linear(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return q.exp() @ (k.exp().mT @ v) / 99
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="attention runs over parts")
+        LayerAttnLRP(lambda ids: model(ids, linear), model.embedding).attribute(
+            ids, target=1
+        )
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -18,6 +18,13 @@ def pytest_addoption(parser) -> None:
         help="draw the growth with tokens and layers into this PNG file",
     )
 
+    parser.addoption(
+        "--every",
+        type=int,
+        default=1,
+        help="of the prompts of known evidence take every n-th",
+    )
+
 
 def pytest_configure(config) -> None:
     config.stash[RACES] = []

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from captum.attr import IntegratedGradients
+from captum.attr import IntegratedGradients, TextTokenInput
 from evidence_prompts import PROMPTS, EvidencePrompt
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -26,7 +26,9 @@ from captum_attnflow import (
     AttentionFlow,
     AttnLRP,
     GeneralizedAttentionFlow,
+    GenerationAttribution,
     RelevanceFlow,
+    TextGenerator,
 )
 from captum_attnflow.capture import capture_attention
 from captum_attnflow.flow import (
@@ -42,6 +44,7 @@ from captum_attnflow.metrics import (
     evidence_hit,
     log_odds,
 )
+from captum_attnflow.pipelines.methods import DEFAULT_METHOD
 
 Method = Callable[[Tensor, int], Tensor]
 """Of ids (1, T) and the answer's id; gives scores (T,) of the answer's logit."""
@@ -204,6 +207,52 @@ def beside_uniform_attention(
 def attribution(method: Any) -> Method:
     """Scores of a class with Captum's ``attribute``, as it comes."""
     return lambda ids, target: method.attribute(ids, target=target)[0]
+
+
+def through_generation(model: Any, tokenizer: Any, method: Any) -> Method:
+    """Explain the answer's first token as generated text: its row of the prompt."""
+    generation = GenerationAttribution(method, tokenizer, "logit")
+
+    def scores(ids: Tensor, target: int) -> Tensor:
+        prompt = TextTokenInput(tokenizer.decode(ids[0]), tokenizer)
+        assert prompt.inp_tensor.equal(ids)
+        explanation = generation.explain(prompt, torch.tensor([target]))
+        return explanation.scores[0, : ids.shape[1]]
+
+    return scores
+
+
+def through_pipeline(model: Any, tokenizer: Any, method: str) -> Method:
+    """The same by what the shell calls for ``--task text-generation``, text to text."""
+    generator = TextGenerator(model, tokenizer)
+
+    def scores(ids: Tensor, target: int) -> Tensor:
+        prompt, answer = tokenizer.decode(ids[0]), tokenizer.decode([target])
+        [result] = generator.explain([prompt], method, answer)
+        assert len(result.explanation.generated_tokens) == 1
+        return result.explanation.scores[0, : ids.shape[1]]
+
+    return scores
+
+
+def methods_of_answers(model: Any, tokenizer: Any) -> dict[str, Method]:
+    """What explains generated text, as users call it, behind its controls."""
+    known = all_methods(model)
+    controls = (
+        *("random", "position, earlier", "position, later"),
+        *("gradient norm", "last layer's attention"),
+    )
+    return {
+        **{name: known[name] for name in controls},
+        "RelevanceFlow, alone": known["RelevanceFlow"],
+        "RelevanceFlow, GenerationAttribution": through_generation(
+            model, tokenizer, RelevanceFlow(model)
+        ),
+        "relevance-flow, TextGenerator": through_pipeline(
+            model, tokenizer, DEFAULT_METHOD
+        ),
+        "attnlrp, TextGenerator": through_pipeline(model, tokenizer, "attnlrp"),
+    }
 
 
 def all_methods(model: Any) -> dict[str, Method]:

@@ -8,6 +8,11 @@ prints a table: how often the token of highest score, or one of three, is eviden
 nats of the answer's log probability are lost with the three tokens of highest score,
 the last one kept or not; then hit@1 by kind of prompt. It takes one to two hours on one
 core, most of them for occlusion, IntegratedGradients and flows of single tokens.
+
+    pytest tests/benchmarks/test_language_model.py -s -k generated --every 6
+
+measures what explains generated text, as it is called from Python and from the shell,
+on every sixth prompt, in some minutes.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ import warnings
 
 import pytest
 import torch
+from evidence_prompts import PROMPTS
 from language_model import (
     MEASURES,
     Example,
@@ -24,6 +30,7 @@ from language_model import (
     all_methods,
     evaluate,
     load_language_model,
+    methods_of_answers,
     next_token,
     read_examples,
     table_lines,
@@ -36,17 +43,34 @@ UNTRAINED = ["random", "position, earlier", "position, later"]
 
 
 @pytest.fixture(scope="module")
-def model_and_examples():
-    model, tokenizer = load_language_model()
-    return model, read_examples(tokenizer)
+def model_and_tokenizer():
+    return load_language_model()
+
+
+@pytest.fixture(scope="module")
+def model_and_examples(model_and_tokenizer, request):
+    model, tokenizer = model_and_tokenizer
+    every = request.config.getoption("--every")
+    return model, read_examples(tokenizer, PROMPTS[::every])
 
 
 @pytest.fixture(scope="module")
 def results(model_and_examples) -> dict[str, Measured]:
-    """Measure all methods, saying which are done."""
     model, examples = model_and_examples
+    return measured(model, examples, all_methods(model))
+
+
+@pytest.fixture(scope="module")
+def generated(model_and_examples, model_and_tokenizer) -> dict[str, Measured]:
+    """The same of what explains generated text, as users call it."""
+    methods = methods_of_answers(*model_and_tokenizer)
+    return measured(*model_and_examples, methods)
+
+
+def measured(model, examples, methods) -> dict[str, Measured]:
+    """Measure methods, saying which are done."""
     results = {}
-    for name, method in all_methods(model).items():
+    for name, method in methods.items():
         start = time.perf_counter()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -111,3 +135,28 @@ def test_relevance_flow_finds_no_less_than_attnlrp(results, measure):
     assert flow.mean(measure) >= attnlrp.mean(measure) or (
         difference_in_errors(attnlrp, flow, measure) < 2
     )
+
+
+@pytest.mark.parametrize(
+    "name", ["RelevanceFlow, GenerationAttribution", "relevance-flow, TextGenerator"]
+)
+def test_generated_text_is_explained_as_the_logit_alone(generated, name):
+    """One table: where a user calls the method makes no difference."""
+    alone = generated["RelevanceFlow, alone"]
+    assert (generated[name].of("hit@1") == alone.of("hit@1")).all()
+    torch.testing.assert_close(
+        generated[name].values, alone.values, rtol=1e-3, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    "control", [*UNTRAINED, "gradient norm", "last layer's attention"]
+)
+@pytest.mark.parametrize("measure", ["hit@1", "nats, end too"])
+def test_generated_text_is_explained_better_than_by_controls(
+    generated, measure, control
+):
+    """By the shell's default method."""
+    default = generated["relevance-flow, TextGenerator"]
+    assert default.mean(measure) > generated[control].mean(measure)
+    assert difference_in_errors(default, generated[control], measure) > 1

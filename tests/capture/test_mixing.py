@@ -151,7 +151,9 @@ def test_linear_attention_of_one_query_behind_all_layers_is_named(method, linear
         return LINEAR_LONE[linear](q, k, v).expand(-1, -1, 7, -1)
 
     model, ids = Model([known, known, attend]), torch.randint(0, 60, (2, 7))
-    with pytest.warns(UserWarning, match="mix positions beside .* behind 2 of its 2"):
+    with pytest.warns(
+        UserWarning, match="mix positions beside .* 2 layers: behind the last"
+    ):
         method(model).attribute(ids, target=1)
 
 
@@ -237,7 +239,8 @@ def test_what_mixes_tokens_in_front_of_a_layer_is_named(method, place, between):
     attends = [known, known]
     attends.insert(place, attend)
     model, ids = Model(attends), torch.randint(0, 60, (2, 7))
-    words = rf"\b{name}\b.* mix positions beside .* behind {place} of its 2 layers"
+    where = ["in front of layer 1", "between layers 1 and 2"][place]
+    words = rf"\b{name}\b.* mix positions beside .* 2 layers: {where}"
     with pytest.warns(UserWarning, match=words):
         method(model).attribute(ids, target=1)
 
@@ -282,7 +285,8 @@ def test_a_lone_query_is_found_behind_a_layer_without_a_softmax(
     model = Model([*attends, attend]).double()
     every = Model([*attends, known]).double()
     every.load_state_dict(model.state_dict())
-    places = rf"beside .* behind {len(before)} of its {len(before) + 1} layers"
+    place = "between layers 1 and 2" if before else "in front of layer 1"
+    places = rf"beside .* {len(before) + 1} layers?: {place}"
     with pytest.warns(UserWarning, match=places):
         found = method(model).explain(ids, target=1).scores
     with pytest.warns(UserWarning, match=places):
@@ -343,3 +347,185 @@ def test_gates_that_pool_the_tokens_are_a_head(method, pooling):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*mix positions")
         method(forward).attribute(ids, target=1)
+
+
+def shifted(hidden: Tensor) -> Tensor:
+    return torch.cat([hidden[:, -1:], hidden[:, :-1]], 1)
+
+
+def recurrence(hidden: Tensor) -> Tensor:
+    state, states = torch.zeros_like(hidden[:, 0]), []
+    for token in reversed(range(hidden.shape[1])):
+        state = (0.5 * state + hidden[:, token]).tanh()
+        states.append(state)
+    return torch.stack(states[::-1], 1)
+
+
+def convolved(hidden: Tensor) -> Tensor:
+    kernel = torch.linspace(-1, 1, 24).view(8, 1, 3)
+    return nn.functional.conv1d(hidden.mT, kernel, padding=1, groups=8).mT
+
+
+# What mixes tokens behind the last attention, with a name of the operation.
+BEHIND: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
+    "a roll": ("roll", lambda hidden: hidden.roll(1, 1)),
+    "a shift": ("cat", shifted),
+    "another order": ("index", lambda hidden: hidden[:, [3, 0, 1, 2, 4, 5, 6]]),
+    "a mean": ("mean", lambda hidden: hidden + hidden.mean(1, keepdim=True)),
+    "a mean in place of tokens": ("mean", lambda x: x - x.mean(1, keepdim=True)),
+    "sums so far": ("cumsum", lambda hidden: hidden.flip(1).cumsum(1).flip(1)),
+    "a Fourier transform": ("fft_", lambda hidden: torch.fft.fft(hidden, dim=1).real),
+    "a recurrence": ("stack", recurrence),
+    "a convolution": ("convolution", convolved),
+    "a mixer": ("b?mm", lambda hidden: FIXED @ hidden),
+}
+
+
+def read_behind(
+    model: Model, behind: Callable[[Tensor], Tensor]
+) -> Callable[[Tensor], Tensor]:
+    """A forward function that reads what is made of the last hidden states."""
+
+    def forward(ids: Tensor) -> Tensor:
+        hidden: list[Tensor] = []
+
+        def note(module: nn.Module, taken: object, put_out: Tensor) -> None:
+            hidden.append(taken[0] + put_out.relu())
+
+        handle = model.feed.register_forward_hook(note)
+        try:
+            model(ids)
+        finally:
+            handle.remove()
+        return behind(hidden[-1])
+
+    return forward
+
+
+@pytest.mark.parametrize("method", [GeneralizedAttentionFlow, RelevanceFlow])
+@pytest.mark.parametrize("behind", BEHIND)
+@pytest.mark.parametrize("token", [0, 3])
+def test_what_mixes_tokens_behind_all_layers_is_named_if_one_is_read(
+    method, behind, token
+):
+    name, mix = BEHIND[behind]
+    model, ids = Model([known, known]), torch.randint(0, 60, (2, 7))
+    forward = read_behind(model, lambda hidden: model.head(mix(hidden)[:, token]))
+    words = rf"\b{name}.* mix positions beside .* 2 layers: behind the last layer"
+    with pytest.warns(UserWarning, match=words):
+        method(forward).attribute(ids, target=1)
+
+
+def test_a_norm_over_tokens_behind_all_layers_is_named():
+    """Of flows along gradients: rules take the factors of a norm for constants."""
+    model, ids = Model([known, known]), torch.randint(0, 60, (2, 7))
+    forward = read_behind(
+        model, lambda hidden: nn.functional.layer_norm(hidden, hidden.shape[1:])[:, 0]
+    )
+    with pytest.warns(UserWarning, match="native_layer_norm mix positions"):
+        GeneralizedAttentionFlow(forward).attribute(ids, target=1)
+
+
+@pytest.mark.parametrize("recurrent", [nn.GRU, nn.LSTM, nn.RNN])
+@pytest.mark.parametrize("both_ways", [False, True])
+def test_a_recurrent_layer_behind_all_layers_is_named(recurrent, both_ways):
+    model, ids = Model([known, known]), torch.randint(0, 60, (2, 7))
+    layer = recurrent(8, 8, batch_first=True, bidirectional=both_ways)
+    forward = read_behind(model, lambda hidden: layer(hidden)[0][:, 5])
+    with pytest.warns(UserWarning, match="mix positions .*: behind the last layer"):
+        GeneralizedAttentionFlow(forward).attribute(ids, target=1)
+
+
+def test_tokens_that_are_classified_behind_a_recurrence_are_named():
+    """The target takes the token, not the model."""
+    model, ids = Model([known, known]), torch.randint(0, 60, (2, 7))
+    forward = read_behind(model, lambda hidden: model.head(recurrence(hidden)))
+    with pytest.warns(UserWarning, match="mix positions .*: behind the last layer"):
+        GeneralizedAttentionFlow(forward).attribute(ids, target=(4, 1))
+
+
+def by_learned_query(hidden: Tensor) -> Tensor:
+    weights = (hidden @ torch.linspace(-1, 1, 8)).softmax(1)
+    return (weights[..., None] * hidden).sum(1)
+
+
+def by_experts(hidden: Tensor) -> Tensor:
+    """Each token by the expert of its choice, gathered and put back."""
+    tokens, mixed = hidden.flatten(0, 1), torch.zeros_like(hidden.flatten(0, 1))
+    choice = tokens[:, 0] > tokens[:, 1]
+    for expert in (False, True):
+        (places,) = (choice == expert).nonzero(as_tuple=True)
+        mixed.index_add_(0, places, (tokens[places] + expert).tanh())
+    return (hidden + mixed.view_as(hidden))[:, 0]
+
+
+SHOWN = torch.tensor([[1.0] * 7, [1.0] * 5 + [0.0] * 2])[..., None]
+HEADS: dict[str, Callable[[Tensor], Tensor]] = {
+    "first token": lambda hidden: hidden[:, 0],
+    "first token, dense": lambda hidden: hidden[:, 0].tanh() * 2,
+    "mean": lambda hidden: hidden.mean(1),
+    "mean under a mask": lambda hidden: (hidden * SHOWN).sum(1) / SHOWN.sum(1),
+    "mean without the first": lambda hidden: hidden[:, 1:].mean(1),
+    "maximum": lambda hidden: hidden.max(1).values,
+    "maximum under a mask": lambda x: x.masked_fill(SHOWN == 0, -1e4).amax(1),
+    "first and mean": lambda x: x[:, 0].tanh() + x.tanh().mean(1) + x.amax(1),
+    "last of each": lambda hidden: hidden[torch.arange(2), torch.tensor([6, 4])],
+    "gathered": lambda hidden: hidden.gather(
+        1, torch.tensor([6, 4]).view(2, 1, 1).expand(2, 1, 8)
+    )[:, 0],
+    "by a mask": lambda hidden: hidden[torch.arange(7).eq(3).expand(2, 7)],
+    "final norm, last": lambda x: nn.functional.layer_norm(x, (8,))[:, -1:].flatten(1),
+    "learned query": by_learned_query,
+    "learned query, product": lambda hidden: (
+        (hidden @ torch.ones(8, 1)).softmax(1).mT @ hidden
+    )[:, 0],
+    "all, flattened": lambda hidden: (
+        hidden.flatten(1)[:, :8] + hidden.flatten(1)[:, 8:16]
+    ),
+    "two tokens": lambda hidden: hidden[:, 2] * hidden[:, 4],
+    "pair, joined": lambda x: torch.cat([x[:, 2], x[:, 4]], -1)[:, 4:12],
+    "experts": by_experts,
+    "in two halves": lambda x: torch.cat([x[:, :3].relu(), x[:, 3:].relu()], 1)[:, 1],
+    "batch norm": lambda x: nn.functional.batch_norm(
+        x.mT, torch.zeros(8), torch.ones(8)
+    ).mT[:, 0],
+    "a convolution over one token": lambda x: nn.functional.conv1d(
+        x.mT, torch.ones(8, 8, 1)
+    ).mT[:, 0],
+}
+
+
+@pytest.mark.parametrize("method", [GeneralizedAttentionFlow, RelevanceFlow])
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_is_not_named(method, head):
+    model, ids = Model([known, known]), torch.randint(0, 60, (2, 7))
+    forward = read_behind(model, lambda hidden: model.head(HEADS[head](hidden)))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*mix positions")
+        method(forward).attribute(ids, target=1)
+
+
+@pytest.mark.parametrize("n_labels", [2, 7])
+@pytest.mark.parametrize("head_size", [4, 7])
+def test_tokens_that_are_classified_one_by_one_are_not_named(n_labels, head_size):
+    """Whatever is as many as the tokens by chance."""
+    model = Model([known, known], head_size)
+    labels = nn.Linear(2 * head_size, n_labels)
+    forward = read_behind(model, labels)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*mix positions")
+        GeneralizedAttentionFlow(forward).attribute(
+            torch.randint(0, 60, (2, 7)), target=(4, 1)
+        )
+
+
+@pytest.mark.parametrize("method", [GeneralizedAttentionFlow, RelevanceFlow])
+@pytest.mark.parametrize("place", [0, 1])
+def test_what_passes_beside_attention_is_named(method, place):
+    """It mixes tokens of the residual stream, not of what the attention mixed."""
+    attends: list[Attend] = [known, known]
+    attends[place] = lambda q, k, v: known(q, k, v) + v.roll(1, 2)
+    model, ids = Model(attends), torch.randint(0, 60, (2, 7))
+    where = ["between layers 1 and 2", "behind the last layer"][place]
+    with pytest.warns(UserWarning, match=f"^roll mix positions .*: .*{where}"):
+        method(model).attribute(ids, target=1)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
@@ -100,6 +101,48 @@ def test_html_is_written(run, tmp_path):
     page = tmp_path / "page.html"
     assert run(TEXT, "--html", page).exit_code == 0
     assert "gripping" in page.read_text()
+    assert "Model: the small sentiment classifier" in page.read_text()
+
+
+def test_words_are_as_the_user_wrote_them_and_pieces_are_the_models(run):
+    text = "Überaus gripping \N{CLAPPER BOARD}"
+    words = run(text).output.splitlines()
+    assert "unknown to the model: “\N{CLAPPER BOARD}”" in words
+    assert "Überaus" in words[3]
+    assert "##" not in words[3]
+    assert words[1] == f"relevance-flow: scores for “{words[0].split()[0]}”"
+    assert " ##aus " in run(text, "--pieces").output
+
+
+def test_an_image_among_texts_names_the_task_that_reads_it(run, tmp_path):
+    photo = tmp_path / "photo.JPG"
+    photo.write_bytes(b"\xff\xd8\xff\xe0")
+    for arguments in ([photo], ["--file", photo]):
+        result = run(*arguments)
+        assert result.exit_code == 2
+        assert "--task image-classification" in result.output
+    assert run("a photo.jpg").exit_code == 0  # no file, a text
+
+
+def test_a_terminal_sees_what_is_going_on_and_a_pipe_does_not():
+    pty = pytest.importorskip("pty")
+    words = [sys.executable, "-m", "captum_attnflow.cli", "explain", "dull"]
+    primary, secondary = pty.openpty()
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=secondary)
+    os.close(secondary)
+    shown = b""
+    with contextlib.suppress(OSError):  # so Linux ends what a closed terminal says
+        while part := os.read(primary, 65536):
+            shown += part
+    os.close(primary)
+    printed, _ = process.communicate()
+    assert process.returncode == 0
+    assert printed.startswith(b"negative 0.")
+    for said in (b"loading PyTorch", b"loading the model", b"explaining 1 to 1 of 1"):
+        assert said in shown
+    piped = subprocess.run(words, capture_output=True, check=True)
+    assert piped.stdout == printed
+    assert b"loading" not in piped.stderr
 
 
 @pytest.mark.parametrize(
@@ -180,20 +223,20 @@ def test_a_page_on_a_full_device_is_told_by_its_name(run):
     assert "/dev/full cannot be written: No space left on device" in result.stderr
 
 
-def test_bytes_of_the_shell_that_are_no_utf8_are_told():
-    command = [sys.executable, "-m", "captum_attnflow.cli", "explain"]
-    as_argument = subprocess.run([*command, b"caf\xe9"], capture_output=True)
-    piped = subprocess.run(command, input=b"caf\xe9\n", capture_output=True)
+def test_bytes_of_the_shell_that_are_no_utf8_are_told(run):
+    as_argument = run(os.fsdecode(b"caf\xe9"))
+    piped = run(input=b"caf\xe9\n")
+    # A locale is chosen where a process starts.
     in_c_locale = subprocess.run(
-        command,
+        [sys.executable, "-m", "captum_attnflow.cli", "explain"],
         input=b"caf\xe9\n",
         capture_output=True,
         env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "1"},
     )
-    for done in (as_argument, piped, in_c_locale):
-        assert done.returncode == 2
-        assert b"UTF-8" in done.stderr
-        assert b"Traceback" not in done.stderr
+    assert as_argument.exit_code == piped.exit_code == in_c_locale.returncode == 2
+    for told in (as_argument.stderr, piped.stderr, in_c_locale.stderr.decode()):
+        assert "UTF-8" in told
+        assert "Traceback" not in told
 
 
 def a_model(tmp_path, demo, problem, n_labels):
@@ -245,15 +288,4 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
         text=True,
     )
     assert json.loads(done.stdout)["predicted"] == "negative"
-    assert done.stderr == ""
-
-
-def test_command_runs_as_a_process_of_its_own():
-    done = subprocess.run(
-        [sys.executable, "-m", "captum_attnflow.cli", "explain", TEXT],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.startswith("positive")
     assert done.stderr == ""

@@ -32,7 +32,7 @@ def test_main_job_prints_the_table_and_writes_the_files(run, tmp_path):
     assert result.stdout.startswith("| model | removal | method | aopc ↑ |")
     assert "| sentiment | delete | attention-rollout |" in result.stdout
     assert "4/4" in result.stderr
-    written = {path.name for path in (tmp_path / "out").iterdir()}
+    written = {path.name for path in (tmp_path / "out").glob("[!.]*")}
     assert written == {
         *("manifest.json", "plot.png", "results.jsonl"),
         *("table.csv", "table.md", "table.tex"),
@@ -69,7 +69,7 @@ def test_default_methods_run(run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "has no column 'text' (row 1); it has 'sentence', 'label'"),
+        ((), "has no column 'text'; it has 'sentence', 'label'"),
         (("--method", "lie"), "method='lie' is unknown; give one of"),
         (("--text-column", "sentence", "--model", "/no/such"), "there is no model"),
         (("--text-column", "sentence", "--label-column", "sentence"), "label 'dull'"),
@@ -91,7 +91,7 @@ def test_unwritable_output_is_told(run, texts):
 def test_a_folder_for_data_and_a_page_on_a_full_disk_are_told(
     run, tmp_path, monkeypatch
 ):
-    assert "it is a folder" in run(data=tmp_path).stderr.replace("\n", "")
+    assert "is a folder" in run(data=tmp_path).stderr.replace("\n", "")
 
     def full(_):
         raise OSError(28, "No space left on device")
@@ -113,3 +113,17 @@ def test_failures_are_told_at_the_end(run, monkeypatch):
     result = run("--text-column", "sentence", "--method", "broken")
     assert result.exit_code == 0
     assert "warning: 2 attributions failed" in result.stderr
+
+
+def test_parts_say_what_is_missing_and_the_last_shows_the_table(run, tmp_path):
+    arguments = ("--text-column", "sentence", "--batch-size", 1, *METHODS)
+    first = run(*arguments, "--part", "1/2")
+    assert (first.exit_code, first.stdout) == (0, "")
+    assert "part 1/2 is done" in first.stderr.replace("\n", " ")
+    assert not (tmp_path / "out" / "table.md").exists()
+    last = run(*arguments, "--part", "2/2", "--dtype", "float32", "--device", "cpu")
+    assert last.exit_code == 0, last.output
+    assert "| sentiment | delete | attention-rollout |" in last.stdout
+    refused = run(*arguments, "--part", "3/2")
+    assert refused.exit_code == 2
+    assert "part 3/2 is out of range" in refused.stderr

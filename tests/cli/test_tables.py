@@ -40,8 +40,8 @@ def test_main_job_writes_a_table_and_says_what_failed(run, tmp_path):
     result = run("--id-column", "key", "--columns", "gold,key")
     assert result.exit_code == 0, result.output
     assert result.stdout == ""
-    assert "3 rows in 1 part files" in result.stderr
-    assert "1 rows have no explanation" in result.stderr
+    assert "3 rows in 1 part file: " in result.stderr
+    assert "1 row without an explanation, by reason:" in result.stderr
     assert "1: the text is blank" in result.stderr
     [first, blank, last] = parquet.read_table(
         tmp_path / "scores" / "part-000000.parquet"
@@ -76,15 +76,14 @@ def test_auto_asks_the_launcher(run, tmp_path, monkeypatch):
 
 
 def test_standard_input_is_a_table(tmp_path):
-    command = [sys.executable, "-m", "captum_attnflow.cli", "explain", "--data", "-"]
     output = tmp_path / "scores"
-    finished = subprocess.run(
-        [*command, "--output", output, *ROLLOUT],
+    finished = CliRunner().invoke(
+        app,
+        ["explain", "--data", "-", "--output", str(output), *ROLLOUT],
         input=b'{"text": "so sad"}\n{"text": "\xff"}\n',
-        capture_output=True,
-        check=True,
     )
-    assert b"2 rows" in finished.stderr
+    assert finished.exit_code == 0
+    assert "2 rows" in finished.stderr
     lines = parquet.read_table(output / "part-000000.parquet").to_pylist()
     assert [line["status"] for line in lines] == ["explained", "failed"]
 
@@ -99,7 +98,10 @@ def test_standard_input_is_a_table(tmp_path):
         (["--truncation", "middle"], "truncation='middle'"),
         (["--against", "bored"], "'bored' is unknown"),
         (["--html", "page.html"], "--html does not go with --data"),
-        (["--task", "image-classification"], "--task image-classification does not go"),
+        (
+            ["--task", "image-classification"],
+            "task='image-classification' is unknown; give one",
+        ),
         (["--text-column", "missing"], "no column 'missing'; it has 'key', 'sentence'"),
         (["--text-column", "gold"], "'gold' of texts.csv holds numbers"),
         (["--columns", "status"], "'status' cannot be carried along"),
@@ -124,9 +126,9 @@ def test_the_folder_has_to_be_given_and_be_one(run, texts):
 
 
 def test_ray_that_is_not_installed_is_named(run, monkeypatch):
-    from captum_attnflow.tables import settings
+    from captum_attnflow.tables import ray_engine
 
-    monkeypatch.setattr(settings, "find_spec", lambda name: None)
+    monkeypatch.setattr(ray_engine, "find_spec", lambda name: None)
     result = run("--engine", "ray", "--format", "csv")
     assert result.exit_code == 2
     assert 'pip install "captum-attnflow[ray]"' in result.stderr

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import inspect
 import io
+import json
 import re
 
 import numpy as np
@@ -13,6 +15,7 @@ import transformers
 from models import encoder_decoder, numbers_tokenizer
 from PIL import Image
 from rich.console import Console
+from typer.testing import CliRunner
 from vision_language import PROMPTS, vision_language_model
 
 from captum_attnflow import (
@@ -21,12 +24,14 @@ from captum_attnflow import (
     GenerationAttribution,
     RelevanceFlow,
 )
+from captum_attnflow.cli import app
 from captum_attnflow.pipelines.image_text_generation import (
     GeneratedFromImage,
     ImageTextGenerator,
 )
 from captum_attnflow.pipelines.image_tokens import find_image_tokens
 from captum_attnflow.pipelines.provenance import hash_of_companion
+from captum_attnflow.show import save_html
 from captum_attnflow.texts import EmbeddedInput
 
 METHODS = {
@@ -492,3 +497,77 @@ class TestRefusals:
             attribution.explain(prompt)
         with pytest.raises(ValueError, match=r"\(1, 2\) and 1 parts"):
             EmbeddedInput(torch.tensor([[3, 4]]), tokenizer, dict, ["image"])
+
+
+@pytest.fixture(scope="module")
+def folder(made, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    generator = made("LLaVA")
+    generator.model.save_pretrained(folder)
+    generator.processor.save_pretrained(folder)
+    return str(folder)
+
+
+class TestInTheShell:
+    @pytest.fixture
+    def run(self, folder):
+        given = ("explain", "--task", "image-text-generation", "--model", folder)
+        return lambda *arguments: CliRunner().invoke(app, [*given, *arguments])
+
+    def test_an_image_and_a_prompt_are_explained(self, made, run, photo):
+        asked = ("--prompt", PROMPTS["LLaVA"], "--target", ANSWER)
+        found = json.loads(run(photo, *asked, "--json").stdout)
+        [expected] = made("LLaVA").explain([photo], [PROMPTS["LLaVA"]], target=ANSWER)
+        assert found["scores"] == expected.to_dict()["scores"]
+        assert found["image"] == photo
+        shown = run(photo, *asked).stdout
+        assert expected.shares in shown
+
+    def test_page_and_picture_are_written(self, run, photo, tmp_path):
+        page, picture = tmp_path / "page.html", tmp_path / "picture.png"
+        asked = ("--prompt", PROMPTS["LLaVA"], "--target", ANSWER)
+        files = ("--html", str(page), "--output", str(picture))
+        assert run(photo, *asked, *files).exit_code == 0
+        assert "[image: " in page.read_text("utf-8")
+        assert Image.open(picture).width > 300
+
+    @pytest.mark.parametrize(
+        ("given", "words"),
+        [
+            ((), "no prompt was given"),
+            (("--prompt", "what is this"), "places for an image"),
+        ],
+    )
+    def test_what_is_missing_is_said(self, given, words, run, photo):
+        result = run(photo, *given)
+        assert result.exit_code == 2
+        assert words in " ".join(result.stderr.split())
+
+
+@every_model
+def test_the_page_has_one_entry_for_an_image(made, photo, name, tmp_path):
+    """With the sum of its tokens' scores, among words, too."""
+    (result,) = made(name).explain([photo], [PROMPTS[name]], target=ANSWER)
+    save_html(result, tmp_path / "page.html")
+    written = (tmp_path / "page.html").read_text("utf-8")
+    [data] = re.findall(r'id="data">(.*?)</script>', written)
+    [text] = json.loads(data)["texts"]
+    explanation = result.explanation
+    n_image = explanation.parts.count("image")
+    assert n_image > 1
+    assert text["parts"].count("image") == 1
+    place = text["parts"].index("image")
+    assert text["pieces"][place] == f"[image: {n_image} tokens]"
+    assert len(text["pieces"]) == len(explanation.tokens) - n_image + 1
+    assert text["given"] == explanation.n_given - n_image + 1
+    scores = np.frombuffer(base64.b64decode(text["scores"]), "<f4")
+    scores = scores.reshape(len(explanation.scores), -1)
+    expected = result.image_scores.sum(1).numpy()
+    np.testing.assert_allclose(scores[:, place], expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        scores.sum(1), explanation.scores.sum(1).numpy(), rtol=1e-4
+    )
+    for starts in text["starts"].values():
+        assert starts == sorted(set(starts))
+        assert starts[0] == 0
+        assert starts[-1] < len(text["pieces"])

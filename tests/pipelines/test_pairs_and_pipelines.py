@@ -181,6 +181,7 @@ def test_an_empty_side_of_a_pair_is_named(demo):
         "LabelledWords",
         "QuestionAnswerer",
         "SentenceSimilarity",
+        "SideAttribution",
         "SimilarityAttribution",
         "TextAttribution",
         "TextClassifier",
@@ -191,3 +192,12 @@ def test_an_empty_side_of_a_pair_is_named(demo):
 def test_pipelines_are_names_of_the_package(name):
     assert name in dir(captum_attnflow)
     assert getattr(captum_attnflow, name).__name__ == name
+
+
+def test_a_label_is_explained_alone_or_rather_than_another(demo):
+    [alone] = demo.explain(["a funny film"])
+    [contrast] = demo.explain(["a funny film"], target=1, against=0)
+    assert (alone.explained, alone.attributions) == (alone.target, (alone,))
+    assert contrast.explained == f"{contrast.target} rather than {contrast.against}"
+    assert "explained" not in alone.to_arrow().column_names
+    assert set(contrast.to_arrow()["explained"].to_pylist()) == {contrast.explained}

@@ -177,7 +177,7 @@ def test_a_result_shows_itself(answerer):
     console.print(result)
     printed = console.export_text()
     assert printed.startswith(f"{result.predicted} {result.probability:.3f}")
-    assert "scores for start of the answer" in printed
+    assert "scores for “start of the answer”" in printed
     assert result.predicted in result._repr_html_()
 
 
@@ -203,3 +203,11 @@ def test_a_saved_folder_is_the_same_model(answerer, tmp_path):
     loaded = QuestionAnswerer.load(tmp_path)
     expected = answerer.explain(PAIRS, "attnlrp")
     assert loaded.explain(PAIRS, "attnlrp") == expected
+
+
+def test_every_row_of_a_table_names_the_answer_that_it_explains(answerer):
+    pytest.importorskip("pandas")
+    [result] = answerer.explain([("which film ?", "a gripping , funny film")])
+    assert result.explained == f"start and end of the answer: {result.predicted}"
+    assert result.attributions == (result,)
+    assert set(result.to_pandas()["explained"]) == {result.explained}

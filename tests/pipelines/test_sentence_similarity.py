@@ -33,7 +33,7 @@ def embedding(encoder, text, pooling="mean"):
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_similarity_is_the_cosine_of_pooled_states(encoder, pooling):
-    similarity = SentenceSimilarity(encoder.model, encoder.tokenizer, pooling)
+    similarity = SentenceSimilarity(encoder.model, encoder.tokenizer, pooling=pooling)
     for pair, result in zip(PAIRS, similarity.explain(PAIRS), strict=True):
         first, second = (embedding(encoder, text, pooling) for text in pair)
         expected = float(first @ second / first.norm() / second.norm())
@@ -166,8 +166,8 @@ def test_a_folder_says_how_it_pools(encoder, tmp_path, files, pooling):
     folder = saved(encoder, tmp_path, **files)
     loaded = SentenceSimilarity.load(folder)
     assert loaded.pooling == pooling
-    assert SentenceSimilarity.load(folder, "cls").pooling == "cls"
-    expected = SentenceSimilarity(encoder.model, encoder.tokenizer, pooling)
+    assert SentenceSimilarity.load(folder, pooling="cls").pooling == "cls"
+    expected = SentenceSimilarity(encoder.model, encoder.tokenizer, pooling=pooling)
     assert loaded.explain(PAIRS, "attnlrp") == expected.explain(PAIRS, "attnlrp")
 
 
@@ -221,7 +221,7 @@ def test_a_pipeline_of_features_is_an_encoder(encoder):
     pipeline = transformers.pipeline(
         "feature-extraction", model=encoder.model, tokenizer=encoder.tokenizer
     )
-    loaded = SentenceSimilarity.load(pipeline, "cls")
+    loaded = SentenceSimilarity.load(pipeline, pooling="cls")
     assert (loaded.model, loaded.pooling) == (encoder.model, "cls")
 
 
@@ -231,4 +231,20 @@ def test_wrong_arguments_are_refused(encoder):
     with pytest.raises(ValueError, match=r"pair 2 of 2 is a str.*\(first, second\)"):
         encoder.explain([PAIRS[0], "so"])
     with pytest.raises(ValueError, match="pooling='max' is unknown; give one of"):
-        SentenceSimilarity(encoder.model, encoder.tokenizer, "max")
+        SentenceSimilarity(encoder.model, encoder.tokenizer, pooling="max")
+
+
+def test_rows_of_a_table_name_the_text_by_which_they_explain(encoder, tmp_path):
+    pytest.importorskip("pandas")
+    [result] = encoder.explain(PAIRS[:1])
+    assert result.attributions == (result.first, result.second)
+    assert (result.first.text, result.first.text_pair) == PAIRS[0]
+    assert (result.second.text_pair, result.second.text) == PAIRS[0]
+    assert result.second.explained == "similarity by the second text"
+    table = result.to_pandas()
+    by_side = table.groupby("explained")["score"].sum()
+    assert by_side["similarity by the first text"] == pytest.approx(
+        sum(result.first.scores)
+    )
+    result.second.save(tmp_path / "second")
+    assert type(result.second).load(tmp_path / "second") == result.second

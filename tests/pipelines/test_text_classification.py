@@ -4,6 +4,7 @@ import copy
 import io
 import json
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def test_a_contrast_explains_the_difference_of_two_logits(demo, method):
         alone = [a - b for a, b in zip(of.scores, other.scores, strict=True)]
         assert result.scores == pytest.approx(alone, rel=1e-3, abs=1e-5)
     shown = terminal_text(result).plain
-    assert f"({method}, scores for negative against positive)" in shown
+    assert f"{method}: scores for “negative” against “positive”" in shown
 
 
 @pytest.mark.parametrize(
@@ -156,9 +157,15 @@ def test_unknown_method_is_refused(demo, method):
         demo.explain(["dull"], method)
 
 
-def test_an_array_is_no_target(demo):
-    with pytest.raises(ValueError, match=r"target=.* is unknown; give a label"):
-        demo.explain(["dull"], target=np.array([1, 0]))
+@pytest.mark.parametrize(
+    "targets", [[1, 0], ("positive",), np.array([1, 0]), torch.tensor([1]), {1}]
+)
+def test_several_targets_are_none(demo, targets):
+    kind = type(targets).__name__
+    for name in ("target", "against"):
+        words = rf"{name}=.* is a {kind}, and all texts of a call have one {name}; give"
+        with pytest.raises(ValueError, match=words):
+            demo.explain(["dull"], **{name: targets})
 
 
 def test_no_texts_and_a_bare_string_are_refused(demo):
@@ -266,7 +273,7 @@ def test_a_value_is_no_probability(demo, method, problem, n_values):
     for result, value in zip(results, values, strict=True):
         assert result.probability is None
         assert result.value == pytest.approx(value, abs=1e-5)
-        assert terminal_text(result).plain.startswith(f"{result.target} {value:.3f}  (")
+        assert terminal_text(result).plain.startswith(f"{result.target} {value:.3f}\n")
         assert f"{result.target} ({value:.2f})" in html_page([result])
         assert result.labels["value"] == result.value
         assert "probability" not in result.labels
@@ -392,3 +399,13 @@ class TestLoad:
         ids = demo.tokenizer("a film", return_tensors="pt").input_ids
         assert result.value == pytest.approx(model(ids).logits.item(), rel=1e-4)
         assert result.predicted == "score"
+
+
+@pytest.mark.parametrize("method", ["relevance-flow", "slalom"])
+def test_training_mode_is_warned_of_once(demo, method):
+    random = TextClassifier(copy.deepcopy(demo.model).train(), demo.tokenizer)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        random.explain(["so funny", "dull"], method)
+    said = [str(each.message) for each in caught]
+    assert sum("eval()" in message for message in said) == 1

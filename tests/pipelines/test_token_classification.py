@@ -305,3 +305,15 @@ def test_rules_are_those_of_the_label_at_the_word(tagger):
     [attribution] = result.attributions
     assert attribution.scores == pytest.approx(expected[0].tolist(), rel=1e-4)
     assert attribution.delta == pytest.approx(float(delta), abs=1e-4)
+
+
+def test_every_row_of_a_table_names_the_word_that_it_explains(tagger):
+    pytest.importorskip("pandas")
+    [result] = tagger.explain(["a gripping , funny film"], words=["funny", "film"])
+    one, other = result.attributions
+    assert one.explained == f"funny: {one.target}"
+    assert result.explained == f"{one.explained}, {other.explained}"
+    table = result.to_pandas()
+    assert list(dict.fromkeys(table["explained"])) == [one.explained, other.explained]
+    assert table["score"].tolist() == [*one.scores, *other.scores]
+    assert set(table["example"]) == {0}

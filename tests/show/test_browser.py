@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from browser import luminance, requested
+from browser import emulating, luminance, over, requested
 from pictures import HOSTILE, SCRIPTS, an_explanation
 from selenium.webdriver import ActionChains
 from selenium.webdriver.common.by import By
@@ -59,9 +59,10 @@ class Shown:
 
 
 OUTLINE = "return getComputedStyle(arguments[0]).outlineStyle"
+TIP = "return document.getElementById('tip').textContent"
 TEXT = "return arguments[0].textContent.trim()"
 PICTURES = {
-    "text": Shown(a_text, "mark", TEXT, "mark", OUTLINE),
+    "text": Shown(a_text, ".words .token", TEXT, ".words .token", TIP),
     "result": Shown(a_result, "mark", TEXT, "mark", OUTLINE),
     "matrix": Shown(
         a_matrix,
@@ -144,9 +145,87 @@ def test_zero_scores_are_not_painted(opened):
     records = text_records(torch.zeros(2), ["so", "funny"])
     browser = opened(visualize_text(records))
     script = "return getComputedStyle(arguments[0]).backgroundColor"
-    marks = browser.find_elements(By.TAG_NAME, "mark")
-    colours = [browser.execute_script(script, mark) for mark in marks]
-    assert colours == ["rgb(255, 255, 255)"] * 2
+    words = browser.find_elements(By.CSS_SELECTOR, ".words .token")
+    colours = [browser.execute_script(script, word) for word in words]
+    assert colours == ["rgba(0, 0, 0, 0)"] * 2
+
+
+class TestTexts:
+    def test_a_hovered_word_tells_its_score_its_share_and_what_they_are_of(
+        self, opened
+    ):
+        records = text_records(
+            torch.tensor([[3.0, -1.0]]), [["so", "dull"]], target=["positive"]
+        )
+        browser = opened(visualize_text(records))
+        first, second = browser.find_elements(By.CSS_SELECTOR, ".words .token")
+        tip = browser.find_element(By.ID, "tip")
+        assert not tip.is_displayed()
+        ActionChains(browser).move_to_element(first).perform()
+        assert tip.text.splitlines()[0] == "“so”: +3, 75 % for"
+        ActionChains(browser).move_to_element(second).perform()
+        about = "scores for “positive”; they sum to 2.00"
+        assert tip.text.splitlines() == ["“dull”: \N{MINUS SIGN}1, 25 % against", about]
+
+    def test_keys_go_from_word_to_word_of_a_text_and_tab_to_the_next(self, opened):
+        words = [f"word{place}" for place in range(60)]
+        browser = opened(visualize_text(text_records(torch.ones(2, 60), [words] * 2)))
+        browser.execute_script("document.querySelector('.words .token').focus()")
+        focused = "return document.activeElement.textContent"
+        tip = browser.find_element(By.ID, "tip")
+        for key, word in (
+            (Keys.ARROW_RIGHT, "word1"),
+            (Keys.END, "word59"),
+            (Keys.ARROW_LEFT, "word58"),
+            (Keys.HOME, "word0"),
+        ):
+            press_keys(browser, key)
+            assert browser.execute_script(focused) == word
+            assert tip.text.startswith(f"“{word}”: +1")
+        press_keys(browser, Keys.ARROW_DOWN)
+        below = browser.execute_script(
+            "const box = document.activeElement.getBoundingClientRect();"
+            "const first = document.querySelector('.words .token');"
+            "return [box.left - first.getBoundingClientRect().left,"
+            "box.top - first.getBoundingClientRect().top]"
+        )
+        assert below[0] == pytest.approx(0, abs=1)
+        assert below[1] > 0
+        described = "return document.activeElement.getAttribute('aria-describedby')"
+        assert browser.execute_script(described) == "tip"
+        press_keys(browser, Keys.ESCAPE)
+        assert not tip.is_displayed()
+        press_keys(browser, Keys.TAB, Keys.TAB)  # the table, and the second text
+        assert browser.execute_script(focused) == "word0"
+
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    def test_words_stand_out_from_their_ground(self, scheme, opened, browser):
+        with emulating(browser, scheme=scheme):
+            opened(a_text(["so", "very", "funny"]))
+            paper = browser.execute_script(
+                "return getComputedStyle(document.body).backgroundColor"
+            )
+            assert (luminance(paper) < 0.5) == (scheme == "dark")
+            styles = browser.execute_script(
+                "return [...document.querySelectorAll('.words .token, .legend i')]"
+                ".map((word) => [getComputedStyle(word).color,"
+                "getComputedStyle(word).backgroundColor])"
+            )
+        for ink, ground in styles:
+            low, high = sorted([luminance(ink), luminance(over(ground, paper))])
+            assert (high + 0.05) / (low + 0.05) >= 4.5
+
+    def test_a_token_runs_no_script_of_its_own(self, opened):
+        hostile = "</span><script>document.title = 'run'</script>"
+        browser = opened(a_text([hostile, HOSTILE]))
+        assert browser.title == "Attributions"
+        # What came in all the same would not run.
+        browser.execute_script(
+            "const script = document.createElement('script');"
+            "script.textContent = 'document.title = \"run\"';"
+            "document.body.append(script)"
+        )
+        assert browser.title == "Attributions"
 
 
 class TestFlowDiagram:

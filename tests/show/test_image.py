@@ -9,6 +9,7 @@ import torch
 from captum.attr import visualization as captum_visualization
 
 from captum_attnflow.show import image_overlay
+from captum_attnflow.show.figures import ORANGE_WHITE_BLUE
 
 
 def patches(batch: int = 2, size: int = 16) -> torch.Tensor:
@@ -24,15 +25,15 @@ def pixels(figure) -> np.ndarray:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(
-    ("method", "sign"),
+    ("method", "sign", "colours"),
     [
-        ("blended_heat_map", "all"),
-        ("heat_map", "negative"),
-        ("masked_image", "positive"),
-        ("alpha_scaling", "absolute_value"),
+        ("blended_heat_map", "all", ORANGE_WHITE_BLUE),
+        ("heat_map", "negative", "Oranges"),
+        ("masked_image", "positive", None),
+        ("alpha_scaling", "absolute_value", None),
     ],
 )
-def test_the_picture_is_captums(method, sign, channels):
+def test_the_picture_is_captums_in_blue_and_orange(method, sign, colours, channels):
     attributions, images = patches()[:, :channels], torch.rand(2, channels, 16, 16)
     figure = image_overlay(
         attributions, images, 1, method=method, sign=sign, show_colorbar=False
@@ -44,6 +45,7 @@ def test_the_picture_is_captums(method, sign, channels):
         image.double().numpy(),
         method,
         sign,
+        cmap=colours,
         use_pyplot=False,
     )
     assert (pixels(figure) == pixels(expected)).all()

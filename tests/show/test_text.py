@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import html
 import html.parser
+import re
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from pictures import HOSTILE
 from rich.console import Console
 
 from captum_attnflow.pipelines.text_classification import TextAttribution
+from captum_attnflow.scored_tokens import MINUS, colour
 from captum_attnflow.show import (
     html_page,
     save_html,
@@ -20,6 +22,7 @@ from captum_attnflow.show import (
     visualize_text,
 )
 from captum_attnflow.slalom.explanation import SlalomReading
+from captum_attnflow.texts.units import Word
 
 
 def an_attribution(**changes) -> TextAttribution:
@@ -39,19 +42,21 @@ class Page(html.parser.HTMLParser):
     def __init__(self, source: str) -> None:
         super().__init__()
         self.tags: set[str] = set()
+        self.attributes: list[tuple[str, str | None]] = []
         self.text = ""
         self.feed(source)
 
     def handle_starttag(self, tag, attrs):
         self.tags.add(tag)
+        self.attributes += attrs
 
     def handle_data(self, data):
         self.text += data
 
 
-def test_page_shows_captums_picture():
+def test_page_shows_what_captums_records_hold():
     page = Page(html_page([an_attribution()]))
-    for words in ("Attribution Label", "positive (0.90)", "funny", "2.50"):
+    for words in ("positive (0.90)", "scores for “positive”", "funny", "sum to 2.50"):
         assert words in page.text
 
 
@@ -65,8 +70,10 @@ def test_hostile_tokens_and_labels_appear_as_text():
             ]
         )
     )
-    assert page.text.count(HOSTILE) == 3
-    assert not page.tags & {"img", "script"}
+    # The words, the strongest, the table; the label in the heading and the caption.
+    assert page.text.count(HOSTILE) == 5
+    assert "img" not in page.tags
+    assert not any("onerror" in name for name, _ in page.attributes)
 
 
 def test_page_is_complete_and_refers_to_nothing_outside():
@@ -101,22 +108,82 @@ def test_empty_and_tiny_scores_are_shown(scores):
 def test_terminal_shows_prediction_tokens_and_the_strongest():
     lines = terminal_text(an_attribution(target="negative")).plain.splitlines()
     assert lines == [
-        "positive 0.900  (scores for negative)",
+        "positive 0.900",
+        "scores for “negative”",
         " so  funny ",
         'for: "funny" 80 %, "so" 20 %',
     ]
 
 
-def test_the_highest_score_is_the_deepest_green():
+def test_the_highest_score_is_the_deepest_blue():
     spans = terminal_text(an_attribution()).spans
     colours = {str(span.style) for span in spans}
-    assert "black on rgb(77,255,77)" in colours
+    assert f"black on {colour(1)}" in colours
 
 
-def test_a_score_against_the_target_is_red():
-    spans = terminal_text(an_attribution(scores=(-2.0, 1.0))).spans
-    colours = {str(span.style) for span in spans}
-    assert colours >= {"black on rgb(255,77,77)", "black on rgb(166,255,166)"}
+def test_a_score_against_the_target_is_orange_and_has_a_minus_sign_in_a_pipe():
+    shown = terminal_text(an_attribution(scores=(-2.0, 1.0)))
+    colours = {str(span.style) for span in shown.spans}
+    assert colours >= {f"black on {colour(-1)}", f"black on {colour(0.5)}"}
+    assert shown.plain.splitlines()[2:] == [
+        f" {MINUS}so  funny ",
+        'for: "funny" 33 %',
+        'against: "so" 67 %',
+    ]
+
+
+def test_words_are_shown_as_written_and_pieces_on_request():
+    attribution = an_attribution(
+        tokens=("[CLS]", "uber", "##cool", "[UNK]", "[SEP]"),
+        scores=(0.0, 1.0, 1.0, -1.0, 1.0),
+        n_truncated=3,
+        method="relevance-flow",
+        words=(
+            Word("[CLS]", (0,), "special"),
+            Word("Übercool", (1, 2)),
+            Word("🎬", (3,), "unknown"),
+            Word("[SEP]", (4,), "special"),
+        ),
+    )
+    shown = terminal_text(attribution)
+    assert shown.plain.splitlines()[1:] == [
+        "relevance-flow: scores for “positive”",
+        "truncated: the model did not see 3 of 8 tokens",
+        "unknown to the model: “🎬”",
+        f" [CLS]  Übercool  {MINUS}🎬  [SEP] ",
+        'for: "Übercool" 50 %, "[SEP]" 25 %',
+        'against: "🎬" 25 %',
+    ]
+    assert [str(span.style) for span in shown.spans].count("dim") == 2
+    pieces = terminal_text(attribution, by="token").plain
+    assert f" uber  ##cool  {MINUS}[UNK] " in pieces
+    with pytest.raises(ValueError, match="by='letter' is unknown"):
+        terminal_text(attribution, by="letter")
+    source = html_page(attribution)
+    assert "“Übercool” (uber + ##cool): +2, 50 % for" in source
+    assert f"“🎬” ([UNK]), unknown to the model: {MINUS}1, 25 % against" in source
+
+
+def test_an_unsigned_text_has_no_legend_of_what_is_against():
+    signed, unsigned = (
+        html_page(an_attribution(scores=scores)).partition("<body")[2]
+        for scores in ((-2.0, 1.0), (2.0, 1.0))
+    )
+    assert "against it" in signed
+    assert "gainst" not in unsigned
+    picture = visualize_text(text_records([an_attribution()])).data
+    assert "Positive" in picture
+    assert "Negative" not in picture
+
+
+def test_captums_green_and_red_become_blue_and_orange():
+    attribution = an_attribution(
+        tokens=("so", "color: hsl(120, 75%, 50%)"), scores=(-2.0, 2.0)
+    )
+    picture = visualize_text(text_records([attribution])).data
+    found = re.findall(r'<mark style="background-color: hsl\((\d+),', picture)
+    assert found == ["22", "208"]
+    assert "color: hsl(120, 75%, 50%)" in picture  # the token
 
 
 def test_html_of_slalom_shows_function_minus_model():
@@ -133,7 +200,7 @@ def test_html_of_slalom_shows_function_minus_model():
     attribution = an_attribution(flow_value=None, slalom=reading, scores=(0.0, 1.5))
     [record] = text_records([attribution])
     assert record.convergence_score == -0.5
-    assert terminal_text(attribution).plain.splitlines()[3:] == [
+    assert terminal_text(attribution).plain.splitlines()[4:] == [
         "               value     importance",
         "funny   +1.00 ± 0.10   +0.00 ± 0.20",
         "held-out R2: deletions 0.50",
@@ -184,7 +251,7 @@ class TestRecordsOfAnyAttribution:
         [record] = text_records(torch.ones(1), ["a"], true_label=[HOSTILE])
         page = Page(html_page(visualize_text([record])))
         assert HOSTILE in page.text
-        assert "- (-)" in page.text
+        assert "“- (-)" not in page.text
         assert "nan" not in page.text
 
     @pytest.mark.parametrize("target", [[0, 1], torch.tensor([0, 1]), ("0", "1")])

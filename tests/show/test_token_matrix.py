@@ -15,6 +15,7 @@ from selenium.webdriver import ActionChains
 from selenium.webdriver.common.by import By
 
 from captum_attnflow.explanation import GenerationExplanation
+from captum_attnflow.scored_tokens import colour
 from captum_attnflow.show import token_matrix
 
 
@@ -54,9 +55,9 @@ def test_scores_are_coloured_relative_to_the_largest_of_the_row_or_of_all():
     assert of_all.colours.tolist() == [[1.0, -0.5], [0.0, 0.25]]
     assert (matrix.shares == of_all.shares).all()
     assert matrix.shares.tolist() == [[1 / 1.5, -0.5 / 1.5], [0.0, 1.0]]
-    assert "rgb(77,255,77)" in matrix._repr_html_()
+    assert 'class="for" style="--share: 1.000"' in matrix._repr_html_()
     colours = {str(span.style) for span in matrix.__rich__().spans}
-    assert {"black on rgb(77,255,77)", "black on rgb(255,255,255)"} <= colours
+    assert {f"black on {colour(1.0)}"} <= colours
     [image] = matrix.figure().axes[0].images
     assert image.get_clim() == (-1.0, 1.0)
 

@@ -58,5 +58,5 @@ def test_no_tokens_are_no_words():
 
 
 def test_word_ids_of_another_length_are_refused():
-    with pytest.raises(ValueError, match="3 word ids were given for 1 tokens"):
+    with pytest.raises(ValueError, match="3 word ids for 1 token; give one"):
         merge_words(["a"], [1.0], "wordpiece", [0, 0, 0])

@@ -1315,7 +1315,7 @@ class TestRefusals:
             else SLALOM(forward, absence="baseline")
         )
         ids = token_ids(1, 5)
-        message = "takes the inputs, but failed on the baselines: IndexError"
+        message = f"failed on the baselines: ValueError: the ids {baseline} were given"
         with pytest.raises(ValueError, match=message):
             attribution.attribute(ids, baseline, target=1)
 

@@ -5,7 +5,13 @@ from math import log
 import pytest
 import torch
 
-from captum_attnflow.slalom import clamped, log_odds, recognise_link
+from captum_attnflow.slalom import (
+    clamped,
+    fits_both_readings,
+    log_odds,
+    recognise_link,
+)
+from captum_attnflow.slalom.link import link_outputs
 
 LOGITS = torch.tensor([[0.3, 2.0, -1.0], [5.0, -2.0, 0.0]], dtype=torch.float64)
 TWO = LOGITS[:, :2]
@@ -51,6 +57,21 @@ def test_one_output_is_a_log_odds_or_a_probability():
 
 def test_outputs_in_the_unit_interval_that_do_not_sum_to_one_are_logits():
     assert recognise_link(torch.tensor([[0.2, 0.3], [0.9, 0.1]])) == "logits"
+
+
+def test_probabilities_of_labels_that_do_not_exclude_each_other():
+    """Of a multi-label model, or of some of the classes only."""
+    probabilities = LOGITS.sigmoid()
+    assert fits_both_readings(probabilities)
+    assert not fits_both_readings(LOGITS.softmax(-1))
+    assert not fits_both_readings(LOGITS)
+    found = log_odds(probabilities, INDEX, "probabilities")
+    torch.testing.assert_close(found, LOGITS.gather(1, INDEX[:, None])[:, 0])
+    linked = link_outputs([probabilities], [(1,)], "auto")
+    [caveat] = linked.caveats
+    assert "in [0, 1] for all queries and do not sum to 1" in caveat
+    assert f'read by link="{linked.link}". Say by link=' in caveat
+    assert link_outputs([probabilities], [(1,)], "probabilities").caveats == ()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])

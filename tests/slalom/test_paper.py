@@ -75,12 +75,11 @@ def fit_both(counts: Tensor, outputs: Tensor) -> tuple[SlalomModel, Tensor]:
     return fit_slalom(QueryData.pad([counts], [outputs])).model, linear
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_slalom_predicts_a_transformer_beyond_the_sampled_lengths(seed):
     torch.manual_seed(seed)
     weight = torch.linspace(-1.5, 1.5, N_WORDS)
-    model = train_on_linear_data(weight, n_steps=1000)
+    model = train_on_linear_data(weight, n_steps=250)
     slalom, linear = fit_both(*answers(model, draw_sequences(1000, 1, LONGEST)))
     for shortest in (2 * LONGEST, 5 * LONGEST):
         beyond = draw_sequences(500, shortest, shortest + LONGEST)

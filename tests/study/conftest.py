@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from captum_attnflow.demo import DEMO_MODEL_PATH
-from captum_attnflow.study import DataSource, Study
+from captum_attnflow.study import DataSource, Study, run_study
 
 TEXTS = [
     ("a gripping , funny film", 1),
@@ -28,21 +29,40 @@ METHODS = (
 )
 
 
-@pytest.fixture
-def study(tmp_path: Path) -> Study:
-    """A study of seven texts in batches of two, its results in ``tmp_path / "out"``."""
-    data = tmp_path / "texts.tsv"
+def _study_in(folder: Path) -> Study:
+    data = folder / "texts.tsv"
     lines = ["text\tlabel", *(f"{text}\t{label}" for text, label in TEXTS)]
     data.write_text("\n".join(lines) + "\n")
     return Study(
         models=(str(DEMO_MODEL_PATH),),
         data=DataSource(str(data), label_column="label"),
         methods=METHODS,
-        output=tmp_path / "out",
+        output=folder / "out",
         against="input-x-gradient",
         metrics=("aopc", "sufficiency"),
         batch_size=2,
     )
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    """A study of seven texts in batches of two, its results in ``tmp_path / "out"``."""
+    return _study_in(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the study, run once, as a run takes a second."""
+    study = _study_in(tmp_path_factory.mktemp("study"))
+    run_study(study)
+    return study.output
+
+
+@pytest.fixture
+def finished(study: Study, finished_once: Path) -> Study:
+    """The study with its results, in a folder of the test's own."""
+    shutil.copytree(finished_once, study.output)
+    return study
 
 
 @pytest.fixture

@@ -6,7 +6,15 @@ import math
 
 import pytest
 
-from captum_attnflow.study.records import Bounds, Record, RecordFile
+from captum_attnflow.study import records
+from captum_attnflow.study.records import (
+    Bounds,
+    PartedFile,
+    Record,
+    RecordFile,
+    Results,
+)
+from captum_attnflow.tables.manifest import lock_of_part
 
 
 def record(example: int, value: float = 0.1) -> Record:
@@ -21,11 +29,8 @@ def path(tmp_path):
 
 
 def test_records_come_back_with_all_digits(path):
-    assert list(RecordFile(path, Record).records.values()) == [
-        record(1, 1 / 3),
-        record(2),
-        record(3),
-    ]
+    expected = [record(1, 1 / 3), record(2), record(3)]
+    assert list(RecordFile(path, Record).read()) == expected
 
 
 def test_a_torn_end_is_cut_off_at_any_byte(path):
@@ -35,34 +40,66 @@ def test_a_torn_end_is_cut_off_at_any_byte(path):
     for cut in sorted({*near_ends, *range(0, len(content), 20)} - {-1}):
         path.write_bytes(content[:cut])
         file = RecordFile(path, Record)
-        n_whole = sum(end <= cut for end in ends) - 1
-        assert [key[2] for key in file.records] == [1, 2, 3][:n_whole]
+        whole = [1, 2, 3][: sum(end <= cut for end in ends) - 1]
+        assert [each.example for each in file.read()] == whole
         file.append([record(9)])
-        assert [key[2] for key in RecordFile(path, Record).records][-1] == 9
+        file.append([record(8)])
+        assert [each.example for each in file.read()] == [*whole, 9, 8]
 
 
-def test_a_record_is_never_overwritten(path):
-    before = path.read_bytes()
-    file = RecordFile(path, Record)
-    file.append([record(2, 0.7), record(4)])
-    after = path.read_bytes()
-    assert after.startswith(before)
-    assert RecordFile(path, Record).records[record(2).key] == record(2)
-    assert len(after.splitlines()) == 4
+def test_the_end_of_whole_lines_is_found_across_blocks(path, monkeypatch):
+    content = path.read_bytes()
+    monkeypatch.setattr(records, "_BLOCK", 7)
+    path.write_bytes(content + b"x" * 20)
+    RecordFile(path, Record).append([])
+    assert path.read_bytes() == content
+
+
+def test_of_two_records_of_a_text_the_first_counts(study):
+    study = dataclasses.replace(study, removals=("replace",), metrics=("aopc",))
+    results = Results(study, ["model"], n_texts=3)
+    first = dataclasses.replace(record(2), method="random")
+    assert results.add(first)
+    assert not results.add(dataclasses.replace(first, predicted=0))
+    assert not results.add(record(1))  # of a method that is not asked for
+    column = results.columns["model", "random"]
+    assert column.predicted.tolist() == [-1, 1, -1]
+    assert column.values[1].tolist() == [[0.1]]
+    with pytest.raises(ValueError, match="it is of row 4, and there are 3 texts"):
+        results.add(dataclasses.replace(first, example=4))
+
+
+def test_files_of_parts_are_merged_but_of_those_that_are_written(tmp_path):
+    parts = [PartedFile(tmp_path, "results", Record, (i, 3)) for i in (1, 2, 3)]
+    for number, part in enumerate(parts, 1):
+        part.own.append([record(number)])
+    with parts[2].own.path.open("ab") as file:
+        file.write(b'{"torn')
+    with lock_of_part(tmp_path, (2, 3)), lock_of_part(tmp_path, (1, 3)):
+        parts[0].merge()  # the first holds a lock itself
+        assert {path.name for path in tmp_path.glob("*.jsonl")} == {
+            "results.jsonl",
+            "results-2-of-3.jsonl",
+        }
+    read = [each.example for _, each in parts[0].read()]
+    assert read == [1, 3, 2]
+    PartedFile(tmp_path, "results", Record, (1, 1)).merge()
+    assert [path.name for path in tmp_path.glob("*.jsonl")] == ["results.jsonl"]
+    assert [each.example for _, each in parts[0].read()] == read
 
 
 @pytest.mark.parametrize("line", ["{}", "[]", "not json", '{"model": "a", "b": 1}'])
 def test_damage_before_the_end_is_refused(path, line):
     path.write_text(line + "\n" + path.read_text())
     with pytest.raises(ValueError, match=r"line 1 of .*delete the line"):
-        RecordFile(path, Record)
+        list(RecordFile(path, Record).read())
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-1e999", '"0.1"', "null", "[]"])
 def test_a_value_that_is_no_finite_number_is_refused(path, number):
     path.write_text(path.read_text().replace("0.1", number, 1))
     with pytest.raises(ValueError, match=r"line 2 of .*aopc.*delete the line"):
-        RecordFile(path, Record)
+        list(RecordFile(path, Record).read())
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])
@@ -78,7 +115,7 @@ def test_bounds_that_are_no_finite_numbers_are_refused(tmp_path, field):
     file = tmp_path / "bounds.jsonl"
     file.write_text(json.dumps({**bounds, field: math.nan}) + "\n")
     with pytest.raises(ValueError, match=rf"line 1 of .*{field} is nan"):
-        RecordFile(file, Bounds)
+        list(RecordFile(file, Bounds).read())
 
 
 @pytest.mark.parametrize(
@@ -91,6 +128,7 @@ def test_bounds_that_are_no_finite_numbers_are_refused(tmp_path, field):
         {"example": "1"},
         {"example": 0},
         {"model": None},
+        {"predicted": -1},
     ],
 )
 def test_a_record_of_another_kind_is_refused(path, change):
@@ -98,14 +136,14 @@ def test_a_record_of_another_kind_is_refused(path, change):
     changed = json.dumps({**json.loads(first), **change}) + "\n"
     path.write_text("".join([changed, *others]))
     with pytest.raises(ValueError, match=r"line 1 of .*delete the line"):
-        RecordFile(path, Record)
+        list(RecordFile(path, Record).read())
 
 
 @pytest.mark.parametrize("line", ["[" * 100_000, '{"model": "a", "model": "b"}'])
 def test_json_without_end_or_with_a_key_twice_is_refused(path, line):
     path.write_text(line + "\n")
     with pytest.raises(ValueError, match=r"line 1 of .*(nested|more than once)"):
-        RecordFile(path, Record)
+        list(RecordFile(path, Record).read())
 
 
 def test_a_full_disk_is_told_with_the_file(path, monkeypatch):
@@ -116,3 +154,21 @@ def test_a_full_disk_is_told_with_the_file(path, monkeypatch):
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match=r"results\.jsonl cannot be written: No space"):
         file.append([record(4)])
+
+
+def test_a_merge_on_a_full_disk_loses_nothing(tmp_path, monkeypatch):
+    part = PartedFile(tmp_path, "results", Record, (1, 2))
+    part.own.append([record(1), record(2)])
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", full)
+        with pytest.raises(
+            OSError, match=r"results\.jsonl cannot be written: No space"
+        ):
+            part.merge()
+    part.merge()
+    assert {each.example for _, each in part.read()} == {1, 2}
+    assert [path.name for path in tmp_path.glob("*.jsonl")] == ["results.jsonl"]

@@ -26,7 +26,7 @@ def test_one_example_has_no_standard_error():
 
 def test_interval_is_the_percentile_bootstrap_of_scipy():
     differences = torch.randn(80, dtype=torch.float64) ** 3
-    interval = Interval.of(differences, seed=0)
+    [interval] = Interval.of(differences[:, None], seed=0)
     result = stats.bootstrap(
         (differences.numpy(),),
         np.mean,
@@ -45,8 +45,17 @@ def test_interval_is_the_percentile_bootstrap_of_scipy():
 
 
 def test_interval_follows_the_seed_and_nothing_else():
-    differences = torch.rand(20, dtype=torch.float64)
+    differences = torch.rand(20, 2, dtype=torch.float64)
     first = Interval.of(differences, seed=3)
     torch.manual_seed(5)
     assert Interval.of(differences, seed=3) == first
     assert Interval.of(differences, seed=4) != first
+
+
+def test_an_interval_does_not_depend_on_those_beside_it():
+    differences = torch.randn(30, 3, dtype=torch.float64)
+    for column, together in enumerate(Interval.of(differences, seed=0)):
+        [alone] = Interval.of(differences[:, [column]], seed=0)
+        assert together.low == pytest.approx(alone.low)
+        assert together.high == pytest.approx(alone.high)
+        assert together.mean == pytest.approx(differences[:, column].mean().item())

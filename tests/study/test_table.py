@@ -10,7 +10,7 @@ import pytest
 
 from captum_attnflow.study import DataSource, Study, Table
 from captum_attnflow.study.plot import save_plot
-from captum_attnflow.study.records import Record
+from captum_attnflow.study.records import Record, Results
 from captum_attnflow.study.table import to_csv, to_latex, to_markdown
 
 
@@ -41,7 +41,10 @@ def table() -> Table:
         metrics=("aopc", "log_odds"),
         removals=("replace",),
     )
-    return Table.of(study, ["a_model"], {r.key: r for r in reversed(records)})
+    results = Results(study, ["a_model"], n_texts=3)
+    for each in reversed(records):
+        results.add(each)
+    return Table.of(study, ["a_model"], results)
 
 
 def test_rows_are_means_over_the_texts_that_worked(table):

@@ -65,8 +65,8 @@ def test_nothing_is_wider_than_the_window(opened, width):
 
 
 def test_examples_open_by_the_keyboard(opened):
-    summary = opened.find_element(By.CSS_SELECTOR, ".words summary")
-    passage = opened.find_element(By.CSS_SELECTOR, ".words .passage")
+    summary = opened.find_element(By.CSS_SELECTOR, ".word-list summary")
+    passage = opened.find_element(By.CSS_SELECTOR, ".word-list .passage")
     assert not passage.is_displayed()
     opened.execute_script("arguments[0].focus()", summary)
     ActionChains(opened).send_keys(Keys.ENTER).perform()

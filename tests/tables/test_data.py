@@ -246,5 +246,5 @@ def test_a_column_of_numbers_in_parquet_is_refused_by_its_type(tmp_path):
 
 @pytest.mark.parametrize("name", ["missing.csv", "missing", "a/b/c"])
 def test_a_missing_file_is_named(tmp_path, name):
-    with pytest.raises(FileNotFoundError, match=r"there is no file.*Give a file"):
+    with pytest.raises(FileNotFoundError, match=r"is not there\. Give a file"):
         open_data(TableJob(name, tmp_path))

@@ -8,9 +8,10 @@ import time
 from dataclasses import replace
 
 import pytest
+import torch
 from tables.conftest import contents, write_texts
 
-from captum_attnflow.tables import explain_table
+from captum_attnflow.tables import TableJob, explain_table
 
 
 @pytest.fixture(scope="module")
@@ -21,16 +22,27 @@ def processes():
     return context
 
 
-def kill_again_and_again(processes, job, n_kills: int) -> tuple[int, int]:
-    """Kill runs of a job, each finished in the end; returns files and those redone.
+def explain_on(address: str | None, job: TableJob) -> None:
+    """Explain a table in this process, or on the Ray of an address."""
+    torch.set_num_threads(1)
+    if address is not None:
+        os.environ["RAY_ADDRESS"] = address
+    explain_table(job)
 
-    Only what was not whole may be computed again.
+
+def kill_again_and_again(
+    processes, job: TableJob, n_kills: int, address: str | None = None
+) -> tuple[int, int]:
+    """Kill runs of a job, each finished in the end.
+
+    Only what was not whole may be computed again. Returns how many were killed, and how
+    many left some of the files but not all.
     """
     moments = random.Random(0)
 
     def start(folder):
         process = processes.Process(
-            target=explain_table, args=(replace(job, output=folder),)
+            target=explain_on, args=(address, replace(job, output=folder))
         )
         process.start()
         return process
@@ -57,6 +69,9 @@ def kill_again_and_again(processes, job, n_kills: int) -> tuple[int, int]:
             assert {path: times[path] for path in before} == before
             assert contents(folder).items() <= expected.items()
             before = times
+            print(
+                f"{n_killed} killed; {len(times)} of {len(expected)} files", flush=True
+            )
             n_inside += 0 < len(times) < len(expected)
         assert contents(folder) == expected
         n_folders += 1
@@ -68,9 +83,18 @@ def test_kill_9_loses_nothing_and_changes_no_bit(processes, job):
 
 
 @pytest.mark.slow
-def test_kill_9_at_twenty_random_moments(processes, job):
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_kill_9_at_twenty_random_moments(processes, job, engine, request):
+    address = None
+    if engine == "ray":
+        pytest.importorskip("ray")
+        # One that stays: it has to clean up behind every process that is killed.
+        address = request.getfixturevalue("cluster")
     write_texts(job.output.with_name("texts.csv"), 300)
     job = replace(job, method="relevance-flow", rows_per_part=10)
-    n_killed, n_inside = kill_again_and_again(processes, job, 20)
+    if engine == "ray":
+        job = replace(job, engine="ray", workers=2)
+    n_killed, n_inside = kill_again_and_again(processes, job, 20, address)
+    print(f"\n{engine}: {n_killed} runs killed, {n_inside} of them in the middle")
     assert n_killed == 20
     assert n_inside >= 5  # kills did hit the middle of the work

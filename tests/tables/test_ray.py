@@ -18,15 +18,6 @@ pytestmark = pytest.mark.slow
 ray = pytest.importorskip("ray")
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """One Ray for the tests, as one takes seconds to start."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
 @pytest.mark.usefixtures("cluster")
 def test_two_workers_are_one_process_to_the_last_bit(job):
     job = replace(job, method="relevance-flow")

@@ -456,9 +456,10 @@ def test_wrong_settings_are_refused_and_write_nothing(job, changed, message):
 
 
 def test_an_extra_that_is_not_installed_is_named(job, monkeypatch):
-    from captum_attnflow.tables import settings
+    from captum_attnflow.tables import ray_engine, settings
 
-    monkeypatch.setattr(settings, "find_spec", lambda name: None)
+    for module in (settings, ray_engine):
+        monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r'pip install "captum-attnflow\[tables\]"'):
         explain_table(job)
     with pytest.raises(ValueError, match=r'pip install "captum-attnflow\[ray\]"'):

@@ -1,4 +1,3 @@
-"use strict";
 // Draws the layout that Python computed; see layout.py for what the fields mean.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);

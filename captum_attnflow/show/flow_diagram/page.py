@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import base64
-import json
-import re
 from html import escape
 from importlib.resources import files
 
+from captum_attnflow.show.document import html_document
 from captum_attnflow.show.flow_diagram.layout import (
     GATHERED,
     GATHERED_WIDEST,
@@ -24,13 +23,16 @@ from captum_attnflow.show.flow_diagram.layout import (
 
 WIDEST_LINE = 7
 """Pixels of an edge of width 1."""
+_CONTROLS = """
+<p><button id="fold" type="button">Fold all layers</button></p>
+<p id="reading" aria-live="polite"></p>"""
+_DIAGRAM = """<div id="diagram" tabindex="0" role="region" \
+aria-label="Diagram, scrolls sideways"></div>
+<details id="numbers"><summary>Scores as a table</summary></details>"""
 
 
 def flow_page(layout: FlowLayout) -> str:
     """Render a flow diagram as one HTML document.
-
-    It needs no network: its content security policy allows only the script, the style
-    and the data inside it.
 
     Args:
         layout (FlowLayout): The diagram.
@@ -38,17 +40,17 @@ def flow_page(layout: FlowLayout) -> str:
     Returns:
         str: A complete HTML document.
     """
-    details = (f'<p class="muted">{escape(text)}</p>' for text in layout.details())
-    parts = {
-        "style": _read("page.css"),
-        "script": _read("page.js"),
-        "title": escape(layout.title()),
-        "details": "\n  ".join(details),
-        "legend": "\n    ".join(_legend(layout)),
-        "data": _data(layout),
-    }
-    # In one pass: a user's word such as "@data@" is no place to fill.
-    return re.sub("@([a-z]+)@", lambda place: parts[place[1]], _read("page.html"))
+    lines = [f"<h1>{escape(layout.title())}</h1>"]
+    lines += [f'<p class="muted">{escape(text)}</p>' for text in layout.details()]
+    lines.append(f'<p class="legend">{"".join(_legend(layout))}</p>')
+    return html_document(
+        "flow",
+        layout.title(),
+        "\n".join(lines) + _CONTROLS,
+        _DIAGRAM,
+        script=(files(__package__) / "page.js").read_text("utf-8"),
+        data=_data(layout),
+    )
 
 
 def _legend(layout: FlowLayout) -> list[str]:
@@ -73,42 +75,39 @@ def _key(kind: str, words: str, style: str = "") -> str:
     return f'<span class="key">{sample}{escape(words)}</span>'
 
 
-def _data(layout: FlowLayout) -> str:
-    """Encode the layout for the page's script, as text that no tag can end."""
+def _data(layout: FlowLayout) -> dict[str, object]:
+    """Gather the layout for the page's script."""
     streams, cut = layout.streams, layout.cut
-    encoded = json.dumps(
-        {
-            "tokens": layout.tokens,
-            "positions": layout.positions.tolist(),
-            "nOthers": layout.n_others,
-            "layers": layout.n_layers,
-            "value": layout.value,
-            "signed": layout.signed,
-            "direct": None if layout.direct is None else layout.direct.tolist(),
-            "amounts": layout.amounts,
-            "tint": layout.tint.tolist(),
-            "threshold": layout.threshold,
-            "relativeTo": layout.relative_to,
-            "hasGathered": layout.has_gathered,
-            "gatheredShare": streams.gathered_share.tolist(),
-            "widestLine": WIDEST_LINE,
-            "widestGathered": GATHERED_WIDEST,
-            "largest": streams.largest.tolist(),
-            "edges": {
-                "layer": streams.layer.tolist(),
-                "tail": streams.tail.tolist(),
-                "head": streams.head.tolist(),
-                "apart": streams.apart.astype(int).tolist(),
-                "gathered": streams.gathered.astype(int).tolist(),
-                "amount": _floats(streams.amount),
-                "width": _floats(streams.width),
-            },
-            "lanes": [_lane(lane) for lane in layout.lanes],
-            "sourceSide": None if cut is None else cut.source_side.astype(int).tolist(),
-            "flow": _floats(streams.edge_flow),
-        }
-    )
-    return encoded.replace("<", "\\u003c")
+    return {
+        "tokens": layout.tokens,
+        "positions": layout.positions.tolist(),
+        "nOthers": layout.n_others,
+        "layers": layout.n_layers,
+        "value": layout.value,
+        "signed": layout.signed,
+        "direct": None if layout.direct is None else layout.direct.tolist(),
+        "amounts": layout.amounts,
+        "tint": layout.tint.tolist(),
+        "threshold": layout.threshold,
+        "relativeTo": layout.relative_to,
+        "hasGathered": layout.has_gathered,
+        "gatheredShare": streams.gathered_share.tolist(),
+        "widestLine": WIDEST_LINE,
+        "widestGathered": GATHERED_WIDEST,
+        "largest": streams.largest.tolist(),
+        "edges": {
+            "layer": streams.layer.tolist(),
+            "tail": streams.tail.tolist(),
+            "head": streams.head.tolist(),
+            "apart": streams.apart.astype(int).tolist(),
+            "gathered": streams.gathered.astype(int).tolist(),
+            "amount": _floats(streams.amount),
+            "width": _floats(streams.width),
+        },
+        "lanes": [_lane(lane) for lane in layout.lanes],
+        "sourceSide": None if cut is None else cut.source_side.astype(int).tolist(),
+        "flow": _floats(streams.edge_flow),
+    }
 
 
 def _lane(lane: Lane) -> dict[str, object]:
@@ -123,7 +122,3 @@ def _lane(lane: Lane) -> dict[str, object]:
 
 def _floats(array: Floats) -> str:
     return base64.b64encode(array.astype("<f4").tobytes()).decode()
-
-
-def _read(name: str) -> str:
-    return (files(__package__) / name).read_text("utf-8")

@@ -1,9 +1,8 @@
-"use strict";
-// Colours texts by the scores that Python gathered; see __init__.py for the fields.
+// Colours texts by the scores that Python gathered; see generated_page.py for the fields.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const find = (id) => document.getElementById(id);
-  const tip = find("tip"), announced = find("announced");
+  const announced = find("announced");
   const units = find("units"), scale = find("scale");
   const named = 5;  // the most tokens on a side of a sentence
   const longest = 48;  // characters of a token, or of a sentence, that a sentence quotes
@@ -15,7 +14,7 @@
     template: "chat template",
   };
   const texts = data.texts.map(prepare);
-  let active = texts[0], pointed = null;
+  let active = texts[0];
 
   function prepare(given, number) {
     const scores = floats(given.scores), columns = given.pieces.length;
@@ -204,7 +203,7 @@
     text.table = element("details", {}, element("summary", {}, "Scores as a table"));
     text.table.addEventListener("toggle", () => fillTable(text));
     const answer = element("div", { class: "answer" }, text.reading, choices(text));
-    section.append(element("div", { class: "columns" }, prompt, answer), text.table);
+    section.append(element("div", { class: "beside" }, prompt, answer), text.table);
     find("texts").append(section);
     react(text, section);
   }
@@ -278,7 +277,7 @@
     text.tokens.forEach((made, token) => {
       const share = isScored[token] && largest ? sums[text.unitOf[token]] / largest : 0;
       const step = token - text.given;
-      made.style.setProperty("--strength", Math.abs(share).toFixed(3));
+      made.style.setProperty("--share", Math.abs(share).toFixed(3));
       made.classList.toggle("for", share > 0);
       made.classList.toggle("against", share < 0);
       made.classList.toggle("explained", !row.summed && step >= row.start && step < row.stop);
@@ -319,23 +318,13 @@
       paint(text);
       say(text);
       const token = event.target.closest(".token");
-      if (token && !tip.hidden) showTip(text, token);
+      if (token && !page.tip.hidden) {
+        page.showTip(token, ...tipOf(text, Number(token.dataset.token)));
+      }
     });
-    const show = (event) => {
-      const token = event.target.closest(".token");
-      if (token) showTip(text, token);
-      else hideTip();
-    };
-    section.addEventListener("pointerover", show);
-    section.addEventListener("focusin", show);
-    section.addEventListener("pointerleave", hideTip);
-    section.addEventListener("focusout", hideTip);
+    page.tips(section, (token) => tipOf(text, Number(token.dataset.token)));
     for (const words of section.querySelectorAll(".words[role=group]")) {
-      words.addEventListener("keydown", (event) => walk(text, words, event));
-      words.addEventListener("focusin", (event) => {
-        for (const token of words.querySelectorAll("[tabindex='0']")) token.tabIndex = -1;
-        event.target.tabIndex = 0;
-      });
+      page.walk(words, (token) => unitAt(text, token));
     }
   }
 
@@ -343,64 +332,8 @@
     announced.textContent = text.reading.textContent;
   }
 
-  // Arrow keys: the unit before and behind, the line above and below.
-  function walk(text, words, event) {
-    const tokens = [...words.children], here = tokens.indexOf(document.activeElement);
-    const firsts = tokens.filter((token, place) => !place || unitAt(text, token) !== unitAt(text, tokens[place - 1]));
-    const steps = {
-      ArrowRight: () => firsts.find((token) => tokens.indexOf(token) > here),
-      ArrowLeft: () => firsts.findLast((token) => tokens.indexOf(token) < here),
-      ArrowDown: () => inLine(tokens, here, 1),
-      ArrowUp: () => inLine(tokens, here, -1),
-      Home: () => tokens[0],
-      End: () => firsts.at(-1),
-    };
-    const step = steps[event.key];
-    if (here < 0 || !step || event.ctrlKey || event.altKey || event.metaKey) return;
-    event.preventDefault();
-    step()?.focus();
-  }
-
   function unitAt(text, token) {
     return text.unitOf[Number(token.dataset.token)];
-  }
-
-  // The token of the next line that is nearest to the one here.
-  function inLine(tokens, here, direction) {
-    const boxes = tokens.map((token) => token.getClientRects()[0] ?? token.getBoundingClientRect());
-    const { top, left, height } = boxes[here];
-    const beyond = boxes.map((box) => (box.top - top) * direction).map((far) => far > height / 2 ? far : Infinity);
-    const nearest = Math.min(...beyond);
-    let best;
-    boxes.forEach((box, place) => {
-      if (beyond[place] > nearest + height / 2) return;
-      if (best === undefined || Math.abs(box.left - left) < Math.abs(boxes[best].left - left)) best = place;
-    });
-    return nearest === Infinity ? undefined : tokens[best];
-  }
-
-  function showTip(text, token) {
-    hideTip();
-    const described = token.querySelector("input") ?? token;
-    described.setAttribute("aria-describedby", "tip");
-    tip.replaceChildren(...tipOf(text, Number(token.dataset.token)));
-    tip.hidden = false;
-    pointed = token;
-    placeTip();
-  }
-
-  function placeTip() {
-    if (tip.hidden) return;
-    const box = pointed.getClientRects()[0] ?? pointed.getBoundingClientRect();
-    const room = document.documentElement.clientWidth - tip.offsetWidth - 8;
-    const above = box.top - tip.offsetHeight - 6;
-    tip.style.left = `${Math.max(8, Math.min(box.left, room))}px`;
-    tip.style.top = `${above > 4 ? above : box.bottom + 6}px`;
-  }
-
-  function hideTip() {
-    document.querySelector("[aria-describedby=tip]")?.removeAttribute("aria-describedby");
-    tip.hidden = true;
   }
 
   function offerControls() {
@@ -419,7 +352,7 @@
     find("controls").addEventListener("change", () => {
       texts.forEach(chooseUnits);
       texts.forEach(paint);
-      hideTip();
+      page.hideTip();
       say(active);
     });
     find("controls").addEventListener("submit", (event) => event.preventDefault());
@@ -428,12 +361,12 @@
   function explainColours() {
     const sample = (kind, words) => {
       const made = element("i", { class: kind }, words);
-      made.style.setProperty("--strength", "0.8");
+      made.style.setProperty("--share", "0.8");
       return made;
     };
     const samples = [sample("for", "for it")];
     if (texts.some((text) => text.isSigned)) samples.push(sample("against", "against it"));
-    find("legend").append(...samples, "the deeper, the larger its score");
+    document.querySelector(".legend").append(...samples, "the deeper, the larger its score");
   }
 
   function offerPrompts() {
@@ -456,7 +389,4 @@
     build(text);
     paint(text);
   }
-  document.addEventListener("keydown", (event) => event.key === "Escape" && hideTip());
-  // Of the page and of a part of it, which does not bubble.
-  document.addEventListener("scroll", placeTip, { passive: true, capture: true });
 })();

@@ -1,0 +1,82 @@
+"""A study whose tasks actors of Ray do."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from study.figures import results_without_seconds, table_without_seconds
+from tables.conftest import cluster
+from tables.test_ray import own_workers
+
+from captum_attnflow.study import run_study
+
+__all__ = ["cluster"]
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """As the workers of Ray have; the last digits depend on it."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
+def test_two_workers_are_one_process_to_the_last_bit(study, tmp_path):
+    study = dataclasses.replace(
+        study,
+        methods=study.methods[:3],
+        metrics=("aopc", "naopc"),
+        removals=("delete",),
+    )
+    table = run_study(study)
+    by_ray = dataclasses.replace(
+        study, output=tmp_path / "ray", engine="ray", workers=2
+    )
+    assert run_study(dataclasses.replace(by_ray, part=(1, 2))) is None
+    whole = run_study(by_ray)  # and continues what is there
+    assert [row.values for row in whole.rows] == [row.values for row in table.rows]
+    assert results_without_seconds(by_ray.output) == results_without_seconds(
+        study.output
+    )
+    assert table_without_seconds(by_ray.output) == table_without_seconds(study.output)
+    assert (by_ray.output / "table.md").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_worker_that_is_killed_is_replaced_and_loses_nothing(study, tmp_path):
+    path = tmp_path / "texts.tsv"
+    lines = [f"so funny {'very ' * n}dull\t0" for n in range(60)]
+    path.write_text("\n".join(["text\tlabel", *lines]))
+    study = dataclasses.replace(
+        study, methods=("feature-ablation", "random"), against=None
+    )
+    run_study(study)
+    by_ray = dataclasses.replace(
+        study, output=tmp_path / "ray", engine="ray", workers=2
+    )
+    results, killed = by_ray.output / "results.jsonl", []
+
+    def kill_a_worker():
+        while not results.exists() or results.stat().st_size < 3000:
+            time.sleep(0.02)
+        killed.append(own_workers()[0])
+        os.kill(killed[0], signal.SIGKILL)
+
+    thread = threading.Thread(target=kill_a_worker)
+    thread.start()
+    run_study(by_ray)
+    thread.join()
+    assert killed
+    assert results_without_seconds(by_ray.output) == results_without_seconds(
+        study.output
+    )

@@ -1,0 +1,205 @@
+"""Tables of labelled words, answers and similarities."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+import transformers
+from tables.conftest import contents, lines_of
+
+from captum_attnflow.demo import load_demo_model
+from captum_attnflow.pipelines.question_answering import QuestionAnswerer
+from captum_attnflow.pipelines.sentence_similarity import SentenceSimilarity
+from captum_attnflow.pipelines.token_classification import TokenClassifier
+from captum_attnflow.tables import TableJob, explain_table
+from captum_attnflow.tables.settings import TASK_COLUMNS
+from captum_attnflow.tables.tasks import TASKS
+
+LABELS = {0: "O", 1: "B-PER", 2: "I-PER"}
+ROWS = [
+    ("which film ?", "a gripping , funny film"),
+    ("how dull ?", "the plot is sad and the film is long"),
+    ("", "a film"),
+    ("who ?", "never a dull actor"),
+]
+CLASSES = {
+    "token-classification": "AutoModelForTokenClassification",
+    "question-answering": "AutoModelForQuestionAnswering",
+    "sentence-similarity": "AutoModel",
+}
+
+
+@pytest.fixture
+def job_of(tmp_path):
+    """A job of a task, with a tiny model of random weights."""
+
+    def make(task: str, **settings) -> TableJob:
+        model, data = tmp_path / task, tmp_path / "texts.jsonl"
+        _, tokenizer = load_demo_model()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            config = transformers.BertConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                intermediate_size=64,
+                max_position_embeddings=64,
+                initializer_range=0.5,
+                **({"id2label": LABELS} if task == "token-classification" else {}),
+            )
+            made = getattr(transformers, CLASSES[task]).from_config(config)
+        made.save_pretrained(model)
+        tokenizer.save_pretrained(model)
+        names = ("question", "context")
+        lines = [json.dumps(dict(zip(names, row, strict=True))) for row in ROWS]
+        data.write_text("\n".join(lines))
+        pairs = task != "token-classification"
+        columns = {
+            "text_column": "question" if pairs else "context",
+            "pair_column": "context" if pairs else None,
+        }
+        given = {"rows_per_part": 2, "method": "attention-rollout", **columns}
+        output = tmp_path / "scores"
+        return TableJob(
+            str(data), output, model=str(model), task=task, **{**given, **settings}
+        )
+
+    return make
+
+
+def test_each_labelled_word_has_a_line(job_of):
+    job = job_of("token-classification")
+    outcome = explain_table(job)
+    lines = lines_of(job.output)
+    model = TokenClassifier.load(job.model)
+    expected = model.explain([context for _, context in ROWS], job.method)
+    attributions = [each for result in expected for each in result.attributions]
+    explained = [line for line in lines if line["status"] == "explained"]
+    assert len(explained) == len(attributions) >= 4
+    for line, each in zip(explained, attributions, strict=True):
+        assert line["word"] == each.word.text
+        assert line["text"][line["start"] : line["end"]] == each.word.text
+        assert line["predicted"] == each.word.label
+        assert line["scores"] == pytest.approx(each.scores, abs=1e-5)
+    assert outcome.n_rows == 4
+    of_row = [[line["index"] for line in explained if line["row"] == n] for n in (0, 1)]
+    assert of_row == [list(range(len(indices))) for indices in of_row]
+
+
+def test_a_text_without_a_labelled_word_is_in_the_output_with_a_reason(job_of):
+    job = job_of("token-classification")
+    model = TokenClassifier.load(job.model)
+    with torch.no_grad():
+        model.model.classifier.bias[0] += 1e4
+    model.model.save_pretrained(job.model)
+    outcome = explain_table(job)
+    assert outcome.reasons == {"no word has another label than O": 4}
+    assert [line["row"] for line in lines_of(job.output)] == [0, 1, 2, 3]
+
+
+def test_an_answer_has_a_line_for_its_start_and_one_for_its_end(job_of):
+    job = job_of("question-answering", options={"max_answer_tokens": 2})
+    outcome = explain_table(job)
+    assert outcome.reasons == {"the text is blank": 1}
+    lines = lines_of(job.output)
+    assert [(line["row"], line["part"]) for line in lines] == [
+        *((0, "start"), (0, "end"), (1, "start"), (1, "end")),
+        *((2, None), (3, "start"), (3, "end")),
+    ]
+    model = QuestionAnswerer.load(job.model)
+    for line in lines:
+        if line["part"] is not None:
+            [expected] = model.explain(
+                [(line["text"], line["text_pair"])],
+                job.method,
+                part=line["part"],
+                max_answer_tokens=2,
+            )
+            assert line["text_pair"][line["start"] : line["end"]] == line["predicted"]
+            assert line["predicted"] == expected.predicted
+            assert line["scores"] == pytest.approx(expected.scores, abs=1e-5)
+            assert line["target"] == f"{line['part']} of the answer"
+
+
+def test_a_similarity_has_a_line_for_each_text(job_of):
+    job = job_of("sentence-similarity", format="jsonl")
+    explain_table(job)
+    lines = [
+        json.loads(line)
+        for path in sorted(job.output.glob("part-*"))
+        for line in path.read_text().splitlines()
+    ]
+    explained = [line for line in lines if line["status"] == "explained"]
+    assert Counter(line["part"] for line in explained) == {"first": 3, "second": 3}
+    model = SentenceSimilarity.load(job.model)
+    for first, second in zip(explained[::2], explained[1::2], strict=True):
+        [expected] = model.explain([(first["text"], first["text_pair"])], job.method)
+        assert first["value"] == pytest.approx(expected.similarity, abs=1e-5)
+        assert first["value"] == second["value"]
+        assert tuple(first["tokens"]) == expected.first.tokens
+        assert tuple(second["tokens"]) == expected.second.tokens
+        assert second["scores"] == pytest.approx(expected.second.scores, abs=1e-5)
+
+
+@pytest.mark.parametrize("task", CLASSES)
+def test_parts_and_a_second_run_keep_every_line(job_of, task):
+    job = job_of(task)
+    explain_table(job)
+    parted = replace(job, output=job.output.with_name("parted"))
+    for part in ((2, 2), (1, 2)):
+        explain_table(replace(parted, part=part))
+    assert contents(parted.output) == contents(job.output)
+    assert explain_table(job).n_kept == 2
+
+
+@pytest.mark.parametrize(
+    ("task", "changed", "message"),
+    [
+        ("token-classification", {"pair_column": "question"}, "has no pair_column"),
+        ("question-answering", {"pair_column": None}, "needs pairs: give pair_column"),
+        ("question-answering", {"against": "a"}, "against='a' is of text-class"),
+        ("sentence-similarity", {"target": 1}, "target=1 names a label"),
+        ("sentence-similarity", {"truncation": "window"}, "truncation='window' is unk"),
+        ("token-classification", {"target": "B-ORG"}, "target='B-ORG' is unknown"),
+        ("token-classification", {"columns": ("word",)}, "'word' cannot be carried"),
+        ("token-classification", {"options": {"max_answer_tokens": 2}}, "no option"),
+    ],
+)
+def test_what_a_task_does_not_have_is_refused(job_of, task, changed, message):
+    job = job_of(task, **changed)
+    with pytest.raises(ValueError, match=message):
+        explain_table(job)
+    assert not job.output.exists()
+
+
+def test_the_package_holds_no_model_for_other_tasks(job):
+    for task in CLASSES:
+        with pytest.raises(ValueError, match=f"no model for task='{task}'; give"):
+            explain_table(replace(job, task=task))
+    with pytest.raises(ValueError, match="task='poetry' is unknown; give one of"):
+        explain_table(replace(job, task="poetry"))
+
+
+def test_a_folder_of_an_earlier_version_goes_on(job):
+    """Its manifest names no task."""
+    explain_table(replace(job, part=(1, 2)))
+    path = job.output / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["task"]
+    path.write_text(json.dumps(manifest))
+    assert explain_table(job).n_kept == 3
+
+
+def test_tasks_have_columns_and_all_scores_are_finite(job_of):
+    assert TASKS.keys() == TASK_COLUMNS.keys()
+    job = job_of("token-classification", method="relevance-flow")
+    explain_table(job)
+    scores = [line["scores"] for line in lines_of(job.output) if line["scores"]]
+    assert scores
+    assert all(math.isfinite(score) for of_line in scores for score in of_line)
