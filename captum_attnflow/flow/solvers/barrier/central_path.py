@@ -52,7 +52,7 @@ _EARLY_ACCURACY = 1e-5
 _LITTLE = 0.7
 _CAREFUL_ACCURACY = 1e-8
 # After this many steps in a row that gain little, or that only centre beyond enough,
-# the layers are factored. Factors cost more with more tokens, so patience grows.
+# the layers are factored, not by a band either. Factors cost more with more tokens, so patience grows.
 _LEAST_PATIENCE, _MOST_PATIENCE = 4, 16
 _TOKENS_PER_STALLED = 24
 _ENOUGH_CENTRING = 4
@@ -432,7 +432,7 @@ class Newton:
         patience = self.problem.n_tokens // _TOKENS_PER_STALLED
         patience = max(_LEAST_PATIENCE, min(patience, _MOST_PATIENCE))
         self.iterative = laplacian.iterative and int(longest) < patience
-        if not laplacian.banded:
+        if not laplacian.banded or int(longest) >= patience:
             self.banded_solver = None
 
     def _predict(self, potential: Tensor, target: Tensor, predicting: Tensor) -> Tensor:
