@@ -52,7 +52,7 @@ _EARLY_ACCURACY = 1e-5
 _LITTLE = 0.7
 _CAREFUL_ACCURACY = 1e-8
 # After this many steps in a row that gain little, or that only centre beyond enough,
-# the layers are factored, not by a band either. Factors cost more with more tokens, so patience grows.
+# whole layers are factored. Factors cost more with more tokens, so patience grows.
 _LEAST_PATIENCE, _MOST_PATIENCE = 4, 16
 _TOKENS_PER_STALLED = 24
 _ENOUGH_CENTRING = 4
