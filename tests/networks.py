@@ -10,14 +10,20 @@ from captum_attnflow.flow.network import LayeredNetwork
 
 
 def attention_network(
-    n_layers: int, n_tokens: int, *, n_networks: int = 1, read_out: int | None = None
+    n_layers: int,
+    n_tokens: int,
+    *,
+    n_networks: int = 1,
+    read_out: int | None = None,
+    causal: bool = False,
 ) -> LayeredNetwork:
     """Head means of softmaxed Gaussian scores, read out at one position or at all."""
+    future = torch.full((n_tokens, n_tokens), -torch.inf if causal else 0.0).triu(1)
     shape = (n_networks, n_layers, n_tokens, n_tokens)
     capacity = torch.empty(shape, dtype=torch.float64)
     for layer in capacity.flatten(0, 1):
         scores = torch.randn(12, n_tokens, n_tokens)
-        layer.copy_((2 * scores.double()).softmax(-1).mean(0))
+        layer.copy_((2 * scores.double() + future).softmax(-1).mean(0))
     sink = torch.ones(n_networks, n_tokens, dtype=torch.bool)
     if read_out is not None:
         sink[:] = torch.arange(n_tokens) == read_out

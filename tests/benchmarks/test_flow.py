@@ -87,6 +87,23 @@ def test_one_flow_of_32_tokens(race, read_out):
     )
 
 
+@pytest.mark.parametrize("n_tokens", [128, 512])
+def test_one_causal_flow(race, n_tokens):
+    """As far as the last position, beside full attention read out at one."""
+    last = n_tokens - 1
+    network = attention_network(12, n_tokens, read_out=last, causal=True)
+    full = attention_network(12, n_tokens, read_out=last)
+    race(
+        f"one maximum flow at (12, {n_tokens}), causal, the last position read out",
+        {
+            "barrier": Contestant(lambda: solve_flow(network)),
+            "barrier, full attention": Contestant(lambda: solve_flow(full)),
+        },
+        {"SciPy": Contestant(by_scipy(network))},
+        rounds=7 if n_tokens == 128 else 3,
+    )
+
+
 def test_barrier_problem(race):
     """At a gap of 1e-3, as Clarabel fails at our 1e-6."""
     network = attention_network(6, 32)

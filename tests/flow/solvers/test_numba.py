@@ -16,6 +16,7 @@ from networks import assert_same_scores, attention_network, everywhere
 
 from captum_attnflow import BarrierSolver, solve_flow
 from captum_attnflow.flow.solvers.barrier import central_path, solver
+from captum_attnflow.flow.solvers.barrier.laplacian import Laplacian, node_sums
 from captum_attnflow.flow.solvers.barrier.torch_passes import TorchPasses
 
 numba = pytest.importorskip("numba")
@@ -335,24 +336,76 @@ def test_threads_may_solve_at_the_same_time():
         torch.testing.assert_close(solution.flow, alone.flow)
 
 
-@numba.njit
-def _through(array, values):
-    for i in range(values.size):
-        array[i] = numba_kernels.encode(values[i], array)
-        values[i] = numba_kernels.decode(array[i])
+@pytest.fixture
+def banded(monkeypatch):
+    """The systems that were solved by their bands."""
+    made = []
+
+    class Watched(numba_passes.NumbaBandedGradients):
+        def solve(self, *arguments):
+            solution, small = super().solve(*arguments)
+            made.append(small)
+            return solution, small
+
+    monkeypatch.setattr(numba_passes, "NumbaBandedGradients", Watched)
+    return made
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_weights_are_rounded_as_torch_rounds_them(dtype):
-    # Of positive numbers of float32, with subnormal ones among them, 0 and infinity.
-    bits = torch.randint(0, 0x7F800000, (100_000,), dtype=torch.int32)
-    values = torch.cat([bits, torch.tensor([0, 1, 0x7F800000]).int()])
-    is_halfway = values % (1 << 16) == 1 << 15  # where torch rounds to even
-    values = values[~is_halfway]
-    values = values.view(torch.float32).to(dtype)
-    kept = torch.empty(values.shape, dtype=numba_kernels.weight_dtype(dtype))
-    expected = values.to(kept.dtype)
-    found = values.clone()
-    _through(*numba_kernels.arrays(kept, found))
-    torch.testing.assert_close(kept, expected, rtol=0, atol=0)
-    torch.testing.assert_close(found, expected.to(dtype), rtol=0, atol=0)
+def causal_network(n_layers, n_tokens, read_out=-1, **options):
+    place = None if read_out is None else n_tokens + read_out
+    return attention_network(n_layers, n_tokens, read_out=place, causal=True, **options)
+
+
+@pytest.mark.parametrize("n_tokens", [1, 2, 3, 24])
+@pytest.mark.parametrize("n_layers", [1, 2, 5])
+def test_a_band_preconditions_the_laplacians_of_causal_networks(n_layers, n_tokens):
+    weight = torch.rand(2, n_layers, n_tokens, n_tokens).double().tril()
+    weight *= torch.eye(n_tokens) + 1e-3
+    source, sink = torch.rand(2, 2, n_tokens).double()
+    sums = node_sums(weight, source, sink)
+    right_side = torch.randn(2, n_layers + 1, n_tokens).double()
+    tolerance = torch.full((2,), 1e-12).double()
+    solver = numba_passes.NumbaBandedGradients(weight, sums, sums.sum(2))
+    solution, small = solver.solve(right_side, tolerance, 12)
+    assert small
+    expected = Laplacian(weight, sums, None).solve(right_side, tolerance)
+    torch.testing.assert_close(solution, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_only_causal_networks_are_solved_by_bands(banded):
+    solve_flow(attention_network(6, 64, read_out=63))
+    assert not banded
+    solve_flow(causal_network(6, 64))
+    assert banded
+    assert all(banded)
+
+
+@pytest.mark.parametrize("read_out", [-1, None])
+def test_bands_change_nothing_in_the_answer(monkeypatch, banded, read_out):
+    network = causal_network(6, 48, read_out, n_networks=2)
+    solution = solve_flow(network)
+    assert banded
+    monkeypatch.setattr(NumbaPasses, "iterative_from_tokens", 1000)
+    monkeypatch.setattr(numba_passes, "NumbaBandedGradients", None)
+    expected = solve_flow(network)
+    assert_same_scores(solution, expected)
+
+
+def test_layers_are_factored_where_bands_do_not_converge(monkeypatch, banded):
+    network = causal_network(6, 64)
+    expected = solve_flow(network)
+    monkeypatch.setattr(numba_passes, "_LEAST_OFFSETS", 1)
+    monkeypatch.setattr(numba_passes, "_TOKENS_AN_OFFSET", 100)
+    banded.clear()
+    solution = solve_flow(network)
+    assert not all(banded)
+    assert_same_scores(solution, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.float64])
+def test_rows_reach_as_far_as_their_last_edge(dtype):
+    edges = (torch.rand(2, 5, 7) < 0.3).to(dtype)
+    edges[0, 0], edges[1, 1] = 0, 1
+    found = numba_passes.widths_of(edges.flatten(1), 5, 7)
+    places = torch.arange(1, 8) * (edges != 0)
+    assert torch.equal(found, places.amax(2))

@@ -1,14 +1,14 @@
 """How :class:`BarrierSolver` works: from networks to the central path, and onto it.
 
 - ``solver``: the solver, its options, and which implementation it chooses.
-- ``problem``: what stays fixed, what a step changes, and memory for both.
+- ``problem``: what stays fixed, what a step changes, and ``EdgePasses``, the work on
+  the edges.
 - ``central_path``: the whole of a solve. It starts near the central path, follows it by
-  predictor-corrector steps on flows and potentials, and ends in ``dual``. It leaves the
-  edges to ``EdgePasses`` (``passes``), and linear systems to ``laplacian``.
-- ``dual``: the last steps, on potentials alone.
+  predictor-corrector steps on flows and potentials, and ends on potentials alone.
+- ``laplacian``: linear systems, and the last steps, on potentials.
 - ``torch_passes`` and ``numba_passes``: two implementations of the passes over the
   edges, for any device and compiled for CPUs. The latter's kernels are ``numba_edges``
-  and ``numba_laplacian``; ``numba_compiling`` says how they are compiled.
+  and ``numba_kernels``.
 """
 
 from captum_attnflow.flow.solvers.barrier.solver import BarrierSolver

@@ -39,6 +39,8 @@ _RELATIVE_RIDGE = 1e-14
 # the tokens, that of an iteration with their square.
 _MAX_ITERATIONS = 30
 _TOKENS_PER_ITERATION = 2
+# Where a banded solver follows, this many, which cost as much as its 15 to 20.
+_MAX_ITERATIONS_BEFORE_BANDED = 32
 # Iterations between two checks whether residuals are small. On a CPU a check is free;
 # waiting for another device takes longer than a few iterations.
 _ITERATIONS_A_CHECK = {"cpu": 1}
@@ -80,11 +82,13 @@ class Laplacian:
             layer ``l`` to node ``i`` of layer ``l + 1`` at ``[b, l, i, j]``.
         sums (Tensor): Shape ``(B, L + 1, 2, T)``, see :func:`node_sums`.
         iterative_solver (type, optional): What to try first.
+        banded_solver (type, optional): What to try next.
 
     A node without any weight gets a unit diagonal: its solution is its right side.
 
     Attributes:
         iterative (bool): Whether the iterative solver has served so far.
+        banded (bool): Whether the banded one may serve.
     """
 
     def __init__(
@@ -92,13 +96,17 @@ class Laplacian:
         weight: Tensor,
         sums: Tensor,
         iterative_solver: type[IterativeSolver] | None,
+        banded_solver: type[IterativeSolver] | None = None,
     ) -> None:
         diagonal = sums.sum(2)
         diagonal.masked_fill_(diagonal == 0, 1.0).mul_(1 + _RELATIVE_RIDGE)
         self.iterative = iterative_solver is not None
         self._weight = weight
         self._diagonal = diagonal
-        self._source = sums[:, 0, 0]
+        self._sums = sums
+        self.banded = banded_solver is not None
+        self._banded_type = banded_solver
+        self._banded: IterativeSolver | None = None
         self._direct: BlockCholesky | None = None
         if iterative_solver:
             self._iterative_solver = iterative_solver(weight, sums, diagonal)
@@ -119,15 +127,24 @@ class Laplacian:
         """
         if at_source:
             right_side = right_side.clone()
-            right_side[:, 0] += at_source * self._source
+            right_side[:, 0] += at_source * self._sums[:, 0, 0]
+        n_tokens = right_side.shape[-1]
+        most = max(_MAX_ITERATIONS, n_tokens // _TOKENS_PER_ITERATION)
         if self.iterative:
-            n_tokens = right_side.shape[-1]
             solution, self.iterative = self._iterative_solver.solve(
                 right_side,
                 tolerance,
-                max(_MAX_ITERATIONS, n_tokens // _TOKENS_PER_ITERATION),
+                min(most, _MAX_ITERATIONS_BEFORE_BANDED) if self.banded else most,
             )
             if self.iterative:
+                return solution
+        if self.banded and self._banded_type:
+            if self._banded is None:
+                self._banded = self._banded_type(
+                    self._weight, self._sums, self._diagonal
+                )
+            solution, self.banded = self._banded.solve(right_side, tolerance, most)
+            if self.banded:
                 return solution
         if self._direct is None:
             self._direct = BlockCholesky(self._weight, self._diagonal)
@@ -467,6 +484,7 @@ class DualNewton:
         mu (Tensor): Shape ``(B,)``, barrier parameter to start with.
         target (Callable): Gives the barrier parameter for flow values, both ``(B,)``.
         iterative_solver (type, optional): What to try first on linear systems.
+        banded_solver (type, optional): What to try next.
 
     Attributes:
         potential (Potential): Of the nodes.
@@ -485,6 +503,7 @@ class DualNewton:
         mu: Tensor,
         target: Callable[[Tensor], Tensor],
         iterative_solver: type[IterativeSolver] | None,
+        banded_solver: type[IterativeSolver] | None = None,
     ) -> None:
         self.potential = potential
         self.mu = mu
@@ -492,6 +511,7 @@ class DualNewton:
         self._edges = edges
         self._find_target = target
         self._iterative_solver = iterative_solver
+        self._banded_solver = banded_solver
         self._last = (torch.zeros_like(mu), torch.full_like(mu, torch.nan))
         self._measure()
 
@@ -519,7 +539,9 @@ class DualNewton:
         if bool(diverged.any()):
             for values in (self._edges.weight, self._sums, self._imbalance):
                 values[diverged] = 0
-        laplacian = Laplacian(self._edges.weight, self._sums, self._iterative_solver)
+        laplacian = Laplacian(
+            self._edges.weight, self._sums, self._iterative_solver, self._banded_solver
+        )
         before = self.relative_imbalance
         accuracy = (_ACCURACY * before).clamp_min(_LEAST_ACCURACY) * self._value
         accuracy = torch.where(diverged, 1.0, accuracy)
@@ -529,6 +551,10 @@ class DualNewton:
         gains_little = (
             (self.relative_imbalance > _LITTLE * before) & ~self.conserves & ~diverged
         )
+        if not laplacian.banded or (
+            self._iterative_solver is None and bool(gains_little.any())
+        ):
+            self._banded_solver = None
         if not laplacian.iterative or bool(gains_little.any()):
             self._iterative_solver = None
 

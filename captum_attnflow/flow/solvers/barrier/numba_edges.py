@@ -2,8 +2,7 @@
 
 Each pass reads an edge's numbers once, and writes nothing by the edge except the new
 iterate and its weight. What a pass needs of an earlier one it computes again, since
-memory is slower than arithmetic. :class:`NumbaPasses` has the equations, and
-``numba_compiling`` says how weights are kept.
+memory is slower than arithmetic. :class:`NumbaPasses` has the equations.
 
 The edges of a network are rows of ``T``: the heads of the inner layers one after the
 other, then the source's edges, then the sink's. Rows whose edges have their tails in
@@ -11,6 +10,9 @@ common are a *group*, and a group is cut into blocks of rows. A task is one bloc
 part ``k`` of ``n`` takes every ``n``-th task from the ``k``-th on. A task sums in
 lanes, one for each position of a row, and so compiles to vector instructions without
 any reordering: a step and its ratio test have to be rounded alike.
+
+A row is read up to its last edge: over its *width*. In causal networks, whose rows end
+at the diagonal, that is half of all.
 """
 
 from __future__ import annotations
@@ -22,11 +24,7 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from captum_attnflow.flow.solvers.barrier.numba_kernels import (
-    compiled,
-    decode,
-    encode,
-)
+from captum_attnflow.flow.solvers.barrier.numba_kernels import compiled
 
 
 class Layout(NamedTuple):
@@ -42,8 +40,9 @@ class Edges(NamedTuple):
 
     slack: NDArray[np.floating]  # (2, B, E)
     multiplier: NDArray[np.floating]  # (2, B, E)
-    weight: NDArray[np.generic]  # (B, E), see encode
+    weight: NDArray[np.floating]  # (B, E), 0 beyond widths
     alive: NDArray[np.bool_]  # (B, E)
+    widths: NDArray[np.int64]  # (B, E / T, 2), see row_widths
 
 
 class Predictor(NamedTuple):
@@ -110,20 +109,6 @@ def _second_order_term(per_slack, multiplier, dx, second_order):
 
 
 @compiled()
-def _unrounded(per_x, per_y, z, s, w, dx):
-    """The change of flow as if the weight had not been rounded.
-
-    Multipliers that change by it stay dual feasible: they differ by the rise of the
-    potential. Otherwise a flow that grows much would leave its multiplier with hardly
-    more than the error of the weight.
-    """
-    one = np.float32(1)
-    error = one - w * (z * per_x + s * per_y)
-    # The series of 1 / (1 - error) to second order. A weight of 0 is not corrected.
-    return dx * (one + error + error * error) if w > 0 else dx
-
-
-@compiled()
 def _full_step(
     per_x, per_y, z, s, w, rise_predicted, rise, rise_of_change, second_order, step_mu
 ):
@@ -136,8 +121,7 @@ def _full_step(
         _second_order_term(per_y, s, predicted, second_order) + step_mu * per_y
     )
     dx = w * (rise + correction_x + correction_y) + w * rise_of_change
-    seen = _unrounded(per_x, per_y, z, s, w, dx)
-    return dx, correction_x - z * (seen * per_x), correction_y - s * (seen * per_y)
+    return dx, correction_x - z * (dx * per_x), correction_y - s * (dx * per_y)
 
 
 @compiled()
@@ -195,7 +179,7 @@ def predict(part, n_parts, layout, edges, predictor, fixed_sums, mu_sums, out):
         _set_tail(before, group, n_layers, -1, tail)
         all_x, all_y = slack[0, network], slack[1, network]
         all_z, all_s = edges.multiplier[0, network], edges.multiplier[1, network]
-        all_w = edges.weight[network]
+        all_w, widths = edges.weight[network], edges.widths[network]
         second = slack.dtype.type(predictor.second_order[network])
         fixed_column, mu_column = fixed_sums.columns[task], mu_sums.columns[task]
         fixed_column[:], mu_column[:] = 0, 0
@@ -203,12 +187,13 @@ def predict(part, n_parts, layout, edges, predictor, fixed_sums, mu_sums, out):
         for row in range(start, stop):
             begin = (first + row) * n_tokens
             end = begin + n_tokens
+            width = widths[first + row]
             x, y, w = all_x[begin:end], all_y[begin:end], all_w[begin:end]
             z, s = all_z[begin:end], all_s[begin:end]
             head_predicted = _head(predicted, group, row, n_layers)
             head = _head(before, group, row, n_layers)
-            for j in range(n_tokens):
-                per_x, per_y, edge = one / x[j], one / y[j], decode(w[j])
+            for j in range(width):
+                per_x, per_y, edge = one / x[j], one / y[j], w[j]
                 rise = slack.dtype.type(head_predicted - tail_predicted[j])
                 dx = edge * rise
                 ratio_x, ratio_y = dx * per_x, dx * per_y
@@ -223,8 +208,8 @@ def predict(part, n_parts, layout, edges, predictor, fixed_sums, mu_sums, out):
                 fixed_column[j] += fixed[j]
                 mu_column[j] += per_mu[j]
             if group < n_layers:
-                fixed_sums.nodes[network, group + 1, 0, row] += sum_of(fixed)
-                mu_sums.nodes[network, group + 1, 0, row] += sum_of(per_mu)
+                fixed_sums.nodes[network, group + 1, 0, row] += sum_of(fixed[:width])
+                mu_sums.nodes[network, group + 1, 0, row] += sum_of(per_mu[:width])
         out[task, 0], out[task, 1] = least.min(), most.max()
         out[task, 2], out[task, 3] = sum_of(cost), sum_of(gain)
 
@@ -258,22 +243,23 @@ def ratio_test(part, n_parts, layout, edges, predictor, step_mu, change, out):
         _set_tail(change[network], group, n_layers, 0, tail_change)
         all_x, all_y = slack[0, network], slack[1, network]
         all_z, all_s = edges.multiplier[0, network], edges.multiplier[1, network]
-        all_w = edges.weight[network]
+        all_w, widths = edges.weight[network], edges.widths[network]
         second = slack.dtype.type(predictor.second_order[network])
         mu = slack.dtype.type(step_mu[network])
         least[:], left[:] = 0, 1
         for row in range(start, stop):
             begin = (first + row) * n_tokens
             end = begin + n_tokens
+            width = widths[first + row]
             x, y, w = all_x[begin:end], all_y[begin:end], all_w[begin:end]
             z, s = all_z[begin:end], all_s[begin:end]
             head_predicted = _head(predicted, group, row, n_layers)
             head = _head(before, group, row, n_layers)
             head_change = _head(change[network], group, row, n_layers)
-            for j in range(n_tokens):
+            for j in range(width):
                 per_x, per_y = one / x[j], one / y[j]
                 dx, new_z, new_s = _full_step(
-                    *(per_x, per_y, z[j], s[j], decode(w[j])),
+                    *(per_x, per_y, z[j], s[j], w[j]),
                     slack.dtype.type(head_predicted - tail_predicted[j]),
                     slack.dtype.type(head - tail[j]),
                     slack.dtype.type(head_change - tail_change[j]),
@@ -332,6 +318,7 @@ def advance(
         all_x, all_y = slack[0, network], slack[1, network]
         all_z, all_s = edges.multiplier[0, network], edges.multiplier[1, network]
         all_w, all_alive = edges.weight[network], edges.alive[network]
+        widths = edges.widths[network]
         second = slack.dtype.type(predictor.second_order[network])
         mu = slack.dtype.type(step_mu[network])
         primal_length = slack.dtype.type(primal[network])
@@ -343,15 +330,16 @@ def advance(
         for row in range(start, stop):
             begin = (first + row) * n_tokens
             end = begin + n_tokens
+            width = widths[first + row]
             x, y, w = all_x[begin:end], all_y[begin:end], all_w[begin:end]
             z, s, is_edge = all_z[begin:end], all_s[begin:end], all_alive[begin:end]
             if takes_step:
                 head_predicted = _head(predicted, group, row, n_layers)
                 head = _head(before, group, row, n_layers)
                 head_change = _head(change[network], group, row, n_layers)
-                for j in range(n_tokens):
+                for j in range(width):
                     dx, new_z, new_s = _full_step(
-                        *(one / x[j], one / y[j], z[j], s[j], decode(w[j])),
+                        *(one / x[j], one / y[j], z[j], s[j], w[j]),
                         slack.dtype.type(head_predicted - tail_predicted[j]),
                         slack.dtype.type(head - tail[j]),
                         slack.dtype.type(head_change - tail_change[j]),
@@ -361,21 +349,23 @@ def advance(
                     y[j] += primal_length * dx
                     z[j] += dual_length * (new_z - z[j])
                     s[j] += dual_length * (new_s - s[j])
-            for j in range(n_tokens):
-                total[j] += x[j] * z[j] + y[j] * s[j]
+            for j in range(width):
                 alive = one if is_edge[j] else none
-                w[j] = encode(alive / (z[j] / x[j] + s[j] / y[j]), w)
-            for j in range(n_tokens):
-                row_weight[j], row_flow[j] = decode(w[j]), x[j]
-                weight_column[j] += decode(w[j])
+                total[j] += alive * (x[j] * z[j] + y[j] * s[j])
+                w[j] = alive / (z[j] / x[j] + s[j] / y[j])
+            for j in range(width):
+                row_weight[j], row_flow[j] = w[j], x[j]
+                weight_column[j] += w[j]
                 flow_column[j] += x[j]
             if group < n_layers:
-                weight_sums.nodes[network, group + 1, 0, row] += sum_of(row_weight)
-                flow_sums.nodes[network, group + 1, 0, row] += sum_of(row_flow)
+                weight_sums.nodes[network, group + 1, 0, row] += sum_of(
+                    row_weight[:width]
+                )
+                flow_sums.nodes[network, group + 1, 0, row] += sum_of(row_flow[:width])
         out[task] = sum_of(total)
 
 
-# A loop in threads takes arrays and numbers alone, so that the next three functions
+# A loop in threads takes arrays and numbers alone, so that functions of many threads
 # take the tuples apart outside of it, and put them together within.
 
 
@@ -383,7 +373,7 @@ def advance(
 def predict_parallel(n_parts, layout, edges, predictor, fixed_sums, mu_sums, out):
     """Run all parts of :func:`predict`, in threads."""
     n_blocks, n_layers, n_tokens = layout
-    slack, multiplier, weight, alive = edges
+    slack, multiplier, weight, alive, widths = edges
     second_order, potential, before = predictor
     fixed_columns, fixed_nodes = fixed_sums
     mu_columns, mu_nodes = mu_sums
@@ -392,7 +382,7 @@ def predict_parallel(n_parts, layout, edges, predictor, fixed_sums, mu_sums, out
             np.int64(part),
             n_parts,
             Layout(n_blocks, n_layers, n_tokens),
-            Edges(slack, multiplier, weight, alive),
+            Edges(slack, multiplier, weight, alive, widths),
             Predictor(second_order, potential, before),
             Sums(fixed_columns, fixed_nodes),
             Sums(mu_columns, mu_nodes),
@@ -404,14 +394,14 @@ def predict_parallel(n_parts, layout, edges, predictor, fixed_sums, mu_sums, out
 def ratio_test_parallel(n_parts, layout, edges, predictor, step_mu, change, out):
     """Run all parts of :func:`ratio_test`, in threads."""
     n_blocks, n_layers, n_tokens = layout
-    slack, multiplier, weight, alive = edges
+    slack, multiplier, weight, alive, widths = edges
     second_order, potential, before = predictor
     for part in prange(n_parts):
         ratio_test(
             np.int64(part),
             n_parts,
             Layout(n_blocks, n_layers, n_tokens),
-            Edges(slack, multiplier, weight, alive),
+            Edges(slack, multiplier, weight, alive, widths),
             Predictor(second_order, potential, before),
             step_mu,
             change,
@@ -436,7 +426,7 @@ def advance_parallel(
 ):
     """Run all parts of :func:`advance`, in threads."""
     n_blocks, n_layers, n_tokens = layout
-    slack, multiplier, weight, alive = edges
+    slack, multiplier, weight, alive, widths = edges
     second_order, potential, before = predictor
     weight_columns, weight_nodes = weight_sums
     flow_columns, flow_nodes = flow_sums
@@ -445,7 +435,7 @@ def advance_parallel(
             np.int64(part),
             n_parts,
             Layout(n_blocks, n_layers, n_tokens),
-            Edges(slack, multiplier, weight, alive),
+            Edges(slack, multiplier, weight, alive, widths),
             Predictor(second_order, potential, before),
             step_mu,
             change,
@@ -470,6 +460,23 @@ def _layer_place(task, n_blocks, n_layers, n_tokens):
     return network, layer, start, stop
 
 
+class Capacities(NamedTuple):
+    """The inner edges of networks whose flows follow from potentials."""
+
+    capacity: NDArray[np.float64]  # (B, L, T, T)
+    widths: NDArray[np.int64]  # (B, L, T, 2), see row_widths
+    scale: NDArray[np.float64]  # (B,), unit of flows
+    unlimited: float  # capacity of edges that never bind, in that unit
+
+
+class Potentials(NamedTuple):
+    """Potentials, see :class:`Potential`, and the barrier parameter."""
+
+    high: NDArray[np.float64]  # (B, L + 1, T)
+    low: NDArray[np.float64]  # (B, L + 1, T)
+    mu: NDArray[np.float64]  # (B,)
+
+
 @compiled()
 def _lesser_share(capacity, fall_high, fall_low, unit, unlimited, per_mu):
     """The capacity; the lesser of flow and slack, as its share; which one it is."""
@@ -480,100 +487,108 @@ def _lesser_share(capacity, fall_high, fall_low, unit, unlimited, per_mu):
 
 
 @compiled()
-def closed_form_weights(
-    part,
-    n_parts,
-    n_blocks,
-    capacity,
-    scale,
-    unlimited,
-    high,
-    low,
-    mu,
-    weight,
-    columns,
-    rows,
-):
+def closed_form_weights(part, n_parts, n_blocks, edges, nodes, weight, columns, rows):
     """Set the weights; sum weights and flows by column of each task and by head.
 
     Args:
         part (int): Which of the parts to do.
         n_parts (int): Parts in all.
         n_blocks (int): Blocks of a layer.
-        capacity (array): Shape ``(B, L, T, T)``.
-        scale (array): Shape ``(B,)``, unit of flows.
-        unlimited (float): Capacity of edges that never bind, in that unit.
-        high (array): Shape ``(B, L + 1, T)``, greater part of the potential.
-        low (array): Shape ``(B, L + 1, T)``, the rest of it.
-        mu (array): Shape ``(B,)``.
-        weight (array): Shape ``(B, L, T, T)``, written.
+        edges (Capacities): The edges.
+        nodes (Potentials): The nodes.
+        weight (array): Shape ``(B, L, T, T)``, written up to the widths.
         columns (array): Shape ``(tasks, 2, T)``, written: flows and weights.
         rows (array): Shape ``(2, B, L, T)``, written, the same.
     """
-    _, n_layers, n_tokens, _ = capacity.shape
-    flows = np.empty(n_tokens, high.dtype)
-    weights = np.empty(n_tokens, high.dtype)
+    _, n_layers, n_tokens, _ = weight.shape
+    flows = np.empty(n_tokens, columns.dtype)
+    weights = np.empty(n_tokens, columns.dtype)
     for task in range(part, len(columns), n_parts):
         network, layer, start, stop = _layer_place(task, n_blocks, n_layers, n_tokens)
-        tail_high, tail_low = high[network, layer], low[network, layer]
-        unit, per_mu = scale[network], 1 / mu[network]
+        tail_high, tail_low = nodes.high[network, layer], nodes.low[network, layer]
+        unit, per_mu = edges.scale[network], 1 / nodes.mu[network]
         flow_column, weight_column = columns[task, 0], columns[task, 1]
         flow_column[:], weight_column[:] = 0, 0
         for row in range(start, stop):
-            head_high = high[network, layer + 1, row]
-            head_low = low[network, layer + 1, row]
-            edges, out = capacity[network, layer, row], weight[network, layer, row]
-            for j in range(n_tokens):
+            head_high = nodes.high[network, layer + 1, row]
+            head_low = nodes.low[network, layer + 1, row]
+            capacity = edges.capacity[network, layer, row]
+            out = weight[network, layer, row]
+            width = edges.widths[network, layer, row]
+            for j in range(width):
                 total, share, is_flow = _lesser_share(
-                    *(edges[j], tail_high[j] - head_high, tail_low[j] - head_low),
-                    *(unit, unlimited, per_mu),
+                    *(capacity[j], tail_high[j] - head_high, tail_low[j] - head_low),
+                    *(unit, edges.unlimited, per_mu),
                 )
                 other = 1 - share
                 flows[j] = total * (share if is_flow else other)
                 across = total * share * other
-                out[j] = encode(
-                    across * across * per_mu / (share * share + other * other), out
-                )
-            for j in range(n_tokens):
-                weights[j] = decode(out[j])
+                out[j] = across * across * per_mu / (share * share + other * other)
+            for j in range(width):
+                weights[j] = out[j]
                 flow_column[j] += flows[j]
                 weight_column[j] += weights[j]
-            rows[0, network, layer, row] = sum_of(flows)
-            rows[1, network, layer, row] = sum_of(weights)
+            rows[0, network, layer, row] = sum_of(flows[:width])
+            rows[1, network, layer, row] = sum_of(weights[:width])
 
 
 @compiled()
-def closed_form_flows(
-    part, n_parts, n_blocks, capacity, scale, unlimited, high, low, mu, flow
-):
+def closed_form_flows(part, n_parts, n_blocks, edges, nodes, flow):
     """Write the flows, ``(B, L, T, T)``, in units of the capacities."""
-    n_networks, n_layers, n_tokens, _ = capacity.shape
+    n_networks, n_layers, n_tokens, _ = flow.shape
     n_tasks = n_networks * n_layers * n_blocks
     for task in range(part, n_tasks, n_parts):
         network, layer, start, stop = _layer_place(task, n_blocks, n_layers, n_tokens)
-        tail_high, tail_low = high[network, layer], low[network, layer]
-        unit, per_mu = scale[network], 1 / mu[network]
+        tail_high, tail_low = nodes.high[network, layer], nodes.low[network, layer]
+        unit, per_mu = edges.scale[network], 1 / nodes.mu[network]
         for row in range(start, stop):
-            head_high = high[network, layer + 1, row]
-            head_low = low[network, layer + 1, row]
-            edges, out = capacity[network, layer, row], flow[network, layer, row]
-            for j in range(n_tokens):
+            head_high = nodes.high[network, layer + 1, row]
+            head_low = nodes.low[network, layer + 1, row]
+            capacity = edges.capacity[network, layer, row]
+            out = flow[network, layer, row]
+            width = edges.widths[network, layer, row]
+            out[width:] = 0
+            for j in range(width):
                 total, share, is_flow = _lesser_share(
-                    *(edges[j], tail_high[j] - head_high, tail_low[j] - head_low),
-                    *(unit, unlimited, per_mu),
+                    *(capacity[j], tail_high[j] - head_high, tail_low[j] - head_low),
+                    *(unit, edges.unlimited, per_mu),
                 )
                 filled = total * (share if is_flow else 1 - share)
                 # Scaling back may round a saturated edge past its capacity.
-                out[j] = min(filled * unit, edges[j])
+                out[j] = min(filled * unit, capacity[j])
 
 
 @compiled(parallel=True)
-def closed_form_weights_parallel(n_parts, *arguments):
+def closed_form_weights_parallel(
+    n_parts, n_blocks, edges, nodes, weight, columns, rows
+):
+    """Run all parts of :func:`closed_form_weights`, in threads."""
+    capacity, widths, scale, unlimited = edges
+    high, low, mu = nodes
     for part in prange(n_parts):
-        closed_form_weights(np.int64(part), n_parts, *arguments)
+        closed_form_weights(
+            np.int64(part),
+            n_parts,
+            n_blocks,
+            Capacities(capacity, widths, scale, unlimited),
+            Potentials(high, low, mu),
+            weight,
+            columns,
+            rows,
+        )
 
 
 @compiled(parallel=True)
-def closed_form_flows_parallel(n_parts, *arguments):
+def closed_form_flows_parallel(n_parts, n_blocks, edges, nodes, flow):
+    """Run all parts of :func:`closed_form_flows`, in threads."""
+    capacity, widths, scale, unlimited = edges
+    high, low, mu = nodes
     for part in prange(n_parts):
-        closed_form_flows(np.int64(part), n_parts, *arguments)
+        closed_form_flows(
+            np.int64(part),
+            n_parts,
+            n_blocks,
+            Capacities(capacity, widths, scale, unlimited),
+            Potentials(high, low, mu),
+            flow,
+        )

@@ -1,28 +1,18 @@
-"""How functions are compiled by Numba, and how they keep the weights of edges.
-
-Beside edges in float32 weights are bfloat16, which halves what conjugate gradients
-read. A step is solved with the same rounded weights as it changes flows by, and so
-conserves flow; multipliers change as if the weights were exact. Weights off by up to 1
-in 256 cost some steps in a hundred.
-"""
+"""How functions are compiled by Numba, and conjugate gradients among them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from filelock import FileLock
-from numba import njit, prange, types
-from numba.extending import overload
-from torch import Tensor
+from numba import njit, prange
+from numpy.typing import NDArray
 
 from captum_attnflow.flow.solvers.barrier.problem import undisturbed
-
-_DTYPE_BESIDE = {torch.float32: torch.bfloat16, torch.float64: torch.float64}
 
 
 def compiled(
@@ -80,92 +70,74 @@ def _lock(folder: str) -> FileLock:
     return FileLock(Path(folder) / "captum_attnflow.lock")
 
 
-def weight_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of weights beside edges in another one."""
-    return _DTYPE_BESIDE[dtype]
+class System(NamedTuple):
+    """A batch of Laplacians, and what solves them approximately."""
+
+    weight: NDArray[np.floating]  # (B, L * T * T) or longer, rows of the heads
+    widths: NDArray[np.int64]  # (B, L * T), see row_widths
+    diagonal: NDArray[np.float64]  # (B, L + 1, T)
+    inverse: NDArray[np.float64]  # (B, L + 1, T), of the diagonal
+    basis: NDArray[np.float64]  # (B, L + 1, 2, T), see set_preconditioner
+    chain: NDArray[np.float64]  # (B, L, 4), the same
+    band: NDArray[np.float32]  # (B, T * (L + 1), bandwidth + 1), see factor_band; or 0
 
 
-def arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:
-    """The same memory for NumPy, which has no bfloat16 and sees its bits."""
-    return tuple(
-        tensor.view(torch.int16).numpy().view(np.uint16)
-        if tensor.dtype == torch.bfloat16
-        else tensor.numpy()
-        for tensor in tensors
-    )
+@compiled()
+def row_widths(edges, n_tokens, widths):
+    """Write how far each row reaches: up to its last edge.
 
-
-def encode(weight, array):
-    """Return a weight as an element of an array; only in compiled code.
-
-    Ties are rounded up. NaN stays NaN if arithmetic made it; other bit patterns of NaN
-    may not.
+    Args:
+        edges (array): Shape ``(B, R * T)`` or longer, 0 where there is no edge.
+        n_tokens (int): The length ``T`` of a row.
+        widths (array): Shape ``(B, R)``, written.
     """
-    raise NotImplementedError
-
-
-def decode(element):
-    """Return the weight that an element stands for; only in compiled code."""
-    raise NotImplementedError
-
-
-@overload(encode, inline="always")
-def _encode(weight, array):
-    if isinstance(array.dtype, types.Integer):
-        return lambda weight, array: np.uint16(
-            (np.float32(weight).view(np.uint32) + np.uint32(1 << 15)) >> np.uint32(16)
-        )
-    return lambda weight, array: weight
-
-
-@overload(decode, inline="always")
-def _decode(element):
-    if isinstance(element, types.Integer):
-        return lambda element: np.uint32(np.uint32(element) << np.uint32(16)).view(
-            np.float32
-        )
-    return lambda element: element
+    for network in range(widths.shape[0]):
+        for row in range(widths.shape[1]):
+            width = n_tokens
+            while width > 0 and not edges[network, row * n_tokens + width - 1]:
+                width -= 1
+            widths[network, row] = width
 
 
 @compiled(any_order=True)
 def _dot(left, right):
     total = right.dtype.type(0)
     for j in range(left.size):
-        total += decode(left[j]) * right[j]
+        total += left[j] * right[j]
     return total
 
 
 @compiled(any_order=True)
 def _add_scaled(values, scale, out):
     for j in range(out.size):
-        out[j] += scale * decode(values[j])
+        out[j] += scale * values[j]
 
 
 @compiled(any_order=True)
-def _block(weights, layer, n_tokens):
-    """The weights of one layer, ``(T, T)``."""
-    length = n_tokens * n_tokens
-    block = weights[layer * length : (layer + 1) * length]
-    return block.reshape((n_tokens, n_tokens))
+def _row(system, network, layer, head):
+    """The weights into a head, up to the last that is not 0."""
+    n_tokens = system.inverse.shape[2]
+    row = layer * n_tokens + head
+    begin = row * n_tokens
+    return system.weight[network, begin : begin + system.widths[network, row]]
 
 
 @compiled(any_order=True)
-def _even_layers(part, n_parts, running, weight, inverse, odd, seen, to_odd, gathers):
+def _even_layers(part, n_parts, running, system, odd, seen, to_odd, gathers):
     """Eliminate even layers: set their values, and what odd layers see of these.
 
     Args:
         part (int): Which of the parts to do.
         n_parts (int): Parts in all.
         running (array): Shape ``(B,)``, bool, networks to treat.
-        weight (array): Shape ``(B, L * T * T)`` or longer, rows of the heads.
-        inverse (array): Shape ``(B, L + 1, T)``, of the diagonal.
+        system (System): The Laplacians.
         odd (array): Shape ``(B, (L + 1) // 2, T)``, values of odd layers.
         seen (array): Shape ``(B, L // 2 + 1, T)``, right side, and then the values.
         to_odd (array): Shape ``(B, L // 2 + 1, 2, T)``, written: the share of the layer
             below and of that above.
         gathers (bool): Whether odd values add to the right side.
     """
-    n_layers = inverse.shape[1] - 1
+    n_layers = system.inverse.shape[1] - 1
     n_networks, n_even, n_tokens = seen.shape
     gathered = np.empty(n_tokens, seen.dtype)
     for task in range(part, n_networks * n_even, n_parts):
@@ -173,48 +145,57 @@ def _even_layers(part, n_parts, running, weight, inverse, odd, seen, to_odd, gat
         if not running[network]:
             continue
         layer = 2 * index
-        even, scale = seen[network, index], inverse[network, layer]
+        even, scale = seen[network, index], system.inverse[network, layer]
         # Apart from the right side, which may be so large that small terms are lost.
         gathered[:] = 0
         if gathers and layer < n_layers:
             above = odd[network, index]
-            edges = _block(weight[network], layer, n_tokens)
             for i in range(n_tokens):
-                _add_scaled(edges[i], above[i], gathered)
+                edges = _row(system, network, layer, i)
+                _add_scaled(edges, above[i], gathered[: edges.size])
         if layer == 0:
             for i in range(n_tokens):
                 even[i] = (even[i] + gathered[i]) * scale[i]
         else:
             below = odd[network, index - 1]
-            edges = _block(weight[network], layer - 1, n_tokens)
             share = to_odd[network, index, 0]
             share[:] = 0
             for i in range(n_tokens):
+                edges = _row(system, network, layer - 1, i)
                 if gathers:
-                    gathered[i] += _dot(edges[i], below)
+                    gathered[i] += _dot(edges, below[: edges.size])
                 even[i] = (even[i] + gathered[i]) * scale[i]
-                _add_scaled(edges[i], even[i], share)
+                _add_scaled(edges, even[i], share[: edges.size])
         if layer < n_layers:
             share = to_odd[network, index, 1]
-            edges = _block(weight[network], layer, n_tokens)
             for i in range(n_tokens):
-                share[i] = _dot(edges[i], even)
+                edges = _row(system, network, layer, i)
+                share[i] = _dot(edges, even[: edges.size])
 
 
 @compiled(parallel=True)
-def _even_layers_parallel(n_parts, *arguments):
+def _even_layers_parallel(n_parts, running, system, odd, seen, to_odd, gathers):
+    # A loop in threads takes arrays and numbers alone.
+    weight, widths, diagonal, inverse, basis, chain, band = system
     for part in prange(n_parts):
-        _even_layers(np.int64(part), n_parts, *arguments)
+        _even_layers(
+            np.int64(part),
+            n_parts,
+            running,
+            System(weight, widths, diagonal, inverse, basis, chain, band),
+            odd,
+            seen,
+            to_odd,
+            gathers,
+        )
 
 
 @compiled(any_order=True)
-def _eliminate(n_parts, running, weight, inverse, odd, seen, to_odd, gathers):
+def _eliminate(n_parts, running, system, odd, seen, to_odd, gathers):
     if n_parts == 1:
-        _even_layers(0, 1, running, weight, inverse, odd, seen, to_odd, gathers)
+        _even_layers(0, 1, running, system, odd, seen, to_odd, gathers)
     else:
-        _even_layers_parallel(
-            n_parts, running, weight, inverse, odd, seen, to_odd, gathers
-        )
+        _even_layers_parallel(n_parts, running, system, odd, seen, to_odd, gathers)
 
 
 @compiled(any_order=True)
@@ -322,32 +303,89 @@ def _precondition(network, residual, inverse, basis, chain, out):
 
 
 @compiled(any_order=True)
-def conjugate_gradients(
-    n_parts,
-    weight,
-    diagonal,
-    inverse,
-    basis,
-    chain,
-    right_side,
-    tolerance,
-    max_iterations,
-    out,
-):
+def factor_band(n_offsets, weight, diagonal, band):
+    """Factor Laplacians of which only weights next to the diagonal are kept.
+
+    Nodes are ordered by position, and then by layer, so that the nodes an edge joins
+    stand close where its positions do: the Cholesky factor keeps the band.
+
+    Args:
+        n_offsets (int): How many positions before its own a node sees, with its own.
+        weight (array): Shape ``(B, L * T * T)`` or longer, rows of the heads.
+        diagonal (array): Shape ``(B, L + 1, T)``, of all weights.
+        band (array): Shape ``(B, T * (L + 1), bandwidth + 1)``, written: rows of the
+            factor, with the inverse of the diagonal last.
+    """
+    n_networks, n_nodes, n_tokens = diagonal.shape
+    width = band.shape[2] - 1
+    for network in range(n_networks):
+        rows = band[network]
+        rows[:] = 0
+        for position in range(n_tokens):
+            for layer in range(n_nodes):
+                node = position * n_nodes + layer
+                row = rows[node]
+                if layer:
+                    begin = ((layer - 1) * n_tokens + position) * n_tokens
+                    for offset in range(min(n_offsets, position + 1)):
+                        at = width - 1 - offset * n_nodes
+                        row[at] = -weight[network, begin + position - offset]
+                # An edge to the layer below of a later position stands in its row.
+                for other in range(max(0, node - width), node):
+                    # Where the rows of both overlap, up to the other's diagonal.
+                    at = other - node + width
+                    first = node - other
+                    row[at] -= _dot(row[:at], rows[other, first : first + at])
+                    row[at] *= rows[other, width]
+                left = diagonal[network, layer, position] - _dot(
+                    row[:width], row[:width]
+                )
+                row[width] = 1 / np.sqrt(left)
+
+
+@compiled(any_order=True)
+def _solve_band(network, residual, band, out):
+    """Solve by the factors of the band for odd layers, with 0 on the even ones."""
+    rows = band[network]
+    n_odd, n_tokens = residual.shape[1:]
+    n_nodes, width = len(rows) // n_tokens, rows.shape[1] - 1
+    # With room in front, so that no row has to be cut.
+    values = np.zeros(width + len(rows), residual.dtype)
+    for position in range(n_tokens):
+        for index in range(n_odd):
+            values[width + position * n_nodes + 2 * index + 1] = residual[
+                network, index, position
+            ]
+    for node in range(len(rows)):
+        row = rows[node]
+        before = _dot(row[:width], values[node : node + width])
+        values[node + width] = (values[node + width] - before) * row[width]
+    for node in range(len(rows) - 1, -1, -1):
+        row = rows[node]
+        value = values[node + width] * row[width]
+        values[node + width] = value
+        _add_scaled(row[:width], -value, values[node : node + width])
+    for position in range(n_tokens):
+        for index in range(n_odd):
+            out[network, index, position] = values[
+                width + position * n_nodes + 2 * index + 1
+            ]
+
+
+@compiled(any_order=True)
+def conjugate_gradients(n_parts, system, right_side, tolerance, max_iterations, out):
     """Solve until every residual is small at every node; return whether they are.
 
     Args:
         n_parts (int): Threads to use.
-        weight (array): Shape ``(B, L * T * T)`` or longer, rows of the heads.
-        diagonal (array): Shape ``(B, L + 1, T)``.
-        inverse (array): Shape ``(B, L + 1, T)``, of the diagonal.
-        basis (array): Shape ``(B, L + 1, 2, T)``, see :func:`set_preconditioner`.
-        chain (array): Shape ``(B, L, 4)``, the same.
+        system (System): The Laplacians.
         right_side (array): Shape ``(B, L + 1, T)``.
         tolerance (array): Shape ``(B,)``, largest residual at a node.
         max_iterations (int): Iterations before giving up.
         out (array): Shape ``(B, L + 1, T)``, written.
     """
+    diagonal, inverse = system.diagonal, system.inverse
+    basis, chain = system.basis, system.chain
     n_networks, n_nodes, n_tokens = right_side.shape
     n_odd, n_even = n_nodes // 2, (n_nodes + 1) // 2
     dtype = right_side.dtype
@@ -364,7 +402,7 @@ def conjugate_gradients(
     _copy_even(right_side, even)
     # Not the literal False, which Numba would compile for as a type of its own.
     gathers = n_parts < 1
-    _eliminate(n_parts, running, weight, inverse, solution, even, to_odd, gathers)
+    _eliminate(n_parts, running, system, solution, even, to_odd, gathers)
     for network in range(n_networks):
         for index in range(n_odd):
             for j in range(n_tokens):
@@ -375,7 +413,10 @@ def conjugate_gradients(
         for network in range(n_networks):
             if not running[network]:
                 continue
-            _precondition(network, residual, inverse, basis, chain, step)
+            if system.band.shape[2]:
+                _solve_band(network, residual, system.band, step)
+            else:
+                _precondition(network, residual, inverse, basis, chain, step)
             before = energy[network]
             energy[network] = _dot(step[network].ravel(), residual[network].ravel())
             momentum = energy[network] / max(before, least)
@@ -386,9 +427,7 @@ def conjugate_gradients(
                         + momentum * direction[network, index, j]
                     )
         even[:] = 0
-        _eliminate(
-            n_parts, running, weight, inverse, direction, even, to_odd, not gathers
-        )
+        _eliminate(n_parts, running, system, direction, even, to_odd, not gathers)
         for network in range(n_networks):
             if not running[network]:
                 continue

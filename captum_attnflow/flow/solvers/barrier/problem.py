@@ -1,19 +1,17 @@
-"""The barrier problem of a batch in flat arrays, an iterate, and their memory."""
+"""The barrier problem of a batch in flat arrays, and an iterate."""
 
 from __future__ import annotations
 
-import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import ClassVar, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from captum_attnflow.flow.network import LayeredNetwork, empty, empty_bytes
+from captum_attnflow.flow.network import LayeredNetwork, empty
 from captum_attnflow.flow.solvers.barrier.laplacian import ClosedForm, IterativeSolver
 
 # Slack of an edge that never binds, and the inverse of the flow on one that is missing,
@@ -21,9 +19,6 @@ from captum_attnflow.flow.solvers.barrier.laplacian import ClosedForm, Iterative
 UNLIMITED = 1e100
 _UNLIMITED = {torch.float64: UNLIMITED, torch.float32: 1e25}
 _LEAST = {torch.float64: 0.0, torch.float32: 1e-20}
-# Memory beyond this is not kept from one solve to the next.
-_MOST_KEPT_BYTES = 1 << 27
-_ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
@@ -31,15 +26,17 @@ class BarrierProblem:
     """What stays fixed; edges are flat: inner ``L*T*T``, then source, then sink.
 
     A missing edge carries nearly 0, and one that never binds has nearly unlimited
-    slack. Neither changes in a step, and both keep their barrier terms, so that no sum
-    and no step length needs a mask.
+    slack. Neither changes in a step, and both keep their barrier terms, so that no step
+    length needs a mask.
     """
 
     capacity: Tensor  # (B, E), in units of scale; unlimited where not bounded
     alive: Tensor  # (B, E), bool, where there is an edge
     scale: Tensor  # (B,), float64, upper bound of the value
     n_terms: Tensor  # (B,), barrier terms
+    n_products: Tensor  # (B,), complementarity products, two an edge
     is_precise: Tensor  # (B,), bool, whether the dtype can hold every capacity
+    is_causal: Tensor  # (B,), bool, whether edges lead to later positions alone
     n_layers: int
     n_tokens: int
     unlimited: float
@@ -54,40 +51,43 @@ class BarrierProblem:
         scale = bound.sum(-1).amin(-1)
         unlimited = _UNLIMITED[dtype]
         n_inner, n_edges = inner.shape[1], inner.shape[1] + terminals.shape[1]
-        alive = workspace().empty((len(inner), n_edges), like=terminals)
-        capacity = workspace().empty(alive.shape, like=inner.new_empty(0, dtype=dtype))
+        alive = empty((len(inner), n_edges), like=terminals)
+        capacity = empty(alive.shape, like=inner.new_empty(0, dtype=dtype))
         torch.gt(inner, 0, out=alive[:, :n_inner])
         alive[:, n_inner:] = terminals
-        with workspace().frame():
-            # Scaled before rounding. Division into another dtype would be slow.
-            layers, _, _ = split(
-                capacity, (network.n_layers, network.n_tokens, network.n_tokens)
-            )
-            scaled = workspace().empty(layers[:, 0].shape, like=inner)
-            is_precise = torch.ones_like(scale, dtype=torch.bool)
-            for layer, rounded in enumerate(layers.unbind(1)):
-                given = network.capacity[:, layer]
-                rounded.copy_(torch.div(given, scale[:, None, None], out=scaled))
-                if unlimited < UNLIMITED:
-                    binds = (scaled >= unlimited) & (scaled < UNLIMITED)
-                    is_precise &= ~binds.flatten(1).any(1)
+        # Scaled before rounding. Division into another dtype would be slow.
+        layers, _, _ = split(
+            capacity, (network.n_layers, network.n_tokens, network.n_tokens)
+        )
+        scaled = empty(layers[:, 0].shape, like=inner)
+        is_precise = torch.ones_like(scale, dtype=torch.bool)
+        for layer, rounded in enumerate(layers.unbind(1)):
+            given = network.capacity[:, layer]
+            rounded.copy_(torch.div(given, scale[:, None, None], out=scaled))
+            if unlimited < UNLIMITED:
+                binds = (scaled >= unlimited) & (scaled < UNLIMITED)
+                is_precise &= ~binds.flatten(1).any(1)
         capacity[:, n_inner:] = unlimited
         capacity.masked_fill_(~alive, unlimited).clamp_max_(unlimited)
         is_precise &= capacity.amin(1) >= _LEAST[dtype]
-        with workspace().frame():
-            # Counted as floats, row by row: sums of bools would copy all to new memory.
-            count = workspace().empty(alive.shape, like=capacity)
-            rows = count.unflatten(1, (-1, network.n_tokens))
-            count.copy_(alive)
-            n_terms = rows.sum(2).double().sum(1)
-            torch.lt(capacity, unlimited, out=count)
-            n_terms += rows.sum(2).double().sum(1)
+        # Counted as floats, row by row: sums of bools would copy all to new memory.
+        count = empty(alive.shape, like=capacity)
+        rows = count.unflatten(1, (-1, network.n_tokens))
+        count.copy_(alive)
+        n_alive = rows.sum(2).double().sum(1)
+        torch.lt(capacity, unlimited, out=count)
+        n_terms = n_alive + rows.sum(2).double().sum(1)
+        layers, _, _ = split(
+            alive, (network.n_layers, network.n_tokens, network.n_tokens)
+        )
         return BarrierProblem(
             capacity=capacity,
             alive=alive,
             scale=scale,
             n_terms=n_terms,
+            n_products=2 * n_alive,
             is_precise=is_precise,
+            is_causal=~layers.triu(1).flatten(1).any(1),
             n_layers=network.n_layers,
             n_tokens=network.n_tokens,
             unlimited=unlimited,
@@ -101,7 +101,9 @@ class BarrierProblem:
             alive=self.alive[index],
             scale=self.scale[index],
             n_terms=self.n_terms[index],
+            n_products=self.n_products[index],
             is_precise=self.is_precise[index],
+            is_causal=self.is_causal[index],
         )
 
     def split(self, edges: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,9 +130,9 @@ class Iterate:
 
     @staticmethod
     def empty(problem: BarrierProblem) -> Iterate:
-        """An iterate that is still to be filled, in the workspace."""
+        """An iterate that is still to be filled."""
         capacity = problem.capacity
-        slack, multiplier = workspace().empty((2, 2, *capacity.shape), like=capacity)
+        slack, multiplier = empty((2, 2, *capacity.shape), like=capacity)
         nodes = (len(capacity), problem.n_layers + 1, problem.n_tokens)
         return Iterate(slack, multiplier, problem.n_terms.new_empty(nodes))
 
@@ -147,67 +149,6 @@ def split(
     n_inner = edges.shape[1] - 2 * n_terminals
     inner, source, sink = edges.split([n_inner, n_terminals, n_terminals], 1)
     return inner.unflatten(1, shape), source, sink
-
-
-class Workspace:
-    """Hands out uninitialised arrays, and takes those of a frame back at its end.
-
-    Of what the largest frame asked for, up to 128 MiB of the CPU's memory are kept for
-    the next one. Beyond what a frame announced, arrays are ordinary memory.
-    """
-
-    def __init__(self) -> None:
-        self._memory = empty_bytes(0)
-        self._used = 0
-        self._n_frames = 0
-
-    @contextmanager
-    def frame(self, n_bytes: int = 0) -> Iterator[None]:
-        """Give back at the end what was handed out within.
-
-        No array from within may be used, or seen by anybody, after that.
-
-        Args:
-            n_bytes (int): What will be handed out; of no effect within another frame.
-        """
-        before = self._used
-        if not self._n_frames and self._memory.numel() < n_bytes:
-            self._memory = empty_bytes(0)  # given back first
-            self._memory = empty_bytes(n_bytes)
-        self._n_frames += 1
-        try:
-            yield
-        finally:
-            self._n_frames -= 1
-            self._used = before
-            if not self._n_frames and self._memory.numel() > _MOST_KEPT_BYTES:
-                self._memory = empty_bytes(0)
-
-    def empty(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Return an array of a shape, with the dtype and the device of another.
-
-        Outside of all frames it is ordinary memory.
-        """
-        start = self._used
-        end = start + math.prod(shape) * like.element_size()
-        is_kept = self._n_frames and end <= self._memory.numel()
-        if like.device.type != "cpu" or not is_kept:
-            return empty(shape, like)
-        self._used = -(-end // _ALIGNMENT) * _ALIGNMENT
-        return self._memory[start:end].view(like.dtype).view(shape)
-
-
-class _Thread(threading.local):
-    def __init__(self) -> None:
-        self.workspace = Workspace()
-
-
-_THREAD = _Thread()
-
-
-def workspace() -> Workspace:
-    """Return the workspace of this thread."""
-    return _THREAD.workspace
 
 
 P = ParamSpec("P")
@@ -240,33 +181,25 @@ class EdgePasses(Protocol):
     Args:
         problem (BarrierProblem): The problem.
         iterate (Iterate): An iterate of it, changed by :meth:`advance`.
-        memory (Tensor, optional): Flat memory to work in; by default, or if it is not
-            enough, the workspace's.
 
     Attributes:
         dtypes (tuple): Of the edges, to be tried in turn until all networks are solved.
-        n_arrays (int): How many arrays of edges a solve needs.
-        memory (Tensor): The memory worked in.
         weight (Tensor): Shape ``(B, L, T, T)``, of the inner edges.
         iterative_solver (type): What solves Laplacian systems as fast.
         iterative_from_tokens (int): From how many tokens on it is the cheaper one.
+        banded_solver (type, optional): What to try before factors of whole layers,
+            where the networks are causal.
         closed_form (type): What does the work on the edges near the optimum.
     """
 
     dtypes: ClassVar[tuple[torch.dtype, ...]]
-    n_arrays: ClassVar[int]
     iterative_solver: ClassVar[type[IterativeSolver]]
     iterative_from_tokens: ClassVar[int]
     closed_form: ClassVar[type[ClosedForm]]
-    memory: Tensor
+    banded_solver: type[IterativeSolver] | None
     weight: Tensor
 
-    def __init__(
-        self,
-        problem: BarrierProblem,
-        iterate: Iterate,
-        memory: Tensor | None = None,
-    ) -> None: ...
+    def __init__(self, problem: BarrierProblem, iterate: Iterate) -> None: ...
 
     def set_weights(self) -> Tensor:
         """Set the weights of the iterate, and sum them as :func:`node_sums` does."""
@@ -314,7 +247,7 @@ class EdgePasses(Protocol):
         ...
 
     def measure(self) -> tuple[Tensor, Tensor]:
-        """Return the flow's divergence and the sum of complementarity products."""
+        """Return the flow's divergence and the sum of the edges' products."""
         ...
 
 
