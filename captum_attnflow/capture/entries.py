@@ -285,20 +285,23 @@ def _refuse_windows(values: Tensor, entered: Tensor) -> None:
         UnsupportedAttentionError: If the first head has a part of what all have.
     """
     by_head = _mixed(values.flatten(0, -3))
+    # Of each token: heads may each have features of their own, without a projection.
     of_one, of_all = (
         torch.autograd.grad(
             part.sum(), entered, retain_graph=True, materialize_grads=True
-        )[0].flatten(1)
+        )[0]
+        .abs()
+        .reshape(*entered.shape[:2], -1)
+        .sum(-1)
         for part in (by_head[0], by_head)
     )
     (rows,) = (of_one != 0).any(1).nonzero(as_tuple=True)
     if len(rows) != 1:  # the batch is not first
         return
     one, every = (
-        of[rows[0]].abs() > _NOISE_OF_LARGEST * of[rows[0]].abs().amax()
-        for of in (of_one, of_all)
+        of[rows[0]] > _NOISE_OF_LARGEST * of[rows[0]].amax() for of in (of_one, of_all)
     )
-    # Elements may have no gradient by chance; two windows have half of them each.
+    # Tokens may have no gradient by chance; two windows have half of them each.
     if int((one & every).sum()) < 0.75 * int(every.sum()):
         raise UnsupportedAttentionError(
             f"attention runs in windows of {values.shape[-2]} tokens: the heads of a "

@@ -230,9 +230,10 @@ class AttentionInterception(TorchFunctionMode):
                 self.without_gradient.add(str(func))
         if func is F.linear and torch.is_grad_enabled() and not output.requires_grad:
             # Weights of a tensor subclass, such as torchao's, choose their kernel.
-            given = [*args, *kwargs.values()]
-            if given[0].requires_grad:
-                self.without_gradient.add(f"linear by {type(given[1]).__name__}")
+            x = args[0] if args else kwargs["input"]
+            weight = args[1] if len(args) > 1 else kwargs["weight"]
+            if x.requires_grad:
+                self.without_gradient.add(f"linear by {type(weight).__name__}")
         if func in SUM:
             self._mixing.note_sum(args, kwargs, output)
         if func is F.dropout and _drops(args, kwargs):

@@ -71,6 +71,21 @@ class TracedAxis:
             return True
         return any(self._others(key, sources) != set() for key in (0, self.size - 1))
 
+    def mixes_what_entered(self, edges: Sequence[GradientEdge]) -> bool:
+        """Whether what is at a place of the axis depends on other tokens.
+
+        Args:
+            edges (sequence of GradientEdge): Where tokens are apart, in any axis.
+        """
+        for key in (0, self.size - 1):
+            others = torch.arange(self.size, device=self.zero.device) != key
+            for gradient in self._gradients(key, edges):
+                if gradient is not None and all(
+                    bool((of & others).any()) for of in _reached(gradient, self.size)
+                ):
+                    return True
+        return False
+
     def have_query_of_a_token(self, tokens: Sequence[Tensor]) -> bool:
         """Whether scores, one for each key, are those of one token's query.
 
@@ -118,13 +133,8 @@ class TracedAxis:
             sources (sequence): Where tokens are apart.
             axis (int): The axis of the tokens there.
         """
-        of_key = self.zero.repeat(self.shape)
-        of_key.select(self.axis, key).fill_(1)
-        gradients = torch.autograd.grad(
-            [self.edge], sources, [of_key], retain_graph=True, allow_unused=True
-        )
         others: set[int] = set()
-        for gradient in gradients:
+        for gradient in self._gradients(key, sources):
             if gradient is not None:
                 found = (gradient != 0).movedim(axis, -2).any(-1).flatten(0, -2)
                 found[:, key] = False
@@ -132,6 +142,15 @@ class TracedAxis:
                     return None
                 others.update(found.any(0).nonzero()[:, 0].tolist())
         return others
+
+    def _gradients(
+        self, key: int, sources: Sequence[Tensor] | Sequence[GradientEdge]
+    ) -> tuple[Tensor | None, ...]:
+        of_key = self.zero.repeat(self.shape)
+        of_key.select(self.axis, key).fill_(1)
+        return torch.autograd.grad(
+            [self.edge], sources, [of_key], retain_graph=True, allow_unused=True
+        )
 
 
 @dataclass(frozen=True)
@@ -253,9 +272,10 @@ class PositionMixing:
             dict: For each name behind how many of the calls it is.
         """
         found = self._noted(calls, tokens, scores)
-        for name, n_before in _between(calls, tokens, found):
+        seen = _Seen(calls, tokens)
+        for name, n_before in _between(calls, tokens, seen, found):
             found.setdefault(name, set()).add(n_before)
-        for name, n_before in _behind_all(calls, tokens, selected, found):
+        for name, n_before in _behind_all(calls, selected, seen, found):
             found.setdefault(name, set()).add(n_before)
         return found
 
@@ -429,9 +449,120 @@ _KEEPS_APART = {
 _ALONG_FEATURES = {"Cat", "Mean", "Slice", "Split", "SplitWithSizes", "Sum"}
 
 
+@dataclass
+class _Part:
+    """A part of the graph, between what was seen before and a tensor.
+
+    Attributes:
+        nodes (set of Node): It.
+        may_mix (dict): The nodes that may mix tokens, by the names of their operations.
+        entered (list of GradientEdge): What enters the part beside attention.
+    """
+
+    nodes: set[Node]
+    may_mix: dict[str, list[Node]]
+    entered: list[GradientEdge]
+
+
+class _Seen:
+    """Goes back over a graph part by part, so that each is looked at once.
+
+    What passes beside attention is followed to where a part begins, not to the inputs:
+    the work then grows with the layers, not with their square.
+
+    Args:
+        calls (sequence of AttentionCall): The attention that was captured.
+        tokens (sequence of Tensor): What stands for the inputs.
+    """
+
+    def __init__(
+        self, calls: Sequence[AttentionCall], tokens: Sequence[Tensor]
+    ) -> None:
+        self._tokens = tokens
+        probed = [call.probed for call in calls]
+        self._of_tokens = DependencyGraph([*tokens, *probed])
+        self._attention = {
+            get_gradient_edge(part).node for part in probed if part.requires_grad
+        }
+        self._attention |= {edge.node for call in calls for edge in call.mixed}
+        self._seen = {
+            get_gradient_edge(part).node for part in tokens if part.requires_grad
+        }
+
+    @property
+    def attention(self) -> Collection[Node]:
+        """Where maps, and what was mixed by them, are in the graph."""
+        return self._attention
+
+    def part_behind(self, start: Node, n_tokens: int) -> _Part:
+        """Go back to what was seen before."""
+        may_mix: dict[str, list[Node]] = {}
+        pending, part = [start], set[Node]()
+        while pending:
+            node = pending.pop()
+            if node in self._seen or node in self._attention or node in part:
+                continue
+            part.add(node)
+            name = _operation(node)
+            if not _keeps_apart(name, node, n_tokens):
+                # AvgPool2D as avg_pool2d
+                name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+                may_mix.setdefault(name, []).append(node)
+            pending.extend(parent for parent, _ in node.next_functions if parent)
+        entered: list[GradientEdge] = []
+        if may_mix:  # else nothing is asked of it
+            edges = {edge for node in part for edge in node.next_functions}
+            entered = self._entered(edges, n_tokens)
+        return _Part(part, may_mix, entered)
+
+    def note(self, part: _Part) -> None:
+        """Note a part as seen."""
+        self._seen |= part.nodes
+
+    def _entered(
+        self, edges: Iterable[tuple[Node | None, int]], n_tokens: int
+    ) -> list[GradientEdge]:
+        found = [
+            GradientEdge(node, number)
+            for node, number in edges
+            if node is not None and node in self._seen and self._of_tokens.depends(node)
+        ]
+        if all(_reached_shapes(_shape(edge), n_tokens) for edge in found):
+            return found
+        apart = where_tokens_are_apart(n_tokens, (), self._tokens)
+        return [get_gradient_edge(part) for part in apart]
+
+
+def _shape(edge: GradientEdge) -> torch.Size:
+    return torch.Size(edge.node._input_metadata[edge.output_nr].shape)
+
+
+def _reached_shapes(
+    shape: Sequence[int], n_tokens: int
+) -> list[tuple[tuple[int, ...], int]]:
+    """List how a tensor may have tokens, as shapes with an axis.
+
+    Where no size is that of the tokens, rows and tokens may be one axis.
+    """
+    axes = [axis for axis, size in enumerate(shape) if size == n_tokens]
+    if axes or not shape or shape[0] % n_tokens:
+        return [(tuple(shape), axis) for axis in axes]
+    n_rows, features = shape[0] // n_tokens, shape[1:]
+    return [((n_rows, n_tokens, *features), 1), ((n_tokens, n_rows, *features), 0)]
+
+
+def _reached(gradient: Tensor, n_tokens: int) -> list[Tensor]:
+    """Find the tokens of a gradient that are not zero, for each way to have them."""
+    return [
+        (gradient != 0).reshape(shape).movedim(axis, 0).flatten(1).any(1)
+        for shape, axis in _reached_shapes(gradient.shape, n_tokens)
+    ]
+
+
 def _between(
     calls: Sequence[AttentionCall],
     tokens: Sequence[Tensor],
+    seen: _Seen,
     known: Mapping[str, set[int]],
 ) -> Iterator[tuple[str, int]]:
     """Find what mixes tokens between a layer and the one before it, in any way.
@@ -442,47 +573,45 @@ def _between(
     Args:
         calls (sequence of AttentionCall): The attention that was captured.
         tokens (sequence of Tensor): What stands for the inputs.
+        seen (_Seen): What was looked at before.
         known (mapping): What is known to mix behind how many of the calls.
 
     Yields:
         tuple[str, int]: Its name, and behind how many of the calls it is.
     """
     behind = DependencyGraph([call.probed for call in calls])
-    starts = [*tokens, *(call.probed for call in calls)]
-    seen = {get_gradient_edge(part).node for part in starts if part.requires_grad}
-    seen |= {edge.node for call in calls for edge in call.mixed}
     for call in calls:
         values, n_tokens = call.values, call.values.shape[-2]
         if not values.requires_grad:
             continue
-        names = _may_mix(get_gradient_edge(values).node, n_tokens, seen)
+        part = seen.part_behind(get_gradient_edge(values).node, n_tokens)
+        seen.note(part)
         before = sorted(behind.ancestors(values))
-        if not names or len(before) in set[int]().union(*known.values()):
+        if not part.may_mix or len(before) in set[int]().union(*known.values()):
             continue
         apart = where_tokens_are_apart(n_tokens, [calls[i] for i in before], tokens)
         of_keys = TracedAxis.of(values, values.dim() - 2)
         is_mixed = bool(apart) and of_keys.mixes(apart)
         # What passes beside all attention, too.
-        entered = where_tokens_are_apart(n_tokens, (), tokens)
-        if before and entered and not is_mixed:
-            with without_attention(calls):
-                is_mixed = of_keys.mixes(entered)
+        if before and part.entered and not is_mixed:
+            with without_attention([calls[i] for i in before]):
+                is_mixed = of_keys.mixes_what_entered(part.entered)
         if is_mixed:
-            yield from ((name, len(before)) for name in sorted(names))
+            yield from ((name, len(before)) for name in _names(part.may_mix, n_tokens))
 
 
 def _behind_all(
     calls: Sequence[AttentionCall],
-    tokens: Sequence[Tensor],
     selected: Tensor,
+    seen: _Seen,
     known: Mapping[str, set[int]],
 ) -> Iterator[tuple[str, int]]:
     """Find what mixes tokens behind the last layer, before the output is read at some.
 
     Args:
         calls (sequence of AttentionCall): The attention that was captured.
-        tokens (sequence of Tensor): What stands for the inputs.
         selected (Tensor): One output per row, in the graph.
+        seen (_Seen): What was looked at before.
         known (mapping): What is known to mix behind how many of the calls.
 
     Yields:
@@ -492,29 +621,27 @@ def _behind_all(
     used = {
         i for n, call in enumerate(calls) for i in behind.ancestors(call.probed) - {n}
     }
-    attention = {
-        get_gradient_edge(call.probed).node
-        for call in calls
-        if call.probed.requires_grad
-    }
-    attention |= {edge.node for call in calls for edge in call.mixed}
     for last in set(range(len(calls))) - used:
         call, n_before = calls[last], len(behind.ancestors(calls[last].probed))
         n_tokens = call.lengths()[0]
         if n_tokens == 1 or n_before in set[int]().union(*known.values()):
             continue
-        for edge in _read_from(selected, n_tokens, attention):
+        of_map = [get_gradient_edge(call.probed)] if call.probed.requires_grad else []
+        for edge in _read_from(selected, n_tokens, seen.attention):
             # Of most heads nothing may, which costs no backward pass.
-            names = _may_mix(edge.node, n_tokens, set(attention))
-            is_mixed = bool(names) and _is_mixed_where_read(edge, selected, call.probed)
-            entered = where_tokens_are_apart(n_tokens, (), tokens)
-            if names and entered and not is_mixed:
+            part = seen.part_behind(edge.node, n_tokens)
+            if not part.may_mix:
+                continue
+            is_mixed = bool(of_map) and _is_mixed_where_read(
+                edge, selected, of_map, n_tokens
+            )
+            if part.entered and not is_mixed:
                 with without_attention(calls):  # what passes beside all of it
-                    is_mixed = any(
-                        _is_mixed_where_read(edge, selected, part) for part in entered
+                    is_mixed = _is_mixed_where_read(
+                        edge, selected, part.entered, n_tokens
                     )
             if is_mixed:
-                yield from ((name, n_before) for name in sorted(names))
+                yield from ((name, n_before) for name in _names(part.may_mix, n_tokens))
 
 
 def _read_from(
@@ -555,22 +682,27 @@ def _axes_of_tokens(edge: GradientEdge, n_tokens: int) -> list[int]:
     return [axis for axis, size in enumerate(shape) if size == n_tokens]
 
 
-def _is_mixed_where_read(edge: GradientEdge, selected: Tensor, source: Tensor) -> bool:
+def _is_mixed_where_read(
+    edge: GradientEdge,
+    selected: Tensor,
+    sources: Sequence[GradientEdge],
+    n_tokens: int,
+) -> bool:
     """Whether what is read of some tokens depends on others of a source.
 
     Args:
         edge (GradientEdge): Where what is read is in the graph.
         selected (Tensor): One output per row, in the graph.
-        source (Tensor): The map of the last layer, or what stands for the tokens, in
-            the last dimension but one.
+        sources (sequence of GradientEdge): The map of the last layer, or what passes
+            beside it.
+        n_tokens (int): So many.
     """
     like = edge.node._input_metadata[edge.output_nr]
     zero = torch.zeros((), dtype=like.dtype, device=like.device)
-    shape = torch.Size(like.shape)
-    axes = _axes_of_tokens(edge, source.shape[-2])
+    axes = _axes_of_tokens(edge, n_tokens)
     # Another axis may be as long by chance: tokens are apart along one alone.
-    traced = (TracedAxis(edge, shape, axis, zero) for axis in axes)
-    if not all(axis.mixes([source]) for axis in traced):
+    traced = (TracedAxis(edge, _shape(edge), axis, zero) for axis in axes)
+    if not all(axis.mixes_what_entered(sources) for axis in traced):
         return False
     for row in {0, len(selected) - 1}:  # which are read at positions of their own
         (gradient,) = torch.autograd.grad(
@@ -578,38 +710,61 @@ def _is_mixed_where_read(edge: GradientEdge, selected: Tensor, source: Tensor) -
         )
         if gradient is None:
             continue
-        (of_queries,) = torch.autograd.grad(
-            [edge], [source], [gradient], retain_graph=True, allow_unused=True
-        )
-        if of_queries is None:
-            continue
-        reached = (of_queries != 0).any(-1).flatten(0, -2).any(0)
-        for axis in axes:
-            read = (gradient != 0).movedim(axis, 0).flatten(1).any(1)
-            if bool((reached & ~read).any()):
+        reads = [(gradient != 0).movedim(axis, 0).flatten(1).any(1) for axis in axes]
+        for of_source in torch.autograd.grad(
+            [edge], sources, [gradient], retain_graph=True, allow_unused=True
+        ):
+            if of_source is not None and any(
+                all(bool((of & ~read).any()) for of in _reached(of_source, n_tokens))
+                for read in reads
+            ):
                 return True
     return False
+
+
+# What most models have anyway: it may be how another operation is computed.
+_IN_MOST_MODELS = {"addmm", "baddbmm", "bmm", "mm", "softmax", "stack"}
+
+
+def _names(may_mix: Mapping[str, Sequence[Node]], n_tokens: int) -> list[str]:
+    """Name those of some operations, of which one mixes tokens, that do.
+
+    Args:
+        may_mix (mapping): Where each is in the graph.
+        n_tokens (int): So many.
+    """
+    found = {
+        name: {_node_mixes(node, n_tokens) for node in nodes}
+        for name, nodes in may_mix.items()
+    }
+    do = {name for name, mixes in found.items() if True in mixes}
+    may = {name for name, mixes in found.items() if None in mixes}
+    return sorted(do | (may - _IN_MOST_MODELS if do else may) or may_mix)
+
+
+def _node_mixes(node: Node, n_tokens: int) -> bool | None:
+    """Whether one operation mixes tokens; None where its shapes do not tell."""
+    given = [
+        GradientEdge(parent, number)
+        for parent, number in node.next_functions
+        if parent is not None and _operation(parent) != "AccumulateGrad"
+    ]
+    known = [edge for edge in given if n_tokens in _shape(edge)]
+    like, shape = node._input_metadata[0], _shape(GradientEdge(node, 0))
+    zero = torch.zeros((), dtype=like.dtype, device=like.device)
+    axes = [axis for axis, size in enumerate(shape) if size == n_tokens]
+    traced = [TracedAxis(GradientEdge(node, 0), shape, axis, zero) for axis in axes]
+    if not known or not traced:
+        return None
+    found = {axis.mixes_what_entered(known) for axis in traced}
+    if len(found) > 1 or (found == {False} and len(known) < len(given)):
+        return None
+    return found.pop()
 
 
 def _operation(node: Node) -> str:
     """Name the operation that a node of the graph is of, such as ``AvgPool2D``."""
     return re.sub(r"Backward\d*$", "", node.name().rpartition("::")[2])
-
-
-def _may_mix(start: Node, n_tokens: int, seen: set[Node]) -> set[str]:
-    """Name the operations that may mix tokens, back to what was seen before."""
-    names, pending = set(), [start]
-    while pending:
-        node = pending.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        name = _operation(node)
-        if not _keeps_apart(name, node, n_tokens):
-            # AvgPool2D as avg_pool2d
-            names.add(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
-        pending.extend(parent for parent, _ in node.next_functions if parent)
-    return names
 
 
 def _keeps_apart(name: str, node: Node, n_tokens: int) -> bool:
@@ -648,6 +803,8 @@ def mixing_in_words(found: Mapping[str, set[int]], n_layers: int) -> str:
 
         >>> mixing_in_words({"stack": {0, 3}, "matmul": {2}}, 3).partition(": ")[2]
         'in front of layer 1, between layers 2 and 3, behind the last layer'
+        >>> mixing_in_words({"roll": {1}}, 1).partition(" beside")[0]
+        'roll mixes positions'
     """
 
     def place(before: int) -> str:
@@ -659,6 +816,7 @@ def mixing_in_words(found: Mapping[str, set[int]], n_layers: int) -> str:
 
     places = map(place, sorted(set[int]().union(*found.values())))
     return (
-        f"{', '.join(sorted(found))} mix positions beside the attention that was "
-        f"captured, which has {n_layers} layers: {', '.join(places)}"
+        f"{', '.join(sorted(found))} {'mixes' if len(found) == 1 else 'mix'} positions "
+        f"beside the attention that was captured, which has {n_layers} "
+        f"layer{'s' * (n_layers != 1)}: {', '.join(places)}"
     )

@@ -554,7 +554,7 @@ def test_layers_that_mix_positions_without_attention_are_named(method, name, pla
     """What passes through them is missing from a flow over attention."""
     model, ids = Hybrid(MIXING[name], place), token_ids(2, 6)
     with pytest.warns(
-        UserWarning, match=rf"{name}.* mix positions beside the attention"
+        UserWarning, match=rf"{name}.* mix(es)? positions beside the attention"
     ):
         method(model).attribute(ids, target=1)
 
@@ -567,7 +567,7 @@ def test_layers_that_mix_positions_without_attention_are_named(method, name, pla
 def test_where_flows_miss_nothing_nothing_is_named(name, mix, place):
     model, ids = Hybrid(mix, place), token_ids(2, 6)
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*mix positions")
+        warnings.filterwarnings("error", message=".*mix(es)? positions")
         RelevanceFlow(model).attribute(ids, target=1)
 
 

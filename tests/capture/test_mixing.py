@@ -69,10 +69,10 @@ def test_a_layer_without_a_softmax_is_named(method, unknown, place):
     model, ids = Model(attends), torch.randint(0, 60, (2, 7))
     if method is AttnLRP:  # which follows it
         with warnings.catch_warnings():
-            warnings.filterwarnings("error", message=".*mix positions")
+            warnings.filterwarnings("error", message=".*mix(es)? positions")
             method(model).attribute(ids, target=1)
         return
-    with pytest.warns(UserWarning, match=r"(matmul|einsum) mix positions beside"):
+    with pytest.warns(UserWarning, match=r"(matmul|einsum) mix(es)? positions beside"):
         method(model).attribute(ids, target=1)
 
 
@@ -90,7 +90,7 @@ def test_a_layer_without_a_softmax_is_named(method, unknown, place):
 def test_scores_of_as_many_features_as_tokens_are_no_mixing(method, attend):
     model, ids = Model([attend] * 3, head_size=7), torch.randint(0, 60, (2, 7))
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*mix positions")
+        warnings.filterwarnings("error", message=".*mix(es)? positions")
         method(model).attribute(ids, target=1)
 
 
@@ -114,7 +114,7 @@ def test_a_last_layer_of_one_query_without_a_softmax_is_named(method, token, lon
         return mixed[:, :, None].expand(-1, -1, 7, -1)
 
     model, ids = Model([known, known, attend]), torch.randint(0, 60, (2, 7))
-    with pytest.warns(UserWarning, match="mix positions beside"):
+    with pytest.warns(UserWarning, match="mix(es)? positions beside"):
         method(model).attribute(ids, target=1)
 
 
@@ -152,7 +152,7 @@ def test_linear_attention_of_one_query_behind_all_layers_is_named(method, linear
 
     model, ids = Model([known, known, attend]), torch.randint(0, 60, (2, 7))
     with pytest.warns(
-        UserWarning, match="mix positions beside .* 2 layers: behind the last"
+        UserWarning, match="mix(es)? positions beside .* 2 layers: behind the last"
     ):
         method(model).attribute(ids, target=1)
 
@@ -172,7 +172,7 @@ def test_features_that_heads_multiply_are_a_head(method):
 
     ids = torch.randint(0, 60, (2, 7))
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*mix positions")
+        warnings.filterwarnings("error", message=".*mix(es)? positions")
         method(forward).attribute(ids, target=1)
 
 
@@ -240,7 +240,7 @@ def test_what_mixes_tokens_in_front_of_a_layer_is_named(method, place, between):
     attends.insert(place, attend)
     model, ids = Model(attends), torch.randint(0, 60, (2, 7))
     where = ["in front of layer 1", "between layers 1 and 2"][place]
-    words = rf"\b{name}\b.* mix positions beside .* 2 layers: {where}"
+    words = rf"\b{name}\b.* mix(es)? positions beside .* 2 layers: {where}"
     with pytest.warns(UserWarning, match=words):
         method(model).attribute(ids, target=1)
 
@@ -253,7 +253,7 @@ def test_what_is_looked_at_but_mixes_nothing_is_not_named(method):
 
     model, ids = Model([known, attend, known]), torch.randint(0, 60, (2, 7))
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*mix positions")
+        warnings.filterwarnings("error", message=".*mix(es)? positions")
         method(model).attribute(ids, target=1)
 
 
@@ -315,7 +315,7 @@ def test_products_that_are_multiplied_and_summed_are_named(method, place):
     attends: list[Attend] = [known] * 3
     attends[place] = attend
     model, ids = Model(attends), torch.randint(0, 60, (2, 7))
-    with pytest.warns(UserWarning, match="sum mix positions beside"):
+    with pytest.warns(UserWarning, match="sum mix(es)? positions beside"):
         method(model).attribute(ids, target=1)
 
 
@@ -345,7 +345,7 @@ def test_gates_that_pool_the_tokens_are_a_head(method, pooling):
 
     ids = torch.randint(0, 60, (2, 7))
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*mix positions")
+        warnings.filterwarnings("error", message=".*mix(es)? positions")
         method(forward).attribute(ids, target=1)
 
 
@@ -411,7 +411,7 @@ def test_what_mixes_tokens_behind_all_layers_is_named_if_one_is_read(
     name, mix = BEHIND[behind]
     model, ids = Model([known, known]), torch.randint(0, 60, (2, 7))
     forward = read_behind(model, lambda hidden: model.head(mix(hidden)[:, token]))
-    words = rf"\b{name}.* mix positions beside .* 2 layers: behind the last layer"
+    words = rf"\b{name}.* mix(es)? positions beside .* 2 layers: behind the last layer"
     with pytest.warns(UserWarning, match=words):
         method(forward).attribute(ids, target=1)
 
@@ -422,7 +422,7 @@ def test_a_norm_over_tokens_behind_all_layers_is_named():
     forward = read_behind(
         model, lambda hidden: nn.functional.layer_norm(hidden, hidden.shape[1:])[:, 0]
     )
-    with pytest.warns(UserWarning, match="native_layer_norm mix positions"):
+    with pytest.warns(UserWarning, match="native_layer_norm mix(es)? positions"):
         GeneralizedAttentionFlow(forward).attribute(ids, target=1)
 
 
@@ -432,7 +432,7 @@ def test_a_recurrent_layer_behind_all_layers_is_named(recurrent, both_ways):
     model, ids = Model([known, known]), torch.randint(0, 60, (2, 7))
     layer = recurrent(8, 8, batch_first=True, bidirectional=both_ways)
     forward = read_behind(model, lambda hidden: layer(hidden)[0][:, 5])
-    with pytest.warns(UserWarning, match="mix positions .*: behind the last layer"):
+    with pytest.warns(UserWarning, match=r"mix(es)? positions .*: behind the last"):
         GeneralizedAttentionFlow(forward).attribute(ids, target=1)
 
 
@@ -440,7 +440,7 @@ def test_tokens_that_are_classified_behind_a_recurrence_are_named():
     """The target takes the token, not the model."""
     model, ids = Model([known, known]), torch.randint(0, 60, (2, 7))
     forward = read_behind(model, lambda hidden: model.head(recurrence(hidden)))
-    with pytest.warns(UserWarning, match="mix positions .*: behind the last layer"):
+    with pytest.warns(UserWarning, match=r"mix(es)? positions .*: behind the last"):
         GeneralizedAttentionFlow(forward).attribute(ids, target=(4, 1))
 
 
@@ -501,7 +501,7 @@ def test_a_head_is_not_named(method, head):
     model, ids = Model([known, known]), torch.randint(0, 60, (2, 7))
     forward = read_behind(model, lambda hidden: model.head(HEADS[head](hidden)))
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*mix positions")
+        warnings.filterwarnings("error", message=".*mix(es)? positions")
         method(forward).attribute(ids, target=1)
 
 
@@ -513,7 +513,7 @@ def test_tokens_that_are_classified_one_by_one_are_not_named(n_labels, head_size
     labels = nn.Linear(2 * head_size, n_labels)
     forward = read_behind(model, labels)
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*mix positions")
+        warnings.filterwarnings("error", message=".*mix(es)? positions")
         GeneralizedAttentionFlow(forward).attribute(
             torch.randint(0, 60, (2, 7)), target=(4, 1)
         )
@@ -527,5 +527,5 @@ def test_what_passes_beside_attention_is_named(method, place):
     attends[place] = lambda q, k, v: known(q, k, v) + v.roll(1, 2)
     model, ids = Model(attends), torch.randint(0, 60, (2, 7))
     where = ["between layers 1 and 2", "behind the last layer"][place]
-    with pytest.warns(UserWarning, match=f"^roll mix positions .*: .*{where}"):
+    with pytest.warns(UserWarning, match=f"^roll mix(es)? positions .*: .*{where}"):
         method(model).attribute(ids, target=1)
