@@ -7,7 +7,12 @@ import torch
 from models import bert, encoder_decoder, token_ids
 from torch import nn
 
-from captum_attnflow import AttnLRP, LayerRelevanceFlow, RelevanceFlow
+from captum_attnflow import (
+    AttentionRollout,
+    AttnLRP,
+    LayerRelevanceFlow,
+    RelevanceFlow,
+)
 
 
 @pytest.fixture(scope="module")
@@ -122,3 +127,21 @@ def test_checkpointing_is_refused_in_words(model):
     embeddings = torch.randn(2, 5, 32, dtype=torch.float64)
     with pytest.raises(ValueError, match="gradient checkpointing"):
         RelevanceFlow(forward).attribute(embeddings, target=1)
+
+
+@pytest.mark.parametrize("method", [AttentionRollout, RelevanceFlow])
+@pytest.mark.parametrize("n_heads", [1, 2, 4])
+def test_heads_that_weigh_parts_of_the_input_itself_are_no_windows(method, n_heads):
+    """Without a projection of values each head has features of its own."""
+    project, head = nn.Linear(8, 16), nn.Linear(8, 2)
+
+    def forward(x):
+        q, k, v = (
+            part.unflatten(-1, (n_heads, -1)).transpose(1, 2)
+            for part in (*project(x).chunk(2, -1), x)
+        )
+        mixed = (q @ k.mT).softmax(-1) @ v
+        return head((x + mixed.transpose(1, 2).flatten(2))[:, 0])
+
+    scores = method(forward).attribute(torch.randn(2, 6, 8), target=1)
+    assert bool(scores.any())

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 from captum_attnflow import (
@@ -529,3 +530,91 @@ def test_what_passes_beside_attention_is_named(method, place):
     where = ["between layers 1 and 2", "behind the last layer"][place]
     with pytest.warns(UserWarning, match=f"^roll mix(es)? positions .*: .*{where}"):
         method(model).attribute(ids, target=1)
+
+
+@pytest.mark.parametrize("method", [GeneralizedAttentionFlow, RelevanceFlow])
+@pytest.mark.parametrize("head", [name for name in HEADS if "mask" not in name])
+def test_a_head_is_not_named_where_tokens_are_as_many_as_features(method, head):
+    """A linear layer may then be one over tokens, so that it is computed."""
+    model, ids = Model([known, known]), torch.randint(0, 60, (2, 8))
+    forward = read_behind(model, lambda hidden: model.head(HEADS[head](hidden)))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*mix(es)? positions")
+        method(forward).attribute(ids, target=1)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_shift_is_named_where_tokens_are_as_many_as_features(place):
+    attends: list[Attend] = [known, known]
+    attends.insert(place, lambda q, k, v: v.roll(1, 2))
+    where = ["in front of layer 1", "between layers 1 and 2", "behind the last layer"]
+    with pytest.warns(UserWarning, match=rf"roll.* positions .*: {where[place]}\."):
+        RelevanceFlow(Model(attends)).attribute(torch.randint(0, 60, (2, 8)), target=1)
+
+
+def as_many_features_as_tokens(n_layers: int) -> tuple[nn.Module, list[nn.Module]]:
+    model = Model([known] * n_layers)
+    return model, list(model.maps)
+
+
+def experts(n_layers: int) -> tuple[nn.Module, list[nn.Module]]:
+    model = transformers.MixtralForCausalLM(
+        transformers.MixtralConfig(
+            vocab_size=60,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=n_layers,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            num_local_experts=2,
+            attn_implementation="eager",
+        )
+    )
+    return model.eval(), [layer.self_attn.v_proj for layer in model.model.layers]
+
+
+@pytest.mark.parametrize("make", [as_many_features_as_tokens, experts])
+def test_the_work_grows_with_the_layers_not_with_their_square(make):
+    """Counted are the gradients that arrive in front of the layers' attention."""
+
+    def work(n_layers: int) -> int:
+        model, layers = make(n_layers)
+        n_gradients = 0
+
+        def count(gradient: Tensor) -> None:
+            nonlocal n_gradients
+            n_gradients += 1
+
+        def watch(layer: nn.Module, taken: tuple[Tensor, ...], put_out: Tensor) -> None:
+            if put_out.requires_grad:
+                put_out.register_hook(count)
+
+        for layer in layers:
+            layer.register_forward_hook(watch)
+
+        def forward(ids: Tensor) -> Tensor:
+            output = model(ids)
+            return output if isinstance(output, Tensor) else output.logits[:, -1]
+
+        ids = torch.randint(0, 60, (1, 8))
+        GeneralizedAttentionFlow(forward).attribute(ids, target=1)
+        return n_gradients
+
+    few, more, many = work(4), work(8), work(12)
+    assert 0 < many - more == more - few
+
+
+def test_operations_that_mix_nothing_are_not_named():
+    """Beside a convolution over tokens: joined heads, and products within a token."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        weights = q.unflatten(-1, (2, 2)).tanh()
+        alone = weights @ k.unflatten(-1, (2, 2))
+        kernel = torch.linspace(-1, 1, 12).view(4, 1, 3)
+        mixed = nn.functional.conv1d(v.flatten(0, 1).mT, kernel, padding=1, groups=4)
+        joined = torch.cat([alone.flatten(-2), mixed.mT.view(v.shape)], 1)
+        return joined[:, :2] + joined[:, 2:]
+
+    model, ids = Model([known, attend, known]), torch.randint(0, 60, (2, 7))
+    with pytest.warns(UserWarning, match="^convolution mixes positions beside"):
+        GeneralizedAttentionFlow(model).attribute(ids, target=1)
