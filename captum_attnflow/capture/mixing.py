@@ -589,13 +589,20 @@ def _between(
         before = sorted(behind.ancestors(values))
         if not part.may_mix or len(before) in set[int]().union(*known.values()):
             continue
-        apart = where_tokens_are_apart(n_tokens, [calls[i] for i in before], tokens)
         of_keys = TracedAxis.of(values, values.dim() - 2)
-        is_mixed = bool(apart) and of_keys.mixes(apart)
-        # What passes beside all attention, too.
-        if before and part.entered and not is_mixed:
-            with without_attention([calls[i] for i in before]):
-                is_mixed = of_keys.mixes_what_entered(part.entered)
+        ahead = [calls[i] for i in before]
+        whole = [call for call in ahead if call.lengths() == (n_tokens, n_tokens)]
+        mixed = list(whole[-1].mixed) if whole else []
+        if mixed and all(n_tokens in _shape(edge) for edge in mixed):
+            # One pass for both: a gradient is taken where it is cut off, before that.
+            with without_attention(ahead):
+                is_mixed = of_keys.mixes_what_entered([*mixed, *part.entered])
+        else:
+            apart = where_tokens_are_apart(n_tokens, ahead, tokens)
+            is_mixed = bool(apart) and of_keys.mixes(apart)
+            if before and part.entered and not is_mixed:  # beside all attention
+                with without_attention(ahead):
+                    is_mixed = of_keys.mixes_what_entered(part.entered)
         if is_mixed:
             yield from ((name, len(before)) for name in _names(part.may_mix, n_tokens))
 
