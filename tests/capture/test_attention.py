@@ -638,3 +638,24 @@ def test_an_option_of_autograd_may_not_cut_off_what_is_needed():
     model, ids = HeadsAnywhere(), token_ids(4, 7)
     options = {"retain_graph": False, "allow_unused": False}
     capture_attention(lambda ids: model(ids, "rows"), (ids,), 1, None, options)
+
+
+def test_a_linear_layer_that_cuts_gradients_off_is_named_by_its_weight():
+    """However its arguments are given; such weights choose kernels on integers."""
+
+    class Rounded(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            output = super().__torch_function__(func, types, args, kwargs)
+            if func is nn.functional.linear:
+                return output.as_subclass(torch.Tensor).detach()
+            return output
+
+    model, weight = Hybrid(nn.Identity(), "between"), torch.randn(3, 32)
+    weight = weight.as_subclass(Rounded)
+
+    def forward(ids):
+        return nn.functional.linear(weight=weight, input=model(ids))
+
+    with pytest.raises(UnsupportedAttentionError, match="linear by Rounded"):
+        RelevanceFlow(forward).attribute(token_ids(2, 6), target=1)
