@@ -50,8 +50,10 @@ from captum_attnflow.pipelines.methods import (
     method_class,
 )
 from captum_attnflow.pipelines.provenance import hash_of_companion, hash_of_model
+from captum_attnflow.pipelines.sentence_similarity import SimilarityAttribution
 from captum_attnflow.pipelines.text_classification import TextAttribution
 from captum_attnflow.pipelines.text_generation import GeneratedText, TextGenerator
+from captum_attnflow.pipelines.token_classification import LabelledWords
 from captum_attnflow.storage import (
     FORMAT_VERSION,
     KINDS,
@@ -352,13 +354,38 @@ def test_another_reader_of_safetensors_finds_the_scores(explain, tmp_path):
 # Equality
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_result_is_compared_to_the_last_bit(kind):
-    made = getattr(import_module(CLASSES[kind]), kind)
+RESULTS = [
+    *(getattr(import_module(CLASSES[kind]), kind) for kind in KINDS),
+    *(LabelledWords, SimilarityAttribution),  # which hold some of them
+]
+
+
+@pytest.mark.parametrize("made", RESULTS)
+def test_every_kind_of_result_is_compared_to_the_last_bit(made):
     assert issubclass(made, Compared)
     # And by no method that @dataclass put before it.
     assert next(c for c in made.__mro__ if "__eq__" in vars(c)) in (Compared, made)
-    assert ("__eq__" in vars(made)) == (kind == "Explanation")
+    assert ("__eq__" in vars(made)) == (made is Explanation)
+
+
+def of_one_value(made: type, value: object) -> object:
+    """An instance with the same in every field, whatever the field is for."""
+    instance = object.__new__(made)
+    for field in dataclasses.fields(made):
+        object.__setattr__(instance, field.name, value)
+    return instance
+
+
+# An Explanation's flow, which may still be to solve, is compared by a rule of its own.
+@pytest.mark.parametrize("made", [made for made in RESULTS if made is not Explanation])
+def test_results_are_compared_by_type_and_bits_in_every_field(made):
+    nan = [of_one_value(made, (float("nan"),)) for _ in range(2)]
+    assert nan[0] == nan[1]
+    tensors = [of_one_value(made, torch.tensor([1, math.nan])) for _ in range(2)]
+    assert tensors[0] == tensors[1]
+    assert hash(tensors[0]) == hash(tensors[1])
+    assert of_one_value(made, 1) != of_one_value(made, 1.0)
+    assert of_one_value(made, 0.0) != of_one_value(made, -0.0)
 
 
 def of_numbers(*numbers: float, dtype=torch.float64) -> GenerationExplanation:

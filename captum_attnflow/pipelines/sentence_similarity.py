@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils import cached_file
 
 from captum_attnflow._checks import check_choice, is_pipeline
+from captum_attnflow._tree import Compared
 from captum_attnflow.attr import SLALOM
 from captum_attnflow.long_form import LongForm, ScoredRows, Tokens, refuse_tokens
 from captum_attnflow.pipelines.encoding import EncodedTexts, ModelOfTexts, Truncation
@@ -47,7 +48,7 @@ _FLAGS: dict[str, Pooling] = {
 _MODULES = ("Transformer", "Pooling", "Normalize")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SideAttribution(TextAttribution):
     """What a similarity rests on in one of two texts; ``text_pair`` is the other.
 
@@ -66,8 +67,8 @@ class SideAttribution(TextAttribution):
         return {"explained": self.explained}
 
 
-@dataclass(frozen=True)
-class SimilarityAttribution(LongForm):
+@dataclass(frozen=True, eq=False)
+class SimilarityAttribution(Compared, LongForm):
     """What the similarity of two texts rests on, in each given the other.
 
     The value of a notebook's cell is shown as Captum's text picture, a row per text,
