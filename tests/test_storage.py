@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import io
 import itertools
 import json
@@ -337,6 +338,35 @@ def test_the_part_of_a_batch_holds_no_more_than_itself(explain, tmp_path):
     result.select(slice(1, 2)).save(tmp_path / "x")
     capacity = load_file(tmp_path / "x")["results.0.network.capacity"]
     assert torch.equal(capacity, result.network.capacity[1:2])
+
+
+def in_order(data, names):
+    """The file with the texts of its header in another order, and its checksum."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    texts = header["__metadata__"] | {"captum_attnflow_sha256": "0" * 64}
+    header["__metadata__"] = {name: texts[name] for name in names}
+    written = json.dumps(header, separators=(",", ":")).encode()
+    written += b" " * (-len(written) % 8)
+    data = len(written).to_bytes(8, "little") + written + data[end:]
+    return data.replace(b"0" * 64, hashlib.sha256(data).hexdigest().encode(), 1)
+
+
+def test_the_same_results_make_the_same_bytes(explain, stored, tmp_path):
+    result, written = explain("relevance-flow"), set()
+    for _ in range(16):
+        result.save(tmp_path / "x", Provenance(notes={"b": 1, "a": torch.ones(2)}))
+        written.add((tmp_path / "x").read_bytes())
+    assert len(written) == 1
+    for data in (stored, *written):
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        names = list(header["__metadata__"])
+        assert names == ["captum_attnflow", "captum_attnflow_sha256"]
+        assert in_order(data, names) == data
+        # As earlier versions wrote them, at random.
+        (tmp_path / "y").write_bytes(in_order(data, names[::-1]))
+        (tmp_path / "x").write_bytes(data)
+        assert load_results(tmp_path / "y") == load_results(tmp_path / "x")
 
 
 def test_another_reader_of_safetensors_finds_the_scores(explain, tmp_path):
