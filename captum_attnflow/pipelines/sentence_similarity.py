@@ -151,6 +151,7 @@ class SentenceSimilarity(ModelOfTexts):
     pooling: Pooling = field(default="mean", kw_only=True)
 
     def __post_init__(self) -> None:
+        _refuse_pooling("tokenizer_options", self.tokenizer_options)
         super().__post_init__()
         check_choice("pooling", self.pooling, get_args(Pooling))
 
@@ -182,8 +183,10 @@ class SentenceSimilarity(ModelOfTexts):
         Raises:
             FileNotFoundError: As :func:`load_pretrained`.
             ValueError: As :func:`load_pretrained`, or if the model pools in another
-                way, or has further modules behind its pooling.
+                way, or has further modules behind its pooling, or a pooling was given
+                without its name.
         """
+        _refuse_pooling("device", device)
         if pooling is not None:
             check_choice("pooling", pooling, get_args(Pooling))
         loaded = super().load(name, device, dtype, device_map)
@@ -282,6 +285,15 @@ class SentenceSimilarity(ModelOfTexts):
             return torch.cosine_similarity(self._embed(arguments), others[other])
 
         return outputs_by_position(similarity, (*names, "other"))
+
+
+def _refuse_pooling(name: str, given: object) -> None:
+    """Refuse a pooling where another argument stands, as when given by its place."""
+    if isinstance(given, str) and given in get_args(Pooling):
+        raise ValueError(
+            f"{name}={given!r} is a pooling; pooling is given by name: "
+            f"pooling={given!r}"
+        )
 
 
 def _side(
