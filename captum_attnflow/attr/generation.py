@@ -331,6 +331,8 @@ class GenerationAttribution(LLMGradientAttribution):
             return
         short = [tuple(part[:, :n] for part in finished) for n in _MEASURED_AT]
         lengths = [sum(part.shape[1] for part in parts) for parts in short]
+        # The first pass may make what stays, such as autocast's copies of weights.
+        self._held(short[0])
         held = [self._held(parts) for parts in short]
         tightest: tuple[int, str] | None = None
         # A model may be split: each device holds its layers' part.

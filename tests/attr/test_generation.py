@@ -596,9 +596,24 @@ class TestMemory:
         model.register_forward_pre_hook(lambda _, ids: lengths.append(ids[0].shape[1]))
         with pytest.raises(ValueError, match="tokens would fit") as refused:
             self.explain(generation)
-        assert lengths == [8, 16, 24]
+        assert lengths == [8, 8, 16, 24]
         [fitting] = re.findall(r"about (\d+) tokens", str(refused.value))
         assert 39 <= int(fitting) <= 41
+
+    def test_what_autocast_keeps_between_passes_is_counted_once(self, monkeypatch):
+        model = decoder("llama", dtype=torch.float32)
+        generation = GenerationAttribution(RelevanceFlow(model), numbers_tokenizer())
+        ids = torch.arange(60)[None] % 40
+        with torch.autocast("cpu", torch.bfloat16):
+            [first] = generation._held((ids[:, :40],)).values()
+            [free] = generation._held((ids[:, :40],)).values()
+        assert first > 1.1 * free
+        monkeypatch.setattr(module, "free_memory", lambda device: free)
+        with (
+            torch.autocast("cpu", torch.bfloat16),
+            pytest.raises(ValueError, match=r"about (39|40|41) tokens would fit"),
+        ):
+            self.explain(generation)
 
     def test_each_device_holds_its_own_part(self, monkeypatch):
         model, kept = decoder("llama"), []
