@@ -537,8 +537,8 @@ def _read(inputs: list[str] | None, file: Path | None, task: Task) -> list[str]:
     if not lines or empty:
         where = f"{unit} {empty[0]} of {len(lines)}" if empty else "the input"
         raise ValueError(
-            f"{where} is empty; give {unit}s as arguments, or one per line of a file or "
-            "of standard input, without blank lines"
+            f"{where} is empty; give {unit}s as arguments, or one per line of a file "
+            "or of standard input, without blank lines"
         )
     if task.reads_text:
         from captum_attnflow.pipelines.pretrained import check_encodable
