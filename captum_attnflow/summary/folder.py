@@ -61,8 +61,8 @@ class Row:
         tokens (list of str): The tokens; empty of a failed row.
         scores (list of float): One per token.
         true_label (str, optional): What the data says, where its column is read.
-        place (tuple of int): Which of several explanations of a row and label it is: the
-            characters of a labelled word, or a number. Empty where a row has one.
+        place (tuple of int): Which of several explanations of a row and label it is:
+            the characters of a labelled word, or a number. Empty where there is one.
     """
 
     row: int

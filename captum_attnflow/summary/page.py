@@ -33,7 +33,8 @@ _MOST_WORDS = 120  # of a text where the model is wrong
 
 _FOOTER = """<p>Made by captum-attnflow. A share is a word's score over the sum of the
 absolute scores of all words of its text. Intervals are Student's, at 95 %, over texts;
-they are not corrected for the number of words.</p>"""
+a text with several explanations counts once, by their mean. They are not corrected for
+the number of words.</p>"""
 
 
 def summary_page(folders: Sequence[FolderSummary], agreement: Agreement | None) -> str:

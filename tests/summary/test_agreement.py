@@ -142,6 +142,21 @@ def test_each_labelled_word_is_compared_with_itself(folders):
     assert pair.rank_correlation.low == pytest.approx(1)
 
 
+def test_a_text_with_several_explanations_is_compared_once(folders):
+    rows = labelled_words()
+    tables = [rows, with_scores(rows, noisy(3))]
+    found = summarize(folders(*tables, task="token-classification")).agreement
+    rho = [
+        stats.spearmanr(one["scores"], other["scores"]).statistic
+        for one, other in zip(*tables, strict=True)
+    ]
+    of_texts = np.reshape(rho, (12, 4)).mean(1)
+    interval = stats.t.interval(0.95, 11, of_texts.mean(), stats.sem(of_texts))
+    estimate = found.pairs[0].rank_correlation
+    assert (found.n_compared, estimate.n) == (12, 12)
+    np.testing.assert_allclose([estimate.low, estimate.high], interval)
+
+
 def test_a_column_named_index_of_the_data_is_no_place(folders):
     rows = [row | {"index": "seven"} for row in random_rows(8)]
     assert summarize(folders(rows, rows)).agreement.n_compared == 8
