@@ -11,7 +11,7 @@ from importlib.resources import files
 
 from captum.attr import visualization as captum_visualization
 
-from captum_attnflow.scored_tokens import MINUS, escaped, printable, relative, rounded
+from captum_attnflow.scored_tokens import MINUS, escaped, relative, rounded
 from captum_attnflow.show.document import figure_image
 from captum_attnflow.show.slalom_plane import slalom_plane
 from captum_attnflow.show.text import UNKNOWN, LabelledText, SafeRecord, words_shown
@@ -109,6 +109,7 @@ def shown_text(text: LabelledText, number: int) -> ShownText:
         after_word = bool(words) and words[-1].kind != "special"
         joined = after_word and 0 <= at - before <= 1
         gap = source[before:at] if joined else " "
+        gap = gap if gap.isspace() else escaped(gap)  # a line break stays one
         before = before if at < 0 else at + len(word.text)
         pieces = [text.tokens[place] for place in word.tokens]
         differs = pieces != [word.text] and word.kind != "special"
@@ -130,7 +131,7 @@ def shown_text(text: LabelledText, number: int) -> ShownText:
     if reading is not None:
         figure = slalom_plane(reading, text.tokens, target=str(known["target"]))
         picture = figure_image(
-            figure, f"Value and importance of each token for {printable(target)}"
+            figure, f"Value and importance of each token for “{known['target']}”"
         )
     number_shown = "" if value is None else f" ({value:.2f})"
     return ShownText(
