@@ -11,13 +11,12 @@ from importlib.resources import files
 
 from captum.attr import visualization as captum_visualization
 
-from captum_attnflow.scored_tokens import MINUS, escaped, relative, rounded
+from captum_attnflow.scored_tokens import FAINT, MINUS, escaped, relative, rounded
 from captum_attnflow.show.document import figure_image
 from captum_attnflow.show.slalom_plane import slalom_plane
 from captum_attnflow.show.text import UNKNOWN, LabelledText, SafeRecord, words_shown
 from captum_attnflow.texts.units import Kind
 
-_FAINT = 0.02  # of the largest score: not coloured
 _MOST_NAMED = 5  # words of a side
 
 
@@ -170,7 +169,7 @@ def text_section(text: ShownText, several: bool) -> str:
 
 def _word_span(text: ShownText, place: int, share: float) -> str:
     word = text.words[place]
-    side = "" if abs(share) < _FAINT else " for" if share > 0 else " against"
+    side = "" if abs(share) < FAINT else " for" if share > 0 else " against"
     kind = "" if word.kind == "word" else f" {word.kind}"
     before = word.before if place else ""
     return (

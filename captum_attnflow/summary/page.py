@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from captum_attnflow.scored_tokens import escaped
+from captum_attnflow.scored_tokens import FAINT, escaped
 from captum_attnflow.show.document import figure_image, html_document, terms
 from captum_attnflow.summary import pictures
 from captum_attnflow.summary.agreement import Agreement
@@ -28,7 +28,6 @@ _FIRST_KEYS = ("model", "method", "options", "target", "data", "text_column")
 _VALUE_CHARACTERS = 400
 _MOST_LABELS = 12
 _MOST_NAMES = 12  # of reasons and labels in the counts
-_FAINT = 0.05  # of the largest share of a passage: not coloured
 _MOST_WORDS = 120  # of a text where the model is wrong
 
 _FOOTER = """<p>Made by captum-attnflow. A share is a word's score over the sum of the
@@ -240,7 +239,7 @@ def _passage(passage: Passage) -> str:
         passage.words, passage.shares, passage.spaced, passage.marked, strict=True
     ):
         depth = abs(share) / largest
-        side = "" if depth < _FAINT else "for" if share > 0 else "against"
+        side = "" if depth < FAINT else "for" if share > 0 else "against"
         shown = (
             f'<bdi class="{side}" style="--share:{depth:.3f}" '
             f'title="{percent(share)}">{escaped(word)}</bdi>'

@@ -133,6 +133,14 @@ def test_the_highest_score_is_the_deepest_blue():
     assert f"black on {colour(1)}" in colours
 
 
+@pytest.mark.parametrize(("share", "is_coloured"), [(0.03, False), (0.06, True)])
+def test_a_page_colours_the_words_that_a_terminal_colours(share, is_coloured):
+    attribution = an_attribution(scores=(share, 1.0))
+    styles = [str(span.style) for span in terminal_text(attribution).spans]
+    assert sum(style.startswith("black on") for style in styles) == 1 + is_coloured
+    assert html_page([attribution]).count('class="token for"') == 1 + is_coloured
+
+
 def test_a_score_against_the_target_is_orange_and_has_a_minus_sign_in_a_pipe():
     shown = terminal_text(an_attribution(scores=(-2.0, 1.0)))
     colours = {str(span.style) for span in shown.spans}
