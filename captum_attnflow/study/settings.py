@@ -102,6 +102,12 @@ class Study:
             if not given or len(set(given)) < len(given):
                 raise ValueError(f"{name}={given}; give at least one, and none twice")
         if self.against is not None:
+            check_type("against", self.against, str, "the name of a method")
+            if self.against in METHODS and self.against not in self.methods:
+                raise ValueError(
+                    f"against={self.against!r} is not among the methods that are "
+                    f"compared, {', '.join(self.methods)}; add it to them"
+                )
             check_choice("against", self.against, self.methods)
         check_integer("batch_size", self.batch_size, 1)
         if self.device is not None:
