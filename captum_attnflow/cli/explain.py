@@ -550,12 +550,19 @@ def _read(inputs: list[str] | None, file: Path | None, task: Task) -> list[str]:
 
 def _refuse_pictures(given: list[str]) -> None:
     for name in given:
-        if _PICTURES.search(name) and Path(name).is_file():
+        if _PICTURES.search(name) and _is_file(name):
             raise ValueError(
                 f"{name} is an image, and this task reads texts; give --task "
                 "image-classification and --model with the folder or hub id of a "
                 "vision transformer"
             )
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except OSError:  # too long for the name of a file, for one
+        return False
 
 
 def _lines(file: Path | None) -> list[str]:

@@ -8,10 +8,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from captum_attnflow._checks import check_choice, check_integer, check_type
+from captum_attnflow._checks import DTYPES, check_choice, check_integer, check_type
 from captum_attnflow.study.methods import METHODS
 from captum_attnflow.tables.ray_engine import check_engine
-from captum_attnflow.tables.settings import DTYPES
 from captum_attnflow.tables.share import check_part
 
 if TYPE_CHECKING:
