@@ -269,7 +269,7 @@ def test_regression_prints_a_value_and_no_probability(run, tmp_path, demo):
     found = json.loads(run(TEXT, "--json", "--model", folder).stdout)
     assert "probability" not in found
     assert sum(found["scores"]) == pytest.approx(found["value"], rel=1e-4)
-    assert run(TEXT, "--model", folder).stdout.startswith(f"a {found['value']:.3f}  (")
+    assert run(TEXT, "--model", folder).stdout.startswith(f"a {found['value']:.3f}\n")
 
 
 def test_file_that_is_not_utf8_is_an_error_that_names_it(run, tmp_path):
