@@ -214,10 +214,12 @@ def check_example(given: object, n_examples: int) -> None:
         )
 
 
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+"""The names of what scores, and the weights of a model, may be of."""
 Kind = Literal["floats", "bools", "integers"]
 
 _DTYPES = {
-    "floats": ("float64", "float32", "float16", "bfloat16"),
+    "floats": DTYPES,
     "bools": ("bool",),
     "integers": ("int64", "int32", "int16", "int8", "uint8"),
 }

@@ -73,12 +73,12 @@ class HeldMemory(TorchDispatchMode):
         >>> with HeldMemory() as memory:
         ...     y = (x.exp() + 1).sum()  # exp's gradient needs its output
         ...     memory.held()
-        1028
+        {device(type='cpu'): 1028}
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._made: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._made: dict[int, tuple[StorageWeakRef, torch.device, int]] = {}
 
     def __torch_dispatch__(
         self,
@@ -93,18 +93,21 @@ class HeldMemory(TorchDispatchMode):
         given = {storage._cdata for storage in _storages((args, kwargs))}
         for storage in _storages(output):
             if storage._cdata not in given:
-                note = (StorageWeakRef(storage), storage.nbytes())
+                reference = StorageWeakRef(storage)
+                note = (reference, storage.device, storage.nbytes())
                 self._made[storage._cdata] = note
         return output
 
-    def held(self) -> int:
-        """Bytes that are held now."""
-        return sum(
-            size for storage, size in self._made.values() if not storage.expired()
-        )
+    def held(self) -> dict[torch.device, int]:
+        """Bytes that are held now, by the device that holds them."""
+        found: dict[torch.device, int] = {}
+        for storage, device, size in self._made.values():
+            if not storage.expired():
+                found[device] = found.get(device, 0) + size
+        return found
 
 
 def _storages(given: Any) -> Iterator[torch.UntypedStorage]:
     for leaf in tree_leaves(given):
-        if isinstance(leaf, torch.Tensor) and not leaf.is_meta:
+        if isinstance(leaf, torch.Tensor):
             yield leaf.untyped_storage()

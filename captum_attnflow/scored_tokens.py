@@ -26,7 +26,8 @@ AGAINST_COLOUR: Colour = (240, 138, 93)
 MINUS = "\N{MINUS SIGN}"
 WEAKEST_SIGN = 0.1
 """Scores below this share of the largest are nearly white, and get no minus sign."""
-_FAINT = 0.05  # of the largest score: not coloured
+FAINT = 0.05
+"""Scores below this share of the largest are not coloured, wherever they are shown."""
 _N_TOP_TOKENS = 5
 # Not printable alone, but they join the letters or emoji beside them.
 _JOINERS = "\u200c\u200d"
@@ -152,7 +153,7 @@ def coloured_token(token: str, share: float, is_dimmed: bool = False) -> Text:
         is_dimmed (bool): Whether it is no word of the text.
     """
     sign = MINUS if share <= -WEAKEST_SIGN else ""
-    style = f"black on {colour(share)}" if abs(share) >= _FAINT else ""
+    style = f"black on {colour(share)}" if abs(share) >= FAINT else ""
     if is_dimmed:
         style = "dim"
     return Text(f" {sign}{printable(token)} ", style)

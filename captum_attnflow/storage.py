@@ -4,7 +4,8 @@ A file is one of safetensors: tensors, and text in its header. The text is JSON 
 holds the versions of format and package, the kind of result, where the results come
 from (:class:`Provenance`), and the results themselves but for their tensors. Nothing
 in it is run: there is no pickle. The header also holds a checksum of the whole file,
-taken with zeros in its own place, so that a byte changed anywhere is found.
+taken with zeros in its own place, so that a byte changed anywhere is found. The same
+results and provenance make the same bytes.
 
 A version reads all files of its own format version and of earlier ones. Fields that it
 does not know, which a later version of the package may have added, it ignores. Files
@@ -218,7 +219,7 @@ def save_results(
     }
     text = json.dumps(content, allow_nan=False)
     header = {_KEY: text, _CHECKSUM_KEY: _NO_CHECKSUM}
-    data = safetensors_torch.save(packing.finish(), header)
+    data = _in_one_order(safetensors_torch.save(packing.finish(), header))
     n_bytes = int.from_bytes(data[:8], "little")
     if n_bytes > _MAX_HEADER:
         raise ValueError(
@@ -227,6 +228,19 @@ def save_results(
             "tensors; save the results in several files"
         )
     replace_file(path, _with_checksum(data, _NO_CHECKSUM, _checksum(data)))
+
+
+def _in_one_order(data: bytes) -> bytes:
+    """Sort the header's texts, so that the same results make the same file.
+
+    safetensors writes them in another order each time.
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    written = json.dumps(header, separators=(",", ":")).encode()
+    written += b" " * (-len(written) % 8)  # tensors start at a multiple of 8 bytes
+    return len(written).to_bytes(8, "little") + written + data[end:]
 
 
 def _checksum(data: bytes) -> str:

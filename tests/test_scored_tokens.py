@@ -65,8 +65,13 @@ def test_scores_are_shown_relative_to_the_largest_finite_one(scores, shares):
 
 def test_colours_deepen_with_the_share_and_turn_with_its_sign():
     assert colour(0.0) == "rgb(255,255,255)"
-    assert colour(1.0) == "rgb(77,255,77)"
-    assert colour(-1.0) == "rgb(255,77,77)"
+    blue, orange = (
+        tuple(map(int, colour(share)[4:-1].split(","))) for share in (1.0, -1.0)
+    )
+    assert blue[2] > blue[0]
+    assert orange[0] > orange[2]
+    paler = tuple(map(int, colour(0.5)[4:-1].split(",")))
+    assert all(deep < half for deep, half in zip(blue, paler, strict=True))
 
 
 @pytest.mark.parametrize(

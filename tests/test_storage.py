@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import io
 import itertools
 import json
@@ -50,8 +51,10 @@ from captum_attnflow.pipelines.methods import (
     method_class,
 )
 from captum_attnflow.pipelines.provenance import hash_of_companion, hash_of_model
+from captum_attnflow.pipelines.sentence_similarity import SimilarityAttribution
 from captum_attnflow.pipelines.text_classification import TextAttribution
 from captum_attnflow.pipelines.text_generation import GeneratedText, TextGenerator
+from captum_attnflow.pipelines.token_classification import LabelledWords
 from captum_attnflow.storage import (
     FORMAT_VERSION,
     KINDS,
@@ -337,6 +340,35 @@ def test_the_part_of_a_batch_holds_no_more_than_itself(explain, tmp_path):
     assert torch.equal(capacity, result.network.capacity[1:2])
 
 
+def in_order(data, names):
+    """The file with the texts of its header in another order, and its checksum."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    texts = header["__metadata__"] | {"captum_attnflow_sha256": "0" * 64}
+    header["__metadata__"] = {name: texts[name] for name in names}
+    written = json.dumps(header, separators=(",", ":")).encode()
+    written += b" " * (-len(written) % 8)
+    data = len(written).to_bytes(8, "little") + written + data[end:]
+    return data.replace(b"0" * 64, hashlib.sha256(data).hexdigest().encode(), 1)
+
+
+def test_the_same_results_make_the_same_bytes(explain, stored, tmp_path):
+    result, written = explain("relevance-flow"), set()
+    for _ in range(16):
+        result.save(tmp_path / "x", Provenance(notes={"b": 1, "a": torch.ones(2)}))
+        written.add((tmp_path / "x").read_bytes())
+    assert len(written) == 1
+    for data in (stored, *written):
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        names = list(header["__metadata__"])
+        assert names == ["captum_attnflow", "captum_attnflow_sha256"]
+        assert in_order(data, names) == data
+        # As earlier versions wrote them, at random.
+        (tmp_path / "y").write_bytes(in_order(data, names[::-1]))
+        (tmp_path / "x").write_bytes(data)
+        assert load_results(tmp_path / "y") == load_results(tmp_path / "x")
+
+
 def test_another_reader_of_safetensors_finds_the_scores(explain, tmp_path):
     result = explain("relevance-flow")
     result.save(tmp_path / "x.safetensors")
@@ -352,13 +384,38 @@ def test_another_reader_of_safetensors_finds_the_scores(explain, tmp_path):
 # Equality
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_result_is_compared_to_the_last_bit(kind):
-    made = getattr(import_module(CLASSES[kind]), kind)
+RESULTS = [
+    *(getattr(import_module(CLASSES[kind]), kind) for kind in KINDS),
+    *(LabelledWords, SimilarityAttribution),  # which hold some of them
+]
+
+
+@pytest.mark.parametrize("made", RESULTS)
+def test_every_kind_of_result_is_compared_to_the_last_bit(made):
     assert issubclass(made, Compared)
     # And by no method that @dataclass put before it.
     assert next(c for c in made.__mro__ if "__eq__" in vars(c)) in (Compared, made)
-    assert ("__eq__" in vars(made)) == (kind == "Explanation")
+    assert ("__eq__" in vars(made)) == (made is Explanation)
+
+
+def of_one_value(made: type, value: object) -> object:
+    """An instance with the same in every field, whatever the field is for."""
+    instance = object.__new__(made)
+    for field in dataclasses.fields(made):
+        object.__setattr__(instance, field.name, value)
+    return instance
+
+
+# An Explanation's flow, which may still be to solve, is compared by a rule of its own.
+@pytest.mark.parametrize("made", [made for made in RESULTS if made is not Explanation])
+def test_results_are_compared_by_type_and_bits_in_every_field(made):
+    nan = [of_one_value(made, (float("nan"),)) for _ in range(2)]
+    assert nan[0] == nan[1]
+    tensors = [of_one_value(made, torch.tensor([1, math.nan])) for _ in range(2)]
+    assert tensors[0] == tensors[1]
+    assert hash(tensors[0]) == hash(tensors[1])
+    assert of_one_value(made, 1) != of_one_value(made, 1.0)
+    assert of_one_value(made, 0.0) != of_one_value(made, -0.0)
 
 
 def of_numbers(*numbers: float, dtype=torch.float64) -> GenerationExplanation:

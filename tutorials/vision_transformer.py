@@ -121,7 +121,7 @@ assert all(scores.shape == images.shape for scores in attributions.values())
 
 # %% [markdown]
 # `image_overlay` is Captum's `visualize_image_attr`, given tensors as `attribute()`
-# returns them. Green speaks for the class.
+# returns them. Blue speaks for the class.
 
 # %%
 image_overlay(

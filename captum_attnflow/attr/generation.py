@@ -34,7 +34,7 @@ Output = Literal["logit", "log-probability", "probability"]
 """What of a generated token is explained."""
 # Tokens from which memory is measured before it is taken, on texts of so many.
 _MEASURED_FROM = 512
-_MEASURED_AT = (32, 128)
+_MEASURED_AT = (32, 128, 224)
 
 RUNNER_UP = "runner-up"
 """Against the most probable of the other tokens, step by step."""
@@ -319,39 +319,47 @@ class GenerationAttribution(LLMGradientAttribution):
     def _refuse_what_does_not_fit(self, finished: tuple[Tensor, ...]) -> None:
         """Refuse a text whose activations memory has no room for, before it is taken.
 
-        What the method's forward pass keeps of two short texts tells what it will of
-        the whole one: it grows with the tokens, and maps with their square.
+        What the method's forward pass keeps of short texts tells what it will of the
+        whole one. A part grows with the tokens, and maps with their square; copies of
+        weights, such as those of a lower precision, do not grow.
 
         Raises:
             ValueError: Saying how many tokens would fit.
         """
         n_tokens = sum(part.shape[1] for part in finished)
-        free = free_memory(finished[0].device)
-        if n_tokens < _MEASURED_FROM or free is None:
+        if n_tokens < _MEASURED_FROM or free_memory(finished[0].device) is None:
             return
-        lengths, held = [], []
-        for n_read in _MEASURED_AT:
-            parts = tuple(part[:, :n_read] for part in finished)
-            lengths.append(sum(part.shape[1] for part in parts))
-            held.append(self._held(parts))
-        (short, long), (less, more) = lengths, held
-        squared = max(0.0, (more / long - less / short) / (long - short))
-        linear = more / long - squared * long
-        needed = linear * n_tokens + squared * n_tokens**2
-        if needed <= free:
-            return
-        # Where linear * n + squared * n ** 2 is what is free.
-        fitting = 2 * free / (linear + (linear**2 + 4 * squared * free) ** 0.5)
-        raise ValueError(
-            f"prompt and answer have {n_tokens} tokens, of which one forward pass "
-            f"keeps {needed / 2**30:.1f} GiB for its backward pass, and "
-            f"{free / 2**30:.1f} GiB are free: about {int(fitting)} tokens would fit. "
-            "Shorten the prompt, load the model in bfloat16, or split it over devices"
-        )
+        short = [tuple(part[:, :n] for part in finished) for n in _MEASURED_AT]
+        lengths = [sum(part.shape[1] for part in parts) for parts in short]
+        # The first pass may make what stays, such as autocast's copies of weights.
+        self._held(short[0])
+        held = [self._held(parts) for parts in short]
+        tightest: tuple[int, str] | None = None
+        # A model may be split: each device holds its layers' part.
+        for device in {device: None for found in held for device in found}:
+            free = free_memory(device)
+            growth = _growth(lengths, [found.get(device, 0) for found in held])
+            needed = sum(by * n_tokens**power for power, by in enumerate(growth))
+            if free is None or needed <= free:
+                continue
+            fitting = _most_tokens(growth, free)
+            if tightest is None or fitting < tightest[0]:
+                sizes = (
+                    f"keeps {needed / 2**30:.1f} GiB on {device} for its backward "
+                    f"pass, and {free / 2**30:.1f} GiB are free there"
+                )
+                tightest = fitting, sizes
+        if tightest is not None:
+            fitting, sizes = tightest
+            raise ValueError(
+                f"prompt and answer have {n_tokens} tokens, of which one forward pass "
+                f"{sizes}: about {fitting} tokens would fit. Shorten the prompt, load "
+                "the model in bfloat16, or split it over devices"
+            )
 
-    def _held(self, inputs: tuple[Tensor, ...]) -> int:
-        """Bytes that a forward pass of the method keeps."""
-        found: list[int] = []
+    def _held(self, inputs: tuple[Tensor, ...]) -> dict[torch.device, int]:
+        """Bytes that a forward pass of the method keeps, by device."""
+        found: list[dict[torch.device, int]] = []
 
         def measured(*inputs: Tensor) -> Tensor:
             with HeldMemory() as memory:
@@ -433,6 +441,30 @@ class GenerationAttribution(LLMGradientAttribution):
                 "model.generation_config.decoder_start_token_id"
             )
         return (start,)
+
+
+def _growth(lengths: Sequence[int], held: Sequence[int]) -> tuple[float, float, float]:
+    """Fit the bytes that texts take by ``c + a * n + b * n ** 2``, none negative.
+
+    Returns:
+        tuple[float, float, float]: ``c``, ``a`` and ``b``.
+    """
+    from scipy.optimize import nnls  # long texts alone need it
+
+    # In parts of the longest, so that powers are of one size.
+    longest = max(lengths)
+    powers = [[(n / longest) ** power for power in range(3)] for n in lengths]
+    by, _ = nnls(powers, [float(size) for size in held])
+    return float(by[0]), float(by[1]) / longest, float(by[2]) / longest**2
+
+
+def _most_tokens(growth: tuple[float, float, float], free: int) -> int:
+    """Solve ``c + a * n + b * n ** 2 = free`` for a number of tokens; 0 if none fit."""
+    constant, linear, squared = growth
+    room = free - constant
+    if room <= 0:
+        return 0
+    return int(2 * room / (linear + (linear**2 + 4 * squared * room) ** 0.5))
 
 
 class _Measured(BaseException):

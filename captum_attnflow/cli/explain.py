@@ -403,6 +403,10 @@ def explain(
 
     console = Console(highlight=False, soft_wrap=True)
     with errors_as_sentences():
+        if data is None and task in TASK_COLUMNS and task not in TASKS:
+            raise ValueError(
+                f"--task {task} explains tables; give --data FILE and --output FOLDER"
+            )
         check_choice("task", task, TASKS if data is None else TASK_COLUMNS)
         if data is not None:
             unused: dict[str, object] = {
@@ -532,7 +536,10 @@ def _read(inputs: list[str] | None, file: Path | None, task: Task) -> list[str]:
     empty = [number for number, line in enumerate(lines, 1) if not line.strip()]
     if not lines or empty:
         where = f"{unit} {empty[0]} of {len(lines)}" if empty else "the input"
-        raise ValueError(f"{where} is empty; give one {unit} per line, no blank lines")
+        raise ValueError(
+            f"{where} is empty; give {unit}s as arguments, or one per line of a file "
+            "or of standard input, without blank lines"
+        )
     if task.reads_text:
         from captum_attnflow.pipelines.pretrained import check_encodable
 
@@ -543,12 +550,19 @@ def _read(inputs: list[str] | None, file: Path | None, task: Task) -> list[str]:
 
 def _refuse_pictures(given: list[str]) -> None:
     for name in given:
-        if _PICTURES.search(name) and Path(name).is_file():
+        if _PICTURES.search(name) and _is_file(name):
             raise ValueError(
                 f"{name} is an image, and this task reads texts; give --task "
                 "image-classification and --model with the folder or hub id of a "
                 "vision transformer"
             )
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except OSError:  # too long for the name of a file, for one
+        return False
 
 
 def _lines(file: Path | None) -> list[str]:

@@ -11,14 +11,13 @@ from typing import Annotated
 
 import typer
 
-from captum_attnflow._checks import counted
+from captum_attnflow._checks import DTYPES, counted
 from captum_attnflow._warnings import stopped_in_words
 from captum_attnflow.cli._messages import errors_as_sentences, printing
 from captum_attnflow.study import METHODS, REMOVALS, Study
 from captum_attnflow.study.settings import BETTER
 from captum_attnflow.tables import read_part
 from captum_attnflow.tables.ray_engine import ENGINES
-from captum_attnflow.tables.settings import DTYPES
 
 _METHODS = (
     "generalized-attention-flow",

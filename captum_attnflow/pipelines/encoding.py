@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
-from captum_attnflow._checks import check_choice, check_integer
+from captum_attnflow._checks import check_choice, check_integer, check_type
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.pipelines.given_pipeline import tokenizer_options
 from captum_attnflow.pipelines.pretrained import Given, TextOrPair, check_parts
@@ -378,6 +378,8 @@ class ModelOfTexts(KnownParts):
 
     def __post_init__(self) -> None:
         check_parts(type(self).__name__, self.model, self.tokenizer, "tokenizer")
+        advice = "a mapping, such as {'max_length': 128}"
+        check_type("tokenizer_options", self.tokenizer_options, Mapping, advice)
 
     @classmethod
     def _of_loaded(

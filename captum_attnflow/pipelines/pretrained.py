@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from captum_attnflow._checks import (
+    DTYPES,
     check_choice,
     check_type,
     counted,
@@ -32,15 +33,6 @@ if TYPE_CHECKING:
 
 Given: TypeAlias = "str | PathLike[str] | Pipeline"
 """What a model is loaded from: a folder, a hub id, or a pipeline that holds it."""
-
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float64": torch.float64,
-}
-"""What a model's weights may be read into."""
-
 
 DeviceMap: TypeAlias = "str | Mapping[str, str | int]"
 """How a model is split: a strategy, such as ``"auto"``, or each module's device."""
@@ -87,7 +79,7 @@ def load_pretrained(
         kind (Kind): What the model is to be.
         device (str, optional): Where the model runs, such as ``"cuda"``; the CPU by
             default.
-        dtype (str): Of its weights, one of :data:`DTYPES`. Flows are solved in float64
+        dtype (str): Of its weights, such as ``"bfloat16"``. Flows are solved in float64
             all the same.
         device_map (str or mapping, optional): How accelerate splits the model over
             devices, such as ``"auto"``, or the device of each module; in place of
@@ -133,7 +125,7 @@ def load_pretrained(
         with no_loading_bar() if is_folder else nullcontext():
             model, report = kind.model_class.from_pretrained(
                 name,
-                dtype=DTYPES[dtype],
+                dtype=getattr(torch, dtype),
                 use_safetensors=True,
                 output_loading_info=True,
                 **place,

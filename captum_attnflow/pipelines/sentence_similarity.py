@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils import cached_file
 
 from captum_attnflow._checks import check_choice, is_pipeline
+from captum_attnflow._tree import Compared
 from captum_attnflow.attr import SLALOM
 from captum_attnflow.long_form import LongForm, ScoredRows, Tokens, refuse_tokens
 from captum_attnflow.pipelines.encoding import EncodedTexts, ModelOfTexts, Truncation
@@ -47,7 +48,7 @@ _FLAGS: dict[str, Pooling] = {
 _MODULES = ("Transformer", "Pooling", "Normalize")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SideAttribution(TextAttribution):
     """What a similarity rests on in one of two texts; ``text_pair`` is the other.
 
@@ -66,8 +67,8 @@ class SideAttribution(TextAttribution):
         return {"explained": self.explained}
 
 
-@dataclass(frozen=True)
-class SimilarityAttribution(LongForm):
+@dataclass(frozen=True, eq=False)
+class SimilarityAttribution(Compared, LongForm):
     """What the similarity of two texts rests on, in each given the other.
 
     The value of a notebook's cell is shown as Captum's text picture, a row per text,
@@ -150,6 +151,7 @@ class SentenceSimilarity(ModelOfTexts):
     pooling: Pooling = field(default="mean", kw_only=True)
 
     def __post_init__(self) -> None:
+        _refuse_pooling("tokenizer_options", self.tokenizer_options)
         super().__post_init__()
         check_choice("pooling", self.pooling, get_args(Pooling))
 
@@ -181,8 +183,10 @@ class SentenceSimilarity(ModelOfTexts):
         Raises:
             FileNotFoundError: As :func:`load_pretrained`.
             ValueError: As :func:`load_pretrained`, or if the model pools in another
-                way, or has further modules behind its pooling.
+                way, or has further modules behind its pooling, or a pooling was given
+                without its name.
         """
+        _refuse_pooling("device", device)
         if pooling is not None:
             check_choice("pooling", pooling, get_args(Pooling))
         loaded = super().load(name, device, dtype, device_map)
@@ -281,6 +285,15 @@ class SentenceSimilarity(ModelOfTexts):
             return torch.cosine_similarity(self._embed(arguments), others[other])
 
         return outputs_by_position(similarity, (*names, "other"))
+
+
+def _refuse_pooling(name: str, given: object) -> None:
+    """Refuse a pooling where another argument stands, as when given by its place."""
+    if isinstance(given, str) and given in get_args(Pooling):
+        raise ValueError(
+            f"{name}={given!r} is a pooling; pooling is given by name: "
+            f"pooling={given!r}"
+        )
 
 
 def _side(

@@ -318,9 +318,10 @@ class TextClassifier(ModelOfTexts):
             other = find_target(against, self.labels, "against")
             same = [each.row for each in predictions if each.target == other]
             if same:
+                where = "" if len(texts) == 1 else f", of the texts {same}"
                 raise ValueError(
-                    f"against={against!r} is the label that is explained itself, of "
-                    f"the texts {same}; give another, or a target"
+                    f"against={against!r} is the label that is explained "
+                    f"itself{where}; give another, or a target"
                 )
             forward = _less(forward, other)
         if make_attribution is SLALOM and (

@@ -323,7 +323,8 @@ def find_spans(
             raise ValueError(
                 f"the span {span!r} does not occur in what was generated, "
                 f"{shorten(whole, 80)!r}; give a part of this, or the numbers of "
-                f"tokens (start, stop) from 0 to {len(pieces)}"
+                "its first token and of that behind its last, from 0 to "
+                f"{len(pieces)}: (0, 2), in the shell 0:2"
             )
         last = first + len(span)
         found.append((bisect_right(ends, first), bisect_left(ends, last) + 1))

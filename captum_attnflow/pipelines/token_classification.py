@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from captum_attnflow._checks import check_choice, described
+from captum_attnflow._tree import Compared
 from captum_attnflow.long_form import LongForm, ScoredRows, Tokens, refuse_tokens
 from captum_attnflow.pipelines.encoding import (
     EncodedTexts,
@@ -104,8 +105,8 @@ class WordAttribution(TextAttribution):
         return Text(f"{printable(self.word.text)}: ") + super().__rich__()
 
 
-@dataclass(frozen=True)
-class LabelledWords(LongForm):
+@dataclass(frozen=True, eq=False)
+class LabelledWords(Compared, LongForm):
     """The words of one text with their labels, some of which are explained.
 
     The value of a notebook's cell is shown as Captum's text picture, a row per

@@ -11,13 +11,12 @@ from importlib.resources import files
 
 from captum.attr import visualization as captum_visualization
 
-from captum_attnflow.scored_tokens import MINUS, escaped, printable, relative, rounded
+from captum_attnflow.scored_tokens import FAINT, MINUS, escaped, relative, rounded
 from captum_attnflow.show.document import figure_image
 from captum_attnflow.show.slalom_plane import slalom_plane
 from captum_attnflow.show.text import UNKNOWN, LabelledText, SafeRecord, words_shown
 from captum_attnflow.texts.units import Kind
 
-_FAINT = 0.02  # of the largest score: not coloured
 _MOST_NAMED = 5  # words of a side
 
 
@@ -109,6 +108,7 @@ def shown_text(text: LabelledText, number: int) -> ShownText:
         after_word = bool(words) and words[-1].kind != "special"
         joined = after_word and 0 <= at - before <= 1
         gap = source[before:at] if joined else " "
+        gap = gap if gap.isspace() else escaped(gap)  # a line break stays one
         before = before if at < 0 else at + len(word.text)
         pieces = [text.tokens[place] for place in word.tokens]
         differs = pieces != [word.text] and word.kind != "special"
@@ -130,7 +130,7 @@ def shown_text(text: LabelledText, number: int) -> ShownText:
     if reading is not None:
         figure = slalom_plane(reading, text.tokens, target=str(known["target"]))
         picture = figure_image(
-            figure, f"Value and importance of each token for {printable(target)}"
+            figure, f"Value and importance of each token for “{known['target']}”"
         )
     number_shown = "" if value is None else f" ({value:.2f})"
     return ShownText(
@@ -169,7 +169,7 @@ def text_section(text: ShownText, several: bool) -> str:
 
 def _word_span(text: ShownText, place: int, share: float) -> str:
     word = text.words[place]
-    side = "" if abs(share) < _FAINT else " for" if share > 0 else " against"
+    side = "" if abs(share) < FAINT else " for" if share > 0 else " against"
     kind = "" if word.kind == "word" else f" {word.kind}"
     before = word.before if place else ""
     return (

@@ -121,11 +121,12 @@ def tokens_of(
             nowhere,
             1 if wrapped else None,
         )
-    kept, padding = kept_and_padding(
-        forward_func, tokenizer, arguments, inputs if is_ids else None, keep
-    )
+    unchanged = torch.zeros(inputs.shape[:2], dtype=torch.bool)
     if absence == "baseline" or arguments.has_baselines:
-        kept = kept | equal_positions(inputs, baseline)
+        unchanged = equal_positions(inputs, baseline)
+    kept, padding = kept_and_padding(
+        forward_func, tokenizer, arguments, inputs if is_ids else None, keep, unchanged
+    )
     targets = targets_of_texts(arguments.target, len(inputs))
     if absence == "baseline":
         tokens = inputs.cpu() if is_ids else places
@@ -211,10 +212,13 @@ def kept_and_padding(
     arguments: ForwardArguments,
     ids: Tensor | None,
     keep: Tensor | None,
-    shape: tuple[int, ...] | None = None,
+    unchanged: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Return masks ``(B, T)`` of tokens that stay in every query and of padding."""
-    n_texts, n_positions = shape or tuple(arguments.inputs[0].shape[:2])
+    """Return masks ``(B, T)`` of tokens that stay in every query and of padding.
+
+    So stay the unchanged ones, which equal their baseline.
+    """
+    n_texts, n_positions = unchanged.shape
     kept = read_keep(keep, (n_texts, n_positions))
     if kept is None:
         kept = torch.zeros(n_texts, n_positions, dtype=torch.bool)
@@ -227,8 +231,10 @@ def kept_and_padding(
         (n_texts, n_positions),
     )
     if ids is not None:
-        warn_of_unmarked_padding(ids.cpu(), padding, forward_func, tokenizer)
-    return kept, padding
+        # Padding that equals its baseline is not in play, whether marked or not.
+        known = padding | unchanged
+        warn_of_unmarked_padding(ids.cpu(), known, forward_func, tokenizer)
+    return kept | unchanged, padding
 
 
 def axes_of_tokens(

@@ -243,10 +243,10 @@ class LayerSLALOM(SLALOM, LayerAttribution):
             raise baselines_refused(error) from error
         ids = _ids_of(arguments.inputs, baseline.shape[1])
         positions = torch.arange(baseline.shape[1]).expand(baseline.shape[:2])
+        unchanged = equal_positions(present, baseline)
         kept, padding = kept_and_padding(
-            forward_func, self.tokenizer, arguments, ids, keep, tuple(positions.shape)
+            forward_func, self.tokenizer, arguments, ids, keep, unchanged
         )
-        kept = kept | equal_positions(present, baseline)
 
         def activations(kept: Tensor) -> ReplaceableActivations:
             return ReplaceableActivations(

@@ -8,10 +8,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from captum_attnflow._checks import check_choice, check_integer, check_type
+from captum_attnflow._checks import DTYPES, check_choice, check_integer, check_type
 from captum_attnflow.study.methods import METHODS
 from captum_attnflow.tables.ray_engine import check_engine
-from captum_attnflow.tables.settings import DTYPES
 from captum_attnflow.tables.share import check_part
 
 if TYPE_CHECKING:
@@ -103,6 +102,12 @@ class Study:
             if not given or len(set(given)) < len(given):
                 raise ValueError(f"{name}={given}; give at least one, and none twice")
         if self.against is not None:
+            check_type("against", self.against, str, "the name of a method")
+            if self.against in METHODS and self.against not in self.methods:
+                raise ValueError(
+                    f"against={self.against!r} is not among the methods that are "
+                    f"compared, {', '.join(self.methods)}; add it to them"
+                )
             check_choice("against", self.against, self.methods)
         check_integer("batch_size", self.batch_size, 1)
         if self.device is not None:

@@ -16,7 +16,7 @@ from captum_attnflow.summary.word_shares import WordShares
 _MOST_WAITING = 10_000_000  # words of texts that not all folders have given yet
 _SHOWN_CHARACTERS = 60
 
-Key = tuple[int, str]  # row and label
+Key = tuple[int, str, tuple[int, ...]]  # row, label and place
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ class Agreement:
         pairs (tuple of PairAgreement): Every two of them.
         top_k (int): How many highest words are compared.
         n_compared (int): Texts that all folders explain for the same label, by the same
-            words.
-        n_other_words (int): Texts whose words differ between folders, such as by the
-            tokenizer; they are not compared.
-        n_unmatched (int): Explained texts of single folders that some other folder does
-            not explain for this label.
+            words; one with several such explanations counts once, by their mean.
+        n_other_words (int): Texts with explanations whose words differ between folders,
+            such as by the tokenizer; these are not compared.
+        n_unmatched (int): Explanations of single folders that some other folder does
+            not have.
     """
 
     names: tuple[str, ...]
@@ -70,6 +70,7 @@ class Agreement:
 class _Given:
     """What is kept of a text until all folders have given it."""
 
+    row: int
     text: int
     beginning: str
     words: int
@@ -81,7 +82,9 @@ class _Given:
         whole = (row.text, row.text_pair)
         folded = tuple(word.casefold() for word in text.words)
         beginning = row.text[:_SHOWN_CHARACTERS]
-        return _Given(hash(whole), beginning, hash(folded), np.array(text.shares))
+        return _Given(
+            row.row, hash(whole), beginning, hash(folded), np.array(text.shares)
+        )
 
 
 @dataclass
@@ -90,7 +93,7 @@ class _Pair:
     # Of the rank correlation, the overlap and that of random scores.
     moments: Moments = field(default_factory=lambda: Moments(3))
 
-    def add(self, first: Floats, second: Floats, top_k: int) -> None:
+    def add(self, row: int, first: Floats, second: Floats, top_k: int) -> None:
         n = len(first)
         rho = overlap = chance = np.nan
         if n >= FEWEST_WORDS:
@@ -102,7 +105,7 @@ class _Pair:
         if n > top_k:
             in_both = _in_top(first, top_k) @ _in_top(second, top_k)
             overlap, chance = float(in_both) / top_k, top_k / n
-        self.moments.add(np.array([rho, overlap, chance]))
+        self.moments.add(row, np.array([rho, overlap, chance]))
 
 
 def _in_top(shares: Floats, k: int) -> Floats:
@@ -123,7 +126,9 @@ def compare(
     """Compare folders, reading all of them side by side.
 
     Folders in the same order of rows need hardly any memory. Of others, texts wait for
-    their counterparts; if too many wait, the ones that wait longest are given up.
+    their counterparts; if too many wait, the ones that wait longest are given up. A
+    row's explanations are of one text where they find their counterparts one after
+    another, as they do in folders of the same order.
 
     Args:
         names (sequence of str): The folders.
@@ -139,15 +144,20 @@ def compare(
         for one, other in combinations(range(len(names)), 2)
     }
     n_compared = n_other_words = n_unmatched = 0
+    last_compared = last_other = None
     for given in _matched(names, texts):
         if isinstance(given, int):
             n_unmatched += given
-        elif len({(text.words, len(text.shares)) for text in given}) > 1:
-            n_other_words += 1
+            continue
+        row = given[0].row
+        if len({(text.words, len(text.shares)) for text in given}) > 1:
+            n_other_words += row != last_other
+            last_other = row
         else:
-            n_compared += 1
+            n_compared += row != last_compared
+            last_compared = row
             for (one, other), pair in pairs.items():
-                pair.add(given[one].shares, given[other].shares, top_k)
+                pair.add(row, given[one].shares, given[other].shares, top_k)
     if not n_compared + n_other_words:
         raise ValueError(
             f"{', '.join(names)} have no row that all of them explain for the same "
@@ -186,8 +196,12 @@ def _matched(
         for folder, text in enumerate(side_by_side):
             if text is None:
                 continue
-            key = text.row.row, text.row.label
+            key = text.row.row, text.row.label, text.row.place
             there = waiting.setdefault(key, {})
+            if folder in there:
+                # A damaged folder gives a line twice: the later one counts.
+                n_words -= len(there[folder].shares)
+                yield 1
             there[folder] = _Given.of(text)
             n_words += len(text.shares)
             _check_same_text(names, text.row.row, there)

@@ -21,7 +21,7 @@ class Counts:
     """The rows of a folder.
 
     Attributes:
-        n_rows (int): Rows of the table, one per text and label.
+        n_rows (int): Rows of the table, one per explanation or failed text.
         n_texts (int): Rows of the data; successive rows of one number are one text.
         n_explained (int): Rows that were explained.
         n_without_shares (int): Explained rows that are left out of the rest, since

@@ -55,7 +55,10 @@ class Estimate:
 
 
 class Moments:
-    """Means and squared differences of vectors, one value at a time (Welford 1962).
+    """Means and squared differences of vectors, one text at a time (Welford 1962).
+
+    Successive vectors of one row are of one text, and count once, by their mean: they
+    depend on each other, which Student's interval does not allow for.
 
     Args:
         size (int): Entries of a vector.
@@ -65,17 +68,33 @@ class Moments:
         self._n = np.zeros(size, dtype=np.int64)
         self._mean = np.zeros(size)
         self._squares = np.zeros(size)
+        self._row: int | None = None
+        self._row_sum = np.zeros(size)
+        self._row_n = np.zeros(size, dtype=np.int64)
 
-    def add(self, values: Floats) -> None:
-        """Take the vector of one text in; an entry that is NaN has no value."""
+    def add(self, row: int, values: Floats) -> None:
+        """Take a vector of a row in; an entry that is NaN has no value."""
+        if row != self._row:
+            self._end_row()
+            self._row = row
         known = ~np.isnan(values)
+        self._row_n += known
+        self._row_sum += np.where(known, values, 0.0)
+
+    def _end_row(self) -> None:
+        known = self._row_n > 0
+        values = self._row_sum / np.maximum(self._row_n, 1)
         self._n += known
         difference = np.where(known, values - self._mean, 0.0)
         self._mean += difference / np.maximum(self._n, 1)
         self._squares += difference * np.where(known, values - self._mean, 0.0)
+        self._row = None
+        self._row_sum[:] = 0
+        self._row_n[:] = 0
 
     def estimates(self) -> tuple[Estimate, ...]:
-        """Return an estimate per entry."""
+        """Return an estimate per entry, over all rows so far."""
+        self._end_row()
         return tuple(
             Estimate.of(int(n), float(mean), float(squares))
             for n, mean, squares in zip(self._n, self._mean, self._squares, strict=True)

@@ -28,6 +28,8 @@ _OPTIONAL = (
     *("id", "text_pair", "reason", "predicted", "probability", "value"),
     "n_truncated",
 )
+_ONE_LINE = (None, "text-classification")  # tasks; earlier manifests name none
+_OF_TASKS = ("index", "word", "part", "start", "end")
 _LISTS = ("tokens", "scores")
 _PART = re.compile(r"part-(\d+)\.(parquet|csv|jsonl)")
 _ROWS_AT_ONCE = 1024
@@ -59,6 +61,8 @@ class Row:
         tokens (list of str): The tokens; empty of a failed row.
         scores (list of float): One per token.
         true_label (str, optional): What the data says, where its column is read.
+        place (tuple of int): Which of several explanations of a row and label it is:
+            the characters of a labelled word, or a number. Empty where there is one.
     """
 
     row: int
@@ -73,6 +77,7 @@ class Row:
     tokens: list[str]
     scores: list[float]
     true_label: str | None = None
+    place: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,8 @@ class ScoreFolder:
                 "captum-attnflow explain --data has written"
             )
         known = {*_NEEDED, *_OPTIONAL}
+        if manifest.get("task") not in _ONE_LINE:
+            known |= {*_OF_TASKS}
         carried = tuple(name for name in there if name not in known)
         return ScoreFolder(folder, manifest, parts, carried)
 
@@ -138,11 +145,20 @@ class ScoreFolder:
         Raises:
             ValueError: If a part is damaged, naming it.
         """
-        names = [*_NEEDED, *_OPTIONAL, *([label_column] if label_column else [])]
+        places = self._place_columns()
+        names = [*_NEEDED, *_OPTIONAL, *places, *filter(None, [label_column])]
         for part in self.parts:
             read = _READERS[part.suffix]
             for columns in read(part, names):
-                yield from _rows_of(part, columns, label_column)
+                yield from _rows_of(part, columns, places, label_column)
+
+    def _place_columns(self) -> tuple[str, ...]:
+        """The columns that tell a row's explanations for one label apart."""
+        task = self.manifest.get("task")
+        if task in _ONE_LINE:
+            return ()
+        # Models may label different words, so that a count of them says little.
+        return ("start", "end") if task == "token-classification" else ("index",)
 
 
 def _read_manifest(folder: Path) -> Mapping[str, Any]:
@@ -274,19 +290,26 @@ _READERS: dict[str, Callable[[Path, list[str]], Iterator[Columns]]] = {
 }
 
 
-def _rows_of(part: Path, columns: Columns, label_column: str | None) -> Iterator[Row]:
+def _rows_of(
+    part: Path, columns: Columns, places: tuple[str, ...], label_column: str | None
+) -> Iterator[Row]:
     n_rows = len(columns["row"])
     absent: list[Any] = [None] * n_rows
     with _damage_named(part):
         for index in range(n_rows):
             cell = {
                 name: columns.get(name, absent)[index]
-                for name in (*_NEEDED, *_OPTIONAL, *filter(None, [label_column]))
+                for name in (
+                    *(*_NEEDED, *_OPTIONAL, *places),
+                    *filter(None, [label_column]),
+                )
             }
-            yield _row_of(cell, label_column)
+            yield _row_of(cell, places, label_column)
 
 
-def _row_of(cell: Mapping[str, Any], label_column: str | None) -> Row:
+def _row_of(
+    cell: Mapping[str, Any], places: tuple[str, ...], label_column: str | None
+) -> Row:
     number = int(cell["row"])
     if cell["status"] not in ("explained", "failed"):
         raise ValueError(f"row {number} has the status {described(cell['status'])}")
@@ -314,6 +337,8 @@ def _row_of(cell: Mapping[str, Any], label_column: str | None) -> Row:
         tokens=tokens,
         scores=scores,
         true_label=_text_or_none(true_label),
+        # A failed row has none, and is not compared.
+        place=tuple(int(cell[name]) for name in places) if explained else (),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -103,16 +103,19 @@ def summarize_folder(
     special_share, is_signed, wrong = Moments(1), False, None
     if label_column is not None:
         wrong = WrongTable(label_column, _class_names(folder.manifest), top)
-    for row in folder.rows(label_column):
-        text = None if row.reason is not None else read_words(row, tokenization)
-        counter.add(row, text is not None)
-        if wrong is not None:
-            wrong.add(row, text)
-        if text is not None:
-            words.add(text)
-            positions.add(text)
-            special_share.add(np.array([text.special_share]))
-            is_signed = is_signed or min(text.shares) < -_ROUNDING
+    for number, rows in groupby(folder.rows(label_column), lambda row: row.row):
+        texts: list[WordShares] = []
+        for row in rows:
+            text = None if row.reason is not None else read_words(row, tokenization)
+            counter.add(row, text is not None)
+            if wrong is not None:
+                wrong.add(row, text)
+            if text is not None:
+                texts.append(text)
+                positions.add(text)
+                special_share.add(number, np.array([text.special_share]))
+                is_signed = is_signed or min(text.shares) < -_ROUNDING
+        words.add(texts)
     counts = counter.counts(folder.manifest)
     _check_explained(folder, counts)
     labels = add_examples(
@@ -173,7 +176,7 @@ def facts(counts: Counts) -> dict[str, str]:
     if counts.n_expected is not None and counts.n_expected > counts.n_texts:
         found["texts"] += f" of {counts.n_expected:,}: the run is not complete"
     if counts.n_rows != counts.n_texts:
-        found["rows, one per text and label"] = f"{counts.n_rows:,}"
+        found["rows of the table"] = f"{counts.n_rows:,}"
     found["explained"] = f"{counts.n_explained:,}"
     found["failed"] = f"{counts.n_failed:,}"
     found["truncated"] = f"{counts.n_truncated:,}"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from captum_attnflow.scored_tokens import escaped
+from captum_attnflow.scored_tokens import FAINT, escaped
 from captum_attnflow.show.document import figure_image, html_document, terms
 from captum_attnflow.summary import pictures
 from captum_attnflow.summary.agreement import Agreement
@@ -28,12 +28,12 @@ _FIRST_KEYS = ("model", "method", "options", "target", "data", "text_column")
 _VALUE_CHARACTERS = 400
 _MOST_LABELS = 12
 _MOST_NAMES = 12  # of reasons and labels in the counts
-_FAINT = 0.05  # of the largest share of a passage: not coloured
 _MOST_WORDS = 120  # of a text where the model is wrong
 
 _FOOTER = """<p>Made by captum-attnflow. A share is a word's score over the sum of the
 absolute scores of all words of its text. Intervals are Student's, at 95 %, over texts;
-they are not corrected for the number of words.</p>"""
+a text with several explanations counts once, by their mean. They are not corrected for
+the number of words.</p>"""
 
 
 def summary_page(folders: Sequence[FolderSummary], agreement: Agreement | None) -> str:
@@ -239,7 +239,7 @@ def _passage(passage: Passage) -> str:
         passage.words, passage.shares, passage.spaced, passage.marked, strict=True
     ):
         depth = abs(share) / largest
-        side = "" if depth < _FAINT else "for" if share > 0 else "against"
+        side = "" if depth < FAINT else "for" if share > 0 else "against"
         shown = (
             f'<bdi class="{side}" style="--share:{depth:.3f}" '
             f'title="{percent(share)}">{escaped(word)}</bdi>'

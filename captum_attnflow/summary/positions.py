@@ -36,7 +36,8 @@ class Profile:
 class Positions:
     """Shares by position, over all explained texts.
 
-    A text is a row of the table: one that was explained for two labels counts twice.
+    A text that was explained several times, such as for two labels, counts once in
+    every mean, by the mean of its explanations.
 
     Attributes:
         relative (Profile): By tenth of the text, over all texts; they sum to 1.
@@ -110,7 +111,7 @@ class PositionTable:
         self._words = np.zeros(N_TENTHS)
 
     def add(self, text: WordShares) -> None:
-        """Take a text in."""
+        """Take an explanation of a text in; those of one row follow each other."""
         shares = np.array(text.shares)
         absolute, n = np.abs(shares), len(shares)
         tenths = (N_TENTHS * (np.arange(n) + 0.5) / n).astype(int)
@@ -133,13 +134,14 @@ class PositionTable:
                 self._ranks += np.bincount(tenths, ranks, N_TENTHS)
                 self._words += counts
         self._moments.add(
+            text.row.row,
             np.concatenate(
                 [
                     *(np.bincount(tenths, absolute, N_TENTHS), counts / n),
                     *(ends[0], even_ends[0], ends[1], even_ends[1]),
                     [rho, absolute_rho, own_order],
                 ]
-            )
+            ),
         )
 
     def positions(self) -> Positions:

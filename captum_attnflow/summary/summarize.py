@@ -238,7 +238,8 @@ def _folder_text(folder: FolderSummary) -> Text:
                 f"{printable(word.word)} {percent(word.share.mean)} ({word.share.n:,})"
                 for word in words[:_PRINTED_WORDS]
             )
-            text.append(f"  {side:8}{shown or '-'}\n")
+            none = f"no word of at least {folder.min_texts} texts"
+            text.append(f"  {side:8}{shown or none}\n")
     text.append(folder.positions.verdict)
     if folder.wrong is not None:
         text.append(

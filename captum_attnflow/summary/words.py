@@ -1,6 +1,7 @@
 """The words that speak for and against every label, counted in a stream.
 
-Means and intervals are over the texts that hold a word, never over tokens.
+Means and intervals are over the texts that hold a word, never over tokens, and never
+over the several explanations that a text may have for one label.
 """
 
 from __future__ import annotations
@@ -8,9 +9,10 @@ from __future__ import annotations
 import csv
 import heapq
 import io
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 
 from captum_attnflow.scored_tokens import printable
 from captum_attnflow.summary.estimates import Estimate
@@ -110,16 +112,23 @@ class WordTable:
     floor: int = 0
     _tallies: dict[tuple[str, str], _Tally] = field(default_factory=dict)
 
-    def add(self, text: WordShares) -> None:
-        """Count the words of a text."""
-        label = text.row.label
-        self.n_texts[label] += 1
-        for word, share in shares_by_word(text).items():
-            key = label, word
+    def add(self, texts: Sequence[WordShares]) -> None:
+        """Count the words of a text.
+
+        Args:
+            texts (sequence of WordShares): All its explanations; a word counts once for
+                a label, by its mean share.
+        """
+        shares: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+        for text in texts:
+            for word, share in shares_by_word(text).items():
+                shares[text.row.label, word].append(share)
+        self.n_texts.update({text.row.label for text in texts})
+        for key, of_text in shares.items():
             tally = self._tallies.get(key)
             if tally is None:
                 tally = self._tallies[key] = _Tally(self.floor)
-            tally.add(share)
+            tally.add(fmean(of_text))
         if len(self._tallies) > self.max_words:
             self._drop_rare()
 
@@ -193,6 +202,13 @@ def add_examples(
             # Of equal shares the earlier text is kept.
             if len(kept) == n_examples and (strength, -number) < kept[0][:2]:
                 continue
+            # Of a text with several explanations, one is an example.
+            same = [at for at, entry in enumerate(kept) if entry[2].row == text.row.row]
+            if same and kept[same[0]][0] >= strength:
+                continue
+            if same:
+                del kept[same[0]]
+                heapq.heapify(kept)
             heapq.heappush(kept, (strength, -number, Example.of(text, word, share)))
             if len(kept) > n_examples:
                 heapq.heappop(kept)

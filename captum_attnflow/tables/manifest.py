@@ -136,7 +136,11 @@ def check_manifest(folder: Path, manifest: Mapping[str, Any]) -> bool:
     ]
     if different:
         name = different[0]
-        others = f" So do {', '.join(different[1:])}." if different[1:] else ""
+        others = "".join(
+            f" {other} differs, too: {earlier.get(other)!r} there, "
+            f"{manifest.get(other)!r} now."
+            for other in different[1:]
+        )
         raise ValueError(
             f"{folder} holds explanations by another {name!r}: {earlier.get(name)!r} "
             f"there, {manifest.get(name)!r} now.{others} They cannot be mixed with new "

@@ -9,7 +9,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from captum_attnflow._checks import check_choice, check_integer, check_type, described
+from captum_attnflow._checks import (
+    DTYPES,
+    check_choice,
+    check_integer,
+    check_type,
+    described,
+)
 from captum_attnflow.demo import DEMO_MODEL_PATH
 from captum_attnflow.pipelines.methods import DEFAULT_METHOD, METHODS
 from captum_attnflow.tables.ray_engine import check_engine
@@ -18,7 +24,6 @@ from captum_attnflow.tables.share import check_part
 INPUT_FORMATS = ("csv", "tsv", "jsonl", "parquet")
 OUTPUT_FORMATS = ("parquet", "csv", "jsonl")
 Truncation = Literal["truncate", "window", "refuse"]
-DTYPES = ("float32", "bfloat16", "float16", "float64")
 OWN_COLUMNS = (
     *("row", "id", "text", "text_pair", "status", "reason", "target", "predicted"),
     *("probability", "value", "n_truncated", "tokens", "scores"),

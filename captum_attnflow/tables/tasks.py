@@ -1,4 +1,4 @@
-"""What is explained of each row: a label, the labels of words, an answer, a likeness.
+"""What is explained of each row: a label, the labels of words, an answer, a similarity.
 
 A task takes the rows' texts to attributions, each with the row that it is of and what
 its line says beside it.
@@ -93,7 +93,7 @@ def _answer(
             yield each.index, each, {"index": index, **own}
 
 
-def _likeness(
+def _similarity(
     encoder: SentenceSimilarity,
     pairs: Sequence[Any],
     job: TableJob,
@@ -117,7 +117,7 @@ TASKS: dict[str, Task] = {
     ),
     "question-answering": Task(QuestionAnswerer.load, _answer, "there is no answer"),
     "sentence-similarity": Task(
-        SentenceSimilarity.load, _likeness, "there is no similarity"
+        SentenceSimilarity.load, _similarity, "there is no similarity"
     ),
 }
 """By their names, those of :data:`captum_attnflow.tables.settings.TASK_COLUMNS`."""

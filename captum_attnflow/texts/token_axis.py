@@ -274,7 +274,8 @@ def warn_of_unmarked_padding(
 
     Args:
         ids (Tensor): Shape ``(B, T)``, token ids.
-        padding (Tensor): Shape ``(B, T)``, bool, ``True`` at what is taken for padding.
+        padding (Tensor): Shape ``(B, T)``, bool, ``True`` at what is taken for padding,
+            or is not in play for another reason.
         forward_func (Callable): As :func:`find_special_tokens` takes it.
         tokenizer (object, optional): The same.
     """

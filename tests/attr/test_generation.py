@@ -19,6 +19,7 @@ from models import (
     encoder_decoder,
     numbers_tokenizer,
 )
+from torch import nn
 
 import captum_attnflow
 import captum_attnflow.attr.generation as module
@@ -550,13 +551,25 @@ def test_a_spans_caption_names_what_its_own_steps_are_held_against(
     assert 'less that of "funny", "and"' in found.matrix().caption
 
 
+class Dequantising(nn.Module):
+    """A linear layer of int8 weights, whose backward pass needs them as floats."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.scale = linear.weight.detach().abs().max() / 127
+        self.weight = (linear.weight.detach() / self.scale).round().to(torch.int8)
+
+    def forward(self, states):
+        return nn.functional.linear(states, self.weight.to(states) * self.scale)
+
+
 class TestMemory:
     """A text that memory has no room for is refused before its pass."""
 
     @pytest.fixture(autouse=True)
     def measured_early(self, monkeypatch):
         monkeypatch.setattr(module, "_MEASURED_FROM", 48)
-        monkeypatch.setattr(module, "_MEASURED_AT", (8, 24))
+        monkeypatch.setattr(module, "_MEASURED_AT", (8, 16, 24))
 
     @staticmethod
     def explain(generation):
@@ -566,21 +579,83 @@ class TestMemory:
 
     @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
     @pytest.mark.parametrize("method", ["RelevanceFlow", "AttnLRP"])
+    @pytest.mark.parametrize("dequantised", [False, True])
     def test_the_number_of_tokens_that_would_fit_is_that_of_the_bytes(
-        self, method, implementation, monkeypatch
+        self, method, implementation, dequantised, monkeypatch
     ):
         model = decoder("llama", implementation)
+        if dequantised:
+            for layer in model.model.layers:
+                for name, linear in list(layer.mlp.named_children())[:3]:
+                    setattr(layer.mlp, name, Dequantising(linear))
         generation = GenerationAttribution(make(method, {}, model), numbers_tokenizer())
         ids = torch.arange(7, 67)[None]
-        free = generation._held((ids[:, :40],))
+        [free] = generation._held((ids[:, :40],)).values()
         monkeypatch.setattr(module, "free_memory", lambda device: free)
         lengths = []
         model.register_forward_pre_hook(lambda _, ids: lengths.append(ids[0].shape[1]))
         with pytest.raises(ValueError, match="tokens would fit") as refused:
             self.explain(generation)
-        assert lengths == [8, 24]
+        assert lengths == [8, 8, 16, 24]
         [fitting] = re.findall(r"about (\d+) tokens", str(refused.value))
-        assert 38 <= int(fitting) <= 42
+        assert 39 <= int(fitting) <= 41
+
+    def test_what_autocast_keeps_between_passes_is_counted_once(self, monkeypatch):
+        model = decoder("llama", dtype=torch.float32)
+        generation = GenerationAttribution(RelevanceFlow(model), numbers_tokenizer())
+        ids = torch.arange(60)[None] % 40
+        with torch.autocast("cpu", torch.bfloat16):
+            [first] = generation._held((ids[:, :40],)).values()
+            [free] = generation._held((ids[:, :40],)).values()
+        assert first > 1.1 * free
+        monkeypatch.setattr(module, "free_memory", lambda device: free)
+        with (
+            torch.autocast("cpu", torch.bfloat16),
+            pytest.raises(ValueError, match=r"about (39|40|41) tokens would fit"),
+        ):
+            self.explain(generation)
+
+    def test_each_device_holds_its_own_part(self, monkeypatch):
+        model, kept = decoder("llama"), []
+        per_token = 2**20
+
+        def keep_elsewhere(_, inputs):
+            size = (inputs[0].shape[1], per_token)
+            kept[:] = [torch.empty(size, dtype=torch.uint8, device="meta")]
+
+        model.register_forward_pre_hook(keep_elsewhere)
+        generation = GenerationAttribution(RelevanceFlow(model), numbers_tokenizer())
+        ids = torch.arange(60)[None] % 40
+        held = {device.type: n for device, n in generation._held((ids,)).items()}
+        assert held["meta"] == 60 * per_token
+        free = {"cpu": 2 * held["cpu"], "meta": 70 * per_token}
+        monkeypatch.setattr(module, "free_memory", lambda device: free[device.type])
+        assert self.explain(generation).scores.any()
+        for device, share in (("meta", 40 * per_token), ("cpu", held["cpu"] // 2)):
+            monkeypatch.setitem(free, device, share)
+            with pytest.raises(ValueError, match=f"GiB on {device} for its backward"):
+                self.explain(generation)
+            monkeypatch.setitem(free, device, None)
+            assert self.explain(generation).scores.any()
+
+    def test_the_device_that_holds_fewest_tokens_says_how_many(self, monkeypatch):
+        found = [{"cpu": 100 + n, "cuda:1": n**2, "mps": n**3} for n in (8, 16, 24)]
+        generation = GenerationAttribution(
+            RelevanceFlow(decoder("llama")), numbers_tokenizer()
+        )
+        monkeypatch.setattr(
+            generation, "_held", lambda parts: found[parts[0].shape[1] // 8 - 1]
+        )
+        free = {"cpu": 150, "cuda:1": 30.5**2, "mps": None}
+        monkeypatch.setattr(module, "free_memory", lambda device: free[str(device)])
+        with pytest.raises(ValueError, match=r"on cuda:1 for .* about 30 tokens would"):
+            self.explain(generation)
+        free["cpu"] = 120
+        with pytest.raises(ValueError, match=r"on cpu for .* about (19|20) tokens wou"):
+            self.explain(generation)
+        free["cpu"] = 90  # less than what is taken for any text
+        with pytest.raises(ValueError, match=r"on cpu for .* about 0 tokens would"):
+            self.explain(generation)
 
     def test_what_fits_is_explained_as_ever(self, monkeypatch):
         model = decoder("llama")

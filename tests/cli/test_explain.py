@@ -122,6 +122,8 @@ def test_an_image_among_texts_names_the_task_that_reads_it(run, tmp_path):
         assert result.exit_code == 2
         assert "--task image-classification" in result.output
     assert run("a photo.jpg").exit_code == 0  # no file, a text
+    long = "a gripping film " * 27 + "photo.png"  # too long for the name of a file
+    assert run(long).exit_code == 0
 
 
 def test_a_terminal_sees_what_is_going_on_and_a_pipe_does_not():
@@ -267,7 +269,7 @@ def test_regression_prints_a_value_and_no_probability(run, tmp_path, demo):
     found = json.loads(run(TEXT, "--json", "--model", folder).stdout)
     assert "probability" not in found
     assert sum(found["scores"]) == pytest.approx(found["value"], rel=1e-4)
-    assert run(TEXT, "--model", folder).stdout.startswith(f"a {found['value']:.3f}  (")
+    assert run(TEXT, "--model", folder).stdout.startswith(f"a {found['value']:.3f}\n")
 
 
 def test_file_that_is_not_utf8_is_an_error_that_names_it(run, tmp_path):

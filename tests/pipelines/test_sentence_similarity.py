@@ -9,7 +9,7 @@ import transformers
 from captum.attr import LayerIntegratedGradients
 from rich.console import Console
 
-from captum_attnflow import RelevanceFlow, SentenceSimilarity
+from captum_attnflow import RelevanceFlow, SentenceSimilarity, TextClassifier
 from captum_attnflow.pipelines.methods import METHODS
 from captum_attnflow.show import html_page
 
@@ -248,3 +248,22 @@ def test_rows_of_a_table_name_the_text_by_which_they_explain(encoder, tmp_path):
     )
     result.second.save(tmp_path / "second")
     assert type(result.second).load(tmp_path / "second") == result.second
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_a_pooling_without_its_name_is_refused(encoder, tmp_path, pooling):
+    message = f"is a pooling; pooling is given by name: pooling='{pooling}'"
+    with pytest.raises(ValueError, match=f"tokenizer_options='{pooling}' {message}"):
+        SentenceSimilarity(encoder.model, encoder.tokenizer, pooling)
+    with pytest.raises(ValueError, match=f"device='{pooling}' {message}"):
+        SentenceSimilarity.load(saved(encoder, tmp_path), pooling)
+
+
+@pytest.mark.parametrize("options", ["max", ["truncation"], None, 128])
+def test_options_of_a_tokenizer_are_a_mapping(encoder, options):
+    for kind in (SentenceSimilarity, TextClassifier):
+        with pytest.raises(ValueError, match=r"tokenizer_options=.*; give a mapping"):
+            kind(encoder.model, encoder.tokenizer, options)
+    encoder = replace(encoder, tokenizer_options={"truncation": True, "max_length": 6})
+    with pytest.warns(UserWarning, match="limit of 6"):
+        encoder.explain(PAIRS[:1], "attention-rollout")

@@ -38,6 +38,18 @@ def an_attribution(**changes) -> TextAttribution:
     return TextAttribution(**{**given, **changes})
 
 
+READING = SlalomReading(
+    values=(None, 1.0),
+    importances=(None, 0.0),
+    value_standard_errors=(None, 0.1),
+    importance_standard_errors=(None, 0.2),
+    log_odds=2.0,
+    predicted_log_odds=1.5,
+    r2_short=None,
+    r2_deletions=0.5,
+)
+
+
 class Page(html.parser.HTMLParser):
     def __init__(self, source: str) -> None:
         super().__init__()
@@ -121,6 +133,14 @@ def test_the_highest_score_is_the_deepest_blue():
     assert f"black on {colour(1)}" in colours
 
 
+@pytest.mark.parametrize(("share", "is_coloured"), [(0.03, False), (0.06, True)])
+def test_a_page_colours_the_words_that_a_terminal_colours(share, is_coloured):
+    attribution = an_attribution(scores=(share, 1.0))
+    styles = [str(span.style) for span in terminal_text(attribution).spans]
+    assert sum(style.startswith("black on") for style in styles) == 1 + is_coloured
+    assert html_page([attribution]).count('class="token for"') == 1 + is_coloured
+
+
 def test_a_score_against_the_target_is_orange_and_has_a_minus_sign_in_a_pipe():
     shown = terminal_text(an_attribution(scores=(-2.0, 1.0)))
     colours = {str(span.style) for span in shown.spans}
@@ -186,18 +206,31 @@ def test_captums_green_and_red_become_blue_and_orange():
     assert "color: hsl(120, 75%, 50%)" in picture  # the token
 
 
-def test_html_of_slalom_shows_function_minus_model():
-    reading = SlalomReading(
-        values=(None, 1.0),
-        importances=(None, 0.0),
-        value_standard_errors=(None, 0.1),
-        importance_standard_errors=(None, 0.2),
-        log_odds=2.0,
-        predicted_log_odds=1.5,
-        r2_short=None,
-        r2_deletions=0.5,
+def test_text_between_words_is_no_markup():
+    source = html_page(
+        [an_attribution(text="a<b&c\nd", tokens=tuple("abcd"), scores=(1.0,) * 4)]
     )
-    attribution = an_attribution(flow_value=None, slalom=reading, scores=(0.0, 1.5))
+    words = re.search(r'<div class="words".*?</div>', source, re.DOTALL)
+    assert "</span>&lt;<span" in words[0]
+    assert "</span>&amp;<span" in words[0]
+    assert "</span>\n<span" in words[0]
+
+
+def test_what_is_said_of_a_picture_names_the_label_as_it_is():
+    label = "don't & <x>"
+    attribution = an_attribution(
+        flow_value=None, slalom=READING, scores=(0.0, 1.5), target=label
+    )
+    alternatives = [
+        value
+        for name, value in Page(html_page([attribution])).attributes
+        if name == "alt"
+    ]
+    assert alternatives == [f"Value and importance of each token for “{label}”"]
+
+
+def test_html_of_slalom_shows_function_minus_model():
+    attribution = an_attribution(flow_value=None, slalom=READING, scores=(0.0, 1.5))
     [record] = text_records([attribution])
     assert record.convergence_score == -0.5
     assert terminal_text(attribution).plain.splitlines()[4:] == [

@@ -15,7 +15,7 @@ from reference.slalom import removal, slalom
 from scipy.optimize import least_squares
 from torch import nn
 
-from captum_attnflow import SLALOM
+from captum_attnflow import SLALOM, LayerSLALOM
 
 _SMALL = {"vocab_size": VOCABULARY, "initializer_range": 0.3, "num_labels": 3}
 _BERT = {
@@ -215,3 +215,29 @@ def test_padding_that_no_mask_marks_is_warned_of():
         )
         attribution.attribute(ids[:1], target=CLASS)
     assert [each for each in found if "padding" in str(each.message)] == []
+
+
+@pytest.mark.filterwarnings("ignore:the fit misses", "ignore:the importances")
+@pytest.mark.parametrize("where", ["deleted", "baseline", "layer"])
+def test_padding_that_equals_its_baseline_is_not_warned_of(where):
+    config = transformers.BertConfig(**_SMALL, **_BERT)
+    model = transformers.BertForSequenceClassification(config).double().eval()
+    tokenizer = numbers_tokenizer()
+    tokenizer.pad_token = "1"
+    ids = torch.tensor([[*TOKENS[:4], 1, 1]])
+
+    def forward(ids):
+        return model(ids).logits
+
+    if where == "layer":
+        layer = model.bert.embeddings.word_embeddings
+        attribution = LayerSLALOM(forward, layer, n_samples=40, tokenizer=tokenizer)
+    else:
+        attribution = SLALOM(forward, n_samples=40, tokenizer=tokenizer, absence=where)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        scores = attribution.attribute(ids, baselines=1, target=CLASS)
+    assert [each for each in found if "padding" in str(each.message)] == []
+    assert not scores[0, 4:].any()
+    with pytest.warns(UserWarning, match=r"texts \[0\] begin or end with padding"):
+        attribution.attribute(ids, baselines=2, target=CLASS)

@@ -117,6 +117,58 @@ def test_texts_that_wait_too_long_are_given_up(folders, monkeypatch):
     assert 2 * found.n_compared + found.n_unmatched == 80
 
 
+def labelled_words(n_rows=12, n_words=4):
+    """Several words of one label in a row, each with scores of its own."""
+    random = np.random.default_rng(0)
+    return [
+        explained(
+            *(row, list("abcdefgh"), random.normal(size=8)),
+            **{"target": "PER", "index": str(n), "start": str(2 * n)},
+            end=str(2 * n + 1),
+        )
+        for row in range(n_rows)
+        for n in range(n_words)
+    ]
+
+
+def test_each_labelled_word_is_compared_with_itself(folders):
+    rows = labelled_words()
+    # As of a model that labels fewer words: counts of words differ then.
+    fewer = [row for n, row in enumerate(rows) if n % 7 != 3]
+    counted = [row | {"index": str(n)} for n, row in enumerate(fewer)]
+    found = summarize(folders(rows, counted, task="token-classification")).agreement
+    assert found.n_unmatched == len(rows) - len(fewer)
+    [pair] = found.pairs
+    assert pair.rank_correlation.low == pytest.approx(1)
+
+
+def test_a_text_with_several_explanations_is_compared_once(folders):
+    rows = labelled_words()
+    tables = [rows, with_scores(rows, noisy(3))]
+    found = summarize(folders(*tables, task="token-classification")).agreement
+    rho = [
+        stats.spearmanr(one["scores"], other["scores"]).statistic
+        for one, other in zip(*tables, strict=True)
+    ]
+    of_texts = np.reshape(rho, (12, 4)).mean(1)
+    interval = stats.t.interval(0.95, 11, of_texts.mean(), stats.sem(of_texts))
+    estimate = found.pairs[0].rank_correlation
+    assert (found.n_compared, estimate.n) == (12, 12)
+    np.testing.assert_allclose([estimate.low, estimate.high], interval)
+
+
+def test_a_column_named_index_of_the_data_is_no_place(folders):
+    rows = [row | {"index": "seven"} for row in random_rows(8)]
+    assert summarize(folders(rows, rows)).agreement.n_compared == 8
+
+
+def test_a_line_that_is_there_twice_waits_once(folders, monkeypatch):
+    monkeypatch.setattr(agreement, "_MOST_WAITING", 30)
+    twice, once = (explained(n, list("abc"), [1, 2, 3]) for n in range(2))
+    found = summarize(folders([twice] * 20 + [once], [once])).agreement
+    assert (found.n_compared, found.n_unmatched) == (1, 20)
+
+
 def test_texts_of_other_words_are_counted_and_not_compared(folders):
     rows = [explained(n, ["un", "##fit", "Yes", "no"], [1, 2, 4, 3]) for n in range(6)]
     other = [

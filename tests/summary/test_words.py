@@ -163,7 +163,7 @@ def a_text(row, words, label="pos"):
 def test_a_full_table_bounds_its_size_and_how_much_it_misses(texts, max_words):
     table = WordTable(max_words)
     for row, words in enumerate(texts):
-        table.add(a_text(row, words))
+        table.add([a_text(row, words)])
         assert len(table._tallies) <= max_words
     true = {word: sum(word in text for text in texts) for word in "abcdefghij"}
     kept = {word: tally for (_, word), tally in table._tallies.items()}
@@ -231,3 +231,33 @@ def test_several_labels_of_a_text_are_ranked_apart(tmp_path):
     by_label = {of.label: of for of in folder.labels}
     assert [word.word for word in by_label["pos"].speak_for] == ["good", "film"]
     assert [word.word for word in by_label["neg"].speak_against] == ["good"]
+
+
+def test_a_text_with_several_explanations_counts_once(tmp_path):
+    random = np.random.default_rng(0)
+    shares = random.uniform(0.2, 0.8, (6, 3))
+    rows = [
+        explained(row, ["so", "good"], [share, 1 - share], index=str(number))
+        for row, of_row in enumerate(shares)
+        for number, share in enumerate(of_row)
+    ]
+    path = write_folder(tmp_path, rows, task="sentence-similarity")
+    summary = summarize(path)
+    [folder] = summary.folders
+    [label] = folder.labels
+    so = next(word for word in label.words if word.word == "so")
+    means = shares.mean(1)
+    interval = stats.t.interval(0.95, 5, means.mean(), stats.sem(means))
+    assert (label.n_texts, so.share.n) == (6, 6)
+    np.testing.assert_allclose(
+        [so.share.mean, so.share.low, so.share.high], [means.mean(), *interval]
+    )
+    first = folder.positions.from_start.shares[0]
+    np.testing.assert_allclose([first.low, first.high], interval)
+    assert (first.n, folder.special_share.n) == (6, 6)
+    # The texts of the largest share, each once.
+    best = np.argsort(-shares.max(1))[:3]
+    assert [example.row for example in so.examples] == list(best)
+    page = summary.to_html()
+    assert "pos</bdi>: 6 texts" in page
+    assert "rows of the table</dt><dd>18" in page

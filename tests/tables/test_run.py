@@ -18,7 +18,7 @@ from pyarrow import parquet
 from tables.conftest import N_TEXTS, contents, lines_of, write_texts
 
 from captum_attnflow.demo import DEMO_MODEL_PATH
-from captum_attnflow.pipelines import encoding, pretrained
+from captum_attnflow.pipelines import encoding
 from captum_attnflow.pipelines.text_classification import TextClassifier
 from captum_attnflow.tables import TableJob, explain_table, settings
 from captum_attnflow.tables.settings import OWN_COLUMNS
@@ -471,7 +471,6 @@ def test_a_job_is_a_value():
 
 
 def test_settings_name_what_the_pipelines_take():
-    assert set(settings.DTYPES) == set(pretrained.DTYPES)
     assert get_args(settings.Truncation) == get_args(encoding.Truncation)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
+import shutil
+from collections import Counter, defaultdict
 from dataclasses import replace
 
 import pytest
@@ -16,6 +17,7 @@ from captum_attnflow.demo import load_demo_model
 from captum_attnflow.pipelines.question_answering import QuestionAnswerer
 from captum_attnflow.pipelines.sentence_similarity import SentenceSimilarity
 from captum_attnflow.pipelines.token_classification import TokenClassifier
+from captum_attnflow.summary import summarize
 from captum_attnflow.tables import TableJob, explain_table
 from captum_attnflow.tables.settings import TASK_COLUMNS
 from captum_attnflow.tables.tasks import TASKS
@@ -156,6 +158,43 @@ def test_parts_and_a_second_run_keep_every_line(job_of, task):
         explain_table(replace(parted, part=part))
     assert contents(parted.output) == contents(job.output)
     assert explain_table(job).n_kept == 2
+
+
+@pytest.mark.parametrize("task", CLASSES)
+def test_two_methods_are_summarized_and_compared_by_texts(job_of, task):
+    job = job_of(task)
+    other = replace(
+        job, output=job.output.with_name("other"), method="chefer-relevance"
+    )
+    for each in (job, other):
+        explain_table(each)
+    summary = summarize([job.output, other.output])
+    rows_of = defaultdict(set)
+    for line in lines_of(job.output):
+        if line["status"] == "explained":
+            rows_of[line["target"]].add(line["row"])
+    for folder in summary.folders:
+        n_texts = {label.label: label.n_texts for label in folder.labels}
+        assert n_texts == {label: len(rows) for label, rows in rows_of.items()}
+        assert folder.counts.n_texts == len(ROWS)
+    found = summary.agreement
+    assert found.n_compared == len(set.union(*rows_of.values()))
+    assert (found.n_other_words, found.n_unmatched) == (0, 0)
+
+
+@pytest.mark.parametrize("task", CLASSES)
+def test_a_folder_agrees_with_itself_where_lines_are_missing(job_of, task):
+    job = job_of(task, format="jsonl")
+    explain_table(job)
+    fewer = job.output.with_name("fewer")
+    shutil.copytree(job.output, fewer)
+    part = fewer / "part-000000.jsonl"
+    first, *others = part.read_text().splitlines(keepends=True)
+    assert json.loads(first)["status"] == "explained"
+    part.write_text("".join(others))
+    found = summarize([job.output, fewer]).agreement
+    assert found.n_unmatched == 1
+    assert found.pairs[0].rank_correlation.low == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
