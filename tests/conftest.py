@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
@@ -56,3 +56,16 @@ def _seed() -> None:
 @pytest.fixture(scope="session")
 def demo() -> TextClassifier:
     return TextClassifier(*load_demo_model())
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[str]:
+    """The address of one Ray for the tests, as one takes seconds to start."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # A busy machine starves them otherwise.
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray spells it so
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()

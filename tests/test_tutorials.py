@@ -73,7 +73,7 @@ def test_tutorial_shows_in_a_fresh_kernel_what_was_committed(source, tmp_path):
         cell.outputs = []
     NotebookClient(
         notebook,
-        timeout=300,
+        timeout=900,
         kernel_name="python3",
         resources={"metadata": {"path": str(tmp_path)}},
     ).execute()

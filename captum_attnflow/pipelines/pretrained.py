@@ -521,7 +521,10 @@ def find_target(target: str | int, labels: Sequence[str], name: str = "target") 
         return labels.index(target)
     if str(target).isdecimal() and int(target) < len(labels):
         return int(target)
-    if isinstance(target, (list, tuple, set, dict)) or getattr(target, "shape", None):
+    is_tensor = isinstance(target, Tensor)  # a nested one has no shape to be asked for
+    if isinstance(target, (list, tuple, set, dict)) or (
+        target.dim() > 0 if is_tensor else getattr(target, "shape", None)
+    ):
         raise ValueError(
             f"{name}={described(target)} is a {type(target).__name__}, and all texts "
             f"of a call have one {name}; give one label of {list(labels)} or its "

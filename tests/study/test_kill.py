@@ -12,7 +12,7 @@ from study.figures import results_without_seconds, table_without_seconds
 
 from captum_attnflow.study import run_study
 
-N_KILLS = 10
+N_KILLS = 5
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def processes():
 
 
 @pytest.mark.slow
-def test_kill_9_at_ten_random_moments_loses_nothing_and_changes_no_figure(
+def test_kill_9_at_random_moments_loses_nothing_and_changes_no_figure(
     processes, study, tmp_path
 ):
     def start(folder):
@@ -66,4 +66,4 @@ def test_kill_9_at_ten_random_moments_loses_nothing_and_changes_no_figure(
         assert results_without_seconds(folder) == results
         assert table_without_seconds(folder) == table
         n_folders += 1
-    assert n_inside >= 2  # kills did hit the middle of the work
+    assert n_inside >= 1  # kills did hit the middle of the work

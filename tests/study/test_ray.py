@@ -12,12 +12,9 @@ import time
 import pytest
 import torch
 from study.figures import results_without_seconds, table_without_seconds
-from tables.conftest import cluster
 from tables.test_ray import own_workers
 
 from captum_attnflow.study import run_study
-
-__all__ = ["cluster"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 

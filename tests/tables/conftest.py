@@ -40,19 +40,6 @@ def _one_thread():
     torch.set_num_threads(n_threads)
 
 
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[str]:
-    """The address of one Ray for the tests, as one takes seconds to start."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    # A busy machine starves them otherwise.
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray spells it so
-    import ray
-
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield ray.get_runtime_context().gcs_address
-    ray.shutdown()
-
-
 def write_texts(path: Path, n_texts: int, seed: int = 0) -> list[str]:
     drawn = random.Random(seed)
     texts = [
