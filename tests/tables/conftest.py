@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import csv
-import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
