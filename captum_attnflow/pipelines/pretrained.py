@@ -521,10 +521,13 @@ def find_target(target: str | int, labels: Sequence[str], name: str = "target") 
         return labels.index(target)
     if str(target).isdecimal() and int(target) < len(labels):
         return int(target)
-    is_tensor = isinstance(target, Tensor)  # a nested one has no shape to be asked for
-    if isinstance(target, (list, tuple, set, dict)) or (
-        target.dim() > 0 if is_tensor else getattr(target, "shape", None)
-    ):
+    given: object = target
+    if isinstance(given, Tensor):  # a nested one has no shape to be asked for
+        is_several = given.dim() > 0
+    else:
+        several = (list, tuple, set, dict)
+        is_several = isinstance(given, several) or bool(getattr(given, "shape", None))
+    if is_several:
         raise ValueError(
             f"{name}={described(target)} is a {type(target).__name__}, and all texts "
             f"of a call have one {name}; give one label of {list(labels)} or its "
