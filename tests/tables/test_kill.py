@@ -8,10 +8,10 @@ import time
 from dataclasses import replace
 
 import pytest
-import torch
+from table_runs import explain_on
 from tables.conftest import contents, write_texts
 
-from captum_attnflow.tables import TableJob, explain_table
+from captum_attnflow.tables import TableJob
 
 
 @pytest.fixture(scope="module")
@@ -20,14 +20,6 @@ def processes():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["captum_attnflow.tables.run", "pyarrow.parquet"])
     return context
-
-
-def explain_on(address: str | None, job: TableJob) -> None:
-    """Explain a table in this process, or on the Ray of an address."""
-    torch.set_num_threads(1)
-    if address is not None:
-        os.environ["RAY_ADDRESS"] = address
-    explain_table(job)
 
 
 def kill_again_and_again(
