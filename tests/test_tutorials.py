@@ -98,5 +98,6 @@ def test_notebook_can_be_read_on_a_code_host(source):
     assert not any(out.output_type == "error" for cell in cells for out in cell.outputs)
     text = source.with_suffix(".ipynb").read_text("utf-8")
     assert not re.search(r"<iframe|<script", text)
+    assert "widgets" not in committed(source).metadata  # their scripts are elsewhere
     assert not re.search(r"/(tmp|home|root|work|Users)/", text)
     assert len(text.encode()) < MOST_BYTES
