@@ -173,16 +173,18 @@ def _write_models(figure: Figure, panel: Axes, table: Table) -> None:
     models = list(dict.fromkeys(row.model for row in table.rows))
     if len(models) == 1:
         return
-    # Where the label is the line's own, matplotlib hides one that begins with "_".
+    # matplotlib hides labels that begin with "_", the lines' own and, before 3.10, all:
+    # names come when the legend has its lines.
     handles: Any = panel.containers  # legends take them; their type does not say so
     legend = figure.legend(
         handles,
-        [_name(model) for model in models],
+        [str(number) for number in range(len(models))],
         loc="outside lower center",
         ncols=_PANELS_IN_A_ROW if len(models) > 2 else len(models),
         fontsize="small",
     )
-    for text in legend.get_texts():
+    for text, model in zip(legend.get_texts(), models, strict=True):
+        text.set_text(_name(model))
         text.set_parse_math(False)
 
 
