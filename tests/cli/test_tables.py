@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+import torch
 from pyarrow import parquet
 from typer.testing import CliRunner
 
@@ -171,6 +172,8 @@ def test_a_bar_shows_rows_a_second_and_the_time_left_on_a_terminal(texts, tmp_pa
 @pytest.mark.slow
 def test_a_file_that_has_no_room_is_named_and_nothing_is_lost(texts, tmp_path):
     resource = pytest.importorskip("resource")
+    if torch.__version__.startswith("2.6."):
+        pytest.skip("importing torch 2.6 writes a temporary file beyond the limit")
     output = tmp_path / "scores"
     command = [sys.executable, "-m", "captum_attnflow.cli", "explain", "--data", texts]
     command += ["--text-column", "sentence", "--output", output, *ROLLOUT]
