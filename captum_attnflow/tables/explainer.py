@@ -20,7 +20,6 @@ from captum_attnflow.tables.tasks import TASKS
 
 _LONGEST_REASON = 300  # characters
 _MOST_WARNINGS = 10
-_DEFAULTS = {"device": None, "dtype": "float32", "device_map": None}
 
 
 @dataclass(frozen=True)
@@ -61,13 +60,9 @@ class ChunkExplainer:
             FileNotFoundError: As :meth:`captum_attnflow.TextClassifier.load`.
             ValueError: As :meth:`captum_attnflow.TextClassifier.load`.
         """
-        given = (
-            ("device", job.device),
-            ("dtype", job.dtype),
-            ("device_map", job.device_map),
-        )
-        place = {name: value for name, value in given if value != _DEFAULTS[name]}
-        return ChunkExplainer(TASKS[job.task].load(job.model, **place), job)
+        load = TASKS[job.task].load
+        pipeline = load(job.model, job.device, job.dtype, job.device_map)
+        return ChunkExplainer(pipeline, job)
 
     def check(self) -> None:
         """Refuse what would fail for every text.
