@@ -53,8 +53,14 @@ class TracedAxis:
     @staticmethod
     def of(tensor: Tensor, axis: int) -> TracedAxis:
         """Note an axis of a tensor, which requires a gradient."""
-        edge = get_gradient_edge(tensor)
-        return TracedAxis(edge, tensor.shape, axis, tensor.new_zeros(()))
+        return TracedAxis.at(get_gradient_edge(tensor), axis)
+
+    @staticmethod
+    def at(edge: GradientEdge, axis: int) -> TracedAxis:
+        """Note an axis of what is at a place in the graph."""
+        like = edge.node._input_metadata[edge.output_nr]
+        zero = torch.zeros((), dtype=like.dtype, device=like.device)
+        return TracedAxis(edge, _shape(edge), axis, zero)
 
     @property
     def size(self) -> int:
@@ -99,7 +105,7 @@ class TracedAxis:
         """
         keys = sorted({0, self.size // 2, self.size - 1})
         for fork in DependencyGraph(tokens).forks(self.edge.node):
-            shape = fork.node._input_metadata[fork.output_nr].shape
+            shape = _shape(fork)
             others = [
                 {key: self._others(key, [fork], axis) for key in keys}
                 for axis, size in enumerate(shape)
@@ -216,17 +222,10 @@ class PositionMixing:
         for factor, number in node.next_functions:
             if factor is None:
                 return
-            like = factor._input_metadata[number]
-            if len(like.shape) >= -behind_last:
-                edge = GradientEdge(factor, number)
-                parts.append(
-                    TracedAxis(
-                        edge,
-                        torch.Size(like.shape),
-                        behind_last % len(like.shape),
-                        torch.zeros((), dtype=like.dtype, device=like.device),
-                    )
-                )
+            edge = GradientEdge(factor, number)
+            n_axes = len(_shape(edge))
+            if n_axes >= -behind_last:
+                parts.append(TracedAxis.at(edge, behind_last % n_axes))
         if len(parts) > 1:
             self._note("sum", tuple(parts), output, behind_last == -1)
 
@@ -683,7 +682,7 @@ def _axes_of_tokens(edge: GradientEdge, n_tokens: int) -> list[int]:
 
     Beside the rows and the features it has one: (rows, classes) have none.
     """
-    shape = edge.node._input_metadata[edge.output_nr].shape
+    shape = _shape(edge)
     if len(shape) < 3:
         return []
     return [axis for axis, size in enumerate(shape) if size == n_tokens]
@@ -704,12 +703,9 @@ def _is_mixed_where_read(
             beside it.
         n_tokens (int): So many.
     """
-    like = edge.node._input_metadata[edge.output_nr]
-    zero = torch.zeros((), dtype=like.dtype, device=like.device)
     axes = _axes_of_tokens(edge, n_tokens)
     # Another axis may be as long by chance: tokens are apart along one alone.
-    traced = (TracedAxis(edge, _shape(edge), axis, zero) for axis in axes)
-    if not all(axis.mixes_what_entered(sources) for axis in traced):
+    if not all(TracedAxis.at(edge, axis).mixes_what_entered(sources) for axis in axes):
         return False
     for row in {0, len(selected) - 1}:  # which are read at positions of their own
         (gradient,) = torch.autograd.grad(
@@ -757,10 +753,9 @@ def _node_mixes(node: Node, n_tokens: int) -> bool | None:
         if parent is not None and _operation(parent) != "AccumulateGrad"
     ]
     known = [edge for edge in given if n_tokens in _shape(edge)]
-    like, shape = node._input_metadata[0], _shape(GradientEdge(node, 0))
-    zero = torch.zeros((), dtype=like.dtype, device=like.device)
-    axes = [axis for axis, size in enumerate(shape) if size == n_tokens]
-    traced = [TracedAxis(GradientEdge(node, 0), shape, axis, zero) for axis in axes]
+    made = GradientEdge(node, 0)
+    axes = [axis for axis, size in enumerate(_shape(made)) if size == n_tokens]
+    traced = [TracedAxis.at(made, axis) for axis in axes]
     if not known or not traced:
         return None
     found = {axis.mixes_what_entered(known) for axis in traced}
