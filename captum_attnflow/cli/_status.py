@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 _LATER = 3.0  # seconds
 
 
 @contextmanager
-def saying(words: str, later: str = "") -> Iterator[Callable[[str], None]]:
+def saying(words: str, later: str = "") -> Iterator[None]:
     """Say on standard error what goes on, where that is a terminal, and then clear it.
 
     Nothing may be printed meanwhile but to standard error.
@@ -19,12 +19,9 @@ def saying(words: str, later: str = "") -> Iterator[Callable[[str], None]]:
     Args:
         words (str): What goes on.
         later (str): What is added after three seconds: why it takes so long.
-
-    Yields:
-        Callable: Takes other words from then on.
     """
     if not sys.stderr.isatty():
-        yield lambda _: None
+        yield
         return
     from rich.console import Console
 
@@ -35,6 +32,6 @@ def saying(words: str, later: str = "") -> Iterator[Callable[[str], None]]:
         if later:
             timer.start()
         try:
-            yield shown.update
+            yield
         finally:
             timer.cancel()

@@ -114,13 +114,8 @@ def begin_manifest(
                         f"{file} has no {path.name} beside it, so that it is not known "
                         "what was measured; give another --output"
                     )
-        write_manifest(path, manifest)
+        replace_file(path, json.dumps(manifest, indent=2) + "\n")
     return manifest
-
-
-def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Replace the manifest in one step."""
-    replace_file(path, json.dumps(manifest, indent=2) + "\n")
 
 
 def _read(path: Path) -> dict[str, Any]:
