@@ -180,25 +180,44 @@ def strongest(tokens: Sequence[str], scores: Sequence[float]) -> str:
     )
 
 
-def _sides(tokens: Sequence[str], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """The strongest for and against, in words; a side without any is left out."""
+def strongest_places(scores: Sequence[float]) -> dict[str, list[tuple[int, str]]]:
+    """Rank the strongest for and against.
+
+    Args:
+        scores (sequence of float): Those that are not finite count for nothing.
+
+    Returns:
+        dict: By side, ``"for"`` before ``"against"``, at most five places with their
+        shares of the sum of absolute scores, in per cent. A side without any is left
+        out.
+
+    Examples::
+
+        >>> strongest_places([1.0, 6.0, 0.0, -3.0])
+        {'for': [(1, '60 %'), (0, '10 %')], 'against': [(3, '30 %')]}
+    """
     finite = [score if math.isfinite(score) else 0.0 for score in scores]
     total = sum(map(abs, finite))
-    ranked = sorted(zip(finite, tokens, strict=True), key=lambda pair: -abs(pair[0]))
+    ranked = sorted(range(len(finite)), key=lambda place: -abs(finite[place]))
     sides = {
-        "for": [pair for pair in ranked if pair[0] > 0],
-        "against": [pair for pair in ranked if pair[0] < 0],
+        "for": [place for place in ranked if finite[place] > 0],
+        "against": [place for place in ranked if finite[place] < 0],
     }
+    return {
+        side: [
+            (place, f"{rounded(100 * abs(finite[place]) / total)} %")
+            for place in places[:_N_TOP_TOKENS]
+        ]
+        for side, places in sides.items()
+        if places
+    }
+
+
+def _sides(tokens: Sequence[str], scores: Sequence[float]) -> list[tuple[str, str]]:
+    """The strongest for and against, in words; a side without any is left out."""
     return [
-        (
-            side,
-            ", ".join(
-                f'"{printable(token)}" {rounded(100 * abs(score) / total)} %'
-                for score, token in pairs[:_N_TOP_TOKENS]
-            ),
-        )
-        for side, pairs in sides.items()
-        if pairs
+        (side, ", ".join(f'"{printable(tokens[at])}" {share}' for at, share in places))
+        for side, places in strongest_places(scores).items()
     ]
 
 

@@ -7,17 +7,23 @@ what a result of this package knows: its words, its method and the size of its s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.resources import files
 
 from captum.attr import visualization as captum_visualization
 
-from captum_attnflow.scored_tokens import FAINT, MINUS, escaped, relative, rounded
+from captum_attnflow.scored_tokens import (
+    FAINT,
+    MINUS,
+    escaped,
+    relative,
+    rounded,
+    strongest_places,
+)
 from captum_attnflow.show.document import figure_image
 from captum_attnflow.show.slalom_plane import slalom_plane
 from captum_attnflow.show.text import UNKNOWN, LabelledText, SafeRecord, words_shown
 from captum_attnflow.texts.units import Kind
-
-_MOST_NAMED = 5  # words of a side
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,11 @@ class ShownText:
     notes: tuple[str, ...] = ()
     is_absolute: bool = True
     picture: str = ""
+
+    @cached_property
+    def total(self) -> float:
+        """The sum of absolute scores, of which words have shares."""
+        return sum(abs(word.score) for word in self.words)
 
     @property
     def is_signed(self) -> bool:
@@ -194,33 +205,28 @@ def _score(text: ShownText, word: ShownWord) -> str:
 
 
 def _share(text: ShownText, word: ShownWord) -> str:
-    total = sum(abs(each.score) for each in text.words)
-    if not word.score or not total:
+    if not word.score or not text.total:
         return ""
     side = "for" if word.score > 0 else "against"
-    return f", {rounded(100 * abs(word.score) / total)} % {side}"
+    return f", {rounded(100 * abs(word.score) / text.total)} % {side}"
 
 
 def _sides(text: ShownText) -> str:
-    ranked = sorted(text.words, key=lambda word: -abs(word.score))
-    largest = abs(ranked[0].score) if ranked else 0.0
-    total = sum(abs(word.score) for word in ranked)
+    scores = [word.score for word in text.words]
+    shares = relative(scores)
     found = ""
-    for side, sign in (("for", 1), ("against", -1)):
-        strongest = [word for word in ranked if sign * word.score > 0][:_MOST_NAMED]
+    for side, places in strongest_places(scores).items():
         items = "".join(
-            f"<li><bdi>“{word.text}”</bdi>"
-            f'<span class="number">{rounded(100 * abs(word.score) / total)} %</span>'
-            f'<i style="--share: {abs(word.score) / largest:.3f}"></i></li>'
-            for word in strongest
+            f"<li><bdi>“{text.words[place].text}”</bdi>"
+            f'<span class="number">{percent}</span>'
+            f'<i style="--share: {abs(shares[place]):.3f}"></i></li>'
+            for place, percent in places
         )
-        if items:
-            title = {"for": "For", "against": "Against"}[side]
-            title = title if text.is_signed else "Strongest"
-            found += (
-                f'<div class="side-{side}"><h3>{title}</h3>'
-                f'<ol class="strongest">{items}</ol></div>'
-            )
+        title = side.capitalize() if text.is_signed else "Strongest"
+        found += (
+            f'<div class="side-{side}"><h3>{title}</h3>'
+            f'<ol class="strongest">{items}</ol></div>'
+        )
     return found or "<p>All scores are 0.</p>"
 
 
