@@ -16,14 +16,7 @@ from study.figures import results_without_seconds, table_without_seconds
 from captum_attnflow.study import METHODS, Method, evaluate, run_study
 from captum_attnflow.study.batch import TextBatch
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """The last digits depend on it."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -10,22 +10,12 @@ import threading
 import time
 
 import pytest
-import torch
 from study.figures import results_without_seconds, table_without_seconds
 from tables.test_ray import own_workers
 
 from captum_attnflow.study import run_study
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """As the workers of Ray have; the last digits depend on it."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster", "one_thread")]
 
 
 def test_two_workers_are_one_process_to_the_last_bit(study, tmp_path):

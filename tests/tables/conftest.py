@@ -5,7 +5,6 @@ import random
 from pathlib import Path
 
 import pytest
-import torch
 from pyarrow import parquet
 
 from captum_attnflow.tables import TableJob
@@ -30,12 +29,8 @@ N_TEXTS = 40
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
-    """As the workers of Ray have; the last digits depend on it."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
+def _one_thread(one_thread):
+    """Tables are compared to the last bit."""
 
 
 def write_texts(path: Path, n_texts: int, seed: int = 0) -> list[str]:
