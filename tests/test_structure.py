@@ -84,7 +84,7 @@ def test_flow_knows_of_the_capture_its_record_and_maps_alone():
 @pytest.mark.parametrize(
     ("method", "limit"),
     [
-        ("LayerGeneralizedAttentionFlow", 26),
+        ("LayerGeneralizedAttentionFlow", 25),
         ("LayerAttentionRollout", 20),
         ("LayerAttnLRP", 20),
     ],

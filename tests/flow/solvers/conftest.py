@@ -5,7 +5,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from captum_attnflow.flow.solvers.barrier import central_path, solver
+from captum_attnflow.flow.solvers.barrier import solver
 from captum_attnflow.flow.solvers.barrier.torch_passes import TorchPasses
 
 
@@ -20,7 +20,7 @@ def passes(request, monkeypatch):
 
 
 class Attempt(NamedTuple):
-    """At solving a batch, see :func:`central_path.solve_batch`."""
+    """At solving a batch, see :func:`solver.solve_batch`."""
 
     dtype: torch.dtype
     last_ratio: float
@@ -32,10 +32,10 @@ def attempts(monkeypatch):
     """The attempts of all solves, in turn."""
     made = []
 
-    def watch(*arguments, attempt=central_path._attempt):
+    def watch(*arguments, attempt=solver._attempt):
         solved, solution = attempt(*arguments)
         made.append(Attempt(*arguments[4:6], solved.tolist()))
         return solved, solution
 
-    monkeypatch.setattr(central_path, "_attempt", watch)
+    monkeypatch.setattr(solver, "_attempt", watch)
     return made

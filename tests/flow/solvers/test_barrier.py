@@ -24,7 +24,7 @@ from captum_attnflow import (
 )
 from captum_attnflow.flow import network as flow_network
 from captum_attnflow.flow.solvers import solve_sources
-from captum_attnflow.flow.solvers.barrier import central_path
+from captum_attnflow.flow.solvers.barrier import solver as barrier_solver
 
 pytestmark = pytest.mark.usefixtures("passes")
 # The fixture is the same for all examples.
@@ -80,7 +80,7 @@ def test_networks_that_one_attempt_does_not_solve_are_solved_by_the_next(
     expected = solve_flow(network)
     calls = []
 
-    def fails_first(*arguments, made=central_path._approach):
+    def fails_first(*arguments, made=barrier_solver._approach):
         end = made(*arguments)
         calls.append(len(end.near))
         if len(calls) == 1 and is_near:
@@ -89,7 +89,7 @@ def test_networks_that_one_attempt_does_not_solve_are_solved_by_the_next(
             end.near[rows] = False
         return end
 
-    monkeypatch.setattr(central_path, "_approach", fails_first)
+    monkeypatch.setattr(barrier_solver, "_approach", fails_first)
     solution = solve_flow(network)
     assert calls == [4, len(rows)]
     assert_same_scores(solution, expected)
@@ -99,12 +99,12 @@ def test_networks_that_one_attempt_does_not_solve_are_solved_by_the_next(
 
 
 def test_a_network_that_is_never_solved_is_told_and_no_other(monkeypatch):
-    def fails(*arguments, made=central_path._approach):
+    def fails(*arguments, made=barrier_solver._approach):
         end = made(*arguments)
         end.near[-1] = False
         return end
 
-    monkeypatch.setattr(central_path, "_approach", fails)
+    monkeypatch.setattr(barrier_solver, "_approach", fails)
     with pytest.raises(FlowError, match=r"on 1 of 3 networks .*rows \[2\]"):
         solve_flow(attention_network(4, 8, n_networks=3))
 
@@ -212,7 +212,7 @@ def test_causal_attention_of_many_layers_takes_few_steps(read_out, sharpness, mo
 def test_where_the_last_method_starts_too_far_it_starts_again_from_nearer(
     monkeypatch, passes, attempts
 ):
-    monkeypatch.setattr(central_path, "_LAST_RATIOS", (1.0, 0.05, 1e-3))
+    monkeypatch.setattr(barrier_solver, "_LAST_RATIOS", (1.0, 0.05, 1e-3))
     monkeypatch.setattr(passes, "dtypes", (torch.float64,))
     capacity = torch.full((1, 1, 8, 8), 1 / 8).double()
     capacity[..., 0, :] = 0.01

@@ -6,8 +6,12 @@ import pytest
 import torch
 from networks import attention_network
 
-from captum_attnflow.flow.solvers.barrier.central_path import Newton, start
-from captum_attnflow.flow.solvers.barrier.problem import BarrierProblem, Iterate
+from captum_attnflow.flow.solvers.barrier.central_path import (
+    BarrierProblem,
+    Iterate,
+    Newton,
+    start,
+)
 from captum_attnflow.flow.solvers.barrier.torch_passes import TorchPasses
 
 

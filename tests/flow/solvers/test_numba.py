@@ -15,7 +15,7 @@ from filelock import FileLock
 from networks import assert_same_scores, attention_network, everywhere
 
 from captum_attnflow import BarrierSolver, solve_flow
-from captum_attnflow.flow.solvers.barrier import central_path, solver
+from captum_attnflow.flow.solvers.barrier import solver
 from captum_attnflow.flow.solvers.barrier.laplacian import Laplacian, node_sums
 from captum_attnflow.flow.solvers.barrier.torch_passes import TorchPasses
 
@@ -93,11 +93,11 @@ def test_only_what_float32_cannot_hold_is_solved_in_float64(attempts, extreme):
 def test_nothing_is_started_where_float32_holds_no_network(monkeypatch, attempts):
     started = []
 
-    def watch(problem, *arguments, start=central_path.start):
+    def watch(problem, *arguments, start=solver.start):
         started.append(problem.capacity.dtype)
         start(problem, *arguments)
 
-    monkeypatch.setattr(central_path, "start", watch)
+    monkeypatch.setattr(solver, "start", watch)
     network = attention_network(3, 24, n_networks=2)
     network.capacity[:, 1, 3, 5] = 1e60
     solve_flow(network)

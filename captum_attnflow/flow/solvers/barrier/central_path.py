@@ -1,43 +1,30 @@
-"""From a batch of networks to their flows: towards the central path, and then onto it.
+"""The barrier problem of a batch in flat arrays, and the steps along its central path.
 
-:class:`Newton` leads to the barrier parameter asked for, at first with edges in
-float32, which halves the memory that each step reads. :class:`DualNewton` ends it in
-float64.
+:func:`start` gives an iterate near the path. :class:`Newton` takes it along by
+predictor-corrector steps, of which :class:`EdgePasses` does the work on the edges.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from captum_attnflow.flow.network import LayeredNetwork, empty
 from captum_attnflow.flow.solvers.barrier.laplacian import (
-    DualNewton,
+    ClosedForm,
     IterativeSolver,
     Laplacian,
-    Potential,
-)
-from captum_attnflow.flow.solvers.barrier.problem import (
-    BarrierProblem,
-    EdgePasses,
-    Iterate,
-    untracked,
-)
-from captum_attnflow.flow.solvers.base import (
-    FlowError,
-    FlowSolution,
-    bounds_of,
-    certified,
 )
 
-# Least relative duality gap: beyond it the rounding of sums over nodes is larger.
-LEAST_EPSILON = 1e-12
-# Capacities further apart than these orders of magnitude explain a failure.
-_MOST_ORDERS = 100
+# Slack of an edge that never binds, and the inverse of the flow on one that is missing,
+# in units of the value; and the least capacity that counts as an edge.
+UNLIMITED = 1e100
+_UNLIMITED = {torch.float64: UNLIMITED, torch.float32: 1e25}
+_LEAST = {torch.float64: 0.0, torch.float32: 1e-20}
 
 # --- A step of Newton's method.
 _STEP_SHARE = 0.999
@@ -62,17 +49,6 @@ _NEAR = 2.0
 _LAST_EXCESS = 0.01
 # Relative change of a flow or multiplier in a step from which on accuracy counts.
 _SMALL_RATIO = 0.5
-
-# --- When the dual method takes over.
-# Edges in float32 are given up after this many steps in a row that gain little, some of
-# them with factored layers, or after this many that only centre.
-_MOST_STALLED = _MOST_PATIENCE + 4
-_MOST_CENTRING = 8
-# Relative change in the last step before the dual method takes over; smaller where the
-# dual method diverged from there.
-_LAST_RATIOS = (0.5, 0.05, 1e-3)
-# Steps of the dual method, which takes one to three where the gap is small.
-_DUAL_STEPS = 30
 
 # --- The start. All chosen for the fewest iterations on random networks and on those of
 # two trained classifiers.
@@ -101,236 +77,215 @@ _CAUSAL_EXTRA_SHARE = 0.1
 
 
 @dataclass(frozen=True)
-class BarrierOptions:
-    """Which point of the central path to solve for, see :class:`BarrierSolver`."""
+class BarrierProblem:
+    """What stays fixed; edges are flat: inner ``L*T*T``, then source, then sink.
 
-    epsilon: float
-    mu: float | None
-    tolerance: float
-    max_iterations: int
-
-    def target(self, scale: Tensor, n_terms: Tensor, value: Tensor) -> Tensor:
-        """Barrier parameter for flow values, in units of ``scale``; all ``(B,)``."""
-        if self.mu is not None:
-            return self.mu / scale
-        return self.epsilon * value / n_terms
-
-
-def solve_batch(
-    network: LayeredNetwork, options: BarrierOptions, passes: type[EdgePasses]
-) -> FlowSolution:
-    """Solve with edges in each dtype in turn until all networks are solved.
-
-    The last attempts go on nearer to the optimum before the dual method takes over.
-
-    Args:
-        network (LayeredNetwork): Trimmed networks.
-        options (BarrierOptions): What to solve for.
-        passes (type): What does the work on the edges.
-
-    Raises:
-        FlowError: If the limit of iterations is reached.
+    A missing edge carries nearly 0, and one that never binds has nearly unlimited
+    slack. Neither changes in a step, and both keep their barrier terms, so that no step
+    length needs a mask.
     """
-    bound, of_value = bounds_of(network)
-    iterations = torch.zeros(len(bound), dtype=torch.int64, device=bound.device)
-    left = torch.arange(len(bound), device=bound.device)
-    rows, solutions = [], []
-    attempts = [(dtype, _LAST_RATIOS[0]) for dtype in passes.dtypes]
-    attempts += [(passes.dtypes[-1], last_ratio) for last_ratio in _LAST_RATIOS[1:]]
-    for attempt in attempts:
-        is_whole = len(left) == len(bound)
-        part = network if is_whole else network.select(left)
-        made = iterations[left]
-        solved, solution = _attempt(part, bound[left], options, passes, *attempt, made)
-        iterations[left] = made
-        if solution is not None:
-            rows.append(left[solved])
-            solutions.append(solution)
-        left = left[~solved]
-        if not len(left):
-            break
-    else:
-        raise FlowError(
-            f"the barrier solver did not converge on {len(left)} of {len(bound)} "
-            f"networks in {int(iterations[left].max())} iterations (rows "
-            f"{left.tolist()[:8]} of those solved together). "
-            + _advice(network.select(left), of_value[left], options)
+
+    capacity: Tensor  # (B, E), in units of scale; unlimited where not bounded
+    alive: Tensor  # (B, E), bool, where there is an edge
+    scale: Tensor  # (B,), float64, upper bound of the value
+    n_terms: Tensor  # (B,), barrier terms
+    n_products: Tensor  # (B,), complementarity products, two an edge
+    is_precise: Tensor  # (B,), bool, whether the dtype can hold every capacity
+    is_causal: Tensor  # (B,), bool, whether edges lead to later positions alone
+    n_layers: int
+    n_tokens: int
+    unlimited: float
+
+    @staticmethod
+    def of(
+        network: LayeredNetwork, bound: Tensor, dtype: torch.dtype
+    ) -> BarrierProblem:
+        """The problem of a trimmed network and its ``node_bound()``."""
+        inner = network.capacity.flatten(1)
+        terminals = torch.cat([network.source, network.sink], 1)
+        scale = bound.sum(-1).amin(-1)
+        unlimited = _UNLIMITED[dtype]
+        n_inner, n_edges = inner.shape[1], inner.shape[1] + terminals.shape[1]
+        alive = empty((len(inner), n_edges), like=terminals)
+        capacity = empty(alive.shape, like=inner.new_empty(0, dtype=dtype))
+        torch.gt(inner, 0, out=alive[:, :n_inner])
+        alive[:, n_inner:] = terminals
+        # Scaled before rounding. Division into another dtype would be slow.
+        layers, _, _ = split(
+            capacity, (network.n_layers, network.n_tokens, network.n_tokens)
         )
-    if len(solutions) == 1:
-        return solutions[0]
-    return FlowSolution.concatenate(solutions).select(torch.cat(rows).argsort())
-
-
-def _advice(network: LayeredNetwork, of_value: Tensor, options: BarrierOptions) -> str:
-    """What to do about networks, with bounds of their values, that are not solved."""
-    capacity = network.capacity
-    edge = (capacity > 0) & capacity.isfinite()
-    least = torch.where(edge, capacity, torch.inf).amin((1, 2, 3))
-    most = torch.where(edge, capacity, 0.0).amax((1, 2, 3))
-    orders = most.log10() - least.log10()
-    if bool((orders > _MOST_ORDERS).any()):
-        row = int(orders.argmax())
-        return (
-            f"Their capacities reach from {float(least[row]):.1e} to "
-            f"{float(most[row]):.1e}, too far apart for float64. Set those below 1e-20 "
-            "of the flow value to 0, and those above 1e20 of it to 1e20 of it: the "
-            "value is solve_flow(network, "
-            '"scipy").cut_capacity, a solver without such a limit'
+        scaled = empty(layers[:, 0].shape, like=inner)
+        is_precise = torch.ones_like(scale, dtype=torch.bool)
+        for layer, rounded in enumerate(layers.unbind(1)):
+            given = network.capacity[:, layer]
+            rounded.copy_(torch.div(given, scale[:, None, None], out=scaled))
+            if unlimited < UNLIMITED:
+                binds = (scaled >= unlimited) & (scaled < UNLIMITED)
+                is_precise &= ~binds.flatten(1).any(1)
+        capacity[:, n_inner:] = unlimited
+        capacity.masked_fill_(~alive, unlimited).clamp_max_(unlimited)
+        is_precise &= capacity.amin(1) >= _LEAST[dtype]
+        # Counted as floats, row by row: sums of bools would copy all to new memory.
+        count = empty(alive.shape, like=capacity)
+        rows = count.unflatten(1, (-1, network.n_tokens))
+        count.copy_(alive)
+        n_alive = rows.sum(2).double().sum(1)
+        torch.lt(capacity, unlimited, out=count)
+        n_terms = n_alive + rows.sum(2).double().sum(1)
+        layers, _, _ = split(
+            alive, (network.n_layers, network.n_tokens, network.n_tokens)
         )
-    if options.mu is None:
-        return (
-            f"Raise max_iterations (now {options.max_iterations}) or epsilon (now "
-            f"{options.epsilon}), or leave out edges of next to no capacity"
+        return BarrierProblem(
+            capacity=capacity,
+            alive=alive,
+            scale=scale,
+            n_terms=n_terms,
+            n_products=2 * n_alive,
+            is_precise=is_precise,
+            is_causal=~layers.triu(1).flatten(1).any(1),
+            n_layers=network.n_layers,
+            n_tokens=network.n_tokens,
+            unlimited=unlimited,
         )
-    gap = 2 * options.mu * network.n_edges.double() / of_value
-    return (
-        f"mu={options.mu} asks for a duality gap of about {float(gap.min()):.1e} to "
-        f"{float(gap.max()):.1e} of the flow value. Give a mu for which that lies "
-        f"between {LEAST_EPSILON:g} and 1, or leave mu at None and give epsilon, "
-        f"which is that share; or raise max_iterations (now {options.max_iterations})"
-    )
 
-
-def _attempt(
-    network: LayeredNetwork,
-    bound: Tensor,
-    options: BarrierOptions,
-    passes: type[EdgePasses],
-    dtype: torch.dtype,
-    last_ratio: float,
-    iterations: Tensor,
-) -> tuple[Tensor, FlowSolution | None]:
-    """Solve with edges in one dtype, and add to the iterations.
-
-    Returns:
-        tuple: Which networks are solved, ``(B,)``, and the solution of these.
-    """
-    with untracked():
-        problem = BarrierProblem.of(network, bound, dtype)
-        if not bool(problem.is_precise.any()):
-            return torch.zeros_like(iterations, dtype=torch.bool), None
-        end = _approach(problem, bound, options, passes, last_ratio, iterations)
-        scale, n_terms = problem.scale, problem.n_terms
-        del problem  # The last steps need its memory.
-    near = end.near.nonzero()[:, 0]
-    if not len(near):
-        return end.near, None
-    made = iterations[near]
-    if len(near) < len(bound):
-        network, end = network.select(near), end.select(near)
-        scale, n_terms = scale[near], n_terms[near]
-    # Outside inference mode: no part of the answer may be an inference tensor.
-    flow = empty(network.capacity.shape, like=network.capacity)
-    with untracked():
-        edges = passes.closed_form(network, scale, dtype)
-        dual = DualNewton(
-            network,
-            edges,
-            end.potential,
-            end.mu,
-            partial(options.target, scale, n_terms),
-            passes.iterative_solver if end.iterative else None,
-            end.banded_solver,
+    def select(self, index: Tensor) -> BarrierProblem:
+        """Return the problem of some networks of the batch."""
+        return replace(
+            self,
+            capacity=self.capacity[index],
+            alive=self.alive[index],
+            scale=self.scale[index],
+            n_terms=self.n_terms[index],
+            n_products=self.n_products[index],
+            is_precise=self.is_precise[index],
+            is_causal=self.is_causal[index],
         )
-        done = _finish(dual, options, made)
-        edges.fill(dual.potential, dual.mu, flow)
-    iterations[near] = made
-    solution = certified(
-        network,
-        flow=flow,
-        source_flow=dual.source_flow * scale[:, None],
-        sink_flow=dual.sink_flow * scale[:, None],
-        potential=dual.potential.high.clone(),
-        mu=dual.mu * scale,
-        duality_gap=dual.mu * n_terms * scale,
-        iterations=made.clone(),
-    )
-    solved = torch.zeros_like(iterations, dtype=torch.bool)
-    solved[near] = done
-    return solved, solution if bool(done.all()) else solution.select(done)
+
+    def split(self, edges: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Views of the inner edges and of those of the source and of the sink."""
+        return split(edges, (self.n_layers, self.n_tokens, self.n_tokens))
+
+    def value(self, flow: Tensor) -> Tensor:
+        """Flow into the sink, ``(B,)``."""
+        return flow[:, -self.n_tokens :].double().sum(1)
 
 
 @dataclass
-class _End:
-    """Where :class:`Newton` has led a batch."""
+class Iterate:
+    """The slacks of the bounds ``0 <= x <= u`` of the flow, and their multipliers.
 
-    potential: Potential
-    mu: Tensor  # (B,), barrier parameter
-    near: Tensor  # (B,), bool, whether near the optimum
-    iterative: bool  # whether linear systems were solved by iterating to the end
-    banded_solver: type[IterativeSolver] | None  # what else may serve
-
-    def select(self, index: Tensor) -> _End:
-        potential = self.potential.select(index)
-        return replace(
-            self, potential=potential, mu=self.mu[index], near=self.near[index]
-        )
-
-
-def _approach(
-    problem: BarrierProblem,
-    bound: Tensor,
-    options: BarrierOptions,
-    passes: type[EdgePasses],
-    last_ratio: float,
-    iterations: Tensor,
-) -> _End:
-    """Step until every network is near its optimum or given up; count its steps.
-
-    Networks leave the batch one by one.
+    The upper slack ``y = u - x`` is kept with the opposite sign, and so is its
+    multiplier, so that a change of flow changes both slacks alike.
+    Edges are held in the dtype of the problem, and nodes in float64.
     """
-    iterate = Iterate.empty(problem)
-    start(problem, bound, iterate)
-    end = _End(
-        Potential(torch.empty_like(iterate.p), torch.zeros_like(iterate.p)),
-        mu=torch.empty_like(problem.scale),
-        near=torch.zeros_like(problem.scale, dtype=torch.bool),
-        iterative=True,
-        banded_solver=None,
-    )
-    newton = Newton(problem, iterate, passes)
-    running = torch.arange(len(bound), device=bound.device)
-    is_coarse = problem.capacity.dtype == torch.float32
-    while True:
-        target = options.target(
-            newton.problem.scale, newton.problem.n_terms, newton.value
-        )
-        near = newton.is_near(target, last_ratio) & newton.problem.is_precise
-        fails = ~newton.mu.isfinite() | ~newton.problem.is_precise
-        fails |= iterations[running] >= options.max_iterations
-        if is_coarse:
-            fails |= newton.stalled >= _MOST_STALLED
-            fails |= newton.centring >= _MOST_CENTRING
-        leaves = near | fails
-        if bool(leaves.any()):
-            rows = running[leaves]
-            end.potential.high[rows] = newton.iterate.p[leaves]
-            end.mu[rows], end.near[rows] = target[leaves], near[leaves]
-            stays = ~leaves
-            running, target = running[stays], target[stays]
-            if not len(running):
-                end.iterative = newton.iterative
-                end.banded_solver = newton.banded_solver
-                return end
-            newton = newton.select(stays)
-        newton.step(target)
-        iterations[running] += 1
+
+    slack: Tensor  # (2, B, E): x and -y, kept apart since x - u cancels
+    multiplier: Tensor  # (2, B, E): z and -s, at the optimum mu / slack
+    p: Tensor  # (B, L + 1, T) potential
+
+    @staticmethod
+    def empty(problem: BarrierProblem) -> Iterate:
+        """An iterate that is still to be filled."""
+        capacity = problem.capacity
+        slack, multiplier = empty((2, 2, *capacity.shape), like=capacity)
+        nodes = (len(capacity), problem.n_layers + 1, problem.n_tokens)
+        return Iterate(slack, multiplier, problem.n_terms.new_empty(nodes))
+
+    def select(self, index: Tensor) -> Iterate:
+        """Return the iterate of some networks of the batch."""
+        return Iterate(self.slack[:, index], self.multiplier[:, index], self.p[index])
 
 
-def _finish(dual: DualNewton, options: BarrierOptions, iterations: Tensor) -> Tensor:
-    """Step until every network is solved or given up.
+def split(
+    edges: Tensor, shape: tuple[int, int, int], has_terminals: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Views of flat edges: the inner ones in a shape, the source's and the sink's."""
+    n_terminals = shape[-1] if has_terminals else 0
+    n_inner = edges.shape[1] - 2 * n_terminals
+    inner, source, sink = edges.split([n_inner, n_terminals, n_terminals], 1)
+    return inner.unflatten(1, shape), source, sink
 
-    Returns:
-        Tensor: Shape ``(B,)``, bool, which are solved.
+
+class EdgePasses(Protocol):
+    """The passes over the edges of a batch, in the order of a step.
+
+    The Newton equations of the optimum in ``solver`` reduce, edge by edge, to
+    ``dx = weight * (correction + rise(p + dp))`` with
+    ``1 / weight = z / x + s / y``. The rise is that of the potential along an edge. The
+    correction sums, over the two slacks ``x`` and ``-y`` of an edge, the barrier's
+    ``mu / slack`` and Mehrotra's second-order term of the predictor.
+
+    Args:
+        problem (BarrierProblem): The problem.
+        iterate (Iterate): An iterate of it, changed by :meth:`advance`.
+
+    Attributes:
+        dtypes (tuple): Of the edges, to be tried in turn until all networks are solved.
+        weight (Tensor): Shape ``(B, L, T, T)``, of the inner edges.
+        iterative_solver (type): What solves Laplacian systems as fast.
+        iterative_from_tokens (int): From how many tokens on it is the cheaper one.
+        banded_solver (type, optional): What to try before factors of whole layers,
+            where the networks are causal.
+        closed_form (type): What does the work on the edges near the optimum.
     """
-    for _ in range(_DUAL_STEPS):
-        done = dual.conserves & dual.is_at_target(options.tolerance)
-        goes_on = ~done & ~dual.has_diverged & (iterations < options.max_iterations)
-        if not bool(goes_on.any()):
-            break
-        dual.step(options.tolerance)
-        iterations += goes_on
-    return dual.conserves & dual.is_at_target(options.tolerance)
+
+    dtypes: ClassVar[tuple[torch.dtype, ...]]
+    iterative_solver: ClassVar[type[IterativeSolver]]
+    iterative_from_tokens: ClassVar[int]
+    closed_form: ClassVar[type[ClosedForm]]
+    banded_solver: type[IterativeSolver] | None
+    weight: Tensor
+
+    def __init__(self, problem: BarrierProblem, iterate: Iterate) -> None: ...
+
+    def set_weights(self) -> Tensor:
+        """Set the weights of the iterate, and sum them as :func:`node_sums` does."""
+        ...
+
+    def predict(self, potential: Tensor, predicting: Tensor) -> tuple[Tensor, ...]:
+        """Begin a step by the second-order terms of the affine-scaling predictor.
+
+        Args:
+            potential (Tensor): Shape ``(B, L + 1, T)``, after that step.
+            predicting (Tensor): Shape ``(B,)``, bool; other networks centre.
+
+        Returns:
+            tuple[Tensor, ...]: The least and the largest ratio ``dx / slack``, and the
+            sums of ``dx`` times both multipliers and times the rise, each ``(B,)``.
+        """
+        ...
+
+    def centre(self) -> None:
+        """Begin a step without predictor and second-order terms."""
+        ...
+
+    def correct(self, step_mu: Tensor) -> Tensor:
+        """Set the right side for a barrier parameter, at the potential as it is.
+
+        Args:
+            step_mu (Tensor): Shape ``(B,)``, barrier parameter of the step.
+
+        Returns:
+            Tensor: Shape ``(B, L + 1, T)``, divergence of the change of flow so far.
+        """
+        ...
+
+    def ratio_test(self, change: Tensor) -> tuple[Tensor, Tensor]:
+        """Complete the step's direction by the change of the potential.
+
+        Returns:
+            tuple[Tensor, Tensor]: Shape ``(B,)``, the largest shares by which a slack
+            and a multiplier would fall in a full step; at most 0 where none falls.
+        """
+        ...
+
+    def advance(self, primal: Tensor, dual: Tensor) -> tuple[Tensor, Tensor]:
+        """Take the step with these step lengths, of shape ``(B,)``; then measure."""
+        ...
+
+    def measure(self) -> tuple[Tensor, Tensor]:
+        """Return the flow's divergence and the sum of the edges' products."""
+        ...
 
 
 class Newton:

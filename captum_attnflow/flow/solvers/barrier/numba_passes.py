@@ -15,16 +15,16 @@ from torch import Tensor
 from captum_attnflow.flow.network import LayeredNetwork
 from captum_attnflow.flow.solvers.barrier import numba_edges as kernels
 from captum_attnflow.flow.solvers.barrier import numba_kernels
-from captum_attnflow.flow.solvers.barrier.laplacian import (
-    ClosedForm,
-    IterativeSolver,
-    Potential,
-)
-from captum_attnflow.flow.solvers.barrier.problem import (
+from captum_attnflow.flow.solvers.barrier.central_path import (
     UNLIMITED,
     BarrierProblem,
     EdgePasses,
     Iterate,
+)
+from captum_attnflow.flow.solvers.barrier.laplacian import (
+    ClosedForm,
+    IterativeSolver,
+    Potential,
 )
 
 # Fewer edges are not worth a second thread.

@@ -24,31 +24,76 @@ barrier is constant and drops out. The paper's back edge only rescales ``mu`` by
 from __future__ import annotations
 
 import math
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from numbers import Integral, Real
 from types import ModuleType
+from typing import ParamSpec, TypeVar
 
 import torch
+from torch import Tensor
 
 from captum_attnflow._checks import described
 from captum_attnflow._warnings import warn_caller
-from captum_attnflow.flow.network import LayeredNetwork, check_network
+from captum_attnflow.flow.network import LayeredNetwork, check_network, empty
 from captum_attnflow.flow.solvers.barrier.central_path import (
-    LEAST_EPSILON,
-    BarrierOptions,
-    solve_batch,
-)
-from captum_attnflow.flow.solvers.barrier.problem import (
+    BarrierProblem,
     EdgePasses,
-    is_transformed,
-    undisturbed,
+    Iterate,
+    Newton,
+    start,
+)
+from captum_attnflow.flow.solvers.barrier.laplacian import (
+    DualNewton,
+    IterativeSolver,
+    Potential,
 )
 from captum_attnflow.flow.solvers.barrier.torch_passes import TorchPasses
-from captum_attnflow.flow.solvers.base import FlowSolution, FlowSolver
+from captum_attnflow.flow.solvers.base import (
+    FlowError,
+    FlowSolution,
+    FlowSolver,
+    bounds_of,
+    certified,
+)
 
+# Least relative duality gap: beyond it the rounding of sums over nodes is larger.
+LEAST_EPSILON = 1e-12
+# Capacities further apart than these orders of magnitude explain a failure.
+_MOST_ORDERS = 100
 # Edges whose arrays a processor's cache holds; more at once take longer each.
 _CACHED_EDGES = 1 << 18
+
+# --- When the dual method takes over.
+# Edges in float32 are given up after this many steps in a row that gain little, some of
+# them with factored layers (beyond the patience of ``Newton``), or after this many that
+# only centre.
+_MOST_STALLED = 20
+_MOST_CENTRING = 8
+# Relative change in the last step before the dual method takes over; smaller where the
+# dual method diverged from there.
+_LAST_RATIOS = (0.5, 0.05, 1e-3)
+# Steps of the dual method, which takes one to three where the gap is small.
+_DUAL_STEPS = 30
+
+
+@dataclass(frozen=True)
+class BarrierOptions:
+    """Which point of the central path to solve for, see :class:`BarrierSolver`."""
+
+    epsilon: float
+    mu: float | None
+    tolerance: float
+    max_iterations: int
+
+    def target(self, scale: Tensor, n_terms: Tensor, value: Tensor) -> Tensor:
+        """Barrier parameter for flow values, in units of ``scale``; all ``(B,)``."""
+        if self.mu is not None:
+            return self.mu / scale
+        return self.epsilon * value / n_terms
 
 
 @dataclass(frozen=True)
@@ -236,3 +281,251 @@ def _start_threads_of(numba: ModuleType) -> None:
     finally:
         if torch.get_num_threads() != before:
             torch.set_num_threads(before)
+
+
+def untracked() -> torch.no_grad | torch.inference_mode:
+    """Switch autograd off, by inference mode, which saves a sixth of the time.
+
+    Not within a transform of ``torch.func``, which does not know inference tensors.
+    """
+    return torch.no_grad() if is_transformed() else torch.inference_mode()
+
+
+def is_transformed() -> bool:
+    """Whether a transform of ``torch.func`` is at work, which wraps all tensors."""
+    return torch._C._functorch.maybe_current_level() is not None
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def undisturbed(work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+    """Do some work that no signal interrupts, such as one by the user.
+
+    An import of Numba that ends halfway cannot be had again in the same process, and
+    LLVM calls Python back, where an exception is lost together with the code. But
+    signals raise exceptions in the main thread alone, which therefore waits for another
+    one, and raises when that is done.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return work(*arguments, **options)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work, *arguments, **options).result()
+
+
+def solve_batch(
+    network: LayeredNetwork, options: BarrierOptions, passes: type[EdgePasses]
+) -> FlowSolution:
+    """Solve with edges in each dtype in turn until all networks are solved.
+
+    The last attempts go on nearer to the optimum before the dual method takes over.
+
+    Args:
+        network (LayeredNetwork): Trimmed networks.
+        options (BarrierOptions): What to solve for.
+        passes (type): What does the work on the edges.
+
+    Raises:
+        FlowError: If the limit of iterations is reached.
+    """
+    bound, of_value = bounds_of(network)
+    iterations = torch.zeros(len(bound), dtype=torch.int64, device=bound.device)
+    left = torch.arange(len(bound), device=bound.device)
+    rows, solutions = [], []
+    attempts = [(dtype, _LAST_RATIOS[0]) for dtype in passes.dtypes]
+    attempts += [(passes.dtypes[-1], last_ratio) for last_ratio in _LAST_RATIOS[1:]]
+    for attempt in attempts:
+        is_whole = len(left) == len(bound)
+        part = network if is_whole else network.select(left)
+        made = iterations[left]
+        solved, solution = _attempt(part, bound[left], options, passes, *attempt, made)
+        iterations[left] = made
+        if solution is not None:
+            rows.append(left[solved])
+            solutions.append(solution)
+        left = left[~solved]
+        if not len(left):
+            break
+    else:
+        raise FlowError(
+            f"the barrier solver did not converge on {len(left)} of {len(bound)} "
+            f"networks in {int(iterations[left].max())} iterations (rows "
+            f"{left.tolist()[:8]} of those solved together). "
+            + _advice(network.select(left), of_value[left], options)
+        )
+    if len(solutions) == 1:
+        return solutions[0]
+    return FlowSolution.concatenate(solutions).select(torch.cat(rows).argsort())
+
+
+def _advice(network: LayeredNetwork, of_value: Tensor, options: BarrierOptions) -> str:
+    """What to do about networks, with bounds of their values, that are not solved."""
+    capacity = network.capacity
+    edge = (capacity > 0) & capacity.isfinite()
+    least = torch.where(edge, capacity, torch.inf).amin((1, 2, 3))
+    most = torch.where(edge, capacity, 0.0).amax((1, 2, 3))
+    orders = most.log10() - least.log10()
+    if bool((orders > _MOST_ORDERS).any()):
+        row = int(orders.argmax())
+        return (
+            f"Their capacities reach from {float(least[row]):.1e} to "
+            f"{float(most[row]):.1e}, too far apart for float64. Set those below 1e-20 "
+            "of the flow value to 0, and those above 1e20 of it to 1e20 of it: the "
+            "value is solve_flow(network, "
+            '"scipy").cut_capacity, a solver without such a limit'
+        )
+    if options.mu is None:
+        return (
+            f"Raise max_iterations (now {options.max_iterations}) or epsilon (now "
+            f"{options.epsilon}), or leave out edges of next to no capacity"
+        )
+    gap = 2 * options.mu * network.n_edges.double() / of_value
+    return (
+        f"mu={options.mu} asks for a duality gap of about {float(gap.min()):.1e} to "
+        f"{float(gap.max()):.1e} of the flow value. Give a mu for which that lies "
+        f"between {LEAST_EPSILON:g} and 1, or leave mu at None and give epsilon, "
+        f"which is that share; or raise max_iterations (now {options.max_iterations})"
+    )
+
+
+def _attempt(
+    network: LayeredNetwork,
+    bound: Tensor,
+    options: BarrierOptions,
+    passes: type[EdgePasses],
+    dtype: torch.dtype,
+    last_ratio: float,
+    iterations: Tensor,
+) -> tuple[Tensor, FlowSolution | None]:
+    """Solve with edges in one dtype, and add to the iterations.
+
+    Returns:
+        tuple: Which networks are solved, ``(B,)``, and the solution of these.
+    """
+    with untracked():
+        problem = BarrierProblem.of(network, bound, dtype)
+        if not bool(problem.is_precise.any()):
+            return torch.zeros_like(iterations, dtype=torch.bool), None
+        end = _approach(problem, bound, options, passes, last_ratio, iterations)
+        scale, n_terms = problem.scale, problem.n_terms
+        del problem  # The last steps need its memory.
+    near = end.near.nonzero()[:, 0]
+    if not len(near):
+        return end.near, None
+    made = iterations[near]
+    if len(near) < len(bound):
+        network, end = network.select(near), end.select(near)
+        scale, n_terms = scale[near], n_terms[near]
+    # Outside inference mode: no part of the answer may be an inference tensor.
+    flow = empty(network.capacity.shape, like=network.capacity)
+    with untracked():
+        edges = passes.closed_form(network, scale, dtype)
+        dual = DualNewton(
+            network,
+            edges,
+            end.potential,
+            end.mu,
+            partial(options.target, scale, n_terms),
+            passes.iterative_solver if end.iterative else None,
+            end.banded_solver,
+        )
+        done = _finish(dual, options, made)
+        edges.fill(dual.potential, dual.mu, flow)
+    iterations[near] = made
+    solution = certified(
+        network,
+        flow=flow,
+        source_flow=dual.source_flow * scale[:, None],
+        sink_flow=dual.sink_flow * scale[:, None],
+        potential=dual.potential.high.clone(),
+        mu=dual.mu * scale,
+        duality_gap=dual.mu * n_terms * scale,
+        iterations=made.clone(),
+    )
+    solved = torch.zeros_like(iterations, dtype=torch.bool)
+    solved[near] = done
+    return solved, solution if bool(done.all()) else solution.select(done)
+
+
+@dataclass
+class _End:
+    """Where :class:`Newton` has led a batch."""
+
+    potential: Potential
+    mu: Tensor  # (B,), barrier parameter
+    near: Tensor  # (B,), bool, whether near the optimum
+    iterative: bool  # whether linear systems were solved by iterating to the end
+    banded_solver: type[IterativeSolver] | None  # what else may serve
+
+    def select(self, index: Tensor) -> _End:
+        potential = self.potential.select(index)
+        return replace(
+            self, potential=potential, mu=self.mu[index], near=self.near[index]
+        )
+
+
+def _approach(
+    problem: BarrierProblem,
+    bound: Tensor,
+    options: BarrierOptions,
+    passes: type[EdgePasses],
+    last_ratio: float,
+    iterations: Tensor,
+) -> _End:
+    """Step until every network is near its optimum or given up; count its steps.
+
+    Networks leave the batch one by one.
+    """
+    iterate = Iterate.empty(problem)
+    start(problem, bound, iterate)
+    end = _End(
+        Potential(torch.empty_like(iterate.p), torch.zeros_like(iterate.p)),
+        mu=torch.empty_like(problem.scale),
+        near=torch.zeros_like(problem.scale, dtype=torch.bool),
+        iterative=True,
+        banded_solver=None,
+    )
+    newton = Newton(problem, iterate, passes)
+    running = torch.arange(len(bound), device=bound.device)
+    is_coarse = problem.capacity.dtype == torch.float32
+    while True:
+        target = options.target(
+            newton.problem.scale, newton.problem.n_terms, newton.value
+        )
+        near = newton.is_near(target, last_ratio) & newton.problem.is_precise
+        fails = ~newton.mu.isfinite() | ~newton.problem.is_precise
+        fails |= iterations[running] >= options.max_iterations
+        if is_coarse:
+            fails |= newton.stalled >= _MOST_STALLED
+            fails |= newton.centring >= _MOST_CENTRING
+        leaves = near | fails
+        if bool(leaves.any()):
+            rows = running[leaves]
+            end.potential.high[rows] = newton.iterate.p[leaves]
+            end.mu[rows], end.near[rows] = target[leaves], near[leaves]
+            stays = ~leaves
+            running, target = running[stays], target[stays]
+            if not len(running):
+                end.iterative = newton.iterative
+                end.banded_solver = newton.banded_solver
+                return end
+            newton = newton.select(stays)
+        newton.step(target)
+        iterations[running] += 1
+
+
+def _finish(dual: DualNewton, options: BarrierOptions, iterations: Tensor) -> Tensor:
+    """Step until every network is solved or given up.
+
+    Returns:
+        Tensor: Shape ``(B,)``, bool, which are solved.
+    """
+    for _ in range(_DUAL_STEPS):
+        done = dual.conserves & dual.is_at_target(options.tolerance)
+        goes_on = ~done & ~dual.has_diverged & (iterations < options.max_iterations)
+        if not bool(goes_on.any()):
+            break
+        dual.step(options.tolerance)
+        iterations += goes_on
+    return dual.conserves & dual.is_at_target(options.tolerance)

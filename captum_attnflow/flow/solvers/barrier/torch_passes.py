@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from captum_attnflow.flow.network import LayeredNetwork, empty
+from captum_attnflow.flow.solvers.barrier.central_path import (
+    UNLIMITED,
+    BarrierProblem,
+    EdgePasses,
+    Iterate,
+)
 from captum_attnflow.flow.solvers.barrier.laplacian import (
     ClosedForm,
     Potential,
     TorchConjugateGradients,
     node_sums,
-)
-from captum_attnflow.flow.solvers.barrier.problem import (
-    UNLIMITED,
-    BarrierProblem,
-    EdgePasses,
-    Iterate,
 )
 
 
