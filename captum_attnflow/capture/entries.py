@@ -18,15 +18,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from captum_attnflow.capture.graph import DependencyGraph, Stack, sequence_lengths
-from captum_attnflow.capture.maps import AttentionCall, RowLayout
 from captum_attnflow.capture.record import UnsupportedAttentionError
+
+if TYPE_CHECKING:
+    from captum_attnflow.capture.gradients import AttentionCall, RowLayout
 
 FURTHER = -1  # in place of an input's index: an argument behind the inputs
 

@@ -350,6 +350,11 @@ def test_gates_that_pool_the_tokens_are_a_head(method, pooling):
         method(forward).attribute(ids, target=1)
 
 
+def read_as_features(hidden: Tensor) -> Tensor:
+    n_rows, n_tokens, n_features = hidden.shape
+    return hidden.reshape(n_rows, n_features, n_tokens).transpose(1, 2)
+
+
 def shifted(hidden: Tensor) -> Tensor:
     return torch.cat([hidden[:, -1:], hidden[:, :-1]], 1)
 
@@ -369,9 +374,12 @@ def convolved(hidden: Tensor) -> Tensor:
 
 # What mixes tokens behind the last attention, with a name of the operation.
 BEHIND: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
-    "a roll": ("roll", lambda hidden: hidden.roll(1, 1)),
-    "a shift": ("cat", shifted),
-    "another order": ("index", lambda hidden: hidden[:, [3, 0, 1, 2, 4, 5, 6]]),
+    "a softmax": ("softmax", lambda hidden: hidden * hidden.softmax(1)),
+    "tokens read as features": ("view", lambda hidden: read_as_features(hidden)),
+    "features read as tokens": (
+        "(unsafe_)?view",
+        lambda hidden: hidden.mT.reshape(hidden.shape),
+    ),
     "a mean": ("mean", lambda hidden: hidden + hidden.mean(1, keepdim=True)),
     "a mean in place of tokens": ("mean", lambda x: x - x.mean(1, keepdim=True)),
     "sums so far": ("cumsum", lambda hidden: hidden.flip(1).cumsum(1).flip(1)),
@@ -527,8 +535,8 @@ def test_what_passes_beside_attention_is_named(method, place):
     attends: list[Attend] = [known, known]
     attends[place] = lambda q, k, v: known(q, k, v) + v.roll(1, 2)
     model, ids = Model(attends), torch.randint(0, 60, (2, 7))
-    where = ["between layers 1 and 2", "behind the last layer"][place]
-    with pytest.warns(UserWarning, match=f"^roll mix(es)? positions .*: .*{where}"):
+    where = f"beside the attention of layer {place + 1}"
+    with pytest.warns(UserWarning, match=f"^roll mix(es)? positions .*: {where}"):
         method(model).attribute(ids, target=1)
 
 

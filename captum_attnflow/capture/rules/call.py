@@ -119,6 +119,14 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
     return scaled
 
 
+def held_constant(x: Tensor) -> Tensor:
+    """Return the same values, without a gradient in them.
+
+    Scaled by 0 and not cut: the graph tells that it was there.
+    """
+    return scale_gradient(x, 0.0)
+
+
 def substitute(
     value: Tensor,
     x: Tensor,

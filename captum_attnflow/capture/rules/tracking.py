@@ -10,13 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from captum_attnflow.capture.axes import TRANSPOSITIONS, Axes, axes_after, compose
 from captum_attnflow.capture.rules.call import Call, tensors_in, version
-from captum_attnflow.capture.torch_calls import (
-    TRANSPOSITIONS,
-    Axes,
-    axes_after,
-    compose,
-)
 
 
 @dataclass(frozen=True)
