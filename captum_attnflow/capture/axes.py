@@ -177,6 +177,31 @@ def shape_at(edge: GradientEdge) -> torch.Size:
     return torch.Size(edge.node._input_metadata[edge.output_nr].shape)
 
 
+def shapes_with_tokens(
+    shape: Sequence[int], n_tokens: int
+) -> list[tuple[tuple[int, ...], int]]:
+    """List how a tensor may have tokens, as shapes with an axis.
+
+    Where no size is that of the tokens, rows and tokens may be one axis.
+    """
+    axes = [axis for axis, size in enumerate(shape) if size == n_tokens]
+    if axes or not shape or shape[0] % n_tokens:
+        return [(tuple(shape), axis) for axis in axes]
+    n_rows, features = shape[0] // n_tokens, shape[1:]
+    return [((n_rows, n_tokens, *features), 1), ((n_tokens, n_rows, *features), 0)]
+
+
+def axes_of_tokens(edge: GradientEdge, n_tokens: int) -> list[int]:
+    """List the axes of a tensor that may be those of the tokens, by their sizes.
+
+    Beside the rows and the features it has one: (rows, classes) have none.
+    """
+    shape = shape_at(edge)
+    if len(shape) < 3:
+        return []
+    return [axis for axis, size in enumerate(shape) if size == n_tokens]
+
+
 @dataclass(frozen=True)
 class TracedAxis:
     """An axis of a tensor that may be that of tokens, without holding the tensor.

@@ -516,6 +516,8 @@ def _lone_queries(
 
     Where none is found the map stays as it is, which a flow refuses.
     """
+    if all(call.lengths()[0] > 1 for call in calls):
+        return [{} for _ in stacks]
     entered = [entry.tensor for entry in entries.entered() if entry.axes == "same"]
     return [
         find_lone_query(selected, stack, calls, entered, part.stop - part.start)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
-from captum_attnflow.capture.axes import shape_at
+from captum_attnflow.capture.axes import axes_of_tokens, shape_at, shapes_with_tokens
 from captum_attnflow.capture.record import Route, UnsupportedAttentionError
 
 if TYPE_CHECKING:
@@ -494,20 +494,6 @@ def suspects(
     return [suspect for suspect in found if suspect.part.may_mix]
 
 
-def shapes_with_tokens(
-    shape: Sequence[int], n_tokens: int
-) -> list[tuple[tuple[int, ...], int]]:
-    """List how a tensor may have tokens, as shapes with an axis.
-
-    Where no size is that of the tokens, rows and tokens may be one axis.
-    """
-    axes = [axis for axis, size in enumerate(shape) if size == n_tokens]
-    if axes or not shape or shape[0] % n_tokens:
-        return [(tuple(shape), axis) for axis in axes]
-    n_rows, features = shape[0] // n_tokens, shape[1:]
-    return [((n_rows, n_tokens, *features), 1), ((n_tokens, n_rows, *features), 0)]
-
-
 def where_tokens_are_apart(
     n_tokens: int, before: Sequence[AttentionCall], tokens: Sequence[Tensor]
 ) -> list[Tensor]:
@@ -550,17 +536,6 @@ def _read_from(
             else:
                 pending.append(parent)
     return list(found.values())
-
-
-def axes_of_tokens(edge: GradientEdge, n_tokens: int) -> list[int]:
-    """List the axes of a tensor that may be those of the tokens, by their sizes.
-
-    Beside the rows and the features it has one: (rows, classes) have none.
-    """
-    shape = shape_at(edge)
-    if len(shape) < 3:
-        return []
-    return [axis for axis, size in enumerate(shape) if size == n_tokens]
 
 
 def operation(node: Node) -> str:

@@ -30,17 +30,17 @@ from captum_attnflow.capture.axes import (
     Product,
     Products,
     TracedAxis,
+    axes_of_tokens,
     products_behind,
     shape_at,
+    shapes_with_tokens,
 )
 from captum_attnflow.capture.composed import have_query_of_a_token
 from captum_attnflow.capture.gradients import AttentionCall
 from captum_attnflow.capture.graph import (
     DependencyGraph,
     Suspect,
-    axes_of_tokens,
     operation,
-    shapes_with_tokens,
     where_tokens_are_apart,
     without_attention,
 )
