@@ -276,41 +276,44 @@ def tokens_of_elements(values: Sequence[Tensor], entered: Tensor) -> Tensor | No
 def _refuse_windows(values: Tensor, entered: Tensor) -> None:
     """Refuse attention in windows that stand beside the heads.
 
-    Every head weighs all tokens. Windows have parts of them, whose positions would be
-    counted as the same few tokens.
+    At one position every head has the same token. Windows have tokens of their own
+    there, which would be counted as the same few. The bits of a head's number are read
+    one by one: in none are those that have it and those that lack it without a token in
+    common, unless they are windows.
 
     Args:
         values (Tensor): What the first attention weighs, ``(..., T, D)``.
         entered (Tensor): The input as it enters the graph, ``(B, ...)``.
 
     Raises:
-        UnsupportedAttentionError: If the first head has a part of what all have.
+        UnsupportedAttentionError: If heads have different tokens at a position.
     """
-    by_head = _mixed(values.flatten(0, -3))
-    # Of each token: heads may each have features of their own, without a projection.
-    of_one, of_all = (
-        torch.autograd.grad(
-            part.sum(), entered, retain_graph=True, materialize_grads=True
-        )[0]
-        .abs()
-        .reshape(*entered.shape[:2], -1)
-        .sum(-1)
-        for part in (by_head[0], by_head)
-    )
-    (rows,) = (of_one != 0).any(1).nonzero(as_tuple=True)
-    if len(rows) != 1:  # the batch is not first
-        return
-    one, every = (
-        of[rows[0]] > _NOISE_OF_LARGEST * of[rows[0]].amax() for of in (of_one, of_all)
-    )
-    # Tokens may have no gradient by chance; two windows have half of them each.
-    if int((one & every).sum()) < 0.75 * int(every.sum()):
-        raise UnsupportedAttentionError(
-            f"attention runs in windows of {values.shape[-2]} tokens: the heads of a "
-            "map have different tokens of the input, as in windowed attention (Swin) "
-            "and local attention in blocks. Flows need a map of all tokens: take "
-            "AttnLRP, SLALOM or IntegratedGradients, or let a window have all tokens"
+    by_head = _mixed(values.flatten(0, -3))  # (rows and heads and windows, T)
+    number = torch.arange(len(by_head), device=by_head.device)
+
+    def reached(weights: Tensor) -> Tensor:
+        """Which positions ``(B, T)`` of the input some heads have something of."""
+        (gradient,) = torch.autograd.grad(
+            by_head, entered, weights, retain_graph=True, materialize_grads=True
         )
+        of_tokens = gradient.abs().reshape(*entered.shape[:2], -1).sum(-1)
+        return of_tokens > _NOISE_OF_LARGEST * of_tokens.amax()
+
+    for place in {0, by_head.shape[1] // 2, by_head.shape[1] - 1}:
+        at_place = torch.zeros_like(by_head)
+        at_place[:, place] = 1
+        for bit in range((len(by_head) - 1).bit_length()):
+            has_bit = ((number >> bit) & 1 == 1)[:, None]
+            ones, others = (reached(at_place * of) for of in (has_bit, ~has_bit))
+            of_both = ones.any(1) & others.any(1)  # rows; else the bit tells rows apart
+            if bool((of_both & ~(ones & others).any(1)).any()):
+                raise UnsupportedAttentionError(
+                    f"attention runs in windows of {values.shape[-2]} tokens: the "
+                    "heads of a map have different tokens of the input, as in windowed "
+                    "attention (Swin) and local attention in blocks. Flows need a map "
+                    "of all tokens: take AttnLRP, SLALOM or IntegratedGradients, or "
+                    "let a window have all tokens"
+                )
 
 
 def _completed(tokens: Tensor) -> Tensor:
@@ -359,7 +362,8 @@ class TokensOfElements:
         with torch.enable_grad():
             values = [stack.values[sequence][0] for stack in self._stacks]
             tokens = tokens_of_elements(values, entered)
-            if tokens is not None and entered.dim() <= 3:  # positions in dimension 1
+            # Positions in dimension 1. Of windows that overlap no token is known.
+            if entered.dim() in (2, 3) and values[0].requires_grad:
                 _refuse_windows(values[0], entered)
         self._found.append((entered, sequence, tokens))
         return tokens
