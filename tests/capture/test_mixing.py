@@ -227,6 +227,11 @@ BETWEEN: dict[str, tuple[str, Attend]] = {
         ),
     ),
     "another order": ("index", lambda q, k, v: v[:, :, [1, 2, 3, 4, 5, 6, 0]]),
+    "tokens read as features": (
+        "unsafe_view",
+        lambda q, k, v: v.reshape(2, 2, 4, 7).mT,
+    ),
+    "a softmax over tokens": ("softmax", lambda q, k, v: v * v.softmax(2)),
     "the highest so far": ("cummax", lambda q, k, v: v.cummax(2).values),
 }
 
@@ -425,6 +430,49 @@ def test_what_mixes_tokens_behind_all_layers_is_named_if_one_is_read(
         method(forward).attribute(ids, target=1)
 
 
+MOVED: dict[str, Callable[[Tensor], Tensor]] = {
+    "a roll": lambda hidden: hidden.roll(3, 1),
+    "a shift": lambda hidden: shifted(shifted(shifted(hidden))),
+    "another order": lambda hidden: hidden[:, [4, 5, 6, 0, 1, 2, 3]],
+}
+
+
+@pytest.mark.parametrize("method", [GeneralizedAttentionFlow, RelevanceFlow])
+@pytest.mark.parametrize("move", MOVED)
+@pytest.mark.parametrize("n_tokens", [7, 8])  # as many as features
+def test_a_token_that_is_moved_behind_all_layers_has_the_scores_of_its_place(
+    method, move, n_tokens
+):
+    if move == "another order" and n_tokens == 8:
+        return
+    model, ids = Model([known, known]).double(), torch.randint(0, 60, (2, n_tokens))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*mix(es)? positions")
+        found, expected = (
+            method(read_behind(model, read)).explain(ids, target=1).scores
+            for read in (
+                lambda hidden: model.head(MOVED[move](hidden)[:, 0]),
+                lambda hidden: model.head(hidden[:, -3]),
+            )
+        )
+    assert bool(expected.any())
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("method", [GeneralizedAttentionFlow, RelevanceFlow])
+def test_what_mixes_behind_all_layers_has_the_scores_of_a_head_that_pools(method):
+    """It is the same function: nothing is missing from scores."""
+    model, ids = Model([known, known]).double(), torch.randint(0, 60, (2, 7))
+    fixed = FIXED.double()
+    mixed = read_behind(model, lambda x: model.head((fixed @ x)[:, 2]))
+    pooled = read_behind(model, lambda x: model.head((fixed[2, :, None] * x).sum(1)))
+    with pytest.warns(UserWarning, match=r"mixes positions.* as for a head that pools"):
+        found = method(mixed).explain(ids, target=1).scores
+    expected = method(pooled).explain(ids, target=1).scores
+    assert bool(expected.any())
+    torch.testing.assert_close(found, expected)
+
+
 def test_a_norm_over_tokens_behind_all_layers_is_named():
     """Of flows along gradients: rules take the factors of a norm for constants."""
     model, ids = Model([known, known]), torch.randint(0, 60, (2, 7))
@@ -558,6 +606,63 @@ def test_a_shift_is_named_where_tokens_are_as_many_as_features(place):
     where = ["in front of layer 1", "between layers 1 and 2", "behind the last layer"]
     with pytest.warns(UserWarning, match=rf"roll.* positions .*: {where[place]}\."):
         RelevanceFlow(Model(attends)).attribute(torch.randint(0, 60, (2, 8)), target=1)
+
+
+class OfAnySize(nn.Module):
+    """Two layers, with something before the second."""
+
+    def __init__(self, n_heads: int, width: int, is_residual: bool, mix) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(60, width)
+        self.maps = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(2))
+        self.head, self.n_heads = nn.Linear(width, 2), n_heads
+        self.is_residual, self.mix = is_residual, mix
+
+    def forward(self, ids: Tensor) -> Tensor:
+        hidden = self.embedding(ids)
+        for number, project in enumerate(self.maps):
+            hidden = self.mix(hidden) if number else hidden
+            q, k, v = (
+                part.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+                for part in project(hidden).chunk(3, -1)
+            )
+            mixed = known(q, k, v).transpose(1, 2).flatten(2)
+            hidden = (hidden + mixed if self.is_residual else mixed).tanh()
+        return self.head(hidden[:, 0])
+
+
+def heads_for_tokens(hidden: Tensor) -> Tensor:
+    return hidden.unflatten(-1, (4, -1)).transpose(1, 2).reshape(hidden.shape)
+
+
+@pytest.mark.parametrize("method", [GeneralizedAttentionFlow, RelevanceFlow])
+@pytest.mark.parametrize("is_residual", [False, True])
+@pytest.mark.parametrize(
+    ("sizes", "mix"),
+    [  # rows, tokens, heads, features
+        ((2, 4, 4, 8), heads_for_tokens),
+        ((4, 4, 4, 8), heads_for_tokens),
+        ((2, 8, 1, 8), lambda hidden: hidden.mT),
+        ((2, 8, 2, 8), lambda hidden: hidden.mT),
+        ((4, 4, 4, 4), lambda hidden: hidden.mT),
+        ((4, 4, 4, 4), lambda hidden: hidden.roll(1, 1)),
+        ((4, 4, 1, 8), lambda hidden: hidden + hidden.mean(1, keepdim=True)),
+    ],
+)
+def test_mixing_is_seen_where_other_axes_are_as_long_as_the_tokens(
+    method, is_residual, sizes, mix
+):
+    n_rows, n_tokens, n_heads, width = sizes
+    torch.manual_seed(0)
+    model = OfAnySize(n_heads, width, is_residual, mix)
+    ids = torch.randint(0, 60, (n_rows, n_tokens))
+    with pytest.warns(UserWarning, match="mix(es)? positions .*: between layers 1 and"):
+        method(model).attribute(ids, target=1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*mix(es)? positions")
+        method(OfAnySize(n_heads, width, is_residual, nn.Tanh())).attribute(
+            ids, target=1
+        )
 
 
 def as_many_features_as_tokens(n_layers: int) -> tuple[nn.Module, list[nn.Module]]:

@@ -282,7 +282,9 @@ def einsum(rules: PropagationRules, call: Call) -> Any:
     if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
         operands = list(operands[0])
     flat = call._replace(args=(equation, *operands))
-    active = [(i, x) for i, x in enumerate(operands, 1) if rules.is_active(x)]
+    active: list[tuple[Place, Any]] = [
+        (i, x) for i, x in enumerate(operands, 1) if rules.is_active(x)
+    ]
     gates: dict[Place, Any] = {
         place: held_constant(x)
         for place, x in active
@@ -291,7 +293,8 @@ def einsum(rules: PropagationRules, call: Call) -> Any:
     if 0 < len(gates) < len(active):
         rules.note("gate", call)
         flat = flat.with_arguments(gates)
-    return contract(rules, flat, [*enumerate(flat.args)][1:])
+        active = [(i, x) for i, x in active if i not in gates]
+    return contract(rules, flat, active)
 
 
 def fused_attention(rules: PropagationRules, call: Call) -> Any:
