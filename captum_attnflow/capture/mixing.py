@@ -67,13 +67,10 @@ class _Layers:
 
     def __init__(self, calls: Sequence[AttentionCall]) -> None:
         self._behind = DependencyGraph([call.probed for call in calls])
-        self.before = [
-            self._behind.ancestors(call.values)
-            | (self._behind.ancestors(call.probed) - {number})
-            for number, call in enumerate(calls)
-        ]
+        self._before = [self._behind.ancestors(call.values) for call in calls]
         stacks = [{number} for number in range(len(calls))]
-        for number, before in enumerate(self.before):
+        for number, call in enumerate(calls):
+            before = self._before[number] | self._behind.ancestors(call.probed)
             joined = {number}.union(*(stacks[other] for other in before))
             for other in joined:
                 stacks[other] = joined
@@ -87,13 +84,13 @@ class _Layers:
         return self._behind.ancestors(node)
 
     def in_front_of(self, call: int, behind: Iterable[set[int]]) -> Place:
-        """Say where that is which mixes tokens in front of a call.
+        """Say where that is which mixes what a call has for keys.
 
         Args:
             call (int): It.
             behind (iterable of set): For each operation the calls that it depends on.
         """
-        before, number = self.before[call], self._number[call]
+        before, number = self._before[call], self._number[call]
         if not before:
             return Place(number, f"in front of layer {number}")
         last = max(before)
@@ -172,7 +169,8 @@ def _products(
         return
     probed = [call.probed for call in calls]
     ahead = DependencyGraph([of.node for of in products])
-    ahead_of = [ahead.ancestors(tensor) for tensor in probed]
+    ahead_of = [ahead.ancestors(call.probed) for call in calls]
+    ahead_of_keys = [ahead.ancestors(call.values) for call in calls]
     of_tokens = DependencyGraph([*tokens, *probed])
     of_scores: set[Node] | None = None
     for number, of in enumerate(products):
@@ -199,9 +197,10 @@ def _products(
                 for factor in of.factors
             )
         if is_found:
-            ahead_calls = [i for i, on in enumerate(ahead_of) if number in on]
-            if ahead_calls:
-                yield layers.in_front_of(ahead_calls[0], [before]), of.name
+            feeding = [i for i, on in enumerate(ahead_of_keys) if number in on]
+            feeding += [i for i, on in enumerate(ahead_of) if number in on]
+            if feeding:
+                yield layers.in_front_of(feeding[0], [before]), of.name
             else:
                 yield layers.behind_all(max(before), [before]), of.name
 

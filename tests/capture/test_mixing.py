@@ -731,3 +731,43 @@ def test_operations_that_mix_nothing_are_not_named():
     model, ids = Model([known, attend, known]), torch.randint(0, 60, (2, 7))
     with pytest.warns(UserWarning, match="^convolution mixes positions beside"):
         GeneralizedAttentionFlow(model).attribute(ids, target=1)
+
+
+def test_places_are_those_of_the_layers_that_they_name():
+    """In a decoder behind an encoder, beside a last layer, and in mini-batches."""
+    ids = torch.randint(0, 60, (2, 7))
+    encoder, decoder = Model([known, known]), Model([known])
+
+    def places(forward: Callable[[Tensor], Tensor]) -> str:
+        with pytest.warns(UserWarning, match="mix(es)? positions") as caught:
+            GeneralizedAttentionFlow(forward).attribute(ids, target=1)
+        (words,) = {str(one.message) for one in caught if "mix" in str(one.message)}
+        return words.partition("which has ")[2].partition(". ")[0]
+
+    def decode(ids: Tensor, mix_own: bool, mix_crossed: bool) -> Tensor:
+        states: list[Tensor] = []
+        handle = encoder.feed.register_forward_hook(lambda *a: states.append(a[2]))
+        encoder(ids)
+        handle.remove()
+        crossed = states[-1] + states[-1].cumsum(1) if mix_crossed else states[-1]
+        hidden = decoder.embedding(ids)
+        hidden = hidden.cumsum(1) if mix_own else hidden
+        for keys in (hidden, crossed):
+            hidden = hidden + known(hidden, keys, keys)
+        return decoder.head(hidden[:, 0])
+
+    assert places(lambda ids: decode(ids, True, False)) == (
+        "4 layers: in front of layer 3"
+    )
+    assert places(lambda ids: decode(ids, False, True)) == (
+        "4 layers: between layers 2 and 4"
+    )
+
+    between = Model([known, lambda q, k, v: v.cumsum(2), known])
+    assert places(lambda ids: torch.cat([between(row) for row in ids.split(1)])) == (
+        "2 layers: between layers 1 and 2"
+    )
+    both = Model([lambda q, k, v: v.cumsum(2), known, lambda q, k, v: v.flip(2)])
+    assert places(both) == (
+        "1 layer: cumsum in front of layer 1, flip behind the last layer"
+    )
