@@ -139,14 +139,51 @@ class InputEntries:
         """Return what stands for the inputs in the graph, in the order it entered."""
         return list(self._entries)
 
-    def held_by(self, stack: Stack) -> list[tuple[int, ...]]:
-        """Tell which inputs hold each sequence of a stack."""
+    def held_by(
+        self, stack: Stack, calls: Sequence[AttentionCall]
+    ) -> list[tuple[int, ...]]:
+        """Tell which inputs hold each sequence of a stack.
+
+        Raises:
+            UnsupportedAttentionError: If one tensor makes the tokens of two.
+        """
+        self._refuse_one_for_two(stack, calls)
         sequences = sequences_of([entry.tensor for entry in self._entries], stack)
         holders: list[set[int]] = [set() for _ in stack.values]
         for entry, sequence in zip(self._entries, sequences, strict=True):
             if sequence is not None:
                 holders[sequence].add(entry.index)
         return [tuple(sorted(indices)) for indices in holders]
+
+    def _refuse_one_for_two(self, stack: Stack, calls: Sequence[AttentionCall]) -> None:
+        """Refuse two sequences that are made of one tensor, with no attention between.
+
+        The scores of one of them would be those of no input.
+        """
+        if len(stack.values) < 2:
+            return
+        graph = DependencyGraph([entry.tensor for entry in self._entries])
+        crossing = DependencyGraph(
+            [
+                calls[call].probed
+                for call, route in zip(stack.calls, stack.routes, strict=True)
+                if route.queries != route.keys
+            ]
+        )
+        made_of = [
+            graph.ancestors(values[0])
+            for values in stack.values
+            if values and not crossing.depends(values[0])
+        ]
+        if len(made_of) > 1 and made_of[0] & made_of[1]:
+            raise UnsupportedAttentionError(
+                "one tensor makes the tokens of two sequences, of which one attends to "
+                "the other: a layer has its queries of one layer and its keys of an "
+                "earlier one, or of the embeddings, or an encoder and a decoder are "
+                "given the same tensor. Flows support keys of the layer before, or "
+                "those of an encoder. Give the decoder an input of its own, also with "
+                "the same values, or take AttnLRP, SLALOM or IntegratedGradients"
+            )
 
 
 def _axes(ids: Tensor, given: Tensor) -> str:

@@ -171,7 +171,7 @@ def capture_targets(
     with refusing_checkpoints():
         _check_pass(interception)
     rows = rows_of_calls(stacks, calls, inputs, n_rows)
-    held = [entries.held_by(stack) for stack in stacks]
+    held = [entries.held_by(stack, calls) for stack in stacks]
     if layer_calls is not None:
         layer_calls.locate(stacks)
     with refusing_checkpoints():

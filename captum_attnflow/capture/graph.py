@@ -489,7 +489,10 @@ def suspects(
         if n_tokens == 1:
             continue
         for edge in _read_from(selected, n_tokens, parts.attention):
-            part = parts.behind(edge.node, n_tokens)
+            if last in behind.ancestors(edge.node):
+                part = parts.behind(edge.node, n_tokens)
+            else:  # what is read passes beside the last layer
+                part = Part(set(), {"select": [edge.node]}, [edge])
             found.append(Suspect(last, n_tokens, part, edge))
     return [suspect for suspect in found if suspect.part.may_mix]
 

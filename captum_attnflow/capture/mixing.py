@@ -384,6 +384,7 @@ def _is_mixed_where_read(
     """
     edge, n_tokens, call = suspect.read, suspect.n_tokens, calls[suspect.call]
     assert edge is not None
+    is_beside = not suspect.part.nodes  # read of what passes the last layer by
     # Another axis may be as long by chance: tokens are apart along one alone.
     axes = axes_of_tokens(edge, n_tokens)
     rows = [((*call.probed.shape,), call.probed.dim() - 2)]
@@ -393,10 +394,20 @@ def _is_mixed_where_read(
         for edge in suspect.part.entered
     }
     for row in {0, len(selected) - 1}:  # which are read at positions of their own
-        (gradient,) = torch.autograd.grad(
-            [selected[row]], [edge], retain_graph=True, allow_unused=True
-        )
+        # Of what feeds attention, too, only what passes it by.
+        with without_attention(calls if is_beside else ()):
+            (gradient,) = torch.autograd.grad(
+                [selected[row]], [edge], retain_graph=True, allow_unused=True
+            )
         if gradient is None:
+            continue
+        if is_beside:
+            by_attention = _tokens_behind(
+                get_gradient_edge(selected[row]), None, dict.fromkeys(of_map, rows)
+            )
+            read_beside = _reached(gradient, [((*gradient.shape,), a) for a in axes])
+            if by_attention and all(of - by_attention for of in read_beside):
+                return True
             continue
         have_several, are_missed = [], False
         for axis in axes:
@@ -425,7 +436,7 @@ def _is_mixed_where_read(
 
 def _tokens_behind(
     edge: GradientEdge,
-    gradient: Tensor,
+    gradient: Tensor | None,
     sources: Mapping[GradientEdge, Sequence[Layout]],
     expected: Collection[int] = (),
 ) -> set[int]:
@@ -433,7 +444,7 @@ def _tokens_behind(
 
     Args:
         edge (GradientEdge): The place.
-        gradient (Tensor): There.
+        gradient (Tensor, optional): There, 1 by default.
         sources (mapping): Where tokens are apart, with how they may be there.
         expected (collection of int): Of several ways that one is taken by which fewest
             others are reached.

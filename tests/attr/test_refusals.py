@@ -290,3 +290,19 @@ def test_reentrant_checkpoints_are_refused_in_words(method, part):
         words = r"attention calls ran under torch.no_grad.* use_reentrant=False"
     with pytest.raises(UnsupportedAttentionError, match=words):
         method(forward).attribute(token_ids(), target=1)
+
+
+@every_method
+def test_keys_of_an_earlier_layer_are_refused(method):
+    """The queries' tokens had no score: the sequence was held by no input."""
+    model = TorchEncoder()
+
+    def forward(ids):
+        embedded = model.embedding(ids)
+        first, second, _ = model.encoder.layers
+        hidden = embedded + first.self_attn(embedded, embedded, embedded)[0]
+        hidden = hidden + second.self_attn(hidden, embedded, embedded)[0]
+        return model.head(hidden[:, 0])
+
+    with pytest.raises(UnsupportedAttentionError, match="one tensor makes the tokens"):
+        method(forward).attribute(token_ids(), target=1)

@@ -771,3 +771,21 @@ def test_places_are_those_of_the_layers_that_they_name():
     assert places(both) == (
         "1 layer: cumsum in front of layer 1, flip behind the last layer"
     )
+
+
+@pytest.mark.parametrize("token", [0, 3])
+def test_a_token_that_is_read_beside_the_layers_is_named(token):
+    """The network reads the output at the first token alone."""
+    model = Model([known, known])
+
+    def of_one(embeddings: Tensor) -> Tensor:
+        model.embedding.forward = lambda ids: embeddings  # type: ignore[method-assign]
+        return model(embeddings[..., 0]) + model.head(embeddings[:, token])
+
+    embeddings = torch.randn(2, 7, 8)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        RelevanceFlow(of_one).attribute(embeddings, target=1)
+    words = "select mixes positions beside the attention that was captured, which has "
+    words += "2 layers: beside the attention of layer 2"
+    assert [words in str(one.message) for one in caught] == [True] * bool(token)
