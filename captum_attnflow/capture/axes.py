@@ -11,7 +11,7 @@ from __future__ import annotations
 import string
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -309,6 +309,21 @@ class Weights:
         return n_queries in (*self.shape[: self.keys], *self.shape[self.keys + 1 :])
 
 
+class Contraction(NamedTuple):
+    """A call in which weights are summed over their keys, with values.
+
+    Attributes:
+        queries (int, optional): The axis of the queries in the weights; a lone one has
+            none.
+        holder (int): Which operand holds the values.
+        keys (int): The axis of the keys in those.
+    """
+
+    queries: int | None
+    holder: int
+    keys: int
+
+
 @dataclass(frozen=True)
 class Mark:
     """Says which axes of a tensor are which axes of the softmax' output behind it.
@@ -347,6 +362,75 @@ class Mark:
             axis for axis in candidates if self.axes[axis] == self.weights.keys - 1
         ]
         return before[0] if before else None
+
+    def in_einsum(
+        self, mine: int, letters: Sequence[str], output: str
+    ) -> Contraction | None:
+        """Find what an einsum sums over the keys; None if it does not.
+
+        Values are summed over keys, query by query and batch by batch.
+
+        Args:
+            mine (int): Which operand the weights are.
+            letters (sequence of str): Of the operands' axes.
+            output (str): Of those of the output.
+        """
+        own = letters[mine]
+        key = own[self.keys]
+        others = "".join(other for i, other in enumerate(letters) if i != mine)
+        holders = [i for i, other in enumerate(letters) if i != mine and key in other]
+        by_batch = any(letter in others and letter in output for letter in own)
+        if key in output or not holders or not by_batch:
+            return None
+        candidates = [
+            axis
+            for axis, letter in enumerate(own)
+            if letter in output and letter not in others
+        ]
+        queries = self.queries(candidates)
+        if candidates and queries is None:
+            return None
+        return Contraction(queries, holders[0], letters[holders[0]].index(key))
+
+    def in_sum(
+        self,
+        weights: torch.Size,
+        values: torch.Size,
+        product: torch.Size,
+        dims: Sequence[Any],
+    ) -> Contraction | None:
+        """Find what a sum over weights times values sums; None if not over keys.
+
+        Args:
+            weights (Size): Shape of the weights.
+            values (Size): Shape of the values.
+            product (Size): Shape of the elementwise product.
+            dims (sequence): The dimensions that are summed over.
+        """
+        keys, n_dims = self.keys, len(product)
+        if not len(weights) == len(values) == n_dims:
+            return None
+        has_features = any(
+            self.axes[axis] is None and values[axis] == product[axis]
+            for axis in range(n_dims)
+        )
+        if tuple(dims) not in ((keys,), (keys - n_dims,)) or not has_features:
+            return None
+        if values[keys] != weights[keys]:
+            return None
+        candidates = [
+            axis
+            for axis, origin in enumerate(self.axes)
+            if origin is not None
+            and axis != keys
+            and values[axis] == 1
+            # One token alone has no axis that is longer.
+            and (weights[axis] > 1 or weights[keys] == 1)
+        ]
+        queries = self.queries(candidates)
+        if candidates and queries is None:
+            return None
+        return Contraction(queries, 1, keys)
 
 
 @dataclass(frozen=True)

@@ -375,39 +375,14 @@ class AttentionInterception(TorchFunctionMode):
         for mine, weights in enumerate(operands):
             if not self._is_marked(weights) or letters is None:
                 continue
-            found = self._queries_of_einsum(weights, mine, letters, kept)
-            if found is None:
+            mark = self._marked[weights]
+            found = mark.in_einsum(mine, letters, kept)
+            if found is None or not self._are_queries(weights, found.queries):
                 continue
-            queries, holder, key = found
-            of_keys = operands[holder].movedim(letters[holder].index(key), -2)
-            operands[mine] = self._probe(weights, of_keys, queries)
+            of_keys = operands[found.holder].movedim(found.keys, -2)
+            operands[mine] = self._probe(weights, of_keys, found.queries)
             return self._note_mixed(weights, func(equation, *operands, **kwargs))
         return func(*args, **kwargs)
-
-    def _queries_of_einsum(
-        self, weights: Tensor, mine: int, letters: list[str], output: str
-    ) -> tuple[int | None, int, str] | None:
-        """Find the axis of the queries, which operand holds the values, and the keys.
-
-        Values are summed over keys, query by query and batch by batch. A lone query
-        has no axis.
-        """
-        mark, own = self._marked[weights], letters[mine]
-        key = own[mark.keys]
-        others = "".join(other for i, other in enumerate(letters) if i != mine)
-        holders = [i for i, other in enumerate(letters) if i != mine and key in other]
-        by_batch = any(letter in others and letter in output for letter in own)
-        if key in output or not holders or not by_batch:
-            return None
-        candidates = [
-            axis
-            for axis, letter in enumerate(own)
-            if letter in output and letter not in others
-        ]
-        queries = mark.queries(candidates)
-        if (candidates and queries is None) or not self._are_queries(weights, queries):
-            return None
-        return queries, holders[0], key
 
     def _sum_weighed(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -421,33 +396,14 @@ class AttentionInterception(TorchFunctionMode):
         if not isinstance(product, Tensor) or product not in self._weighed:
             return None
         weights, values = self._weighed[product]
-        mark, n_dims = self._marked[weights], product.dim()
-        if not weights.dim() == values.dim() == n_dims:
-            return None
         dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
         dims = dim if isinstance(dim, (tuple, list)) else (dim,)
-        is_feature = [
-            mark.axes[axis] is None and values.shape[axis] == product.shape[axis]
-            for axis in range(n_dims)
-        ]
-        if dims not in ((mark.keys,), (mark.keys - n_dims,)) or not any(is_feature):
-            return None
-        if values.shape[mark.keys] != weights.shape[mark.keys]:
-            return None
-        candidates = [
-            axis
-            for axis, origin in enumerate(mark.axes)
-            if origin is not None
-            and axis != mark.keys
-            and values.shape[axis] == 1
-            # One token alone has no axis that is longer.
-            and (weights.shape[axis] > 1 or weights.shape[mark.keys] == 1)
-        ]
-        queries = mark.queries(candidates)
-        if (candidates and queries is None) or not self._are_queries(weights, queries):
+        mark = self._marked[weights]
+        found = mark.in_sum(weights.shape, values.shape, product.shape, dims)
+        if found is None or not self._are_queries(weights, found.queries):
             return None
         of_keys = values.movedim(mark.keys, -2)
-        product = self._probe(weights, of_keys, queries) * values
+        product = self._probe(weights, of_keys, found.queries) * values
         named = {key: value for key, value in kwargs.items() if key != "input"}
         summed: Tensor = func(product, *args[1:], **named)
         return self._note_mixed(weights, summed)

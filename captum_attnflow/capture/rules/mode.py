@@ -23,6 +23,9 @@ from captum_attnflow.capture.refusals import refuse_kernels_without_gradient
 from captum_attnflow.capture.rules.call import (
     OWN_NODES,
     Call,
+    ElementwiseFunctions,
+    Gates,
+    ScoreProducts,
     nodes_between,
     out_of_place,
     scale_gradient,
@@ -37,11 +40,6 @@ from captum_attnflow.capture.rules.table import (
     REPLACED_NODES,
     RULE_OF,
     along_secant,
-)
-from captum_attnflow.capture.rules.tracking import (
-    ElementwiseFunctions,
-    Gates,
-    ScoreProducts,
 )
 
 Rules = Literal["gradient", "attnlrp", "cp-lrp"]

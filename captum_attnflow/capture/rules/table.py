@@ -16,12 +16,12 @@ from torch import Tensor
 
 from captum_attnflow.capture.rules.call import (
     Call,
+    ElementwiseFunction,
     Place,
     held_constant,
     scale_gradient,
     substitute,
 )
-from captum_attnflow.capture.rules.tracking import ElementwiseFunction
 
 if TYPE_CHECKING:
     from captum_attnflow.capture.rules.mode import PropagationRules
