@@ -70,9 +70,10 @@ flow.explain(ids, target=1).show([tokens])
 # ## A propagation rule
 #
 # How an operation is differentiated under AttnLRP and Relevance Flow: a function of the
-# rules and the call, in `captum_attnflow/capture/rules/table.py`, and a line in `RULE_OF`. An
-# operation without a rule keeps its gradient, and a warning names it. `asinh` as an
-# activation is one; it acts element by element, which has a rule already.
+# rules and the call, and a line in `RULE_OF`, both in
+# `captum_attnflow/capture/rules/table.py`. An operation without a rule keeps its
+# gradient, and a warning names it. `asinh` as an activation is one; it acts element by
+# element, which has a rule already.
 
 
 # %%
