@@ -562,17 +562,30 @@ def _keeps_apart(name: str, node: Node, n_tokens: int) -> bool:
     shape = taken[0][0]._input_metadata[taken[0][1]].shape if taken else ()
     if name in _VIEWS:
         return _keeps_axis(shape, shape_at(GradientEdge(node, 0)), n_tokens)
-    if name in _TRANSPOSITIONS:  # of axes as long by chance, either may be the tokens'
-        return list(shape).count(n_tokens) < 2
-    given = getattr(node, "_saved_dim", None)
-    dims = [given] if isinstance(given, int) else list(given or ())
     if not shape:  # of a single number, such as one row's output
-        return name in _ALONG_FEATURES
-    # They are kept as unsigned numbers.
-    dims = [(dim if dim < 1 << 63 else dim - (1 << 64)) % len(shape) for dim in dims]
+        return name in _ALONG_FEATURES | _TRANSPOSITIONS
+    if name in _TRANSPOSITIONS:  # of axes as long by chance, either may be the tokens'
+        moved = list(range(len(shape)))
+        if name == "Permute":
+            moved = _dims(node._saved_dims, len(shape))  # type: ignore[attr-defined]
+        elif name == "Transpose":
+            pair = [getattr(node, f"_saved_dim{i}") for i in range(2)]
+            one, other = _dims(pair, len(shape))
+            moved[one], moved[other] = other, one
+        else:
+            moved.reverse()
+        as_long = [axis for axis in moved if shape[axis] == n_tokens]
+        return as_long == sorted(as_long)
+    given = getattr(node, "_saved_dim", None)
+    dims = _dims([given] if isinstance(given, int) else given or (), len(shape))
     if name == "Select":  # of queries, keys and values in one tensor
         return all(shape[dim] == 3 != n_tokens for dim in dims)
     return name in _ALONG_FEATURES and dims == [len(shape) - 1]
+
+
+def _dims(saved: Iterable[int], n_axes: int) -> list[int]:
+    """Count dimensions from 0, which the graph keeps as unsigned numbers."""
+    return [(dim if dim < 1 << 63 else dim - (1 << 64)) % n_axes for dim in saved]
 
 
 def _keeps_axis(before: Sequence[int], after: Sequence[int], n_tokens: int) -> bool:
