@@ -604,17 +604,23 @@ def _keeps_axis(before: Sequence[int], after: Sequence[int], n_tokens: int) -> b
         (False, False)
     """
     ends, ends_after = ([1, *accumulate(of, mul)] for of in (before, after))
-    axes = [axis for axis, size in enumerate(before) if size == n_tokens]
+    axes, made = (_axes_as_long(of, n_tokens) for of in (before, after))
     if axes:
-        # Tokens may be joined with the rows in front of them, in dimension 0.
-        return all(
+        # Tokens may be joined with the rows in front of them, in dimension 0. Of
+        # several axes it does not show which is theirs afterwards.
+        return len(made) < 2 and all(
             ends[axis + 1] in ends_after
             and (ends[axis] in ends_after or (axis == 1 and len(before) > 2))
             for axis in axes
         )
     # Rows and tokens may be one axis, the first.
-    made = [axis for axis, size in enumerate(after) if size == n_tokens]
     return all(
         before and (ends_after[axis + 1] == before[0] or ends_after[axis] == 1)
         for axis in made
     )
+
+
+def _axes_as_long(shape: Sequence[int], n_tokens: int) -> list[int]:
+    """List the axes that may be the tokens'; the last one, of features, if no other."""
+    axes = [axis for axis, size in enumerate(shape) if size == n_tokens]
+    return axes if len(axes) < 2 else [axis for axis in axes if axis < len(shape) - 1]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import transformers
+from entered_files import entered, files_of
 from torch import Tensor, nn
 
 from captum_attnflow import (
@@ -731,6 +732,16 @@ def test_operations_that_mix_nothing_are_not_named():
     model, ids = Model([known, attend, known]), torch.randint(0, 60, (2, 7))
     with pytest.warns(UserWarning, match="^convolution mixes positions beside"):
         GeneralizedAttentionFlow(model).attribute(ids, target=1)
+
+
+@pytest.mark.parametrize("n_tokens", [7, 9])
+def test_nothing_is_computed_where_nothing_may_mix(n_tokens):
+    """Also where heads have as many features as there are tokens, such as 64."""
+    model, ids = Model([known, known], head_size=7), torch.randint(0, 60, (2, n_tokens))
+    method = GeneralizedAttentionFlow(model)
+    files = files_of(entered(lambda: method.attribute(ids, target=1)))
+    assert "capture/graph.py" in files
+    assert "capture/mixing.py" not in files
 
 
 def test_places_are_those_of_the_layers_that_they_name():
