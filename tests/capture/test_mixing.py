@@ -737,7 +737,9 @@ def test_operations_that_mix_nothing_are_not_named():
 @pytest.mark.parametrize("n_tokens", [7, 9])
 def test_nothing_is_computed_where_nothing_may_mix(n_tokens):
     """Also where heads have as many features as there are tokens, such as 64."""
-    model, ids = Model([known, known], head_size=7), torch.randint(0, 60, (2, n_tokens))
+    attend = nn.functional.scaled_dot_product_attention
+    model = Model([attend, attend], head_size=7)
+    ids = torch.randint(0, 60, (2, n_tokens))
     method = GeneralizedAttentionFlow(model)
     files = files_of(entered(lambda: method.attribute(ids, target=1)))
     assert "capture/graph.py" in files
