@@ -23,12 +23,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from captum_attnflow.capture.rules.elementwise import identity
 from scipy.optimize import linprog
 from torch import nn
 
 from captum_attnflow import AttnLRP, GeneralizedAttentionFlow, solve_flow
-from captum_attnflow.capture.rules.table import RULE_OF
+from captum_attnflow.capture.rules.table import RULE_OF, identity
 from captum_attnflow.demo import load_demo_model
 from captum_attnflow.flow import INFORMATION
 from captum_attnflow.flow.solvers import SOLVERS, FlowSolution, FlowSolver
