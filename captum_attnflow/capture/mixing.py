@@ -12,8 +12,8 @@ that the network does not have. The graph tells them apart, by the positions tha
 output is read at and those that these depend on. What merely moves tokens behind the
 last layer mixes nothing.
 
-This file is for what is suspicious: :meth:`.graph.DependencyGraph` and
-:func:`.graph.suspects` find that without a backward pass.
+All this costs backward passes. It is asked where :func:`.graph.suspects` finds, by
+names and shapes alone, what may mix tokens.
 """
 
 from __future__ import annotations

@@ -537,6 +537,7 @@ HEADS: dict[str, Callable[[Tensor], Tensor]] = {
     "learned query, product": lambda hidden: (
         (hidden @ torch.ones(8, 1)).softmax(1).mT @ hidden
     )[:, 0],
+    "softmax of each feature": lambda hidden: (hidden * hidden.softmax(1)).mean(1),
     "all, flattened": lambda hidden: (
         hidden.flatten(1)[:, :8] + hidden.flatten(1)[:, 8:16]
     ),
