@@ -74,11 +74,11 @@ def test_rooms_import_each_other_in_no_circle():
     assert [room for room, rooms in reached.items() if room in rooms] == []
 
 
-def test_flow_knows_of_the_capture_its_record_and_maps_alone():
+def test_flow_knows_of_the_capture_its_record_alone():
     modules = {module for file in ROOMS["flow"] for module in imports(file)}
     of_capture = {m for m in modules if m.startswith("captum_attnflow.capture")}
     names = {m.removeprefix("captum_attnflow.capture.") for m in of_capture}
-    assert names <= {"maps", "record"}
+    assert names <= {"record"}
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,7 @@ from scipy.optimize import linprog
 from torch import nn
 
 from captum_attnflow import AttnLRP, GeneralizedAttentionFlow, solve_flow
-from captum_attnflow.capture.rules.elementwise import identity
-from captum_attnflow.capture.rules.table import RULE_OF
+from captum_attnflow.capture.rules.table import RULE_OF, identity
 from captum_attnflow.demo import load_demo_model
 from captum_attnflow.flow import INFORMATION
 from captum_attnflow.flow.solvers import SOLVERS, FlowSolution, FlowSolver
@@ -70,9 +69,10 @@ flow.explain(ids, target=1).show([tokens])
 # ## A propagation rule
 #
 # How an operation is differentiated under AttnLRP and Relevance Flow: a function of the
-# rules and the call, in `captum_attnflow/capture/rules/`, and a line in `RULE_OF`. An
-# operation without a rule keeps its gradient, and a warning names it. `asinh` as an
-# activation is one; it acts element by element, which has a rule already.
+# rules and the call, and a line in `RULE_OF`, both in
+# `captum_attnflow/capture/rules/table.py`. An operation without a rule keeps its
+# gradient, and a warning names it. `asinh` as an activation is one; it acts element by
+# element, which has a rule already.
 
 
 # %%

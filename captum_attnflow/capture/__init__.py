@@ -4,15 +4,13 @@ This room knows torch and Captum, never a flow.
 """
 
 from captum_attnflow.capture.forward import capture_attention, capture_targets
-from captum_attnflow.capture.maps import (
-    AttentionLayer,
-    AttentionMaps,
-    DenseLayer,
-    FusedLayer,
-)
 from captum_attnflow.capture.path import InputPath
 from captum_attnflow.capture.record import (
+    AttentionLayer,
+    AttentionMaps,
     AttentionRecord,
+    DenseLayer,
+    FusedLayer,
     InputRelevance,
     Propagation,
     Route,

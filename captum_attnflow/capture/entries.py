@@ -18,15 +18,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from captum_attnflow.capture.graph import DependencyGraph, Stack, sequence_lengths
-from captum_attnflow.capture.maps import AttentionCall, RowLayout
 from captum_attnflow.capture.record import UnsupportedAttentionError
+
+if TYPE_CHECKING:
+    from captum_attnflow.capture.gradients import AttentionCall, RowLayout
 
 FURTHER = -1  # in place of an input's index: an argument behind the inputs
 
@@ -137,14 +139,51 @@ class InputEntries:
         """Return what stands for the inputs in the graph, in the order it entered."""
         return list(self._entries)
 
-    def held_by(self, stack: Stack) -> list[tuple[int, ...]]:
-        """Tell which inputs hold each sequence of a stack."""
+    def held_by(
+        self, stack: Stack, calls: Sequence[AttentionCall]
+    ) -> list[tuple[int, ...]]:
+        """Tell which inputs hold each sequence of a stack.
+
+        Raises:
+            UnsupportedAttentionError: If one tensor makes the tokens of two.
+        """
+        self._refuse_one_for_two(stack, calls)
         sequences = sequences_of([entry.tensor for entry in self._entries], stack)
         holders: list[set[int]] = [set() for _ in stack.values]
         for entry, sequence in zip(self._entries, sequences, strict=True):
             if sequence is not None:
                 holders[sequence].add(entry.index)
         return [tuple(sorted(indices)) for indices in holders]
+
+    def _refuse_one_for_two(self, stack: Stack, calls: Sequence[AttentionCall]) -> None:
+        """Refuse two sequences that are made of one tensor, with no attention between.
+
+        The scores of one of them would be those of no input.
+        """
+        if len(stack.values) < 2:
+            return
+        graph = DependencyGraph([entry.tensor for entry in self._entries])
+        crossing = DependencyGraph(
+            [
+                calls[call].probed
+                for call, route in zip(stack.calls, stack.routes, strict=True)
+                if route.queries != route.keys
+            ]
+        )
+        made_of = [
+            graph.ancestors(values[0])
+            for values in stack.values
+            if values and not crossing.depends(values[0])
+        ]
+        if len(made_of) > 1 and made_of[0] & made_of[1]:
+            raise UnsupportedAttentionError(
+                "one tensor makes the tokens of two sequences, of which one attends to "
+                "the other: a layer has its queries of one layer and its keys of an "
+                "earlier one, or of the embeddings, or an encoder and a decoder are "
+                "given the same tensor. Flows support keys of the layer before, or "
+                "those of an encoder. Give the decoder an input of its own, also with "
+                "the same values, or take AttnLRP, SLALOM or IntegratedGradients"
+            )
 
 
 def _axes(ids: Tensor, given: Tensor) -> str:
@@ -274,41 +313,44 @@ def tokens_of_elements(values: Sequence[Tensor], entered: Tensor) -> Tensor | No
 def _refuse_windows(values: Tensor, entered: Tensor) -> None:
     """Refuse attention in windows that stand beside the heads.
 
-    Every head weighs all tokens. Windows have parts of them, whose positions would be
-    counted as the same few tokens.
+    At one position every head has the same token. Windows have tokens of their own
+    there, which would be counted as the same few. The bits of a head's number are read
+    one by one: in none are those that have it and those that lack it without a token in
+    common, unless they are windows.
 
     Args:
         values (Tensor): What the first attention weighs, ``(..., T, D)``.
         entered (Tensor): The input as it enters the graph, ``(B, ...)``.
 
     Raises:
-        UnsupportedAttentionError: If the first head has a part of what all have.
+        UnsupportedAttentionError: If heads have different tokens at a position.
     """
-    by_head = _mixed(values.flatten(0, -3))
-    # Of each token: heads may each have features of their own, without a projection.
-    of_one, of_all = (
-        torch.autograd.grad(
-            part.sum(), entered, retain_graph=True, materialize_grads=True
-        )[0]
-        .abs()
-        .reshape(*entered.shape[:2], -1)
-        .sum(-1)
-        for part in (by_head[0], by_head)
-    )
-    (rows,) = (of_one != 0).any(1).nonzero(as_tuple=True)
-    if len(rows) != 1:  # the batch is not first
-        return
-    one, every = (
-        of[rows[0]] > _NOISE_OF_LARGEST * of[rows[0]].amax() for of in (of_one, of_all)
-    )
-    # Tokens may have no gradient by chance; two windows have half of them each.
-    if int((one & every).sum()) < 0.75 * int(every.sum()):
-        raise UnsupportedAttentionError(
-            f"attention runs in windows of {values.shape[-2]} tokens: the heads of a "
-            "map have different tokens of the input, as in windowed attention (Swin) "
-            "and local attention in blocks. Flows need a map of all tokens: take "
-            "AttnLRP, SLALOM or IntegratedGradients, or let a window have all tokens"
+    by_head = _mixed(values.flatten(0, -3))  # (rows and heads and windows, T)
+    number = torch.arange(len(by_head), device=by_head.device)
+
+    def reached(weights: Tensor) -> Tensor:
+        """Which positions ``(B, T)`` of the input some heads have something of."""
+        (gradient,) = torch.autograd.grad(
+            by_head, entered, weights, retain_graph=True, materialize_grads=True
         )
+        of_tokens = gradient.abs().reshape(*entered.shape[:2], -1).sum(-1)
+        return of_tokens > _NOISE_OF_LARGEST * of_tokens.amax()
+
+    for place in {0, by_head.shape[1] // 2, by_head.shape[1] - 1}:
+        at_place = torch.zeros_like(by_head)
+        at_place[:, place] = 1
+        for bit in range((len(by_head) - 1).bit_length()):
+            has_bit = ((number >> bit) & 1 == 1)[:, None]
+            ones, others = (reached(at_place * of) for of in (has_bit, ~has_bit))
+            of_both = ones.any(1) & others.any(1)  # rows; else the bit tells rows apart
+            if bool((of_both & ~(ones & others).any(1)).any()):
+                raise UnsupportedAttentionError(
+                    f"attention runs in windows of {values.shape[-2]} tokens: the "
+                    "heads of a map have different tokens of the input, as in windowed "
+                    "attention (Swin) and local attention in blocks. Flows need a map "
+                    "of all tokens: take AttnLRP, SLALOM or IntegratedGradients, or "
+                    "let a window have all tokens"
+                )
 
 
 def _completed(tokens: Tensor) -> Tensor:
@@ -357,7 +399,8 @@ class TokensOfElements:
         with torch.enable_grad():
             values = [stack.values[sequence][0] for stack in self._stacks]
             tokens = tokens_of_elements(values, entered)
-            if tokens is not None and entered.dim() <= 3:  # positions in dimension 1
+            # Positions in dimension 1. Of windows that overlap no token is known.
+            if entered.dim() in (2, 3) and values[0].requires_grad:
                 _refuse_windows(values[0], entered)
         self._found.append((entered, sequence, tokens))
         return tokens

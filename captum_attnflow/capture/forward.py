@@ -9,13 +9,12 @@ gradients and the maps make the record.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import CheckpointError
 
 from captum_attnflow._captum import TargetType
 from captum_attnflow._checks import (
@@ -27,6 +26,7 @@ from captum_attnflow._checks import (
     check_type,
 )
 from captum_attnflow._warnings import warn_caller
+from captum_attnflow.capture.composed import LoneQueryLayer, find_lone_query
 from captum_attnflow.capture.entries import (
     Entry,
     InputEntries,
@@ -34,42 +34,37 @@ from captum_attnflow.capture.entries import (
     TokensOfElements,
 )
 from captum_attnflow.capture.gradients import (
+    AttentionCall,
     OutputGradients,
+    RowLayout,
     WantedGradients,
     rows_of_calls,
     square_entries,
 )
-from captum_attnflow.capture.graph import (
-    DependencyGraph,
-    Stack,
-    find_lone_query,
-    find_stacks,
-)
-from captum_attnflow.capture.interception import (
-    AttentionInterception,
-    warn_of_dropout,
-    warn_of_parts,
-)
-from captum_attnflow.capture.maps import (
-    AttentionCall,
-    AttentionLayer,
-    LoneQueryLayer,
-    RowLayout,
-)
-from captum_attnflow.capture.mixing import mixing_in_words
+from captum_attnflow.capture.graph import DependencyGraph, Stack, find_stacks
+from captum_attnflow.capture.interception import AttentionInterception
 from captum_attnflow.capture.path import InputPath
 from captum_attnflow.capture.propagation import warn_of_unknown
 from captum_attnflow.capture.record import (
+    AttentionLayer,
     AttentionRecord,
     InputRelevance,
     Route,
     TokenSequence,
     UnsupportedAttentionError,
+)
+from captum_attnflow.capture.refusals import (
     refuse_kernels_without_gradient,
+    refuse_maps_without_gradient,
+    refuse_overwritten_masks,
+    warn_of_dropout,
+    warn_of_missed_softmaxes,
+    warn_of_parts,
+    warn_of_unfollowed_scores,
     why_none_is_found,
 )
 from captum_attnflow.capture.rules import RULES, PropagationRules, Rules
-from captum_attnflow.capture.torch_calls import eager
+from captum_attnflow.capture.torch_calls import eager, refusing_checkpoints
 from captum_attnflow.targets import ids_needed, run_with_layer, select_output
 
 
@@ -173,13 +168,13 @@ def capture_targets(
         calls = interception.calls
         probed = [call.probed for call in calls]
         stacks = find_stacks(probed, [call.values for call in calls])
-    _check_pass(interception)
-    _refuse_maps_without_gradient(probed)
+    with refusing_checkpoints():
+        _check_pass(interception)
     rows = rows_of_calls(stacks, calls, inputs, n_rows)
-    held = [entries.held_by(stack) for stack in stacks]
+    held = [entries.held_by(stack, calls) for stack in stacks]
     if layer_calls is not None:
         layer_calls.locate(stacks)
-    with _refusing_checkpoints():
+    with refusing_checkpoints():
         sources = _Sources.find(
             entries, stacks, held[0], calls, path, layer_calls, propagation is not None
         )
@@ -195,14 +190,17 @@ def capture_targets(
     )
     lone: list[dict[int, Tensor]] = []
     for number, target in enumerate(targets):
-        with torch.enable_grad(), _refusing_checkpoints():
+        with torch.enable_grad(), refusing_checkpoints():
             selected = select_output(output, target, n_rows, n_examples)
             if propagation is not None and number == 0:
                 propagation.check(selected)
                 warn_of_unknown(propagation.summary())
-                warn_of_parts(interception)
+                if interception.attends_in_parts():
+                    warn_of_parts()
             if number == 0:
-                _warn_of_mixing(interception, selected)
+                mixing = interception.mixes_beside(selected)
+                if mixing:
+                    warn_caller(mixing)
             lone = lone or _lone_queries(selected, stacks, calls, entries, rows)
             is_last = number == len(targets) - 1
             gradients = wanted.differentiate(selected, is_last, grad_kwargs or {})
@@ -339,62 +337,27 @@ def _check_pass(interception: AttentionInterception) -> None:
     """Refuse what was not captured rightly, and say what scores will miss.
 
     Raises:
-        UnsupportedAttentionError: If masks were overwritten, or kernels have no
-            gradient.
+        UnsupportedAttentionError: If masks were overwritten, or attention or kernels
+            have no gradient.
     """
     if interception.overwritten():
-        raise UnsupportedAttentionError(
-            "an attention mask was changed in place after a fused kernel had used it, "
-            "but the attention map is formed of it afterwards. Let the model make a "
-            'copy of the mask, or load it with attn_implementation="eager"'
-        )
-    refuse_kernels_without_gradient(interception.without_gradient)
-    warn_of_dropout(interception)
-    n_calls, n_missed = len(interception.calls), interception.missed()
+        refuse_overwritten_masks()
+    if interception.without_gradient:
+        refuse_kernels_without_gradient(interception.without_gradient)
+    if interception.dropout:
+        warn_of_dropout()
+    calls, n_missed = interception.calls, interception.missed()
     if n_missed:
-        warn_caller(
-            f"{n_missed} softmaxes of the shape of an attention map were not seen to "
-            f"weigh values, {n_calls} were. If these are attention layers, they are "
-            "missing from the scores: write them as softmax(...) followed by matmul or "
-            "einsum, or as F.scaled_dot_product_attention"
-        )
+        warn_of_missed_softmaxes(n_missed, len(calls))
     n_unfollowed = sum(
         call.fused is None and call.share_of_weights > 0 and call.scores is None
-        for call in interception.calls
+        for call in calls
     )
     if n_unfollowed:
-        warn_caller(
-            f"in {n_unfollowed} of {n_calls} attention layers the scores were not "
-            "seen to be one product of queries and keys, so that keys get no share of "
-            "their relevance there: flows over relevance give it to the queries. Write "
-            "scores as a matmul or an einsum of queries and keys, or as "
-            "F.scaled_dot_product_attention"
-        )
-
-
-def _warn_of_mixing(interception: AttentionInterception, selected: Tensor) -> None:
-    """Say what mixes positions beside the attention, whose share scores will miss."""
-    mixing = interception.mixes_beside(selected)
-    if mixing:
-        warn_caller(
-            f"{mixing_in_words(mixing, len(interception.calls))}. This is so in "
-            "hybrids with convolutions, recurrent layers or state spaces, and where "
-            "attention has no softmax. Flows follow softmax attention alone: what "
-            "passes there is missing from their scores; AttnLRP follows it"
-        )
-
-
-@contextmanager
-def _refusing_checkpoints() -> Iterator[None]:
-    """Refuse in words what is run again in a backward pass."""
-    try:
-        yield
-    except CheckpointError as error:
-        raise UnsupportedAttentionError(
-            "gradient checkpointing runs parts of the model again in the backward "
-            "pass, where propagation rules do not see them; turn it off, such as by "
-            "model.gradient_checkpointing_disable()"
-        ) from error
+        warn_of_unfollowed_scores(n_unfollowed, len(calls))
+    n_without = sum(not call.probed.requires_grad for call in calls)
+    if n_without or torch.is_inference_mode_enabled():
+        refuse_maps_without_gradient(n_without, len(calls))
 
 
 def _elements(
@@ -497,7 +460,7 @@ def _run(
     rules = interception.rules or nullcontext()
     try:
         followed = nullcontext() if path is None else path.followed()
-        with eager(), rules, interception, followed:
+        with refusing_checkpoints(), eager(), rules, interception, followed:
             _, output = run_with_layer(
                 forward_func,
                 inputs,
@@ -524,23 +487,6 @@ def _run(
             raise
         raise explained from error
     return output
-
-
-def _refuse_maps_without_gradient(maps: Sequence[Tensor]) -> None:
-    n_without = sum(not tensor.requires_grad for tensor in maps)
-    if torch.is_inference_mode_enabled():
-        raise UnsupportedAttentionError(
-            "this was called under torch.inference_mode(), where nothing has a "
-            "gradient; call it outside"
-        )
-    if n_without:
-        raise UnsupportedAttentionError(
-            f"{n_without} of {len(maps)} attention calls ran under torch.no_grad() "
-            "inside forward_func, such as those of a frozen backbone or of reentrant "
-            "gradient checkpointing, so that the output has no gradient in them. "
-            "Freeze a backbone by requires_grad_(False) on its parameters instead, "
-            "which leaves nothing in .grad; checkpoint with use_reentrant=False"
-        )
 
 
 def _refuse_fault_on_path(
@@ -570,6 +516,8 @@ def _lone_queries(
 
     Where none is found the map stays as it is, which a flow refuses.
     """
+    if all(call.lengths()[0] > 1 for call in calls):
+        return [{} for _ in stacks]
     entered = [entry.tensor for entry in entries.entered() if entry.axes == "same"]
     return [
         find_lone_query(selected, stack, calls, entered, part.stop - part.start)

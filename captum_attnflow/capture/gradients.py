@@ -1,4 +1,4 @@
-"""Gradients of one output per row, and which dimension of a tensor holds the rows.
+"""Calls of attention, gradients in them, and which dimension holds the rows.
 
 Sizes do not tell: there may be as many heads, or tokens, as rows, and heads that share
 a dimension with the rows come before or after them. The gradient does: the output of a
@@ -9,25 +9,193 @@ one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from captum_attnflow.capture.entries import Entry
 from captum_attnflow.capture.graph import Stack
-from captum_attnflow.capture.maps import (
-    AttentionCall,
-    AttentionLayer,
-    RowLayout,
-    layouts_of_tokens,
-)
 from captum_attnflow.capture.record import (
-    ALL_KEYS_AT_ONCE,
+    AttentionLayer,
+    DenseLayer,
+    FusedLayer,
+    FusedOperands,
     UnsupportedAttentionError,
 )
+from captum_attnflow.capture.refusals import (
+    refuse_other_rows,
+    refuse_parts_of_a_layer,
+)
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One call of attention.
+
+    Attributes:
+        probed (Tensor): What ran through the probe: the map, or the output of a fused
+            kernel, as the rest of the model uses it.
+        values (Tensor): What the map weighs, with the keys last but one.
+        n_heads (int, optional): Heads, where batch and heads share a dimension.
+        rows_outside (bool): Whether it is known that the heads come after the batch
+            there.
+        fused (Callable, optional): Makes the layer of the gradient in ``probed``;
+            None where that is the map.
+        scores (Tensor, optional): The product of queries and keys behind a map, where
+            rules propagate relevance through it.
+        score_axes (tuple of int): The axes of that product in the order of the map's:
+            queries last but one, keys last.
+        share_of_weights (float): See :meth:`AttentionLayer.messages`.
+        mixed (list of GradientEdge): Where the mixed values are in the graph.
+        operands (tuple of Tensor): Queries, keys and values of a fused kernel, each
+            with a place of its own in the graph, where sums of messages are wanted and
+            all depend on the tokens.
+    """
+
+    probed: Tensor
+    values: Tensor
+    n_heads: int | None
+    rows_outside: bool = False
+    fused: Callable[[Tensor], FusedLayer] | None = None
+    scores: Tensor | None = None
+    score_axes: tuple[int, ...] = ()
+    share_of_weights: float = 0.0
+    mixed: list[GradientEdge] = field(default_factory=list)
+    operands: tuple[Tensor, ...] = ()
+
+    def n_rows(self) -> int:
+        """Rows of a part of the batch, where dimension 0 tells."""
+        folded, heads = len(self.probed), self.n_heads
+        return folded // heads if self.probed.dim() == 3 and heads else folded
+
+    def lengths(self) -> tuple[int, int]:
+        """Queries and keys."""
+        if self.fused is None:
+            return self.probed.shape[-2], self.probed.shape[-1]
+        return self.probed.shape[-2], self.values.shape[-2]
+
+    def layouts(self, n_rows: int) -> list[RowLayout]:
+        """List where so many rows of a batch may be in the probed tensor."""
+        known = self.n_heads if self.rows_outside else None
+        return layouts_of_map(self.probed.shape, n_rows, known)
+
+    def layer(
+        self,
+        gradient: Tensor,
+        layout: RowLayout,
+        score_gradient: Tensor | None = None,
+        operand_gradients: Sequence[Tensor] = (),
+    ) -> AttentionLayer:
+        """Return the layer's attention, given gradients in what it keeps."""
+        if self.fused is not None:
+            fused = self.fused(gradient)
+            if operand_gradients:
+                operands = FusedOperands(self.probed.detach(), *operand_gradients)
+                fused = replace(fused, operands=operands)
+            return fused.transposed() if layout.axis else fused
+
+        def heads_of_rows(tensor: Tensor) -> Tensor:
+            rows = layout.rows_first(tensor)
+            # Heads come in any dimensions.
+            return rows.reshape(len(rows), -1, *rows.shape[-2:])
+
+        relevance = None
+        if self.scores is not None and score_gradient is not None:
+            # A mask that was added in place leaves -inf. Scores there have no gradient,
+            # and 0 times -inf is NaN.
+            scores = self.scores.detach().masked_fill(score_gradient == 0, 0)
+            relevance = (scores * score_gradient).permute(self.score_axes)
+            relevance = heads_of_rows(relevance.reshape(self.probed.shape))
+        return DenseLayer(
+            heads_of_rows(self.probed.detach()),
+            heads_of_rows(gradient),
+            relevance,
+            self.share_of_weights,
+            self._values(heads_of_rows),
+        )
+
+    def _values(self, heads_of_rows: Callable[[Tensor], Tensor]) -> Tensor | None:
+        """Lay out the values as the map; heads may share them."""
+        leading, n_features = self.probed.shape[:-2], self.values.shape[-1]
+        if self.values.dim() != self.probed.dim() or any(
+            size not in (1, wanted)
+            for size, wanted in zip(self.values.shape, leading, strict=False)
+        ):
+            return None
+        values = self.values.detach().expand(*leading, -1, n_features)
+        return heads_of_rows(values)
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """Where the rows are.
+
+    Attributes:
+        axis (int): The dimension of the rows, after unfolding.
+        unfolded (tuple of int, optional): Sizes into which dimension 0 unfolds, where
+            it holds rows and heads.
+    """
+
+    axis: int
+    unfolded: tuple[int, int] | None = None
+
+    def rows_first(self, tensor: Tensor) -> Tensor:
+        """Unfold a tensor and move its rows into dimension 0."""
+        if self.unfolded is not None:
+            tensor = tensor.unflatten(0, self.unfolded)
+        return tensor.movedim(self.axis, 0)
+
+
+def layouts_of_map(
+    shape: torch.Size, n_rows: int, n_heads: int | None
+) -> list[RowLayout]:
+    """List where the rows may be in a map ``(..., Tq, Tk)`` or what a kernel put out.
+
+    Args:
+        shape (Size): Its shape.
+        n_rows (int): Rows of the batch.
+        n_heads (int, optional): Heads, where they are known to come after the rows in
+            one dimension.
+    """
+    if len(shape) > 3:
+        fitting = [axis for axis in range(len(shape) - 2) if shape[axis] == n_rows]
+        # With one row any axis of size 1 holds the same numbers.
+        return [RowLayout(axis) for axis in (fitting[:1] if n_rows == 1 else fitting)]
+    folded = shape[0]
+    if folded % n_rows or n_heads not in (None, folded // n_rows):
+        return []
+    in_each = folded // n_rows
+    rows_outside = RowLayout(0, (n_rows, in_each))
+    if n_heads is not None or n_rows == 1 or in_each == 1:
+        return [rows_outside]
+    return [rows_outside, RowLayout(1, (in_each, n_rows))]
+
+
+def layouts_of_tokens(
+    shape: Sequence[int], n_rows: int, n_tokens: int | None = None
+) -> list[RowLayout]:
+    """List where the rows may be in a tensor ``(rows, T, ...)`` or ``(T, rows, ...)``.
+
+    Args:
+        shape (sequence of int): Its shape.
+        n_rows (int): Rows of the batch.
+        n_tokens (int, optional): ``T``, if it is known.
+    """
+    if len(shape) < 2:
+        return []
+    fitting = [
+        axis
+        for axis in (0, 1)
+        if shape[axis] == n_rows and n_tokens in (None, shape[1 - axis])
+    ]
+    if tuple(shape[:2]) == (1, 1):
+        fitting = fitting[:1]  # one token of one row
+    return [RowLayout(axis) for axis in fitting]
+
 
 # Of the plain gradient's norm: rows in another order leave more.
 _TOLERANCE = 0.02
@@ -332,7 +500,18 @@ def rows_of_calls(
     Raises:
         UnsupportedAttentionError: If stacks differ, or have other rows in all.
     """
-    _refuse_parts_of_a_layer(stacks, calls)
+    groups: dict[int, list[tuple[int, AttentionCall]]] = {}
+    for number, stack in enumerate(stacks):
+        for call in (calls[i] for i in stack.calls):
+            storage = call.values.untyped_storage().data_ptr()
+            groups.setdefault(storage, []).append((number, call))
+    beside = [
+        [call for _, call in group]
+        for group in groups.values()
+        if len({number for number, _ in group}) > 1
+    ]
+    if beside:
+        refuse_parts_of_a_layer(beside[0])
     depths = sorted({len(stack.calls) for stack in stacks})
     if len({stack.routes for stack in stacks}) > 1:
         raise UnsupportedAttentionError(
@@ -347,8 +526,8 @@ def rows_of_calls(
         sizes = [calls[stack.calls[0]].n_rows() for stack in stacks]
     rows, start = [slice(0, 0)] * len(calls), 0
     for stack, size in zip(stacks, sizes, strict=True):
-        for call in stack.calls:
-            rows[call] = slice(start, start + size)
+        for index in stack.calls:
+            rows[index] = slice(start, start + size)
         start += size
     fits = all(
         calls[i].layouts(rows[i].stop - rows[i].start)
@@ -356,78 +535,11 @@ def rows_of_calls(
         for i in stack.calls
     )
     if start != n_rows or not fits:
-        seen = sum(calls[stack.calls[0]].n_rows() for stack in stacks)
-        n_keys = {calls[stack.calls[0]].lengths()[1] for stack in stacks}
-        is_swapped = any(of.shape[1:2] == (seen,) for of in inputs)
-        if seen < n_rows or (is_swapped and n_keys == {n_rows}):
-            raise UnsupportedAttentionError(
-                f"attention ran over {seen} rows for {n_rows} inputs, which seem to "
-                "have their tokens first, in dimension 0. The batch comes first: pass "
-                "them transposed, input.transpose(0, 1), and a forward_func that "
-                "transposes them back"
-            )
-        raise UnsupportedAttentionError(
-            f"{len(stacks)} stacks of attention ran over {seen} rows in all for "
-            f"{n_rows} inputs: {_why_other_rows(len(stacks))}. It is not known which "
-            "pass a token's score belongs to: attribute to one pass at a time. Inputs "
-            "that have their tokens first go in transposed"
+        refuse_other_rows(
+            len(stacks),
+            sum(calls[stack.calls[0]].n_rows() for stack in stacks),
+            {calls[stack.calls[0]].lengths()[1] for stack in stacks},
+            inputs,
+            n_rows,
         )
     return rows
-
-
-def _refuse_parts_of_a_layer(stacks: list[Stack], calls: list[AttentionCall]) -> None:
-    """Refuse a layer whose attention runs in several calls, and say over what parts.
-
-    Their values are the same tensor, or parts of one.
-    """
-    groups: dict[int, list[tuple[int, AttentionCall]]] = {}
-    for number, stack in enumerate(stacks):
-        for call in (calls[i] for i in stack.calls):
-            storage = call.values.untyped_storage().data_ptr()
-            groups.setdefault(storage, []).append((number, call))
-    beside = [
-        [call for _, call in group]
-        for group in groups.values()
-        if len({number for number, _ in group}) > 1
-    ]
-    if not beside:
-        return
-    parts = beside[0]
-    lengths = [call.lengths() for call in parts]
-    first, *others = (call.values for call in parts)
-    if all(other.data_ptr() == first.data_ptr() for other in others):
-        kind = "queries"
-    elif sum(keys for _, keys in lengths) == lengths[0][0]:
-        kind = "keys"
-    else:
-        kind = "heads or examples"
-    sizes = [f"{n_queries} x {n_keys}" for n_queries, n_keys in lengths[:3]]
-    if len(lengths) > 3:
-        sizes.append("...")
-    way_out = {
-        "queries": "Let it have all queries at once, such as by a chunk size of the "
-        'number of tokens or by attn_implementation="eager" or "sdpa"; AttnLRP takes '
-        "the model as it is",
-        "keys": ALL_KEYS_AT_ONCE,
-        "heads or examples": "Let it have all heads and examples at once, as "
-        'attn_implementation="eager" and "sdpa" do; AttnLRP takes the model as it is',
-    }[kind]
-    raise UnsupportedAttentionError(
-        f"a layer attends in {len(parts)} calls, each over a part of its {kind}, as in "
-        f"a Python loop over chunks ({', '.join(sizes)} queries x keys). Flows need "
-        f"all of a layer in one call. {way_out}"
-    )
-
-
-def _why_other_rows(n_stacks: int) -> str:
-    if n_stacks > 1:
-        return (
-            "several passes per input, such as those of two towers that meet behind "
-            "their attention (CLIP: wrap get_image_features or get_text_features), of "
-            "siamese models, or of reentrant gradient checkpointing"
-        )
-    return (
-        "several passes per input in one batch, as of windowed attention (Swin), of "
-        "channels that are sequences of their own (PatchTST: pass one channel as one "
-        "example), or of texts joined in the batch"
-    )

@@ -1,31 +1,34 @@
-"""The structure of a forward pass: what depends on what.
+"""The structure of a forward pass: what depends on what, and what may mix tokens.
 
 The autograd graph tells, not the shapes: the keys of an attention call belong to the
 sequence whose last call its values feed on, the queries to the sequence whose last call
 the map depends on beside that. An encoder and a decoder over as many tokens are told
 apart like any others.
 
-A model that is read at one token, such as [CLS], needs no other queries in its last
-layer. Without what that layer mixes, the output depends on the token's own stream
-alone: the gradient, cut off behind the mixed values, tells the position.
+Attention is all that a flow follows. Most of what lies between two layers is known to
+keep tokens apart, by its name in the graph and by shapes. Of the rest
+:mod:`captum_attnflow.capture.mixing` computes whether it does.
 """
 
 from __future__ import annotations
 
-from collections.abc import (
-    Callable,
-    Iterator,
-    Sequence,
-)
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate
+from operator import mul
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
-from captum_attnflow.capture.maps import AttentionCall
+from captum_attnflow.capture.axes import axes_of_tokens, shape_at, shapes_with_tokens
 from captum_attnflow.capture.record import Route, UnsupportedAttentionError
+
+if TYPE_CHECKING:
+    from captum_attnflow.capture.gradients import AttentionCall
 
 
 @dataclass
@@ -277,109 +280,6 @@ def _stack(
     )
 
 
-def find_lone_query(
-    selected: Tensor,
-    stack: Stack,
-    calls: Sequence[AttentionCall],
-    entered: Sequence[Tensor],
-    n_rows: int,
-) -> dict[int, Tensor]:
-    """Find the position of the query that the last calls of a stack have alone.
-
-    Args:
-        selected (Tensor): One output per row, in the graph.
-        stack (Stack): One pass over a model.
-        calls (sequence of AttentionCall): All calls.
-        entered (sequence of Tensor): What stands for the inputs.
-        n_rows (int): Rows of the stack.
-
-    Returns:
-        dict: For each such call a tensor ``(n_rows, T)``, bool, one position in each
-        row; empty if there is none, or its query is not of one token.
-    """
-    lengths = sequence_lengths(stack, calls)
-    routed = list(zip(stack.calls, stack.routes, strict=True))
-    lone = [
-        call
-        for call, route in routed
-        if calls[call].lengths()[0] == 1 < lengths.get(route.queries, 1)
-    ]
-    if not lone or list(stack.calls[-len(lone) :]) != lone:
-        return {}
-    queries = stack.routes[-len(lone)].queries
-    n_tokens = lengths[queries]
-    before = [
-        calls[call].probed
-        for call, route in routed[: -len(lone)]
-        if route.queries == queries and calls[call].lengths()[0] == n_tokens
-    ]
-    graph = DependencyGraph([*entered, *(call.probed for call in calls)])
-    with without_attention([calls[call] for call in lone]):
-        for position in _read_positions(
-            selected, before[-1:], graph.forks(calls[lone[0]].probed), n_rows, n_tokens
-        ):
-            if position is not None and bool((position.sum(1) == 1).all()):
-                return dict.fromkeys(lone, position)
-    return {}
-
-
-def _read_positions(
-    selected: Tensor,
-    maps: Sequence[Tensor],
-    forks: Iterator[GradientEdge],
-    n_rows: int,
-    n_tokens: int,
-) -> Iterator[Tensor | None]:
-    """Find on which tokens the output depends, in front of the last layer.
-
-    What lies between the layer before and the last one may mix tokens, too: then the
-    hidden states tell at which its queries and keys part.
-    """
-    for source in maps:
-        yield _where_of_map(_gradient(selected, source), n_rows, n_tokens)
-    for fork in forks:
-        yield _where_of_fork(selected, fork, n_rows, n_tokens)
-
-
-def _gradient(selected: Tensor, source: Tensor | GradientEdge) -> Tensor | None:
-    (gradient,) = torch.autograd.grad(
-        torch.unbind(selected), source, retain_graph=True, allow_unused=True
-    )
-    return gradient
-
-
-def _where_of_map(gradient: Tensor | None, n_rows: int, n_tokens: int) -> Tensor | None:
-    """Find the queries of a map on which the output depends, ``(n_rows, T)``."""
-    if gradient is None:
-        return None
-    by_token = gradient.reshape(n_rows, -1, n_tokens, gradient.shape[-1]) != 0
-    return by_token.any(-1).any(1)
-
-
-def _where_of_fork(
-    selected: Tensor, fork: GradientEdge, n_rows: int, n_tokens: int
-) -> Tensor | None:
-    """Find the tokens of hidden states on which the output depends, ``(n_rows, T)``.
-
-    The last row alone tells rows from tokens where there are as many.
-    """
-    gradient, of_last = (_gradient(part, fork) for part in (selected, selected[-1:]))
-    if gradient is None or of_last is None:
-        return None
-    for rows in range(min(2, gradient.dim())):
-        for tokens in range(gradient.dim()):
-            sizes = gradient.shape[rows], gradient.shape[tokens]
-            if rows == tokens or sizes != (n_rows, n_tokens):
-                continue
-            every, last = (
-                of.movedim((rows, tokens), (0, 1)).flatten(2).any(2)
-                for of in (gradient != 0, of_last != 0)
-            )
-            if bool((every.sum(1) == 1).all()) and not bool(last[:-1].any()):
-                return every
-    return None
-
-
 @contextmanager
 def without_attention(calls: Sequence[AttentionCall]) -> Iterator[None]:
     """While active, no gradient passes through what some calls have mixed."""
@@ -408,3 +308,319 @@ def sequence_lengths(stack: Stack, calls: Sequence[AttentionCall]) -> dict[int, 
         route.keys: calls[call].lengths()[1]
         for call, route in zip(stack.calls, stack.routes, strict=True)
     }
+
+
+# Operations behind which each token is a function of itself alone, by their names in
+# the graph. Of any other it is computed whether it mixes tokens.
+_KEEPS_APART = {
+    "Abs",
+    "AccumulateGrad",
+    "Add",
+    "Alias",
+    "Clamp",
+    "ClampMax",
+    "ClampMin",
+    "Clone",
+    "Cos",
+    "Div",
+    "Elu",
+    "Embedding",
+    "Erf",
+    "Exp",
+    "Expand",
+    "Gelu",
+    "Log",
+    "MaskedFill",
+    "Mul",
+    "NativeDropout",
+    "Neg",
+    "Pow",
+    "Relu",
+    "Rsqrt",
+    "Rsub",
+    "Sigmoid",
+    "Silu",
+    "Sin",
+    "Softplus",
+    "Sqrt",
+    "Squeeze",
+    "Sub",
+    "Tanh",
+    "ToCopy",
+    "Unsqueeze",
+    "Where",
+    "_Scaled",  # of propagation rules, as the next
+    "_Substituted",
+}
+# Those that keep tokens apart along the features.
+_ALONG_FEATURES = {
+    *("Cat", "LogSoftmax", "Mean", "Slice", "Softmax", "Split", "SplitWithSizes"),
+    "Sum",
+}
+_VIEWS = {"ReshapeAlias", "UnsafeView", "View"}
+_TRANSPOSITIONS = {"Permute", "T", "Transpose"}
+
+
+@dataclass
+class Part:
+    """A part of the graph, between what was seen before and a tensor.
+
+    Attributes:
+        nodes (set of Node): It.
+        may_mix (dict): The nodes that may mix tokens, by the names of their operations.
+        entered (list of GradientEdge): What enters the part beside attention.
+    """
+
+    nodes: set[Node]
+    may_mix: dict[str, list[Node]]
+    entered: list[GradientEdge]
+
+
+class _Parts:
+    """Goes back over a graph part by part, so that each is looked at once.
+
+    What passes beside attention is followed to where a part begins, not to the inputs:
+    the work then grows with the layers, not with their square.
+
+    Args:
+        calls (sequence of AttentionCall): The attention that was captured.
+        tokens (sequence of Tensor): What stands for the inputs.
+    """
+
+    def __init__(
+        self, calls: Sequence[AttentionCall], tokens: Sequence[Tensor]
+    ) -> None:
+        self._tokens = tokens
+        probed = [call.probed for call in calls]
+        self._of_tokens = DependencyGraph([*tokens, *probed])
+        self._attention = {
+            get_gradient_edge(part).node for part in probed if part.requires_grad
+        }
+        self._attention |= {edge.node for call in calls for edge in call.mixed}
+        self._seen = {
+            get_gradient_edge(part).node for part in tokens if part.requires_grad
+        }
+
+    @property
+    def attention(self) -> Collection[Node]:
+        """Where maps, and what was mixed by them, are in the graph."""
+        return self._attention
+
+    def behind(self, start: Node, n_tokens: int) -> Part:
+        """Go back to what was seen before."""
+        may_mix: dict[str, list[Node]] = {}
+        pending, part = [start], set[Node]()
+        while pending:
+            node = pending.pop()
+            if node in self._seen or node in self._attention or node in part:
+                continue
+            part.add(node)
+            name = operation(node)
+            if not _keeps_apart(name, node, n_tokens):
+                # AvgPool2D as avg_pool2d
+                name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+                may_mix.setdefault(name, []).append(node)
+            pending.extend(parent for parent, _ in node.next_functions if parent)
+        entered: list[GradientEdge] = []
+        if may_mix:  # else nothing is asked of it
+            edges = {edge for node in part for edge in node.next_functions}
+            entered = self._entered(edges, n_tokens)
+        return Part(part, may_mix, entered)
+
+    def note(self, part: Part) -> None:
+        """Note a part as seen."""
+        self._seen |= part.nodes
+
+    def _entered(
+        self, edges: Iterable[tuple[Node | None, int]], n_tokens: int
+    ) -> list[GradientEdge]:
+        found = [
+            GradientEdge(node, number)
+            for node, number in edges
+            if node is not None and node in self._seen and self._of_tokens.depends(node)
+        ]
+        if all(shapes_with_tokens(shape_at(edge), n_tokens) for edge in found):
+            return found
+        apart = where_tokens_are_apart(n_tokens, (), self._tokens)
+        return [get_gradient_edge(part) for part in apart]
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A part of the graph that may mix tokens.
+
+    Attributes:
+        call (int): The attention call that it is in front of, or the last one, behind
+            which it is.
+        n_tokens (int): So many.
+        part (Part): It.
+        read (GradientEdge, optional): Of which the output reads some tokens, behind a
+            last call.
+    """
+
+    call: int
+    n_tokens: int
+    part: Part
+    read: GradientEdge | None = None
+
+
+def suspects(
+    calls: Sequence[AttentionCall], tokens: Sequence[Tensor], selected: Tensor
+) -> list[Suspect]:
+    """Find the parts of the graph that may mix tokens, without a backward pass.
+
+    Args:
+        calls (sequence of AttentionCall): The attention that was captured.
+        tokens (sequence of Tensor): What stands for the inputs.
+        selected (Tensor): One output per row, in the graph.
+    """
+    parts, found = _Parts(calls, tokens), []
+    behind = DependencyGraph([call.probed for call in calls])
+    used: set[int] = set()
+    for number, call in enumerate(calls):
+        used |= behind.ancestors(call.probed) - {number}
+        if call.values.requires_grad:
+            n_tokens = call.values.shape[-2]
+            part = parts.behind(get_gradient_edge(call.values).node, n_tokens)
+            parts.note(part)
+            found.append(Suspect(number, n_tokens, part))
+    for last in set(range(len(calls))) - used:
+        n_tokens = calls[last].lengths()[0]
+        if n_tokens == 1:
+            continue
+        for edge in _read_from(selected, n_tokens, parts.attention):
+            if last in behind.ancestors(edge.node):
+                part = parts.behind(edge.node, n_tokens)
+            else:  # what is read passes beside the last layer
+                part = Part(set(), {"select": [edge.node]}, [edge])
+            found.append(Suspect(last, n_tokens, part, edge))
+    return [suspect for suspect in found if suspect.part.may_mix]
+
+
+def where_tokens_are_apart(
+    n_tokens: int, before: Sequence[AttentionCall], tokens: Sequence[Tensor]
+) -> list[Tensor]:
+    """Find where tokens are apart in front of a call, last but one.
+
+    Args:
+        n_tokens (int): So many.
+        before (sequence of AttentionCall): The attention that the call depends on.
+        tokens (sequence of Tensor): What stands for the inputs.
+    """
+    maps = [call.probed for call in before if call.lengths() == (n_tokens, n_tokens)]
+    # With no layer before it, the tokens themselves.
+    return maps[-1:] or [
+        tensor for tensor in tokens if tensor.dim() == 3 and tensor.shape[1] == n_tokens
+    ]
+
+
+def _read_from(
+    selected: Tensor, n_tokens: int, attention: Collection[Node]
+) -> list[GradientEdge]:
+    """Find the tensors of tokens that the output is read from.
+
+    Going back from the output, these are the first that have the tokens in an axis and
+    of which an operation takes some or sums over all.
+    """
+    found: dict[tuple[Node, int], GradientEdge] = {}
+    seen, pending = set(attention), [selected.grad_fn]
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        takes = not _keeps_apart(operation(node), node, n_tokens)
+        for parent, number in node.next_functions:
+            if parent is None:
+                continue
+            edge = GradientEdge(parent, number)
+            if takes and axes_of_tokens(edge, n_tokens):
+                found[parent, number] = edge
+            else:
+                pending.append(parent)
+    return list(found.values())
+
+
+def operation(node: Node) -> str:
+    """Name the operation that a node of the graph is of, such as ``AvgPool2D``."""
+    return re.sub(r"Backward\d*$", "", node.name().rpartition("::")[2])
+
+
+def _keeps_apart(name: str, node: Node, n_tokens: int) -> bool:
+    """Whether an operation is known to keep tokens apart."""
+    if name in _KEEPS_APART:
+        return True
+    if name in ("NativeLayerNorm", "FusedRmsNorm"):
+        return len(getattr(node, "_saved_normalized_shape", (0, 0))) == 1
+    if name in ("Addmm", "Mm"):  # of a linear layer, along the features
+        left = "mat1" if name == "Addmm" else "self"
+        sizes = getattr(node, f"_saved_{left}_sym_sizes", (n_tokens,))
+        return bool(sizes[-1] != n_tokens)
+    taken = [(parent, place) for parent, place in node.next_functions if parent]
+    if name == "Cat" and len(taken) == 1:  # to an empty cache
+        return True
+    shape = taken[0][0]._input_metadata[taken[0][1]].shape if taken else ()
+    if name in _VIEWS:
+        return _keeps_axis(shape, shape_at(GradientEdge(node, 0)), n_tokens)
+    if not shape:  # of a single number, such as one row's output
+        return name in _ALONG_FEATURES | _TRANSPOSITIONS
+    if name in _TRANSPOSITIONS:  # of axes as long by chance, either may be the tokens'
+        moved = list(range(len(shape)))
+        if name == "Permute":
+            moved = _dims(node._saved_dims, len(shape))  # type: ignore[attr-defined]
+        elif name == "Transpose":
+            pair = [getattr(node, f"_saved_dim{i}") for i in range(2)]
+            one, other = _dims(pair, len(shape))
+            moved[one], moved[other] = other, one
+        else:
+            moved.reverse()
+        as_long = [axis for axis in moved if shape[axis] == n_tokens]
+        return as_long == sorted(as_long)
+    given = getattr(node, "_saved_dim", None)
+    dims = _dims([given] if isinstance(given, int) else given or (), len(shape))
+    if name == "Select":  # of queries, keys and values in one tensor
+        return all(shape[dim] == 3 != n_tokens for dim in dims)
+    return name in _ALONG_FEATURES and dims == [len(shape) - 1]
+
+
+def _dims(saved: Iterable[int], n_axes: int) -> list[int]:
+    """Count dimensions from 0, which the graph keeps as unsigned numbers."""
+    return [(dim if dim < 1 << 63 else dim - (1 << 64)) % n_axes for dim in saved]
+
+
+def _keeps_axis(before: Sequence[int], after: Sequence[int], n_tokens: int) -> bool:
+    """Whether a view leaves tokens apart from what is no row.
+
+    Args:
+        before (sequence of int): The shape that is viewed.
+        after (sequence of int): The shape that it is viewed in.
+        n_tokens (int): So many.
+
+    Examples::
+
+        >>> _keeps_axis((2, 7, 8), (2, 7, 4, 2), 7), _keeps_axis((2, 7, 8), (14, 8), 7)
+        (True, True)
+        >>> _keeps_axis((2, 7, 8), (2, 8, 7), 7), _keeps_axis((2, 8, 7), (2, 7, 8), 7)
+        (False, False)
+    """
+    ends, ends_after = ([1, *accumulate(of, mul)] for of in (before, after))
+    axes, made = (_axes_as_long(of, n_tokens) for of in (before, after))
+    if axes:
+        # Tokens may be joined with the rows in front of them, in dimension 0. Of
+        # several axes it does not show which is theirs afterwards.
+        return len(made) < 2 and all(
+            ends[axis + 1] in ends_after
+            and (ends[axis] in ends_after or (axis == 1 and len(before) > 2))
+            for axis in axes
+        )
+    # Rows and tokens may be one axis, the first.
+    return all(
+        before and (ends_after[axis + 1] == before[0] or ends_after[axis] == 1)
+        for axis in made
+    )
+
+
+def _axes_as_long(shape: Sequence[int], n_tokens: int) -> list[int]:
+    """List the axes that may be the tokens'; the last one, of features, if no other."""
+    axes = [axis for axis, size in enumerate(shape) if size == n_tokens]
+    return axes if len(axes) < 2 else [axis for axis in axes if axis < len(shape) - 1]

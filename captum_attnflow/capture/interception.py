@@ -16,9 +16,7 @@ kept. The model, its configuration and its kernels are left as they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from types import FunctionType
 from typing import Any, TypeGuard
 
 import torch
@@ -29,15 +27,24 @@ from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from captum_attnflow._warnings import warn_caller
-from captum_attnflow.capture.entries import InputEntries, traceable
-from captum_attnflow.capture.maps import AttentionCall, FusedLayer, attention_weights
-from captum_attnflow.capture.mixing import (
-    PositionMixing,
+from captum_attnflow.capture.axes import (
+    Mark,
+    Products,
     TracedAxis,
+    Weights,
+    axes_after,
+    compose,
+    einsum_letters,
+    name_of,
     products_behind,
 )
+from captum_attnflow.capture.composed import have_query_of_a_token
+from captum_attnflow.capture.entries import InputEntries, traceable
+from captum_attnflow.capture.gradients import AttentionCall
+from captum_attnflow.capture.graph import DependencyGraph, suspects
+from captum_attnflow.capture.mixing import mixing_beside
 from captum_attnflow.capture.path import InputPath
+from captum_attnflow.capture.record import FusedLayer, attention_weights
 from captum_attnflow.capture.rules import PropagationRules
 from captum_attnflow.capture.rules.call import version
 from captum_attnflow.capture.torch_calls import (
@@ -47,93 +54,13 @@ from captum_attnflow.capture.torch_calls import (
     SUM,
     TIMES,
     TRANSPARENT,
-    Axes,
     Softmax,
     Softmaxes,
-    axes_after,
-    compose,
-    einsum_letters,
-    name_of,
+    drops,
+    without_dispatch,
 )
 
 _ATTRIBUTES = {"T", "mT", "mH"}  # attributes that transpose; others are not followed
-
-
-@dataclass
-class _Weights:
-    """The output of one softmax, shared by the marks of all that is made of it.
-
-    Attributes:
-        shape (Size): Shape of the output.
-        keys (int): The axis that the softmax ran over.
-        n_heads (int, optional): Heads, if ``F.multi_head_attention_forward`` runs.
-        map_shape (tuple of int, optional): Queries and keys, set once the weights were
-            multiplied with values; None marks a softmax that is no attention so far.
-        scores (TracedAxis, optional): The input of the softmax, if it requires a
-            gradient.
-    """
-
-    shape: torch.Size
-    keys: int
-    n_heads: int | None
-    map_shape: tuple[int, int] | None = None
-    scores: TracedAxis | None = None
-
-    def heads_of(self, n_queries: int) -> int | None:
-        """Return the number of heads, None where rows and heads share a dimension."""
-        if len(self.shape) == 3:
-            return self.n_heads
-        map_size = n_queries * self.shape[self.keys]
-        return self.shape.numel() // max(1, self.shape[0] * map_size)
-
-    def may_be(self, map_shape: tuple[int, int]) -> bool:
-        """Whether the shape allows a map of this many queries and keys."""
-        n_queries, n_keys = map_shape
-        if self.shape[self.keys] != n_keys or len(self.shape) < 3:
-            return False
-        if self.keys == len(self.shape) - 1:
-            return self.shape[-2] == n_queries
-        return n_queries in (*self.shape[: self.keys], *self.shape[self.keys + 1 :])
-
-
-@dataclass(frozen=True)
-class _Mark:
-    """Says which axes of a tensor are which axes of the softmax' output behind it.
-
-    Attributes:
-        weights (_Weights): That output.
-        axes (tuple): For each axis of the tensor the output's, None for a new one.
-    """
-
-    weights: _Weights
-    axes: Axes
-
-    @property
-    def keys(self) -> int:
-        """The axis of the keys."""
-        return self.axes.index(self.weights.keys)
-
-    def is_pooling(self, n_queries: int) -> bool:
-        """Whether the weights are those of a head that pools the tokens.
-
-        A head scores ``(rows, tokens, r)`` and has no axis of heads, nor the keys last.
-        """
-        shape, keys = self.weights.shape, self.weights.keys
-        return len(shape) == 3 and keys == 1 and n_queries != shape[keys]
-
-    def queries(self, candidates: Sequence[int]) -> int | None:
-        """Choose the axis of the queries among those that meet no axis of values.
-
-        Usually that is one. Where heads share their values, as in multi-query
-        attention, the axis of the heads is a candidate, too: then the queries are the
-        axis just before the keys. None if there is no such axis.
-        """
-        if len(candidates) == 1:
-            return candidates[0]
-        before = [
-            axis for axis in candidates if self.axes[axis] == self.weights.keys - 1
-        ]
-        return before[0] if before else None
 
 
 class AttentionInterception(TorchFunctionMode):
@@ -173,9 +100,9 @@ class AttentionInterception(TorchFunctionMode):
         self.calls: list[AttentionCall] = []
         self.dropout = False
         self.without_gradient: set[str] = set()
-        self._mixing = PositionMixing()
+        self._products = Products()
         self._softmaxes = Softmaxes()
-        self._weights: list[_Weights] = []
+        self._weights: list[Weights] = []
         if rules is not None:
             for tensor in entries.inputs:
                 rules.add_source(tensor)
@@ -184,7 +111,7 @@ class AttentionInterception(TorchFunctionMode):
         # Masks of fused kernels with torch's count of changes in place: maps are formed
         # of the masks after the pass, so that these must not have changed since.
         self._masks: list[tuple[Tensor, int]] = []
-        self._marked = WeakTensorKeyDictionary()  # tensor: _Mark
+        self._marked = WeakTensorKeyDictionary()  # tensor: Mark
         self._probed = WeakTensorKeyDictionary()  # weights: (of the probe, call)
         # Products of weights and values, element by element, that a sum may follow.
         self._weighed = WeakTensorKeyDictionary()
@@ -235,8 +162,8 @@ class AttentionInterception(TorchFunctionMode):
             if x.requires_grad:
                 self.without_gradient.add(f"linear by {type(weight).__name__}")
         if func in SUM:
-            self._mixing.note_sum(args, kwargs, output)
-        if func is F.dropout and _drops(args, kwargs):
+            self._products.note_sum(args, kwargs, output)
+        if func is F.dropout and drops(args, kwargs):
             self.dropout = True
         self._softmaxes.note(func, args, kwargs, output)
         if isinstance(output, Tensor):
@@ -281,19 +208,24 @@ class AttentionInterception(TorchFunctionMode):
         tokens = [entry.tensor for entry in self._entries.entered()]
         tokens += [tensor for tensor in self._entries.inputs if tensor.requires_grad]
         lengths = {size for of in tokens for size in of.shape[:2] if of.dim() > 2}
-        return self._mixing.without_softmax(tokens, lengths)
+        return self._products.without_softmax(DependencyGraph(tokens), lengths)
 
-    def mixes_beside(self, selected: Tensor) -> dict[str, set[int]]:
-        """Return the names of what mixes positions beside the captured attention.
-
-        With each comes behind how many of the captured calls it is.
+    def mixes_beside(self, selected: Tensor) -> str:
+        """Say in words what mixes positions beside the captured attention, if any does.
 
         Args:
             selected (Tensor): One output per row, in the graph.
         """
-        return self._mixing.beside(
+        tokens = [entry.tensor for entry in self._entries.entered()]
+        products = self._products.over({call.lengths()[1] for call in self.calls})
+        suspected = suspects(self.calls, tokens, selected)
+        if not products and not suspected:
+            return ""
+        return mixing_beside(
+            self._products,
+            suspected,
             self.calls,
-            [entry.tensor for entry in self._entries.entered()],
+            tokens,
             lambda: [
                 weights.scores.edge.node
                 for weights in self._weights
@@ -327,7 +259,7 @@ class AttentionInterception(TorchFunctionMode):
         self._n_heads = kwargs["num_heads"] if "num_heads" in kwargs else args[4]
         try:
             with self:
-                return _without_dispatch(func)(*args, **kwargs)
+                return without_dispatch(func)(*args, **kwargs)
         finally:
             self._n_heads = None
 
@@ -351,11 +283,11 @@ class AttentionInterception(TorchFunctionMode):
         return output
 
     def _mark(self, output: Tensor, keys: int, scores: Tensor | None = None) -> None:
-        weights = _Weights(output.shape, keys, self._n_heads)
+        weights = Weights(output.shape, keys, self._n_heads)
         if scores is not None and scores.requires_grad:
             weights.scores = TracedAxis.of(scores, keys)
         self._weights.append(weights)
-        self._marked[output] = _Mark(weights, tuple(range(output.dim())))
+        self._marked[output] = Mark(weights, tuple(range(output.dim())))
 
     def _exponentiate(self, target: Tensor) -> Tensor:
         """Run ``exp_`` as a copy and a write, since a softmax may need the scores."""
@@ -380,7 +312,7 @@ class AttentionInterception(TorchFunctionMode):
             mark = self._marked[operand]
             axes = compose(axes_after(func, args, kwargs, operand, output), mark.axes)
             if mark.weights.keys in axes and output.dim() >= 2:
-                self._marked[output] = _Mark(mark.weights, axes)
+                self._marked[output] = Mark(mark.weights, axes)
             if func in TIMES:
                 other = next((arg for arg in operands if arg is not operand), None)
                 if isinstance(other, Tensor) and not self._is_marked(other):
@@ -417,7 +349,7 @@ class AttentionInterception(TorchFunctionMode):
             left, right = given
             axis = right.dim() - min(2, right.dim())
             factors = [(left, left.dim() - 1), (right, axis)]
-            self._mixing.note_product("matmul", factors, output)
+            self._products.note_product("matmul", factors, output)
         return output
 
     def _contract(
@@ -438,44 +370,19 @@ class AttentionInterception(TorchFunctionMode):
                     for operand, own in zip(operands, letters or (), strict=True)
                     if letter in own
                 ]
-                self._mixing.note_product("einsum", factors, output)
+                self._products.note_product("einsum", factors, output)
             return output
         for mine, weights in enumerate(operands):
             if not self._is_marked(weights) or letters is None:
                 continue
-            found = self._queries_of_einsum(weights, mine, letters, kept)
-            if found is None:
+            mark = self._marked[weights]
+            found = mark.in_einsum(mine, letters, kept)
+            if found is None or not self._are_queries(weights, found.queries):
                 continue
-            queries, holder, key = found
-            of_keys = operands[holder].movedim(letters[holder].index(key), -2)
-            operands[mine] = self._probe(weights, of_keys, queries)
+            of_keys = operands[found.holder].movedim(found.keys, -2)
+            operands[mine] = self._probe(weights, of_keys, found.queries)
             return self._note_mixed(weights, func(equation, *operands, **kwargs))
         return func(*args, **kwargs)
-
-    def _queries_of_einsum(
-        self, weights: Tensor, mine: int, letters: list[str], output: str
-    ) -> tuple[int | None, int, str] | None:
-        """Find the axis of the queries, which operand holds the values, and the keys.
-
-        Values are summed over keys, query by query and batch by batch. A lone query
-        has no axis.
-        """
-        mark, own = self._marked[weights], letters[mine]
-        key = own[mark.keys]
-        others = "".join(other for i, other in enumerate(letters) if i != mine)
-        holders = [i for i, other in enumerate(letters) if i != mine and key in other]
-        by_batch = any(letter in others and letter in output for letter in own)
-        if key in output or not holders or not by_batch:
-            return None
-        candidates = [
-            axis
-            for axis, letter in enumerate(own)
-            if letter in output and letter not in others
-        ]
-        queries = mark.queries(candidates)
-        if (candidates and queries is None) or not self._are_queries(weights, queries):
-            return None
-        return queries, holders[0], key
 
     def _sum_weighed(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -489,34 +396,16 @@ class AttentionInterception(TorchFunctionMode):
         if not isinstance(product, Tensor) or product not in self._weighed:
             return None
         weights, values = self._weighed[product]
-        mark, n_dims = self._marked[weights], product.dim()
-        if not weights.dim() == values.dim() == n_dims:
-            return None
         dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
         dims = dim if isinstance(dim, (tuple, list)) else (dim,)
-        is_feature = [
-            mark.axes[axis] is None and values.shape[axis] == product.shape[axis]
-            for axis in range(n_dims)
-        ]
-        if dims not in ((mark.keys,), (mark.keys - n_dims,)) or not any(is_feature):
-            return None
-        if values.shape[mark.keys] != weights.shape[mark.keys]:
-            return None
-        candidates = [
-            axis
-            for axis, origin in enumerate(mark.axes)
-            if origin is not None
-            and axis != mark.keys
-            and values.shape[axis] == 1
-            # One token alone has no axis that is longer.
-            and (weights.shape[axis] > 1 or weights.shape[mark.keys] == 1)
-        ]
-        queries = mark.queries(candidates)
-        if (candidates and queries is None) or not self._are_queries(weights, queries):
+        mark = self._marked[weights]
+        found = mark.in_sum(weights.shape, values.shape, product.shape, dims)
+        if found is None or not self._are_queries(weights, found.queries):
             return None
         of_keys = values.movedim(mark.keys, -2)
-        product = self._probe(weights, of_keys, queries) * values
-        summed: Tensor = func(product, *args[1:], **_without(kwargs, "input"))
+        product = self._probe(weights, of_keys, found.queries) * values
+        named = {key: value for key, value in kwargs.items() if key != "input"}
+        summed: Tensor = func(product, *args[1:], **named)
         return self._note_mixed(weights, summed)
 
     def _is_marked(self, operand: Any) -> TypeGuard[Tensor]:
@@ -534,7 +423,7 @@ class AttentionInterception(TorchFunctionMode):
             return self._has_lone_query(mark.weights)
         return not mark.is_pooling(weights.shape[queries])
 
-    def _has_lone_query(self, weights: _Weights) -> bool:
+    def _has_lone_query(self, weights: Weights) -> bool:
         """Whether weights without an axis of queries have the query of one token."""
         if weights.scores is None:
             return False
@@ -543,8 +432,8 @@ class AttentionInterception(TorchFunctionMode):
         lengths |= {size for of in tokens if of.dim() == 3 for size in of.shape[:2]}
         if weights.shape[weights.keys] not in lengths:
             return False
-        return weights.scores.have_query_of_a_token(
-            [*tokens, *(call.probed for call in self.calls)]
+        return have_query_of_a_token(
+            weights.scores, [*tokens, *(call.probed for call in self.calls)]
         )
 
     def _probe(self, weights: Tensor, values: Tensor, queries: int | None) -> Tensor:
@@ -561,7 +450,7 @@ class AttentionInterception(TorchFunctionMode):
         mark = self._marked[weights]
         if queries is None:
             with_axis = weights.unsqueeze(0)
-            self._marked[with_axis] = _Mark(mark.weights, (None, *mark.axes))
+            self._marked[with_axis] = Mark(mark.weights, (None, *mark.axes))
             of_axis = self._probe(with_axis, values, 0)
             probed = of_axis.squeeze(0)
             if self.rules is not None:
@@ -596,7 +485,7 @@ class AttentionInterception(TorchFunctionMode):
         return probed
 
     def _probe_map(
-        self, laid_out: Tensor, values: Tensor, weights: _Weights
+        self, laid_out: Tensor, values: Tensor, weights: Weights
     ) -> AttentionCall:
         """Send weights ``(..., queries, keys)`` through the probe."""
         n_queries, n_keys = laid_out.shape[-2:]
@@ -706,7 +595,7 @@ class AttentionInterception(TorchFunctionMode):
         )
         shape = torch.Size((*query.shape[:-1], key.shape[-2]))
         map_shape = (shape[-2], shape[-1])
-        self._weights.append(_Weights(shape, len(shape) - 1, None, map_shape))
+        self._weights.append(Weights(shape, len(shape) - 1, None, map_shape))
         probed: Tensor = self.probe(output)
         if self.rules is not None:
             self.rules.add_attention(probed)
@@ -715,49 +604,3 @@ class AttentionInterception(TorchFunctionMode):
         if probed.requires_grad:
             call.mixed.append(get_gradient_edge(probed))
         return probed
-
-
-def _drops(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
-    """Whether ``F.dropout`` leaves anything out."""
-    rate = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
-    training = args[2] if len(args) > 2 else kwargs.get("training", True)
-    return bool(training and rate > 0)
-
-
-def _without(kwargs: dict[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in kwargs.items() if key != name}
-
-
-def _without_dispatch(func: Callable[..., Any]) -> Callable[..., Any]:
-    """A copy of a torch function that does not hand itself to the active mode.
-
-    ``F.multi_head_attention_forward`` would run with the mode inactive, or hand itself
-    over for ever; its copy lets the mode see the calls inside.
-    """
-    scope = {**func.__globals__, "has_torch_function": lambda _: False}
-    copy = FunctionType(
-        func.__code__, scope, func.__name__, func.__defaults__, func.__closure__
-    )
-    copy.__kwdefaults__ = func.__kwdefaults__
-    return copy
-
-
-def warn_of_parts(interception: AttentionInterception) -> None:
-    """Say that rules take the parts of a softmax for functions of their own."""
-    if interception.attends_in_parts():
-        warn_caller(
-            "attention runs over parts of its keys, which are put together afterwards, "
-            "as flash kernels do. Propagation rules take each part for a function of "
-            "its own, so that relevance is not that of softmax attention: let one "
-            "softmax have all keys, such as by a chunk size of the number of tokens, "
-            'or by attn_implementation="eager" or "sdpa"'
-        )
-
-
-def warn_of_dropout(interception: AttentionInterception) -> None:
-    """Say that scores are of a model that chance has thinned out."""
-    if interception.dropout:
-        warn_caller(
-            "dropout is active, so that the scores are those of one random choice of "
-            "units: call model.eval() first"
-        )

@@ -23,17 +23,15 @@ from captum_attnflow.capture.gradients import (
     refuse_tokens_first,
     square_entries,
 )
-from captum_attnflow.capture.interception import (
-    AttentionInterception,
+from captum_attnflow.capture.interception import AttentionInterception
+from captum_attnflow.capture.record import Propagation
+from captum_attnflow.capture.refusals import (
+    refuse_kernels_without_gradient,
     warn_of_dropout,
     warn_of_parts,
 )
-from captum_attnflow.capture.record import (
-    Propagation,
-    refuse_kernels_without_gradient,
-)
 from captum_attnflow.capture.rules import PropagationRules, Rules
-from captum_attnflow.capture.torch_calls import eager
+from captum_attnflow.capture.torch_calls import eager, refusing_checkpoints
 from captum_attnflow.targets import ids_needed, run_forward, select_output
 
 
@@ -105,7 +103,14 @@ def propagate(
         entries.watch(additional_forward_args or ())
         interception = AttentionInterception(entries, rules=propagation)
         try:
-            with eager(), propagation, interception, ExitStack() as taps:
+            with ExitStack() as taps:
+                for mode in (
+                    refusing_checkpoints(),
+                    eager(),
+                    propagation,
+                    interception,
+                ):
+                    taps.enter_context(mode)
                 found = [
                     taps.enter_context(_tap(layer, of_layer_input, propagation))
                     for layer in layers or ()
@@ -118,7 +123,8 @@ def propagate(
             if explained is None:
                 raise
             raise explained from error
-        refuse_kernels_without_gradient(interception.without_gradient)
+        if interception.without_gradient:
+            refuse_kernels_without_gradient(interception.without_gradient)
         propagation.check(
             select_output(output, targets[0], len(inputs[0]), len(inputs[0]))
         )
@@ -138,7 +144,7 @@ def propagate(
     placed = list(square)
     for number, target in enumerate(targets):
         is_first, is_last = number == 0, number == len(targets) - 1
-        with torch.enable_grad():
+        with torch.enable_grad(), refusing_checkpoints():
             selected = select_output(output, target, len(inputs[0]), len(inputs[0]))
             options: dict[str, Any] = {
                 **(grad_kwargs or {}),
@@ -174,8 +180,10 @@ def propagate(
         )
         _refuse_nan(relevance)
         if is_first:
-            warn_of_dropout(interception)
-            warn_of_parts(interception)
+            if interception.dropout:
+                warn_of_dropout()
+            if interception.attends_in_parts():
+                warn_of_parts()
             warn_of_unknown(propagation.summary())
         yield PropagatedRelevance(selected.detach(), relevance, propagation.summary())
 

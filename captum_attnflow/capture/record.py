@@ -1,18 +1,386 @@
-"""The captured attention of one forward and one backward pass, and what is refused."""
+"""The captured attention of one forward and one backward pass, layer by layer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from captum_attnflow.capture.maps import (
-    AttentionLayer,
-    JoinedLayer,
-)
+# Entries of maps that are formed at once, 16 MB in float32: the maps of all heads of a
+# long text would take more memory than the model.
+_MAX_ENTRIES_AT_ONCE = 1 << 22
+
+ALL_HEADS = slice(None)
+
+
+class AttentionMaps(NamedTuple):
+    """What heads of a layer compute, and the output's gradient in it.
+
+    Attributes:
+        weights (Tensor): ``A``, shape ``(B, heads, Tq, Tk)``.
+        gradients (Tensor): ``dy / dA``, of the same shape.
+        values (Tensor, optional): What the weights mix, shape ``(B, heads, Tk, D)``;
+            None where the model lays them out in a way that is not known.
+    """
+
+    weights: Tensor
+    gradients: Tensor
+    values: Tensor | None = None
+
+
+class MessageSums(NamedTuple):
+    """Messages of a layer, summed over heads and over one of their ends.
+
+    Attributes:
+        given (Tensor): Shape ``(B, Tq)``, float64, what each query hands to keys.
+        received (Tensor): Shape ``(B, Tk)``, float64, what each key gets from queries.
+    """
+
+    given: Tensor
+    received: Tensor
+
+
+class AttentionLayer(ABC):
+    """Attention weights of one layer and the output's gradient in them."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int, int, int]:
+        """Rows ``B``, heads ``H``, queries ``Tq`` and keys ``Tk``."""
+
+    @abstractmethod
+    def maps(self, heads: slice = ALL_HEADS) -> AttentionMaps:
+        """Return weights, gradients and values of some heads."""
+
+    @abstractmethod
+    def messages(self, heads: slice = ALL_HEADS) -> Tensor:
+        r"""Return the relevance that each key hands to each query, under rules.
+
+        Attention weights ``A`` have a share :math:`w` of the relevance of weights times
+        values, half under AttnLRP and none under CP-LRP; the rest is that of the
+        values. The share goes on through the softmax to the scores :math:`S = q k^T`
+        and from there in halves to the query, where it stays, and to the key:
+
+        .. math:: (1 - w)\, A \odot G + \tfrac{1}{2}\, S \odot \nabla S.
+
+        Returns:
+            Tensor: Shape ``(B, heads, Tq, Tk)``, in units of the output.
+        """
+
+    def message_sums(self) -> MessageSums:
+        """Sum :meth:`messages` over heads, and over keys or queries."""
+        given, received = [], []
+        for heads in self.head_groups():
+            messages = self.messages(heads).double()
+            given.append(messages.sum((1, 3)))
+            received.append(messages.sum((1, 2)))
+        return MessageSums(torch.stack(given).sum(0), torch.stack(received).sum(0))
+
+    def weights_of(self, heads: slice = ALL_HEADS) -> Tensor:
+        """Return the weights of some heads, shape ``(B, heads, Tq, Tk)``."""
+        return self.maps(heads).weights
+
+    @abstractmethod
+    def select(self, rows: slice) -> AttentionLayer:
+        """Return the attention of some rows."""
+
+    @cached_property
+    def fault(self) -> str | None:
+        """What holds NaN or infinite entries, if anything does."""
+        return self._find_fault()
+
+    @abstractmethod
+    def _find_fault(self) -> str | None:
+        """Look at what the weights and the gradients come from."""
+
+    def parts(self) -> Iterator[AttentionMaps]:
+        """Go through the maps, a few heads at a time where they are large."""
+        for heads in self.head_groups():
+            yield self.maps(heads)
+
+    def head_groups(self) -> Iterator[slice]:
+        """Go through the heads, a few at a time where maps are large."""
+        n_rows, n_heads, n_queries, n_keys = self.shape
+        at_once = max(1, _MAX_ENTRIES_AT_ONCE // max(1, n_rows * n_queries * n_keys))
+        for first in range(0, n_heads, at_once):
+            yield slice(first, first + at_once)
+
+
+@dataclass(frozen=True)
+class DenseLayer(AttentionLayer):
+    """Maps that the model itself has computed.
+
+    Attributes:
+        weights (Tensor): ``A``, shape ``(B, H, Tq, Tk)``.
+        gradients (Tensor): ``dy / dA``, of the same shape.
+        score_relevance (Tensor, optional): Scores times the gradient in them, of the
+            same shape.
+        share_of_weights (float): See :meth:`AttentionLayer.messages`.
+        values (Tensor, optional): What they mix, shape ``(B, H, Tk, D)``.
+    """
+
+    weights: Tensor
+    gradients: Tensor
+    score_relevance: Tensor | None = None
+    share_of_weights: float = 0.0
+    values: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """See :attr:`AttentionLayer.shape`."""
+        n_rows, n_heads, n_queries, n_keys = self.weights.shape
+        return n_rows, n_heads, n_queries, n_keys
+
+    def maps(self, heads: slice = ALL_HEADS) -> AttentionMaps:
+        """See :meth:`AttentionLayer.maps`."""
+        values = None if self.values is None else self.values[:, heads]
+        return AttentionMaps(self.weights[:, heads], self.gradients[:, heads], values)
+
+    def messages(self, heads: slice = ALL_HEADS) -> Tensor:
+        """See :meth:`AttentionLayer.messages`."""
+        weights, gradients = self.weights[:, heads], self.gradients[:, heads]
+        of_values = (1 - self.share_of_weights) * weights * gradients
+        if self.score_relevance is None:
+            return of_values
+        return of_values + self.score_relevance[:, heads] / 2
+
+    def select(self, rows: slice) -> DenseLayer:
+        """See :meth:`AttentionLayer.select`."""
+        relevance, values = self.score_relevance, self.values
+        return replace(
+            self,
+            weights=self.weights[rows],
+            gradients=self.gradients[rows],
+            score_relevance=None if relevance is None else relevance[rows],
+            values=None if values is None else values[rows],
+        )
+
+    def _find_fault(self) -> str | None:
+        return _first_fault(weights=[self.weights], gradients=[self.gradients])
+
+
+class FusedOperands(NamedTuple):
+    """What a fused kernel put out, and gradients in what it took.
+
+    Attributes:
+        output (Tensor): ``O``, shape ``(B, H, Tq, Dv)``.
+        query_gradient (Tensor): Of the shape of the queries, like the others of theirs.
+        key_gradient (Tensor): In the keys.
+        value_gradient (Tensor): In the values.
+    """
+
+    output: Tensor
+    query_gradient: Tensor
+    key_gradient: Tensor
+    value_gradient: Tensor
+
+
+@dataclass(frozen=True)
+class FusedLayer(AttentionLayer):
+    r"""What went into and came back to a fused kernel, which forms no map.
+
+    With the gradient :math:`dO` of its output these determine everything:
+    :math:`A = softmax(q k^T)` and :math:`dy / dA = dO\, v^T`. Memory grows with the
+    tokens, and with their square only for the heads that are asked for.
+
+    Attributes:
+        query (Tensor): Shape ``(B, H, Tq, D)``.
+        key (Tensor): Shape ``(B, Hk, Tk, D)``; ``Hk`` divides ``H`` (grouped heads).
+        value (Tensor): Shape ``(B, Hk, Tk, Dv)``.
+        mask (Tensor, optional): See :func:`attention_weights`.
+        is_causal (bool): See :func:`attention_weights`.
+        scale (float, optional): See :func:`attention_weights`.
+        share_of_weights (float): See :meth:`AttentionLayer.messages`.
+        output_gradient (Tensor): ``dO``, shape ``(B, H, Tq, Dv)``.
+        operands (FusedOperands, optional): Output and gradients for
+            :meth:`message_sums` without a map; None if the caller needs maps anyway, or
+            if queries, keys or values do not depend on the tokens.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    is_causal: bool
+    scale: float | None
+    share_of_weights: float
+    output_gradient: Tensor
+    operands: FusedOperands | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """See :attr:`AttentionLayer.shape`."""
+        n_rows, n_heads, n_queries, _ = self.query.shape
+        return n_rows, n_heads, n_queries, self.key.shape[2]
+
+    def maps(self, heads: slice = ALL_HEADS) -> AttentionMaps:
+        """See :meth:`AttentionLayer.maps`."""
+        weights, gradients, _ = self._form(heads)
+        return AttentionMaps(weights, gradients, self._of_heads(self.value, heads))
+
+    def messages(self, heads: slice = ALL_HEADS) -> Tensor:
+        """See :meth:`AttentionLayer.messages`."""
+        weights, gradients, scores = self._form(heads)
+        share, relevance = self.share_of_weights, weights * gradients
+        if share == 0:
+            return relevance
+        # The softmax' own gradient: A * (dA - sum of A * dA), with dA = share * G.
+        score_gradient = relevance - weights * relevance.sum(-1, keepdim=True)
+        return (1 - share) * relevance + share * scores * score_gradient / 2
+
+    def message_sums(self) -> MessageSums:
+        r"""Sum messages, without a map where the operands' gradients are known.
+
+        With the operands' gradients by the rules, of which queries and keys have half
+        the weights' share each and values the rest, sums over one end of a map are
+        scalar products at the other:
+
+        .. math::
+            \sum_k M_{qk} = (1 - w)\, O_q \cdot dO_q + q_q \cdot \nabla q_q, \qquad
+            \sum_q M_{qk} = v_k \cdot \nabla v_k + k_k \cdot \nabla k_k.
+        """
+        if self.operands is None:
+            return super().message_sums()
+        of, share = self.operands, self.share_of_weights
+        given = (1 - share) * _products(of.output, self.output_gradient)
+        received = _products(self.value, of.value_gradient)
+        if share:
+            given = given + _products(self.query, of.query_gradient)
+            received = received + _products(self.key, of.key_gradient)
+        return MessageSums(given, received)
+
+    def weights_of(self, heads: slice = ALL_HEADS) -> Tensor:
+        """See :meth:`AttentionLayer.weights_of`."""
+        return self._weights_and_scores(heads)[0]
+
+    def _form(self, heads: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Form weights, gradients and scores, without mask, of some heads."""
+        weights, scores = self._weights_and_scores(heads)
+        value = self._of_heads(self.value, heads).to(scores)
+        gradients = self.output_gradient[:, heads].to(scores) @ value.mT
+        return weights, gradients, scores
+
+    def _weights_and_scores(self, heads: slice) -> tuple[Tensor, Tensor]:
+        mask = self.mask
+        if mask is not None and mask.dim() > 2 and mask.shape[-3] > 1:
+            mask = mask[..., heads, :, :]
+        # Fused kernels compute in float32, too: scores of float16 may overflow, and
+        # gradients underflow.
+        precision = torch.promote_types(self.query.dtype, torch.float32)
+        query = self.query[:, heads].to(precision)
+        key = self._of_heads(self.key, heads).to(precision)
+        scores = attention_scores(query, key, self.scale)
+        return weights_of_scores(scores, mask, self.is_causal), scores
+
+    def _of_heads(self, grouped: Tensor, heads: slice) -> Tensor:
+        """Take the keys or the values of some heads, which may share them."""
+        n_heads = self.query.shape[1]
+        groups = n_heads // grouped.shape[1]
+        return grouped[:, torch.arange(n_heads, device=grouped.device)[heads] // groups]
+
+    def transposed(self) -> FusedLayer:
+        """Return the layer of a kernel that was given heads before rows."""
+        mask = self.mask
+        if mask is not None and mask.dim() > 2:  # (..., Tq, Tk) for every head
+            mask = mask.expand(1, *mask.shape) if mask.dim() == 3 else mask
+            mask = mask.transpose(0, 1)
+        return replace(
+            self,
+            query=self.query.transpose(0, 1),
+            key=self.key.transpose(0, 1),
+            value=self.value.transpose(0, 1),
+            mask=mask,
+            output_gradient=self.output_gradient.transpose(0, 1),
+            operands=self.operands
+            and FusedOperands(*(part.transpose(0, 1) for part in self.operands)),
+        )
+
+    def select(self, rows: slice) -> FusedLayer:
+        """See :meth:`AttentionLayer.select`."""
+        mask = self.mask
+        if mask is not None and mask.dim() == 4 and len(mask) > 1:
+            mask = mask[rows]
+        return replace(
+            self,
+            query=self.query[rows],
+            key=self.key[rows],
+            value=self.value[rows],
+            mask=mask,
+            output_gradient=self.output_gradient[rows],
+            operands=self.operands
+            and FusedOperands(*(part[rows] for part in self.operands)),
+        )
+
+    def _find_fault(self) -> str | None:
+        return _first_fault(
+            weights=[self.query, self.key], gradients=[self.value, self.output_gradient]
+        )
+
+
+def attention_weights(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> Tensor:
+    r"""Scaled dot-product attention weights, as torch's documentation defines them.
+
+    Args:
+        query (Tensor): Shape ``(..., Tq, D)``.
+        key (Tensor): Shape ``(..., Tk, D)``.
+        mask (Tensor, optional): Broadcastable to ``(..., Tq, Tk)``: bool, True where a
+            key is seen, or a float to be added to the scores.
+        is_causal (bool): Whether a query sees no later keys; then there is no mask.
+        scale (float, optional): Factor of the scores; :math:`1 / \sqrt{D}` by default.
+
+    Returns:
+        Tensor: Shape ``(..., Tq, Tk)``. Rows that see no key are 0, as the fused
+        kernels have it.
+    """
+    scores = attention_scores(query, key, scale)
+    return weights_of_scores(scores, mask, is_causal)
+
+
+def attention_scores(query: Tensor, key: Tensor, scale: float | None = None) -> Tensor:
+    """Scaled products of queries and keys; see :func:`attention_weights`."""
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    return (query * scale) @ key.mT
+
+
+def weights_of_scores(
+    scores: Tensor, mask: Tensor | None = None, is_causal: bool = False
+) -> Tensor:
+    """Softmax over the keys that are seen; see :func:`attention_weights`."""
+    if is_causal:
+        mask = torch.ones_like(scores, dtype=torch.bool).tril()
+    if mask is not None and mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    elif mask is not None:
+        scores = scores + mask
+    precision = scores.dtype if scores.dtype == torch.float64 else torch.float32
+    weights = scores.softmax(-1, dtype=precision).to(scores.dtype)
+    return weights.masked_fill((scores == -torch.inf).all(-1, keepdim=True), 0)
+
+
+def _products(values: Tensor, gradients: Tensor) -> Tensor:
+    """Scalar products ``(B, H, T, D)`` by token, summed over heads: ``(B, T)``."""
+    precision = torch.promote_types(values.dtype, torch.float32)
+    products = values.to(precision) * gradients.to(precision)
+    return products.sum((1, 3), dtype=torch.float64)
+
+
+def _first_fault(**made_of: list[Tensor]) -> str | None:
+    for name, tensors in made_of.items():
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+            return name
+    return None
 
 
 class UnsupportedAttentionError(ValueError):
@@ -214,6 +582,9 @@ class AttentionRecord:
         """Join the records of consecutive parts of a batch."""
         if len(records) == 1:
             return records[0]
+        # That file imports this one.
+        from captum_attnflow.capture.composed import JoinedLayer
+
         layers = zip(*(record.layers for record in records), strict=True)
         return replace(
             records[0],
@@ -244,72 +615,3 @@ def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
     """Join the rows of all parts; None if a part has none."""
     known = [part for part in parts if part is not None]
     return torch.cat(known) if len(known) == len(parts) else None
-
-
-_SUPPORTED = (
-    "Supported is softmax attention that runs as torch operations in the calling "
-    "thread (torch.nn.MultiheadAttention, F.scaled_dot_product_attention, or written "
-    "out: a softmax, or exponentials divided by their sum, then matmul, einsum, or "
-    "multiply and sum). Not seen are TorchScript, flash and flex kernels (load a "
-    'transformers model with attn_implementation="sdpa" or "eager"), and models that '
-    "run in worker "
-    "threads (pass DataParallel's .module). A model without attention, such as a "
-    "convolutional network, has nothing that a flow could follow: take SLALOM or "
-    "IntegratedGradients"
-)
-ALL_KEYS_AT_ONCE = (
-    "Let one softmax have all keys, such as by a chunk size of the number of tokens or "
-    'by attn_implementation="eager" or "sdpa"; SLALOM and IntegratedGradients take the '
-    "model as it is"
-)
-_SCRIPT = (
-    "It is TorchScript, whose operations cannot be seen: pass the Python model that it "
-    "was traced or scripted from"
-)
-
-
-def why_none_is_found(
-    forward_func: Callable[..., Any],
-    without_softmax: Sequence[str] = (),
-    in_parts: bool = False,
-) -> str:
-    """Say why a forward function may have shown no attention, and what to do.
-
-    Args:
-        forward_func (Callable): The forward function.
-        without_softmax (sequence of str): The calls that mix its tokens nevertheless.
-        in_parts (bool): Whether a softmax was seen over parts of the keys.
-    """
-    if in_parts:
-        return (
-            "Its keys are attended to in parts: exponentials of scores weigh values "
-            "before they are divided by their sum, as in attention over chunks of keys "
-            f"that are written out like a flash kernel. {ALL_KEYS_AT_ONCE}"
-        )
-    if without_softmax:
-        return (
-            f"Its tokens are mixed by {', '.join(without_softmax)} of two tensors that "
-            "are made of them, without a softmax, as in linear, sigmoid or retention "
-            "attention, or by a softmax that something changes before it weighs the "
-            "values, as in differential attention and talking heads. Flows follow "
-            "softmax attention alone: take AttnLRP, SLALOM or IntegratedGradients"
-        )
-    parts = forward_func.modules() if isinstance(forward_func, nn.Module) else ()
-    script = (torch.jit.ScriptModule, torch.jit.ScriptFunction)
-    is_script = any(isinstance(part, script) for part in (forward_func, *parts))
-    return _SCRIPT if is_script else _SUPPORTED
-
-
-def refuse_kernels_without_gradient(kernels: Collection[str]) -> None:
-    """Refuse a pass in which integer-quantised kernels cut the gradient off.
-
-    Raises:
-        UnsupportedAttentionError: If there are any.
-    """
-    if kernels:
-        raise UnsupportedAttentionError(
-            f"integer-quantised kernels have no gradient ({', '.join(sorted(kernels))})"
-            ", so that what passes through them would have no score. Load the model in "
-            "float32, bfloat16 or float16, or with weights alone in 8 or 4 bits, such "
-            "as torchao's Int8WeightOnlyConfig or bitsandbytes' Linear4bit"
-        )

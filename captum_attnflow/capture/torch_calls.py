@@ -1,26 +1,23 @@
-"""The torch calls that attention is written in: the one list of what begins it.
-
-Keys are the axis that a softmax runs over, wherever a model keeps them and wherever it
-moves them to; sizes do not tell, since heads, rows and tokens may be as many. Calls
-that move axes are run once more on an empty tensor, whose sizes and strides are all
-different.
-"""
+"""The torch calls that attention is written in: the one list of what begins it."""
 
 from __future__ import annotations
 
-import string
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import Node
+from torch.utils.checkpoint import CheckpointError
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from captum_attnflow.capture.record import UnsupportedAttentionError
 
 # Attention in one call.
 ATTENTION = {F.scaled_dot_product_attention, F.multi_head_attention_forward}
@@ -420,129 +417,25 @@ def _dim(operand: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int 
     return given % operand.dim()
 
 
-Axes = tuple[int | None, ...]
-"""For each axis of a tensor the axis of another that it is; None if it is none."""
-
-_SWAPS = {"swapaxes", "swapdims", "t", "transpose"}
-TRANSPOSITIONS = _SWAPS | {"T", "H", "mT", "mH", "adjoint"}
-TRANSPOSITIONS |= {"moveaxis", "movedim", "permute"}
-# Which of a tensor's axes these keep does not depend on sizes; of views it does.
-_SLICES = {"__getitem__", "narrow", "unsqueeze"}
-_VIEWS = {"expand", "reshape", "squeeze", "unflatten", "view", "view_as", "reshape_as"}
+def drops(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Whether ``F.dropout`` leaves anything out."""
+    rate = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
+    training = args[2] if len(args) > 2 else kwargs.get("training", True)
+    return bool(training and rate > 0)
 
 
-def name_of(func: Callable[..., Any]) -> str:
-    """Name a torch function; an attribute, such as ``mT``, by its own name."""
-    name = func.__name__
-    if name == "__get__":
-        name = getattr(func.__self__, "__name__", "")  # type: ignore[attr-defined]
-    return name
+def without_dispatch(func: Callable[..., Any]) -> Callable[..., Any]:
+    """A copy of a torch function that does not hand itself to the active mode.
 
-
-def axes_after(
-    func: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    operand: Tensor,
-    output: Tensor,
-) -> Axes:
-    """Find the axes of an operand in what a call made of it.
-
-    Args:
-        func (Callable): A torch function that contracts nothing.
-        args (tuple): Its arguments.
-        kwargs (dict): Its named arguments.
-        operand (Tensor): One of the arguments.
-        output (Tensor): What it returned.
-
-    Returns:
-        tuple: For each axis of the output the operand's; None for one that is new, cut
-        out, or made of several.
-
-    Examples::
-
-        >>> x = torch.ones(2, 3, 3)
-        >>> axes_after(torch.transpose, (x, 1, 2), {}, x, x.transpose(1, 2))
-        (0, 2, 1)
-        >>> axes_after(torch.flatten, (x, 0, 1), {}, x, x.flatten(0, 1))
-        (None, 2)
+    ``F.multi_head_attention_forward`` would run with the mode inactive, or hand itself
+    over for ever; its copy lets the mode see the calls inside.
     """
-    name, n_dims = name_of(func), operand.dim()
-    shape: tuple[int, ...] | None = None
-    if name in TRANSPOSITIONS:
-        shape = tuple(range(2, 2 + n_dims))
-    elif name in _SLICES or name == "flatten":
-        shape = tuple(size + 1 for size in operand.shape)
-    elif name in _VIEWS:
-        shape = tuple(operand.shape)
-    moved = None if shape is None else _again(func, args, kwargs, operand, shape)
-    if shape is not None and moved is not None:
-        return _by_strides(shape, moved, cut=name in _SLICES)
-    missing = output.dim() - n_dims
-    if missing < 0:
-        return (None,) * output.dim()
-    return tuple(
-        axis - missing
-        if axis >= missing and operand.shape[axis - missing] == size
-        else None
-        for axis, size in enumerate(output.shape)
+    scope = {**func.__globals__, "has_torch_function": lambda _: False}
+    copy = FunctionType(
+        func.__code__, scope, func.__name__, func.__defaults__, func.__closure__
     )
-
-
-def compose(axes: Axes, before: Axes) -> Axes:
-    """Follow axes through a further call: those of its operand were ``before``."""
-    return tuple(None if axis is None else before[axis] for axis in axes)
-
-
-def _again(
-    func: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    operand: Tensor,
-    shape: tuple[int, ...],
-) -> Tensor | None:
-    """Run a call on an empty tensor of some shape; None if it cannot be."""
-    empty = torch.empty(shape, device="meta")
-
-    def replaced(arg: Any) -> Any:
-        return empty if arg is operand else arg
-
-    try:
-        with torch._C.DisableTorchFunction():
-            moved = func(
-                *map(replaced, args),
-                **{key: replaced(value) for key, value in kwargs.items()},
-            )
-    except (RuntimeError, IndexError, NotImplementedError, TypeError):
-        return None
-    return moved if isinstance(moved, Tensor) and moved._is_view() else None
-
-
-def _by_strides(shape: tuple[int, ...], moved: Tensor, cut: bool) -> Axes:
-    """Know axes of a contiguous tensor of a shape again, in a view of it.
-
-    Axes of size 1 have no stride of their own: they are taken in their order, from the
-    last.
-    """
-    strides = torch.empty(shape, device="meta").stride()
-    axes: list[int | None] = [None] * moved.dim()
-    left = list(range(len(shape)))
-    places = sorted(
-        range(moved.dim()), key=lambda axis: (moved.shape[axis] == 1, -axis)
-    )
-    for place in places:
-        size, stride = moved.shape[place], moved.stride(place)
-        found = [
-            axis
-            for axis in left
-            if shape[axis] == size == 1
-            or (strides[axis] == stride and shape[axis] > 1 and size == shape[axis])
-            or (cut and strides[axis] == stride and 0 < size < shape[axis])
-        ]
-        if found:
-            axes[place] = found[-1]
-            left.remove(found[-1])
-    return tuple(axes)
+    copy.__kwdefaults__ = func.__kwdefaults__
+    return copy
 
 
 _lock = threading.Lock()
@@ -572,28 +465,27 @@ def eager() -> Iterator[None]:
                 stance.__exit__(None, None, None)
 
 
-def einsum_letters(
-    equation: Any, operands: Sequence[Any]
-) -> tuple[list[str], str] | tuple[None, str]:
-    """Read an einsum, a letter for each axis; None where it is not a string."""
-    if not isinstance(equation, str) or not all(
-        isinstance(operand, Tensor) for operand in operands
-    ):
-        return None, ""
-    inputs, arrow, output = equation.replace(" ", "").partition("->")
-    letters = inputs.split(",")
-    # Axes behind an ellipsis are counted from the last.
-    spare = [letter for letter in string.ascii_letters if letter not in equation]
-    n_dots = 0
-    for i, (own, operand) in enumerate(zip(letters, operands, strict=True)):
-        if "..." in own:
-            n_own = operand.dim() - (len(own) - 3)
-            letters[i] = own.replace("...", "".join(spare[:n_own][::-1]))
-            n_dots = max(n_dots, n_own)
-    dots = "".join(spare[:n_dots][::-1])
-    if not arrow:
-        counted = "".join(letters)
-        once = sorted(letter for letter in set(counted) if counted.count(letter) == 1)
-        output = "".join(letter for letter in once if letter not in dots)
-        output = f"...{output}"
-    return letters, output.replace("...", dots)
+@contextmanager
+def refusing_checkpoints() -> Iterator[None]:
+    """Refuse in words what is run again in a backward pass.
+
+    Raises:
+        UnsupportedAttentionError: In the place of torch's own errors.
+    """
+    fix = "turn it off, such as by model.gradient_checkpointing_disable()"
+    try:
+        yield
+    except CheckpointError as error:
+        raise UnsupportedAttentionError(
+            "gradient checkpointing runs parts of the model again in the backward "
+            f"pass, where propagation rules do not see them; {fix}"
+        ) from error
+    except RuntimeError as error:
+        if "use_reentrant=True" not in str(error):
+            raise
+        raise UnsupportedAttentionError(
+            "forward_func checkpoints parts of the model by "
+            "torch.utils.checkpoint(use_reentrant=True), whose gradients cannot be "
+            "asked for, only accumulated in .grad. Checkpoint with "
+            f"use_reentrant=False where attention is read by its gradient; or {fix}"
+        ) from error

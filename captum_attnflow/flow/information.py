@@ -19,8 +19,12 @@ from torch import Tensor
 
 from captum_attnflow._checks import check_choice, check_tensor, described
 from captum_attnflow._memory import free_memory
-from captum_attnflow.capture.maps import AttentionLayer, AttentionMaps
-from captum_attnflow.capture.record import AttentionRecord, UnsupportedAttentionError
+from captum_attnflow.capture.record import (
+    AttentionLayer,
+    AttentionMaps,
+    AttentionRecord,
+    UnsupportedAttentionError,
+)
 from captum_attnflow.flow.network import LayeredNetwork
 
 Information = str

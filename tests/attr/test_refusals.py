@@ -17,6 +17,7 @@ from models import (
     token_ids,
 )
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from captum_attnflow import (
     SLALOM,
@@ -265,3 +266,43 @@ def test_a_truth_value_is_no_target(method):
 def test_baselines_beyond_the_vocabulary_are_named():
     with pytest.raises(ValueError, match=r"ids from 999 to 999.*rows; give ids from 0"):
         RelevanceFlow(TorchEncoder()).attribute(token_ids(), 999, target=1)
+
+
+@pytest.mark.parametrize("method", [*METHODS, AttnLRP, CheferRelevance])
+@pytest.mark.parametrize("part", ["feed-forward", "layers"])
+def test_reentrant_checkpoints_are_refused_in_words(method, part):
+    """Torch's own error is about ``.grad()``, which nobody called."""
+    model = TorchEncoder()
+
+    def forward(ids):
+        hidden = model.embedding(ids)
+        for layer in model.encoder.layers:
+            if part == "layers":
+                hidden = checkpoint(layer, hidden, use_reentrant=True)
+                continue
+            mixed = hidden + layer.self_attn(hidden, hidden, hidden)[0]
+            inner = checkpoint(layer.linear1, mixed, use_reentrant=True)
+            hidden = mixed + layer.linear2(inner.relu())
+        return model.head(hidden[:, 0])
+
+    words = r"use_reentrant=True.* Checkpoint with use_reentrant=False"
+    if part == "layers" and method is not AttnLRP:
+        words = r"attention calls ran under torch.no_grad.* use_reentrant=False"
+    with pytest.raises(UnsupportedAttentionError, match=words):
+        method(forward).attribute(token_ids(), target=1)
+
+
+@every_method
+def test_keys_of_an_earlier_layer_are_refused(method):
+    """The queries' tokens had no score: the sequence was held by no input."""
+    model = TorchEncoder()
+
+    def forward(ids):
+        embedded = model.embedding(ids)
+        first, second, _ = model.encoder.layers
+        hidden = embedded + first.self_attn(embedded, embedded, embedded)[0]
+        hidden = hidden + second.self_attn(hidden, embedded, embedded)[0]
+        return model.head(hidden[:, 0])
+
+    with pytest.raises(UnsupportedAttentionError, match="one tensor makes the tokens"):
+        method(forward).attribute(token_ids(), target=1)

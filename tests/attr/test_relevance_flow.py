@@ -25,7 +25,7 @@ from captum_attnflow import (
     RelevanceFlow,
 )
 from captum_attnflow.capture import capture_attention
-from captum_attnflow.capture.maps import FusedLayer
+from captum_attnflow.capture.record import FusedLayer
 from captum_attnflow.demo import load_demo_model
 
 

@@ -239,7 +239,9 @@ class Model(nn.Module):
         self.double().eval()
 
     def forward(self, ids: Tensor, attend: Attend = plain) -> Tensor:
-        hidden = self.embedding(ids)
+        return self.run(self.embedding(ids), attend)
+
+    def run(self, hidden: Tensor, attend: Attend = plain) -> Tensor:
         for query, key, value, out in self.maps:
             heads = [
                 project(hidden).unflatten(-1, (N_HEADS, SIZE)).transpose(1, 2)
@@ -316,6 +318,34 @@ def test_windows_beside_the_heads_are_refused(method, n_rows, folded):
     ):
         with pytest.raises(UnsupportedAttentionError, match="in windows of 4 tokens"):
             attribution.attribute(ids, target=1)
+
+
+def test_windows_that_overlap_are_refused():
+    """The first of them has most of the tokens."""
+    model, ids = Model(), torch.randint(0, 50, (2, 8))
+
+    def windowed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        parts = [x.unfold(2, 7, 1).transpose(-1, -2) for x in (q, k, v)]
+        mixed = plain(*parts)  # (rows, heads, 2 windows, 7 tokens, features)
+        return torch.cat([mixed[:, :, 0, :4], mixed[:, :, 1, 3:]], 2)
+
+    with pytest.raises(UnsupportedAttentionError, match="in windows of 7 tokens"):
+        RelevanceFlow(lambda ids: model(ids, windowed)).attribute(ids, target=1)
+
+
+def test_a_head_that_has_nothing_of_most_tokens_is_no_window():
+    model = Model()
+    embeddings = model.embedding(torch.randint(0, 50, (2, 8))).detach()
+
+    def with_idle_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        idle = torch.ones(v.shape[1], 8, 1)
+        idle[0, 2:] = 0
+        return plain(q, k, v * idle)
+
+    scores = RelevanceFlow(
+        lambda embeddings: model.run(embeddings, with_idle_head)
+    ).attribute(embeddings, target=1)
+    assert bool(scores.abs().sum() > 0)
 
 
 def test_linear_attention_and_gates_are_no_parts_of_a_softmax():

@@ -12,8 +12,8 @@ from captum_attnflow.capture import (
     FusedLayer,
     UnsupportedAttentionError,
     capture_attention,
-    maps,
 )
+from captum_attnflow.capture import record as record_module
 
 
 def attend_openly(query, key, value, mask):
@@ -64,9 +64,9 @@ def test_maps_and_gradients_are_those_of_the_definition(mask_shape, n_key_heads)
 
 def test_no_map_is_formed_while_the_model_runs(monkeypatch):
     formed = []
-    of_kernel = maps.weights_of_scores
+    of_kernel = record_module.weights_of_scores
     monkeypatch.setattr(
-        maps,
+        record_module,
         "weights_of_scores",
         lambda *arguments: formed.append(1) or of_kernel(*arguments),
     )
@@ -89,7 +89,7 @@ def test_heads_are_taken_a_few_at_a_time(monkeypatch):
     model = classifier("Bert", "sdpa", torch.float64)
     record = capture_attention(lambda ids: model(ids).logits, (token_ids(),), 1)
     at_once = [len(list(layer.parts())) for layer in record.layers]
-    monkeypatch.setattr(maps, "_MAX_ENTRIES_AT_ONCE", 2 * 10 * 10)
+    monkeypatch.setattr(record_module, "_MAX_ENTRIES_AT_ONCE", 2 * 10 * 10)
     one_by_one = list(record.layers[0].parts())
     assert (at_once[0], len(one_by_one)) == (1, 4)
     torch.testing.assert_close(

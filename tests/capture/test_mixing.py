@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import transformers
+from entered_files import entered, files_of
 from torch import Tensor, nn
 
 from captum_attnflow import (
@@ -227,6 +228,11 @@ BETWEEN: dict[str, tuple[str, Attend]] = {
         ),
     ),
     "another order": ("index", lambda q, k, v: v[:, :, [1, 2, 3, 4, 5, 6, 0]]),
+    "tokens read as features": (
+        "unsafe_view",
+        lambda q, k, v: v.reshape(2, 2, 4, 7).mT,
+    ),
+    "a softmax over tokens": ("softmax", lambda q, k, v: v * v.softmax(2)),
     "the highest so far": ("cummax", lambda q, k, v: v.cummax(2).values),
 }
 
@@ -350,6 +356,11 @@ def test_gates_that_pool_the_tokens_are_a_head(method, pooling):
         method(forward).attribute(ids, target=1)
 
 
+def read_as_features(hidden: Tensor) -> Tensor:
+    n_rows, n_tokens, n_features = hidden.shape
+    return hidden.reshape(n_rows, n_features, n_tokens).transpose(1, 2)
+
+
 def shifted(hidden: Tensor) -> Tensor:
     return torch.cat([hidden[:, -1:], hidden[:, :-1]], 1)
 
@@ -369,9 +380,12 @@ def convolved(hidden: Tensor) -> Tensor:
 
 # What mixes tokens behind the last attention, with a name of the operation.
 BEHIND: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
-    "a roll": ("roll", lambda hidden: hidden.roll(1, 1)),
-    "a shift": ("cat", shifted),
-    "another order": ("index", lambda hidden: hidden[:, [3, 0, 1, 2, 4, 5, 6]]),
+    "a softmax": ("softmax", lambda hidden: hidden * hidden.softmax(1)),
+    "tokens read as features": ("view", lambda hidden: read_as_features(hidden)),
+    "features read as tokens": (
+        "(unsafe_)?view",
+        lambda hidden: hidden.mT.reshape(hidden.shape),
+    ),
     "a mean": ("mean", lambda hidden: hidden + hidden.mean(1, keepdim=True)),
     "a mean in place of tokens": ("mean", lambda x: x - x.mean(1, keepdim=True)),
     "sums so far": ("cumsum", lambda hidden: hidden.flip(1).cumsum(1).flip(1)),
@@ -415,6 +429,49 @@ def test_what_mixes_tokens_behind_all_layers_is_named_if_one_is_read(
     words = rf"\b{name}.* mix(es)? positions beside .* 2 layers: behind the last layer"
     with pytest.warns(UserWarning, match=words):
         method(forward).attribute(ids, target=1)
+
+
+MOVED: dict[str, Callable[[Tensor], Tensor]] = {
+    "a roll": lambda hidden: hidden.roll(3, 1),
+    "a shift": lambda hidden: shifted(shifted(shifted(hidden))),
+    "another order": lambda hidden: hidden[:, [4, 5, 6, 0, 1, 2, 3]],
+}
+
+
+@pytest.mark.parametrize("method", [GeneralizedAttentionFlow, RelevanceFlow])
+@pytest.mark.parametrize("move", MOVED)
+@pytest.mark.parametrize("n_tokens", [7, 8])  # as many as features
+def test_a_token_that_is_moved_behind_all_layers_has_the_scores_of_its_place(
+    method, move, n_tokens
+):
+    if move == "another order" and n_tokens == 8:
+        return
+    model, ids = Model([known, known]).double(), torch.randint(0, 60, (2, n_tokens))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*mix(es)? positions")
+        found, expected = (
+            method(read_behind(model, read)).explain(ids, target=1).scores
+            for read in (
+                lambda hidden: model.head(MOVED[move](hidden)[:, 0]),
+                lambda hidden: model.head(hidden[:, -3]),
+            )
+        )
+    assert bool(expected.any())
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("method", [GeneralizedAttentionFlow, RelevanceFlow])
+def test_what_mixes_behind_all_layers_has_the_scores_of_a_head_that_pools(method):
+    """It is the same function: nothing is missing from scores."""
+    model, ids = Model([known, known]).double(), torch.randint(0, 60, (2, 7))
+    fixed = FIXED.double()
+    mixed = read_behind(model, lambda x: model.head((fixed @ x)[:, 2]))
+    pooled = read_behind(model, lambda x: model.head((fixed[2, :, None] * x).sum(1)))
+    with pytest.warns(UserWarning, match=r"mixes positions.* as for a head that pools"):
+        found = method(mixed).explain(ids, target=1).scores
+    expected = method(pooled).explain(ids, target=1).scores
+    assert bool(expected.any())
+    torch.testing.assert_close(found, expected)
 
 
 def test_a_norm_over_tokens_behind_all_layers_is_named():
@@ -480,6 +537,7 @@ HEADS: dict[str, Callable[[Tensor], Tensor]] = {
     "learned query, product": lambda hidden: (
         (hidden @ torch.ones(8, 1)).softmax(1).mT @ hidden
     )[:, 0],
+    "softmax of each feature": lambda hidden: (hidden * hidden.softmax(1)).mean(1),
     "all, flattened": lambda hidden: (
         hidden.flatten(1)[:, :8] + hidden.flatten(1)[:, 8:16]
     ),
@@ -527,8 +585,8 @@ def test_what_passes_beside_attention_is_named(method, place):
     attends: list[Attend] = [known, known]
     attends[place] = lambda q, k, v: known(q, k, v) + v.roll(1, 2)
     model, ids = Model(attends), torch.randint(0, 60, (2, 7))
-    where = ["between layers 1 and 2", "behind the last layer"][place]
-    with pytest.warns(UserWarning, match=f"^roll mix(es)? positions .*: .*{where}"):
+    where = f"beside the attention of layer {place + 1}"
+    with pytest.warns(UserWarning, match=f"^roll mix(es)? positions .*: {where}"):
         method(model).attribute(ids, target=1)
 
 
@@ -550,6 +608,63 @@ def test_a_shift_is_named_where_tokens_are_as_many_as_features(place):
     where = ["in front of layer 1", "between layers 1 and 2", "behind the last layer"]
     with pytest.warns(UserWarning, match=rf"roll.* positions .*: {where[place]}\."):
         RelevanceFlow(Model(attends)).attribute(torch.randint(0, 60, (2, 8)), target=1)
+
+
+class OfAnySize(nn.Module):
+    """Two layers, with something before the second."""
+
+    def __init__(self, n_heads: int, width: int, is_residual: bool, mix) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(60, width)
+        self.maps = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(2))
+        self.head, self.n_heads = nn.Linear(width, 2), n_heads
+        self.is_residual, self.mix = is_residual, mix
+
+    def forward(self, ids: Tensor) -> Tensor:
+        hidden = self.embedding(ids)
+        for number, project in enumerate(self.maps):
+            hidden = self.mix(hidden) if number else hidden
+            q, k, v = (
+                part.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+                for part in project(hidden).chunk(3, -1)
+            )
+            mixed = known(q, k, v).transpose(1, 2).flatten(2)
+            hidden = (hidden + mixed if self.is_residual else mixed).tanh()
+        return self.head(hidden[:, 0])
+
+
+def heads_for_tokens(hidden: Tensor) -> Tensor:
+    return hidden.unflatten(-1, (4, -1)).transpose(1, 2).reshape(hidden.shape)
+
+
+@pytest.mark.parametrize("method", [GeneralizedAttentionFlow, RelevanceFlow])
+@pytest.mark.parametrize("is_residual", [False, True])
+@pytest.mark.parametrize(
+    ("sizes", "mix"),
+    [  # rows, tokens, heads, features
+        ((2, 4, 4, 8), heads_for_tokens),
+        ((4, 4, 4, 8), heads_for_tokens),
+        ((2, 8, 1, 8), lambda hidden: hidden.mT),
+        ((2, 8, 2, 8), lambda hidden: hidden.mT),
+        ((4, 4, 4, 4), lambda hidden: hidden.mT),
+        ((4, 4, 4, 4), lambda hidden: hidden.roll(1, 1)),
+        ((4, 4, 1, 8), lambda hidden: hidden + hidden.mean(1, keepdim=True)),
+    ],
+)
+def test_mixing_is_seen_where_other_axes_are_as_long_as_the_tokens(
+    method, is_residual, sizes, mix
+):
+    n_rows, n_tokens, n_heads, width = sizes
+    torch.manual_seed(0)
+    model = OfAnySize(n_heads, width, is_residual, mix)
+    ids = torch.randint(0, 60, (n_rows, n_tokens))
+    with pytest.warns(UserWarning, match="mix(es)? positions .*: between layers 1 and"):
+        method(model).attribute(ids, target=1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*mix(es)? positions")
+        method(OfAnySize(n_heads, width, is_residual, nn.Tanh())).attribute(
+            ids, target=1
+        )
 
 
 def as_many_features_as_tokens(n_layers: int) -> tuple[nn.Module, list[nn.Module]]:
@@ -618,3 +733,73 @@ def test_operations_that_mix_nothing_are_not_named():
     model, ids = Model([known, attend, known]), torch.randint(0, 60, (2, 7))
     with pytest.warns(UserWarning, match="^convolution mixes positions beside"):
         GeneralizedAttentionFlow(model).attribute(ids, target=1)
+
+
+@pytest.mark.parametrize("n_tokens", [7, 9])
+def test_nothing_is_computed_where_nothing_may_mix(n_tokens):
+    """Also where heads have as many features as there are tokens, such as 64."""
+    attend = nn.functional.scaled_dot_product_attention
+    model = Model([attend, attend], head_size=7)
+    ids = torch.randint(0, 60, (2, n_tokens))
+    method = GeneralizedAttentionFlow(model)
+    files = files_of(entered(lambda: method.attribute(ids, target=1)))
+    assert "capture/graph.py" in files
+    assert "capture/mixing.py" not in files
+
+
+def test_places_are_those_of_the_layers_that_they_name():
+    """In a decoder behind an encoder, beside a last layer, and in mini-batches."""
+    ids = torch.randint(0, 60, (2, 7))
+    encoder, decoder = Model([known, known]), Model([known])
+
+    def places(forward: Callable[[Tensor], Tensor]) -> str:
+        with pytest.warns(UserWarning, match="mix(es)? positions") as caught:
+            GeneralizedAttentionFlow(forward).attribute(ids, target=1)
+        (words,) = {str(one.message) for one in caught if "mix" in str(one.message)}
+        return words.partition("which has ")[2].partition(". ")[0]
+
+    def decode(ids: Tensor, mix_own: bool, mix_crossed: bool) -> Tensor:
+        states: list[Tensor] = []
+        handle = encoder.feed.register_forward_hook(lambda *a: states.append(a[2]))
+        encoder(ids)
+        handle.remove()
+        crossed = states[-1] + states[-1].cumsum(1) if mix_crossed else states[-1]
+        hidden = decoder.embedding(ids)
+        hidden = hidden.cumsum(1) if mix_own else hidden
+        for keys in (hidden, crossed):
+            hidden = hidden + known(hidden, keys, keys)
+        return decoder.head(hidden[:, 0])
+
+    assert places(lambda ids: decode(ids, True, False)) == (
+        "4 layers: in front of layer 3"
+    )
+    assert places(lambda ids: decode(ids, False, True)) == (
+        "4 layers: between layers 2 and 4"
+    )
+
+    between = Model([known, lambda q, k, v: v.cumsum(2), known])
+    assert places(lambda ids: torch.cat([between(row) for row in ids.split(1)])) == (
+        "2 layers: between layers 1 and 2"
+    )
+    both = Model([lambda q, k, v: v.cumsum(2), known, lambda q, k, v: v.flip(2)])
+    assert places(both) == (
+        "1 layer: cumsum in front of layer 1, flip behind the last layer"
+    )
+
+
+@pytest.mark.parametrize("token", [0, 3])
+def test_a_token_that_is_read_beside_the_layers_is_named(token):
+    """The network reads the output at the first token alone."""
+    model = Model([known, known])
+
+    def of_one(embeddings: Tensor) -> Tensor:
+        model.embedding.forward = lambda ids: embeddings  # type: ignore[method-assign]
+        return model(embeddings[..., 0]) + model.head(embeddings[:, token])
+
+    embeddings = torch.randn(2, 7, 8)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        RelevanceFlow(of_one).attribute(embeddings, target=1)
+    words = "select mixes positions beside the attention that was captured, which has "
+    words += "2 layers: beside the attention of layer 2"
+    assert [words in str(one.message) for one in caught] == [True] * bool(token)

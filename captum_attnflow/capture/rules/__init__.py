@@ -24,8 +24,7 @@ A function that is written in several operations, such as a GELU written out as
 :math:`x (1 + \tanh u(x)) / 2`, is one elementwise function: what is computed from one
 tensor element by element is followed back to it.
 
-The rules are functions in :mod:`.elementwise`, :mod:`.contraction` and
-:mod:`.normalisation`; :mod:`.table` tells which operation has which.
+The rules are functions in :mod:`.table`, which tells which operation has which.
 """
 
 from captum_attnflow.capture.rules.mode import RULES, PropagationRules, Rules

@@ -13,21 +13,24 @@ from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from captum_attnflow.capture.axes import name_of
 from captum_attnflow.capture.graph import DependencyGraph
 from captum_attnflow.capture.record import (
     Propagation,
     UnsupportedAttentionError,
-    refuse_kernels_without_gradient,
 )
+from captum_attnflow.capture.refusals import refuse_kernels_without_gradient
 from captum_attnflow.capture.rules.call import (
     OWN_NODES,
     Call,
+    ElementwiseFunctions,
+    Gates,
+    ScoreProducts,
     nodes_between,
     out_of_place,
     scale_gradient,
     tensors_in,
 )
-from captum_attnflow.capture.rules.elementwise import along_secant
 from captum_attnflow.capture.rules.table import (
     CASTS,
     CONTRACTIONS,
@@ -36,13 +39,8 @@ from captum_attnflow.capture.rules.table import (
     LINEAR,
     REPLACED_NODES,
     RULE_OF,
+    along_secant,
 )
-from captum_attnflow.capture.rules.tracking import (
-    ElementwiseFunctions,
-    Gates,
-    ScoreProducts,
-)
-from captum_attnflow.capture.torch_calls import name_of
 
 Rules = Literal["gradient", "attnlrp", "cp-lrp"]
 """Whose rules relevance follows: none but the chain rule, AttnLRP's or CP-LRP's."""
@@ -172,7 +170,8 @@ class PropagationRules(TorchFunctionMode):
                 have no gradient.
             ValueError: If the output does not depend on the tokens.
         """
-        refuse_kernels_without_gradient(self.without_gradient)
+        if self.without_gradient:
+            refuse_kernels_without_gradient(self.without_gradient)
         if not self.is_active(selected):
             raise ValueError(
                 "the output does not depend on the inputs through autograd: "
