@@ -18,6 +18,7 @@ from captum_attnflow.texts.texts import Absence, PerturbableTexts, Query
 from captum_attnflow.texts.token_axis import (
     TokenAxis,
     check_tokenizer,
+    config_of,
     find_padding,
     find_special_tokens,
     parameter_names,
@@ -41,6 +42,7 @@ __all__ = [
     "Unit",
     "Units",
     "check_tokenizer",
+    "config_of",
     "evaluate_queries",
     "find_padding",
     "find_special_tokens",
