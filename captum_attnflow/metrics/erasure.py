@@ -17,8 +17,7 @@ from captum_attnflow.metrics.arguments import (
     TensorOrTensors,
     read_levels,
 )
-from captum_attnflow.metrics.evaluation import Value, level_values
-from captum_attnflow.metrics.removal import Level, Part
+from captum_attnflow.metrics.evaluation import Level, Part, Value, level_values
 
 TENTHS_TO_HALF = (0.1, 0.2, 0.3, 0.4, 0.5)
 ERASER_LEVELS = (0.01, 0.05, 0.1, 0.2, 0.5)

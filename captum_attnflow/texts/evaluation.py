@@ -12,7 +12,7 @@ from torch import Tensor
 from captum_attnflow._captum import progress
 from captum_attnflow._memory import is_out_of_memory
 from captum_attnflow.targets import Target, check_output, run_forward
-from captum_attnflow.texts.texts import PerturbableTexts, Query
+from captum_attnflow.texts.absence import PerturbableTexts, Query
 from captum_attnflow.texts.token_axis import TokenAxis, parameter_names
 
 _DEFAULT_ROWS = 128
