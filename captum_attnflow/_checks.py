@@ -77,6 +77,17 @@ def check_integer(name: str, given: object, least: int | None = None) -> None:
         raise ValueError(f"{name}={described(given)} must be {accepted}")
 
 
+def check_seed(given: object) -> None:
+    """Refuse what seeds no generator of torch.
+
+    Raises:
+        ValueError: Saying what was given.
+    """
+    check_integer("seed", given)
+    if not -(2**63) <= cast(int, given) < 2**63:
+        raise ValueError(f"seed={described(given)} must be an integer of 64 bits")
+
+
 def is_pipeline(given: object) -> bool:
     """Whether an object is a pipeline of transformers, which is not imported for it."""
     return any(kind.__name__ == "Pipeline" for kind in type(given).__mro__)
@@ -112,6 +123,21 @@ def check_type(
         raise ValueError(
             f"{name}={described(given)} is a {type(given).__name__}; give {accepted}"
         )
+
+
+def check_strings(name: str, given: object, accepted: str) -> None:
+    """Refuse what is no list or tuple of str.
+
+    Raises:
+        ValueError: Saying what was given and what is accepted.
+    """
+    check_type(name, given, (list, tuple), accepted)
+    for one in cast(Sequence[object], given):
+        if not isinstance(one, str):
+            raise ValueError(
+                f"{name} holds {described(one)}, a {type(one).__name__}; give "
+                f"{accepted}"
+            )
 
 
 def check_shape(shape: object) -> None:
@@ -206,7 +232,8 @@ def check_example(given: object, n_examples: int) -> None:
     Raises:
         ValueError: Saying what was given and how large the batch is.
     """
-    is_index = isinstance(given, Integral) and 0 <= int(given) < n_examples
+    is_integer = isinstance(given, Integral) and not isinstance(given, bool)
+    is_index = is_integer and 0 <= int(cast(Integral, given)) < n_examples
     if not is_index:
         raise ValueError(
             f"example={described(given)} is not in a batch of {n_examples}; give an "

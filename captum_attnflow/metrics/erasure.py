@@ -79,7 +79,7 @@ class Metric:
 
     def levels(self, fractions: Sequence[float]) -> list[Level]:
         """Return the levels of the given fractions for the part that it removes."""
-        return [Level(fraction, self.part) for fraction in fractions]
+        return [Level(fraction, self.part) for fraction in read_levels(fractions)]
 
 
 METRICS: dict[str, Metric] = {

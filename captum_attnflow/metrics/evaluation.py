@@ -32,6 +32,7 @@ from captum_attnflow._checks import (
     check_choice,
     check_flags,
     check_integer,
+    check_seed,
 )
 from captum_attnflow.metrics.arguments import (
     EvaluationOptions,
@@ -397,7 +398,7 @@ def level_values(
     )
     scores = read_token_scores(attributions, model.inputs)
     check_integer("n_tie_samples", n_tie_samples, 1)
-    check_integer("seed", seed)
+    check_seed(seed)
     levels = dict.fromkeys(
         [NOTHING, *(level for _, levels in wanted.values() for level in levels)]
     )

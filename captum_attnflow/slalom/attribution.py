@@ -21,12 +21,12 @@ from captum_attnflow._captum import (
 from captum_attnflow._checks import (
     check_callable,
     check_choice,
-    check_dense,
     check_flags,
 )
 from captum_attnflow.attr.arguments import (
     ForwardArguments,
     TensorOrTensors,
+    check_attributions,
     shape_like_inputs,
     sum_over_features,
 )
@@ -335,15 +335,7 @@ class SLALOM(PerturbationAttribution):
         linked = texts_log_odds(self.forward_func, texts, target, self.options)
         warn_of_caveats(linked.caveats)
         output = torch.cat(linked.columns)
-        parts = attributions if isinstance(attributions, tuple) else (attributions,)
-        for part in parts:
-            check_dense("attributions", part, "what attribute() returns, (B, T, ...)")
-            if part.dim() < 2:
-                raise ValueError(
-                    f"attributions have shape {tuple(part.shape)}; give what "
-                    "attribute() returns, (B, T, ...)"
-                )
-        total = sum_over_features(parts)
+        total = sum_over_features(check_attributions(attributions, len(output)))
         return total - output.to(total)
 
     def _read(

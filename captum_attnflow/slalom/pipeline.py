@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
 
 from captum_attnflow._captum import TargetType
-from captum_attnflow._checks import check_batch_size, check_choice
+from captum_attnflow._checks import check_batch_size, check_choice, check_seed
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.slalom import (
     SCORES,
@@ -90,7 +90,9 @@ class SlalomOptions:
             )
         if not (self.sink is None or isinstance(self.sink, bool)):
             raise ValueError(f"sink={self.sink!r} must be True, False or None")
-        if not isinstance(self.seed, (int, torch.Generator)):
+        if isinstance(self.seed, int):
+            check_seed(self.seed)
+        elif not isinstance(self.seed, torch.Generator):
             raise ValueError(
                 f"seed={self.seed!r} must be an integer or a torch.Generator"
             )
@@ -376,7 +378,8 @@ def _type_index(texts: PerturbableTexts) -> Tensor:
 
 
 def _is_positive(number: object) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool) and number > 0
+    is_integer = isinstance(number, int) and not isinstance(number, bool)
+    return is_integer and 0 < cast(int, number) < 2**63
 
 
 def _missed(explanation: SlalomExplanation) -> Tensor:
