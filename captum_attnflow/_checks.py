@@ -34,7 +34,7 @@ def check_batch_size(given: object) -> None:
         ValueError: Saying what was given.
     """
     is_number = isinstance(given, int) and not isinstance(given, bool)
-    if given is not None and not (is_number and cast(int, given) > 0):
+    if given is not None and not (is_number and 0 < cast(int, given) < 2**63):
         raise ValueError(
             f"internal_batch_size={described(given)} must be a positive integer or None"
         )
@@ -65,8 +65,10 @@ def check_grad_kwargs(given: object) -> None:
         )
 
 
-def check_integer(name: str, given: object, least: int | None = None) -> None:
-    """Refuse what is no integer, or a smaller one than the least.
+def check_integer(
+    name: str, given: object, least: int | None = None, most: int = 2**63 - 1
+) -> None:
+    """Refuse what is no integer, or one that is not from the least to the most.
 
     Raises:
         ValueError: Saying what was given.
@@ -75,6 +77,8 @@ def check_integer(name: str, given: object, least: int | None = None) -> None:
     if not is_integer or (least is not None and cast(int, given) < least):
         accepted = "an integer" if least is None else f"an integer of at least {least}"
         raise ValueError(f"{name}={described(given)} must be {accepted}")
+    if cast(int, given) > most:
+        raise ValueError(f"{name}={described(given)} must be at most {most:,}")
 
 
 def check_seed(given: object) -> None:
@@ -83,9 +87,7 @@ def check_seed(given: object) -> None:
     Raises:
         ValueError: Saying what was given.
     """
-    check_integer("seed", given)
-    if not -(2**63) <= cast(int, given) < 2**63:
-        raise ValueError(f"seed={described(given)} must be an integer of 64 bits")
+    check_integer("seed", given, -(2**63))
 
 
 def is_pipeline(given: object) -> bool:

@@ -116,7 +116,6 @@ ANYWHERE: dict[str, Any] = {
     "no rows": IDS[:0],
     "a path": Path("nowhere/texts.csv"),
     "an empty text": "",
-    "bytes": b"text",
     "a set": {1, 2},
     "a huge integer": 10**30,
     "an integer of NumPy": np.int64(3),
@@ -345,6 +344,15 @@ def results() -> dict[str, Call]:
     picture = torch.rand(1, 3, 4, 4)
     drawn = {"attributions": torch.ones(1, 2), "input_tokens": ["a", "b"]}
     records = show.text_records([of_text])
+
+    def saved(path: Any) -> bool:
+        of_flow.save(path)
+        return True
+
+    def written(**given: Any) -> bool:
+        show.save_html(**given)
+        return True
+
     calls: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         "Explanation.select": (of_flow.select, {"rows": slice(0, 1)}),
         "Explanation.show": (of_flow.show, {"tokens": [words, words]}),
@@ -356,11 +364,11 @@ def results() -> dict[str, Call]:
             of_flow.to_pandas,
             {"tokens": [words, words], "units": "token"},
         ),
-        "Explanation.save": (of_flow.save, {"path": file}),
+        "Explanation.save": (saved, {"path": file}),
         "SlalomExplanation.score_tokens": (of_slalom.score_tokens, {"score": "value"}),
         "SlalomModel.shares": (of_slalom.fit.model.shares, {"counts": counts}),
         "SlalomModel()": (of_slalom.fit.model, {"counts": counts}),
-        "TextAttribution.to_arrow": (of_text.to_arrow, {"units": "word"}),
+        "TextAttribution.to_arrow": (of_text.to_arrow, {"units": "token"}),
         "GenerationExplanation.matrix": (
             generated.explanation.matrix,
             {"units": "token", "left_out": (), "scale": "row"},
@@ -376,7 +384,7 @@ def results() -> dict[str, Call]:
         ),
         "html_page": (show.html_page, {"picture": of_text, "model": "demo"}),
         "save_html": (
-            show.save_html,
+            written,
             {"picture": of_text, "path": f"{folder}/scores.html", "model": None},
         ),
         "terminal_text": (
@@ -455,7 +463,9 @@ def networks_and_solvers() -> dict[str, Call]:
     wide = everywhere(torch.rand(32, 1, 32, 32))
     indices = {"one dimension of integers", "ids of one text"}
     optional = {"nothing"}
-    counts = {"an integer", "a large integer"}
+    counts = {
+        *("an integer", "a large integer", "a huge integer", "an integer of NumPy"),
+    }
     numbers = {"nothing", "a fraction"}
     signed = {"negative numbers"}
     untold: set[str] = set()
@@ -691,7 +701,9 @@ def pipelines() -> dict[str, Call]:
         f"{name} by pipeline": Call(function, good, None, tuple(good), kinds)
         for name, (function, good) in calls.items()
     }
-    no_names = [kind for kind, value in ANYWHERE.items() if not isinstance(value, str)]
+    no_names = [
+        kind for kind, value in ANYWHERE.items() if not isinstance(value, (str, Path))
+    ]
     folder = str(DEMO_MODEL_PATH)
     return {
         **explaining,
@@ -762,7 +774,7 @@ def unclear(call: Call, argument: str, kind: str) -> str | None:
     except (ValueError, OSError) as error:  # of files: a name that is a folder's
         message = str(error)
         # A shape of the other argument may be what disagrees.
-        named = re.search(rf"\b({argument}|capacity|read_out)\b", message)
+        named = re.search(rf"\b({argument}|capacity|output|read_out)\b", message)
         in_words = WORDS.search(message.lower()) and (
             not strict or (named and len(message) < 600)
         )

@@ -304,9 +304,8 @@ def text_records(
     if word_ids is not None:
         check_type("word_ids", word_ids, (list, tuple), "a list for each text")
         for of_text in word_ids:
-            check_type(
-                "word_ids of a text", of_text, (list, tuple), "a list of integers"
-            )
+            accepted = "a list of integers"
+            check_type("word_ids of a text", of_text, (list, tuple), accepted)
     columns = {name: _column(name, given) for name, given in labels.items()}
     for name, column in {**columns, "word_ids": word_ids or rows}.items():
         if len(column) != len(rows):

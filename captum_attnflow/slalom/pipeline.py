@@ -29,6 +29,7 @@ from captum_attnflow.slalom import (
     r_squared,
 )
 from captum_attnflow.slalom.link import LinkedOutputs, link_outputs
+from captum_attnflow.slalom.queries import MOST_QUERIES
 from captum_attnflow.texts import (
     PerturbableTexts,
     Query,
@@ -86,7 +87,8 @@ class SlalomOptions:
         check_choice("link", self.link, ("auto", *get_args(Link)))
         if not (self.n_samples is None or _is_positive(self.n_samples)):
             raise ValueError(
-                f"n_samples={self.n_samples!r} must be a positive integer or None"
+                f"n_samples={self.n_samples!r} must be a positive integer of at most "
+                f"{MOST_QUERIES:,}, or None"
             )
         if not (self.sink is None or isinstance(self.sink, bool)):
             raise ValueError(f"sink={self.sink!r} must be True, False or None")
@@ -379,7 +381,7 @@ def _type_index(texts: PerturbableTexts) -> Tensor:
 
 def _is_positive(number: object) -> bool:
     is_integer = isinstance(number, int) and not isinstance(number, bool)
-    return is_integer and 0 < cast(int, number) < 2**63
+    return is_integer and 0 < cast(int, number) <= MOST_QUERIES
 
 
 def _missed(explanation: SlalomExplanation) -> Tensor:
