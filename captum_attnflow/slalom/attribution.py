@@ -75,7 +75,8 @@ class SLALOM(PerturbationAttribution):
     is in no query and gets 0. Tokens that equal given baselines stay in every query and
     get 0. If a target is a tuple that names a position, as in token classification, the
     token there stays in every query and gets 0, and its index follows it: scores are
-    those of the other tokens. Later tokens that a causal model does not read get 0.
+    those of the other tokens. Under ``absence="baseline"`` it may be absent like any
+    other. Later tokens that a causal model does not read get 0.
 
     Args:
         forward_func (Callable or Module): The forward function, as Captum takes it. A
