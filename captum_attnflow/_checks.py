@@ -34,7 +34,7 @@ def check_batch_size(given: object) -> None:
         ValueError: Saying what was given.
     """
     is_number = isinstance(given, int) and not isinstance(given, bool)
-    if given is not None and not (is_number and cast(int, given) > 0):
+    if given is not None and not (is_number and 0 < cast(int, given) < 2**63):
         raise ValueError(
             f"internal_batch_size={described(given)} must be a positive integer or None"
         )
@@ -65,8 +65,10 @@ def check_grad_kwargs(given: object) -> None:
         )
 
 
-def check_integer(name: str, given: object, least: int | None = None) -> None:
-    """Refuse what is no integer, or a smaller one than the least.
+def check_integer(
+    name: str, given: object, least: int | None = None, most: int = 2**63 - 1
+) -> None:
+    """Refuse what is no integer, or one that is not from the least to the most.
 
     Raises:
         ValueError: Saying what was given.
@@ -75,6 +77,17 @@ def check_integer(name: str, given: object, least: int | None = None) -> None:
     if not is_integer or (least is not None and cast(int, given) < least):
         accepted = "an integer" if least is None else f"an integer of at least {least}"
         raise ValueError(f"{name}={described(given)} must be {accepted}")
+    if cast(int, given) > most:
+        raise ValueError(f"{name}={described(given)} must be at most {most:,}")
+
+
+def check_seed(given: object) -> None:
+    """Refuse what seeds no generator of torch.
+
+    Raises:
+        ValueError: Saying what was given.
+    """
+    check_integer("seed", given, -(2**63))
 
 
 def is_pipeline(given: object) -> bool:
@@ -112,6 +125,21 @@ def check_type(
         raise ValueError(
             f"{name}={described(given)} is a {type(given).__name__}; give {accepted}"
         )
+
+
+def check_strings(name: str, given: object, accepted: str) -> None:
+    """Refuse what is no list or tuple of str.
+
+    Raises:
+        ValueError: Saying what was given and what is accepted.
+    """
+    check_type(name, given, (list, tuple), accepted)
+    for one in cast(Sequence[object], given):
+        if not isinstance(one, str):
+            raise ValueError(
+                f"{name} holds {described(one)}, a {type(one).__name__}; give "
+                f"{accepted}"
+            )
 
 
 def check_shape(shape: object) -> None:
@@ -206,7 +234,8 @@ def check_example(given: object, n_examples: int) -> None:
     Raises:
         ValueError: Saying what was given and how large the batch is.
     """
-    is_index = isinstance(given, Integral) and 0 <= int(given) < n_examples
+    is_integer = isinstance(given, Integral) and not isinstance(given, bool)
+    is_index = is_integer and 0 <= int(cast(Integral, given)) < n_examples
     if not is_index:
         raise ValueError(
             f"example={described(given)} is not in a batch of {n_examples}; give an "

@@ -12,6 +12,7 @@ import torch
 from rich.text import Text
 from torch import Tensor
 
+from captum_attnflow._checks import check_type
 from captum_attnflow._tree import alike
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture import Propagation, TokenSequence
@@ -214,6 +215,7 @@ class Explanation(ShownByTokens, Storable, LongForm):
         A joint flow that was not read stays unsolved, and what is returned solves it
         for its own examples only.
         """
+        check_type("rows", rows, slice, "a slice, such as slice(0, 1)")
         diagnostics, against = self.diagnostics, self.against
         raw, attention = self.unnormalized_scores, self.attention_received
         return replace(

@@ -17,6 +17,8 @@ from captum.attr import visualization as captum_visualization
 from rich.text import Text
 from torch import Tensor
 
+from captum_attnflow._checks import check_type
+
 Colour = tuple[int, int, int]
 """Red, green and blue, from 0 to 255."""
 # Blue and orange differ in lightness and hue for all kinds of colour vision; black
@@ -328,11 +330,14 @@ def check_tokens(tokens: Sequence[Sequence[str]], scores: Tensor) -> None:
         ValueError: Saying what was given for which scores.
     """
     n_texts, n_tokens = scores.shape
+    check_type("tokens", tokens, (list, tuple), "a list of tokens for each text")
     if any(isinstance(row, str) for row in tokens):
         raise ValueError(
             f"tokens={tokens!r} are those of one text, but the scores of shape "
             f"{(n_texts, n_tokens)} are a batch; give a list of lists"
         )
+    for row in tokens:
+        check_type("a text of tokens", row, (list, tuple), "a list of its tokens")
     lengths = [len(row) for row in tokens]
     if lengths != [n_tokens] * n_texts:
         raise ValueError(

@@ -113,6 +113,12 @@ def check_target(target: object) -> None:
         )
     for one in target if isinstance(target, list) else [target]:
         indices = one if isinstance(one, tuple) else (one,)
+        beyond = [index for index in indices if _is_beyond_int64(index)]
+        if beyond:
+            raise ValueError(
+                f"target={described(target)} is no index, as {beyond[0]:.3g} is larger "
+                f"than any; {_ACCEPTED}"
+            )
         wrong = [
             index
             for index in indices
@@ -128,6 +134,10 @@ def check_target(target: object) -> None:
             raise ValueError(
                 f"target={described(target)} is no index, as {why}; {_ACCEPTED}"
             )
+
+
+def _is_beyond_int64(given: object) -> bool:
+    return isinstance(given, int) and not -(2**63) <= given < 2**63
 
 
 def _is_index(given: object, in_tuple: bool) -> bool:

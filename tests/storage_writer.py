@@ -10,6 +10,8 @@ import torch
 
 from captum_attnflow import GenerationExplanation
 
+_N_TOKENS = 50_000
+
 
 def alternate(path: str) -> None:
     """Write one of two explanations over the other until killed."""
@@ -18,6 +20,6 @@ def alternate(path: str) -> None:
 
 
 def large(number: int) -> GenerationExplanation:
-    scores = torch.full((1, 200_000), float(number))
-    tokens = ["x"] * 200_000
+    scores = torch.full((1, _N_TOKENS), float(number))
+    tokens = ["x"] * _N_TOKENS
     return GenerationExplanation(tokens, scores, torch.zeros(1), torch.zeros(1))

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from models import causal_language_model
 from networks import everywhere
 from PIL import Image
 from score_folders import explained, write_folder
@@ -28,6 +29,7 @@ from vision_language import vision_language_model
 
 import captum_attnflow
 from captum_attnflow import (
+    SLALOM,
     BarrierSolver,
     DinicSolver,
     ImageTextGenerator,
@@ -37,9 +39,11 @@ from captum_attnflow import (
     SciPySolver,
     SentenceSimilarity,
     TextClassifier,
+    TextGenerator,
     TokenClassifier,
     flow,
     metrics,
+    show,
     slalom,
     solve_flow,
     tables,
@@ -51,7 +55,7 @@ from captum_attnflow.flow import scores, solvers
 from captum_attnflow.long_form import to_arrow, to_pandas
 from captum_attnflow.pipelines.text_classification import TextAttribution
 from captum_attnflow.slalom import QueryData, fit_slalom
-from captum_attnflow.storage import save_results
+from captum_attnflow.storage import load_results, save_results
 from captum_attnflow.summary import summarize
 
 MODEL, TOKENIZER = load_demo_model()
@@ -110,6 +114,15 @@ ANYWHERE: dict[str, Any] = {
     "one dimension of integers": torch.tensor([1, 2, 3]),
     "other rows": torch.ones(7, 4, dtype=torch.long),
     "no rows": IDS[:0],
+    "a path": Path("nowhere/texts.csv"),
+    "an empty text": "",
+    "a set": {1, 2},
+    "a huge integer": 10**30,
+    "an integer of NumPy": np.int64(3),
+    "a bool of NumPy": np.True_,
+    "half precision": torch.ones(2, 4, dtype=torch.float16),
+    "a matrix of bools": torch.ones(2, 4, dtype=torch.bool),
+    "meta ids": IDS.to("meta"),
 }
 IN_TEXTS: dict[str, Any] = {
     "a sparse matrix": IDS.double().to_sparse(),
@@ -238,6 +251,7 @@ def parts_of_slalom() -> dict[str, Call]:
         "link": "logits",
     }
     masked = {"keep": nowhere, "padding": nowhere}
+    columns = texts.DeletableColumns(IDS, None, nowhere, nowhere)
     good: dict[Callable[..., Any], dict[str, Any]] = {
         texts.DeletableColumns: {"inputs": IDS, "additional": None, **masked},
         texts.ReplaceableInputs: {
@@ -254,6 +268,28 @@ def parts_of_slalom() -> dict[str, Call]:
             "additional": (~nowhere,),
             "shape": (2, 4),
         },
+        texts.evaluate_queries: {
+            "forward_func": lambda ids: ids.double(),
+            "texts": columns,
+            "queries": [[(0,)], [(1, 2)]],
+            "targets": None,
+            "internal_batch_size": 2,
+            "show_progress": False,
+        },
+        texts.run_queries: {
+            "forward_func": lambda ids: ids.double(),
+            "texts": columns,
+            "rows": [0],
+            "queries": [(0,)],
+        },
+        texts.sum_over_units: {
+            "scores": torch.ones(2),
+            "pieces": ["so", " good"],
+            "units": "word",
+            "parts": None,
+        },
+        texts.token_pieces: {"ids": [5, 6], "tokenizer": TOKENIZER},
+        metrics.METRICS["aopc"].levels: {"fractions": (0.1, 0.2)},
         texts.find_special_tokens: {
             "ids": IDS,
             "forward_func": len,
@@ -290,6 +326,134 @@ def parts_of_slalom() -> dict[str, Call]:
     }
 
 
+def results() -> dict[str, Call]:
+    """Methods of what ``explain()`` returns, and pictures of it."""
+    flow_method, fitted = captum_attnflow.GeneralizedAttentionFlow, SLALOM
+    of_flow = quiet(flow_method(forward).explain, TEXTS, 103, 1)
+    of_slalom = quiet(fitted(forward, n_samples=20).explain, TEXTS, 103, 1)
+    classifier = TextClassifier(MODEL, TOKENIZER)
+    [of_text] = quiet(classifier.explain, ["a film"], "slalom", n_samples=20)
+    generator = TextGenerator(causal_language_model(len(TOKENIZER)), TOKENIZER)
+    [generated] = quiet(
+        generator.explain, ["a film"], "attention-rollout", target="so good"
+    )
+    folder = tempfile.mkdtemp()
+    file = f"{folder}/scores.safetensors"
+    words = ["a"] * TEXTS.shape[1]
+    counts = torch.ones(2, 1, of_slalom.fit.model.types.shape[1])
+    picture = torch.rand(1, 3, 4, 4)
+    drawn = {"attributions": torch.ones(1, 2), "input_tokens": ["a", "b"]}
+    records = show.text_records([of_text])
+
+    def saved(path: Any) -> bool:
+        of_flow.save(path)
+        return True
+
+    def written(**given: Any) -> bool:
+        show.save_html(**given)
+        return True
+
+    calls: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+        "Explanation.select": (of_flow.select, {"rows": slice(0, 1)}),
+        "Explanation.show": (of_flow.show, {"tokens": [words, words]}),
+        "Explanation.to_networkx": (
+            of_flow.to_networkx,
+            {"example": 0, "tokens": words},
+        ),
+        "Explanation.to_pandas": (
+            of_flow.to_pandas,
+            {"tokens": [words, words], "units": "token"},
+        ),
+        "Explanation.save": (saved, {"path": file}),
+        "SlalomExplanation.score_tokens": (of_slalom.score_tokens, {"score": "value"}),
+        "SlalomModel.shares": (of_slalom.fit.model.shares, {"counts": counts}),
+        "SlalomModel()": (of_slalom.fit.model, {"counts": counts}),
+        "TextAttribution.to_arrow": (of_text.to_arrow, {"units": "token"}),
+        "GenerationExplanation.matrix": (
+            generated.explanation.matrix,
+            {"units": "token", "left_out": (), "scale": "row"},
+        ),
+        "GenerationExplanation.sum_over": (
+            generated.explanation.sum_over,
+            {"units": "word"},
+        ),
+        "load_results": (load_results, {"path": file}),
+        "TextGenerator.explain": (
+            generator.explain,
+            {"prompts": ["a film"], "method": "attention-rollout", "target": "good"},
+        ),
+        "html_page": (show.html_page, {"picture": of_text, "model": "demo"}),
+        "save_html": (
+            written,
+            {"picture": of_text, "path": f"{folder}/scores.html", "model": None},
+        ),
+        "terminal_text": (
+            show.terminal_text,
+            {"attribution": of_text, "by": "token"},
+        ),
+        "text_records": (
+            show.text_records,
+            {"attributions": [of_text], "tokens": None, "pieces": "wordpiece"},
+        ),
+        "text_records of words": (show.text_records, {"attributions": [of_text]}),
+        "visualize_text": (show.visualize_text, {"records": records, "legend": True}),
+        "slalom_plane": (
+            show.slalom_plane,
+            {"explanation": of_slalom, "tokens": words, "target": "positive"},
+        ),
+        "token_matrix": (
+            show.token_matrix,
+            {**drawn, "output_tokens": ["c"], "n_prompt": 2},
+        ),
+        "image_overlay": (
+            show.image_overlay,
+            {"attributions": picture, "images": picture, "plt_fig_axis": None},
+        ),
+        "flow_diagram": (
+            show.flow_diagram,
+            {
+                "explanation": of_flow,
+                "tokens": words,
+                "threshold": 0.1,
+                "method": "GAF",
+                "target": "positive",
+            },
+        ),
+    }
+    return {
+        name: Call(function, good, None, tuple(good))
+        for name, (function, good) in calls.items()
+    }
+
+
+def sums_and_several_targets() -> dict[str, Call]:
+    """The methods of attributions beside attribute() and explain()."""
+    given = {
+        "attributions": torch.ones(TEXTS.shape),
+        "start_point": 103,
+        "end_point": TEXTS,
+        "target": 1,
+        "additional_forward_args": None,
+    }
+    calls = {}
+    for name in ("AttentionRollout", "AttnLRP", "SLALOM"):
+        method = getattr(captum_attnflow, name)(forward)
+        calls[f"{name}.compute_convergence_delta"] = Call(
+            method.compute_convergence_delta, given, None, tuple(given)
+        )
+    rollout = captum_attnflow.AttentionRollout(forward)
+    several = {"inputs": TEXTS, "targets": [0, 1]}
+    for call in ("explain_targets", "score_targets"):
+        function = getattr(rollout, call)
+        calls[call] = Call(
+            lambda function=function, **given: list(function(**given)),
+            several,
+            None,
+            tuple(several),
+        )
+    return calls
+
+
 def networks_and_solvers() -> dict[str, Call]:
     """Callables that take one argument as it should be, and refuse all others."""
     ends = torch.ones(1, 3, dtype=torch.bool)
@@ -299,7 +463,9 @@ def networks_and_solvers() -> dict[str, Call]:
     wide = everywhere(torch.rand(32, 1, 32, 32))
     indices = {"one dimension of integers", "ids of one text"}
     optional = {"nothing"}
-    counts = {"an integer", "a large integer"}
+    counts = {
+        *("an integer", "a large integer", "a huge integer", "an integer of NumPy"),
+    }
     numbers = {"nothing", "a fraction"}
     signed = {"negative numbers"}
     untold: set[str] = set()
@@ -535,7 +701,9 @@ def pipelines() -> dict[str, Call]:
         f"{name} by pipeline": Call(function, good, None, tuple(good), kinds)
         for name, (function, good) in calls.items()
     }
-    no_names = [kind for kind, value in ANYWHERE.items() if not isinstance(value, str)]
+    no_names = [
+        kind for kind, value in ANYWHERE.items() if not isinstance(value, (str, Path))
+    ]
     folder = str(DEMO_MODEL_PATH)
     return {
         **explaining,
@@ -583,6 +751,8 @@ CALLS = {
     **pipelines(),
     **{f"metrics.{name}": call for name, call in metric_calls().items()},
     **parts_of_slalom(),
+    **results(),
+    **sums_and_several_targets(),
     **networks_and_solvers(),
     **table_calls(),
     "capture_attention": Call(
@@ -601,10 +771,10 @@ def unclear(call: Call, argument: str, kind: str) -> str | None:
         return None
     except AssertionError as error:  # Captum's own
         return "refused by Captum" if strict or not str(error) else None
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # of files: a name that is a folder's
         message = str(error)
         # A shape of the other argument may be what disagrees.
-        named = re.search(rf"\b({argument}|capacity|read_out)\b", message)
+        named = re.search(rf"\b({argument}|capacity|output|read_out)\b", message)
         in_words = WORDS.search(message.lower()) and (
             not strict or (named and len(message) < 600)
         )

@@ -28,6 +28,7 @@ from captum_attnflow._checks import (
     check_dense,
     check_integer,
     check_type,
+    counted,
     described,
 )
 from captum_attnflow._memory import is_out_of_memory
@@ -202,7 +203,7 @@ def _check_baselines(baselines: Any, inputs: Any) -> None:
     for baseline, tensor in zip(given, tensors, strict=True):
         if isinstance(baseline, Tensor):
             _check_baseline_tensor(baseline, tensor)
-        elif not isinstance(baseline, (int, float)):
+        elif not isinstance(baseline, (int, float)) or isinstance(baseline, bool):
             raise ValueError(
                 f"baselines={described(baseline)} is a {type(baseline).__name__}; give "
                 "a number, a tensor shaped like the input, or a tuple of one for each "
@@ -210,6 +211,11 @@ def _check_baselines(baselines: Any, inputs: Any) -> None:
             )
         elif not math.isfinite(baseline):
             raise ValueError(f"baselines={baseline}; give finite numbers")
+        elif not -(2**63) <= baseline < 2**63 and not tensor.is_floating_point():
+            raise ValueError(
+                f"baselines={described(baseline)} is larger than any token id; give an "
+                "id, such as tokenizer.mask_token_id"
+            )
         elif not (tensor.is_floating_point() or float(baseline).is_integer()):
             raise ValueError(
                 f"baselines={baseline} is a fraction, but the input is token ids, "
@@ -596,6 +602,34 @@ def layer_templates(
             last = replace(last, shape=(n_examples, *last.shape[1:]))
         templates.append(last)
     return templates
+
+
+def check_attributions(
+    given: TensorOrTensors, n_rows: int | None = None
+) -> tuple[Tensor, ...]:
+    """Return attributions as a tuple, if they are what attribute() returns.
+
+    Args:
+        given (Tensor or tuple[Tensor, ...]): The attributions.
+        n_rows (int, optional): Rows of the inputs; any number by default.
+
+    Raises:
+        ValueError: Saying what was given and what is accepted.
+    """
+    accepted = "what attribute() returns, a tensor (B, T, ...) or a tuple of these"
+    parts = given if isinstance(given, (tuple, list)) else (given,)
+    if not parts:
+        raise ValueError(f"attributions={given!r} are none; give {accepted}")
+    for part in parts:
+        check_dense("attributions", part, accepted)
+        fits = part.dim() >= 2 and part.is_floating_point()
+        if not fits or (n_rows is not None and len(part) != n_rows):
+            of_rows = "" if n_rows is None else f" for {counted(n_rows, 'example')}"
+            raise ValueError(
+                f"attributions have shape {tuple(part.shape)} and dtype {part.dtype}"
+                f"{of_rows}; give {accepted}"
+            )
+    return tuple(parts)
 
 
 def sum_over_features(attributions: Sequence[Tensor]) -> Tensor:

@@ -35,6 +35,7 @@ from captum_attnflow._checks import (
 from captum_attnflow.attr.arguments import (
     ForwardArguments,
     TensorOrTensors,
+    check_attributions,
     layer_templates,
     only_fitting,
     run_in_parts,
@@ -193,8 +194,7 @@ class InPlaceOfIntegratedGradients(GradientAttribution):
         arguments = ForwardArguments.read(
             end_point, start_point, target, additional_forward_args
         )
-        single = isinstance(attributions, Tensor)
-        given = (attributions,) if single else tuple(attributions)
+        given = check_attributions(attributions, arguments.n_rows)
         return sum_over_features(given) - self._sum(arguments).to(given[0])
 
 

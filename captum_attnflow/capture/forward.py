@@ -147,6 +147,8 @@ def capture_targets(
     Yields:
         AttentionRecord: One per target, made when it is asked for.
     """
+    accepted = "a list of outputs to explain"
+    check_type("targets", targets, (list, tuple, range), accepted)
     _check_arguments(
         forward_func, inputs, additional_forward_args, grad_kwargs, path, layer_calls
     )

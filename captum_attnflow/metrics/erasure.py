@@ -17,8 +17,7 @@ from captum_attnflow.metrics.arguments import (
     TensorOrTensors,
     read_levels,
 )
-from captum_attnflow.metrics.evaluation import Value, level_values
-from captum_attnflow.metrics.removal import Level, Part
+from captum_attnflow.metrics.evaluation import Level, Part, Value, level_values
 
 TENTHS_TO_HALF = (0.1, 0.2, 0.3, 0.4, 0.5)
 ERASER_LEVELS = (0.01, 0.05, 0.1, 0.2, 0.5)
@@ -80,7 +79,7 @@ class Metric:
 
     def levels(self, fractions: Sequence[float]) -> list[Level]:
         """Return the levels of the given fractions for the part that it removes."""
-        return [Level(fraction, self.part) for fraction in fractions]
+        return [Level(fraction, self.part) for fraction in read_levels(fractions)]
 
 
 METRICS: dict[str, Metric] = {

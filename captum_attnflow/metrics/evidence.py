@@ -150,7 +150,7 @@ def evidence_hit(
         >>> evidence_hit(scores, evidence, k=2)
         tensor([1.0000, 0.5000], dtype=torch.float64)
     """
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+    if isinstance(k, bool) or not isinstance(k, int) or not 0 < k < 2**63:
         raise ValueError(f"k={k!r} must be a positive integer, such as 1 or 3")
     ranking = _rank(attributions, evidence, keep, padding)
     last = ranking.counted.sum(1).clamp(max=k)

@@ -23,11 +23,12 @@ from captum_attnflow.metrics.arguments import (
 )
 from captum_attnflow.metrics.erasure import probability_fall
 from captum_attnflow.metrics.evaluation import (
+    Count,
     TokenRemoval,
+    TokenSets,
     level_values,
     read_removal,
 )
-from captum_attnflow.metrics.removal import Count, TokenSets
 
 Falls = Callable[[Sequence[int]], list[float]]
 """Of sets of tokens, as bits of integers: the fall of the probability without each."""

@@ -256,6 +256,8 @@ class TextGenerator(KnownParts):
             is_chat = True
         inputs: list[TextTokenInput] = []
         for prompt in prompts:
+            kinds = (str, list, tuple)
+            check_type("a prompt", prompt, kinds, "a text, or a list of messages")
             if is_chat:
                 inputs.append(ChatInput(prompt, self.tokenizer, system))
             else:

@@ -8,7 +8,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from captum_attnflow._checks import check_choice
+from captum_attnflow._checks import check_choice, check_type
 from captum_attnflow.explanation import GenerationExplanation, Part
 from captum_attnflow.scored_tokens import rounded
 from captum_attnflow.show.token_matrix import LeftOut, Scale, TokenMatrix, blank_where
@@ -25,6 +25,8 @@ def matrix_of_generated(
 ) -> TokenMatrix:
     """Draw the scores of generated text, see :meth:`GenerationExplanation.matrix`."""
     check_choice("scale", scale, get_args(Scale))
+    kinds = (str, list, tuple, set, frozenset)
+    check_type("left_out", left_out, kinds, f"some of {get_args(LeftOut)}")
     for name in [left_out] if isinstance(left_out, str) else left_out:
         check_choice("left_out", name, get_args(LeftOut))
     parts = explanation.parts

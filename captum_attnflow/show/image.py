@@ -15,7 +15,13 @@ from matplotlib.figure import Figure
 from rich.text import Text
 from torch import Tensor
 
-from captum_attnflow._checks import check_choice, check_example
+from captum_attnflow._checks import (
+    check_choice,
+    check_dense,
+    check_example,
+    check_type,
+    described,
+)
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.scored_tokens import relative
 from captum_attnflow.show.figures import (
@@ -101,7 +107,12 @@ def image_overlay(
     image = (image - image.amin()) / (image.amax() - image.amin()).clamp_min(1e-12)
     # Captum blends and masks colour images only.
     image = image.expand(-1, -1, 3) if image.shape[-1] == 1 else image
+    check_type("method", method, str, 'a method of Captum, "blended_heat_map"')
     if plt_fig_axis is not None:
+        accepted = "a figure and axes in it, as plt.subplots() returns"
+        check_type("plt_fig_axis", plt_fig_axis, tuple, accepted)
+        if len(plt_fig_axis) != 2 or not isinstance(plt_fig_axis[1], Axes):
+            raise ValueError(f"plt_fig_axis={described(plt_fig_axis)}; give {accepted}")
         if len(classes) > 1:
             raise ValueError(
                 f"{len(classes)} classes do not go into the axes of one; leave "
@@ -138,7 +149,9 @@ def _check(classes: Mapping[str, Tensor], images: Tensor) -> None:
             "no class was given; give the attributions of one as a tensor, or of "
             "several by their names"
         )
+    check_dense("images", images, "(B, C, H, W)")
     for name, attributions in classes.items():
+        check_dense("attributions", attributions, "(B, C, H, W), or a dict of these")
         if attributions.dim() != 4 or attributions.shape != images.shape:
             of = f" of {name!r}" if name else ""
             raise ValueError(

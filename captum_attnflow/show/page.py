@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from rich.text import Text
 from typing_extensions import TypeIs
 
-from captum_attnflow._checks import check_choice
+from captum_attnflow._checks import check_choice, check_type, described
 from captum_attnflow._files import replace_file
 from captum_attnflow.explanation import GenerationExplanation
 from captum_attnflow.scored_tokens import escaped
@@ -70,7 +70,11 @@ def html_page(
     """
     if isinstance(picture, Page):
         return picture.to_html()
+    check_type("model", model, (str, type(None)), "the model's name, or None")
     pictures = picture if isinstance(picture, Sequence) else [picture]
+    for item in pictures:
+        if not isinstance(item, (Page, Figure)):
+            _check_shows("picture", item, "_repr_html_")
     if any(isinstance(item, Page) for item in pictures):
         raise ValueError(
             "a flow diagram is a whole page, and its script runs in no other page; "
@@ -142,7 +146,16 @@ def save_html(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_html(visualize_text(records), f"{folder}/scores.html")
     """
+    check_type("path", path, (str, PathLike), "the name of a file, or its path")
     replace_file(path, html_page(picture, model))
+
+
+def _check_shows(name: str, given: object, member: str) -> None:
+    if isinstance(given, type) or not hasattr(given, member):
+        raise ValueError(
+            f"{name}={described(given)} is a {type(given).__name__}; give a result of "
+            "explain(), or a picture of this package"
+        )
 
 
 class ShownInTerminal(Protocol):
@@ -170,6 +183,7 @@ def terminal_text(attribution: ShownInTerminal, by: Shown = "word") -> Text:
         ValueError: If ``by`` is something else.
     """
     check_choice("by", by, get_args(Shown))
+    _check_shows("attribution", attribution, "__rich__")
     if by == "token" and isinstance(attribution, LabelledText):
         return attribution_text(attribution, by)
     return attribution.__rich__()

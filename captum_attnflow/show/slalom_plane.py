@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 
-from captum_attnflow._checks import check_example
+from captum_attnflow._checks import check_example, check_strings, check_type
 from captum_attnflow.scored_tokens import position_labels
 from captum_attnflow.show.figures import drawable, shortened, shown_in_notebooks
 from captum_attnflow.slalom import SlalomExplanation
@@ -88,6 +88,11 @@ def slalom_plane(
         check_example(example, n_examples)
         everywhere = torch.ones(n_positions, dtype=torch.bool)
         explanation = SlalomReading.of(explanation, example, everywhere)
+    accepted = "what SLALOM.explain returns, or the slalom of a TextAttribution"
+    check_type("explanation", explanation, SlalomReading, accepted)
+    check_type("target", target, (str, type(None)), "the label's name, or None")
+    if tokens is not None:
+        check_strings("tokens", tokens, "a list of one str per position")
     n_positions = len(explanation.values)
     labels = position_labels(n_positions) if tokens is None else list(tokens)
     if len(labels) != n_positions:

@@ -21,7 +21,12 @@ from rich.text import Text
 from torch import Tensor
 from typing_extensions import Unpack
 
-from captum_attnflow._checks import check_choice
+from captum_attnflow._checks import (
+    check_choice,
+    check_dense,
+    check_flags,
+    check_type,
+)
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.scored_tokens import (
     check_tokens,
@@ -163,6 +168,12 @@ def visualize_text(
         ``.data`` is its HTML, and :func:`~captum_attnflow.show.save_html` writes its
         records to a page.
     """
+    records = list(records) if isinstance(records, (list, tuple)) else records
+    check_type("records", records, list, "what text_records returns")
+    for record in records:
+        kind = captum_visualization.VisualizationDataRecord
+        check_type("a record", record, kind, "what text_records returns")
+    check_flags(legend=legend)
     with capture_output():
         picture: HTML = captum_visualization.visualize_text(records, legend)
     html = recoloured(str(picture.data))
@@ -290,6 +301,11 @@ def text_records(
         (['gripping', '&lt;b&gt;'], tensor([ 1.0000, -0.5000]))
     """
     rows = _rows(attributions, tokens)
+    if word_ids is not None:
+        check_type("word_ids", word_ids, (list, tuple), "a list for each text")
+        for of_text in word_ids:
+            accepted = "a list of integers"
+            check_type("word_ids of a text", of_text, (list, tuple), accepted)
     columns = {name: _column(name, given) for name, given in labels.items()}
     for name, column in {**columns, "word_ids": word_ids or rows}.items():
         if len(column) != len(rows):
@@ -334,12 +350,20 @@ def _rows(
                 "tokens were given with attributions that know theirs; give them with "
                 "a tensor of attributions only"
             )
+        accepted = "a tensor (B, T), or a list of results of TextClassifier.explain"
+        check_type("attributions", attributions, (list, tuple), accepted)
+        for item in attributions:
+            check_type("an attribution", item, LabelledText, accepted)
         return [_Row(item.tokens, item.scores, item.labels) for item in attributions]
+    check_dense("attributions", attributions, "(B, T)")
     if tokens is None:
         raise ValueError(
             f"attributions of shape {tuple(attributions.shape)} were given without "
             "tokens; give a list of tokens per text"
         )
+    check_type("tokens", tokens, (list, tuple), "a list of tokens for each text")
+    for row in tokens:
+        check_type("the tokens of a text", row, (str, list, tuple), "a list of str")
     texts = [list(row) for row in tokens if not isinstance(row, str)]
     if len(texts) < len(tokens) or attributions.dim() == 1:
         # One text: its tokens are strings.

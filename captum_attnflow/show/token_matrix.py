@@ -18,7 +18,12 @@ from matplotlib.image import AxesImage
 from rich.text import Text
 from torch import Tensor
 
-from captum_attnflow._checks import check_choice, check_integer
+from captum_attnflow._checks import (
+    check_choice,
+    check_dense,
+    check_integer,
+    check_strings,
+)
 from captum_attnflow.scored_tokens import (
     MINUS,
     WEAKEST_SIGN,
@@ -445,6 +450,11 @@ def token_matrix(
         '  for: "so" 20 %; against: "fun" 80 %'
     """
     check_choice("scale", scale, get_args(Scale))
+    check_dense("attributions", attributions, "(n_outputs, n_inputs)")
+    for name, tokens in (("input", input_tokens), ("output", output_tokens)):
+        check_strings(f"{name}_tokens", tokens, "a list of str")
+    if n_prompt is not None:
+        check_integer("n_prompt", n_prompt, 0)
     shape = (len(output_tokens), len(input_tokens))
     if tuple(attributions.shape) != shape:
         raise ValueError(

@@ -21,12 +21,12 @@ from captum_attnflow._captum import (
 from captum_attnflow._checks import (
     check_callable,
     check_choice,
-    check_dense,
     check_flags,
 )
 from captum_attnflow.attr.arguments import (
     ForwardArguments,
     TensorOrTensors,
+    check_attributions,
     shape_like_inputs,
     sum_over_features,
 )
@@ -69,13 +69,14 @@ class SLALOM(PerturbationAttribution):
 
     Special tokens stay in every query and get 0. They are those that ``keep`` marks in
     :meth:`attribute`; without it the beginning, end, class and separator tokens of the
-    ``tokenizer``, or of the ``config`` of a ``forward_func`` that is a model. Without
-    any of these, all tokens are explained. Padding, which the attention mask among the
-    additional arguments marks (:func:`captum_attnflow.texts.find_padding`), is in no
-    query and gets 0. Tokens that equal given baselines stay in every query and get 0.
-    If a target is a tuple that names a position, as in token classification, the token
-    there stays in every query and gets 0, and its index follows it: scores are those of
-    the other tokens. Later tokens that a causal model does not read get 0.
+    ``tokenizer``, or of the ``config`` of a ``forward_func`` that is or holds a model.
+    Without any of these, all tokens are explained. Padding, which the attention mask
+    among the additional arguments marks (:func:`captum_attnflow.texts.find_padding`),
+    is in no query and gets 0. Tokens that equal given baselines stay in every query and
+    get 0. If a target is a tuple that names a position, as in token classification, the
+    token there stays in every query and gets 0, and its index follows it: scores are
+    those of the other tokens. Under ``absence="baseline"`` it may be absent like any
+    other. Later tokens that a causal model does not read get 0.
 
     Args:
         forward_func (Callable or Module): The forward function, as Captum takes it. A
@@ -107,11 +108,15 @@ class SLALOM(PerturbationAttribution):
             paper has no sink.
         link (str): How outputs become log-odds: ``"logits"``, ``"probabilities"``,
             ``"identity"`` (taken as they are), or ``"auto"``, which recognises one link
-            from all outputs of the call and reports it in the explanation. Single
-            outputs are read as probabilities if all are in (0, 1), else as they are;
-            a warning says which where all are in [0, 1]. Labels that do not exclude
-            each other, as of a multi-label model, have log-odds for logits: give
-            ``"identity"``.
+            from all outputs of the call and reports it in the explanation. Outputs
+            that are all in (0, 1) are read as probabilities, which of several classes
+            may also be 0 or 1 if they sum to 1; others as logits of classes of which
+            one applies, single ones as they are. A warning says which where all are in
+            [0, 1] and do not sum to 1. The logits of labels that do not exclude each
+            other are log-odds already. Nothing in them says so: ``"auto"`` knows it
+            where ``forward_func`` is a module that is or holds a model whose
+            ``config.problem_type`` is ``"multi_label_classification"``. For any other
+            function of such logits give ``"identity"``.
         seed (int or Generator): Of the queries: equal seeds give equal scores. A
             generator gives other queries in each call.
         tokenizer (optional): A tokenizer of transformers that knows special tokens.
@@ -331,15 +336,7 @@ class SLALOM(PerturbationAttribution):
         linked = texts_log_odds(self.forward_func, texts, target, self.options)
         warn_of_caveats(linked.caveats)
         output = torch.cat(linked.columns)
-        parts = attributions if isinstance(attributions, tuple) else (attributions,)
-        for part in parts:
-            check_dense("attributions", part, "what attribute() returns, (B, T, ...)")
-            if part.dim() < 2:
-                raise ValueError(
-                    f"attributions have shape {tuple(part.shape)}; give what "
-                    "attribute() returns, (B, T, ...)"
-                )
-        total = sum_over_features(parts)
+        total = sum_over_features(check_attributions(attributions, len(output)))
         return total - output.to(total)
 
     def _read(
@@ -389,7 +386,7 @@ class SLALOM(PerturbationAttribution):
             show_progress,
             hold_out,
         )
-        warn_of_explanation(explanation, self.options.strategy, in_full=hold_out)
+        warn_of_explanation(explanation, self.options, in_full=hold_out)
         return explanation
 
 

@@ -62,6 +62,8 @@ def check_tokens(inputs: object, target: TargetType) -> None:
     Raises:
         ValueError: If they are not; the message says what is accepted and what to do.
     """
+    if isinstance(inputs, str):
+        raise ValueError(f"inputs are one text; give a list of texts, [{inputs!r}]")
     check_inputs(inputs)
     tensors = cast(
         tuple[Tensor, ...], inputs if isinstance(inputs, tuple) else (inputs,)

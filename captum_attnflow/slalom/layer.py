@@ -44,8 +44,8 @@ from captum_attnflow.slalom.inputs import (
 )
 from captum_attnflow.targets import ids_needed, run_forward
 from captum_attnflow.texts import PerturbableTexts, Query, targets_of_texts
+from captum_attnflow.texts.absence import ReplaceableTexts
 from captum_attnflow.texts.evaluation import baselines_refused
-from captum_attnflow.texts.replacement import ReplaceableTexts
 from captum_attnflow.texts.token_axis import rows_of
 
 

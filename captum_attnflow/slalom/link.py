@@ -52,15 +52,23 @@ def link_outputs(
     outputs: Sequence[Tensor],
     targets: Sequence[Target] | None,
     link: Link | Literal["auto"],
+    excluding: bool = True,
 ) -> LinkedOutputs:
     """Turn each text's outputs ``(Q, C)`` into log-odds, by one link for all.
 
     Without targets, a function is fitted to each of the ``C`` outputs.
+
+    Args:
+        outputs (sequence of Tensor): Per text, shape ``(Q, C)``.
+        targets (sequence of tuple, optional): Per text; the last index is the class.
+        link (str): The link; ``"auto"`` recognises it.
+        excluding (bool): Whether labels may exclude each other. If not, ``"auto"``
+            reads the outputs of a label like single ones.
     """
     rows, parts, classes = [], [], []
     for text, output in enumerate(outputs):
-        alone = [output] if targets is not None else list(output[..., None].unbind(1))
-        for part in alone:
+        each = [output] if targets is not None else list(output[..., None].unbind(1))
+        for part in each:
             rows.append(text)
             parts.append(part)
             classes.append(0 if targets is None else targets[text][-1] % part.shape[1])
@@ -71,7 +79,14 @@ def link_outputs(
             for part, one in zip(parts, classes, strict=True)
         ]
     )
-    chosen = recognise_link(everything) if link == "auto" else link
+    if link != "auto":
+        chosen = link
+    elif excluding:
+        chosen = recognise_link(everything)
+    else:
+        chosen = recognise_link(everything.reshape(-1, 1))
+        everything = everything.gather(1, index[:, None])
+        index = torch.zeros_like(index)
     odds = log_odds(everything, index, chosen)
     caveats = []
     if link == "auto" and fits_both_readings(everything):
@@ -89,7 +104,7 @@ def link_outputs(
         caveats.append(
             f"{n_clamped} of {len(index)} probabilities are 0 or 1 in "
             f"{everything.dtype}; their log-odds were cut off. Let forward_func return "
-            "logits"
+            'logits, with link="identity" for labels that do not exclude each other'
         )
     columns = list(odds.split([len(part) for part in parts]))
     n_classes = 1 if targets is None else outputs[0].shape[1]
@@ -103,9 +118,9 @@ def recognise_link(outputs: Tensor) -> Link:
         outputs (Tensor): Shape ``(Q, C)``, all outputs of a call.
 
     Returns:
-        str: For several classes ``"probabilities"`` if all are in [0, 1] and sum to 1
-        (within 1e-3), else ``"logits"``. For one output ``"probabilities"`` if all are
-        in (0, 1), else ``"identity"``.
+        str: ``"probabilities"`` if all are in (0, 1), or of several classes if all are
+        in [0, 1] and sum to 1 (within 1e-3). Otherwise ``"logits"`` for several classes
+        and ``"identity"`` for one output.
 
     Examples::
 
@@ -115,11 +130,10 @@ def recognise_link(outputs: Tensor) -> Link:
         'identity'
     """
     _check_outputs(outputs)
-    if outputs.shape[1] == 1:
-        inside = bool(((outputs > 0) & (outputs < 1)).all())
-        return "probabilities" if inside else "identity"
-    are_shares = _in_range(outputs) and bool(_sums_to_one(outputs).all())
-    return "probabilities" if are_shares else "logits"
+    inside = bool(((outputs > 0) & (outputs < 1)).all())
+    if inside or (_in_range(outputs) and _exclude_each_other(outputs)):
+        return "probabilities"
+    return "identity" if outputs.shape[1] == 1 else "logits"
 
 
 def fits_both_readings(outputs: Tensor) -> bool:

@@ -92,6 +92,13 @@ class SlalomModel:
         Returns:
             tuple[Tensor, Tensor]: Shape ``(B, Q, V)``, and of the sink ``(B, Q)``.
         """
+        n_texts, n_types = self.types.shape
+        accepted = f"({n_texts}, Q, {n_types}), how often each type occurs"
+        check_dense("counts", counts, accepted)
+        if counts.dim() != 3 or counts.shape[::2] != self.types.shape:
+            raise ValueError(
+                f"counts have shape {tuple(counts.shape)}; give {accepted}"
+            )
         # The largest weight is made 1, so that no exponential overflows.
         present = self.importance.masked_fill(~self.types, -torch.inf)
         largest = present.amax(1)

@@ -30,6 +30,9 @@ SHORT_LENGTH = 3
 # they may not.
 _LINKED_BELOW = 4
 
+# More than any text can be asked: the lists of queries would not fit into memory.
+MOST_QUERIES = 10**7
+
 # The paper's SLALOM-fidel deletes at most five tokens. Deleting up to half of the text
 # instead halves the error at ten deletions, and does not change it at one and five.
 LEAST_MOST_DELETIONS = 5
@@ -186,7 +189,7 @@ def draw_halves(
         >>> len(half)
         4
     """
-    check_integer("n_positions", n_positions, 1)
+    check_integer("n_positions", n_positions, 1, MOST_QUERIES)
     _check_draw((0,), n_queries, generator, least=0)
     n_kept = n_positions // 2
     if n_kept <= SHORT_LENGTH:
@@ -219,8 +222,8 @@ def draw_subsets(
         >>> sorted(draw_subsets(2, 9, torch.Generator().manual_seed(0)))
         [(0,), (0, 1), (1,)]
     """
-    check_integer("n_positions", n_positions, 1)
-    check_integer("n_queries", n_queries, 1)
+    check_integer("n_positions", n_positions, 1, MOST_QUERIES)
+    check_integer("n_queries", n_queries, 1, MOST_QUERIES)
     # Six sequences of three types give the same set, and so do six of two types.
     drawn = draw_short(range(n_positions), 8 * n_queries, generator)
     subsets = dict.fromkeys(tuple(sorted(set(query))) for query in drawn)
@@ -284,7 +287,7 @@ def _check_draw(
     types: Sequence[int], n_queries: int, generator: torch.Generator, least: int = 1
 ) -> None:
     _check_types(types)
-    check_integer("n_queries", n_queries, least)
+    check_integer("n_queries", n_queries, least, MOST_QUERIES)
     check_type("generator", generator, torch.Generator, "a torch.Generator")
 
 

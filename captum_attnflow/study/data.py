@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from captum_attnflow._checks import check_column
+from captum_attnflow._checks import check_column, check_type
 from captum_attnflow._files import read_json, refuse_other_content, sha256_of_file
 from captum_attnflow.pipelines.pretrained import check_encodable
 
@@ -91,6 +91,7 @@ def read_data(source: DataSource) -> TextData:
         FileNotFoundError: If there is no such file.
         ValueError: If a column is missing, a text is empty, or the file cannot be read.
     """
+    check_type("source", source, DataSource, "a DataSource")
     if source.limit is not None and source.limit < 1:
         raise ValueError(f"limit={source.limit} must be at least 1")
     path = Path(source.name)

@@ -2,22 +2,29 @@
 
 The room uses torch, Captum and the forward function, and knows no attribution method.
 A new kind of input is one class with the members of
-:class:`~captum_attnflow.texts.texts.PerturbableTexts`.
+:class:`~captum_attnflow.texts.absence.PerturbableTexts`.
 """
 
 from captum_attnflow.targets import Target, targets_of_texts
-from captum_attnflow.texts.deletion import DeletableColumns, DeletableWords
+from captum_attnflow.texts.absence import (
+    Absence,
+    DeletableColumns,
+    DeletableWords,
+    PerturbableTexts,
+    Query,
+    ReplaceableInputs,
+    ReplaceableTexts,
+)
 from captum_attnflow.texts.evaluation import (
     evaluate_queries,
     find_whole_arguments,
     run_queries,
 )
 from captum_attnflow.texts.prompts import ChatInput, EmbeddedInput, TemplateTokens
-from captum_attnflow.texts.replacement import ReplaceableInputs, ReplaceableTexts
-from captum_attnflow.texts.texts import Absence, PerturbableTexts, Query
 from captum_attnflow.texts.token_axis import (
     TokenAxis,
     check_tokenizer,
+    config_of,
     find_padding,
     find_special_tokens,
     parameter_names,
@@ -41,6 +48,7 @@ __all__ = [
     "Unit",
     "Units",
     "check_tokenizer",
+    "config_of",
     "evaluate_queries",
     "find_padding",
     "find_special_tokens",

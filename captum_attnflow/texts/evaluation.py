@@ -10,9 +10,23 @@ import torch
 from torch import Tensor
 
 from captum_attnflow._captum import progress
+from captum_attnflow._checks import (
+    check_batch_size,
+    check_callable,
+    check_flags,
+    check_integer,
+    check_type,
+    counted,
+    described,
+)
 from captum_attnflow._memory import is_out_of_memory
-from captum_attnflow.targets import Target, check_output, run_forward
-from captum_attnflow.texts.texts import PerturbableTexts, Query
+from captum_attnflow.targets import (
+    Target,
+    check_output,
+    run_forward,
+    targets_of_texts,
+)
+from captum_attnflow.texts.absence import PerturbableTexts, Query
 from captum_attnflow.texts.token_axis import TokenAxis, parameter_names
 
 _DEFAULT_ROWS = 128
@@ -48,6 +62,13 @@ def evaluate_queries(
     Raises:
         ValueError: If outputs are not one finite row per query.
     """
+    check_callable("forward_func", forward_func)
+    _check_queries(texts, queries)
+    check_batch_size(internal_batch_size)
+    check_flags(show_progress=show_progress)
+    if targets is not None:
+        check_type("targets", targets, (list, tuple), "a tuple of indices per text")
+        targets = targets_of_texts(list(targets), len(texts.types))
     pairs = [(text, query) for text, each in enumerate(queries) for query in each]
     size = internal_batch_size or _DEFAULT_ROWS
     if texts.max_rows is not None:
@@ -100,6 +121,8 @@ def run_queries(
             shorter one or on baselines; or if it fails on floats.
         Exception: Any other error of the forward function, as it is.
     """
+    check_callable("forward_func", forward_func)
+    _check_query_rows(texts, rows, queries)
     with torch.no_grad():
         try:
             return texts.run(forward_func, rows, queries)
@@ -146,6 +169,9 @@ def find_whole_arguments(
     Returns:
         frozenset[int]: Numbers of arguments that lose no column with a token.
     """
+    check_callable("forward_func", forward_func)
+    kinds = (tuple, list, type(None))
+    check_type("additional", additional, kinds, "a tuple of arguments, or None")
     axis, arguments = TokenAxis(padding), additional or ()
     names = parameter_names(forward_func, 1, len(arguments))
     decoders = frozenset(n for n, name in enumerate(names) if "decoder" in name)
@@ -178,6 +204,68 @@ def find_whole_arguments(
     if runs(undecided):
         return decoders.union(undecided)
     return decoders.union(number for number in undecided if runs([number]))
+
+
+_ACCEPTED_QUERIES = "tuples of indices into the text's explained tokens"
+
+
+def _check_texts(texts: object) -> None:
+    members = ("absence", "types", "positions", "n_positions", "max_rows", "run")
+    if not all(hasattr(texts, name) for name in members):
+        raise ValueError(
+            f"texts={described(texts)} is a {type(texts).__name__}; give texts with "
+            "parts removed, such as DeletableColumns"
+        )
+
+
+def _check_queries(texts: PerturbableTexts, queries: Sequence[Sequence[Query]]) -> None:
+    """Refuse queries that are not a list of tuples for each text."""
+    _check_texts(texts)
+    accepted = f"a list of {_ACCEPTED_QUERIES} for each text"
+    check_type("queries", queries, (list, tuple), accepted)
+    if len(queries) != len(texts.types):
+        raise ValueError(
+            f"queries of {counted(len(queries), 'text')} were given for "
+            f"{counted(len(texts.types), 'text')}; give {accepted}"
+        )
+    for text, each in enumerate(queries):
+        check_type("the queries of a text", each, (list, tuple), _ACCEPTED_QUERIES)
+        for query in each:
+            _check_query(query, len(texts.types[text]))
+
+
+def _check_query_rows(
+    texts: PerturbableTexts, rows: Sequence[int], queries: Sequence[Query]
+) -> None:
+    """Refuse queries that are not one tuple for each of the numbers of texts."""
+    _check_texts(texts)
+    check_type("rows", rows, (list, tuple), "the number of a text for each query")
+    check_type("queries", queries, (list, tuple), _ACCEPTED_QUERIES)
+    if not rows or len(rows) != len(queries):
+        raise ValueError(
+            f"{len(rows)} rows were given for {len(queries)} queries; give at least "
+            "one query, and the number of its text in rows"
+        )
+    for row, query in zip(rows, queries, strict=True):
+        check_integer("a row", row, 0)
+        if row >= len(texts.types):
+            raise ValueError(
+                f"rows hold {row}, but there are {counted(len(texts.types), 'text')}; "
+                "give their numbers, from 0"
+            )
+        _check_query(query, len(texts.types[row]))
+
+
+def _check_query(query: Query, n_tokens: int) -> None:
+    check_type("a query", query, tuple, _ACCEPTED_QUERIES)
+    # Queries are many, and so are their indices: no Python code runs for each of them.
+    are_integers = set(map(type, query)) <= {int}
+    if not are_integers or (query and not 0 <= min(query) <= max(query) < n_tokens):
+        raise ValueError(
+            f"a query is {described(query)}, but its text has "
+            f"{counted(n_tokens, 'token')} to explain; give a tuple of their indices, "
+            "integers from 0"
+        )
 
 
 def select_classes(

@@ -218,6 +218,22 @@ def parameter_names(
     return named + [""] * (n_additional - len(named))
 
 
+def config_of(forward_func: Callable[..., Any]) -> object | None:
+    """Find the config of transformers, where the forward function shows one.
+
+    Args:
+        forward_func (Callable): A model, a module around one, or a method of either.
+            What a plain function calls is not known.
+
+    Returns:
+        object: The config of the outermost module that has one; None without any.
+    """
+    owner: Any = getattr(forward_func, "__self__", forward_func)
+    modules = owner.modules() if isinstance(owner, nn.Module) else iter([owner])
+    configs = (getattr(module, "config", None) for module in modules)
+    return next((config for config in configs if config is not None), None)
+
+
 def find_special_tokens(
     ids: Tensor, forward_func: Callable[..., Any], tokenizer: object | None
 ) -> Tensor:
@@ -225,8 +241,8 @@ def find_special_tokens(
 
     Args:
         ids (Tensor): Token ids, of any shape.
-        forward_func (Callable): The forward function; its config is read if it is a
-            model, or a method of one.
+        forward_func (Callable): The forward function, of which :func:`config_of` may
+            read a config.
         tokenizer (object, optional): A tokenizer of transformers.
 
     Returns:
@@ -250,12 +266,7 @@ def _are_among(
     tokenizer: object | None,
 ) -> Tensor:
     """Mark ids that the tokenizer, or else the model's config, gives these names."""
-    source: Any = tokenizer
-    if source is None:
-        owner: Any = getattr(forward_func, "__self__", forward_func)
-        while isinstance(owner, nn.DataParallel):
-            owner = owner.module
-        source = getattr(owner, "config", None)
+    source = config_of(forward_func) if tokenizer is None else tokenizer
     named: set[Any] = set()
     for name in names:
         given = getattr(source, name, None)

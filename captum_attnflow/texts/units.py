@@ -14,7 +14,15 @@ import torch
 from tokenizers import decoders
 from torch import Tensor
 
-from captum_attnflow._checks import check_choice, counted, described
+from captum_attnflow._checks import (
+    check_choice,
+    check_dense,
+    check_integer,
+    check_strings,
+    check_type,
+    counted,
+    described,
+)
 
 Unit = Literal["token", "word", "sentence", "line"]
 """What scores may be summed over."""
@@ -56,6 +64,15 @@ def token_pieces(ids: Sequence[int], tokenizer: Any) -> list[str]:
         >>> token_pieces(tokenizer("a gripping film").input_ids, tokenizer)
         ['[CLS]', ' a', ' gripping', ' film', ' [SEP]']
     """
+    accepted = "a list of the ids of tokens, such as ids.tolist()"
+    check_type("ids", ids, (list, tuple), accepted)
+    for one in ids:
+        check_integer("an id", one)
+    if not callable(getattr(tokenizer, "decode", None)):
+        raise ValueError(
+            f"tokenizer={described(tokenizer)} is a {type(tokenizer).__name__}, which "
+            "decodes nothing; give a tokenizer of transformers"
+        )
 
     def decode(start: int, stop: int) -> str:
         text: str = tokenizer.decode(
@@ -123,6 +140,17 @@ def sum_over_units(
         >>> summed.texts, summed.scores
         (['Good day.', ' I see.'], tensor([ 3., 12.]))
     """
+    check_dense("scores", scores, "(..., T), one score per token")
+    check_strings("pieces", pieces, "a list of the text of each token")
+    kinds = (list, tuple, type(None))
+    check_type("parts", parts, kinds, "a list of what each token belongs to, or None")
+    if parts is not None and len(parts) != len(pieces):
+        raise ValueError(
+            f"parts are {len(parts)} for {counted(len(pieces), 'piece')}; give one per "
+            "token, or None"
+        )
+    if not scores.dim():
+        raise ValueError("scores have no dimension; give (..., T), one per token")
     if scores.shape[-1] != len(pieces):
         raise ValueError(
             f"{len(pieces)} pieces were given for scores of {scores.shape[-1]} tokens; "

@@ -11,12 +11,16 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from captum_attnflow.demo import DEMO_MODEL_PATH
-from captum_attnflow.demo.examples import Examples, accuracy, encode, forward, predict
 from captum_attnflow.demo.train import (
     ARCHITECTURES,
+    Examples,
+    accuracy,
     build_model,
+    encode,
     fit,
+    forward,
     main,
+    predict,
     save,
     train_tokenizer,
 )

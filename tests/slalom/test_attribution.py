@@ -1126,6 +1126,76 @@ class TestFits:
         assert not self.warnings_of(constant.explain, self.IDS)
 
 
+def warnings_of_demo(demo, text, **options):
+    ids = demo.tokenizer(text, return_tensors="pt").input_ids
+    logits = demo.model(ids).logits
+    slalom = SLALOM(
+        lambda ids: demo.model(ids).logits, tokenizer=demo.tokenizer, **options
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        slalom.explain(ids, target=int(logits.argmax()))
+    return [str(item.message) for item in caught]
+
+
+class TestAdvice:
+    """What one warning says to do, no other says to leave, and it can be done."""
+
+    MISSED = (
+        "not bad",
+        "a beautifully acted and moving story that never feels forced",
+    )
+
+    @pytest.mark.parametrize("text", MISSED)
+    @pytest.mark.parametrize("score", ["contribution", "importance"])
+    def test_scores_that_are_not_to_be_read_get_no_other_advice(
+        self, demo, text, score
+    ):
+        [warning] = warnings_of_demo(demo, text, score=score)
+        assert "the fit misses the examples [0]" in warning
+        assert "do not read these scores" in warning
+
+    @pytest.mark.parametrize("text", MISSED)
+    def test_where_it_leads_the_fit_holds_and_nothing_leads_back(self, demo, text):
+        """To contributions, in which no importance is asked for."""
+        [warning] = warnings_of_demo(demo, text)
+        assert 'take strategy="fidel"' in warning
+        assert "for contributions and removals" in warning
+        for followed in warnings_of_demo(demo, text, strategy="fidel"):
+            assert "misses" not in followed
+            assert "warns where they do not hold at the text" in followed
+
+    @pytest.mark.parametrize("strategy", ["eff", "fidel"])
+    def test_importances_are_sought_by_what_was_not_done_yet(self, demo, strategy):
+        text = (
+            "the acting , costumes , music , cinematography and sound are all "
+            "astounding given the production 's austere locales ."
+        )
+        few = {"eff": {"n_samples": 60}, "fidel": {}}[strategy]
+        [warning] = warnings_of_demo(demo, text, strategy=strategy, **few)
+        assert "are not identified" in warning
+        advised = {"eff": "give more n_samples", "fidel": 'strategy="eff"'}
+        assert advised[strategy] in warning
+        assert f'strategy="{strategy}"' not in warning
+        assert warnings_of_demo(demo, text) == []
+
+    def test_more_queries_are_asked_for_where_there_are_more(self, demo):
+        [warning] = warnings_of_demo(demo, "a film")
+        assert "More n_samples cannot help: these texts have no further" in warning
+
+    def test_each_example_is_named_in_the_warning_that_is_its_own(self, demo):
+        texts = ["not bad", "a film"]
+        ids = demo.tokenizer(texts, return_tensors="pt").input_ids
+        slalom = SLALOM(lambda ids: demo.model(ids).logits, tokenizer=demo.tokenizer)
+        with pytest.warns(UserWarning, match="the examples") as caught:
+            slalom.explain(ids, target=1)
+        told = sorted(str(item.message) for item in caught)
+        assert [re.search(r"examples (\[.*?\])", one)[1] for one in told] == [
+            "[0]",
+            "[1]",
+        ]
+
+
 class TestLanguageModels:
     @staticmethod
     def next_word(ids, n_words):

@@ -13,7 +13,7 @@ from captum_attnflow.slalom import (
     draw_short,
     fit_slalom,
 )
-from captum_attnflow.slalom.posterior import Posterior, Precisions, Problem, State
+from captum_attnflow.slalom.fit import Posterior, Precisions, Problem, State
 
 
 def a_function(n_types: int, seed: int = 0) -> tuple[list[float], list[float]]:

@@ -55,8 +55,10 @@ def test_one_output_is_a_log_odds_or_a_probability():
     )
 
 
-def test_outputs_in_the_unit_interval_that_do_not_sum_to_one_are_logits():
-    assert recognise_link(torch.tensor([[0.2, 0.3], [0.9, 0.1]])) == "logits"
+def test_outputs_within_the_unit_interval_that_do_not_sum_to_one():
+    """They are probabilities of several labels; scores that reach its ends are not."""
+    assert recognise_link(torch.tensor([[0.2, 0.3], [0.9, 0.1]])) == "probabilities"
+    assert recognise_link(torch.tensor([[0.2, 0.3], [1.0, 0.0]])) == "logits"
 
 
 def test_probabilities_of_labels_that_do_not_exclude_each_other():
@@ -70,7 +72,8 @@ def test_probabilities_of_labels_that_do_not_exclude_each_other():
     linked = link_outputs([probabilities], [(1,)], "auto")
     [caveat] = linked.caveats
     assert "in [0, 1] for all queries and do not sum to 1" in caveat
-    assert f'read by link="{linked.link}". Say by link=' in caveat
+    assert linked.link == "probabilities"
+    assert 'read by link="probabilities". Say by link=' in caveat
     assert link_outputs([probabilities], [(1,)], "probabilities").caveats == ()
 
 
@@ -80,6 +83,31 @@ def test_certain_probabilities_stay_finite(dtype):
     for index in (0, 1):
         odds = log_odds(certain, torch.tensor([index]), "probabilities")
         assert odds.isfinite().all()
+
+
+def test_outputs_of_labels_that_may_apply_together_are_read_one_by_one():
+    logits = 4 * LOGITS
+    linked = link_outputs([logits], [(1,)], "auto", excluding=False)
+    assert (linked.link, linked.caveats) == ("identity", ())
+    assert torch.equal(linked.columns[0], logits[:, 1].double())
+    # The outputs of the other labels say what those of this one are.
+    mixed = torch.tensor([[0.4, -3.0], [0.6, 2.0]])
+    linked = link_outputs([mixed], [(0,)], "auto", excluding=False)
+    assert linked.link == "identity"
+
+
+@pytest.mark.parametrize("excluding", [True, False])
+def test_shares_that_sum_to_one_mean_the_same_either_way(excluding):
+    shares = LOGITS.softmax(-1)
+    linked = link_outputs([shares], [(1,)], "auto", excluding)
+    expected = log_odds(LOGITS, torch.full((len(LOGITS),), 1), "logits")
+    torch.testing.assert_close(linked.columns[0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_advice_on_certain_probabilities_holds_for_labels_of_each_kind():
+    linked = link_outputs([torch.tensor([[1.0], [0.4]])], [(0,)], "probabilities")
+    [caveat] = linked.caveats
+    assert caveat.endswith('link="identity" for labels that do not exclude each other')
 
 
 def test_probabilities_out_of_range_are_refused():

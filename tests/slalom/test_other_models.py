@@ -186,12 +186,51 @@ def test_a_token_classifier_is_asked_at_the_token_that_the_target_names():
     assert explanation.predicted.item() == pytest.approx(predicted)
 
 
-def test_labels_read_as_excluding_each_other_without_need_are_warned_of():
+def test_probabilities_that_do_not_sum_to_one_are_those_of_several_labels():
     model = bert()
-    with pytest.warns(UserWarning, match=r"do not sum to 1.*Say by link="):
-        SLALOM(lambda ids: model(ids).sigmoid(), n_samples=60).attribute(
-            torch.tensor([TOKENS]), target=CLASS
-        )
+    slalom = SLALOM(lambda ids: model(ids).sigmoid(), n_samples=60)
+    with pytest.warns(UserWarning, match=r'sum to 1.*"probabilities"\. Say by link='):
+        found = slalom.explain(torch.tensor([TOKENS]), target=CLASS)
+    expected = model(torch.tensor([TOKENS]))[:, CLASS]
+    torch.testing.assert_close(found.output, expected)
+
+
+class Logits(nn.Module):
+    """What captum.attr needs of a model of transformers: a module of tensors."""
+
+    def __init__(self, model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids):
+        return self.model(ids).logits
+
+
+@pytest.mark.filterwarnings("ignore:the fit misses", "ignore:the importances")
+@pytest.mark.parametrize("problem", [None, "single_label", "multi_label"])
+@pytest.mark.parametrize("wrap", [lambda module: module, lambda module: module.forward])
+def test_the_config_says_whether_labels_exclude_each_other(problem, wrap):
+    ids = torch.tensor([TOKENS])
+    config = transformers.BertConfig(
+        **_SMALL, **_BERT, problem_type=problem and f"{problem}_classification"
+    )
+    model = transformers.BertForSequenceClassification(config).double().eval()
+    found = SLALOM(wrap(Logits(model)), n_samples=60).explain(ids, target=CLASS)
+    logits = model(ids).logits[0].detach()
+    several = problem == "multi_label"
+    assert found.link == ("identity" if several else "logits",)
+    expected = float(logits[CLASS]) if several else softmax_odds(logits)
+    assert float(found.output) == pytest.approx(expected)
+    assert found.caveats == ()
+
+
+def test_special_tokens_are_those_of_the_model_that_a_module_holds():
+    config = transformers.BertConfig(**_SMALL, **_BERT, bos_token_id=7, eos_token_id=9)
+    model = transformers.BertForSequenceClassification(config).double().eval()
+    found = SLALOM(Logits(model), n_samples=60).attribute(
+        torch.tensor([TOKENS]), target=CLASS
+    )
+    assert (found != 0).tolist() == [[False, True, True, True, True, False]]
 
 
 @pytest.mark.filterwarnings("ignore:the fit misses", "ignore:the importances")

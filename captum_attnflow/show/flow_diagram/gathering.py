@@ -19,6 +19,8 @@ from captum_attnflow._checks import (
     check_example,
     check_flags,
     check_integer,
+    check_strings,
+    check_type,
 )
 from captum_attnflow.explanation import ConservationDiagnostics, Explanation
 from captum_attnflow.flow.network import LayeredNetwork
@@ -50,6 +52,8 @@ def lay_out_flow(
 ) -> FlowLayout:
     """Read one example's flow; see :func:`flow_diagram` for arguments and errors."""
     _check_options(n_tokens, threshold, relative_to, cut)
+    for name, given in (("method", method), ("target", target)):
+        check_type(name, given, (str, type(None)), "its name, or None")
     flow, labels = _read(explanation, tokens, example)
     signed = _is_signed(explanation)
     direct = _direct(explanation, example) if signed else None
@@ -217,7 +221,8 @@ def _check_options(
     check_integer("n_tokens", n_tokens, 1)
     check_flags(cut=cut)
     check_choice("relative_to", relative_to, get_args(RelativeTo))
-    if not 0 <= threshold <= 1:
+    check_type("threshold", threshold, (int, float), "a share, from 0 to 1")
+    if isinstance(threshold, bool) or not 0 <= threshold <= 1:
         raise ValueError(
             f"threshold={threshold!r} must be a share of the largest flow, from 0 to 1"
         )
@@ -241,6 +246,8 @@ def _read(
         )
     n_examples, _, _, n_tokens = explanation.flow.shape
     check_example(example, n_examples)
+    if tokens is not None:
+        check_strings("tokens", tokens, "a list of one str per position")
     labels = position_labels(n_tokens) if tokens is None else list(tokens)
     if len(labels) != n_tokens:
         raise ValueError(
