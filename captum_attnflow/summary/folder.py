@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from captum_attnflow._checks import described
+from captum_attnflow.runs.folder import Checksums
 
 FORMAT = 1
 """The version of the folder's format that is read."""
@@ -107,6 +108,7 @@ class ScoreFolder:
         folder = Path(path)
         manifest = _read_manifest(folder)
         parts = _find_parts(folder)
+        _check_whole(folder, parts)
         there = _column_names(parts[0])
         missing = [name for name in _NEEDED if name not in there]
         if missing:
@@ -122,11 +124,18 @@ class ScoreFolder:
         return ScoreFolder(folder, manifest, parts, carried)
 
     def check_label_column(self, name: str) -> None:
-        """Refuse a column that was not carried along.
+        """Refuse a column that was not carried along, or says nothing of the task.
 
         Raises:
-            ValueError: Saying which there are.
+            ValueError: Saying which there are, or what the task lacks.
         """
+        task = self.manifest.get("task")
+        if task not in _ONE_LINE:
+            raise ValueError(
+                f"label_column={described(name)} holds a true label for each text, and "
+                f"{self.path} is of {task}, which predicts none for a text as a whole; "
+                "leave it out"
+            )
         if name in self.carried:
             return
         there = ", ".join(map(repr, self.carried)) or "none"
@@ -208,6 +217,18 @@ def _find_parts(folder: Path) -> tuple[Path, ...]:
             "rows may be there twice; leave those of one format"
         )
     return tuple(sorted(found, key=lambda path: (int(found[path][1]), path.name)))
+
+
+def _check_whole(folder: Path, parts: tuple[Path, ...]) -> None:
+    """Refuse a part file that was changed after it was written."""
+    checksums = Checksums(folder)
+    for part in parts:
+        if not checksums.agree(part):
+            raise ValueError(
+                f"{part} was changed or cut off after it was written, as its checksum "
+                f"in {Checksums.name} says. Run captum-attnflow explain --data again, "
+                "which writes the file anew"
+            )
 
 
 def _column_names(part: Path) -> tuple[str, ...]:

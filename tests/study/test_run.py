@@ -28,7 +28,7 @@ def test_values_are_the_metrics_of_each_text_alone(study, demo):
     results = results_without_seconds(study.output)
     mask = demo.tokenizer.mask_token_id
     texts = read_data(study.data).texts
-    for row, text in enumerate(texts, 1):
+    for row, text in enumerate(texts):
         [explained] = demo.explain([text], "attention-rollout")
         ids = demo.tokenizer(text, return_tensors="pt").input_ids
         for removal in study.removals:
@@ -44,7 +44,7 @@ def test_values_are_the_metrics_of_each_text_alone(study, demo):
             [result] = [
                 r
                 for r in results
-                if (r["method"], r["example"]) == ("attention-rollout", row)
+                if (r["method"], r["row"]) == ("attention-rollout", row)
             ]
             assert result["values"][removal]["aopc"] == pytest.approx(
                 value.item(), abs=1e-5
@@ -256,8 +256,8 @@ def test_failures_on_single_texts_are_recorded_and_the_rest_goes_on(
     table = run_study(study)
     failures = manifest()["results"]["failures"]
     assert [(f["method"], f["row"]) for f in failures] == [
-        ("fragile", 3),
-        ("fragile", 5),
+        ("fragile", 2),
+        ("fragile", 4),
     ]
     assert "NaN or infinite" in failures[0]["error"]
     assert failures[1]["error"] == "ZeroDivisionError: holes"
@@ -266,8 +266,8 @@ def test_failures_on_single_texts_are_recorded_and_the_rest_goes_on(
     assert (fragile.n, fragile.failures) == (5, 2)
     assert (sound.n, sound.failures) == (7, 0)
     results = results_without_seconds(study.output)
-    values = {(r["method"], r["example"]): r["values"] for r in results}
-    for row in (1, 2, 4, 6, 7):
+    values = {(r["method"], r["row"]): r["values"] for r in results}
+    for row in (0, 1, 3, 5, 6):
         assert values["fragile", row]["delete"]["aopc"] == pytest.approx(
             values["attention-rollout", row]["delete"]["aopc"], abs=1e-5
         )
@@ -365,7 +365,7 @@ def test_bad_settings_are_refused_before_any_work(study, changed, change, messag
 def test_labels_outside_the_models_classes_are_refused_before_any_work(study, tmp_path):
     path = tmp_path / "texts.tsv"
     path.write_text(path.read_text().replace("dull\t0", "dull\t2"))
-    with pytest.raises(ValueError, match=r"label '2' of row 2.*\['negative', 'posit"):
+    with pytest.raises(ValueError, match=r"label '2' of row 1.*\['negative', 'posit"):
         run_study(study)
     assert not (study.output / "manifest.json").exists()
 
