@@ -129,12 +129,19 @@ class TableData:
     header: tuple[str, ...] = ()
 
     def rows(self) -> Iterator[Row]:
-        """Read the rows, each with what is wrong with it."""
-        for number, cells in enumerate(self.cells()):
-            if isinstance(cells, Broken):
-                yield self._broken(number, cells)
-            else:
-                yield _to_row(number, cells, self.source, self.kinds)
+        """Read the rows, each with what is wrong with it.
+
+        Raises:
+            ValueError: If a file is damaged inside, naming it.
+        """
+        try:
+            for number, cells in enumerate(self.cells()):
+                if isinstance(cells, Broken):
+                    yield self._broken(number, cells)
+                else:
+                    yield _to_row(number, cells, self.source, self.kinds)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from error
 
     def _broken(self, number: int, broken: Broken) -> Row:
         carried = (None,) * len(self.source.columns)

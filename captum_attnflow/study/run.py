@@ -427,8 +427,8 @@ def _agreed_manifest(
     with manifest_lock(folder) as path:
         earlier = read_manifest(folder, "a study", (*_SETTINGS, *_NAMED), results)
         if earlier is not None:
-            check_format(folder, earlier.get("format", 1), _FORMAT)
             _check_objects(path, earlier)
+            check_format(folder, earlier.get("format", 1), _FORMAT)
             _check_same(folder, earlier, manifest)
             manifest = {**manifest, **{p: earlier[p] | manifest[p] for p in _NAMED}}
         write_manifest(folder, manifest)

@@ -227,7 +227,8 @@ def _check_whole(folder: Path, parts: tuple[Path, ...]) -> None:
             raise ValueError(
                 f"{part} was changed or cut off after it was written, as its checksum "
                 f"in {Checksums.name} says. Run captum-attnflow explain --data again, "
-                "which writes the file anew"
+                "which writes the file anew; if you changed it yourself, remove its "
+                f"line from {Checksums.name}"
             )
 
 

@@ -95,11 +95,10 @@ def test_rows_that_cannot_be_read_take_no_other_with_them(tmp_path):
     data = read_data(DataSource(str(path)))
     assert data.texts == ("good", "sad")
     assert data.rows == (1, 5)
-    assert [
-        reason.split(",")[0].split(":")[0] for reason in data.left_out.values()
-    ] == [
+    reasons = [reason.split(":")[0] for reason in data.left_out.values()]
+    assert reasons == [
         "the line cannot be read",
-        "the text is no UTF-8",
+        "the text is no UTF-8, or holds half a character (a lone surrogate)",
         "the line has fewer cells than the header names",
         "the line has more cells than the header names",
     ]
@@ -115,7 +114,7 @@ def test_a_row_without_a_label_is_left_out_where_labels_are_read(tmp_path):
 
 
 def test_a_file_without_any_text_is_refused_with_the_commonest_reason(tmp_path):
-    rows = [{"text": " "}, {"text": ""}, {"text": 3}]
+    rows = [{"text": " "}, {"text": ""}, {"text": ["so"]}]
     with pytest.raises(ValueError, match=r"of 3, 2 are left out since the text is bl"):
         read_data(written(tmp_path, "jsonl", rows))
 
@@ -232,7 +231,7 @@ def test_a_corrupt_parquet_file_is_named(tmp_path, place):
     content[place : place + 20] = b"\xff" * 20
     (tmp_path / "texts.parquet").write_bytes(content)
     with pytest.raises(
-        ValueError, match=r"texts\.parquet: it is (no Parquet file|damaged)|no UTF-8"
+        ValueError, match=r"texts\.parquet: it is (no Parquet file|damaged)"
     ):
         read_data(source)
 

@@ -9,6 +9,7 @@ import os
 import random
 import re
 import shutil
+import time
 from importlib.metadata import version
 
 import numpy as np
@@ -204,6 +205,14 @@ def test_changed_data_model_and_method_are_refused(
 
 
 @pytest.mark.usefixtures("finished")
+def test_a_study_of_an_earlier_version_is_refused(study, manifest):
+    earlier = {k: v for k, v in manifest().items() if k != "format"}
+    (study.output / "manifest.json").write_text(json.dumps(earlier))
+    with pytest.raises(ValueError, match="is of format 1, and this version writes 2"):
+        run_study(study)
+
+
+@pytest.mark.usefixtures("finished")
 def test_results_without_a_manifest_are_refused(study):
     (study.output / "manifest.json").unlink()
     with pytest.raises(ValueError, match=r"no manifest\.json beside it"):
@@ -326,6 +335,51 @@ def test_several_models_share_one_table(study, changed, tmp_path):
     ]
     assert [row.model for row in table.rows] == ["sentiment"] * 4 + ["twin"] * 4
     assert values[:4] == values[4:]
+
+
+def test_the_first_call_warms_up_and_is_the_time_of_no_text(
+    study, changed, monkeypatch
+):
+    """Flows compile for seconds at their first call; its rows do not count either."""
+    sound, calls = METHODS["attention-rollout"], []
+
+    def scores(batch, **settings):
+        calls.append(len(batch))
+        if len(calls) == 1:
+            time.sleep(0.5)
+        return sound.scores(batch, **settings)
+
+    monkeypatch.setitem(METHODS, "slow", Method(scores, "warms up", sound.settings))
+    table = run_study(changed(methods=("slow", "attention-rollout"), against=None))
+    assert sorted(calls) == [1, 2, 2, 2, 2]  # the first batch twice
+    lines = (study.output / "results.jsonl").read_text().splitlines()
+    assert max(json.loads(line)["seconds"] for line in lines) < 0.2
+    slow, plain = table.rows[:2]
+    assert slow.values == plain.values
+    assert slow.forward_rows == plain.forward_rows == 1
+
+
+def test_rows_without_a_text_are_left_out_and_named(study, tmp_path):
+    path = tmp_path / "texts.tsv"
+    whole = run_study(study)
+    lines = path.read_text().splitlines()
+    lines[2:2] = ["\t1", "one cell"]
+    path.write_text("\n".join(lines) + "\n")
+    broken = dataclasses.replace(study, output=tmp_path / "broken")
+    with pytest.warns(
+        UserWarning, match=r"2 rows of texts.tsv left out, by reason: 1:"
+    ):
+        table = run_study(broken)
+    written = json.loads((broken.output / "manifest.json").read_text())
+    assert written["results"]["n_left_out"] == 2
+    assert written["results"]["left_out"] == [
+        {"row": 1, "reason": "the text is blank"},
+        {"row": 2, "reason": "the line has fewer cells than the header names"},
+    ]
+    rows = {result["row"] for result in results_without_seconds(broken.output)}
+    assert rows == {0, 3, 4, 5, 6, 7, 8}
+    sound = [row.values for row in whole.rows if row.method != "random"]
+    assert [row.values for row in table.rows if row.method != "random"] == sound
 
 
 def test_progress_tells_the_time_left(study, capsys):

@@ -76,6 +76,35 @@ def test_broken_lines_of_csv_take_no_other_with_them(read):
     ]
 
 
+@pytest.mark.parametrize(
+    ("header", "lines", "ids"),
+    [
+        ("k,text", ["7,a,b", "8", '9,"open', '"open,10'], ["7", "8", "9", "row 3"]),
+        ("text,k", ["a,b,7", "8", '"open",9', "", "a,"], ["7", "row 1", "9", *"3", ""]),
+        ("text,k,n", ["a,b,7,1", '"open,8,1'], ["7", "row 1"]),
+        ("n,k,text", ["1,7,a,b", '1,8,"open'], ["7", "8"]),
+        ("text,k,b", ["a,7,b,c"], ["row 0"]),
+    ],
+)
+def test_a_broken_line_of_csv_keeps_its_id_or_gets_its_number(read, header, lines, ids):
+    """A stray separator within a text moves what is right of it."""
+    rows = read(
+        "a.csv",
+        "\n".join([header, *lines]) + "\n",
+        id_column="k",
+        pair_column="b" if header.endswith("b") else None,
+    )
+    found = [row.id for row in rows]
+    assert found == [name if name != "3" else "row 3" for name in ids]
+    assert [row.number for row in rows] == list(range(len(lines)))
+
+
+def test_a_broken_line_of_jsonl_gets_its_number(read):
+    rows = read("a.jsonl", '{"text": "a", "k": 5}\n{"te\n', id_column="k")
+    assert [row.id for row in rows] == ["5", "row 1"]
+    assert [row.id for row in read("a.jsonl", '{"text": "a"}\n{"te\n')] == [None] * 2
+
+
 def test_blank_lines_of_one_column_are_blank_texts(read):
     assert [row.fault for row in read("a.csv", "text\ngood\n\ngood\n")] == [
         None,
