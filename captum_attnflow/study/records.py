@@ -41,8 +41,11 @@ class Record:
         tied (bool): Whether all tokens that can be removed have one score.
         forward_rows (float): Rows of forward passes that the attribution took. A batch
             is shared out evenly among its texts, as seconds are.
-        backward_rows (float): Rows of backward passes.
-        seconds (float): Wall time of the attribution.
+        backward_rows (float): Rows of backward passes. Where a batch has as many texts
+            as a captured tensor has heads, tokens or features, one more pass finds
+            which axis is that of the texts, and the rows are twice as many.
+        seconds (float): Wall time of the attribution, without the first call of the
+            method by a model in a process, which compiles and counts for no text.
         failure (str, optional): What went wrong.
     """
 

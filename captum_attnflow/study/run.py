@@ -85,8 +85,11 @@ def run_study(study: Study, show_progress: bool = False) -> Table | None:
     A study that was killed continues where it stopped and gives the figures that it
     would have given: texts are batched in the same way, and a method with random
     numbers has a seed for each text. Seconds are those of the run in which a text was
-    done. Parts and workers of Ray give these figures too, on the same kind of machine
-    and with as many threads.
+    done, without its first call of each method, which compiles. Parts and workers of
+    Ray give these figures too, on the same kind of machine and with as many threads.
+
+    Rows of the data that hold no text, or no label where labels are read, are left
+    out. A warning counts them, and the manifest names them.
 
     A part writes ``results-2-of-4.jsonl`` and the like. The one that ends last moves
     all lines to ``results.jsonl`` and writes the table; so does a run without parts.

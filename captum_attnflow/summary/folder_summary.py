@@ -256,7 +256,8 @@ class FolderSummary:
         counts (Counts): Its rows.
         tokenization (Tokenization): How its tokens became words.
         is_signed (bool): Whether there are negative scores of words.
-        special_share (Estimate): The special tokens' part of a text's absolute scores.
+        special_share (Estimate): The special tokens' share of a text's absolute
+            scores.
         labels (tuple of LabelWords): The words for and against every label, the most
             frequent label first.
         min_texts (int): Words in fewer texts are left out.
@@ -358,7 +359,7 @@ def _check_explained(folder: ScoreFolder, counts: Counts) -> None:
         most, n_failed = next(iter(counts.failed.items()))
         reason = f"{n_failed} failed with: {printable(most)}"
     else:
-        reason = "its parts are empty"
+        reason = "its part files are empty"
     raise ValueError(
         f"{folder.path} holds {counts.n_rows} rows and no explained text to summarize: "
         f"{reason}. Give a folder with explained texts"

@@ -1,4 +1,4 @@
-"""Tables of texts in, tables of explanations out: in parts, with a manifest."""
+"""Tables of texts in, tables of explanations out: part files and a manifest."""
 
 from typing import TYPE_CHECKING
 

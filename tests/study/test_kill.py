@@ -8,11 +8,11 @@ import signal
 import time
 
 import pytest
+from study.conftest import METHODS
 from study.figures import results_without_seconds, table_without_seconds
+from table_runs import study_on
 
-from captum_attnflow.study import run_study
-
-N_KILLS = 5
+N_KILLS = 10
 
 
 @pytest.fixture(scope="module")
@@ -27,29 +27,39 @@ def processes():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("engine", ["local", "ray"])
 def test_kill_9_at_random_moments_loses_nothing_and_changes_no_figure(
-    processes, study, tmp_path
+    processes, study, tmp_path, engine, request
 ):
-    def start(folder):
-        process = processes.Process(
-            target=run_study, args=(dataclasses.replace(study, output=folder),)
-        )
+    """Every undisturbed line is there at the end, to the last bit, by each engine."""
+    address = None
+    if engine == "ray":
+        pytest.importorskip("ray")
+        # One that stays: it has to clean up behind every process that is killed.
+        address = request.getfixturevalue("cluster")
+    study = dataclasses.replace(study, batch_size=1, methods=METHODS)
+
+    def start(folder, **changed):
+        other = dataclasses.replace(study, output=folder, **changed)
+        process = processes.Process(target=study_on, args=(address, other))
         process.start()
         return process
 
-    start(tmp_path / "warm").join()
-    began = time.monotonic()
-    start(study.output).join()
-    duration = time.monotonic() - began
+    start(study.output).join()  # undisturbed, in one process
     results = results_without_seconds(study.output)
     table = table_without_seconds(study.output)
+    by_engine = {} if engine == "local" else {"engine": "ray", "workers": 2}
+    start(tmp_path / "warm", **by_engine).join()
+    began = time.monotonic()
+    start(tmp_path / "timed", **by_engine).join()
+    duration = time.monotonic() - began
 
     moments = random.Random(0)
     n_kills, n_inside, n_folders = 0, 0, 0
     while n_kills < N_KILLS:
         folder, done, exit_code = tmp_path / f"killed {n_folders}", b"", None
         while exit_code != 0:
-            process = start(folder)
+            process = start(folder, **by_engine)
             if n_kills < N_KILLS:
                 process.join(moments.uniform(0, duration))
                 if process.is_alive():
@@ -63,7 +73,9 @@ def test_kill_9_at_random_moments_loses_nothing_and_changes_no_figure(
             assert content.startswith(done)  # whole lines stay, seconds included
             done = content[: content.rfind(b"\n") + 1]
             n_inside += 0 < len(done.splitlines()) < len(results)
+            print(f"{n_kills} killed; {len(done.splitlines())} of {len(results)} lines")
         assert results_without_seconds(folder) == results
         assert table_without_seconds(folder) == table
         n_folders += 1
+    print(f"{engine}: {n_kills} runs killed, {n_inside} of them in the middle")
     assert n_inside >= 1  # kills did hit the middle of the work
