@@ -27,13 +27,14 @@ ARROWS: dict[str, set[str]] = {
         *("long_form", "scored_tokens", "storage"),
     },
     "metrics": {"targets", "texts"},
-    "tables": {"demo", "pipelines"},
+    # What runs over tables share: rows, parts, workers, folders.
+    "runs": set(),
+    "tables": {"demo", "pipelines", "runs"},
     "study": {
-        *("capture", "flow", "metrics", "pipelines", "scored_tokens", "tables"),
-        "texts",
+        *("capture", "flow", "metrics", "pipelines", "runs", "scored_tokens", "texts"),
     },
-    # Of the pictures only words, fonts and figures.
-    "summary": {"scored_tokens", "show", "texts"},
+    # Of the pictures only words, fonts and figures; of runs the checksums.
+    "summary": {"runs", "scored_tokens", "show", "texts"},
 }
 
 

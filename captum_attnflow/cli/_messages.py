@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import typer
@@ -77,6 +78,31 @@ def _is_expected(error: Exception) -> bool:
     from captum_attnflow import FlowError
 
     return isinstance(error, FlowError)
+
+
+@contextmanager
+def options_named(settings: Iterable[str]) -> Iterator[None]:
+    """Let errors name settings as they were given, ``--batch-size=0``.
+
+    Args:
+        settings (iterable of str): Their names in Python, ``batch_size``; a plural is
+            an option that may be repeated.
+
+    Raises:
+        ValueError: In place of the one that names ``batch_size=0``.
+    """
+    known = "|".join(sorted(settings, key=len, reverse=True))
+    try:
+        yield
+    except ValueError as error:
+        if type(error) is not ValueError:
+            raise
+        named = re.sub(
+            rf"(?<![\w-])({known})s?(?==)",
+            lambda found: f"--{found[1].replace('_', '-')}",
+            str(error),
+        )
+        raise ValueError(named) from error
 
 
 @contextmanager

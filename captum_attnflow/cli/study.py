@@ -6,6 +6,7 @@ What loads torch is imported when the command runs, not for its help text.
 from __future__ import annotations
 
 import sys
+from inspect import signature
 from pathlib import Path
 from typing import Annotated
 
@@ -13,11 +14,11 @@ import typer
 
 from captum_attnflow._checks import DTYPES, counted
 from captum_attnflow._warnings import stopped_in_words
-from captum_attnflow.cli._messages import errors_as_sentences, printing
+from captum_attnflow.cli._messages import errors_as_sentences, options_named, printing
+from captum_attnflow.runs.data import INPUT_FORMATS
+from captum_attnflow.runs.sharing import ENGINES, read_part
 from captum_attnflow.study import METHODS, REMOVALS, Study
 from captum_attnflow.study.settings import BETTER
-from captum_attnflow.tables import read_part
-from captum_attnflow.tables.ray_engine import ENGINES
 
 _METHODS = (
     "generalized-attention-flow",
@@ -35,7 +36,8 @@ def study(
     data: Annotated[
         str,
         typer.Option(
-            help="Texts: a .tsv, .csv, .jsonl or .parquet file, or a hub data set."
+            help="Texts: a .tsv, .csv, .jsonl or .parquet file, a hub data set, or - "
+            "for standard input. Rows without a text are left out and counted."
         ),
     ],
     output: Annotated[
@@ -68,8 +70,16 @@ def study(
     label_column: Annotated[
         str | None, typer.Option(help="Column of labels, for the models' accuracy.")
     ] = None,
+    input_format: Annotated[
+        str | None,
+        typer.Option(
+            help=f"One of: {', '.join(INPUT_FORMATS)}; by the file's ending or "
+            "standard input's first character by default.",
+            show_default=False,
+        ),
+    ] = None,
     limit: Annotated[
-        int | None, typer.Option(help="Only a random sample of N rows.")
+        int | None, typer.Option(help="Only a random sample of N texts.")
     ] = None,
     split: Annotated[str, typer.Option(help="Split of a hub data set.")] = "test",
     subset: Annotated[
@@ -130,7 +140,11 @@ def study(
     tokens are replaced or deleted. Writes a table (Markdown, CSV, LaTeX), a plot, all
     results per text and a manifest into the output folder.
     """
-    with errors_as_sentences(), stopped_in_words(lambda: _how_far(output)):
+    with (
+        errors_as_sentences(),
+        stopped_in_words(lambda: _how_far(output)),
+        options_named(signature(study).parameters),
+    ):
         from transformers.utils import logging as transformers_logging
 
         from captum_attnflow.demo import DEMO_MODEL_PATH
@@ -142,7 +156,14 @@ def study(
             Study(
                 models=tuple(model or [str(DEMO_MODEL_PATH)]),
                 data=DataSource(
-                    data, text_column, label_column, limit, seed, split, subset
+                    data,
+                    text_column,
+                    label_column,
+                    limit,
+                    seed,
+                    split,
+                    subset,
+                    input_format,
                 ),
                 methods=tuple(method or _METHODS),
                 output=output,

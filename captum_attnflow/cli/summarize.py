@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from captum_attnflow.cli._messages import errors_as_sentences, printing
+from captum_attnflow.cli._messages import errors_as_sentences, options_named, printing
 from captum_attnflow.cli._status import saying
 
 
@@ -48,7 +48,7 @@ def summarize(
     Also where in a text the scores are, how far methods agree, and where the model is
     confidently wrong. Writes summary.html, words.csv and pictures, PNG and SVG.
     """
-    with errors_as_sentences():
+    with errors_as_sentences(), options_named(("label_column", "top", "min_texts")):
         from rich.console import Console
 
         with saying("loading"):

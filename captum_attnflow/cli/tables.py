@@ -6,15 +6,18 @@ What loads torch is imported when the command runs, not for its help text.
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import typer
 
 from captum_attnflow._checks import counted
+from captum_attnflow.cli._messages import options_named
+from captum_attnflow.runs.data import INPUT_FORMATS
+from captum_attnflow.runs.sharing import ENGINES
 from captum_attnflow.tables import TableJob, read_part
-from captum_attnflow.tables.ray_engine import ENGINES
-from captum_attnflow.tables.settings import INPUT_FORMATS, OUTPUT_FORMATS
+from captum_attnflow.tables.settings import OUTPUT_FORMATS
 
 _PANEL = "Tables (--data)"
 _MOST_REASONS = 5
@@ -112,20 +115,22 @@ def explain_data(
         raise NotADirectoryError(
             f"--output {output} is a file; for --data give a folder"
         )
-    job = TableJob(
-        data=data,
-        output=output,
-        columns=tuple(columns.split(",")) if columns else (),
-        part=read_part(part),
-        **{name: value for name, value in settings.items() if value is not None},
-    )
-    job.check()
-    from transformers.utils import logging as transformers_logging
+    names = [field.name for field in fields(TableJob)]
+    with options_named([*names, *settings.get("options", {})]):
+        job = TableJob(
+            data=data,
+            output=output,
+            columns=tuple(columns.split(",")) if columns else (),
+            part=read_part(part),
+            **{name: value for name, value in settings.items() if value is not None},
+        )
+        job.check()
+        from transformers.utils import logging as transformers_logging
 
-    from captum_attnflow.tables import explain_table
+        from captum_attnflow.tables import explain_table
 
-    transformers_logging.disable_progress_bar()
-    outcome = explain_table(job, show_progress=True)
+        transformers_logging.disable_progress_bar()
+        outcome = explain_table(job, show_progress=True)
     for warning in outcome.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     kept = f", {outcome.n_kept} of them from before" if outcome.n_kept else ""

@@ -43,7 +43,7 @@ class Task:
     Attributes:
         model (str): The model's name in the study.
         method (str, optional): The method; None for the bounds of AOPC.
-        rows (tuple of int): The texts' places among all, counted from 1.
+        rows (tuple of int): The texts' rows in the data, counted from 0.
         texts (tuple of str): The texts.
         bounds (mapping): By removal mode and row, the bounds that are known.
     """
@@ -67,6 +67,7 @@ class TaskRunner:
         self._study = study
         self._classifiers = classifiers
         self._last: tuple[tuple[str, tuple[int, ...]], TextBatch] | None = None
+        self._warm: set[tuple[str, str]] = set()
 
     @staticmethod
     def load(study: Study, names: Sequence[str]) -> TaskRunner:
@@ -84,6 +85,9 @@ class TaskRunner:
         batch = self._batch(task)
         if task.method is None:
             return _search_missing(self._study, task, batch)
+        if (task.model, task.method) not in self._warm:
+            self._warm.add((task.model, task.method))
+            _warm_up(self._study, task.method, batch, task.rows[0])
         return evaluate(
             self._study, task.model, task.method, batch, task.rows, task.bounds
         )
@@ -154,7 +158,7 @@ def evaluate(
         model (str): Name of the batch's model.
         method (str): Name of the method.
         batch (TextBatch): The texts.
-        rows (sequence of int): Their places among the texts, counted from 1.
+        rows (sequence of int): Their rows in the data, counted from 0.
         bounds (mapping): The bounds of their AOPC, by removal mode and row; those that
             are not there are searched for.
 
@@ -222,7 +226,7 @@ def _evaluate_together(
         Record(
             model=model,
             method=method,
-            example=row,
+            row=row,
             predicted=int(batch.predicted[position]),
             values={
                 removal: {name: of[position].item() for name, of in metrics.items()}
@@ -253,6 +257,20 @@ def _of_batch(
         torch.tensor([bounds.lower for bounds in found], dtype=torch.float64),
         torch.tensor([bounds.upper for bounds in found], dtype=torch.float64),
     )
+
+
+def _warm_up(study: Study, method: str, batch: TextBatch, row: int) -> None:
+    """Call a method once for nothing: a first call compiles, and fills caches.
+
+    Flows compiled by Numba take 10 to 40 seconds, which are the time of no text.
+    """
+    first = batch if METHODS[method].batched else batch.rows([0])
+    try:
+        _attribute(study, method, first, row)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        # What fails does so again, and is recorded, when it is measured.
 
 
 def _attribute(
@@ -309,5 +327,6 @@ def _measure(
 
 
 def _seed(seed: int, method: str, row: int) -> int:
-    digest = hashlib.sha256(f"{seed}/{method}/{row}".encode()).digest()
+    # Counted from 1 here, as rows once were: figures of a seed stay what they are.
+    digest = hashlib.sha256(f"{seed}/{method}/{row + 1}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,12 +18,11 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from filelock import FileLock, Timeout
 
-from captum_attnflow._files import named_in_errors, read_json
+from captum_attnflow._files import read_json
+from captum_attnflow.runs.folder import LineFile, lock_of_part
 from captum_attnflow.study.settings import Study
-from captum_attnflow.tables.manifest import lock_of_part
 
 COSTS = ("forward_rows", "backward_rows", "seconds")
-_BLOCK = 1 << 20
 _OF_PART = r"-([0-9]+)-of-([0-9]+)"
 
 Array = np.ndarray[Any, Any]
@@ -37,20 +35,23 @@ class Record:
     Attributes:
         model (str): The model's name in the study.
         method (str): A key of :data:`captum_attnflow.study.methods.METHODS`.
-        example (int): Row of the data, counted from 1.
+        row (int): Row of the data, counted from 0.
         predicted (int): The predicted class.
         values (dict): By removal mode, then metric; empty after a failure.
         tied (bool): Whether all tokens that can be removed have one score.
         forward_rows (float): Rows of forward passes that the attribution took. A batch
             is shared out evenly among its texts, as seconds are.
-        backward_rows (float): Rows of backward passes.
-        seconds (float): Wall time of the attribution.
+        backward_rows (float): Rows of backward passes. Where a batch has as many texts
+            as a captured tensor has heads, tokens or features, one more pass finds
+            which axis is that of the texts, and the rows are twice as many.
+        seconds (float): Wall time of the attribution, without the first call of the
+            method by a model in a process, which compiles and counts for no text.
         failure (str, optional): What went wrong.
     """
 
     model: str
     method: str
-    example: int
+    row: int
     predicted: int
     values: dict[str, dict[str, float]]
     tied: bool = False
@@ -65,7 +66,7 @@ class Record:
         Raises:
             ValueError: Naming the field.
         """
-        _check_key(self.model, self.method, self.example)
+        _check_key(self.model, self.method, self.row)
         if not isinstance(self.predicted, int) or self.predicted < 0:
             raise ValueError(f"predicted is {self.predicted!r} and no class")
         for name in COSTS:
@@ -84,14 +85,14 @@ class Bounds:
     Attributes:
         model (str): The model's name in the study.
         removal (str): ``"replace"`` or ``"delete"``.
-        example (int): Row of the data, counted from 1.
+        row (int): Row of the data, counted from 0.
         lower (float): AOPC of the worst order that was found.
         upper (float): AOPC of the best one.
     """
 
     model: str
     removal: str
-    example: int
+    row: int
     lower: float
     upper: float
 
@@ -101,17 +102,17 @@ class Bounds:
         Raises:
             ValueError: Naming the field.
         """
-        _check_key(self.model, self.removal, self.example)
+        _check_key(self.model, self.removal, self.row)
         _check_number("lower", self.lower)
         _check_number("upper", self.upper)
 
 
 def _check_key(*key: object) -> None:
-    *names, example = key
+    *names, row = key
     if not all(isinstance(name, str) for name in names):
         raise ValueError(f"{names} are no names")
-    if not isinstance(example, int) or example < 1:
-        raise ValueError(f"example is {example!r} and no row, counted from 1")
+    if not isinstance(row, int) or row < 0:
+        raise ValueError(f"row is {row!r} and no row, counted from 0")
 
 
 def _check_number(name: str, value: object) -> None:
@@ -136,7 +137,7 @@ class RecordFile(Generic[Kind]):
     def __init__(self, path: Path, kind: type[Kind]) -> None:
         self.path = path
         self._kind: type[Kind] = kind
-        self._is_whole = False
+        self._lines = LineFile(path)
 
     def read(self) -> Iterator[Kind]:
         """Read the records, one at a time.
@@ -144,19 +145,14 @@ class RecordFile(Generic[Kind]):
         Raises:
             ValueError: If a line is not a record.
         """
-        if not self.path.exists():
-            return
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if not line.endswith(b"\n"):
-                    return
-                try:
-                    yield self._kind(**read_json(line))
-                except (ValueError, TypeError, AttributeError) as error:
-                    raise ValueError(
-                        f"line {number} of {self.path} is no result of a study "
-                        f"({error}); delete the line, and it is computed again"
-                    ) from error
+        for number, line in enumerate(self._lines, 1):
+            try:
+                yield self._kind(**read_json(line))
+            except (ValueError, TypeError, AttributeError) as error:
+                raise ValueError(
+                    f"line {number} of {self.path} is no result of a study "
+                    f"({error}); delete the line, and it is computed again"
+                ) from error
 
     def append(self, records: Iterable[Kind]) -> None:
         """Add records; they are on disk when this returns.
@@ -165,7 +161,7 @@ class RecordFile(Generic[Kind]):
             OSError: If they cannot be written, naming the file.
         """
         lines = "".join(json.dumps(asdict(record)) + "\n" for record in records)
-        self._write([lines.encode()])
+        self._lines.append([lines.encode()])
 
     def absorb(self, other: Path) -> None:
         """Take over the whole lines of another file, and remove it.
@@ -175,32 +171,8 @@ class RecordFile(Generic[Kind]):
         Raises:
             OSError: If they cannot be written, naming this file.
         """
-        with other.open("rb") as file:
-            self._write(line for line in file if line.endswith(b"\n"))
+        self._lines.append(LineFile(other))
         other.unlink()
-
-    def _write(self, pieces: Iterable[bytes]) -> None:
-        with named_in_errors(self.path), self.path.open("ab") as file:
-            if not self._is_whole:
-                file.truncate(_end_of_whole_lines(self.path))
-                self._is_whole = True
-            file.writelines(pieces)
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def _end_of_whole_lines(path: Path) -> int:
-    """Find the place behind the last line break, from the end."""
-    with path.open("rb") as file:
-        end = file.seek(0, os.SEEK_END)
-        while end > 0:
-            start = max(end - _BLOCK, 0)
-            file.seek(start)
-            found = file.read(end - start).rfind(b"\n")
-            if found >= 0:
-                return start + found + 1
-            end = start
-    return 0
 
 
 @dataclass(frozen=True)
@@ -281,7 +253,7 @@ class Column:
         costs (array): Shape ``(n_texts, 3)``, float64, by :data:`COSTS`.
         predicted (array): Shape ``(n_texts,)``, int64; -1 where nothing is known.
         is_tied (array): Shape ``(n_texts,)``, bool.
-        failures (dict): By row, counted from 1, what went wrong.
+        failures (dict): By a text's place among all, what went wrong.
     """
 
     values: Array
@@ -299,7 +271,7 @@ class Column:
     def is_measured(self) -> Array:
         """Which texts it did not fail on, shape ``(n_texts,)``."""
         done = self.is_done
-        done[[row - 1 for row in self.failures]] = False
+        done[list(self.failures)] = False
         return done
 
 
@@ -309,12 +281,15 @@ class Results:
     Args:
         study (Study): Names methods, removal modes and metrics.
         models (sequence of str): The models' names.
-        n_texts (int): How many texts there are.
+        rows (sequence of int): Of the texts in the data, ascending.
     """
 
-    def __init__(self, study: Study, models: Sequence[str], n_texts: int) -> None:
+    def __init__(
+        self, study: Study, models: Sequence[str], rows: Sequence[int]
+    ) -> None:
         self._study = study
-        self.n_texts = n_texts
+        self.rows = np.array(rows)
+        n_texts = len(rows)
         shape = (n_texts, len(study.removals), len(study.metrics))
         self.columns: Mapping[tuple[str, str], Column] = {
             (model, method): Column(
@@ -339,13 +314,13 @@ class Results:
         column = self.columns.get((record.model, record.method))
         if column is None:
             return False
-        place = _place_of(record.example, self.n_texts)
+        place = _place_of(record.row, self.rows)
         if column.predicted[place] >= 0:
             return False
         if record.failure is None:
             column.values[place] = self._values_of(record)
         else:
-            column.failures[record.example] = record.failure
+            column.failures[place] = record.failure
         column.costs[place] = [getattr(record, name) for name in COSTS]
         column.is_tied[place] = record.tied
         column.predicted[place] = record.predicted
@@ -358,7 +333,7 @@ class Results:
             if missing:
                 raise ValueError(
                     f"there is no {', '.join(sorted(missing))} ({removal}) of "
-                    f"{record.method} on row {record.example} by the model "
+                    f"{record.method} on row {record.row} by the model "
                     f"{record.model!r}"
                 )
         return [
@@ -376,15 +351,16 @@ class KnownBounds:
     Args:
         models (sequence of str): The models' names.
         removals (sequence of str): ``"replace"``, ``"delete"`` or both.
-        n_texts (int): How many texts there are.
+        rows (sequence of int): Of the texts in the data, ascending.
     """
 
     def __init__(
-        self, models: Sequence[str], removals: Sequence[str], n_texts: int
+        self, models: Sequence[str], removals: Sequence[str], rows: Sequence[int]
     ) -> None:
         self._removals = removals
+        self._rows = np.array(rows)
         self._ends = {
-            (model, removal): np.full((n_texts, 2), np.nan)
+            (model, removal): np.full((len(rows), 2), np.nan)
             for model in models
             for removal in removals
         }
@@ -393,7 +369,7 @@ class KnownBounds:
         """Take in the bounds of a text; the first ones count."""
         ends = self._ends.get((bounds.model, bounds.removal))
         if ends is not None:
-            place = _place_of(bounds.example, len(ends))
+            place = _place_of(bounds.row, self._rows)
             if np.isnan(ends[place]).any():
                 ends[place] = bounds.lower, bounds.upper
 
@@ -402,14 +378,18 @@ class KnownBounds:
         found = {}
         for removal in self._removals:
             for row in rows:
-                lower, upper = self._ends[model, removal][row - 1].tolist()
+                place = _place_of(row, self._rows)
+                lower, upper = self._ends[model, removal][place].tolist()
                 if not math.isnan(lower):
                     known = Bounds(model, removal, row, lower, upper)
                     found[removal, row] = known
         return found
 
 
-def _place_of(row: int, n_texts: int) -> int:
-    if row > n_texts:
-        raise ValueError(f"it is of row {row}, and there are {n_texts} texts")
-    return row - 1
+def _place_of(row: int, rows: Array) -> int:
+    place = int(np.searchsorted(rows, row))
+    if place == len(rows) or rows[place] != row:
+        raise ValueError(
+            f"it is of row {row}, which is none of the {len(rows)} rows with a text"
+        )
+    return place

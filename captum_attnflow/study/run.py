@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+import json
+import platform
 import random
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from captum_attnflow._captum import NullProgress, progress
+from captum_attnflow._checks import counted
 from captum_attnflow._files import replace_file
 from captum_attnflow._warnings import warn_caller
+from captum_attnflow.metrics.normalized import BEAM_WIDTH
 from captum_attnflow.pipelines.pretrained import problem_type
 from captum_attnflow.pipelines.text_classification import TextClassifier
-from captum_attnflow.study.batch import find_token
-from captum_attnflow.study.data import read_data
-from captum_attnflow.study.evaluate import TRUNCATED, Task, TaskRunner
-from captum_attnflow.study.manifest import (
-    begin_manifest,
-    describe_study,
-    study_outcome,
+from captum_attnflow.runs.folder import (
+    MANIFEST,
+    check_format,
+    manifest_lock,
+    model_hashes,
+    read_manifest,
+    write_manifest,
+    writing_part,
 )
+from captum_attnflow.runs.sharing import device_of_worker, work_by_ray
+from captum_attnflow.study.batch import find_token
+from captum_attnflow.study.evaluate import TRUNCATED, Task, TaskRunner
+from captum_attnflow.study.methods import METHODS, Method
 from captum_attnflow.study.plot import save_plot
 from captum_attnflow.study.records import (
     Bounds,
@@ -35,16 +47,30 @@ from captum_attnflow.study.records import (
     Results,
     no_merge_meanwhile,
 )
-from captum_attnflow.study.settings import Study
+from captum_attnflow.study.settings import Study, TextData, read_data
 from captum_attnflow.study.table import FORMATS, Table
-from captum_attnflow.tables.manifest import writing_part
-from captum_attnflow.tables.ray_engine import device_of_worker, work_by_ray
 
+_PACKAGES = (
+    "captum",
+    "captum-attnflow",
+    "networkx",
+    "numpy",
+    "scipy",
+    "torch",
+    "transformers",
+)
+_FORMAT = 2
+"""Of the manifest and the results. Format 1 counted rows from 1, and did not say so."""
+_SETTINGS = ("data", "settings", "versions")
+_NAMED = ("models", "methods")
+"""A later run may name other models and methods; shared ones must be unchanged."""
+_MOST_FAILURES = 1000
+_MOST_REASONS = 5
 _SECONDS_BETWEEN_LOG_LINES = 30
 _TEXTS_AT_ONCE = 1024  # whose lengths are counted
 
 Chunk = tuple[int, ...]
-"""Rows that are attributed together, counted from 1."""
+"""Texts that are attributed together, by their places among all."""
 Work = Callable[[Iterable[Task]], Iterator[Any]]
 """Does tasks, in any order."""
 
@@ -59,8 +85,11 @@ def run_study(study: Study, show_progress: bool = False) -> Table | None:
     A study that was killed continues where it stopped and gives the figures that it
     would have given: texts are batched in the same way, and a method with random
     numbers has a seed for each text. Seconds are those of the run in which a text was
-    done. Parts and workers of Ray give these figures too, on the same kind of machine
-    and with as many threads.
+    done, without its first call of each method, which compiles. Parts and workers of
+    Ray give these figures too, on the same kind of machine and with as many threads.
+
+    Rows of the data that hold no text, or no label where labels are read, are left
+    out. A warning counts them, and the manifest names them.
 
     A part writes ``results-2-of-4.jsonl`` and the like. The one that ends last moves
     all lines to ``results.jsonl`` and writes the table; so does a run without parts.
@@ -81,6 +110,8 @@ def run_study(study: Study, show_progress: bool = False) -> Table | None:
     """
     study.check()
     data = read_data(study.data)
+    if data.left_out:
+        warn_caller(_said_of_left_out(data))
     on_ray = study.engine == "ray"
     classifiers = _load(replace(study, device=None) if on_ray else study)
     models = tuple(classifiers)
@@ -94,12 +125,11 @@ def run_study(study: Study, show_progress: bool = False) -> Table | None:
     records = PartedFile(folder, "results", Record, study.part)
     bounds = PartedFile(folder, "bounds", Bounds, study.part)
     with writing_part(folder, study.part):
-        path = folder / "manifest.json"
-        description = describe_study(study, data, models)
+        description = _describe(study, data, models)
         files = [path for each in (records, bounds) for path in each.paths]
-        description = begin_manifest(path, description, files)
-        results = Results(study, models, len(data.texts))
-        known = KnownBounds(models, study.removals, len(data.texts))
+        description = _agreed_manifest(folder, description, files)
+        results = Results(study, models, data.rows)
+        known = KnownBounds(models, study.removals, data.rows)
         with no_merge_meanwhile(folder):
             if study.part == (1, 1):  # no other one runs
                 records.merge()
@@ -110,7 +140,7 @@ def run_study(study: Study, show_progress: bool = False) -> Table | None:
             model: _chunks(study, data.texts, classifier)
             for model, classifier in classifiers.items()
         }
-        run = _Run(study, data.texts, chunks, results, known)
+        run = _Run(study, data, chunks, results, known)
         runner = TaskRunner(study, classifiers)
         del classifiers
         work: Work = partial(map, runner)
@@ -127,7 +157,7 @@ def run_study(study: Study, show_progress: bool = False) -> Table | None:
         run.measure(work, records, show_progress)
         with no_merge_meanwhile(folder):
             if study.part != (1, 1):
-                results = Results(study, models, len(data.texts))
+                results = Results(study, models, data.rows)
                 _take_in(records, results.add)
                 if not all(column.is_done.all() for column in results.columns.values()):
                     return None
@@ -137,8 +167,8 @@ def run_study(study: Study, show_progress: bool = False) -> Table | None:
             for ending, written in FORMATS.items():
                 replace_file(folder / f"table.{ending}", written(table))
             save_plot(table, folder / "plot.png")
-            outcome = study_outcome(study, labels, results)
-            begin_manifest(path, {**description, "results": outcome}, ())
+            outcome = _outcome(study, data, labels, results)
+            _agreed_manifest(folder, {**description, "results": outcome}, ())
     return table
 
 
@@ -158,14 +188,14 @@ class _Run:
 
     Attributes:
         study (Study): The study.
-        texts (tuple of str): All of them.
+        data (TextData): All texts.
         chunks (mapping): By model, those of this part, in their order.
         results (Results): What is known, also by other parts.
         known (KnownBounds): Bounds of AOPC that are.
     """
 
     study: Study
-    texts: tuple[str, ...]
+    data: TextData
     chunks: Mapping[str, Sequence[Chunk]]
     results: Results
     known: KnownBounds
@@ -180,7 +210,8 @@ class _Run:
             (model, chunk)
             for model, chunk in self._all_chunks()
             if self._missing_methods(model, chunk)
-            and len(self.known.of(model, chunk)) < len(chunk) * self._n_removals
+            and len(self.known.of(model, self._rows(chunk)))
+            < len(chunk) * self._n_removals
         ]
         n_bounds = sum(len(chunk) for _, chunk in tasks) * self._n_removals
         with _bar(show_progress, "bounds of naopc", n_bounds, 0) as shown:
@@ -226,7 +257,7 @@ class _Run:
 
     def _is_done(self, model: str, method: str, chunk: Chunk) -> Any:
         predicted = self.results.columns[model, method].predicted
-        return predicted[np.array(chunk) - 1] >= 0
+        return predicted[list(chunk)] >= 0
 
     def _missing_methods(self, model: str, chunk: Chunk) -> list[str]:
         return [
@@ -235,10 +266,14 @@ class _Run:
             if not self._is_done(model, method, chunk).all()
         ]
 
+    def _rows(self, chunk: Chunk) -> tuple[int, ...]:
+        return tuple(self.data.rows[place] for place in chunk)
+
     def _task(self, model: str, method: str | None, chunk: Chunk) -> Task:
-        texts = tuple(self.texts[row - 1] for row in chunk)
-        bounds = self.known.of(model, chunk) if "naopc" in self.study.metrics else {}
-        return Task(model, method, chunk, texts, bounds)
+        rows = self._rows(chunk)
+        texts = tuple(self.data.texts[place] for place in chunk)
+        bounds = self.known.of(model, rows) if "naopc" in self.study.metrics else {}
+        return Task(model, method, rows, texts, bounds)
 
 
 def _bar(show: bool, what: str, total: int, n_done: int) -> Any:
@@ -256,13 +291,13 @@ def _bar(show: bool, what: str, total: int, n_done: int) -> Any:
 def _chunks(
     study: Study, texts: Sequence[str], classifier: TextClassifier
 ) -> list[Chunk]:
-    """Rows of similar length, in an order that mixes lengths; those of this part.
+    """Texts of similar length, in an order that mixes lengths; those of this part.
 
     The chunks are the same whatever has been done before, and so are the figures: a
     text's values depend on its company in the last digits.
     """
-    lengths = dict(enumerate(_lengths(texts, classifier), 1))
-    order = sorted(lengths, key=lambda row: (lengths[row], row))
+    lengths = _lengths(texts, classifier)
+    order = sorted(range(len(texts)), key=lambda place: (lengths[place], place))
     size = study.batch_size
     chunks = [
         tuple(order[start : start + size]) for start in range(0, len(order), size)
@@ -315,3 +350,161 @@ def _load(study: Study) -> dict[str, TextClassifier]:
             )
         classifiers[label] = classifier
     return classifiers
+
+
+def _said_of_left_out(data: TextData) -> str:
+    n_rows = len(data.left_out)
+    reasons = data.reasons.most_common()
+    said = "; ".join(
+        f"{count:,}: {reason}" for reason, count in reasons[:_MOST_REASONS]
+    )
+    more = "; and others" if len(reasons) > _MOST_REASONS else ""
+    return (
+        f"{counted(n_rows, 'row')} of {data.name} left out, by reason: {said}{more}; "
+        f"{MANIFEST} names the rows"
+    )
+
+
+def _describe(study: Study, data: TextData, models: Sequence[str]) -> dict[str, Any]:
+    """What the results depend on, as JSON values."""
+    source = study.data
+    is_file = source.name == "-" or Path(source.name).is_file()
+    return {
+        "format": _FORMAT,
+        "data": {
+            "name": data.name,
+            "subset": None if is_file else source.subset,
+            "split": None if is_file else source.split,
+            "sha256": data.sha256,
+            "text_column": source.text_column,
+            "n_texts": len(data.texts),
+            "rows": list(data.rows) if study.data.limit else "all",
+        },
+        "settings": {
+            "metrics": list(study.metrics),
+            "removals": list(study.removals),
+            "reference_token": study.reference_token,
+            "seed": study.seed,
+            "batch_size": study.batch_size,
+            # What was the only one when it was not recorded yet is left out.
+            **({"dtype": study.dtype} if study.dtype != "float32" else {}),
+            **({"beam_width": BEAM_WIDTH} if "naopc" in study.metrics else {}),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in _PACKAGES},
+        },
+        "models": {
+            label: model_hashes(name)
+            for label, name in zip(models, study.models, strict=True)
+        },
+        "methods": {name: _describe_method(METHODS[name]) for name in study.methods},
+        "against": study.against,
+        "threads": 1 if study.engine == "ray" else torch.get_num_threads(),
+    }
+
+
+def _describe_method(method: Method) -> dict[str, Any]:
+    described = {"description": method.description, "settings": dict(method.settings)}
+    if method.needs is not None:
+        described["versions"] = {method.needs: version(method.needs)}
+    return described
+
+
+def _agreed_manifest(
+    folder: Path, manifest: dict[str, Any], results: Sequence[Path]
+) -> dict[str, Any]:
+    """Write the manifest of a new study, or check that a resumed one agrees.
+
+    Args:
+        folder (Path): Where it is.
+        manifest (dict): As :func:`_describe` makes it.
+        results (sequence of Path): What it describes, if it is there.
+
+    Returns:
+        dict: The manifest, with the models and methods of earlier runs.
+
+    Raises:
+        ValueError: If the study in this folder was another one, or unknown.
+    """
+    with manifest_lock(folder) as path:
+        earlier = read_manifest(folder, "a study", (*_SETTINGS, *_NAMED), results)
+        if earlier is not None:
+            _check_objects(path, earlier)
+            check_format(folder, earlier.get("format", 1), _FORMAT)
+            _check_same(folder, earlier, manifest)
+            manifest = {**manifest, **{p: earlier[p] | manifest[p] for p in _NAMED}}
+        write_manifest(folder, manifest)
+    return manifest
+
+
+def _check_objects(path: Path, found: Mapping[str, Any]) -> None:
+    sections = [found[name] for name in (*_SETTINGS, *_NAMED)]
+    named = [
+        each
+        for name in _NAMED
+        if isinstance(found[name], dict)
+        for each in found[name].values()
+    ]
+    if not all(isinstance(each, dict) for each in (*sections, *named)):
+        raise ValueError(
+            f"{path} is no manifest of a study ({', '.join((*_SETTINGS, *_NAMED))} "
+            "must be objects); give another --output"
+        )
+
+
+def _check_same(folder: Path, old: dict[str, Any], new: Mapping[str, Any]) -> None:
+    found = json.loads(json.dumps(new))
+    pairs = [(section, old[section], found[section]) for section in _SETTINGS]
+    for section in _NAMED:
+        for name in old[section].keys() & found[section].keys():
+            both = old[section][name], found[section][name]
+            pairs.append((f"{section} {name}", *both))
+    for where, before, now in pairs:
+        for name in sorted(before.keys() | now.keys()):
+            if before.get(name) != now.get(name):
+                raise ValueError(
+                    f"{folder} holds a study with another {name!r} ({where}): "
+                    f"{before.get(name)!r} there, {now.get(name)!r} now. Its results "
+                    "cannot be mixed with new ones: give the same settings, or another "
+                    "--output"
+                )
+
+
+def _outcome(
+    study: Study,
+    data: TextData,
+    labels: Mapping[str, list[int] | None],
+    results: Results,
+) -> dict[str, Any]:
+    """Accuracy, texts without an order, and the first failures and rows left out."""
+    of_model = {
+        model: [results.columns[model, method] for method in study.methods]
+        for model in labels
+    }
+    failures = [
+        {"model": model, "method": method, "row": data.rows[place], "error": error}
+        for (model, method), column in sorted(results.columns.items())
+        for place, error in sorted(column.failures.items())
+    ]
+    return {
+        "accuracy": {
+            model: float(np.mean(of_model[model][0].predicted == known))
+            for model, known in labels.items()
+            if known is not None
+        },
+        "texts_of_one_score": {
+            model: {
+                method: int(column.is_tied.sum())
+                for method, column in zip(study.methods, of_model[model], strict=True)
+            }
+            for model in labels
+        },
+        "n_failures": len(failures),
+        "failures": failures[:_MOST_FAILURES],
+        "n_left_out": len(data.left_out),
+        "left_out": [
+            {"row": row, "reason": reason}
+            for row, reason in islice(data.left_out.items(), _MOST_FAILURES)
+        ],
+    }

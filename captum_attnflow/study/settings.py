@@ -1,20 +1,20 @@
-"""The settings of a study, checked before any work."""
+"""The settings of a study, checked before any work, and the texts that they name."""
 
 from __future__ import annotations
 
-import tempfile
-from dataclasses import dataclass
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from captum_attnflow._checks import DTYPES, check_choice, check_integer, check_type
+from captum_attnflow.runs.data import INPUT_FORMATS, Source, open_data
+from captum_attnflow.runs.folder import check_writable
+from captum_attnflow.runs.sharing import check_engine, check_part
 from captum_attnflow.study.methods import METHODS
-from captum_attnflow.tables.ray_engine import check_engine
-from captum_attnflow.tables.share import check_part
-
-if TYPE_CHECKING:
-    from captum_attnflow.study.data import DataSource
 
 REMOVALS = ("replace", "delete")
 """How a study removes tokens: a baseline replaces them, or the text gets shorter."""
@@ -33,6 +33,156 @@ They stand here in words, so that a help text can list them without torch. A tes
 them to :data:`captum_attnflow.metrics.METRICS`.
 """
 _MODULES = {"scikit-learn": "sklearn.linear_model"}
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where texts come from, and which of them.
+
+    Attributes:
+        name (str): A file (TSV, CSV, JSONL or Parquet), the hub id of a data set, or
+            ``"-"`` for standard input.
+        text_column (str): The column of texts.
+        label_column (str, optional): The column of labels.
+        limit (int, optional): The size of a random sample of texts, in their order;
+            data are often sorted by label, so that the first rows would mislead.
+        seed (int): Draws the sample.
+        split (str): Split of a hub data set.
+        subset (str, optional): Subset (configuration) of a hub data set.
+        input_format (str, optional): ``"csv"``, ``"tsv"``, ``"jsonl"`` or
+            ``"parquet"``; by the file's ending by default.
+    """
+
+    name: str
+    text_column: str = "text"
+    label_column: str | None = None
+    limit: int | None = None
+    seed: int = 0
+    split: str = "test"
+    subset: str | None = None
+    input_format: str | None = None
+
+    def check(self) -> None:
+        """Refuse wrong settings before any file is read.
+
+        Raises:
+            ValueError: Saying what was given, what is accepted and what to do.
+        """
+        for name in ("name", "text_column", "split"):
+            check_type(name, getattr(self, name), str, "a str")
+        for name in ("label_column", "subset"):
+            if getattr(self, name) is not None:
+                check_type(name, getattr(self, name), str, "a str, or None")
+        if self.limit is not None:
+            check_integer("limit", self.limit, 1)
+        if self.input_format is not None:
+            check_choice("input_format", self.input_format, INPUT_FORMATS)
+
+
+@dataclass(frozen=True)
+class TextData:
+    """Texts, with labels if there are any.
+
+    Attributes:
+        texts (tuple of str): None of them blank.
+        labels (tuple of str, optional): As the data writes them.
+        rows (tuple of int): Their row numbers in the data, ascending, counted from 0
+            as ``explain --data`` does it.
+        sha256 (str): Of the file; of a hub data set its commit.
+        name (str): The file's or data set's name.
+        left_out (mapping): Rows of the data that hold no text to measure, or no label
+            where labels are read, each with the reason.
+    """
+
+    texts: tuple[str, ...]
+    labels: tuple[str, ...] | None
+    rows: tuple[int, ...]
+    sha256: str
+    name: str
+    left_out: Mapping[int, str]
+
+    @property
+    def reasons(self) -> Counter[str]:
+        """How many rows are left out, by reason."""
+        return Counter(self.left_out.values())
+
+    def class_indices(self, classes: Sequence[str]) -> list[int] | None:
+        """Find the labels among a model's classes, by name or else by index.
+
+        Raises:
+            ValueError: If one is not there.
+        """
+        if self.labels is None:
+            return None
+        index_of = {str(index): index for index in range(len(classes))}
+        index_of |= {name: index for index, name in enumerate(classes)}
+        for row, label in zip(self.rows, self.labels, strict=True):
+            if label not in index_of:
+                raise ValueError(
+                    f"the label {label!r} of row {row} is none of the model's "
+                    f"classes {list(classes)} nor an index from 0 to "
+                    f"{len(classes) - 1}; mend it, or leave labels out"
+                )
+        return [index_of[label] for label in self.labels]
+
+
+def read_data(source: DataSource) -> TextData:
+    """Read texts and labels, as ``explain --data`` reads them.
+
+    Rows are counted from 0, a header line is none. Those that cannot be read, hold no
+    text or lack a label are left out; a sample is drawn from the others.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a column is missing, the file cannot be read, or no row is left.
+    """
+    check_type("source", source, DataSource, "a DataSource")
+    source.check()
+    label = source.label_column
+    data = open_data(
+        Source(
+            source.name,
+            source.text_column,
+            columns=() if label is None else (label,),
+            input_format=source.input_format,
+            split=source.split,
+            subset=source.subset,
+        )
+    )
+    # Labels as they are written, whatever else stands in their column.
+    data = replace(data, kinds=dict.fromkeys(data.kinds, "string"))
+    texts: dict[int, str] = {}
+    labels: dict[int, str] = {}
+    left_out: dict[int, str] = {}
+    for row in data.rows():
+        fault = row.fault
+        if fault is None and label is not None and not row.carried[0]:
+            fault = "there is no label"
+        if fault is not None:
+            left_out[row.number] = fault
+            continue
+        texts[row.number] = row.text or ""
+        if label is not None:
+            labels[row.number] = row.carried[0]
+    if not texts:
+        reason, count = Counter(left_out.values()).most_common(1)[0]
+        raise ValueError(
+            f"none of the rows of {data.name} holds a text to measure; of "
+            f"{data.n_rows:,}, {count:,} are left out since {reason}. Give another "
+            "file or column"
+        )
+    chosen: Sequence[int] = list(texts)
+    if source.limit is not None and source.limit < len(chosen):
+        places = random.Random(source.seed).sample(range(len(chosen)), source.limit)
+        chosen = [chosen[place] for place in sorted(places)]
+    return TextData(
+        texts=tuple(texts[row] for row in chosen),
+        labels=None if label is None else tuple(labels[row] for row in chosen),
+        rows=tuple(chosen),
+        sha256=data.hash,
+        name=data.name,
+        left_out=left_out,
+    )
 
 
 @dataclass(frozen=True)
@@ -109,6 +259,8 @@ class Study:
                     f"compared, {', '.join(self.methods)}; add it to them"
                 )
             check_choice("against", self.against, self.methods)
+        check_type("data", self.data, DataSource, "a DataSource")
+        self.data.check()
         check_integer("batch_size", self.batch_size, 1)
         if self.device is not None:
             check_type("device", self.device, str, "a str, or None")
@@ -117,7 +269,7 @@ class Study:
         check_engine(self.engine, self.workers, self.gpus_per_worker)
         for method in self.methods:
             _check_package(method, METHODS[method].needs)
-        _check_writable(self.output)
+        check_writable(Path(self.output))
 
 
 def _check_package(method: str, package: str | None) -> None:
@@ -129,16 +281,4 @@ def _check_package(method: str, package: str | None) -> None:
         raise ValueError(
             f"{method} needs {package}, which is not installed: "
             'pip install "captum-attnflow[study]"'
-        ) from error
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OSError(
-            f"results cannot be written to the folder {str(folder)!r} "
-            f"({error.strerror}); give another --output"
         ) from error

@@ -319,7 +319,8 @@ def _note(table: Table) -> str:
     )
     return (
         f"Mean and standard error over texts{compared}. Per text: forward and backward "
-        "are rows through the model, seconds the wall time of the attribution."
+        "are rows through the model, seconds the wall time of the attribution, without "
+        "a first call, which compiles."
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from captum_attnflow.scored_tokens import printable
 from captum_attnflow.summary.estimates import Estimate, Floats, Moments
 from captum_attnflow.summary.positions import FEWEST_WORDS, standardized_ranks
-from captum_attnflow.summary.word_shares import WordShares
+from captum_attnflow.summary.words import WordShares
 
 _MOST_WAITING = 10_000_000  # words of texts that not all folders have given yet
 _SHOWN_CHARACTERS = 60

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from captum_attnflow._checks import described
+from captum_attnflow.runs.folder import Checksums
 
 FORMAT = 1
 """The version of the folder's format that is read."""
@@ -31,7 +32,7 @@ _OPTIONAL = (
 _ONE_LINE = (None, "text-classification")  # tasks; earlier manifests name none
 _OF_TASKS = ("index", "word", "part", "start", "end")
 _LISTS = ("tokens", "scores")
-_PART = re.compile(r"part-(\d+)\.(parquet|csv|jsonl)")
+_PART_FILE = re.compile(r"part-(\d+)\.(parquet|csv|jsonl)")
 _ROWS_AT_ONCE = 1024
 _CSV_BLOCK_BYTES = 1 << 25  # a row has to fit into a block
 # Of what is not as written: cut off, edited, or of another program.
@@ -87,13 +88,13 @@ class ScoreFolder:
     Attributes:
         path (Path): The folder.
         manifest (mapping): What its ``manifest.json`` says.
-        parts (tuple of Path): Its part files, in order.
+        part_files (tuple of Path): In order.
         carried (tuple of str): Columns of the data that were carried along.
     """
 
     path: Path
     manifest: Mapping[str, Any]
-    parts: tuple[Path, ...]
+    part_files: tuple[Path, ...]
     carried: tuple[str, ...]
 
     @staticmethod
@@ -101,32 +102,41 @@ class ScoreFolder:
         """Read a folder's manifest and the names of its columns.
 
         Raises:
-            FileNotFoundError: If there is no such folder, or no manifest or part in it.
+            FileNotFoundError: If there is no such folder, or no manifest or part file
+                in it.
             ValueError: If they are of another format, or damaged.
         """
         folder = Path(path)
         manifest = _read_manifest(folder)
-        parts = _find_parts(folder)
-        there = _column_names(parts[0])
+        part_files = _find_part_files(folder)
+        _check_whole(folder, part_files)
+        there = _column_names(part_files[0])
         missing = [name for name in _NEEDED if name not in there]
         if missing:
             raise ValueError(
-                f"{parts[0]} has no column {', '.join(map(repr, missing))}; it has "
-                f"{', '.join(map(repr, there)) or 'none'}. Give a folder that "
+                f"{part_files[0]} has no column {', '.join(map(repr, missing))}; it "
+                f"has {', '.join(map(repr, there)) or 'none'}. Give a folder that "
                 "captum-attnflow explain --data has written"
             )
         known = {*_NEEDED, *_OPTIONAL}
         if manifest.get("task") not in _ONE_LINE:
             known |= {*_OF_TASKS}
         carried = tuple(name for name in there if name not in known)
-        return ScoreFolder(folder, manifest, parts, carried)
+        return ScoreFolder(folder, manifest, part_files, carried)
 
     def check_label_column(self, name: str) -> None:
-        """Refuse a column that was not carried along.
+        """Refuse a column that was not carried along, or says nothing of the task.
 
         Raises:
-            ValueError: Saying which there are.
+            ValueError: Saying which there are, or what the task lacks.
         """
+        task = self.manifest.get("task")
+        if task not in _ONE_LINE:
+            raise ValueError(
+                f"label_column={described(name)} holds a true label for each text, and "
+                f"{self.path} is of {task}, which predicts none for a text as a whole; "
+                "leave it out"
+            )
         if name in self.carried:
             return
         there = ", ".join(map(repr, self.carried)) or "none"
@@ -137,17 +147,17 @@ class ScoreFolder:
         )
 
     def rows(self, label_column: str | None = None) -> Iterator[Row]:
-        """Yield all rows, in the order of the parts.
+        """Yield all rows, in the order of the part files.
 
         Args:
             label_column (str, optional): The column of ``true_label``.
 
         Raises:
-            ValueError: If a part is damaged, naming it.
+            ValueError: If a part file is damaged, naming it.
         """
         places = self._place_columns()
         names = [*_NEEDED, *_OPTIONAL, *places, *filter(None, [label_column])]
-        for part in self.parts:
+        for part in self.part_files:
             read = _READERS[part.suffix]
             for columns in read(part, names):
                 yield from _rows_of(part, columns, places, label_column)
@@ -190,11 +200,11 @@ def _read_manifest(folder: Path) -> Mapping[str, Any]:
     return manifest
 
 
-def _find_parts(folder: Path) -> tuple[Path, ...]:
+def _find_part_files(folder: Path) -> tuple[Path, ...]:
     found = {
         path: match
         for path in folder.iterdir()
-        if (match := _PART.fullmatch(path.name)) and path.is_file()
+        if (match := _PART_FILE.fullmatch(path.name)) and path.is_file()
     }
     if not found:
         raise FileNotFoundError(
@@ -204,10 +214,23 @@ def _find_parts(folder: Path) -> tuple[Path, ...]:
     formats = sorted({match[2] for match in found.values()})
     if len(formats) > 1:
         raise ValueError(
-            f"{folder} holds parts of the formats {' and '.join(formats)}, so that "
-            "rows may be there twice; leave those of one format"
+            f"{folder} holds part files of the formats {' and '.join(formats)}, so "
+            "that rows may be there twice; leave those of one format"
         )
     return tuple(sorted(found, key=lambda path: (int(found[path][1]), path.name)))
+
+
+def _check_whole(folder: Path, part_files: tuple[Path, ...]) -> None:
+    """Refuse a part file that was changed after it was written."""
+    checksums = Checksums(folder)
+    for part in part_files:
+        if not checksums.agree(part):
+            raise ValueError(
+                f"{part} was changed or cut off after it was written, as its checksum "
+                f"in {Checksums.name} says. Run captum-attnflow explain --data again, "
+                "which writes the file anew; if you changed it yourself, remove its "
+                f"line from {Checksums.name}"
+            )
 
 
 def _column_names(part: Path) -> tuple[str, ...]:
@@ -224,7 +247,7 @@ def _column_names(part: Path) -> tuple[str, ...]:
 
 @contextmanager
 def _damage_named(part: Path) -> Iterator[None]:
-    """Say which part is damaged."""
+    """Say which part file is damaged."""
     try:
         yield
     except Exception as error:
@@ -232,8 +255,8 @@ def _damage_named(part: Path) -> Iterator[None]:
         if not (of_pyarrow or isinstance(error, _DAMAGE)):
             raise
         raise ValueError(
-            f"{part} is damaged, or no part of a table of scores: {error}. Remove it "
-            "and run captum-attnflow explain --data again, which writes the part anew"
+            f"{part} is damaged, or no part file of a table of scores: {error}. Remove "
+            "it and run captum-attnflow explain --data again, which writes it anew"
         ) from error
 
 

@@ -12,17 +12,17 @@ from captum_attnflow.scored_tokens import FAINT, escaped
 from captum_attnflow.show.document import figure_image, html_document, terms
 from captum_attnflow.summary import pictures
 from captum_attnflow.summary.agreement import Agreement
-from captum_attnflow.summary.counts import WrongText, WrongTexts
 from captum_attnflow.summary.estimates import Estimate
 from captum_attnflow.summary.folder_summary import (
     FolderSummary,
+    WrongText,
+    WrongTexts,
     facts,
     n_texts,
     percent,
 )
 from captum_attnflow.summary.positions import Positions
-from captum_attnflow.summary.word_shares import Example, Passage
-from captum_attnflow.summary.words import LabelWords, WordEvidence
+from captum_attnflow.summary.words import Example, LabelWords, Passage, WordEvidence
 
 _FIRST_KEYS = ("model", "method", "options", "target", "data", "text_column")
 _VALUE_CHARACTERS = 400

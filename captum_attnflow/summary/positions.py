@@ -8,7 +8,7 @@ from itertools import islice
 import numpy as np
 
 from captum_attnflow.summary.estimates import Estimate, Floats, Moments
-from captum_attnflow.summary.word_shares import WordShares
+from captum_attnflow.summary.words import WordShares
 
 N_TENTHS = 10
 N_FROM_ENDS = 10

@@ -1,26 +1,46 @@
-"""The rows of a table, cut into chunks: one chunk, one part file.
+"""The rows of a table, cut into chunks, and the part file that each is written to.
 
 A chunk is the same whatever else is explained, before or beside it. So are the batches
-within it, and with them the last digits of scores.
+within it, and with them the last digits of scores. Its explanations are in one file,
+Parquet, CSV or JSONL.
 """
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import os
 import tempfile
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from captum_attnflow._files import named_in_errors
-from captum_attnflow.tables.data import Row, TableData
-from captum_attnflow.tables.settings import TableJob
+from captum_attnflow._files import named_in_errors, replace_file
+from captum_attnflow._warnings import warn_caller
+from captum_attnflow.runs.data import Row, TableData
+from captum_attnflow.runs.folder import Checksums
+from captum_attnflow.tables.settings import OWN_COLUMNS, TableJob
 
+EXPLAINED, FAILED = "explained", "failed"
+_LISTS = ("tokens", "scores")
+_OWN_KINDS = {
+    "row": "int64",
+    "probability": "double",
+    "value": "double",
+    "n_truncated": "int64",
+    "index": "int64",
+    "start": "int64",
+    "end": "int64",
+}
 _ROWS_AT_ONCE = 1024
+
+Line = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -84,7 +104,7 @@ class ChunkPlan:
         if not wanted:
             return
         rows = (
-            self._in_order(job, data, wanted)
+            self._in_order(data, wanted)
             if self.order is None
             else self._shuffled(job, data, wanted)
         )
@@ -97,10 +117,8 @@ class ChunkPlan:
                 )
             yield Chunk(number, found)
 
-    def _in_order(
-        self, job: TableJob, data: TableData, wanted: Set[int]
-    ) -> Iterator[Row]:
-        for row in islice(data.rows(job), self.n_rows):
+    def _in_order(self, data: TableData, wanted: Set[int]) -> Iterator[Row]:
+        for row in islice(data.rows(), self.n_rows):
             if row.number // self.size in wanted:
                 yield row
 
@@ -119,7 +137,7 @@ class ChunkPlan:
         needed[chosen] = True
         place = np.cumsum(needed) - 1  # of a row among those that are copied
         schema = _row_schema(job, data)
-        rows = (row for row in data.rows(job) if needed[row.number])
+        rows = (row for row in data.rows() if needed[row.number])
         path = _copy_rows(rows, schema, Path(job.output))
         try:
             with pyarrow.memory_map(os.fspath(path)) as mapped:
@@ -207,3 +225,178 @@ def _copy_rows(rows: Iterator[Row], schema: Any, folder: Path) -> Path:
         Path(name).unlink(missing_ok=True)
         raise
     return Path(name)
+
+
+@dataclass(frozen=True)
+class PartFiles:
+    """The part files of a folder.
+
+    Attributes:
+        folder (Path): Where they are.
+        format (str): ``"parquet"``, ``"csv"`` or ``"jsonl"``.
+        kinds (mapping): Of the columns that are carried along, in their order.
+        own (tuple of str): The other columns.
+    """
+
+    folder: Path
+    format: str
+    kinds: Mapping[str, Any]
+    own: tuple[str, ...] = OWN_COLUMNS
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns, in order."""
+        row, name, *others = self.own
+        return (row, name, *self.kinds, *others)
+
+    @cached_property
+    def _checksums(self) -> Checksums:
+        return Checksums(self.folder)
+
+    def path(self, chunk: int) -> Path:
+        """Where the explanations of a chunk are."""
+        return self.folder / f"part-{chunk:06d}.{self.format}"
+
+    def write(self, chunk: int, lines: Sequence[Line]) -> None:
+        """Write the explanations of a chunk, whole or not at all.
+
+        Args:
+            chunk (int): Its number.
+            lines (sequence of dict): One per row of the output, by column.
+
+        Raises:
+            OSError: If they cannot be written, naming the file.
+        """
+        encode: dict[str, Callable[[Sequence[Line]], str | bytes]] = {
+            "parquet": self._to_parquet,
+            "csv": self._to_csv,
+            "jsonl": self._to_jsonl,
+        }
+        path, content = self.path(chunk), encode[self.format](lines)
+        data = content.encode() if isinstance(content, str) else content
+        self._checksums.note(path.name, data)
+        replace_file(path, data)
+
+    def read_outcomes(
+        self, chunk: int, numbers: Sequence[int]
+    ) -> list[str | None] | None:
+        """Read of a file why rows failed; None where the file is not there or whole.
+
+        A file that is not what was written is warned of, as it may have been edited.
+
+        Args:
+            chunk (int): Its number.
+            numbers (sequence of int): The rows that it has to hold, in order.
+
+        Returns:
+            list[str | None]: Per row of the data None, or the reason.
+        """
+        path = self.path(chunk)
+        if not path.is_file():
+            return None
+        read = {
+            "parquet": _read_parquet,
+            "csv": _read_csv,
+            "jsonl": _read_jsonl,
+        }
+        content = path.read_bytes()
+        if not self._checksums.agree(path, content):
+            warn_caller(
+                f"{path} was changed or cut off after it was written, as its checksum "
+                f"in {Checksums.name} says; it is explained anew"
+            )
+            return None
+        try:
+            lines = read[self.format](content)
+            found = {
+                int(row): reason if status == FAILED else None
+                for row, status, reason in lines
+            }
+        # Whatever a parser says of half a file; it is written anew then.
+        except Exception:
+            return None
+        return list(found.values()) if list(found) == list(numbers) else None
+
+    def _to_parquet(self, lines: Sequence[Line]) -> bytes:
+        import pyarrow
+        import pyarrow.parquet
+
+        lists = {
+            "tokens": pyarrow.list_(pyarrow.string()),
+            "scores": pyarrow.list_(pyarrow.float64()),
+        }
+        types = {
+            name: lists.get(name)
+            or arrow_type(self.kinds.get(name) or _OWN_KINDS.get(name, "string"))
+            for name in self.columns
+        }
+        arrays = [
+            pyarrow.array([line[name] for line in lines], kind)
+            for name, kind in types.items()
+        ]
+        table = pyarrow.Table.from_arrays(
+            arrays, schema=pyarrow.schema(list(types.items()))
+        )
+        with pyarrow.BufferOutputStream() as stream:
+            pyarrow.parquet.write_table(table, stream, compression="zstd")
+            content: bytes = stream.getvalue().to_pybytes()
+        return content
+
+    def _to_csv(self, lines: Sequence[Line]) -> str:
+        content = io.StringIO()
+        writer = csv.writer(content, lineterminator="\n")
+        writer.writerow(self.columns)
+        for line in lines:
+            writer.writerow(
+                _to_json(value)
+                if name in _LISTS and value is not None
+                else _cell(value)
+                for name, value in _ordered(line, self.columns)
+            )
+        return content.getvalue()
+
+    def _to_jsonl(self, lines: Sequence[Line]) -> str:
+        return "".join(
+            f"{_to_json(dict(_ordered(line, self.columns)))}\n" for line in lines
+        )
+
+
+def _ordered(line: Line, columns: Sequence[str]) -> list[tuple[str, Any]]:
+    return [(name, line[name]) for name in columns]
+
+
+def _cell(value: Any) -> Any:
+    return _to_json(value) if isinstance(value, (dict, list, bool)) else value
+
+
+def _to_json(value: Any) -> str:
+    """Types that Parquet has beside JSON, such as dates, are written as texts."""
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _read_parquet(content: bytes) -> list[tuple[Any, Any, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(
+        pyarrow.BufferReader(content), columns=["row", "status", "reason"]
+    )
+    return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+
+
+def _read_csv(content: bytes) -> list[tuple[Any, Any, Any]]:
+    text = content.decode()
+    if not text.endswith("\n"):
+        raise ValueError("the last line is cut off")
+    # Lists of a long text, as JSON, exceed the greatest cell that csv reads.
+    limit = csv.field_size_limit(len(text) + 1)
+    try:
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+    finally:
+        csv.field_size_limit(limit)
+    return [(row["row"], row["status"], row["reason"]) for row in rows]
+
+
+def _read_jsonl(content: bytes) -> list[tuple[Any, Any, Any]]:
+    rows = [json.loads(line) for line in content.splitlines()]
+    return [(row["row"], row["status"], row["reason"]) for row in rows]

@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from captum_attnflow._captum import NullProgress, progress
 from captum_attnflow._checks import check_type, counted
 from captum_attnflow._warnings import stopped_in_words
-from captum_attnflow.tables.chunks import ChunkPlan
-from captum_attnflow.tables.data import open_data
-from captum_attnflow.tables.explainer import ChunkExplainer, ExplainedChunk
-from captum_attnflow.tables.manifest import (
-    begin_manifest,
-    check_manifest,
-    describe_table,
+from captum_attnflow.runs.data import TableData, open_data
+from captum_attnflow.runs.folder import (
+    check_format,
+    check_writable,
+    manifest_lock,
+    model_hashes,
+    read_manifest,
+    write_manifest,
     writing_part,
 )
-from captum_attnflow.tables.part_files import EXPLAINED, FAILED, PartFiles
-from captum_attnflow.tables.ray_engine import device_of_worker, work_by_ray
+from captum_attnflow.runs.sharing import device_of_worker, work_by_ray
+from captum_attnflow.tables.chunks import EXPLAINED, FAILED, ChunkPlan, PartFiles
+from captum_attnflow.tables.explainer import ChunkExplainer, ExplainedChunk
 from captum_attnflow.tables.settings import TableJob
 
+FORMAT = 1
+"""Of the manifest and the part files."""
+_PACKAGES = ("captum", "captum-attnflow", "numpy", "scipy", "torch", "transformers")
+_NAMES = ("package", "model", "data", "files")
+"""Copies of a model and of a file may lie elsewhere; their hashes say what they are."""
+_WEIGHTS = re.compile(r"config\.json|.*\.safetensors(\.index\.json)?")
 _MOST_REASONS = 1000
 _MOST_WARNINGS = 10
 _OTHER_REASONS = "other reasons"
@@ -97,7 +109,8 @@ def explain_table(job: TableJob, show_progress: bool = False) -> TableOutcome:
     """
     check_type("job", job, TableJob, "a TableJob")
     job.check()
-    data = open_data(job)
+    check_writable(Path(job.output))
+    data = open_data(job.source)
     explainer = ChunkExplainer.load(job)
     explainer.check()
     plan = ChunkPlan.of(job, data.n_rows)
@@ -108,10 +121,10 @@ def explain_table(job: TableJob, show_progress: bool = False) -> TableOutcome:
         {name: data.kinds[name] for name in job.columns},
         job.own_columns,
     )
-    manifest = describe_table(job, data, plan, files, explainer.pipeline)
+    manifest = _describe(job, data, plan, files, explainer.pipeline)
     outcome = TableOutcome()
     with writing_part(folder, job.part):
-        check_manifest(folder, manifest)
+        _check_manifest(folder, manifest)
         index, n_parts = job.part
         missing = set()
         for chunk in range(index - 1, plan.n_chunks, n_parts):
@@ -157,7 +170,7 @@ def explain_table(job: TableJob, show_progress: bool = False) -> TableOutcome:
             for each in explained:
                 if not outcome.n_files:
                     _check_any(each)
-                    begin_manifest(folder, manifest)
+                    _begin_manifest(folder, manifest)
                 files.write(each.number, each.lines)
                 n_before = outcome.n_rows
                 outcome.add(_reasons(each))
@@ -189,3 +202,95 @@ def _check_any(chunk: ExplainedChunk) -> None:
             f"none of the first {chunk.n_reached} texts can be explained: {common}. "
             "Nothing was written; mend the settings or the data"
         )
+
+
+def _describe(
+    job: TableJob,
+    data: TableData,
+    plan: ChunkPlan,
+    files: PartFiles,
+    pipeline: Any,
+) -> dict[str, Any]:
+    """What the explanations depend on, as JSON values."""
+    hashes = model_hashes(job.model)
+    weights = {name: of for name, of in hashes.items() if _WEIGHTS.fullmatch(name)}
+    others = {name: of for name, of in hashes.items() if name not in weights}
+    described = {
+        "format": FORMAT,
+        "package": "captum-attnflow",
+        "versions": {package: version(package) for package in _PACKAGES},
+        "model": Path(job.model).resolve().name
+        if Path(job.model).is_dir()
+        else job.model,
+        "model_hash": _hash(weights),
+        "tokenizer_hash": _hash(others),
+        "method": job.method,
+        "options": dict(job.options),
+        "target": job.target,
+        "against": job.against,
+        "truncation": job.truncation,
+        "dtype": job.dtype,
+        "task": job.task,
+        "labels": getattr(pipeline, "labels", []),
+        "special_tokens": pipeline.tokenizer.all_special_tokens,
+        "data": data.name,
+        "data_hash": data.hash,
+        "input_format": data.format,
+        "subset": job.subset if data.format == "hub" else None,
+        "split": job.split if data.format == "hub" else None,
+        "text_column": job.text_column,
+        "pair_column": job.pair_column,
+        "id_column": job.id_column,
+        "columns": list(job.columns),
+        "file_format": job.format,
+        "limit": job.limit,
+        "shuffle_seed": job.shuffle_seed,
+        "rows_per_part": job.rows_per_part,
+        "batch_size": job.batch_size,
+        "batch_tokens": job.batch_tokens,
+        "n_rows": plan.n_rows,
+        "files": [files.path(chunk).name for chunk in range(plan.n_chunks)],
+    }
+    same: dict[str, Any] = json.loads(json.dumps(described))
+    return same
+
+
+def _hash(content: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _check_manifest(folder: Path, manifest: Mapping[str, Any]) -> bool:
+    """Refuse a folder of another run; returns whether it has this manifest already."""
+    earlier = read_manifest(
+        folder, "a table of explanations", ("rows_per_part",), folder.glob("part-*")
+    )
+    if earlier is None:
+        return False
+    check_format(folder, earlier.get("format"), FORMAT)
+    # Earlier versions had one task, and did not name it.
+    earlier = {"task": "text-classification", **earlier}
+    different = [
+        name
+        for name in sorted(earlier.keys() | manifest.keys())
+        if name not in _NAMES and earlier.get(name) != manifest.get(name)
+    ]
+    if different:
+        name = different[0]
+        others = "".join(
+            f" {other} differs, too: {earlier.get(other)!r} there, "
+            f"{manifest.get(other)!r} now."
+            for other in different[1:]
+        )
+        raise ValueError(
+            f"{folder} holds explanations by another {name!r}: {earlier.get(name)!r} "
+            f"there, {manifest.get(name)!r} now.{others} They cannot be mixed with new "
+            "ones: give the same settings, model and data, or another --output"
+        )
+    return True
+
+
+def _begin_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest before the first part file, or check that it agrees."""
+    with manifest_lock(folder):
+        if not _check_manifest(folder, manifest):
+            write_manifest(folder, manifest)

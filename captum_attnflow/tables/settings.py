@@ -18,10 +18,9 @@ from captum_attnflow._checks import (
 )
 from captum_attnflow.demo import DEMO_MODEL_PATH
 from captum_attnflow.pipelines.methods import DEFAULT_METHOD, METHODS
-from captum_attnflow.tables.ray_engine import check_engine
-from captum_attnflow.tables.share import check_part
+from captum_attnflow.runs.data import INPUT_FORMATS, Source
+from captum_attnflow.runs.sharing import check_engine, check_part
 
-INPUT_FORMATS = ("csv", "tsv", "jsonl", "parquet")
 OUTPUT_FORMATS = ("parquet", "csv", "jsonl")
 Truncation = Literal["truncate", "window", "refuse"]
 OWN_COLUMNS = (
@@ -226,7 +225,15 @@ class TableJob:
                 raise ValueError(f"columns names {column!r} twice; give it once")
 
     @property
-    def needed_columns(self) -> tuple[str, ...]:
-        """The columns of the data that are read, without those that are not given."""
-        named = (self.text_column, self.pair_column, self.id_column, *self.columns)
-        return tuple(dict.fromkeys(name for name in named if name is not None))
+    def source(self) -> Source:
+        """Where the rows come from, and the columns that are read."""
+        return Source(
+            self.data,
+            self.text_column,
+            self.pair_column,
+            self.id_column,
+            self.columns,
+            self.input_format,
+            self.split,
+            self.subset,
+        )

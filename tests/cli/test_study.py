@@ -82,6 +82,39 @@ def test_bad_input_is_told_in_a_sentence(run, arguments, message):
     assert "Traceback" not in result.output
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--method", "lie"), "--method='lie' is unknown; give one of"),
+        (("--method", "random", "--method", "random"), "--method=('random', 'random')"),
+        (("--against", "lime"), "--against='lime' is not among the methods"),
+        (("--batch-size", 0), "--batch-size=0 must be"),
+        (("--limit", 0), "--limit=0 must be"),
+        (("--workers", 2), "--workers=2 and --gpus-per-worker=0.0 are of Ray"),
+        (("--part", "x"), "--part='x' is no part"),
+        (("--input-format", "xlsx"), "--input-format='xlsx' is unknown"),
+    ],
+)
+def test_options_are_named_as_they_were_given(run, tmp_path, arguments, message):
+    result = run("--text-column", "sentence", *arguments)
+    assert result.exit_code == 2
+    assert f"error: {message}" in result.stderr.replace("\n", " ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_broken_rows_are_left_out_and_counted(run, texts, tmp_path):
+    texts.write_text(texts.read_text() + " ,0\nfew\nso sad,1\n")
+    result = run("--text-column", "sentence", "--label-column", "label", *METHODS)
+    assert result.exit_code == 0, result.output
+    assert (
+        "warning: 2 rows of texts.csv left out, by reason: 1: the text is blank; 1: "
+        "the line has fewer cells than the header names; manifest.json names the rows"
+    ) in result.stderr.replace("\n", " ")
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert [row["row"] for row in manifest["results"]["left_out"]] == [2, 3]
+    assert manifest["data"]["n_texts"] == 3
+
+
 def test_unwritable_output_is_told(run, texts):
     result = run(output=texts / "out")
     assert result.exit_code == 2

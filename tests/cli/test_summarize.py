@@ -44,7 +44,7 @@ def test_folders_are_compared_with_options(tmp_path):
     ("arguments", "message"),
     [
         (("nowhere",), "there is no folder 'nowhere'"),
-        (("scores", "--label-column", "gold"), "label_column='gold' is no column"),
+        (("scores", "--label-column", "gold"), "--label-column='gold' is no column"),
         (("scores", "--top", 0), "top=0 must be an integer of at least 1"),
         (("scores", "scores"), "given more than once"),
     ],

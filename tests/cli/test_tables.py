@@ -127,9 +127,9 @@ def test_the_folder_has_to_be_given_and_be_one(run, texts):
 
 
 def test_ray_that_is_not_installed_is_named(run, monkeypatch):
-    from captum_attnflow.tables import ray_engine
+    from captum_attnflow.runs import sharing
 
-    monkeypatch.setattr(ray_engine, "find_spec", lambda name: None)
+    monkeypatch.setattr(sharing, "find_spec", lambda name: None)
     result = run("--engine", "ray", "--format", "csv")
     assert result.exit_code == 2
     assert 'pip install "captum-attnflow[ray]"' in result.stderr

@@ -19,4 +19,4 @@ def results_without_seconds(folder: Path) -> list[dict]:
     results = [json.loads(line) for line in lines]
     for result in results:
         del result["seconds"]
-    return sorted(results, key=lambda r: (r["model"], r["method"], r["example"]))
+    return sorted(results, key=lambda r: (r["model"], r["method"], r["row"]))

@@ -53,8 +53,8 @@ def lines_of(folder):
 def test_values_are_those_of_each_text_alone(short, demo):
     run_study(short)
     results = results_without_seconds(short.output)
-    bounds = {(b["removal"], b["example"]): b for b in lines_of(short.output)}
-    for row, text in enumerate(TEXTS, 1):
+    bounds = {(b["removal"], b["row"]): b for b in lines_of(short.output)}
+    for row, text in enumerate(TEXTS):
         [explained] = demo.explain([text], "attention-rollout")
         ids = demo.tokenizer(text, return_tensors="pt").input_ids
         arguments = {
@@ -65,9 +65,7 @@ def test_values_are_those_of_each_text_alone(short, demo):
             "keep": torch.isin(ids, torch.tensor([2, 3])),
         }
         [result] = [
-            r
-            for r in results
-            if (r["method"], r["example"]) == ("attention-rollout", row)
+            r for r in results if (r["method"], r["row"]) == ("attention-rollout", row)
         ]
         for removal in short.removals:
             lower, upper = metrics.aopc_bounds(**arguments, removal=removal)
@@ -109,7 +107,7 @@ def test_figures_are_the_same_from_the_cache_and_without_it(short, searches, tmp
             short.output
         )
         assert table_without_seconds(torn.output) == table_without_seconds(short.output)
-        order = ("removal", "example")
+        order = ("removal", "row")
         assert sorted(
             lines_of(torn.output), key=lambda line: [line[name] for name in order]
         ) == sorted(

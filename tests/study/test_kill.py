@@ -9,10 +9,9 @@ import time
 
 import pytest
 from study.figures import results_without_seconds, table_without_seconds
+from table_runs import ray_at, study_on
 
-from captum_attnflow.study import run_study
-
-N_KILLS = 5
+N_KILLS = 10
 
 
 @pytest.fixture(scope="module")
@@ -26,44 +25,64 @@ def processes():
     return context
 
 
+def lines_of(path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("engine", ["local", "ray"])
 def test_kill_9_at_random_moments_loses_nothing_and_changes_no_figure(
-    processes, study, tmp_path
+    processes, study, tmp_path, engine, request
 ):
-    def start(folder):
-        process = processes.Process(
-            target=run_study, args=(dataclasses.replace(study, output=folder),)
-        )
+    """Every undisturbed line is there at the end, to the last bit, by each engine."""
+    environment = {}
+    if engine == "ray":
+        pytest.importorskip("ray")
+        # One that stays: it has to clean up behind every process that is killed.
+        environment = ray_at(request.getfixturevalue("cluster"))
+    path = tmp_path / "texts.tsv"
+    header, *lines = path.read_text().splitlines()
+    path.write_text("\n".join([header, *lines * 4]) + "\n")
+    study = dataclasses.replace(study, batch_size=1)
+
+    def start(folder, **changed):
+        other = dataclasses.replace(study, output=folder, **changed)
+        process = processes.Process(target=study_on, args=(environment, other))
         process.start()
         return process
 
-    start(tmp_path / "warm").join()
-    began = time.monotonic()
-    start(study.output).join()
-    duration = time.monotonic() - began
+    start(study.output).join()  # undisturbed, in one process
     results = results_without_seconds(study.output)
     table = table_without_seconds(study.output)
+    by_engine = {} if engine == "local" else {"engine": "ray", "workers": 2}
 
     moments = random.Random(0)
     n_kills, n_inside, n_folders = 0, 0, 0
     while n_kills < N_KILLS:
         folder, done, exit_code = tmp_path / f"killed {n_folders}", b"", None
+        written = folder / "results.jsonl"
         while exit_code != 0:
-            process = start(folder)
+            process = start(folder, **by_engine)
             if n_kills < N_KILLS:
-                process.join(moments.uniform(0, duration))
+                # A tenth of the work further on at most, so that ten kills hit it.
+                n_lines = done.count(b"\n") + moments.randrange(len(results) // 10)
+                n_lines = min(n_lines, len(results) - 1)
+                while process.is_alive() and lines_of(written) < n_lines:
+                    time.sleep(0.002)
+                process.join(moments.uniform(0, 0.05))
                 if process.is_alive():
                     os.kill(process.pid, signal.SIGKILL)
                     n_kills += 1
             process.join()
             exit_code = process.exitcode
             assert exit_code in (0, -signal.SIGKILL)
-            written = folder / "results.jsonl"
             content = written.read_bytes() if written.exists() else b""
             assert content.startswith(done)  # whole lines stay, seconds included
             done = content[: content.rfind(b"\n") + 1]
             n_inside += 0 < len(done.splitlines()) < len(results)
+            print(f"{n_kills} killed; {len(done.splitlines())} of {len(results)} lines")
         assert results_without_seconds(folder) == results
         assert table_without_seconds(folder) == table
         n_folders += 1
-    assert n_inside >= 1  # kills did hit the middle of the work
+    print(f"{engine}: {n_kills} runs killed, {n_inside} of them in the middle")
+    assert n_inside >= N_KILLS // 2  # kills did hit the middle of the work

@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from captum_attnflow.study import records
+from captum_attnflow.runs import folder
+from captum_attnflow.runs.folder import lock_of_part
 from captum_attnflow.study.records import (
     Bounds,
     PartedFile,
@@ -14,11 +15,10 @@ from captum_attnflow.study.records import (
     RecordFile,
     Results,
 )
-from captum_attnflow.tables.manifest import lock_of_part
 
 
-def record(example: int, value: float = 0.1) -> Record:
-    return Record("model", "method", example, 1, {"replace": {"aopc": value}})
+def record(row: int, value: float = 0.1) -> Record:
+    return Record("model", "method", row, 1, {"replace": {"aopc": value}})
 
 
 @pytest.fixture
@@ -41,15 +41,15 @@ def test_a_torn_end_is_cut_off_at_any_byte(path):
         path.write_bytes(content[:cut])
         file = RecordFile(path, Record)
         whole = [1, 2, 3][: sum(end <= cut for end in ends) - 1]
-        assert [each.example for each in file.read()] == whole
+        assert [each.row for each in file.read()] == whole
         file.append([record(9)])
         file.append([record(8)])
-        assert [each.example for each in file.read()] == [*whole, 9, 8]
+        assert [each.row for each in file.read()] == [*whole, 9, 8]
 
 
 def test_the_end_of_whole_lines_is_found_across_blocks(path, monkeypatch):
     content = path.read_bytes()
-    monkeypatch.setattr(records, "_BLOCK", 7)
+    monkeypatch.setattr(folder, "_BLOCK", 7)
     path.write_bytes(content + b"x" * 20)
     RecordFile(path, Record).append([])
     assert path.read_bytes() == content
@@ -57,7 +57,7 @@ def test_the_end_of_whole_lines_is_found_across_blocks(path, monkeypatch):
 
 def test_of_two_records_of_a_text_the_first_counts(study):
     study = dataclasses.replace(study, removals=("replace",), metrics=("aopc",))
-    results = Results(study, ["model"], n_texts=3)
+    results = Results(study, ["model"], rows=[1, 2, 5])
     first = dataclasses.replace(record(2), method="random")
     assert results.add(first)
     assert not results.add(dataclasses.replace(first, predicted=0))
@@ -65,8 +65,8 @@ def test_of_two_records_of_a_text_the_first_counts(study):
     column = results.columns["model", "random"]
     assert column.predicted.tolist() == [-1, 1, -1]
     assert column.values[1].tolist() == [[0.1]]
-    with pytest.raises(ValueError, match="it is of row 4, and there are 3 texts"):
-        results.add(dataclasses.replace(first, example=4))
+    with pytest.raises(ValueError, match="it is of row 4, which is none of the 3 rows"):
+        results.add(dataclasses.replace(first, row=4))
 
 
 def test_files_of_parts_are_merged_but_of_those_that_are_written(tmp_path):
@@ -81,11 +81,11 @@ def test_files_of_parts_are_merged_but_of_those_that_are_written(tmp_path):
             "results.jsonl",
             "results-2-of-3.jsonl",
         }
-    read = [each.example for _, each in parts[0].read()]
+    read = [each.row for _, each in parts[0].read()]
     assert read == [1, 3, 2]
     PartedFile(tmp_path, "results", Record, (1, 1)).merge()
     assert [path.name for path in tmp_path.glob("*.jsonl")] == ["results.jsonl"]
-    assert [each.example for _, each in parts[0].read()] == read
+    assert [each.row for _, each in parts[0].read()] == read
 
 
 @pytest.mark.parametrize("line", ["{}", "[]", "not json", '{"model": "a", "b": 1}'])
@@ -111,7 +111,7 @@ def test_a_cost_that_is_no_finite_number_is_refused(field, number):
 
 @pytest.mark.parametrize("field", ["lower", "upper"])
 def test_bounds_that_are_no_finite_numbers_are_refused(tmp_path, field):
-    bounds = {"model": "m", "removal": "delete", "example": 1, "lower": 0, "upper": 1}
+    bounds = {"model": "m", "removal": "delete", "row": 1, "lower": 0, "upper": 1}
     file = tmp_path / "bounds.jsonl"
     file.write_text(json.dumps({**bounds, field: math.nan}) + "\n")
     with pytest.raises(ValueError, match=rf"line 1 of .*{field} is nan"):
@@ -125,8 +125,8 @@ def test_bounds_that_are_no_finite_numbers_are_refused(tmp_path, field):
         {"values": {"replace": 1}},
         {"values": {}},
         {"failure": "ValueError: no"},
-        {"example": "1"},
-        {"example": 0},
+        {"row": "1"},
+        {"row": -1},
         {"model": None},
         {"predicted": -1},
     ],
@@ -170,5 +170,5 @@ def test_a_merge_on_a_full_disk_loses_nothing(tmp_path, monkeypatch):
         ):
             part.merge()
     part.merge()
-    assert {each.example for _, each in part.read()} == {1, 2}
+    assert {each.row for _, each in part.read()} == {1, 2}
     assert [path.name for path in tmp_path.glob("*.jsonl")] == ["results.jsonl"]

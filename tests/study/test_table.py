@@ -14,12 +14,10 @@ from captum_attnflow.study.records import Record, Results
 from captum_attnflow.study.table import to_csv, to_latex, to_markdown
 
 
-def record(method, example, aopc, **changes):
+def record(method, row, aopc, **changes):
     values = {"replace": {"aopc": aopc, "log_odds": -aopc}}
-    cost = {"forward_rows": 2.0, "backward_rows": 1.0, "seconds": 0.5 * example}
-    return Record(
-        "a_model", method, example, 1, **{"values": values, **cost, **changes}
-    )
+    cost = {"forward_rows": 2.0, "backward_rows": 1.0, "seconds": 0.5 * row}
+    return Record("a_model", method, row, 1, **{"values": values, **cost, **changes})
 
 
 @pytest.fixture
@@ -41,7 +39,7 @@ def table() -> Table:
         metrics=("aopc", "log_odds"),
         removals=("replace",),
     )
-    results = Results(study, ["a_model"], n_texts=3)
+    results = Results(study, ["a_model"], rows=[1, 2, 3])
     for each in reversed(records):
         results.add(each)
     return Table.of(study, ["a_model"], results)

@@ -11,12 +11,13 @@ from transformers import BertConfig
 
 from captum_attnflow.study import METHODS
 from captum_attnflow.study.vectors import (
+    Trace,
     classifier_parts,
     decompx,
     edges,
     information_flow_routes,
+    read_weights,
 )
-from captum_attnflow.study.weights import Trace, read_weights
 
 UNGATED = [*ENCODERS, "GPT2"]
 every_ungated = pytest.mark.parametrize("family", UNGATED)

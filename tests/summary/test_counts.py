@@ -36,7 +36,7 @@ def test_a_run_that_is_not_complete_is_said(tmp_path):
 
 
 def test_reasons_without_end_are_counted_together(tmp_path, monkeypatch):
-    monkeypatch.setattr("captum_attnflow.summary.counts._MOST_NAMES", 3)
+    monkeypatch.setattr("captum_attnflow.summary.folder_summary._MOST_NAMES", 3)
     rows = [explained(0, ["a", "b"], [1, 2])]
     rows += [failed(n, f"row {n} is broken") for n in range(1, 11)]
     [folder] = summarize(write_folder(tmp_path, rows)).folders

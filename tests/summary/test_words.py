@@ -13,8 +13,7 @@ from score_folders import explained, failed, random_rows, words_of, write_folder
 
 from captum_attnflow.summary import summarize
 from captum_attnflow.summary.folder import Row, ScoreFolder
-from captum_attnflow.summary.word_shares import Passage, WordShares
-from captum_attnflow.summary.words import WordTable
+from captum_attnflow.summary.words import Passage, WordShares, WordTable
 
 
 def shares_by_hand(rows):

@@ -11,9 +11,9 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from captum_attnflow.runs.data import open_data
+from captum_attnflow.runs.readers import LONGEST_LINE
 from captum_attnflow.tables import TableJob
-from captum_attnflow.tables.data import open_data
-from captum_attnflow.tables.readers import LONGEST_LINE
 
 NO_UTF_8 = "the text is no UTF-8, or holds half a character (a lone surrogate)"
 
@@ -26,7 +26,7 @@ def read(tmp_path):
         path = tmp_path / name
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         job = TableJob(str(path), tmp_path / "out", **settings)
-        return list(open_data(job).rows(job))
+        return list(open_data(job.source).rows())
 
     return read
 
@@ -76,6 +76,35 @@ def test_broken_lines_of_csv_take_no_other_with_them(read):
     ]
 
 
+@pytest.mark.parametrize(
+    ("header", "lines", "ids"),
+    [
+        ("k,text", ["7,a,b", "8", '9,"open', '"open,10'], ["7", "8", "9", "row 3"]),
+        ("text,k", ["a,b,7", "8", '"open",9', "", "a,"], ["7", "row 1", "9", *"3", ""]),
+        ("text,k,n", ["a,b,7,1", '"open,8,1'], ["7", "row 1"]),
+        ("n,k,text", ["1,7,a,b", '1,8,"open'], ["7", "8"]),
+        ("text,k,b", ["a,7,b,c"], ["row 0"]),
+    ],
+)
+def test_a_broken_line_of_csv_keeps_its_id_or_gets_its_number(read, header, lines, ids):
+    """A stray separator within a text moves what is right of it."""
+    rows = read(
+        "a.csv",
+        "\n".join([header, *lines]) + "\n",
+        id_column="k",
+        pair_column="b" if header.endswith("b") else None,
+    )
+    found = [row.id for row in rows]
+    assert found == [name if name != "3" else "row 3" for name in ids]
+    assert [row.number for row in rows] == list(range(len(lines)))
+
+
+def test_a_broken_line_of_jsonl_gets_its_number(read):
+    rows = read("a.jsonl", '{"text": "a", "k": 5}\n{"te\n', id_column="k")
+    assert [row.id for row in rows] == ["5", "row 1"]
+    assert [row.id for row in read("a.jsonl", '{"text": "a"}\n{"te\n')] == [None] * 2
+
+
 def test_blank_lines_of_one_column_are_blank_texts(read):
     assert [row.fault for row in read("a.csv", "text\ngood\n\ngood\n")] == [
         None,
@@ -122,7 +151,7 @@ def test_bytes_of_parquet_that_are_no_utf_8_break_their_row_alone(tmp_path):
         path = tmp_path / f"{kind}.parquet"
         parquet.write_table(pyarrow.table({"text": made}), path)
         job = TableJob(str(path), tmp_path / "out")
-        found = [(row.text, row.fault is None) for row in open_data(job).rows(job)]
+        found = [(row.text, row.fault is None) for row in open_data(job.source).rows()]
         assert found == [("good", True), ("\ufffd", False), (None, False)]
 
 
@@ -137,7 +166,7 @@ def test_carried_columns_have_one_kind(read, tmp_path):
     assert first.carried == (1, 1.0, "x", True, "1", str(2**70))
     assert second.carried == (None, 0.5, None, False, '["x"]', None)
     job = TableJob(str(tmp_path / "a.jsonl"), tmp_path / "out", columns=names)
-    assert open_data(job).kinds == {
+    assert open_data(job.source).kinds == {
         "i": "int64",
         "f": "double",
         "s": "string",
@@ -152,9 +181,9 @@ def test_types_of_parquet_are_carried_as_they_are(tmp_path):
     path = tmp_path / "a.parquet"
     parquet.write_table(pyarrow.table({"text": ["a"], "day": [day]}), path)
     job = TableJob(str(path), tmp_path / "out", columns=("day",))
-    data = open_data(job)
+    data = open_data(job.source)
     assert data.kinds == {"day": pyarrow.date32()}
-    assert next(data.rows(job)).carried == (day,)
+    assert next(data.rows()).carried == (day,)
 
 
 def test_standard_input_is_read_as_what_it_begins_with(monkeypatch, tmp_path):
@@ -162,15 +191,15 @@ def test_standard_input_is_read_as_what_it_begins_with(monkeypatch, tmp_path):
     for content, kind in ((b'{"text": "a"}\n', "jsonl"), (b"text\na\n", "csv")):
         piped = types.SimpleNamespace(buffer=io.BytesIO(content))
         monkeypatch.setattr(sys, "stdin", piped)
-        data = open_data(job)
+        data = open_data(job.source)
         assert (data.format, data.n_rows) == (kind, 1)
-        assert [row.text for row in data.rows(job)] == ["a"]
-        assert [row.text for row in data.rows(job)] == ["a"]  # and again
+        assert [row.text for row in data.rows()] == ["a"]
+        assert [row.text for row in data.rows()] == ["a"]  # and again
     monkeypatch.setattr(
         sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(b"a\ttext\n1\tso, so\n"))
     )
     given = replace(job, input_format="tsv")
-    assert [row.text for row in open_data(given).rows(given)] == ["so, so"]
+    assert [row.text for row in open_data(given.source).rows()] == ["so, so"]
 
 
 def test_a_data_set_of_the_hub_is_streamed_at_one_commit(monkeypatch, tmp_path):
@@ -193,9 +222,9 @@ def test_a_data_set_of_the_hub_is_streamed_at_one_commit(monkeypatch, tmp_path):
         huggingface_hub, "dataset_info", lambda name: types.SimpleNamespace(sha="c0")
     )
     job = TableJob("owner/name", tmp_path / "out", columns=("gold",), subset="en")
-    data = open_data(job)
+    data = open_data(job.source)
     assert (data.hash, data.n_rows, data.kinds) == ("c0", 2, {"gold": "int64"})
-    rows = list(data.rows(job))
+    rows = list(data.rows())
     assert [(row.text, row.fault) for row in rows] == [
         ("a", None),
         ("3", "the text is of type int"),
@@ -241,10 +270,10 @@ def test_a_column_of_numbers_in_parquet_is_refused_by_its_type(tmp_path):
     path = tmp_path / "a.parquet"
     parquet.write_table(pyarrow.table({"text": ["a"], "n": [1]}), path)
     with pytest.raises(ValueError, match=r"'n' of a.parquet holds int64.*give one of"):
-        open_data(TableJob(str(path), tmp_path, text_column="n"))
+        open_data(TableJob(str(path), tmp_path, text_column="n").source)
 
 
 @pytest.mark.parametrize("name", ["missing.csv", "missing", "a/b/c"])
 def test_a_missing_file_is_named(tmp_path, name):
     with pytest.raises(FileNotFoundError, match=r"is not there\. Give a file"):
-        open_data(TableJob(name, tmp_path))
+        open_data(TableJob(name, tmp_path).source)

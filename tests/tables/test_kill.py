@@ -8,7 +8,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from table_runs import explain_on
+from table_runs import explain_on, ray_at
 from tables.conftest import contents, write_texts
 
 from captum_attnflow.tables import TableJob
@@ -23,7 +23,7 @@ def processes():
 
 
 def kill_again_and_again(
-    processes, job: TableJob, n_kills: int, address: str | None = None
+    processes, job: TableJob, n_kills: int, environment: dict[str, str] | None = None
 ) -> tuple[int, int]:
     """Kill runs of a job, each finished in the end.
 
@@ -34,7 +34,7 @@ def kill_again_and_again(
 
     def start(folder):
         process = processes.Process(
-            target=explain_on, args=(address, replace(job, output=folder))
+            target=explain_on, args=(environment or {}, replace(job, output=folder))
         )
         process.start()
         return process
@@ -77,16 +77,16 @@ def test_kill_9_loses_nothing_and_changes_no_bit(processes, job):
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["local", "ray"])
 def test_kill_9_at_twenty_random_moments(processes, job, engine, request):
-    address = None
+    environment = {}
     if engine == "ray":
         pytest.importorskip("ray")
         # One that stays: it has to clean up behind every process that is killed.
-        address = request.getfixturevalue("cluster")
+        environment = ray_at(request.getfixturevalue("cluster"))
     write_texts(job.output.with_name("texts.csv"), 300)
     job = replace(job, method="relevance-flow", rows_per_part=10)
     if engine == "ray":
         job = replace(job, engine="ray", workers=2)
-    n_killed, n_inside = kill_again_and_again(processes, job, 20, address)
+    n_killed, n_inside = kill_again_and_again(processes, job, 20, environment)
     print(f"\n{engine}: {n_killed} runs killed, {n_inside} of them in the middle")
     assert n_killed == 20
     assert n_inside >= 5  # kills did hit the middle of the work

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -20,6 +21,8 @@ from tables.conftest import N_TEXTS, contents, lines_of, write_texts
 from captum_attnflow.demo import DEMO_MODEL_PATH
 from captum_attnflow.pipelines import encoding
 from captum_attnflow.pipelines.text_classification import TextClassifier
+from captum_attnflow.runs import sharing
+from captum_attnflow.summary import summarize
 from captum_attnflow.tables import TableJob, explain_table, settings
 from captum_attnflow.tables.settings import OWN_COLUMNS
 
@@ -120,10 +123,66 @@ def test_what_is_there_and_whole_is_kept(job, kind):
     cut.write_bytes(cut.read_bytes()[:-30])
     other = job.output / f"part-000003.{kind}"
     shutil.copy(job.output / f"part-000002.{kind}", other)
-    assert explain_table(job).n_kept == 3
+    with pytest.warns(
+        UserWarning, match=r"part-00000\d.* was changed or cut off"
+    ) as said:
+        assert explain_table(job).n_kept == 3
+    assert len(said) == 2
     assert contents(job.output) == whole
     kept = {path for path, time in times.items() if path.stat().st_mtime_ns == time}
     assert kept == times.keys() - {cut, other}
+
+
+def test_checksums_are_those_of_the_files(job):
+    for index in (2, 1):
+        explain_table(replace(job, part=(index, 2)))
+    lines = (job.output / "SHA256SUMS").read_text().splitlines()
+    assert sorted(line.split("  ")[::-1] for line in lines) == [
+        [path.name, hashlib.sha256(path.read_bytes()).hexdigest()]
+        for path in sorted(job.output.glob("part-*"))
+    ]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
+def test_a_changed_byte_is_found_and_the_file_written_anew(job, kind):
+    job = replace(job, format=kind)
+    explain_table(job)
+    whole, sums = contents(job.output), (job.output / "SHA256SUMS").read_bytes()
+    changed = job.output / f"part-000002.{kind}"
+    content = bytearray(changed.read_bytes())
+    place = content.rindex(b"0.") + 2 if kind != "parquet" else len(content) // 2
+    content[place] = content[place] ^ 1  # of numbers another digit, which can be read
+    changed.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"part-000002.{kind} was changed .*again"):
+        summarize(job.output)
+    with pytest.warns(UserWarning, match=rf"part-000002.{kind} was changed or cut off"):
+        assert explain_table(job).n_kept == 4
+    assert contents(job.output) == whole
+    assert (job.output / "SHA256SUMS").read_bytes() == sums
+
+
+def test_files_of_earlier_versions_have_no_checksums_and_are_kept(job):
+    explain_table(job)
+    (job.output / "SHA256SUMS").unlink()
+    (job.output / "part-000004.parquet").unlink()
+    assert explain_table(job).n_kept == 4
+    listed = (job.output / "SHA256SUMS").read_text()
+    assert listed.split() == [listed[:64], "part-000004.parquet"]
+
+
+def test_a_checksum_that_is_there_already_is_replaced(job):
+    """Of a run that was killed between checksum and file, on another machine."""
+    explain_table(job)
+    sums = (job.output / "SHA256SUMS").read_text().splitlines()
+    (job.output / "part-000001.parquet").unlink()
+    sums[1] = "0" * 64 + sums[1][64:]
+    (job.output / "SHA256SUMS").write_text("\n".join(sums) + "\n012345")  # torn
+    explain_table(job)
+    whole = contents(job.output)
+    assert (job.output / "SHA256SUMS").read_text() == "".join(
+        f"{hashlib.sha256(content).hexdigest()}  {name}\n"
+        for name, content in sorted(whole.items())
+    )
 
 
 def test_shuffled_rows_are_the_rows(job, texts):
@@ -357,8 +416,8 @@ def test_changed_data_are_refused(job):
     ("name", "content", "message"),
     [
         ("part-000000.parquet", "x", "has no manifest.json beside it"),
-        ("manifest.json", "{}", "is of something else"),
-        ("manifest.json", "[", "is of something else"),
+        ("manifest.json", "{}", "is no manifest of a table"),
+        ("manifest.json", "[", "is no manifest of a table"),
         ("manifest.json", '{"rows_per_part": 1, "format": 2}', "of format 2, and this"),
     ],
 )
@@ -456,9 +515,7 @@ def test_wrong_settings_are_refused_and_write_nothing(job, changed, message):
 
 
 def test_an_extra_that_is_not_installed_is_named(job, monkeypatch):
-    from captum_attnflow.tables import ray_engine, settings
-
-    for module in (settings, ray_engine):
+    for module in (settings, sharing):
         monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r'pip install "captum-attnflow\[tables\]"'):
         explain_table(job)

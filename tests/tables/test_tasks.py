@@ -19,8 +19,8 @@ from captum_attnflow.pipelines.sentence_similarity import SentenceSimilarity
 from captum_attnflow.pipelines.token_classification import TokenClassifier
 from captum_attnflow.summary import summarize
 from captum_attnflow.tables import TableJob, explain_table
+from captum_attnflow.tables.explainer import TASKS
 from captum_attnflow.tables.settings import TASK_COLUMNS
-from captum_attnflow.tables.tasks import TASKS
 
 LABELS = {0: "O", 1: "B-PER", 2: "I-PER"}
 ROWS = [
@@ -192,9 +192,22 @@ def test_a_folder_agrees_with_itself_where_lines_are_missing(job_of, task):
     first, *others = part.read_text().splitlines(keepends=True)
     assert json.loads(first)["status"] == "explained"
     part.write_text("".join(others))
+    with pytest.raises(
+        ValueError, match=r"part-000000.jsonl was changed .* SHA256SUMS"
+    ):
+        summarize([job.output, fewer])
+    (fewer / "SHA256SUMS").unlink()
     found = summarize([job.output, fewer]).agreement
     assert found.n_unmatched == 1
     assert found.pairs[0].rank_correlation.low == pytest.approx(1)
+
+
+@pytest.mark.parametrize("task", ["token-classification", "sentence-similarity"])
+def test_true_labels_are_of_texts_as_a_whole(job_of, task):
+    job = job_of(task, format="jsonl")
+    explain_table(job)
+    with pytest.raises(ValueError, match=rf"is of {task}, which predicts none .*leave"):
+        summarize(job.output, label_column="gold")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 from captum_attnflow._checks import check_column
 from captum_attnflow._files import named_in_errors, refuse_other_content
-from captum_attnflow.tables.readers import (
+from captum_attnflow.runs.readers import (
     Broken,
     Cells,
     Rows,
@@ -32,8 +32,8 @@ from captum_attnflow.tables.readers import (
     read_parquet,
     schema_of_parquet,
 )
-from captum_attnflow.tables.settings import INPUT_FORMATS, TableJob
 
+INPUT_FORMATS = ("csv", "tsv", "jsonl", "parquet")
 _HUB_ID = re.compile(r"[\w-]+/[\w.-]+")
 _EXTRA = 'pip install "captum-attnflow[tables]"'
 _DIALECTS: dict[str, dict[str, Any]] = {
@@ -48,12 +48,46 @@ _HEAD = 1000  # rows that tell whether a column holds numbers
 
 
 @dataclass(frozen=True)
+class Source:
+    """Where rows come from, and which of their columns are read.
+
+    Attributes:
+        name (str): A file (CSV, TSV, JSONL or Parquet), the hub id of a data set, or
+            ``"-"`` for standard input, which is copied to a temporary file first.
+        text_column (str): The column of the texts.
+        pair_column (str, optional): The column of the second sentences of pairs.
+        id_column (str, optional): The column whose values name the rows.
+        columns (tuple of str): Columns to carry along.
+        input_format (str, optional): One of :data:`INPUT_FORMATS`; by the file's ending
+            by default. Standard input is JSONL if it begins with a brace, else CSV.
+        split (str): Split of a hub data set.
+        subset (str, optional): Subset (configuration) of a hub data set.
+    """
+
+    name: str
+    text_column: str
+    pair_column: str | None = None
+    id_column: str | None = None
+    columns: tuple[str, ...] = ()
+    input_format: str | None = None
+    split: str = "test"
+    subset: str | None = None
+
+    @property
+    def needed_columns(self) -> tuple[str, ...]:
+        """The columns that are read, without those that are not given."""
+        named = (self.text_column, self.pair_column, self.id_column, *self.columns)
+        return tuple(dict.fromkeys(name for name in named if name is not None))
+
+
+@dataclass(frozen=True)
 class Row:
     """One row of the data.
 
     Attributes:
         number (int): Which one, counted from 0; a header line is none.
-        id (str, optional): What the column of ids holds.
+        id (str, optional): What the column of ids holds; of a row that cannot be read
+            what is left of it, or else ``"row 7"`` and the like.
         carried (tuple): Values of the columns to carry along.
         text (str, optional): The text. What is no character is replaced by U+FFFD, so
             that any file can hold it; the row then has a fault.
@@ -74,6 +108,7 @@ class TableData:
     """A table of texts that was looked through.
 
     Attributes:
+        source (Source): What was asked for.
         name (str): The file's or data set's name.
         hash (str): SHA-256 of the file; of a data set its commit on the hub.
         format (str): One of :data:`INPUT_FORMATS`, or ``"hub"``.
@@ -81,41 +116,77 @@ class TableData:
         kinds (mapping): By carried column ``"string"``, ``"int64"``, ``"double"``,
             ``"bool"``, ``"json"`` or a type of Arrow.
         cells (Callable): Begins to read its rows.
+        header (tuple of str): Of CSV and TSV, the names of all columns.
     """
 
+    source: Source
     name: str
     hash: str
     format: str
     n_rows: int
     kinds: Mapping[str, Any]
     cells: Callable[[], Rows]
+    header: tuple[str, ...] = ()
 
-    def rows(self, job: TableJob) -> Iterator[Row]:
-        """Read the rows, each with what is wrong with it."""
-        for number, cells in enumerate(self.cells()):
-            yield _to_row(number, cells, job, self.kinds)
+    def rows(self) -> Iterator[Row]:
+        """Read the rows, each with what is wrong with it.
+
+        Raises:
+            ValueError: If a file is damaged inside, naming it.
+        """
+        try:
+            for number, cells in enumerate(self.cells()):
+                if isinstance(cells, Broken):
+                    yield self._broken(number, cells)
+                else:
+                    yield _to_row(number, cells, self.source, self.kinds)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from error
+
+    def _broken(self, number: int, broken: Broken) -> Row:
+        carried = (None,) * len(self.source.columns)
+        name = self._id_of_broken(number, broken)
+        return Row(number, name, carried, None, None, broken.reason)
+
+    def _id_of_broken(self, number: int, broken: Broken) -> str | None:
+        """Find the id beside what is broken, which most often is the text.
+
+        A separator within a text moves what is right of it, and nothing left of it.
+        """
+        column = self.source.id_column
+        if column is None:
+            return None
+        texts = {self.source.text_column, self.source.pair_column}
+        places = [place for place, name in enumerate(self.header) if name in texts]
+        if places:
+            place = self.header.index(column)
+            is_left = place < min(places)
+            cells = broken.left if is_left else broken.right
+            if place < len(cells) and (is_left or place > max(places)):
+                return _storable(cells[place])
+        return f"row {number}"
 
 
-def open_data(job: TableJob) -> TableData:
+def open_data(source: Source) -> TableData:
     """Find a table and look through it.
 
     Raises:
         FileNotFoundError: If it is not there.
         ValueError: If it cannot be read, lacks a column or has no texts.
     """
-    path = Path(job.data)
-    if job.data == "-":
-        return _of_file(_standard_input(), "standard input", job)
+    path = Path(source.name)
+    if source.name == "-":
+        return _of_file(_standard_input(), "standard input", source)
     if path.is_file():
-        return _of_file(lambda: path.open("rb"), path.name, job)
-    if path.exists() or path.suffix or not _HUB_ID.fullmatch(job.data):
+        return _of_file(lambda: path.open("rb"), path.name, source)
+    if path.exists() or path.suffix or not _HUB_ID.fullmatch(source.name):
         found = "is a folder" if path.is_dir() else "is not there"
         raise FileNotFoundError(
-            f"the file {job.data!r} {found}. Give a file "
+            f"the file {source.name!r} {found}. Give a file "
             f"({', '.join(f'.{name}' for name in INPUT_FORMATS)}), - for standard "
             'input, or the hub id of a data set such as "owner/name"'
         )
-    return _of_hub(job)
+    return _of_hub(source)
 
 
 def _standard_input() -> Callable[[], BinaryIO]:
@@ -133,8 +204,8 @@ def _standard_input() -> Callable[[], BinaryIO]:
     return again
 
 
-def _of_file(open_file: Callable[[], BinaryIO], name: str, job: TableJob) -> TableData:
-    kind = _format_of(open_file, name, job)
+def _of_file(open_file: Callable[[], BinaryIO], name: str, source: Source) -> TableData:
+    kind = _format_of(open_file, name, source)
     digest = hashlib.sha256()
     with open_file() as file:
         if kind != "parquet":
@@ -144,7 +215,7 @@ def _of_file(open_file: Callable[[], BinaryIO], name: str, job: TableJob) -> Tab
             digest.update(block)
     try:
         if kind == "parquet":
-            return _of_parquet(open_file, name, digest.hexdigest(), job)
+            return _of_parquet(open_file, name, digest.hexdigest(), source)
         if kind == "jsonl":
             names = None
 
@@ -157,7 +228,7 @@ def _of_file(open_file: Callable[[], BinaryIO], name: str, job: TableJob) -> Tab
             def cells() -> Rows:
                 return read_delimited(open_file(), **dialect)
 
-        profile = _Profile(name, job, names)
+        profile = _Profile(name, source, names)
         for row in cells():
             profile.add(row)
         n_rows, kinds = profile.result()
@@ -165,13 +236,15 @@ def _of_file(open_file: Callable[[], BinaryIO], name: str, job: TableJob) -> Tab
         if name in str(error):
             raise
         raise ValueError(f"{name}: {error}") from error
-    return TableData(name, digest.hexdigest(), kind, n_rows, kinds, cells)
+    return TableData(
+        source, name, digest.hexdigest(), kind, n_rows, kinds, cells, tuple(names or ())
+    )
 
 
-def _format_of(open_file: Callable[[], BinaryIO], name: str, job: TableJob) -> str:
-    if job.input_format is not None:
-        return job.input_format
-    if job.data == "-":
+def _format_of(open_file: Callable[[], BinaryIO], name: str, source: Source) -> str:
+    if source.input_format is not None:
+        return source.input_format
+    if source.name == "-":
         with open_file() as file:
             begin = file.read(_BLOCK).removeprefix(b"\xef\xbb\xbf").lstrip()
         return "jsonl" if begin.startswith(b"{") else "csv"
@@ -185,36 +258,36 @@ def _format_of(open_file: Callable[[], BinaryIO], name: str, job: TableJob) -> s
 
 
 def _of_parquet(
-    open_file: Callable[[], BinaryIO], name: str, sha256: str, job: TableJob
+    open_file: Callable[[], BinaryIO], name: str, sha256: str, source: Source
 ) -> TableData:
     _import("pyarrow", "Parquet files")
     with open_file() as file:
         schema, n_rows = schema_of_parquet(file)
-    _check_names(name, schema.names, job)
-    _check_types(name, schema, job)
+    _check_names(name, schema.names, source)
+    _check_types(name, schema, source)
     if n_rows == 0:
         raise ValueError(f"{name} holds no rows; give at least one text")
 
     def cells() -> Rows:
-        return read_parquet(open_file(), job.needed_columns)
+        return read_parquet(open_file(), source.needed_columns)
 
-    kinds = _arrow_kinds(schema, job)
-    return TableData(name, sha256, "parquet", n_rows, kinds, cells)
+    kinds = _arrow_kinds(schema, source)
+    return TableData(source, name, sha256, "parquet", n_rows, kinds, cells)
 
 
-def _of_hub(job: TableJob) -> TableData:
+def _of_hub(source: Source) -> TableData:
     """Stream a data set of the hub at its newest commit."""
     datasets = _import("datasets", "data sets of the hub")
     from huggingface_hub import dataset_info
 
     try:
-        commit = str(dataset_info(job.data).sha)
+        commit = str(dataset_info(source.name).sha)
 
         def load() -> Any:
             return datasets.load_dataset(
-                job.data,
-                job.subset,
-                split=job.split,
+                source.name,
+                source.subset,
+                split=source.split,
                 revision=commit,
                 streaming=True,
             )
@@ -222,29 +295,29 @@ def _of_hub(job: TableJob) -> TableData:
         stream = load()
     except Exception as error:  # of the network, of the hub, of the data set
         raise ValueError(
-            f"there is no file {job.data!r}, and the data set of this name on the hub "
-            f"cannot be read ({error}); give a file, or a data set with its --split "
-            "and --subset"
+            f"there is no file {source.name!r}, and the data set of this name on the "
+            f"hub cannot be read ({error}); give a file, or a data set with its "
+            "--split and --subset"
         ) from error
 
     def cells() -> Rows:
-        return read_hub(load, job.needed_columns)
+        return read_hub(load, source.needed_columns)
 
     splits = stream.info.splits or {}
-    n_rows = splits[job.split].num_examples if job.split in splits else None
+    n_rows = splits[source.split].num_examples if source.split in splits else None
     if stream.features is not None:
         schema = stream.features.arrow_schema
-        _check_names(job.data, schema.names, job)
-        _check_types(job.data, schema, job)
-        kinds = _arrow_kinds(schema, job)
+        _check_names(source.name, schema.names, source)
+        _check_types(source.name, schema, source)
+        kinds = _arrow_kinds(schema, source)
         if not n_rows:
             n_rows = sum(1 for _ in cells())
     else:
-        profile = _Profile(job.data, job, None)
+        profile = _Profile(source.name, source, None)
         for row in cells():
             profile.add(row)
         n_rows, kinds = profile.result()
-    return TableData(job.data, commit, "hub", n_rows, kinds, cells)
+    return TableData(source, source.name, commit, "hub", n_rows, kinds, cells)
 
 
 def _import(package: str, purpose: str) -> Any:
@@ -256,13 +329,13 @@ def _import(package: str, purpose: str) -> Any:
         raise ValueError(f"{purpose} need {package}: {_EXTRA}") from error
 
 
-def _check_names(name: str, there: list[str], job: TableJob) -> None:
-    for column in job.needed_columns:
+def _check_names(name: str, there: list[str], source: Source) -> None:
+    for column in source.needed_columns:
         check_column(name, column, there)
 
 
-def _check_types(name: str, schema: Any, job: TableJob) -> None:
-    for column in (job.text_column, job.pair_column):
+def _check_types(name: str, schema: Any, source: Source) -> None:
+    for column in (source.text_column, source.pair_column):
         if column is not None and not is_text(schema.field(column).type):
             texts = [field.name for field in schema if is_text(field.type)]
             raise ValueError(
@@ -276,8 +349,8 @@ def _check_types(name: str, schema: Any, job: TableJob) -> None:
             )
 
 
-def _arrow_kinds(schema: Any, job: TableJob) -> dict[str, Any]:
-    types = {column: schema.field(column).type for column in job.columns}
+def _arrow_kinds(schema: Any, source: Source) -> dict[str, Any]:
+    types = {column: schema.field(column).type for column in source.columns}
     return {name: "string" if is_text(kind) else kind for name, kind in types.items()}
 
 
@@ -287,13 +360,13 @@ class _Profile:
 
     Attributes:
         name (str): Of the data, for errors.
-        job (TableJob): Names the columns.
+        source (Source): Names the columns.
         header (list of str, optional): The columns, where a header names them. All
             cells are texts then.
     """
 
     name: str
-    job: TableJob
+    source: Source
     header: list[str] | None
     n_rows: int = 0
     seen: dict[str, None] = field(default_factory=dict)
@@ -303,7 +376,7 @@ class _Profile:
 
     def __post_init__(self) -> None:
         if self.header is not None:
-            _check_names(self.name, self.header, self.job)
+            _check_names(self.name, self.header, self.source)
 
     def add(self, cells: Cells | Broken) -> None:
         """Look at a row."""
@@ -311,17 +384,17 @@ class _Profile:
         if isinstance(cells, Broken):
             return
         if self.header is None:
-            for column in self.job.needed_columns:
+            for column in self.source.needed_columns:
                 if column in cells:
                     self.seen[column] = None
             if len(self.seen) < _MOST_NAMES:
                 self.seen.update(dict.fromkeys(cells))
-            for column in self.job.columns:
+            for column in self.source.columns:
                 kind = type(cells.get(column))
                 if kind is int and not -(2**63) <= cells[column] < 2**63:
                     kind = object
                 self.types.setdefault(column, set()).add(kind)
-        for name in (self.job.text_column, self.job.pair_column):
+        for name in (self.source.text_column, self.source.pair_column):
             if name is not None and self.n_rows <= _HEAD:
                 self._count(name, cells.get(name))
 
@@ -342,10 +415,10 @@ class _Profile:
         if self.header is None and not self.seen:
             raise ValueError(
                 f"{self.name} holds no JSON object in a line of its own, such as "
-                f'{{"{self.job.text_column}": "a text"}}; write one for each row'
+                f'{{"{self.source.text_column}": "a text"}}; write one for each row'
             )
         there = list(self.seen) if self.header is None else self.header
-        _check_names(self.name, there, self.job)
+        _check_names(self.name, there, self.source)
         for column, n_numbers in self.n_numbers.items():
             if not self.n_others.get(column):
                 others = [repr(other) for other in there if other != column]
@@ -355,7 +428,7 @@ class _Profile:
                     f"{'are' if others else 'is none but this'} {', '.join(others)}"
                 )
         if self.header is not None:
-            return self.n_rows, dict.fromkeys(self.job.columns, "string")
+            return self.n_rows, dict.fromkeys(self.source.columns, "string")
         return self.n_rows, {name: _kind(of) for name, of in self.types.items()}
 
 
@@ -380,25 +453,20 @@ def _kind(types: set[type]) -> str:
     return "double" if found <= {int, float} else "json"
 
 
-def _to_row(
-    number: int, cells: Cells | Broken, job: TableJob, kinds: Mapping[str, Any]
-) -> Row:
-    if isinstance(cells, Broken):
-        nothing = (None,) * len(job.columns)
-        return Row(number, None, nothing, None, None, cells.reason)
-    given = {"text": job.text_column, "pair": job.pair_column}
+def _to_row(number: int, cells: Cells, source: Source, kinds: Mapping[str, Any]) -> Row:
+    given = {"text": source.text_column, "pair": source.pair_column}
     faults = [
         _fault(name, column, cells)
         for name, column in given.items()
         if column is not None
     ]
-    name = None if job.id_column is None else cells.get(job.id_column)
-    pair = None if job.pair_column is None else cells.get(job.pair_column)
+    name = None if source.id_column is None else cells.get(source.id_column)
+    pair = None if source.pair_column is None else cells.get(source.pair_column)
     return Row(
         number=number,
         id=None if name is None else _storable(str(name)),
-        carried=tuple(_carried(cells.get(c), kinds[c]) for c in job.columns),
-        text=_shown(cells.get(job.text_column)),
+        carried=tuple(_carried(cells.get(c), kinds[c]) for c in source.columns),
+        text=_shown(cells.get(source.text_column)),
         text_pair=_shown(pair),
         fault=next((fault for fault in faults if fault is not None), None),
     )

@@ -26,9 +26,15 @@ class Broken:
 
     Attributes:
         reason (str): Why; equal faults have equal reasons, so that they can be counted.
+        left (tuple of str): Of a line of CSV or TSV its cells, from the left, those in
+            front of a quote that is not closed.
+        right (tuple of str): Its cells, of as many as there are names, from the right;
+            empty if it has fewer.
     """
 
     reason: str
+    left: tuple[str, ...] = ()
+    right: tuple[str, ...] = ()
 
 
 Cells = Mapping[str, Any]
@@ -112,16 +118,21 @@ def read_delimited(file: BinaryIO, **dialect: Any) -> Rows:
                 return
             except csv.Error as error:
                 lines.put_back_all_but_first()
-                yield Broken(f"the line cannot be read: {error}")
+                whole = lines.taken[0].partition('"')[0]
+                *before, _ = whole.split(reader.dialect.delimiter)
+                yield Broken(f"the line cannot be read: {error}", tuple(before))
                 continue
             if not cells and len(header) == 1:
                 cells = [""]
             if not cells:
                 yield Broken("the line is blank")
             elif len(cells) != len(header):
+                n_more = len(cells) - len(header)
                 yield Broken(
-                    f"the line has {'more' if len(cells) > len(header) else 'fewer'} "
-                    "cells than the header names"
+                    f"the line has {'more' if n_more > 0 else 'fewer'} cells than the "
+                    "header names",
+                    tuple(cells),
+                    tuple(cells[n_more:]) if n_more > 0 else (),
                 )
             else:
                 yield dict(zip(header, cells, strict=True))
