@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -28,6 +29,7 @@ def errors_as_sentences() -> Iterator[None]:
     So is an interrupt (Ctrl-C, SIGINT), with the exit status 130, and SIGTERM, with
     143; :func:`captum_attnflow._warnings.stopped_in_words` says how far a command got.
     """
+    _open_streams()
     with warnings.catch_warnings(), _sigterm_as_interrupt():
         warnings.filterwarnings("always", "", UserWarning, "captum_attnflow")
         warnings.showwarning = _show_warning
@@ -49,6 +51,15 @@ def errors_as_sentences() -> Iterator[None]:
                 f"error: {error}", markup=False, style="red"
             )
             raise typer.Exit(2) from error
+
+
+def _open_streams() -> None:
+    """Let every stream take what is written, closed ones and those of few letters."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextmanager
@@ -84,6 +95,8 @@ def printing() -> Iterator[None]:
     """Write what is printed at once, and name standard output where that fails."""
     from captum_attnflow._files import named_in_errors
 
+    if sys.stdout is None:
+        raise ValueError("standard output is closed; open it, or send it to a file")
     try:
         with named_in_errors("standard output"):
             yield

@@ -15,7 +15,12 @@ from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 from captum_attnflow._checks import check_choice, check_integer, check_type
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.pipelines.given_pipeline import tokenizer_options
-from captum_attnflow.pipelines.pretrained import Given, TextOrPair, check_parts
+from captum_attnflow.pipelines.pretrained import (
+    Given,
+    TextOrPair,
+    check_ids,
+    check_parts,
+)
 from captum_attnflow.pipelines.provenance import KnownParts
 from captum_attnflow.texts.units import Word, words_of_text
 
@@ -317,10 +322,18 @@ class TextEncoder:
             for name in encoded[0]
             if name in names or name in ("input_ids", "attention_mask")
         }
+        if self.tokenizer.pad_token_id is None:
+            raise ValueError(
+                "the tokenizer has no padding token, which texts are made equally long "
+                "by; set tokenizer.pad_token = tokenizer.eos_token and "
+                "model.config.pad_token_id = tokenizer.pad_token_id, and save both for "
+                "the command line"
+            )
         padded = self.tokenizer.pad(
             rows, padding=True, return_attention_mask=True, return_tensors="pt"
         ).to(self.model.device)
         tensors: dict[str, Tensor] = dict(padded)
+        check_ids(self.model, tensors["input_ids"])
         seen = [sorted({int(i) for window in each for i in window}) for each in kept]
         return EncodedTexts(
             ids=tensors.pop("input_ids"),

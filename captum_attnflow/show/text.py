@@ -24,6 +24,7 @@ from typing_extensions import Unpack
 from captum_attnflow._checks import check_choice
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.scored_tokens import (
+    briefly,
     check_tokens,
     coloured_tokens,
     escaped,
@@ -417,7 +418,7 @@ def attribution_text(text: LabelledText, by: Shown = "word") -> Text:
     if note := getattr(text, "note", ""):
         shown.append(f"\n{note}", "italic")
     words = words_shown(text, by)
-    unknown = [f"“{printable(w.text)}”" for w, _ in words if w.kind == "unknown"]
+    unknown = [f"“{briefly(w.text)}”" for w, _ in words if w.kind == "unknown"]
     if unknown:
         listed = ", ".join(dict.fromkeys(unknown))
         shown.append(f"\nunknown to the model: {listed}", "italic")

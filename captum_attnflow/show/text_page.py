@@ -6,8 +6,10 @@ what a result of this package knows: its words, its method and the size of its s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from html import unescape
 from importlib.resources import files
 
 from captum.attr import visualization as captum_visualization
@@ -19,6 +21,7 @@ from captum_attnflow.scored_tokens import (
     relative,
     rounded,
     strongest_places,
+    which_of_several,
 )
 from captum_attnflow.show.document import figure_image
 from captum_attnflow.show.slalom_plane import slalom_plane
@@ -213,11 +216,13 @@ def _share(text: ShownText, word: ShownWord) -> str:
 
 def _sides(text: ShownText) -> str:
     scores = [word.score for word in text.words]
+    names = [unescape(word.text) for word in text.words]
     shares = relative(scores)
     found = ""
     for side, places in strongest_places(scores).items():
         items = "".join(
-            f"<li><bdi>“{text.words[place].text}”</bdi>"
+            f"<li><span><bdi>“{text.words[place].text}”</bdi>"
+            f"{_which(names, place)}</span>"
             f'<span class="number">{percent}</span>'
             f'<i style="--share: {abs(shares[place]):.3f}"></i></li>'
             for place, percent in places
@@ -228,6 +233,11 @@ def _sides(text: ShownText) -> str:
             f'<ol class="strongest">{items}</ol></div>'
         )
     return found or "<p>All scores are 0.</p>"
+
+
+def _which(names: Sequence[str], place: int) -> str:
+    which = which_of_several(names, place)
+    return f" <small><bdi>{escaped(which)}</bdi></small>" if which else ""
 
 
 def _table(text: ShownText) -> str:
