@@ -24,7 +24,8 @@ from captum_attnflow.scored_tokens import (
     which_of_several,
 )
 from captum_attnflow.show.document import figure_image
-from captum_attnflow.show.slalom_plane import slalom_plane
+from captum_attnflow.show.figures import DARK, LIGHT
+from captum_attnflow.show.slalom_plane import draw_plane
 from captum_attnflow.show.text import UNKNOWN, LabelledText, SafeRecord, words_shown
 from captum_attnflow.texts.units import Kind
 
@@ -142,10 +143,12 @@ def shown_text(text: LabelledText, number: int) -> ShownText:
         notes.append(f"unknown to the model: {names}")
     reading, picture = getattr(text, "slalom", None), ""
     if reading is not None:
-        figure = slalom_plane(reading, text.tokens, target=str(known["target"]))
-        picture = figure_image(
-            figure, f"Value and importance of each token for “{known['target']}”"
+        light, dark = (
+            draw_plane(reading, text.tokens, str(known["target"]), theme)
+            for theme in (LIGHT, DARK)
         )
+        said = f"Value and importance of each token for “{known['target']}”"
+        picture = figure_image(light, said, dark)
     number_shown = "" if value is None else f" ({value:.2f})"
     return ShownText(
         number=number,
