@@ -61,19 +61,6 @@ class TokenPlaces:
     words: tuple[int | None, ...]
     spans: tuple[tuple[int, int], ...]
 
-    def words_of(
-        self, tokens: Sequence[str], text: TextOrPair, unknown: str | None
-    ) -> tuple[Word, ...]:
-        """Return the words that the tokens spell, as their writer did.
-
-        Args:
-            tokens (sequence of str): The tokens.
-            text (str or tuple): The text, or both of a pair.
-            unknown (str, optional): The token for what the model has no piece for.
-        """
-        texts = text if isinstance(text, tuple) else (text,)
-        return words_of_text(tokens, texts, self.sequences, self.spans, unknown)
-
 
 @dataclass(frozen=True, eq=False)
 class EncodedTexts:
@@ -90,6 +77,8 @@ class EncodedTexts:
         n_truncated (tuple of int): Per text, the tokens that no row shows.
         places (tuple of TokenPlaces): Per text, where its tokens come from; empty if it
             was not asked for.
+        words (tuple): Per text, the words that its tokens spell, as their writer did;
+            None where places were not asked for.
     """
 
     ids: Tensor
@@ -99,6 +88,7 @@ class EncodedTexts:
     tokens: tuple[tuple[str, ...], ...]
     n_truncated: tuple[int, ...]
     places: tuple[TokenPlaces, ...] = ()
+    words: tuple[tuple[Word, ...] | None, ...] = ()
 
     @property
     def mask(self) -> Tensor:
@@ -209,7 +199,7 @@ class TextEncoder:
                 )
                 encoded.update(self._truncated(text, limit, windows.side, with_places))
                 kept.append([torch.arange(len(encoded["input_ids"]))])
-        return self._padded(whole, kept, with_places)
+        return self._padded(texts, whole, kept, with_places)
 
     @property
     def limit(self) -> int | None:
@@ -307,6 +297,7 @@ class TextEncoder:
 
     def _padded(
         self,
+        given: Sequence[TextOrPair],
         encoded: Sequence[dict[str, Any]],
         kept: Sequence[Sequence[Tensor]],
         with_places: bool,
@@ -335,24 +326,38 @@ class TextEncoder:
         tensors: dict[str, Tensor] = dict(padded)
         check_ids(self.model, tensors["input_ids"])
         seen = [sorted({int(i) for window in each for i in window}) for each in kept]
+        tokens = tuple(
+            tuple(
+                self.tokenizer.convert_ids_to_tokens(
+                    [one["input_ids"][place] for place in places]
+                )
+            )
+            for one, places in zip(encoded, seen, strict=True)
+        )
+        places = tuple(one["places"] for one in encoded) if with_places else ()
         return EncodedTexts(
             ids=tensors.pop("input_ids"),
             others=tensors,
             texts=tuple(texts),
             positions=tuple(positions),
-            tokens=tuple(
-                tuple(
-                    self.tokenizer.convert_ids_to_tokens(
-                        [one["input_ids"][place] for place in places]
-                    )
-                )
-                for one, places in zip(encoded, seen, strict=True)
-            ),
+            tokens=tokens,
             n_truncated=tuple(
                 one["n_whole"] - len(places)
                 for one, places in zip(encoded, seen, strict=True)
             ),
-            places=tuple(one["places"] for one in encoded) if with_places else (),
+            places=places,
+            words=tuple(
+                words_of_text(
+                    of_text,
+                    _parts(text),
+                    place.sequences,
+                    place.spans,
+                    self.tokenizer.unk_token,
+                )
+                for of_text, text, place in zip(tokens, given, places, strict=True)
+            )
+            if places
+            else (None,) * len(tokens),
         )
 
 

@@ -117,8 +117,10 @@ def shown_text(text: LabelledText, number: int) -> ShownText:
     """Read a result of a pipeline, which knows its words, its method and more."""
     words: list[ShownWord] = []
     before = 0
-    source = getattr(text, "text", "")
+    source, pair = getattr(text, "text", ""), getattr(text, "text_pair", None)
     for word, score in words_shown(text):
+        if word.kind == "special" and words and pair is not None:
+            source, pair, before = pair, None, 0
         at = source.find(word.text, before) if word.kind != "special" else -1
         after_word = bool(words) and words[-1].kind != "special"
         joined = after_word and 0 <= at - before <= 1
