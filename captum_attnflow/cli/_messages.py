@@ -10,8 +10,12 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _STOPPED = "stopped; give the same command again"
 _STOPPED_BY = 128
@@ -45,12 +49,23 @@ def errors_as_sentences() -> Iterator[None]:
         except Exception as error:
             if not _is_expected(error):
                 raise
-            from rich.console import Console
-
-            Console(stderr=True, highlight=False, soft_wrap=True).print(
+            words_console(stderr=True).print(
                 f"error: {error}", markup=False, style="red"
             )
             raise typer.Exit(2) from error
+
+
+def words_console(stderr: bool = False) -> Console:
+    """What prints sentences: a terminal's lines break between words, a pipe's not.
+
+    Args:
+        stderr (bool): Whether to print on standard error.
+    """
+    from rich.console import Console
+
+    console = Console(stderr=stderr, highlight=False)
+    console.soft_wrap = not console.is_terminal
+    return console
 
 
 def _open_streams() -> None:

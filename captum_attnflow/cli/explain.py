@@ -19,7 +19,11 @@ import typer
 from captum_attnflow._checks import check_choice, counted
 from captum_attnflow._warnings import stopped_in_words
 from captum_attnflow.cli import tables
-from captum_attnflow.cli._messages import errors_as_sentences, printing
+from captum_attnflow.cli._messages import (
+    errors_as_sentences,
+    printing,
+    words_console,
+)
 from captum_attnflow.cli._status import saying
 from captum_attnflow.pipelines.methods import DEFAULT_METHOD, METHODS
 from captum_attnflow.tables.settings import TASK_COLUMNS
@@ -417,9 +421,6 @@ def explain(
         "workers": workers,
         "gpus_per_worker": gpus_per_worker,
     }
-    from rich.console import Console
-
-    console = Console(highlight=False, soft_wrap=True)
     with errors_as_sentences():
         if data is None and task in TASK_COLUMNS and task not in TASKS:
             raise ValueError(
@@ -475,7 +476,7 @@ def explain(
                     if as_json:
                         print(json.dumps(chosen.fields(result)))
                     else:
-                        console.print(_shown(result, pieces))
+                        words_console().print(_shown(result, pieces))
         if html is not None:
             from captum_attnflow.show import save_html
 

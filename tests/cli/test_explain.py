@@ -6,6 +6,7 @@ import inspect
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -224,6 +225,22 @@ def test_a_terminal_of_few_letters_gets_escapes(monkeypatch):
         with errors_as_sentences(), printing():
             print("\N{LEFT DOUBLE QUOTATION MARK}caf\xe9")
         assert written.getvalue() == b"\\u201ccaf\\xe9\n"
+
+
+def test_lines_of_a_terminal_break_between_words_and_those_of_a_pipe_do_not(
+    run, monkeypatch
+):
+    words = "an unconvincing plot , repetitive jokes and unforgettable farewells"
+    piped = run(words).stdout
+    whole = " ".join(piped.replace("\N{MINUS SIGN}", "").splitlines()[2].split())
+    assert whole == f"[CLS] {words} [SEP]"
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "40")
+    lines = re.sub("\x1b.*?m", "", run(words).stdout).splitlines()
+    assert len(lines) > len(piped.splitlines())
+    assert max(map(len, lines)) <= 40
+    printed = " ".join(lines).replace("\N{MINUS SIGN}", "").split()
+    assert set(words.split()) <= set(printed)
 
 
 def test_the_name_of_a_file_is_explained_with_a_warning(run, tmp_path):
