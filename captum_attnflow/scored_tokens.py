@@ -31,6 +31,8 @@ WEAKEST_SIGN = 0.1
 FAINT = 0.05
 """Scores below this share of the largest are not coloured, wherever they are shown."""
 _N_TOP_TOKENS = 5
+_LONGEST = 40
+"""Characters of a token that a list quotes; the text above it has it whole."""
 # Not printable alone, but they join the letters or emoji beside them.
 _JOINERS = "\u200c\u200d"
 
@@ -165,7 +167,8 @@ def strongest(tokens: Sequence[str], scores: Sequence[float]) -> str:
     """Name the tokens that speak most for the output, and against it, in words.
 
     Each comes with its share of the sum of absolute scores. Tokens are quoted, as a
-    comma is one, too.
+    comma is one, too, and one of several alike is followed by what tells it from them,
+    see :func:`which_of_several`.
 
     Args:
         tokens (sequence of str): The tokens.
@@ -176,6 +179,8 @@ def strongest(tokens: Sequence[str], scores: Sequence[float]) -> str:
 
         >>> strongest(["so", "funny", ",", "not"], [1.0, 6.0, 0.0, -3.0])
         'for: "funny" 60 %, "so" 10 %; against: "not" 30 %'
+        >>> strongest(["so", "dull", ",", "so", "long"], [0.0, 3.0, 0.0, 1.0, 0.0])
+        'for: "dull" 75 %, "so" (, so long) 25 %'
     """
     return "; ".join(f"{side}: {named}" for side, named in _sides(tokens, scores)) or (
         "all scores are 0" if tokens else "no token"
@@ -215,12 +220,58 @@ def strongest_places(scores: Sequence[float]) -> dict[str, list[tuple[int, str]]
     }
 
 
+def which_of_several(tokens: Sequence[str], place: int) -> str:
+    """Tell a token from others of the same text.
+
+    Args:
+        tokens (sequence of str): The tokens.
+        place (int): Of the one that is named.
+
+    Returns:
+        str: Empty where no other is alike. Otherwise the token with its neighbours, or
+        where another has the same ones, its number among those alike.
+
+    Examples::
+
+        >>> which_of_several(["her", "keys", "in", "his", "keys"], 3)
+        ''
+        >>> which_of_several(["her", "keys", "in", "his", "keys"], 4)
+        'his keys'
+        >>> which_of_several(["so", "so", "so", "so"], 2)
+        '3rd of 4'
+    """
+    alike = [at for at, token in enumerate(tokens) if token == tokens[place]]
+    if len(alike) == 1:
+        return ""
+    contexts = [tuple(tokens[max(at - 1, 0) : at + 2]) for at in alike]
+    number = alike.index(place)
+    if contexts.count(contexts[number]) == 1:
+        return " ".join(map(briefly, contexts[number]))
+    return f"{_ordinal(number + 1)} of {len(alike)}"
+
+
+def _ordinal(number: int) -> str:
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{'th' if number % 100 in (11, 12, 13) else ending}"
+
+
+def briefly(token: str) -> str:
+    """Make a token printable and short enough for a list."""
+    shown = printable(token)
+    return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 1]}\u2026"
+
+
 def _sides(tokens: Sequence[str], scores: Sequence[float]) -> list[tuple[str, str]]:
     """The strongest for and against, in words; a side without any is left out."""
     return [
-        (side, ", ".join(f'"{printable(tokens[at])}" {share}' for at, share in places))
+        (side, ", ".join(f"{_named(tokens, at)} {share}" for at, share in places))
         for side, places in strongest_places(scores).items()
     ]
+
+
+def _named(tokens: Sequence[str], place: int) -> str:
+    which = which_of_several(tokens, place)
+    return f'"{briefly(tokens[place])}"' + (f" ({which})" if which else "")
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from storage_writer import alternate, large
 from captum_attnflow import (
     BarrierSolver,
     Explanation,
+    GeneralizedAttentionFlow,
     GenerationExplanation,
 )
 from captum_attnflow._tree import CLASSES, Compared
@@ -766,3 +767,16 @@ def test_a_disk_that_is_full_leaves_the_old_file(stored, tmp_path, monkeypatch):
         TextAttribution("a", ("a",), (1.0,), "x", None, "x").save(path)
     assert path.read_bytes() == stored
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_parts_of_a_result_compare_by_what_they_hold_too(demo):
+    ids = demo.tokenizer("so funny", return_tensors="pt").input_ids
+    method = GeneralizedAttentionFlow(lambda given: demo.model(given).logits)
+    one, same = (method.explain(ids, target=1) for _ in range(2))
+    assert one.network == same.network
+    assert one.network is not same.network
+    assert hash(one.network) == hash(same.network)
+    assert one.joint_flow == same.joint_flow
+    other = method.explain(ids, target=0)
+    assert one.network != other.network
+    assert one.joint_flow != other.joint_flow

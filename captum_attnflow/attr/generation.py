@@ -306,6 +306,11 @@ class GenerationAttribution(LLMGradientAttribution):
                 f"explained; give a text or ids of as many, one id for all, or "
                 f"{RUNNER_UP!r}"
             )
+        if torch.equal(others.long(), generated.long()):
+            raise ValueError(
+                f"against={against!r} is what is explained, and their difference is 0; "
+                f"give another text, or {RUNNER_UP!r}"
+            )
         return others.long()
 
     def _finished(self, prompt: Tensor, generated: Tensor) -> tuple[Tensor, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
@@ -10,8 +11,12 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _STOPPED = "stopped; give the same command again"
 _STOPPED_BY = 128
@@ -29,6 +34,7 @@ def errors_as_sentences() -> Iterator[None]:
     So is an interrupt (Ctrl-C, SIGINT), with the exit status 130, and SIGTERM, with
     143; :func:`captum_attnflow._warnings.stopped_in_words` says how far a command got.
     """
+    _open_streams()
     with warnings.catch_warnings(), _sigterm_as_interrupt():
         warnings.filterwarnings("always", "", UserWarning, "captum_attnflow")
         warnings.showwarning = _show_warning
@@ -44,12 +50,32 @@ def errors_as_sentences() -> Iterator[None]:
         except Exception as error:
             if not _is_expected(error):
                 raise
-            from rich.console import Console
-
-            Console(stderr=True, highlight=False, soft_wrap=True).print(
+            words_console(stderr=True).print(
                 f"error: {error}", markup=False, style="red"
             )
             raise typer.Exit(2) from error
+
+
+def words_console(stderr: bool = False) -> Console:
+    """What prints sentences: a terminal's lines break between words, a pipe's not.
+
+    Args:
+        stderr (bool): Whether to print on standard error.
+    """
+    from rich.console import Console
+
+    console = Console(stderr=stderr, highlight=False)
+    console.soft_wrap = not console.is_terminal
+    return console
+
+
+def _open_streams() -> None:
+    """Let every stream take what is written, closed ones and those of few letters."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextmanager
@@ -110,6 +136,8 @@ def printing() -> Iterator[None]:
     """Write what is printed at once, and name standard output where that fails."""
     from captum_attnflow._files import named_in_errors
 
+    if sys.stdout is None:
+        raise ValueError("standard output is closed; open it, or send it to a file")
     try:
         with named_in_errors("standard output"):
             yield

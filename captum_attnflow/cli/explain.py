@@ -9,7 +9,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +19,11 @@ import typer
 from captum_attnflow._checks import check_choice, counted
 from captum_attnflow._warnings import stopped_in_words
 from captum_attnflow.cli import tables
-from captum_attnflow.cli._messages import errors_as_sentences, printing
+from captum_attnflow.cli._messages import (
+    errors_as_sentences,
+    printing,
+    words_console,
+)
 from captum_attnflow.cli._status import saying
 from captum_attnflow.pipelines.methods import DEFAULT_METHOD, METHODS
 from captum_attnflow.tables.settings import TASK_COLUMNS
@@ -29,6 +33,24 @@ if TYPE_CHECKING:
 
 SCORES = ("value", "importance", "linearized", "contribution", "removal")
 """The keys of :data:`captum_attnflow.slalom.SCORES`, which would load torch."""
+_GENERATED = ("text-generation", "image-text-generation")
+_OF_TASKS = {
+    "against": ("text-classification", *_GENERATED),
+    "truncation": ("text-classification",),
+    "stride": ("text-classification",),
+    "prompt": ("image-text-generation",),
+    "max_new_tokens": _GENERATED,
+    "output": _GENERATED,
+    "spans": _GENERATED,
+    "chat": _GENERATED,
+    "system": _GENERATED,
+    "units": _GENERATED,
+    "left_out": _GENERATED,
+    "scale": _GENERATED,
+}
+"""The tasks that an option of ``explain()`` is of; all others are of a method."""
+_WRITTEN = {"output": "--explained", "spans": "--span"}
+"""Options that the shell calls otherwise."""
 _BATCH_SIZE = 16
 _OF_FLOWS = ("attention-flow", "generalized-attention-flow")
 _COMPILES = "with Numba, the first flow on a machine compiles for 10 to 40 s"
@@ -399,9 +421,6 @@ def explain(
         "workers": workers,
         "gpus_per_worker": gpus_per_worker,
     }
-    from rich.console import Console
-
-    console = Console(highlight=False, soft_wrap=True)
     with errors_as_sentences():
         if data is None and task in TASK_COLUMNS and task not in TASKS:
             raise ValueError(
@@ -428,6 +447,9 @@ def explain(
                 data, output, unused, options=options, **chosen_by, **of_tables
             )
             return
+        _refuse_of_other_tasks(task, options)
+        if task in _GENERATED and not pieces:
+            options.setdefault("units", "word")
         tables.refuse_without_data(of_tables)
         tables.refuse_table_as_lines(file)
         with saying("loading PyTorch"):
@@ -454,13 +476,24 @@ def explain(
                     if as_json:
                         print(json.dumps(chosen.fields(result)))
                     else:
-                        console.print(_shown(result, pieces))
+                        words_console().print(_shown(result, pieces))
         if html is not None:
             from captum_attnflow.show import save_html
 
             save_html(results, html, model or chosen.default_name)
         if output is not None and chosen.save_picture is not None:
             chosen.save_picture(results, output)
+
+
+def _refuse_of_other_tasks(task: str, options: Mapping[str, Any]) -> None:
+    for name in options:
+        tasks = _OF_TASKS.get(name, (task,))
+        if task not in tasks:
+            option = _WRITTEN.get(name, f"--{name.replace('_', '-')}")
+            raise ValueError(
+                f"{option} was given with --task {task}, and is of "
+                f"{' and '.join(tasks)}; leave it out, or give --task {tasks[0]}"
+            )
 
 
 def _check_file(option: str, file: Path | None) -> None:
@@ -487,7 +520,7 @@ def _check_picture(file: Path | None) -> None:
 
 
 def _load(task: Task, model: str | None, place: dict[str, str]) -> Any:
-    name = model or task.default_model
+    name = task.default_model if model is None else model
     if name is None:
         raise ValueError(
             "the package holds no model for this task; give --model with a folder or "
@@ -541,6 +574,7 @@ def _read(inputs: list[str] | None, file: Path | None, task: Task) -> list[str]:
             "or of standard input, without blank lines"
         )
     if task.reads_text:
+        _warn_of_names(inputs or [])
         from captum_attnflow.pipelines.pretrained import check_encodable
 
         for number, line in enumerate(lines, 1):
@@ -558,6 +592,17 @@ def _refuse_pictures(given: list[str]) -> None:
             )
 
 
+def _warn_of_names(given: list[str]) -> None:
+    """Say so where the name of a file is explained, and hardly meant as a text."""
+    for name in given:
+        if Path(name).suffix and _is_file(name):
+            print(
+                f"warning: {name!r} is the name of a file, and is explained as a text; "
+                f"--file {name} explains each of its lines",
+                file=sys.stderr,
+            )
+
+
 def _is_file(name: str) -> bool:
     try:
         return Path(name).is_file()
@@ -569,6 +614,11 @@ def _lines(file: Path | None) -> list[str]:
     """Lines of a file or of standard input, cut at line feeds only."""
     try:
         if file is None or str(file) == "-":
+            if sys.stdin is None:
+                raise ValueError(
+                    "standard input is closed, and no text was given; give texts as "
+                    "arguments, or a file of one per line by --file"
+                )
             if sys.stdin.isatty():
                 print("reading standard input; end it with Ctrl-D", file=sys.stderr)
             content = sys.stdin.read()

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from captum_attnflow._checks import check_example, check_finite, check_tensor, described
+from captum_attnflow._tree import Compared
 
 SOURCE = "source"
 SINK = "sink"
 
 
 @dataclass(frozen=True, eq=False)
-class LayeredNetwork:
+class LayeredNetwork(Compared):
     r"""A batch of layered flow networks over token positions.
 
     Attributes:

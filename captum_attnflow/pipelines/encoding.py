@@ -15,7 +15,12 @@ from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 from captum_attnflow._checks import check_choice, check_integer, check_type
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.pipelines.given_pipeline import tokenizer_options
-from captum_attnflow.pipelines.pretrained import Given, TextOrPair, check_parts
+from captum_attnflow.pipelines.pretrained import (
+    Given,
+    TextOrPair,
+    check_ids,
+    check_parts,
+)
 from captum_attnflow.pipelines.provenance import KnownParts
 from captum_attnflow.texts.units import Word, words_of_text
 
@@ -56,19 +61,6 @@ class TokenPlaces:
     words: tuple[int | None, ...]
     spans: tuple[tuple[int, int], ...]
 
-    def words_of(
-        self, tokens: Sequence[str], text: TextOrPair, unknown: str | None
-    ) -> tuple[Word, ...]:
-        """Return the words that the tokens spell, as their writer did.
-
-        Args:
-            tokens (sequence of str): The tokens.
-            text (str or tuple): The text, or both of a pair.
-            unknown (str, optional): The token for what the model has no piece for.
-        """
-        texts = text if isinstance(text, tuple) else (text,)
-        return words_of_text(tokens, texts, self.sequences, self.spans, unknown)
-
 
 @dataclass(frozen=True, eq=False)
 class EncodedTexts:
@@ -85,6 +77,8 @@ class EncodedTexts:
         n_truncated (tuple of int): Per text, the tokens that no row shows.
         places (tuple of TokenPlaces): Per text, where its tokens come from; empty if it
             was not asked for.
+        words (tuple): Per text, the words that its tokens spell, as their writer did;
+            None where places were not asked for.
     """
 
     ids: Tensor
@@ -94,6 +88,7 @@ class EncodedTexts:
     tokens: tuple[tuple[str, ...], ...]
     n_truncated: tuple[int, ...]
     places: tuple[TokenPlaces, ...] = ()
+    words: tuple[tuple[Word, ...] | None, ...] = ()
 
     @property
     def mask(self) -> Tensor:
@@ -204,7 +199,7 @@ class TextEncoder:
                 )
                 encoded.update(self._truncated(text, limit, windows.side, with_places))
                 kept.append([torch.arange(len(encoded["input_ids"]))])
-        return self._padded(whole, kept, with_places)
+        return self._padded(texts, whole, kept, with_places)
 
     @property
     def limit(self) -> int | None:
@@ -302,6 +297,7 @@ class TextEncoder:
 
     def _padded(
         self,
+        given: Sequence[TextOrPair],
         encoded: Sequence[dict[str, Any]],
         kept: Sequence[Sequence[Tensor]],
         with_places: bool,
@@ -317,29 +313,51 @@ class TextEncoder:
             for name in encoded[0]
             if name in names or name in ("input_ids", "attention_mask")
         }
+        if self.tokenizer.pad_token_id is None:
+            raise ValueError(
+                "the tokenizer has no padding token, which texts are made equally long "
+                "by; set tokenizer.pad_token = tokenizer.eos_token and "
+                "model.config.pad_token_id = tokenizer.pad_token_id, and save both for "
+                "the command line"
+            )
         padded = self.tokenizer.pad(
             rows, padding=True, return_attention_mask=True, return_tensors="pt"
         ).to(self.model.device)
         tensors: dict[str, Tensor] = dict(padded)
+        check_ids(self.model, tensors["input_ids"])
         seen = [sorted({int(i) for window in each for i in window}) for each in kept]
+        tokens = tuple(
+            tuple(
+                self.tokenizer.convert_ids_to_tokens(
+                    [one["input_ids"][place] for place in places]
+                )
+            )
+            for one, places in zip(encoded, seen, strict=True)
+        )
+        places = tuple(one["places"] for one in encoded) if with_places else ()
         return EncodedTexts(
             ids=tensors.pop("input_ids"),
             others=tensors,
             texts=tuple(texts),
             positions=tuple(positions),
-            tokens=tuple(
-                tuple(
-                    self.tokenizer.convert_ids_to_tokens(
-                        [one["input_ids"][place] for place in places]
-                    )
-                )
-                for one, places in zip(encoded, seen, strict=True)
-            ),
+            tokens=tokens,
             n_truncated=tuple(
                 one["n_whole"] - len(places)
                 for one, places in zip(encoded, seen, strict=True)
             ),
-            places=tuple(one["places"] for one in encoded) if with_places else (),
+            places=places,
+            words=tuple(
+                words_of_text(
+                    of_text,
+                    _parts(text),
+                    place.sequences,
+                    place.spans,
+                    self.tokenizer.unk_token,
+                )
+                for of_text, text, place in zip(tokens, given, places, strict=True)
+            )
+            if places
+            else (None,) * len(tokens),
         )
 
 

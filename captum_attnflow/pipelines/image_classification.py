@@ -334,7 +334,10 @@ def open_image(image: str) -> Image.Image:
     """
     check_type("an image", image, (str, PathLike), "the name of a file")
     if not Path(image).is_file():
-        raise FileNotFoundError(f"there is no image file {image!r}")
+        found = "a folder" if Path(image).is_dir() else "not there"
+        raise FileNotFoundError(
+            f"there is no image file {image!r}: it is {found}; give an existing file"
+        )
     try:
         with Image.open(image, formats=FORMATS) as opened:
             n_pixels = opened.width * opened.height

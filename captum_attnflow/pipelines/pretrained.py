@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from importlib.util import find_spec
 from inspect import Parameter, Signature
 from os import PathLike, fspath
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from captum_attnflow._checks import (
     DTYPES,
@@ -24,6 +30,7 @@ from captum_attnflow._checks import (
     described,
     is_pipeline,
 )
+from captum_attnflow._files import read_json
 from captum_attnflow._progress import no_loading_bar
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.pipelines.given_pipeline import parts_of_pipeline
@@ -33,6 +40,31 @@ if TYPE_CHECKING:
 
 Given: TypeAlias = "str | PathLike[str] | Pipeline"
 """What a model is loaded from: a folder, a hub id, or a pipeline that holds it."""
+
+_HUB = "https://huggingface.co"
+_LONGEST_REASON = 300  # characters of what a library says, which may list 100 classes
+_COMPANION_FILES = {
+    "tokenizer": ("tokenizer*.json", "vocab*", "*.model", "sentencepiece*"),
+    "processor": ("preprocessor_config.json", "processor_config.json"),
+}
+_EXPLAINERS = {
+    "ForSequenceClassification": (
+        "a sequence classifier", "TextClassifier", "--task text-classification",
+    ),
+    "ForTokenClassification": (
+        "a token classifier", "TokenClassifier", "--task token-classification",
+    ),
+    "ForQuestionAnswering": (
+        "a model of question answering", "QuestionAnswerer",
+        "--task question-answering",
+    ),
+    "ForImageClassification": (
+        "an image classifier", "ImageClassifier", "--task image-classification",
+    ),
+    "LMHeadModel": ("a language model", "TextGenerator", "--task text-generation"),
+    "ForCausalLM": ("a language model", "TextGenerator", "--task text-generation"),
+}  # fmt: skip
+"""By how a model's class ends: its kind, what explains it, and in the shell."""
 
 DeviceMap: TypeAlias = "str | Mapping[str, str | int]"
 """How a model is split: a strategy, such as ``"auto"``, or each module's device."""
@@ -109,45 +141,164 @@ def load_pretrained(
     name = fspath(name)
     check_choice("dtype", dtype, DTYPES)
     place = _device_options(device, device_map)
-    is_folder = Path(name).is_dir()
-    if not is_folder and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
-        raise FileNotFoundError(
-            f"there is no model folder {name!r}. Give an existing folder saved by "
-            'save_pretrained(), or a hub id such as "owner/name"'
-        )
-    loadable = (
-        f"Give a folder with config.json, model.safetensors and {kind.companion_files},"
-        " or the hub id of such a model"
-    )
+    is_folder = _is_model_folder(name)
     options = {"local_files_only": is_folder, "trust_remote_code": False}
+    if not is_folder and not _hub_has_an_address():
+        options["local_files_only"] = True  # what the hub's cache holds
     try:
         companion = kind.load_companion(name, **options)
-        with no_loading_bar() if is_folder else nullcontext():
+        with no_loading_bar() if is_folder else nullcontext(), _no_loading_report():
             model, report = kind.model_class.from_pretrained(
                 name,
                 dtype=getattr(torch, dtype),
                 use_safetensors=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, in words
                 **place,
                 **options,
             )
     # Whatever a broken folder raises, down to the parsers of its files.
     except Exception as error:
-        where = "" if is_folder else f"there is no folder {name!r}, and "
         raise ValueError(
-            f"{where}{name!r} could not be loaded as {kind.name}: {error}\n{loadable}"
+            f"{_why_not_loaded(name, kind, error, options['local_files_only'])}\n"
+            f"{_loadable(kind)}"
         ) from error
+    wrong = [
+        f"{key} is of shape {tuple(found)}, and config.json makes it {tuple(made)}"
+        for key, found, made in sorted(report["mismatched_keys"])
+    ]
+    if wrong:
+        raise ValueError(
+            f"the weights of {name!r} do not fit its config.json: "
+            f"{shorten('; '.join(wrong), _LONGEST_REASON)}. {_loadable(kind)}"
+        )
     missing = sorted(
         key for key in report["missing_keys"] if not key.startswith(kind.unused)
     )
     if missing:
         raise ValueError(
-            f"{name!r} has no weights for {missing}, which "
-            f"would be random: it is not trained as {kind.name}. {loadable}"
+            f"{name!r} has no weights for {missing}, which would be random: it is not "
+            f"trained as {kind.name}{_saved_as(name, kind)}. {_loadable(kind)}"
         )
+    if getattr(model.config, "pad_token_id", 0) is None:
+        # Classifiers on decoders find a row's last token by it, in batches.
+        model.config.pad_token_id = getattr(companion, "pad_token_id", None)
     if device is not None:
         model = model.to(device)
     return model.eval(), companion
+
+
+@contextmanager
+def _no_loading_report() -> Iterator[None]:
+    """Let transformers print no table of weights: what is wrong is an error below."""
+    was = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(was)
+
+
+def _loadable(kind: Kind) -> str:
+    return (
+        f"Give a folder with config.json, model.safetensors and {kind.companion_files},"
+        " or the hub id of such a model"
+    )
+
+
+def _is_model_folder(name: str) -> bool:
+    """Tell a folder from a hub id, and refuse what is neither.
+
+    Raises:
+        FileNotFoundError: If it reads like a path and there is no such folder.
+        ValueError: If it is empty, or the name of a file.
+    """
+    if not name.strip():
+        raise ValueError(
+            f"model={name!r} names no model; give a folder saved by save_pretrained(), "
+            'or a hub id such as "owner/name"'
+        )
+    if Path(name).is_file():
+        raise ValueError(
+            f"{name!r} is a file; give the folder that it lies in, with config.json "
+            "beside the weights"
+        )
+    is_folder = Path(name).is_dir()
+    is_path = name.count("/") > 1 or name.startswith((".", "/", "~")) or "\\" in name
+    if not is_folder and is_path:
+        raise FileNotFoundError(
+            f"there is no model folder {name!r}. Give an existing folder saved by "
+            'save_pretrained(), or a hub id such as "owner/name"'
+        )
+    return is_folder
+
+
+def _hub_has_an_address() -> bool:
+    """Whether the hub's name is known here; without a network it is asked for long."""
+    host = urlsplit(os.environ.get("HF_ENDPOINT", _HUB)).hostname
+    if getproxies() or host is None:
+        return True
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        return False
+    return True
+
+
+def _why_not_loaded(name: str, kind: Kind, error: Exception, is_offline: bool) -> str:
+    """Say what a folder lacks, or else what the loading library says."""
+    folder = Path(name)
+    reason = shorten(str(error), _LONGEST_REASON)
+    if not folder.is_dir():
+        network = ", and the hub cannot be reached" if is_offline else ""
+        return (
+            f"there is no folder {name!r}{network}; {name!r} could not be loaded as "
+            f"{kind.name}: {reason}"
+        )
+    held = sorted(file.name for file in folder.iterdir())
+    companion = "tokenizer" if "tokenizer" in kind.companion_files else "processor"
+    patterns = {
+        "config.json": ("config.json",),
+        "model.safetensors": ("*.safetensors", "*.safetensors.index.json"),
+        f"files of a {companion}": _COMPANION_FILES[companion],
+    }
+    lacking = [
+        what
+        for what, among in patterns.items()
+        if not any(fnmatch(file, pattern) for file in held for pattern in among)
+    ]
+    if not lacking:
+        return f"{name!r} could not be loaded as {kind.name}: {reason}"
+    files = f"; it holds {shorten(', '.join(held), 120)}" if held else ""
+    advice = ""
+    pickled = [file for file in held if file.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    if pickled and "model.safetensors" in lacking:
+        advice = (
+            f". {pickled[0]} is not read, as it may run code; load the model where you "
+            "trust it, and save it by save_pretrained()"
+        )
+    return (
+        f"{name!r} could not be loaded as {kind.name}: it has no "
+        f"{' and no '.join(lacking)}{files}{_saved_as(name, kind)}{advice}"
+    )
+
+
+def _saved_as(name: str, kind: Kind) -> str:
+    """Say which model a folder holds, where its config.json names one of another kind.
+
+    Args:
+        name (str): The folder; of a hub id nothing is said.
+        kind (Kind): What was wanted.
+    """
+    file = Path(name) / "config.json"
+    try:
+        named = read_json(file.read_bytes())["architectures"][0]
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return ""
+    for ending, (of_kind, explainer, task) in _EXPLAINERS.items():
+        if str(named).endswith(ending) and of_kind != kind.name:
+            return f"; it was saved as a {named}: give it to {explainer}, {task}"
+    return ""
 
 
 def _device_options(
@@ -358,6 +509,26 @@ def check_encodable(where: str, text: str) -> None:
             "UTF-8: half of a pair (a surrogate), or a byte in another encoding; mend "
             "it, or give the text in UTF-8"
         ) from None
+
+
+def check_ids(model: PreTrainedModel, ids: Tensor) -> None:
+    """Refuse tokens that the model has no embedding of.
+
+    Args:
+        model (PreTrainedModel): The model.
+        ids (Tensor): Ids by its tokenizer.
+
+    Raises:
+        ValueError: Naming the id, and how many there are.
+    """
+    n_known = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    if n_known is not None and ids.numel() and int(ids.max()) >= n_known:
+        raise ValueError(
+            f"the tokenizer makes the token id {int(ids.max())}, and the "
+            f"{type(model).__name__} has embeddings of {n_known} tokens only: the "
+            "tokenizer is of another model. Give the one that the model was trained "
+            "with"
+        )
 
 
 Problem = Literal[

@@ -203,7 +203,7 @@ class QuestionAnswerer(ModelOfTexts):
             encoded,
         ).explain([[_output(answer, part)] for answer in answers], len(pairs))
         return [
-            self._result(number, pairs[number], encoded, answer, one, part)
+            self._result(number, pairs[number], encoded, answer, one, part, method)
             for number, (answer, one) in enumerate(zip(answers, scored, strict=True))
         ]
 
@@ -244,6 +244,7 @@ class QuestionAnswerer(ModelOfTexts):
         answer: _Answer,
         scored: Any,
         part: Part,
+        method: str,
     ) -> AnswerAttribution:
         question, context = pair
         spans = encoded.places[number].spans
@@ -263,6 +264,8 @@ class QuestionAnswerer(ModelOfTexts):
             text_pair=context,
             n_truncated=encoded.n_truncated[number],
             n_windows=len(encoded.rows_of(number)),
+            method=method,
+            words=encoded.words[number],
             start=start,
             end=end,
         )

@@ -228,7 +228,9 @@ class SentenceSimilarity(ModelOfTexts):
         check_choice("truncation", truncation, ("truncate", "refuse"))
         check_pairs("first", "second", pairs)
         texts = [first for first, _ in pairs] + [second for _, second in pairs]
-        encoded = self.encoder.encode(texts, truncation)
+        encoded = self.encoder.encode(
+            texts, truncation, with_places=self.tokenizer.is_fast
+        )
         size = len(pairs)
         embeddings = self._embeddings(encoded, size)
         others = embeddings.roll(-size, 0)
@@ -246,7 +248,7 @@ class SentenceSimilarity(ModelOfTexts):
             (torch.arange(2 * size, device=encoded.ids.device),),
         ).explain([[Output(row)] for row in range(2 * size)], size)
         sides = [
-            _side(texts, row % size, encoded, row, float(similarities[row]), one)
+            _side(texts, row, encoded, float(similarities[row]), one, method)
             for row, one in enumerate(scored)
         ]
         return [
@@ -298,17 +300,17 @@ def _refuse_pooling(name: str, given: object) -> None:
 
 def _side(
     texts: Sequence[str],
-    index: int,
-    encoded: EncodedTexts,
     row: int,
+    encoded: EncodedTexts,
     similarity: float,
     scored: ScoredText,
+    method: str,
 ) -> SideAttribution:
-    is_first = row < len(texts) // 2
+    size = len(texts) // 2
     return SideAttribution(
         text=texts[row],
-        text_pair=texts[(row + len(texts) // 2) % len(texts)],
-        side="first" if is_first else "second",
+        text_pair=texts[(row + size) % len(texts)],
+        side="first" if row < size else "second",
         tokens=encoded.tokens[row],
         scores=scored.scores,
         predicted=_SIMILARITY,
@@ -318,8 +320,10 @@ def _side(
         slalom=scored.slalom,
         value=similarity,
         output=scored.output,
-        index=index,
+        index=row % size,
+        method=method,
         n_truncated=encoded.n_truncated[row],
+        words=encoded.words[row],
     )
 
 

@@ -304,12 +304,6 @@ class TextClassifier(ModelOfTexts):
         forward = logits_by_position(self.model, encoded.names)
         rows_of_texts = [encoded.rows_of(text) for text in range(len(texts))]
         logits = self._mean_logits(encoded, rows_of_texts)
-        words = [
-            places.words_of(tokens, text, self.tokenizer.unk_token)
-            for places, tokens, text in zip(
-                encoded.places, encoded.tokens, texts, strict=bool(encoded.places)
-            )
-        ]
         parts = [parts_of_text(text) for text in texts]
         firsts = [first for first, _ in parts]
         predictions = read_predictions(self.model, logits, target, firsts)
@@ -360,7 +354,7 @@ class TextClassifier(ModelOfTexts):
                 n_windows=len(rows_of_texts[each.row]),
                 against=None if other is None else self.labels[other],
                 method=method,
-                words=words[each.row] if words else None,
+                words=encoded.words[each.row],
             )
             for each, one in zip(predictions, scored, strict=True)
         ]

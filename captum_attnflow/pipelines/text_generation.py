@@ -35,6 +35,7 @@ from captum_attnflow.pipelines.methods import (
 from captum_attnflow.pipelines.pretrained import (
     Kind,
     check_encodable,
+    check_ids,
     check_parts,
     check_texts,
 )
@@ -219,6 +220,7 @@ class TextGenerator(KnownParts):
         )
         results = []
         for given in inputs:
+            check_ids(self.model, given.to_model_input())
             generated = self._continue(given, target, max_new_tokens)
             explanation = attribution.explain(
                 given,
@@ -273,6 +275,12 @@ class TextGenerator(KnownParts):
         n_prompt = given.to_model_input().shape[1]
         if target is not None:
             ids = self.tokenizer.encode(target, add_special_tokens=False)
+            if not ids:
+                raise ValueError(
+                    f"target={target!r} has no tokens; give the text that follows the "
+                    "prompt, or leave it out and the model generates one"
+                )
+            check_ids(self.model, torch.tensor(ids))
             check_length(self.model.config, n_prompt, len(ids))
             return torch.tensor(ids, device=self.model.device)
         check_length(self.model.config, n_prompt, max_new_tokens)

@@ -101,9 +101,6 @@ class WordAttribution(TextAttribution):
         known = super().labels
         return {**known, "predicted": f"{self.word.text}: {self.predicted}"}
 
-    def __rich__(self) -> Text:
-        return Text(f"{printable(self.word.text)}: ") + super().__rich__()
-
 
 @dataclass(frozen=True, eq=False)
 class LabelledWords(Compared, LongForm):
@@ -299,7 +296,9 @@ class TokenClassifier(ModelOfTexts):
                 text=text,
                 words=tuple(each.word for each in units[number]),
                 attributions=tuple(
-                    _attribution(text, number, each.word, one, encoded, labels, wanted)
+                    _attribution(
+                        text, number, each.word, one, encoded, labels, wanted, method
+                    )
                     for (owner, each), one in zip(chosen, scored, strict=True)
                     if owner == number
                 ),
@@ -329,6 +328,7 @@ def _attribution(
     encoded: EncodedTexts,
     labels: Sequence[str],
     wanted: int | None,
+    method: str,
 ) -> WordAttribution:
     return WordAttribution(
         text=text,
@@ -343,6 +343,8 @@ def _attribution(
         index=number,
         n_truncated=encoded.n_truncated[number],
         n_windows=len(encoded.rows_of(number)),
+        method=method,
+        words=encoded.words[number],
         word=word,
     )
 

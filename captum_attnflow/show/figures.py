@@ -1,8 +1,9 @@
-"""Figures that notebooks show without pyplot, and labels in any installed script."""
+"""Figures that notebooks show without pyplot, their colours, labels in any script."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache, lru_cache
 
 import numpy as np
@@ -23,6 +24,35 @@ ORANGE_WHITE_BLUE = LinearSegmentedColormap.from_list(
 )
 """Colours of scores from -1 to 1."""
 _FORMATS = ("image/png", "image/svg+xml", "image/jpeg", "application/pdf")
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of a picture. Blue and orange are told apart by all kinds of eyes.
+
+    Attributes:
+        ink (str): Text and lines.
+        paper (str): The background; ``"none"`` lets a page shine through.
+        positive (str): What speaks for a label.
+        negative (str): What speaks against it.
+        muted (str): References, such as an even spread.
+        faint (str): Hairlines behind everything else.
+        halo (str): Around letters that cross lines: the paper, or the page below it.
+    """
+
+    ink: str
+    paper: str
+    positive: str
+    negative: str
+    muted: str
+    faint: str
+    halo: str
+
+
+_ON_WHITE = ("#2f6690", "#d9541e", "#6b7280", "#c9ced6", "white")
+PRINTED = Theme("#1f2937", "white", *_ON_WHITE)
+LIGHT = Theme("#1f2937", "none", *_ON_WHITE)
+DARK = Theme("#e5e7eb", "none", "#7fb3dd", "#f08a5d", "#9ca3af", "#4b5563", "#14181f")
 
 
 def shown_in_notebooks(figure: Figure) -> Figure:

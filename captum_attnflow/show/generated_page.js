@@ -151,13 +151,35 @@
     const sides = [[" For it: ", 1], [" Against it: ", -1]].map(([words, sign]) => {
       const strongest = units.filter((unit) => sums[unit] * sign > 0).slice(0, named);
       const each = strongest.flatMap((unit, rank) => [
-        rank ? ", " : "", ...quoted(unitText(text, unit)), ` ${perCent(sums[unit] / total)}`]);
+        rank ? ", " : "", ...quoted(unitText(text, unit)), ...whichOfSeveral(text, unit),
+        ` ${perCent(sums[unit] / total)}`]);
       return each.length ? [words, ...each, "."] : [];
     });
     const seen = sums.some((sum) => !Number.isNaN(sum));
     const none = units.length ? "" : seen ? " All scores are 0." : " No score is shown.";
     const less = leftOut().size ? ` Left out: ${perCent(text.measured.hidden)} of its scores.` : "";
     return [...rowName(text, row), ".", ...sides.flat(), none, less];
+  }
+
+  // What tells a unit from those of the same text, as which_of_several in Python does: its
+  // neighbours, or its number among them.
+  function whichOfSeveral(text, unit) {
+    const { sums } = text.measured;
+    const shown = [...sums.keys()].filter((other) => !Number.isNaN(sums[other]));
+    const names = shown.map((other) => unitText(text, other)), name = unitText(text, unit);
+    const alike = [...names.keys()].filter((at) => names[at] === name);
+    if (alike.length === 1) return [];
+    const contexts = alike.map((at) => names.slice(Math.max(at - 1, 0), at + 2));
+    const number = alike.indexOf(shown.indexOf(unit)), own = JSON.stringify(contexts[number]);
+    const isOnlyOne = contexts.filter((other) => JSON.stringify(other) === own).length === 1;
+    const words = isOnlyOne ? contexts[number].map(shortened).join(" ")
+      : `${ordinal(number + 1)} of ${alike.length}`;
+    return [" (", element("bdi", {}, words), ")"];
+  }
+
+  function ordinal(number) {
+    const isTeen = [11, 12, 13].includes(number % 100);
+    return number + (isTeen ? "th" : { 1: "st", 2: "nd", 3: "rd" }[number % 10] ?? "th");
   }
 
   function tipOf(text, token) {

@@ -46,6 +46,15 @@ class Page(Protocol):
         ...
 
 
+@runtime_checkable
+class SeveralTexts(Protocol):
+    """A result that holds scored texts, such as both of a compared pair."""
+
+    @property
+    def attributions(self) -> Sequence[LabelledText]:
+        """The texts with their scores, each with its ``index`` among those given."""
+
+
 def html_page(
     picture: ShownInNotebook | Figure | Sequence[ShownInNotebook | Figure],
     model: str | None = None,
@@ -90,7 +99,7 @@ def html_page(
         if isinstance(item, Figure):
             said = "; ".join(axes.get_title() for axes in item.axes)
             sections.append(figure_image(item, said))
-        elif not isinstance(item, (LabelledText, TextPicture)):
+        elif not isinstance(item, TextPicture) and not _scored_texts(item):
             sections.append(f'<div class="section">{item._repr_html_()}</div>')
     header = "<h1>What the output rests on</h1>"
     if by_model:
@@ -111,9 +120,17 @@ def _texts(pictures: Sequence[ShownInNotebook | Figure]) -> Iterator[ShownText]:
             for record in item.records:
                 number += 1
                 yield shown_record(record, number)
-        elif isinstance(item, LabelledText):
+        elif texts := _scored_texts(item):
             number += 1
-            yield shown_text(item, getattr(item, "index", number - 1) + 1)
+            for text in texts:
+                yield shown_text(text, getattr(text, "index", number - 1) + 1)
+
+
+def _scored_texts(item: object) -> Sequence[LabelledText]:
+    """The texts of a result, which may have explained none of its words."""
+    if isinstance(item, SeveralTexts):
+        return item.attributions
+    return [item] if isinstance(item, LabelledText) else []
 
 
 def _is_generated(
@@ -184,6 +201,9 @@ def terminal_text(attribution: ShownInTerminal, by: Shown = "word") -> Text:
     """
     check_choice("by", by, get_args(Shown))
     _check_shows("attribution", attribution, "__rich__")
+    if by == "token" and isinstance(attribution, SeveralTexts):
+        parts = [attribution_text(text, by) for text in attribution.attributions]
+        return Text("\n").join(parts)
     if by == "token" and isinstance(attribution, LabelledText):
         return attribution_text(attribution, by)
     return attribution.__rich__()

@@ -22,19 +22,23 @@ from matplotlib.text import Text
 
 from captum_attnflow._checks import check_example, check_strings, check_type
 from captum_attnflow.scored_tokens import position_labels
-from captum_attnflow.show.figures import drawable, shortened, shown_in_notebooks
+from captum_attnflow.show.figures import (
+    PRINTED,
+    Theme,
+    drawable,
+    shortened,
+    shown_in_notebooks,
+)
 from captum_attnflow.slalom import SlalomExplanation
 from captum_attnflow.slalom.explanation import SlalomReading
 
 Floats = npt.NDArray[np.float64]
 
-_FOR_COLOUR, _AGAINST_COLOUR, _MUTED = "#2f6690", "#d9541e", "#9aa1ad"
-_ERROR_COLOUR, _LEADER_COLOUR = "#c9ced6", "#374151"  # told apart where many cross
 _TARGET_CELLS = 24
 _LABEL_CELLS = 20
 _MINUS = "\N{MINUS SIGN}"
 _MARKER_POINTS = 5.0
-_POINTS_ON_A_PAGE = 40
+_POINTS_ON_A_PAGE = 24
 
 # Diagonals first: error bars and other hairlines lie along the axes.
 _ANGLES = [step * pi / 8 for step in (2, 6, 10, 14, *range(0, 16, 4), *range(1, 16, 2))]
@@ -93,28 +97,45 @@ def slalom_plane(
     check_type("target", target, (str, type(None)), "the label's name, or None")
     if tokens is not None:
         check_strings("tokens", tokens, "a list of one str per position")
-    n_positions = len(explanation.values)
+    return shown_in_notebooks(draw_plane(explanation, tokens, target, PRINTED))
+
+
+def draw_plane(
+    reading: SlalomReading,
+    tokens: Sequence[str] | None,
+    target: str | None,
+    theme: Theme,
+) -> Figure:
+    """Draw a plane in the colours of paper or of a page, see :func:`slalom_plane`."""
+    n_positions = len(reading.values)
     labels = position_labels(n_positions) if tokens is None else list(tokens)
     if len(labels) != n_positions:
         raise ValueError(
             f"{len(labels)} tokens were given for {n_positions} positions; give one "
             "per position, special tokens and padding included"
         )
-    names, points, errors = _distinct(explanation, labels)
+    names, points, errors = _distinct(reading, labels)
     side = max(1.0, (len(names) / _POINTS_ON_A_PAGE) ** 0.5)
-    figure = Figure(figsize=(6.4 * side, 4.8 * side), layout="constrained")
+    figure = Figure(
+        figsize=(6.4 * side, 4.8 * side), layout="constrained", facecolor=theme.paper
+    )
     FigureCanvasAgg(figure)  # measures the labels
     axes = figure.subplots()
-    axes.axhline(0, color=_MUTED, linewidth=0.6, zorder=0)
-    axes.axvline(0, color=_MUTED, linewidth=0.6, zorder=0)
-    _name_axes(axes, explanation, target)
+    axes.set_facecolor("none")
+    axes.tick_params(colors=theme.ink)
+    axes.spines[:].set_color(theme.muted)
+    axes.axhline(0, color=theme.muted, linewidth=0.6, zorder=0)
+    axes.axvline(0, color=theme.muted, linewidth=0.6, zorder=0)
+    _name_axes(axes, reading, target, theme)
     axes.margins(0.15)
-    _draw_points(axes, points, errors)
-    _write_labels(figure, axes, names, points)
-    return shown_in_notebooks(figure)
+    _draw_points(axes, points, errors, theme)
+    _write_labels(figure, axes, names, points, theme)
+    return figure
 
 
-def _name_axes(axes: Axes, reading: SlalomReading, target: str | None) -> None:
+def _name_axes(
+    axes: Axes, reading: SlalomReading, target: str | None, theme: Theme
+) -> None:
     name = "the target" if target is None else f"“{shortened(target, _TARGET_CELLS)}”"
     numbers = f"{reading.log_odds:+.2f}, by SLALOM {reading.predicted_log_odds:+.2f}"
     for write, words in (
@@ -123,7 +144,13 @@ def _name_axes(axes: Axes, reading: SlalomReading, target: str | None) -> None:
         (axes.set_title, f"log-odds of {name}: {numbers.replace('-', _MINUS)}"),
     ):
         text, families = drawable(words)
-        write(text, family=families, fontsize="medium", parse_math=False)
+        write(
+            text,
+            family=families,
+            fontsize="medium",
+            parse_math=False,
+            color=theme.ink,
+        )
 
 
 def _distinct(
@@ -148,8 +175,8 @@ def _distinct(
     return names, numbers[:, :2], numbers[:, 2:]
 
 
-def _draw_points(axes: Axes, points: Floats, errors: Floats) -> None:
-    colours = np.where(points[:, 0] >= 0, _FOR_COLOUR, _AGAINST_COLOUR)
+def _draw_points(axes: Axes, points: Floats, errors: Floats, theme: Theme) -> None:
+    colours = np.where(points[:, 0] >= 0, theme.positive, theme.negative)
     axes.scatter(points[:, 0], points[:, 1], s=_MARKER_POINTS**2, c=colours, zorder=3)
     # The points alone set the limits: the error of an importance that is not
     # identified is so large that all points would fall together.
@@ -161,14 +188,14 @@ def _draw_points(axes: Axes, points: Floats, errors: Floats) -> None:
         xerr=errors[known, 0],
         yerr=errors[known, 1],
         fmt="none",
-        ecolor=_ERROR_COLOUR,
+        ecolor=theme.faint,
         elinewidth=0.5,
         zorder=1,
     )
 
 
 def _write_labels(
-    figure: Figure, axes: Axes, names: Sequence[str], points: Floats
+    figure: Figure, axes: Axes, names: Sequence[str], points: Floats, theme: Theme
 ) -> None:
     """Write names near their points, with a line to the names farther away."""
     labels = []
@@ -186,10 +213,11 @@ def _write_labels(
                 family=families,
                 parse_math=False,
                 zorder=4,
-                path_effects=[withStroke(linewidth=2, foreground="white")],
+                color=theme.ink,
+                path_effects=[withStroke(linewidth=2, foreground=theme.halo)],
                 arrowprops={
                     "arrowstyle": "-",
-                    "color": _LEADER_COLOUR,
+                    "color": theme.ink,
                     "linewidth": 0.6,
                     "shrinkA": 0,
                     "shrinkB": 2,

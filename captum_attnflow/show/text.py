@@ -29,6 +29,7 @@ from captum_attnflow._checks import (
 )
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.scored_tokens import (
+    briefly,
     check_tokens,
     coloured_tokens,
     escaped,
@@ -441,7 +442,7 @@ def attribution_text(text: LabelledText, by: Shown = "word") -> Text:
     if note := getattr(text, "note", ""):
         shown.append(f"\n{note}", "italic")
     words = words_shown(text, by)
-    unknown = [f"“{printable(w.text)}”" for w, _ in words if w.kind == "unknown"]
+    unknown = [f"“{briefly(w.text)}”" for w, _ in words if w.kind == "unknown"]
     if unknown:
         listed = ", ".join(dict.fromkeys(unknown))
         shown.append(f"\nunknown to the model: {listed}", "italic")

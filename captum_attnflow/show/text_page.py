@@ -6,8 +6,10 @@ what a result of this package knows: its words, its method and the size of its s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from html import unescape
 from importlib.resources import files
 
 from captum.attr import visualization as captum_visualization
@@ -19,9 +21,11 @@ from captum_attnflow.scored_tokens import (
     relative,
     rounded,
     strongest_places,
+    which_of_several,
 )
 from captum_attnflow.show.document import figure_image
-from captum_attnflow.show.slalom_plane import slalom_plane
+from captum_attnflow.show.figures import DARK, LIGHT
+from captum_attnflow.show.slalom_plane import draw_plane
 from captum_attnflow.show.text import UNKNOWN, LabelledText, SafeRecord, words_shown
 from captum_attnflow.texts.units import Kind
 
@@ -113,8 +117,10 @@ def shown_text(text: LabelledText, number: int) -> ShownText:
     """Read a result of a pipeline, which knows its words, its method and more."""
     words: list[ShownWord] = []
     before = 0
-    source = getattr(text, "text", "")
+    source, pair = getattr(text, "text", ""), getattr(text, "text_pair", None)
     for word, score in words_shown(text):
+        if word.kind == "special" and words and pair is not None:
+            source, pair, before = pair, None, 0
         at = source.find(word.text, before) if word.kind != "special" else -1
         after_word = bool(words) and words[-1].kind != "special"
         joined = after_word and 0 <= at - before <= 1
@@ -139,10 +145,12 @@ def shown_text(text: LabelledText, number: int) -> ShownText:
         notes.append(f"unknown to the model: {names}")
     reading, picture = getattr(text, "slalom", None), ""
     if reading is not None:
-        figure = slalom_plane(reading, text.tokens, target=str(known["target"]))
-        picture = figure_image(
-            figure, f"Value and importance of each token for “{known['target']}”"
+        light, dark = (
+            draw_plane(reading, text.tokens, str(known["target"]), theme)
+            for theme in (LIGHT, DARK)
         )
+        said = f"Value and importance of each token for “{known['target']}”"
+        picture = figure_image(light, said, dark)
     number_shown = "" if value is None else f" ({value:.2f})"
     return ShownText(
         number=number,
@@ -213,11 +221,13 @@ def _share(text: ShownText, word: ShownWord) -> str:
 
 def _sides(text: ShownText) -> str:
     scores = [word.score for word in text.words]
+    names = [unescape(word.text) for word in text.words]
     shares = relative(scores)
     found = ""
     for side, places in strongest_places(scores).items():
         items = "".join(
-            f"<li><bdi>“{text.words[place].text}”</bdi>"
+            f"<li><span><bdi>“{text.words[place].text}”</bdi>"
+            f"{_which(names, place)}</span>"
             f'<span class="number">{percent}</span>'
             f'<i style="--share: {abs(shares[place]):.3f}"></i></li>'
             for place, percent in places
@@ -228,6 +238,11 @@ def _sides(text: ShownText) -> str:
             f'<ol class="strongest">{items}</ol></div>'
         )
     return found or "<p>All scores are 0.</p>"
+
+
+def _which(names: Sequence[str], place: int) -> str:
+    which = which_of_several(names, place)
+    return f" <small><bdi>{escaped(which)}</bdi></small>" if which else ""
 
 
 def _table(text: ShownText) -> str:

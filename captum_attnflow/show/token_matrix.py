@@ -83,10 +83,14 @@ _STYLE = """<style>
   padding: 0 3px; text-align: center;
   color: var(--ink, black);
   border: solid var(--line, #e5e7eb); border-width: 0 1px 1px 0; }
-.token-matrix td.for { background: rgb(var(--for, 100 168 222) /
+.token-matrix td.for, .token-scores i.for { background: rgb(var(--for, 100 168 222) /
   calc(var(--share) * var(--depth, 1))); }
-.token-matrix td.against { background: rgb(var(--against, 240 138 93) /
+.token-matrix td.against,
+.token-scores i.against { background: rgb(var(--against, 240 138 93) /
   calc(var(--share) * var(--depth, 1))); }
+.token-scores i { --share: 0.8; padding: 0 6px; font-style: normal;
+  color: var(--ink, black); }
+.token-scores figcaption span { white-space: nowrap; }
 .token-matrix td.blank { border-color: transparent; }
 .token-matrix .generated { border-left: 2px solid #4b5563; }
 .token-matrix thead th.generated:not(.part) { border-left: 0;
@@ -277,13 +281,23 @@ class TokenMatrix:
         heads = [parts, head] if parts else [head]
         rows = "".join(f"<tr>{corner}{cells}</tr>" for cells in heads)
         body = "".join(self._row(row) for row in range(len(self.output_tokens)))
-        caption = escaped(self.caption)
+        caption = f"{escaped(self.caption)} {self._legend()}"
         return (
             f'{_STYLE}<figure class="token-scores"><figcaption>{caption}</figcaption>'
             '<div tabindex="0" role="region" aria-label="Scores, scroll both ways">'
             f'<table class="token-matrix"><thead>{rows}</thead>'
             f"<tbody>{body}</tbody></table></div></figure>"
         )
+
+    def _legend(self) -> str:
+        is_signed = bool((np.nan_to_num(self.scores) < 0).any())
+        words = ("for it", "against it") if is_signed else ("counts for it",)
+        samples = "".join(
+            f'<i class="{side}">{name}</i> '
+            for side, name in zip(("for", "against"), words, strict=False)
+        )
+        of = f"the deeper, the larger, relative to the {self.scale}"
+        return f"<span>{samples}{of}</span>"
 
     def _mark(self, column: int) -> str:
         """Tell the first generated token from the prompt before it."""

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from captum_attnflow.scored_tokens import FAINT, escaped
 from captum_attnflow.show.document import figure_image, html_document, terms
+from captum_attnflow.show.figures import DARK, LIGHT, Theme
 from captum_attnflow.summary import pictures
 from captum_attnflow.summary.agreement import Agreement
 from captum_attnflow.summary.estimates import Estimate
@@ -278,8 +279,8 @@ def _positions(positions: Positions) -> str:
     )
 
 
-def _picture(draw: Callable[[pictures.Theme], Figure], described: str) -> str:
-    return figure_image(draw(pictures.LIGHT), described, draw(pictures.DARK))
+def _picture(draw: Callable[[Theme], Figure], described: str) -> str:
+    return figure_image(draw(LIGHT), described, draw(DARK))
 
 
 def _agreement_section(agreement: Agreement) -> str:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from captum_attnflow.show.figures import drawable, shortened
+from captum_attnflow.show.figures import PRINTED, Theme, drawable, shortened
 from captum_attnflow.summary.agreement import Agreement
 from captum_attnflow.summary.estimates import Estimate
 from captum_attnflow.summary.folder_summary import n_texts
@@ -22,30 +21,6 @@ _WORDS_PER_SIDE = 10
 _LABEL_CELLS = 20
 _NAME_CELLS = 28
 _FONT_SIZE = 8
-
-
-@dataclass(frozen=True)
-class Theme:
-    """Colours of a picture. Blue and orange are told apart by all kinds of eyes.
-
-    Attributes:
-        ink (str): Text and lines.
-        paper (str): The background; ``"none"`` lets a page shine through.
-        positive (str): What speaks for a label.
-        negative (str): What speaks against it.
-        muted (str): References, such as an even spread.
-    """
-
-    ink: str
-    paper: str
-    positive: str
-    negative: str
-    muted: str
-
-
-PRINTED = Theme("#1f2937", "white", "#2f6690", "#d9541e", "#6b7280")
-LIGHT = Theme("#1f2937", "none", "#2f6690", "#d9541e", "#6b7280")
-DARK = Theme("#e5e7eb", "none", "#7fb3dd", "#f08a5d", "#9ca3af")
 
 
 def draw_words(labels: Sequence[LabelWords], theme: Theme = PRINTED) -> Figure:

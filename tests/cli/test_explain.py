@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -11,7 +14,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from captum_attnflow import (
+    ImageClassifier,
+    ImageTextGenerator,
+    TextClassifier,
+    TextGenerator,
+)
 from captum_attnflow.cli import app
+from captum_attnflow.cli._messages import errors_as_sentences, printing
+from captum_attnflow.cli.explain import _OF_TASKS, TASKS, _lines
 from captum_attnflow.pipelines.methods import METHODS
 
 TEXT = "a gripping , funny film"
@@ -176,6 +187,14 @@ def test_a_terminal_sees_what_is_going_on_and_a_pipe_does_not():
             "text 1 of 1, 'caf\\udce9', holds '\\udce9', which is no",
         ),
         ([*["dull"] * 16, "caf\udce9"], "text 17 of 17, 'caf\\udce9', holds"),
+        ([TEXT, "--model", ""], "model='' names no model"),
+        ([TEXT, "--chat"], "--chat was given with --task text-classification"),
+        ([TEXT, "--span", "film"], "--span was given with"),
+        ([TEXT, "--explained", "logit"], "and is of text-generation and image-text-"),
+        (
+            ["a.png", "--task", "image-classification", "--against", "1"],
+            "leave it out, or give --task text-classification",
+        ),
     ],
 )
 def test_bad_input_is_an_error_that_names_it(run, arguments, message):
@@ -184,6 +203,80 @@ def test_bad_input_is_an_error_that_names_it(run, arguments, message):
     assert message in result.stderr
     assert "Traceback" not in result.output
     assert result.stdout == ""
+
+
+def test_closed_streams_are_said(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(ValueError, match="standard input is closed, and no text was"):
+        _lines(None)
+    with monkeypatch.context() as closed:
+        closed.setattr(sys, "stdout", None)
+        with pytest.raises(ValueError, match="standard output is closed"), printing():
+            pass
+        closed.setattr(sys, "stderr", None)
+        with errors_as_sentences():
+            print("nobody reads it", file=sys.stderr)
+
+
+def test_a_terminal_of_few_letters_gets_escapes(monkeypatch):
+    written = io.BytesIO()
+    with monkeypatch.context() as narrow:
+        narrow.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+        with errors_as_sentences(), printing():
+            print("\N{LEFT DOUBLE QUOTATION MARK}caf\xe9")
+        assert written.getvalue() == b"\\u201ccaf\\xe9\n"
+
+
+def test_lines_of_a_terminal_break_between_words_and_those_of_a_pipe_do_not(
+    run, monkeypatch
+):
+    words = "an unconvincing plot , repetitive jokes and unforgettable farewells"
+    piped = run(words).stdout
+    whole = " ".join(piped.replace("\N{MINUS SIGN}", "").splitlines()[2].split())
+    assert whole == f"[CLS] {words} [SEP]"
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "40")
+    lines = re.sub("\x1b.*?m", "", run(words).stdout).splitlines()
+    assert len(lines) > len(piped.splitlines())
+    assert max(map(len, lines)) <= 40
+    printed = " ".join(lines).replace("\N{MINUS SIGN}", "").split()
+    assert set(words.split()) <= set(printed)
+
+
+def test_the_name_of_a_file_is_explained_with_a_warning(run, tmp_path):
+    file = tmp_path / "texts.txt"
+    file.write_text("dull\n")
+    result = run(file)
+    assert result.exit_code == 0
+    assert f"--file {file} explains each of its lines" in result.stderr
+    assert "is the name of a file" not in run("no such file.txt").stderr
+
+
+def test_the_options_of_tasks_are_those_that_their_explain_takes():
+    kinds = {
+        "text-classification": TextClassifier,
+        "text-generation": TextGenerator,
+        "image-text-generation": ImageTextGenerator,
+        "image-classification": ImageClassifier,
+    }
+    assert list(kinds) == list(TASKS)
+    for task, kind in kinds.items():
+        taken = set(inspect.signature(kind.explain).parameters)
+        taken |= {"prompt"} if "prompts" in taken and "images" in taken else set()
+        stated = {name for name, tasks in _OF_TASKS.items() if task in tasks}
+        others = set(_OF_TASKS) - stated
+        assert stated <= taken
+        assert not others & taken
+
+
+def test_a_word_that_occurs_again_is_told_from_the_others(run):
+    lines = run("not dull , so not bad , not so not").stdout.splitlines()
+    named = " ".join(lines[3:])
+    assert '"not" (so not bad)' in named
+    assert '"so" (, so not)' in named
+    assert '"dull" (' not in named  # it is the only one
+    long = "x" * 300
+    assert f"“{long[:39]}\N{HORIZONTAL ELLIPSIS}”" in run(long).stdout
 
 
 def test_blank_line_is_an_error_that_names_it(run):

@@ -9,6 +9,7 @@ from models import VOCABULARY, causal_language_model, numbers_tokenizer
 from typer.testing import CliRunner
 
 from captum_attnflow.cli import app
+from captum_attnflow.demo import load_demo_model
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,29 @@ def test_a_prompt_is_continued_and_every_step_is_a_row(run):
         seen.insert(3, "|")
         assert line.split() == [f"{token}:", *(seen if step else seen[:3])]
     assert lines[8].startswith("whole answer: ")
+
+
+def test_columns_are_words_unless_pieces_are_asked_for(tmp_path):
+    torch.manual_seed(0)
+    _, tokenizer = load_demo_model()
+    causal_language_model(len(tokenizer)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    given = ["explain", "--task", "text-generation", "--model", str(tmp_path)]
+    given += ["an unfathomable film", "--target", "film"]
+    words, pieces, units = (
+        CliRunner().invoke(app, [*given, *more]).stdout
+        for more in ([], ["--pieces"], ["--pieces", "--units", "line"])
+    )
+    assert " unfathomable " in words.splitlines()[2]
+    assert " unfathomable " not in pieces.splitlines()[2]
+    assert " an unfathomable film " in units.splitlines()[2]
+
+
+def test_a_contrast_with_itself_is_refused(run):
+    result = run("7 8", "--target", "11 12", "--against", "11 12")
+    assert result.exit_code == 2
+    assert "is what is explained, and their difference is 0" in result.stderr
+    assert "has no tokens" in run("7 8", "--target", "").stderr
 
 
 def test_a_target_and_the_methods_options_are_taken(run):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 import transformers
@@ -7,7 +9,7 @@ from rich.console import Console
 
 from captum_attnflow import QuestionAnswerer, RelevanceFlow
 from captum_attnflow.pipelines.methods import METHODS
-from captum_attnflow.show import html_page
+from captum_attnflow.show import html_page, terminal_text
 
 PAIRS = [
     (
@@ -211,3 +213,18 @@ def test_every_row_of_a_table_names_the_answer_that_it_explains(answerer):
     assert result.explained == f"start and end of the answer: {result.predicted}"
     assert result.attributions == (result,)
     assert set(result.to_pandas()["explained"]) == {result.explained}
+
+
+def test_words_of_question_and_context_are_shown_as_written(answerer):
+    pair = ("Who, now?", "An Unfathomable (dull) film.")
+    [result] = answerer.explain([pair])
+    names = [word.text for word in result.words if word.kind != "special"]
+    said = ["Who", ",", "now", "?", "An", "Unfathomable", "(", "dull", ")", "film", "."]
+    assert names == said
+    pieces = terminal_text(result, by="token").plain
+    assert "##" in pieces
+    assert "##" not in terminal_text(result).plain
+    assert "relevance-flow: scores for" in terminal_text(result).plain
+    spans = re.sub("<[^>]*>", "", re.search('class="words".*', html_page(result))[0])
+    assert "Who, now?" in spans
+    assert "An Unfathomable (dull) film." in spans

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from captum_attnflow import RelevanceFlow, SentenceSimilarity, TextClassifier
 from captum_attnflow.pipelines.methods import METHODS
-from captum_attnflow.show import html_page
+from captum_attnflow.show import html_page, terminal_text
 
 PAIRS = [
     ("the plot is dull", "but the acting is funny and gripping"),
@@ -128,7 +128,8 @@ def test_slalom_takes_the_cosine_as_it_is(encoder):
 def test_results_show_themselves_escaped(encoder):
     [result] = encoder.explain(PAIRS[:1], "attention-rollout")
     tokens = ("<i>", *result.first.tokens[1:])
-    page = html_page([replace(result, first=replace(result.first, tokens=tokens))])
+    first = replace(result.first, tokens=tokens, words=None)
+    page = html_page([replace(result, first=first)])
     assert "&lt;i&gt;" in page
     assert "<i>" not in page
     console = Console(record=True, width=200)
@@ -267,3 +268,15 @@ def test_options_of_a_tokenizer_are_a_mapping(encoder, options):
     encoder = replace(encoder, tokenizer_options={"truncation": True, "max_length": 6})
     with pytest.warns(UserWarning, match="limit of 6"):
         encoder.explain(PAIRS[:1], "attention-rollout")
+
+
+def test_both_texts_of_a_pair_are_shown_by_words(encoder):
+    [result] = encoder.explain([("Unfathomable, dull", "(an Unfathomable film)")])
+    shown, pieces = terminal_text(result).plain, terminal_text(result, "token").plain
+    assert shown.count(" Unfathomable ") == 2
+    assert " ##" not in shown
+    assert " ##" in pieces
+    page = html_page(result)
+    assert page.count('<section class="section"') == 2
+    assert page.count("relevance-flow: scores for “similarity”") >= 2
+    assert [side.index for side in result.attributions] == [0, 0]

@@ -15,7 +15,7 @@ from captum_attnflow import (
     TokenClassifier,
 )
 from captum_attnflow.pipelines.methods import METHODS
-from captum_attnflow.show import html_page
+from captum_attnflow.show import html_page, terminal_text
 
 LABELS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 TEXTS = [
@@ -231,7 +231,7 @@ def test_results_show_themselves_escaped(tagger):
     [result] = tagger.explain(["<b>dull</b> plot"], "attnlrp", words=["dull", "plot"])
     page = html_page([result])
     assert "<b>dull</b>" not in page
-    assert "&lt;b&gt;dull" in page
+    assert ">&lt;</span>" in page
     assert f"dull: {result.attributions[0].predicted}" in page
     console = Console(record=True, width=200)
     console.print(result)
@@ -317,3 +317,13 @@ def test_every_row_of_a_table_names_the_word_that_it_explains(tagger):
     assert list(dict.fromkeys(table["explained"])) == [one.explained, other.explained]
     assert table["score"].tolist() == [*one.scores, *other.scores]
     assert set(table["example"]) == {0}
+
+
+def test_what_a_word_rests_on_is_shown_by_words(tagger):
+    [result] = tagger.explain(["Unfathomable, dull"], words=["Unfathomable"])
+    [word] = result.attributions
+    first = f"Unfathomable: {word.predicted} {word.probability:.3f}\n"
+    assert terminal_text(word).plain.startswith(first)
+    assert " ##" not in terminal_text(result).plain
+    assert " ##" in terminal_text(result, "token").plain
+    assert html_page(result).count('<section class="section"') == 1

@@ -256,7 +256,7 @@ def said_strongest(sentence: str) -> dict[str, list[tuple[str, float]]]:
     found = {}
     for side in ("For", "Against"):
         part = re.search(rf"{side} it: (.*?) %\.(?: |$)", sentence)
-        pairs = re.findall("“(.*?)” ([\\d.e-]+)", part[1]) if part else []
+        pairs = re.findall(r"“(.*?)”(?: \(.*?\))? ([\d.e-]+)", part[1]) if part else []
         found[side] = [(name, float(share)) for name, share in pairs]
     return found
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from captum_attnflow._checks import described
+from captum_attnflow._tree import Compared
 from captum_attnflow.flow.network import LayeredNetwork, check_network
 
 # Edges of the networks that one solve takes, to bound memory.
@@ -25,7 +26,7 @@ class FlowError(RuntimeError):
 
 
 @dataclass(frozen=True, eq=False)
-class FlowSolution:
+class FlowSolution(Compared):
     r"""Maximum flows of a batch of networks, with their certificates.
 
     Attributes:
