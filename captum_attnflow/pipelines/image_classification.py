@@ -32,13 +32,12 @@ from captum_attnflow.pipelines.methods import (
     IMAGE_METHODS,
     find_method,
 )
-from captum_attnflow.pipelines.pretrained import (
-    Kind,
+from captum_attnflow.pipelines.predictions import (
     Prediction,
-    check_parts,
     labels_of,
     read_predictions,
 )
+from captum_attnflow.pipelines.pretrained import Kind, check_parts
 from captum_attnflow.pipelines.provenance import KnownParts
 from captum_attnflow.scored_tokens import escaped, printable
 from captum_attnflow.show.figures import drawable
@@ -240,7 +239,7 @@ class ImageClassifier(KnownParts):
             list[ImageAttribution]: One per image. Without a target a multi-label model
             has one per image and label above a probability of 0.5, and regression one
             per image and value, see
-            :func:`captum_attnflow.pipelines.pretrained.read_predictions`.
+            :func:`captum_attnflow.pipelines.predictions.read_predictions`.
 
         Raises:
             FileNotFoundError: If a file is not there.

@@ -26,17 +26,19 @@ from captum_attnflow.pipelines.encoding import (
 )
 from captum_attnflow.pipelines.given_pipeline import check_applied_function
 from captum_attnflow.pipelines.methods import DEFAULT_METHOD, METHODS, find_method
+from captum_attnflow.pipelines.predictions import (
+    find_target,
+    labels_of,
+    problem_type,
+    read_predictions,
+)
 from captum_attnflow.pipelines.pretrained import (
     Given,
     Kind,
     TextOrPair,
     check_texts_or_pairs,
-    find_target,
-    labels_of,
     logits_by_position,
     parts_of_text,
-    problem_type,
-    read_predictions,
 )
 from captum_attnflow.pipelines.token_scores import Output, OutputAttribution
 from captum_attnflow.scored_tokens import escaped
@@ -290,7 +292,7 @@ class TextClassifier(ModelOfTexts):
             list[TextAttribution]: One per text. Without a target a multi-label model
             has one per text and label above a probability of 0.5, and regression one
             per text and value, see
-            :func:`captum_attnflow.pipelines.pretrained.read_predictions`.
+            :func:`captum_attnflow.pipelines.predictions.read_predictions`.
 
         Raises:
             ValueError: If there is no text, a text is empty or no text, the method,

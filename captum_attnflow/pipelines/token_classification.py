@@ -26,14 +26,12 @@ from captum_attnflow.pipelines.encoding import (
     Windowed,
 )
 from captum_attnflow.pipelines.methods import DEFAULT_METHOD, METHODS, find_method
-from captum_attnflow.pipelines.pretrained import (
-    Kind,
-    check_texts,
+from captum_attnflow.pipelines.predictions import (
     find_target,
     labels_of,
     labels_of_outputs,
-    logits_by_position,
 )
+from captum_attnflow.pipelines.pretrained import Kind, check_texts, logits_by_position
 from captum_attnflow.pipelines.text_classification import TextAttribution
 from captum_attnflow.pipelines.token_scores import (
     Output,

@@ -23,7 +23,7 @@ from captum_attnflow._checks import counted
 from captum_attnflow._files import replace_file
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.metrics.normalized import BEAM_WIDTH
-from captum_attnflow.pipelines.pretrained import problem_type
+from captum_attnflow.pipelines.predictions import problem_type
 from captum_attnflow.pipelines.text_classification import TextClassifier
 from captum_attnflow.runs.folder import (
     MANIFEST,

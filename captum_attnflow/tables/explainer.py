@@ -15,7 +15,7 @@ from textwrap import shorten
 from typing import Any
 
 from captum_attnflow.pipelines.methods import METHODS, find_method
-from captum_attnflow.pipelines.pretrained import find_target
+from captum_attnflow.pipelines.predictions import find_target
 from captum_attnflow.pipelines.question_answering import Part, QuestionAnswerer
 from captum_attnflow.pipelines.sentence_similarity import SentenceSimilarity
 from captum_attnflow.pipelines.text_classification import (
