@@ -146,7 +146,9 @@ def test_a_chat_has_its_template_left_out(folder, tmp_path):
         *("prompt", "prompt", "template", "template", "generated"),
     ]
     shown = run(app, [*given, "--left-out", "template", "--left-out", "system"]).stdout
-    assert shown.splitlines()[2].split() == ["11:", "8", "9"]
+    # Signs are those of random weights, which differ between versions of transformers.
+    of_token = [word.lstrip("−") for word in shown.splitlines()[2].split()]
+    assert of_token == ["11:", "8", "9"]
 
 
 @pytest.mark.parametrize(

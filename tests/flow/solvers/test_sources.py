@@ -39,13 +39,14 @@ def value_alone(network: LayeredNetwork, token: int) -> float:
     )
 
 
-@pytest.mark.parametrize("solver", ["dinic", "scipy"])
+# Capacities are whole units to SciPy, of which a cut may lack one an edge.
+@pytest.mark.parametrize(("solver", "tolerance"), [("dinic", 1e-12), ("scipy", 1e-6)])
 @settings(max_examples=200, deadline=None)
 @given(network=networks())
-def test_every_value_is_a_maximum_flow_of_the_token_alone(solver, network):
+def test_every_value_is_a_maximum_flow_of_the_token_alone(solver, tolerance, network):
     expected = [value_alone(network, token) for token in range(network.n_tokens)]
     flows = solve_sources(network, solver)
-    assert flows.value[0].tolist() == pytest.approx(expected, rel=1e-12, abs=0)
+    assert flows.value[0].tolist() == pytest.approx(expected, rel=tolerance, abs=0)
     assert bool((flows.duality_gap <= 1e-6 * flows.value).all())
 
 
