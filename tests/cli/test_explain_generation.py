@@ -147,7 +147,7 @@ def test_a_chat_has_its_template_left_out(folder, tmp_path):
     ]
     shown = run(app, [*given, "--left-out", "template", "--left-out", "system"]).stdout
     # Signs are those of random weights, which differ between versions of transformers.
-    of_token = [word.lstrip("−") for word in shown.splitlines()[2].split()]
+    of_token = [word.lstrip("\N{MINUS SIGN}") for word in shown.splitlines()[2].split()]
     assert of_token == ["11:", "8", "9"]
 
 
