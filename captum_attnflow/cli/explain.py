@@ -22,9 +22,9 @@ from captum_attnflow.cli import tables
 from captum_attnflow.cli._messages import (
     errors_as_sentences,
     printing,
+    saying,
     words_console,
 )
-from captum_attnflow.cli._status import saying
 from captum_attnflow.pipelines.methods import DEFAULT_METHOD, METHODS
 from captum_attnflow.tables.settings import TASK_COLUMNS
 

@@ -10,8 +10,12 @@ from typing import Annotated
 
 import typer
 
-from captum_attnflow.cli._messages import errors_as_sentences, options_named, printing
-from captum_attnflow.cli._status import saying
+from captum_attnflow.cli._messages import (
+    errors_as_sentences,
+    options_named,
+    printing,
+    saying,
+)
 
 
 def summarize(
