@@ -236,6 +236,11 @@ def _check_baseline_tensor(baseline: Tensor, tensor: Tensor) -> None:
             f"{tuple(tensor.shape)}; give a number, a tensor of the input's shape, or "
             f"one for all examples, of shape {tuple(accepted[1])}"
         )
+    if baseline.is_floating_point() and not tensor.is_floating_point():
+        raise ValueError(
+            f"baselines are {baseline.dtype}, but the input is token ids of "
+            f"{tensor.dtype}; give ids, such as tokenizer.mask_token_id"
+        )
 
 
 Part = TypeVar("Part")

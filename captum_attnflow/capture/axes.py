@@ -191,15 +191,34 @@ def shapes_with_tokens(
     return [((n_rows, n_tokens, *features), 1), ((n_tokens, n_rows, *features), 0)]
 
 
-def axes_of_tokens(edge: GradientEdge, n_tokens: int) -> list[int]:
-    """List the axes of a tensor that may be those of the tokens, by their sizes.
+def axes_of_tokens(edge: GradientEdge, n_tokens: int, selected: Tensor) -> list[int]:
+    """List the axes of a tensor that may be those of the tokens.
 
-    Beside the rows and the features it has one: (rows, classes) have none.
+    Beside the rows and the features it has one: (rows, classes) have none. Where there
+    are as many rows as tokens, the axis of rows is the one of which each row's output
+    depends on its own index alone.
+
+    Args:
+        edge (GradientEdge): Where the tensor is in the graph.
+        n_tokens (int): So many.
+        selected (Tensor): One output per row, in the graph.
     """
     shape = shape_at(edge)
     if len(shape) < 3:
         return []
-    return [axis for axis, size in enumerate(shape) if size == n_tokens]
+    axes = [axis for axis, size in enumerate(shape) if size == n_tokens]
+    if len(selected) != n_tokens:
+        return axes
+    of_rows = set(axes)
+    for row in {0, n_tokens // 2, n_tokens - 1}:
+        (gradient,) = torch.autograd.grad(
+            [selected[row]], [edge], retain_graph=True, allow_unused=True
+        )
+        if gradient is not None:
+            places = (gradient != 0).nonzero()
+            of_rows = {axis for axis in of_rows if bool((places[:, axis] == row).all())}
+    # Rows that are each read at the token of their number leave it open.
+    return axes if len(of_rows) > 1 else [axis for axis in axes if axis not in of_rows]
 
 
 @dataclass(frozen=True)

@@ -534,7 +534,7 @@ def _read_from(
             if parent is None:
                 continue
             edge = GradientEdge(parent, number)
-            if takes and axes_of_tokens(edge, n_tokens):
+            if takes and axes_of_tokens(edge, n_tokens, selected):
                 found[parent, number] = edge
             else:
                 pending.append(parent)

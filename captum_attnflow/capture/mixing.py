@@ -249,12 +249,18 @@ def _mixes(of: TracedAxis, sources: Sequence[Tensor]) -> bool:
 
     Args:
         of (TracedAxis): The axis.
-        sources (sequence of Tensor): Where tokens are apart, last but one; without any
-            it is taken to.
+        sources (sequence of Tensor): Where tokens are apart, last but one, or first
+            where that axis is as long; without any it is taken to.
     """
     if not sources:
         return True
-    return any(of.others(key, sources) != set() for key in (0, of.size - 1))
+    return any(
+        all(
+            any(of.others(key, [source], axis) != set() for key in (0, of.size - 1))
+            for axis in (-2, 0)[: 1 + (source.shape[0] == source.shape[-2])]
+        )
+        for source in sources
+    )
 
 
 def _mixes_what_entered(
@@ -386,7 +392,7 @@ def _is_mixed_where_read(
     assert edge is not None
     is_beside = not suspect.part.nodes  # read of what passes the last layer by
     # Another axis may be as long by chance: tokens are apart along one alone.
-    axes = axes_of_tokens(edge, n_tokens)
+    axes = axes_of_tokens(edge, n_tokens, selected)
     rows = [((*call.probed.shape,), call.probed.dim() - 2)]
     of_map = [get_gradient_edge(call.probed)] if call.probed.requires_grad else []
     entered = {

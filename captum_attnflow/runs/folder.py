@@ -13,7 +13,7 @@ import re
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -196,10 +196,11 @@ def _check_others(folder: Path, part: tuple[int, int]) -> None:
 def _remove_left_behind(folder: Path) -> None:
     """Remove what runs that were killed had not finished to write."""
     for path in folder.iterdir():
-        if _TEMPORARY.fullmatch(path.name):
-            with_age = time.time() - path.stat().st_mtime
-            if with_age > _LEFT_BEHIND:
-                path.unlink(missing_ok=True)
+        # Another part's run may give a file its name meanwhile.
+        with suppress(FileNotFoundError):
+            is_temporary = _TEMPORARY.fullmatch(path.name) is not None
+            if is_temporary and time.time() - path.stat().st_mtime > _LEFT_BEHIND:
+                path.unlink()
 
 
 class LineFile:

@@ -128,9 +128,14 @@ def _texts(pictures: Sequence[ShownInNotebook | Figure]) -> Iterator[ShownText]:
 
 def _scored_texts(item: object) -> Sequence[LabelledText]:
     """The texts of a result, which may have explained none of its words."""
-    if isinstance(item, SeveralTexts):
+    if _shows_several_texts(item):
         return item.attributions
     return [item] if isinstance(item, LabelledText) else []
+
+
+def _shows_several_texts(item: object) -> TypeIs[SeveralTexts]:
+    # The scores of an image have the same name.
+    return isinstance(item, SeveralTexts) and isinstance(item.attributions, Sequence)
 
 
 def _is_generated(
@@ -201,7 +206,7 @@ def terminal_text(attribution: ShownInTerminal, by: Shown = "word") -> Text:
     """
     check_choice("by", by, get_args(Shown))
     _check_shows("attribution", attribution, "__rich__")
-    if by == "token" and isinstance(attribution, SeveralTexts):
+    if by == "token" and _shows_several_texts(attribution):
         parts = [attribution_text(text, by) for text in attribution.attributions]
         return Text("\n").join(parts)
     if by == "token" and isinstance(attribution, LabelledText):

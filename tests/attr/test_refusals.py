@@ -205,6 +205,8 @@ def test_fractions_are_no_baselines_of_ids(method):
     with pytest.raises(ValueError, match=r"baselines=0\.5.*token ids"):
         method(TorchEncoder()).attribute(token_ids(), 0.5, target=1)
     method(TorchEncoder()).attribute(token_ids(), 3.0, target=1)
+    with pytest.raises(ValueError, match=r"baselines are torch\.float32.*token ids"):
+        method(TorchEncoder()).attribute(token_ids(), 0.0 * token_ids(), target=1)
 
 
 @pytest.mark.parametrize("method", [*METHODS, AttnLRP])

@@ -564,6 +564,32 @@ def test_a_head_is_not_named(method, head):
         method(forward).attribute(ids, target=1)
 
 
+@pytest.mark.parametrize("n_rows", [3, 5, 6])
+def test_a_mean_of_some_tokens_is_a_head_where_rows_are_as_many_as_tokens(n_rows):
+    model, ids = Model([known, known]), torch.randint(0, 60, (n_rows, 5))
+    forward = read_behind(model, lambda hidden: model.head(hidden[:, 1:].mean(1)))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*mix(es)? positions")
+        GeneralizedAttentionFlow(forward).attribute(ids, target=1)
+
+
+@pytest.mark.parametrize("n_rows", [3, 5])
+@pytest.mark.parametrize("method", [GeneralizedAttentionFlow, RelevanceFlow])
+def test_layers_with_the_tokens_first_mix_nothing_beside_attention(method, n_rows):
+    embedding, head = nn.Embedding(60, 8), nn.Linear(8, 2)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0)
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+    places = torch.randn(5, 1, 8)
+
+    def forward(ids: Tensor) -> Tensor:
+        scores: Tensor = head(encoder(embedding(ids.t()) + places)[0])
+        return scores
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*mix(es)? positions")
+        method(forward).attribute(torch.randint(0, 60, (n_rows, 5)), target=1)
+
+
 @pytest.mark.parametrize("n_labels", [2, 7])
 @pytest.mark.parametrize("head_size", [4, 7])
 def test_tokens_that_are_classified_one_by_one_are_not_named(n_labels, head_size):

@@ -80,7 +80,7 @@ class TestSplitModels:
             loaded.provenance()
 
     def test_a_module_without_a_place_is_named(self, folder):
-        with pytest.raises(ValueError, match=r"could not be loaded.*layers.2"):
+        with pytest.raises(ValueError, match=r"not be loaded.*any device.*layers.0"):
             TextGenerator.load(
                 folder, device_map={"model.layers.1": "disk", "lm_head": "cpu"}
             )

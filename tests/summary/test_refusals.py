@@ -89,7 +89,7 @@ def test_a_table_without_scores_is_refused(folder):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([], "holds 0 rows and no explained text to summarize: its parts are empty"),
+        ([], "holds 0 rows and no explained text to summarize: its part files are "),
         ([failed(1, "blank"), failed(2, "blank")], "2 failed with: blank. Give"),
         ([explained(1, ["a"], [0])], "all scores are 0 or not finite. Give"),
     ],
