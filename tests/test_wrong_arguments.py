@@ -796,7 +796,8 @@ def arguments_of(call: Call) -> list[str]:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_wrong_arguments_get_an_error_in_words(name):
+def test_wrong_arguments_get_an_error_in_words(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some of them are names of files
     call = CALLS[name]
     found = {
         f"{argument}={kind}": reason[:160]
