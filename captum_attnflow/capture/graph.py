@@ -560,8 +560,8 @@ def _keeps_apart(name: str, node: Node, n_tokens: int) -> bool:
     if name == "Cat" and len(taken) == 1:  # to an empty cache
         return True
     shape = taken[0][0]._input_metadata[taken[0][1]].shape if taken else ()
-    if name == "Slice" and shape == shape_at(GradientEdge(node, 0)):  # x[:], of all
-        return True
+    if name == "Slice" and shape_at(GradientEdge(node, 0)) == torch.Size(shape):
+        return True  # x[:], as torch 2.6 notes it
     if name in _VIEWS:
         return _keeps_axis(shape, shape_at(GradientEdge(node, 0)), n_tokens)
     if not shape:  # of a single number, such as one row's output
