@@ -614,7 +614,7 @@ class GenerationExplanation(Storable, LongForm):
             ValueError: If an option is unknown.
         """
         # Pictures take half a second to import.
-        from captum_attnflow.show.generated_matrix import matrix_of_generated
+        from captum_attnflow.show.generated import matrix_of_generated
 
         return matrix_of_generated(self, units, left_out, scale)
 

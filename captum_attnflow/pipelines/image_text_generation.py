@@ -57,7 +57,7 @@ from captum_attnflow.pipelines.text_generation import (
 )
 from captum_attnflow.scored_tokens import escaped, printable
 from captum_attnflow.show.figures import drawable, shortened
-from captum_attnflow.show.generated_matrix import readable
+from captum_attnflow.show.generated import readable
 from captum_attnflow.show.image import (
     Box,
     image_overlay,

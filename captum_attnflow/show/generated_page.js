@@ -1,4 +1,4 @@
-// Colours texts by the scores that Python gathered; see generated_page.py for the fields.
+// Colours texts by the scores that Python gathered; see generated.py for the fields.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const find = (id) => document.getElementById(id);

@@ -1,4 +1,4 @@
-// Says what Python wrote of every word, see text_page.py.
+// Says what Python wrote of every word, see page.py.
 for (const section of document.querySelectorAll(".section[data-about]")) {
   page.tips(section, (token) => {
     const about = document.createElement("small");

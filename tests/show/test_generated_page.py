@@ -26,7 +26,7 @@ from captum_attnflow.explanation import GenerationExplanation
 from captum_attnflow.pipelines.text_generation import GeneratedText, TextGenerator
 from captum_attnflow.scored_tokens import printable
 from captum_attnflow.show import html_page
-from captum_attnflow.show.generated_matrix import readable
+from captum_attnflow.show.generated import readable
 
 PROMPT = ("Who", " paint", "ed", " the", " wall", "?", " It", " was", " red", ".", "\n")
 ANSWER = (" Ann", " paint", "ed", " it", ".")
