@@ -61,7 +61,6 @@ Examples::
     torch.Size([1])
 """
 
-from captum_attnflow.metrics.arguments import RemovalOptions
 from captum_attnflow.metrics.erasure import (
     METRICS,
     Metric,
@@ -75,6 +74,7 @@ from captum_attnflow.metrics.erasure import (
     log_odds,
     sufficiency,
 )
+from captum_attnflow.metrics.evaluation import RemovalOptions
 from captum_attnflow.metrics.evidence import (
     evidence_average_precision,
     evidence_f1,

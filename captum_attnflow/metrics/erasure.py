@@ -12,12 +12,14 @@ from typing_extensions import Unpack
 
 from captum_attnflow._captum import TargetType, log_usage
 from captum_attnflow._checks import check_choice, check_type
-from captum_attnflow.metrics.arguments import (
+from captum_attnflow.metrics.evaluation import (
+    Level,
+    Part,
     RemovalOptions,
     TensorOrTensors,
-    read_levels,
+    Value,
+    level_values,
 )
-from captum_attnflow.metrics.evaluation import Level, Part, Value, level_values
 
 TENTHS_TO_HALF = (0.1, 0.2, 0.3, 0.4, 0.5)
 ERASER_LEVELS = (0.01, 0.05, 0.1, 0.2, 0.5)
@@ -78,8 +80,21 @@ class Metric:
     better: Literal["higher", "lower"]
 
     def levels(self, fractions: Sequence[float]) -> list[Level]:
-        """Return the levels of the given fractions for the part that it removes."""
-        return [Level(fraction, self.part) for fraction in read_levels(fractions)]
+        """Return the levels of the given fractions for the part that it removes.
+
+        Raises:
+            ValueError: If there are none or one is not in [0, 1].
+        """
+        try:
+            levels = [float(fraction) for fraction in fractions]
+        except (TypeError, ValueError, RuntimeError):
+            levels = []
+        if not levels or not all(0 <= level <= 1 for level in levels):
+            raise ValueError(
+                f"fractions={fractions!r}; give at least one share of the tokens, each "
+                "from 0 to 1, such as 0.1 for 10 %"
+            )
+        return [Level(level, self.part) for level in levels]
 
 
 METRICS: dict[str, Metric] = {
@@ -100,7 +115,7 @@ def metric_values(
 ) -> Tensor:
     """Evaluate one metric at given levels, before its summary; shape ``(B, K)``."""
     metric = METRICS[name]
-    wanted = {name: (metric.value, metric.levels(read_levels(fractions)))}
+    wanted = {name: (metric.value, metric.levels(fractions))}
     return level_values(wanted, *arguments, **options)[name]
 
 

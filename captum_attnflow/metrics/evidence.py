@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from captum_attnflow._captum import log_usage
-from captum_attnflow.metrics.arguments import (
+from captum_attnflow.metrics.evaluation import (
     TensorOrTensors,
     n_of_share,
     read_mask,

@@ -16,14 +16,12 @@ from typing_extensions import Unpack
 
 from captum_attnflow._captum import NullProgress, TargetType, log_usage, progress
 from captum_attnflow._checks import check_dense, check_integer, check_type
-from captum_attnflow.metrics.arguments import (
-    EvaluationOptions,
-    RemovalOptions,
-    TensorOrTensors,
-)
 from captum_attnflow.metrics.erasure import probability_fall
 from captum_attnflow.metrics.evaluation import (
     Count,
+    EvaluationOptions,
+    RemovalOptions,
+    TensorOrTensors,
     TokenRemoval,
     TokenSets,
     level_values,

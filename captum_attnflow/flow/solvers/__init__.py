@@ -17,9 +17,8 @@ from captum_attnflow.flow.solvers.base import (
     solve_flow,
     solve_sources,
 )
-from captum_attnflow.flow.solvers.dinic_solver import DinicSolver
+from captum_attnflow.flow.solvers.dinic import DinicSolver, SciPySolver
 from captum_attnflow.flow.solvers.networkx_solver import NetworkXSolver
-from captum_attnflow.flow.solvers.scipy_solver import SciPySolver
 
 SOLVERS["barrier"] = BarrierSolver()
 SOLVERS["dinic"] = DinicSolver()

@@ -21,8 +21,7 @@ from captum_attnflow.flow import add_residual
 from captum_attnflow.flow.solvers import (
     SOLVERS,
     FlowSolver,
-    dinic_solver,
-    scipy_solver,
+    dinic,
     solve_sources,
 )
 
@@ -55,8 +54,8 @@ def test_every_value_is_a_maximum_flow_of_the_token_alone(solver, tolerance, net
 def test_values_over_few_edges_are_maximum_flows_of_the_whole_network(network):
     expected = [value_alone(network, token) for token in range(network.n_tokens)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scipy_solver, "_WIDTHS", (1, 2))
-        patch.setattr(scipy_solver, "_LARGEST_SHARE", 2)
+        patch.setattr(dinic, "_WIDTHS", (1, 2))
+        patch.setattr(dinic, "_LARGEST_SHARE", 2)
         flows = solve_sources(network, "scipy")
     assert flows.value[0].tolist() == pytest.approx(expected, rel=1e-6, abs=0)
     assert bool((flows.duality_gap <= 1e-6 * flows.value).all())
@@ -64,9 +63,9 @@ def test_values_over_few_edges_are_maximum_flows_of_the_whole_network(network):
 
 def only_over_few_edges(monkeypatch, width):
     monkeypatch.setattr(
-        scipy_solver,
+        dinic,
         "_stages",
-        lambda tokens: [scipy_solver._widest(tokens, width) & (tokens.middle > 0)],
+        lambda tokens: [dinic._widest(tokens, width) & (tokens.middle > 0)],
     )
 
 
@@ -93,8 +92,8 @@ def test_a_flow_that_needs_more_edges_is_not_taken_for_a_maximum(monkeypatch):
     flows = solve_sources(network, "scipy")
     whole = capacity[0, 1].sum()
     torch.testing.assert_close(flows.value, whole.expand(1, 24), rtol=1e-12, atol=0)
-    monkeypatch.setattr(scipy_solver, "_WIDTHS", (2, 5))
-    monkeypatch.setattr(scipy_solver, "_LARGEST_SHARE", 2)
+    monkeypatch.setattr(dinic, "_WIDTHS", (2, 5))
+    monkeypatch.setattr(dinic, "_LARGEST_SHARE", 2)
     assert torch.equal(solve_sources(network, "scipy").value, flows.value)
     only_over_few_edges(monkeypatch, 5)
     assert bool((solve_sources(network, "scipy").duality_gap > 0.1 * whole).all())
@@ -144,7 +143,7 @@ def test_values_of_many_tokens_are_maximum_flows(network):
 def test_threads_share_the_tokens_of_a_batch(monkeypatch):
     network = attention_network(4, 10, n_networks=3, read_out=2)
     expected = solve_sources(network).value
-    monkeypatch.setattr(dinic_solver, "_EDGES_A_THREAD", 1)
+    monkeypatch.setattr(dinic, "_EDGES_A_THREAD", 1)
     for n_threads in (2, 7):
         monkeypatch.setattr(torch, "get_num_threads", lambda n=n_threads: n)
         assert torch.equal(solve_sources(network).value, expected)
