@@ -11,7 +11,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from rich.text import Text
 
-from captum_attnflow._checks import check_integer, check_type, described
+from captum_attnflow._checks import check_integer, check_type, described, type_of
 from captum_attnflow._files import named_in_errors, replace_file
 from captum_attnflow.scored_tokens import printable
 from captum_attnflow.show.document import figure_bytes
@@ -199,7 +199,7 @@ def _checked_folders(given: object) -> list[Path]:
     listed = [given] if alone else given
     if not isinstance(listed, (list, tuple)) or not listed:
         raise ValueError(
-            f"folders={described(given)} is a {type(given).__name__}; give a "
+            f"folders={described(given)} is {type_of(given)}; give a "
             "folder, or a list of at least one"
         )
     for folder in listed:
