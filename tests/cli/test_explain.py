@@ -22,8 +22,8 @@ from captum_attnflow import (
     TextGenerator,
 )
 from captum_attnflow.cli import app
-from captum_attnflow.cli._messages import errors_as_sentences, printing
-from captum_attnflow.cli.explain import _OF_TASKS, TASKS, _lines
+from captum_attnflow.cli._streams import errors_as_sentences, printing, read_lines
+from captum_attnflow.cli.explain import _OF_TASKS, TASKS
 from captum_attnflow.pipelines.methods import METHODS
 
 TEXT = "a gripping , funny film"
@@ -209,7 +209,7 @@ def test_bad_input_is_an_error_that_names_it(run, arguments, message):
 def test_closed_streams_are_said(monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(ValueError, match="standard input is closed, and no text was"):
-        _lines(None)
+        read_lines(None)
     with monkeypatch.context() as closed:
         closed.setattr(sys, "stdout", None)
         with pytest.raises(ValueError, match="standard output is closed"), printing():
