@@ -281,6 +281,9 @@ class Checksums:
                 found[listed[2]] = listed[1]
         return found
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._known
+
     def note(self, name: str, content: bytes) -> None:
         """Note the checksum of a file, before it is written.
 

@@ -96,6 +96,9 @@ def run_study(study: Study, show_progress: bool = False) -> Table | None:
 
     A part writes ``results-2-of-4.jsonl`` and the like. The one that ends last moves
     all lines to ``results.jsonl`` and writes the table; so does a run without parts.
+    Each worker of Ray writes a file of its own, so that all machines have to share the
+    output folder. Its lines are moved to the file of the part at the end of the run, or
+    when the next one begins.
     Texts are encoded some at a time. In memory are the texts, and of each, model and
     method some hundred bytes.
 
@@ -407,6 +410,7 @@ def _describe(study: Study, data: TextData, models: Sequence[str]) -> dict[str, 
             "split": None if is_file else source.split,
             "sha256": data.sha256,
             "text_column": source.text_column,
+            "label_column": source.label_column,
             "n_texts": len(data.texts),
             "rows": list(data.rows) if study.data.limit else "all",
         },
@@ -492,6 +496,10 @@ def _check_same(folder: Path, old: dict[str, Any], new: Mapping[str, Any]) -> No
             pairs.append((f"{section} {name}", *both))
     for where, before, now in pairs:
         for name in sorted(before.keys() | now.keys()):
+            if name == "label_column" and None in (before.get(name), now.get(name)):
+                # Rows without a label are left out: two columns may leave out as many,
+                # but others. None leaves out no row, or n_texts differs as well.
+                continue
             if before.get(name) != now.get(name):
                 raise ValueError(
                     f"{folder} holds a study with another {name!r} ({where}): "
