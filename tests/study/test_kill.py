@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 import os
 import random
 import signal
@@ -11,19 +10,9 @@ from contextlib import suppress
 import pytest
 from study.figures import names, results_without_seconds, table_without_seconds
 from table_runs import ray_at, study_on
+from warm_processes import warm_processes
 
 N_KILLS = 10
-
-
-@pytest.fixture(scope="module")
-def processes():
-    """Processes with the package imported, so that a kill hits work, not imports."""
-    context = multiprocessing.get_context("forkserver")
-    # The room's own names are imported when they are read; these are what runs.
-    context.set_forkserver_preload(
-        ["captum_attnflow.study.run", "captum_attnflow.study.adapters"]
-    )
-    return context
 
 
 def lines_in(folder) -> set[bytes]:
@@ -38,7 +27,7 @@ def lines_in(folder) -> set[bytes]:
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["local", "ray"])
 def test_kill_9_at_random_moments_loses_nothing_and_changes_no_figure(
-    processes, study, tmp_path, engine, request
+    study, tmp_path, engine, request
 ):
     """Every undisturbed line is there at the end, to the last bit, by each engine."""
     environment = {}
@@ -53,7 +42,7 @@ def test_kill_9_at_random_moments_loses_nothing_and_changes_no_figure(
 
     def start(folder, **changed):
         other = dataclasses.replace(study, output=folder, **changed)
-        process = processes.Process(target=study_on, args=(environment, other))
+        process = warm_processes().Process(target=study_on, args=(environment, other))
         process.start()
         return process
 
