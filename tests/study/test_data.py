@@ -260,8 +260,8 @@ def test_missing_package_names_the_extra(tmp_path, monkeypatch, package, name):
     ("changed", "message"),
     [
         ({"name": None}, "name=None is a NoneType; give a str"),
-        ({"text_column": 3}, "text_column=3 is a int; give a str"),
-        ({"label_column": 3}, "label_column=3 is a int; give a str, or None"),
+        ({"text_column": 3}, "text_column=3 is an int; give a str"),
+        ({"label_column": 3}, "label_column=3 is an int; give a str, or None"),
         ({"limit": "9"}, "limit='9' must be an integer"),
         ({"input_format": "xlsx"}, "input_format='xlsx' is unknown; give one of 'csv'"),
     ],

@@ -161,7 +161,7 @@ def test_a_dtype_is_kept_to_and_recorded(small, manifest, tmp_path):
         ({"part": (3, 2)}, "part 3/2 is out of range"),
         ({"dtype": "int8"}, "dtype='int8' is unknown; give one of 'float32'"),
         ({"device": "toaster"}, "toaster"),
-        ({"device": 0}, "device=0 is a int; give a str"),
+        ({"device": 0}, "device=0 is an int; give a str"),
         ({"engine": "dask"}, "engine='dask' is unknown; give one of 'local', 'ray'"),
         ({"workers": 2}, "workers=2 .* are of Ray; give --engine ray"),
     ],

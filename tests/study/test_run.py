@@ -423,7 +423,7 @@ def test_progress_tells_the_time_left(study, capsys):
         ),
         ({"methods": ()}, "at least one"),
         ({"methods": "random"}, "methods='random' is a str; give a tuple of names"),
-        ({"methods": np.array(["random"])}, "is a ndarray; give a tuple of names"),
+        ({"methods": np.array(["random"])}, "is an ndarray; give a tuple of names"),
         ({"methods": (np.array(["random", "lime"]),)}, "method=.* is unknown"),
         ({"models": str(DEMO_MODEL_PATH)}, "models=.* is a str; give a tuple"),
         ({"methods": ("random", "random"), "against": None}, "none twice"),

@@ -560,3 +560,8 @@ def test_long_texts_follow_the_policy_and_a_contrast_its_labels(tmp_path):
     refused = explain_table(strict)
     assert refused.n_failed == 1
     assert "has 302 tokens" in lines_of(tmp_path / "r")[1]["reason"]
+    # Each against what it is itself: one row fails, and says why.
+    explain_table(replace(job, output=tmp_path / "own"))
+    own, other = lines_of(tmp_path / "own")
+    assert "is the label that is explained itself; give another" in own["reason"]
+    assert (other["status"], other["target"]) == ("explained", "negative")
