@@ -1,4 +1,4 @@
-"""Warnings at the line of the user's code, and interrupts that say how far it got."""
+"""What users see beside results: warnings at their line, interrupts in words, bars."""
 
 from __future__ import annotations
 
@@ -35,6 +35,24 @@ def stopped_in_words(how_far: Callable[[], str]) -> Iterator[None]:
         if error.args:
             raise
         raise type(error)(how_far()) from error
+
+
+@contextmanager
+def no_loading_bar() -> Iterator[None]:
+    """Load a model from the disk without a bar, which notebooks would keep.
+
+    Yields:
+        None: Afterwards the user's setting holds again.
+    """
+    from transformers.utils import logging
+
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()
 
 
 def _package(names: dict[str, object]) -> str:

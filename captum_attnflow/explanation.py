@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
@@ -22,6 +21,7 @@ from captum_attnflow.flow.scores import (
     Game,
     GameSolver,
     Normalization,
+    follow_position,
     normalize,
     score_tokens,
 )
@@ -39,21 +39,6 @@ from captum_attnflow.texts.units import Unit, Units, sum_over_units
 
 if TYPE_CHECKING:
     from captum_attnflow.show.token_matrix import LeftOut, Scale, TokenMatrix
-
-
-# Of fewer tokens chance alone orders some by position.
-_FEWEST_POSITIONS = 6
-# Spearman's |rho| of scores and positions, over prompts of 12 to 198 tokens of
-# SmolLM2-135M and of 15 to 63 of untrained GPT-2s and Llamas. Follow content: AttnLRP
-# and Relevance Flow at most .63, Layer Integrated Gradients .66, GAF with
-# residual="free" and gradient="attnlrp" .62, Chefer et al. .53. Follow position: GAF
-# and Attention Flow .98 to 1 in SmolLM2, medians of .91 to .99 in the untrained ones;
-# Attention Rollout lies between, .74 to .97 in SmolLM2.
-_POSITION_ALONE = 0.75
-# Short prompts reach more by chance: content .86 at 7 tokens, where GAF's median is
-# .96. Fisher's z of rho has a variance of 1.06 / (n - 3) (Fieller et al., 1957); beyond
-# 3.29 deviations lies 1 of 1,000. From 15 tokens on this is below the .75.
-_CHANCE, _VARIANCE = 3.29, 1.06
 
 
 @runtime_checkable
@@ -312,18 +297,7 @@ def warn_of_position(explanation: Explanation) -> None:
     In a causal network the earlier a token stands, the more paths lead from it to the
     read-out, whatever it says.
     """
-    ordered = [
-        example
-        for example, (scores, capacity, sink) in enumerate(
-            zip(
-                explanation.scores,
-                explanation.network.capacity,
-                explanation.network.sink,
-                strict=True,
-            )
-        )
-        if _follows_position(scores, capacity, sink)
-    ]
+    ordered = follow_position(explanation.scores, explanation.network)
     if ordered:
         warn_caller(
             f"the scores of the examples {ordered} follow the position of the tokens "
@@ -332,25 +306,6 @@ def warn_of_position(explanation: Explanation) -> None:
             'GeneralizedAttentionFlow with residual="free", game="independent" and '
             'gradient="attnlrp"'
         )
-
-
-def _follows_position(scores: Tensor, capacity: Tensor, sink: Tensor) -> bool:
-    """Whether a causal network's scores rank as positions do, by Spearman's rho."""
-    is_signed = bool((scores < 0).any())  # relevance, no maximum flow
-    if is_signed or bool(capacity.triu(1).any()) or not bool(sink.any()):
-        return False
-    read_out = int(sink.nonzero()[-1])
-    candidates = scores[:read_out]
-    candidates = candidates[candidates != 0]
-    n = len(candidates)
-    if n < _FEWEST_POSITIONS:
-        return False
-    ranks = candidates.argsort(stable=True).argsort().double()
-    positions = torch.arange(n, device=ranks.device, dtype=torch.float64)
-    differences = (ranks - positions).square().sum()
-    rho = 1 - 6 * float(differences) / (n * (n * n - 1))
-    of_chance = math.tanh(_CHANCE * math.sqrt(_VARIANCE / (n - 3)))
-    return abs(rho) > max(_POSITION_ALONE, of_chance)
 
 
 def warn_of_zeros(explanation: Explanation | TokenScores) -> None:

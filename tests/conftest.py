@@ -19,6 +19,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the processors
     torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # and so do processes of theirs
     # Nothing is compiled by Inductor, which would start processes that import torch.
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 

@@ -9,7 +9,6 @@ import io
 import itertools
 import json
 import math
-import multiprocessing
 import os
 import pickle
 import random
@@ -31,6 +30,7 @@ from networks import networks
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from storage_writer import alternate, large
+from warm_processes import warm_processes
 
 from captum_attnflow import (
     BarrierSolver,
@@ -736,13 +736,11 @@ def test_a_header_that_no_reader_takes_is_not_written(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_writer_that_is_killed_leaves_a_whole_file(tmp_path):
-    context = multiprocessing.get_context("forkserver")
-    # Imported beforehand, so that a kill hits the writing and no import.
-    context.set_forkserver_preload(["storage_writer"])
     path, moments = tmp_path / "x.safetensors", random.Random(0)
     large(0).save(path)
     for _ in range(3):
-        writer = context.Process(target=alternate, args=(str(path),))
+        # A warm one, so that a kill hits the writing and no import.
+        writer = warm_processes().Process(target=alternate, args=(str(path),))
         before = path.stat().st_ino
         writer.start()
         while path.stat().st_ino == before and writer.is_alive():

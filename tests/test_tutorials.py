@@ -13,6 +13,7 @@ import pytest
 import transformers
 from nbclient import NotebookClient
 from nbformat import NotebookNode
+from warm_processes import WarmKernelManager
 
 TUTORIALS = sorted((Path(__file__).parents[1] / "tutorials").glob("*.py"))
 MOST_BYTES = 300_000  # code hosts refuse to show large notebooks
@@ -75,6 +76,7 @@ def test_tutorial_shows_in_a_fresh_kernel_what_was_committed(source, tmp_path):
         notebook,
         timeout=900,
         kernel_name="python3",
+        kernel_manager_class=WarmKernelManager,
         resources={"metadata": {"path": str(tmp_path)}},
     ).execute()
     assert [shown(cell) for cell in code_cells(notebook)] == expected

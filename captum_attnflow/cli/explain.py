@@ -19,9 +19,11 @@ import typer
 from captum_attnflow._checks import check_choice, counted
 from captum_attnflow._warnings import stopped_in_words
 from captum_attnflow.cli import tables
-from captum_attnflow.cli._messages import (
+from captum_attnflow.cli._streams import (
+    check_written,
     errors_as_sentences,
     printing,
+    read_lines,
     saying,
     words_console,
 )
@@ -29,6 +31,8 @@ from captum_attnflow.pipelines.methods import DEFAULT_METHOD, METHODS
 from captum_attnflow.tables.settings import TASK_COLUMNS
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from captum_attnflow.pipelines.image_classification import ImageAttribution
 
 SCORES = ("value", "importance", "linearized", "contribution", "removal")
@@ -116,8 +120,15 @@ def _generated_text() -> Task:
     )
 
 
-def _images() -> Task:
+def _save_figure(figure: Figure, file: Path, bbox: str | None = None) -> None:
     from captum_attnflow._files import replace_file
+
+    picture = io.BytesIO()
+    figure.savefig(picture, format=file.suffix[1:].lower(), bbox_inches=bbox)
+    replace_file(file, picture.getvalue())
+
+
+def _images() -> Task:
     from captum_attnflow.pipelines.image_classification import (
         ImageClassifier,
         ImageOverlays,
@@ -129,10 +140,7 @@ def _images() -> Task:
         return found
 
     def save_picture(results: Sequence[ImageAttribution], file: Path) -> None:
-        picture = io.BytesIO()
-        figure = ImageOverlays(tuple(results)).figure()
-        figure.savefig(picture, format=file.suffix[1:].lower())
-        replace_file(file, picture.getvalue())
+        _save_figure(ImageOverlays(tuple(results)).figure(), file)
 
     return Task(
         load=ImageClassifier.load,
@@ -172,7 +180,6 @@ class _OnePrompt:
 
 
 def _generated_from_images() -> Task:
-    from captum_attnflow._files import replace_file
     from captum_attnflow.pipelines.image_text_generation import (
         GeneratedFromImage,
         ImageTextGenerator,
@@ -184,10 +191,7 @@ def _generated_from_images() -> Task:
                 f"{len(results)} images were given, and --output draws the overlays of "
                 "one; give one image"
             )
-        picture = io.BytesIO()
-        figure = results[0].figure()
-        figure.savefig(picture, format=file.suffix[1:].lower(), bbox_inches="tight")
-        replace_file(file, picture.getvalue())
+        _save_figure(results[0].figure(), file, "tight")
 
     return Task(
         load=lambda *name, **place: _OnePrompt(ImageTextGenerator.load(*name, **place)),
@@ -454,8 +458,8 @@ def explain(
         tables.refuse_table_as_lines(file)
         with saying("loading PyTorch"):
             chosen = TASKS[task]()
-        _check_file("--html", html)
-        _check_file("--output", output)
+        check_written("--html", html)
+        check_written("--output", output)
         if output is not None and chosen.save_picture is None:
             raise ValueError(f"{task} has no picture for --output; give --html")
         _check_picture(output)
@@ -494,16 +498,6 @@ def _refuse_of_other_tasks(task: str, options: Mapping[str, Any]) -> None:
                 f"{option} was given with --task {task}, and is of "
                 f"{' and '.join(tasks)}; leave it out, or give --task {tasks[0]}"
             )
-
-
-def _check_file(option: str, file: Path | None) -> None:
-    if file is not None and file.is_dir():
-        raise IsADirectoryError(f"{option} {file} is a folder; give a file in it")
-    if file is not None and not file.parent.is_dir():
-        raise FileNotFoundError(
-            f"{option} {file}: there is no folder {str(file.parent)!r} for such a "
-            "file; give a file in an existing folder"
-        )
 
 
 def _check_picture(file: Path | None) -> None:
@@ -565,7 +559,7 @@ def _read(inputs: list[str] | None, file: Path | None, task: Task) -> list[str]:
         raise ValueError(
             f"{unit}s were given both as arguments and by --file; give one"
         )
-    lines = inputs or _lines(file)
+    lines = inputs or read_lines(file)
     empty = [number for number, line in enumerate(lines, 1) if not line.strip()]
     if not lines or empty:
         where = f"{unit} {empty[0]} of {len(lines)}" if empty else "the input"
@@ -608,34 +602,6 @@ def _is_file(name: str) -> bool:
         return Path(name).is_file()
     except OSError:  # too long for the name of a file, for one
         return False
-
-
-def _lines(file: Path | None) -> list[str]:
-    """Lines of a file or of standard input, cut at line feeds only."""
-    try:
-        if file is None or str(file) == "-":
-            if sys.stdin is None:
-                raise ValueError(
-                    "standard input is closed, and no text was given; give texts as "
-                    "arguments, or a file of one per line by --file"
-                )
-            if sys.stdin.isatty():
-                print("reading standard input; end it with Ctrl-D", file=sys.stderr)
-            content = sys.stdin.read()
-        else:
-            content = file.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{file or 'standard input'} is not UTF-8: {error}; save it as UTF-8"
-        ) from error
-    except OSError as error:
-        raise ValueError(
-            f"--file {file} cannot be read: {error.strerror}; give a text file with "
-            "one text per line, or - for standard input"
-        ) from error
-    # Some editors begin a file with a byte order mark, which is no part of a text.
-    content = content.removeprefix("\ufeff").removesuffix("\n")
-    return [line.rstrip("\r") for line in content.split("\n")]
 
 
 def _span(given: str) -> str | tuple[int, int]:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeAlias
 import typer
 
 from captum_attnflow._checks import counted
-from captum_attnflow.cli._messages import options_named
+from captum_attnflow.cli._streams import options_named
 from captum_attnflow.runs.data import INPUT_FORMATS
 from captum_attnflow.runs.sharing import ENGINES
 from captum_attnflow.tables import TableJob, read_part

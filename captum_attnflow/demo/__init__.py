@@ -35,7 +35,7 @@ def load_demo_model() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from captum_attnflow._progress import no_loading_bar
+    from captum_attnflow._warnings import no_loading_bar
 
     with no_loading_bar():
         model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(

@@ -47,6 +47,7 @@ act, with no solver. This method is this project's own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -70,6 +71,20 @@ from captum_attnflow.flow.solvers import (
 Game = Literal["joint", "independent"]
 GameSolver = SolverName | Literal["auto"] | FlowSolver
 Normalization = Literal["receptive-field"] | None
+
+# Of fewer tokens chance alone orders some by position.
+_FEWEST_POSITIONS = 6
+# Spearman's |rho| of scores and positions, over prompts of 12 to 198 tokens of
+# SmolLM2-135M and of 15 to 63 of untrained GPT-2s and Llamas. Follow content: AttnLRP
+# and Relevance Flow at most .63, Layer Integrated Gradients .66, GAF with
+# residual="free" and gradient="attnlrp" .62, Chefer et al. .53. Follow position: GAF
+# and Attention Flow .98 to 1 in SmolLM2, medians of .91 to .99 in the untrained ones;
+# Attention Rollout lies between, .74 to .97 in SmolLM2.
+_POSITION_ALONE = 0.75
+# Short prompts reach more by chance: content .86 at 7 tokens, where GAF's median is
+# .96. Fisher's z of rho has a variance of 1.06 / (n - 3) (Fieller et al., 1957); beyond
+# 3.29 deviations lies 1 of 1,000. From 15 tokens on this is below the .75.
+_CHANCE, _VARIANCE = 3.29, 1.06
 
 
 @dataclass(frozen=True, eq=False)
@@ -346,3 +361,37 @@ def read_out_relevance(
     of_streams = torch.zeros_like(read) if streams is None else streams.double() * read
     left = output.double() - of_streams.sum(1)
     return of_streams + read * (left / read.sum(1))[:, None]
+
+
+def follow_position(scores: Tensor, network: LayeredNetwork) -> list[int]:
+    """Find the examples whose scores order the tokens by position alone.
+
+    Args:
+        scores (Tensor): Shape ``(B, T)``.
+        network (LayeredNetwork): Of the examples; one that is not causal, or reads out
+            nothing, is never found.
+
+    Returns:
+        list[int]: The examples.
+    """
+    rows = zip(scores, network.capacity, network.sink, strict=True)
+    return [example for example, row in enumerate(rows) if _follows_position(*row)]
+
+
+def _follows_position(scores: Tensor, capacity: Tensor, sink: Tensor) -> bool:
+    """Whether a causal network's scores rank as positions do, by Spearman's rho."""
+    is_signed = bool((scores < 0).any())  # relevance, no maximum flow
+    if is_signed or bool(capacity.triu(1).any()) or not bool(sink.any()):
+        return False
+    read_out = int(sink.nonzero()[-1])
+    candidates = scores[:read_out]
+    candidates = candidates[candidates != 0]
+    n = len(candidates)
+    if n < _FEWEST_POSITIONS:
+        return False
+    ranks = candidates.argsort(stable=True).argsort().double()
+    positions = torch.arange(n, device=ranks.device, dtype=torch.float64)
+    differences = (ranks - positions).square().sum()
+    rho = 1 - 6 * float(differences) / (n * (n * n - 1))
+    of_chance = math.tanh(_CHANCE * math.sqrt(_VARIANCE / (n - 3)))
+    return abs(rho) > max(_POSITION_ALONE, of_chance)

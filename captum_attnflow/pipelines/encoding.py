@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from textwrap import shorten
-from typing import Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
-from captum_attnflow._checks import check_choice, check_integer, check_type
+from captum_attnflow._checks import check_choice, check_integer, check_type, is_pipeline
 from captum_attnflow._warnings import warn_caller
-from captum_attnflow.pipelines.given_pipeline import tokenizer_options
 from captum_attnflow.pipelines.pretrained import (
     Given,
     TextOrPair,
@@ -24,9 +23,16 @@ from captum_attnflow.pipelines.pretrained import (
 from captum_attnflow.pipelines.provenance import KnownParts
 from captum_attnflow.texts.units import Word, words_of_text
 
+if TYPE_CHECKING:
+    from transformers import Pipeline
+
 Truncation = Literal["truncate", "window", "refuse"]
 _Model = TypeVar("_Model", bound="ModelOfTexts")
 TRUNCATIONS: tuple[Truncation, ...] = get_args(Truncation)
+# Of a tokenizer's call, what changes the tokens of a text, and is kept. Padding and the
+# kind of arrays are chosen here, and change nothing at the tokens that are no padding.
+_KEPT = ("add_special_tokens", "max_length", "truncation")
+_CHOSEN_HERE = ("padding", "pad_to_multiple_of", "padding_side", "return_tensors")
 
 
 @dataclass(frozen=True, eq=False)
@@ -377,6 +383,37 @@ def _shortened(text: TextOrPair) -> str:
     return shorten(" | ".join(_parts(text)), 40)
 
 
+def _tokenizer_options(given: object) -> dict[str, Any]:
+    """Return the options by which a pipeline calls its tokenizer, which change tokens.
+
+    Args:
+        given (object): A pipeline; anything else has no options.
+
+    Returns:
+        dict[str, Any]: ``add_special_tokens``, ``max_length`` and ``truncation``, where
+        the pipeline was made with them.
+
+    Raises:
+        ValueError: If the pipeline was made with others, which are not read here.
+    """
+    if not is_pipeline(given):
+        return {}
+    options: Mapping[str, Any] = cast("Pipeline", given)._preprocess_params
+    # What a pipeline of token classification always has, and is not asked for.
+    known = (*_KEPT, *_CHOSEN_HERE, "is_split_into_words")
+    others = {k: v for k, v in options.items() if k not in known and v is not None}
+    if options.get("is_split_into_words"):
+        others["is_split_into_words"] = True
+    if others:
+        raise ValueError(
+            f"the pipeline was made with {others}, which changes its tokens and is not "
+            f"read here; make it with no other options of its tokenizer than "
+            f"{', '.join(_KEPT)}. A text longer than the model's limit is explained in "
+            'overlapping windows by explain(..., truncation="window", stride=...)'
+        )
+    return {name: options[name] for name in _KEPT if name in options}
+
+
 @dataclass(frozen=True)
 class ModelOfTexts(KnownParts):
     """A model with its tokenizer: what those share that explain texts.
@@ -403,7 +440,7 @@ class ModelOfTexts(KnownParts):
     def _of_loaded(
         cls: type[_Model], name: Given, model: PreTrainedModel, companion: Any
     ) -> _Model:
-        return cls(model, companion, tokenizer_options(name))
+        return cls(model, companion, _tokenizer_options(name))
 
     @property
     def encoder(self) -> TextEncoder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from textwrap import shorten
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -13,9 +13,18 @@ from transformers import PreTrainedModel
 from captum_attnflow._checks import check_choice, counted, described
 from captum_attnflow._warnings import warn_caller
 
+if TYPE_CHECKING:
+    from transformers import Pipeline
+
 Problem = Literal[
     "single_label_classification", "multi_label_classification", "regression"
 ]
+# What makes probabilities of outputs, by the model's problem.
+_FUNCTIONS = {
+    "single_label_classification": "softmax",
+    "multi_label_classification": "sigmoid",
+    "regression": "none",
+}
 
 
 def problem_type(model: PreTrainedModel) -> Problem:
@@ -35,6 +44,30 @@ def problem_type(model: PreTrainedModel) -> Problem:
     if given == "regression" or len(model.config.id2label) == 1:
         return "regression"
     return "single_label_classification"
+
+
+def check_applied_function(given: Pipeline, problem: Problem) -> None:
+    """Refuse a pipeline that makes other probabilities than the model's problem says.
+
+    Args:
+        given (Pipeline): The pipeline.
+        problem (str): What :func:`problem_type` returns.
+
+    Raises:
+        ValueError: Naming both functions, and how to make them one.
+    """
+    function = given._postprocess_params.get("function_to_apply")
+    # Without a function a pipeline gives the outputs that are attributed here.
+    applied = str(getattr(function, "value", function)).lower()
+    own = _FUNCTIONS[problem]
+    if function is not None and applied not in ("none", own):
+        fitting = [name for name, of in _FUNCTIONS.items() if of == applied]
+        raise ValueError(
+            f"the pipeline was made with function_to_apply={applied!r}, but the "
+            f"model's problem is {problem!r}, whose outputs are read by {own!r}; set "
+            f"pipeline.model.config.problem_type = {fitting[0]!r} if the pipeline is "
+            "right, or make it without function_to_apply"
+        )
 
 
 def labels_of(model: PreTrainedModel) -> list[str]:

@@ -30,8 +30,7 @@ from captum_attnflow._checks import (
     is_pipeline,
 )
 from captum_attnflow._files import read_json
-from captum_attnflow._progress import no_loading_bar
-from captum_attnflow.pipelines.given_pipeline import parts_of_pipeline
+from captum_attnflow._warnings import no_loading_bar
 
 if TYPE_CHECKING:
     from transformers import Pipeline
@@ -64,6 +63,30 @@ _EXPLAINERS = {
 }  # fmt: skip
 """By how a model's class ends: its kind, what explains it, and in the shell."""
 
+# By the kind that a model is loaded as, in the words of errors: classes of pipelines
+# that hold such a model, and their attribute that makes its arguments. A task may have
+# other names, such as "ner", and a pipeline made of its class has none.
+_PIPELINES: dict[str, tuple[tuple[str, ...], str]] = {
+    "a sequence classifier": (("TextClassificationPipeline",), "tokenizer"),
+    "a token classifier": (("TokenClassificationPipeline",), "tokenizer"),
+    "a model of question answering": (("QuestionAnsweringPipeline",), "tokenizer"),
+    "an encoder of texts": (("FeatureExtractionPipeline",), "tokenizer"),
+    "a language model": (
+        ("TextGenerationPipeline", "Text2TextGenerationPipeline"),
+        "tokenizer",
+    ),
+    "an image classifier": (("ImageClassificationPipeline",), "image_processor"),
+    "a vision-language model": (("ImageTextToTextPipeline",), "processor"),
+}
+# Of a text generation's call, what changes the tokens of a prompt.
+_OF_PROMPTS = (
+    "add_special_tokens",
+    "prefix",
+    "truncation",
+    "tokenizer_encode_kwargs",
+    "handle_long_generation",
+)
+
 DeviceMap: TypeAlias = "str | Mapping[str, str | int]"
 """How a model is split: a strategy, such as ``"auto"``, or each module's device."""
 
@@ -73,8 +96,8 @@ class Kind:
     """What a task loads.
 
     Attributes:
-        name (str): What the model is, in the words of errors; a key of what
-            :mod:`captum_attnflow.pipelines.given_pipeline` reads.
+        name (str): What the model is, in the words of errors; by it the pipelines are
+            known that hold such models.
         model_class (type): The model's ``AutoModelFor...`` class.
         load_companion (Callable): Loads its tokenizer or image processor, from the same
             name and by the same options.
@@ -129,7 +152,7 @@ def load_pretrained(
                 "a pipeline has its own device and dtype; give none of device, dtype "
                 "and device_map, or the folder of its model"
             )
-        return parts_of_pipeline(cast("Pipeline", name), kind.name)
+        return _parts_of_pipeline(cast("Pipeline", name), kind.name)
     if not isinstance(name, (str, PathLike)):
         raise ValueError(
             f"{described(name)} is a {type(name).__name__} and names no model; give a "
@@ -184,6 +207,43 @@ def load_pretrained(
     if device is not None:
         model = model.to(device)
     return model.eval(), companion
+
+
+def _parts_of_pipeline(pipeline: Pipeline, kind: str) -> tuple[PreTrainedModel, Any]:
+    """Return a pipeline's model, and its tokenizer or image processor.
+
+    Args:
+        pipeline (Pipeline): Of transformers.
+        kind (str): What the model is to be, such as ``"a sequence classifier"``.
+
+    Raises:
+        ValueError: If the pipeline serves another task, or its model is in training
+            mode, in which outputs are random.
+    """
+    classes, attribute = _PIPELINES[kind]
+    if not {each.__name__ for each in type(pipeline).__mro__} & {*classes}:
+        raise ValueError(
+            f"a {type(pipeline).__name__} was given, and its "
+            f"{type(pipeline.model).__name__} is not used as {kind}; give a "
+            f"{' or '.join(classes)}"
+        )
+    if pipeline.model.training:
+        raise ValueError(
+            "the pipeline's model is in training mode, in which outputs are random by "
+            "dropout; call pipeline.model.eval() before"
+        )
+    of_prompts = {
+        name: given
+        for name, given in pipeline._preprocess_params.items()
+        if name in _OF_PROMPTS and given
+    }
+    if kind == "a language model" and of_prompts:
+        raise ValueError(
+            f"the pipeline was made with {of_prompts}, which changes the tokens of its "
+            "prompts and is not read here; make it without, and write into the prompt "
+            "what the model is to read"
+        )
+    return pipeline.model, getattr(pipeline, attribute)
 
 
 @contextmanager

@@ -24,9 +24,9 @@ from captum_attnflow.pipelines.encoding import (
     Truncation,
     Windowed,
 )
-from captum_attnflow.pipelines.given_pipeline import check_applied_function
 from captum_attnflow.pipelines.methods import DEFAULT_METHOD, METHODS, find_method
 from captum_attnflow.pipelines.predictions import (
+    check_applied_function,
     find_target,
     labels_of,
     problem_type,

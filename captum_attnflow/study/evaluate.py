@@ -22,7 +22,7 @@ from captum_attnflow.metrics import (
     naopc,
 )
 from captum_attnflow.pipelines.text_classification import TextClassifier
-from captum_attnflow.study.batch import TextBatch, count_passes
+from captum_attnflow.study.adapters import TextBatch, count_passes
 from captum_attnflow.study.methods import METHODS
 from captum_attnflow.study.records import Bounds, Record
 from captum_attnflow.study.settings import Study

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from captum_attnflow.study.batch import TextBatch
+    from captum_attnflow.study.adapters import TextBatch
 
 _ROWS_AT_ONCE = 64  # in one forward pass of Integrated Gradients
 

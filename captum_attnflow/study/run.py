@@ -35,10 +35,9 @@ from captum_attnflow.runs.folder import (
     writing_part,
 )
 from captum_attnflow.runs.sharing import device_of_worker, work_by_ray
-from captum_attnflow.study.batch import find_token
+from captum_attnflow.study.adapters import find_token
 from captum_attnflow.study.evaluate import TRUNCATED, Task, TaskRunner
 from captum_attnflow.study.methods import METHODS, Method
-from captum_attnflow.study.plot import save_plot
 from captum_attnflow.study.records import (
     Bounds,
     KnownBounds,
@@ -48,7 +47,7 @@ from captum_attnflow.study.records import (
     no_merge_meanwhile,
 )
 from captum_attnflow.study.settings import Study, TextData, read_data
-from captum_attnflow.study.table import FORMATS, Table
+from captum_attnflow.study.table import FORMATS, Table, save_plot
 
 _PACKAGES = (
     "captum",

@@ -56,7 +56,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from captum_attnflow.study.batch import TextBatch
+from captum_attnflow.study.adapters import TextBatch
 
 _MAX_NUMBERS_AT_ONCE = 1 << 24
 

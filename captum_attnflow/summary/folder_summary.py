@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from captum_attnflow.scored_tokens import printable
-from captum_attnflow.summary.estimates import Estimate, Moments
 from captum_attnflow.summary.folder import Row, ScoreFolder
-from captum_attnflow.summary.positions import Positions, PositionTable
+from captum_attnflow.summary.ranks import Positions, PositionTable
 from captum_attnflow.summary.words import (
+    Estimate,
     LabelWords,
+    Moments,
     Tokenization,
     WordShares,
     WordTable,

@@ -16,8 +16,6 @@ from captum_attnflow._files import named_in_errors, replace_file
 from captum_attnflow.scored_tokens import printable
 from captum_attnflow.show.document import figure_bytes
 from captum_attnflow.show.figures import shown_in_notebooks
-from captum_attnflow.summary import pictures
-from captum_attnflow.summary.agreement import Agreement, compare
 from captum_attnflow.summary.folder import ScoreFolder
 from captum_attnflow.summary.folder_summary import (
     FolderSummary,
@@ -28,7 +26,13 @@ from captum_attnflow.summary.folder_summary import (
     percent,
     summarize_folder,
 )
-from captum_attnflow.summary.page import summary_page
+from captum_attnflow.summary.page import (
+    draw_agreement,
+    draw_positions,
+    draw_words,
+    summary_page,
+)
+from captum_attnflow.summary.ranks import Agreement, compare
 from captum_attnflow.summary.words import words_csv
 
 _TOP_K = 5
@@ -67,10 +71,10 @@ class Summary:
         figures: dict[str, Figure] = {}
         for number, folder in enumerate(self.folders, 1):
             suffix = "" if self.agreement is None else f"-{number}"
-            figures[f"words{suffix}"] = pictures.draw_words(folder.labels)
-            figures[f"positions{suffix}"] = pictures.draw_positions(folder.positions)
+            figures[f"words{suffix}"] = draw_words(folder.labels)
+            figures[f"positions{suffix}"] = draw_positions(folder.positions)
         if self.agreement is not None:
-            figures["agreement"] = pictures.draw_agreement(self.agreement)
+            figures["agreement"] = draw_agreement(self.agreement)
         return {name: shown_in_notebooks(figure) for name, figure in figures.items()}
 
     def save(self, output: str | PathLike[str]) -> tuple[Path, ...]:

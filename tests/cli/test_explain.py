@@ -13,6 +13,7 @@ import sys
 import pytest
 import torch
 from typer.testing import CliRunner
+from warm_processes import run_command
 
 from captum_attnflow import (
     ImageClassifier,
@@ -21,8 +22,8 @@ from captum_attnflow import (
     TextGenerator,
 )
 from captum_attnflow.cli import app
-from captum_attnflow.cli._messages import errors_as_sentences, printing
-from captum_attnflow.cli.explain import _OF_TASKS, TASKS, _lines
+from captum_attnflow.cli._streams import errors_as_sentences, printing, read_lines
+from captum_attnflow.cli.explain import _OF_TASKS, TASKS
 from captum_attnflow.pipelines.methods import METHODS
 
 TEXT = "a gripping , funny film"
@@ -137,7 +138,7 @@ def test_an_image_among_texts_names_the_task_that_reads_it(run, tmp_path):
     assert run(long).exit_code == 0
 
 
-def test_a_terminal_sees_what_is_going_on_and_a_pipe_does_not():
+def test_a_terminal_sees_what_is_going_on_and_a_pipe_does_not(run):
     pty = pytest.importorskip("pty")
     words = [sys.executable, "-m", "captum_attnflow.cli", "explain", "dull"]
     primary, secondary = pty.openpty()
@@ -153,9 +154,9 @@ def test_a_terminal_sees_what_is_going_on_and_a_pipe_does_not():
     assert printed.startswith(b"negative 0.")
     for said in (b"loading PyTorch", b"loading the model", b"explaining 1 to 1 of 1"):
         assert said in shown
-    piped = subprocess.run(words, capture_output=True, check=True)
-    assert piped.stdout == printed
-    assert b"loading" not in piped.stderr
+    piped = run("dull")
+    assert piped.stdout == printed.decode()
+    assert "loading" not in piped.stderr
 
 
 @pytest.mark.parametrize(
@@ -208,7 +209,7 @@ def test_bad_input_is_an_error_that_names_it(run, arguments, message):
 def test_closed_streams_are_said(monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(ValueError, match="standard input is closed, and no text was"):
-        _lines(None)
+        read_lines(None)
     with monkeypatch.context() as closed:
         closed.setattr(sys, "stdout", None)
         with pytest.raises(ValueError, match="standard output is closed"), printing():
@@ -302,14 +303,13 @@ def test_lines_are_cut_at_line_feeds_only(run):
 
 @pytest.mark.parametrize("form", [(), ("--json",)])
 def test_a_full_device_is_told_by_its_name(form):
-    command = [sys.executable, "-m", "captum_attnflow.cli", "explain", "dull", *form]
-    rollout = ["--method", "attention-rollout"]
+    command = ["explain", "dull", *form, "--method", "attention-rollout"]
     with open("/dev/full", "w") as full:
-        done = subprocess.run([*command, *rollout], stdout=full, stderr=-1, text=True)
-    assert done.returncode == 2
+        status, said = run_command(command, stdout=full.fileno())
+    assert status == 2
     message = "error: standard output cannot be written: No space left on device"
-    assert done.stderr.startswith(message)
-    assert len(done.stderr.splitlines()) == 1
+    assert said.startswith(message)
+    assert len(said.splitlines()) == 1
 
 
 def test_a_page_on_a_full_device_is_told_by_its_name(run):

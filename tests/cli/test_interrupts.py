@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from captum_attnflow import summary
 from captum_attnflow.cli import app, explain
-from captum_attnflow.cli._messages import errors_as_sentences
+from captum_attnflow.cli._streams import errors_as_sentences
 from captum_attnflow.pipelines.text_classification import TextClassifier
 from captum_attnflow.study.methods import METHODS
 from captum_attnflow.tables.chunks import PartFiles

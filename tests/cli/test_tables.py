@@ -3,16 +3,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import struct
-import subprocess
-import sys
 import time
 
 import pytest
-import torch
 from pyarrow import parquet
 from typer.testing import CliRunner
+from warm_processes import run_command, start_command
 
 from captum_attnflow.cli import app
 
@@ -149,15 +146,14 @@ def test_options_of_tables_need_a_table():
     assert "--text-column is of tables; give one by --data" in result.stderr
 
 
-@pytest.mark.slow
 def test_a_bar_shows_rows_a_second_and_the_time_left_on_a_terminal(texts, tmp_path):
     fcntl, pty, termios = map(pytest.importorskip, ("fcntl", "pty", "termios"))
     ours, theirs = pty.openpty()
     size = struct.pack("4H", 24, 120, 0, 0)
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, size)
-    command = [sys.executable, "-m", "captum_attnflow.cli", "explain", "--data", texts]
-    command += ["--text-column", "sentence", "--output", tmp_path / "scores"]
-    subprocess.run([*command, *ROLLOUT], stderr=theirs, check=True)
+    command = ["explain", "--data", texts, "--text-column", "sentence", *ROLLOUT]
+    command += ["--output", tmp_path / "scores"]
+    process = start_command(command, stderr=theirs)
     os.close(theirs)
     shown = b""
     try:
@@ -166,48 +162,39 @@ def test_a_bar_shows_rows_a_second_and_the_time_left_on_a_terminal(texts, tmp_pa
     except OSError:  # what a terminal says at its end
         pass
     os.close(ours)
+    process.join()
+    assert process.exitcode == 0
     assert re.search(rb"explaining: 100%.* 3/3 \[00:0\d<00:00, +[0-9.]+row/s\]", shown)
 
 
-@pytest.mark.slow
-def test_a_file_that_has_no_room_is_named_and_nothing_is_lost(texts, tmp_path):
-    resource = pytest.importorskip("resource")
-    if torch.__version__.startswith("2.6."):
-        pytest.skip("importing torch 2.6 writes a temporary file beyond the limit")
+def test_a_file_that_has_no_room_is_named_and_nothing_is_lost(run, texts, tmp_path):
+    pytest.importorskip("resource")
     output = tmp_path / "scores"
-    command = [sys.executable, "-m", "captum_attnflow.cli", "explain", "--data", texts]
-    command += ["--text-column", "sentence", "--output", output, *ROLLOUT]
-    most = (2000, 2000)  # bytes: room for the manifest
-    full = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, most),
-    )
-    assert full.returncode == 2
-    assert re.search(r"part-000000\.parquet cannot be written: File too", full.stderr)
+    command = ["explain", "--data", texts, "--text-column", "sentence", *ROLLOUT]
+    # Room for the manifest.
+    status, said = run_command([*command, "--output", output], most_bytes=2000)
+    assert status == 2
+    assert re.search(r"part-000000\.parquet cannot be written: File too", said)
     assert not list(output.glob("part-*"))
-    subprocess.run(command, check=True)
+    assert run().exit_code == 0
     assert len(parquet.read_table(output / "part-000000.parquet")) == 3
 
 
-@pytest.mark.slow
 def test_two_runs_at_once_do_not_mix(texts, tmp_path):
     output = tmp_path / "scores"
     texts.write_text("sentence\n" + "a long and sad film\n" * 20_000)
-    command = [sys.executable, "-m", "captum_attnflow.cli", "explain", "--data", texts]
-    command += ["--text-column", "sentence", "--output", output]
-    first = subprocess.Popen(command)
+    command = ["explain", "--data", texts, "--text-column", "sentence"]
+    command += ["--output", output]
+    first = start_command(command)
     try:
         for _ in range(600):
             if (output / "manifest.json").exists():
                 break
             time.sleep(0.1)
-        second = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert first.poll() is None
+        status, said = run_command(command)
+        assert first.exitcode is None
     finally:
-        first.send_signal(signal.SIGKILL)
-        first.wait()
-    assert second.returncode == 2
-    assert "another run writes part 1/1" in second.stderr
+        first.kill()
+        first.join()
+    assert status == 2
+    assert "another run writes part 1/1" in said

@@ -9,7 +9,7 @@ import transformers
 from models import DECODERS, classifier, token_ids
 from torch import nn
 
-from captum_attnflow.study.batch import TextBatch
+from captum_attnflow.study.adapters import TextBatch
 
 ENCODERS = ["Bert", "DistilBert", "Electra", "Roberta"]
 CAUSAL = {"GPT2": "gpt2", "Llama": "llama", "Mistral": "mistral", "Qwen2": "qwen2"}

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 import os
 import random
 import signal
@@ -10,19 +9,9 @@ import time
 import pytest
 from study.figures import results_without_seconds, table_without_seconds
 from table_runs import ray_at, study_on
+from warm_processes import warm_processes
 
 N_KILLS = 10
-
-
-@pytest.fixture(scope="module")
-def processes():
-    """Processes with the package imported, so that a kill hits work, not imports."""
-    context = multiprocessing.get_context("forkserver")
-    # The room's own names are imported when they are read; these are what runs.
-    context.set_forkserver_preload(
-        ["captum_attnflow.study.run", "captum_attnflow.study.adapters"]
-    )
-    return context
 
 
 def lines_of(path) -> int:
@@ -32,7 +21,7 @@ def lines_of(path) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["local", "ray"])
 def test_kill_9_at_random_moments_loses_nothing_and_changes_no_figure(
-    processes, study, tmp_path, engine, request
+    study, tmp_path, engine, request
 ):
     """Every undisturbed line is there at the end, to the last bit, by each engine."""
     environment = {}
@@ -47,7 +36,7 @@ def test_kill_9_at_random_moments_loses_nothing_and_changes_no_figure(
 
     def start(folder, **changed):
         other = dataclasses.replace(study, output=folder, **changed)
-        process = processes.Process(target=study_on, args=(environment, other))
+        process = warm_processes().Process(target=study_on, args=(environment, other))
         process.start()
         return process
 

@@ -10,8 +10,7 @@ from transformers import AutoModelForSequenceClassification
 from captum_attnflow import LayerRelevanceFlow
 from captum_attnflow.demo import DEMO_MODEL_PATH
 from captum_attnflow.pipelines.methods import METHODS as OWN_METHODS
-from captum_attnflow.study.adapters import lime_kernel
-from captum_attnflow.study.batch import TextBatch, count_passes
+from captum_attnflow.study.adapters import TextBatch, count_passes, lime_kernel
 from captum_attnflow.study.methods import METHODS
 
 TEXTS = ["a gripping , funny film", "dull and very boring , though well acted", "great"]

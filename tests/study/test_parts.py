@@ -14,7 +14,7 @@ from filelock import FileLock
 from study.figures import results_without_seconds, table_without_seconds
 
 from captum_attnflow.study import METHODS, Method, evaluate, run_study
-from captum_attnflow.study.batch import TextBatch
+from captum_attnflow.study.adapters import TextBatch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

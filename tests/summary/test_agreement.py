@@ -12,7 +12,7 @@ from score_folders import (
     write_folder,
 )
 
-from captum_attnflow.summary import agreement, summarize
+from captum_attnflow.summary import ranks, summarize
 
 
 def with_scores(rows, change):
@@ -110,7 +110,7 @@ def test_rows_are_matched_by_number_and_label_in_any_order(folders):
 
 
 def test_texts_that_wait_too_long_are_given_up(folders, monkeypatch):
-    monkeypatch.setattr(agreement, "_MOST_WAITING", 30)
+    monkeypatch.setattr(ranks, "_MOST_WAITING", 30)
     rows = [explained(n, list("abc"), [1, 2, 3]) for n in range(40)]
     found = summarize(folders(rows, rows[::-1])).agreement
     assert 0 < found.n_compared < 40
@@ -163,7 +163,7 @@ def test_a_column_named_index_of_the_data_is_no_place(folders):
 
 
 def test_a_line_that_is_there_twice_waits_once(folders, monkeypatch):
-    monkeypatch.setattr(agreement, "_MOST_WAITING", 30)
+    monkeypatch.setattr(ranks, "_MOST_WAITING", 30)
     twice, once = (explained(n, list("abc"), [1, 2, 3]) for n in range(2))
     found = summarize(folders([twice] * 20 + [once], [once])).agreement
     assert (found.n_compared, found.n_unmatched) == (1, 20)

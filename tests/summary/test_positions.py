@@ -6,7 +6,7 @@ from scipy import stats
 from score_folders import explained, of_different_words, random_rows, write_folder
 
 from captum_attnflow.summary import summarize
-from captum_attnflow.summary.positions import standardized_ranks
+from captum_attnflow.summary.ranks import standardized_ranks
 
 
 def positions_of(folder):

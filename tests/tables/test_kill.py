@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
@@ -10,20 +9,13 @@ from dataclasses import replace
 import pytest
 from table_runs import explain_on, ray_at
 from tables.conftest import contents, write_texts
+from warm_processes import warm_processes
 
 from captum_attnflow.tables import TableJob
 
 
-@pytest.fixture(scope="module")
-def processes():
-    """Processes with the package imported, so that a kill hits work, not imports."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["captum_attnflow.tables.run", "pyarrow.parquet"])
-    return context
-
-
 def kill_again_and_again(
-    processes, job: TableJob, n_kills: int, environment: dict[str, str] | None = None
+    job: TableJob, n_kills: int, environment: dict[str, str] | None = None
 ) -> tuple[int, int]:
     """Kill runs of a job, each finished in the end.
 
@@ -33,7 +25,7 @@ def kill_again_and_again(
     moments = random.Random(0)
 
     def start(folder):
-        process = processes.Process(
+        process = warm_processes().Process(
             target=explain_on, args=(environment or {}, replace(job, output=folder))
         )
         process.start()
@@ -70,13 +62,13 @@ def kill_again_and_again(
     return n_killed, n_inside
 
 
-def test_kill_9_loses_nothing_and_changes_no_bit(processes, job):
-    kill_again_and_again(processes, replace(job, rows_per_part=4), 3)
+def test_kill_9_loses_nothing_and_changes_no_bit(job):
+    kill_again_and_again(replace(job, rows_per_part=4), 3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["local", "ray"])
-def test_kill_9_at_twenty_random_moments(processes, job, engine, request):
+def test_kill_9_at_twenty_random_moments(job, engine, request):
     environment = {}
     if engine == "ray":
         pytest.importorskip("ray")
@@ -86,7 +78,7 @@ def test_kill_9_at_twenty_random_moments(processes, job, engine, request):
     job = replace(job, method="relevance-flow", rows_per_part=10)
     if engine == "ray":
         job = replace(job, engine="ray", workers=2)
-    n_killed, n_inside = kill_again_and_again(processes, job, 20, environment)
+    n_killed, n_inside = kill_again_and_again(job, 20, environment)
     print(f"\n{engine}: {n_killed} runs killed, {n_inside} of them in the middle")
     assert n_killed == 20
     assert n_inside >= 5  # kills did hit the middle of the work

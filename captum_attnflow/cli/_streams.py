@@ -1,4 +1,4 @@
-"""What commands say on standard error: what goes on, warnings, errors, interrupts."""
+"""What commands read, write and say: lines, errors, warnings, what goes on."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -132,6 +133,60 @@ def options_named(settings: Iterable[str]) -> Iterator[None]:
             str(error),
         )
         raise ValueError(named) from error
+
+
+def read_lines(file: Path | None) -> list[str]:
+    """Read the lines of a file or of standard input, cut at line feeds only.
+
+    Args:
+        file (Path, optional): The file; None and ``-`` are standard input.
+
+    Raises:
+        ValueError: If it cannot be read, or is not UTF-8.
+    """
+    try:
+        if file is None or str(file) == "-":
+            if sys.stdin is None:
+                raise ValueError(
+                    "standard input is closed, and no text was given; give texts as "
+                    "arguments, or a file of one per line by --file"
+                )
+            if sys.stdin.isatty():
+                print("reading standard input; end it with Ctrl-D", file=sys.stderr)
+            content = sys.stdin.read()
+        else:
+            content = file.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{file or 'standard input'} is not UTF-8: {error}; save it as UTF-8"
+        ) from error
+    except OSError as error:
+        raise ValueError(
+            f"--file {file} cannot be read: {error.strerror}; give a text file with "
+            "one text per line, or - for standard input"
+        ) from error
+    # Some editors begin a file with a byte order mark, which is no part of a text.
+    content = content.removeprefix("\ufeff").removesuffix("\n")
+    return [line.rstrip("\r") for line in content.split("\n")]
+
+
+def check_written(option: str, file: Path | None) -> None:
+    """Refuse a file that cannot be written, before there is anything to write.
+
+    Args:
+        option (str): What it was given as, for errors.
+        file (Path, optional): The file; None is nothing to check.
+
+    Raises:
+        OSError: If it is a folder, or in none.
+    """
+    if file is not None and file.is_dir():
+        raise IsADirectoryError(f"{option} {file} is a folder; give a file in it")
+    if file is not None and not file.parent.is_dir():
+        raise FileNotFoundError(
+            f"{option} {file}: there is no folder {str(file.parent)!r} for such a "
+            "file; give a file in an existing folder"
+        )
 
 
 @contextmanager
