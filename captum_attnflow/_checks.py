@@ -108,7 +108,7 @@ def check_callable(name: str, given: object) -> None:
         )
     if not callable(given) or isinstance(given, type):
         raise ValueError(
-            f"{name}={described(given)} is a {type(given).__name__}, which cannot be "
+            f"{name}={described(given)} is {type_of(given)}, which cannot be "
             "called; give a model or a function of its inputs"
         )
 
@@ -123,7 +123,7 @@ def check_type(
     """
     if not isinstance(given, kinds):
         raise ValueError(
-            f"{name}={described(given)} is a {type(given).__name__}; give {accepted}"
+            f"{name}={described(given)} is {type_of(given)}; give {accepted}"
         )
 
 
@@ -137,8 +137,7 @@ def check_strings(name: str, given: object, accepted: str) -> None:
     for one in cast(Sequence[object], given):
         if not isinstance(one, str):
             raise ValueError(
-                f"{name} holds {described(one)}, a {type(one).__name__}; give "
-                f"{accepted}"
+                f"{name} holds {described(one)}, {type_of(one)}; give {accepted}"
             )
 
 
@@ -153,6 +152,24 @@ def check_shape(shape: object) -> None:
         check_integer("a size of shape", size, 0)
     if len(cast(tuple[object, ...], shape)) != 2:
         raise ValueError(f"shape={shape!r}; give texts and positions, (B, T)")
+
+
+def with_article(name: str) -> str:
+    """Put the indefinite article before the name of a type.
+
+    Examples::
+
+        >>> [with_article(name) for name in ("int", "str", "uint8", "ndarray")]
+        ['an int', 'a str', 'a uint8', 'an ndarray']
+    """
+    is_vowel = name[:1].lower() in "aeiou" and not name.lower().startswith("uint")
+    # "n" is read as a word where it counts dimensions.
+    return f"{'an' if is_vowel or name.startswith('nd') else 'a'} {name}"
+
+
+def type_of(given: object) -> str:
+    """Say of which type something is: ``"an int"``."""
+    return with_article(type(given).__name__)
 
 
 def described(given: object) -> str:
@@ -278,8 +295,7 @@ def check_tensor(
     """
     if not _is_tensor(given):
         raise ValueError(
-            f"{name} is a {type(given).__name__}; give a tensor, such as "
-            "torch.as_tensor(...)"
+            f"{name} is {type_of(given)}; give a tensor, such as torch.as_tensor(...)"
         )
     _refuse_other_storage(name, given)
     if str(given.dtype).removeprefix("torch.") not in _DTYPES[kind]:
@@ -306,9 +322,7 @@ def check_dense(name: str, given: object, accepted: str) -> None:
         ValueError: Saying what was given, what is accepted and what to do.
     """
     if not _is_tensor(given):
-        raise ValueError(
-            f"{name} is a {type(given).__name__}; give a tensor: {accepted}"
-        )
+        raise ValueError(f"{name} is {type_of(given)}; give a tensor: {accepted}")
     _refuse_other_storage(name, given)
     if given.is_complex():
         raise ValueError(
@@ -333,17 +347,17 @@ def check_additional(given: tuple[object, ...] | None, n_rows: int) -> None:
         if _is_tensor(argument):
             _refuse_other_storage(name, argument)
             continue
-        kind = type(argument).__name__
+        kind = type_of(argument)
         if any(tuple(part.shape[:1]) == (n_rows,) for part in _tensors_in(argument)):
             raise ValueError(
-                f"{name} is a {kind} that holds tensors with one row per example, "
+                f"{name} is {kind} that holds tensors with one row per example, "
                 "which are not cut with the batch there; give each tensor as an "
                 "argument of its own, (mask, ...), and a forward_func that puts them "
                 "together"
             )
         if getattr(argument, "shape", ())[:1] == (n_rows,):
             raise ValueError(
-                f"{name} is a {kind} with one row per example, which is not cut with "
+                f"{name} is {kind} with one row per example, which is not cut with "
                 f"the batch; give a tensor, torch.as_tensor({name})"
             )
 

@@ -26,7 +26,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
-from captum_attnflow._checks import check_dense, described
+from captum_attnflow._checks import check_dense, described, type_of
 
 CLASSES: dict[str, str] = {
     "AnswerAttribution": "captum_attnflow.pipelines.question_answering",
@@ -201,9 +201,9 @@ class Packing:
             }
             return {"class": name, "fields": own}
         raise ValueError(
-            f"{place}={described(given)} is a {name}, which a file of results cannot "
-            "hold; give numbers, texts, tensors, lists, dicts and the results of this "
-            "package"
+            f"{place}={described(given)} is {type_of(given)}, which a file of results "
+            "cannot hold; give numbers, texts, tensors, lists, dicts and the results "
+            "of this package"
         )
 
     def _entries(self, place: str, given: Sequence[object]) -> list[Any]:
@@ -277,7 +277,7 @@ def _instance(name: str, given: dict[str, Any], tensors: Mapping[str, Tensor]) -
             value = unpack(given[field.name], tensors)
             if not fits(value, hints[field.name]):
                 raise ValueError(
-                    f"{field.name} of the {name} is a {type(value).__name__} and no "
+                    f"{field.name} of the {name} is {type_of(value)} and no "
                     f"{field.type}"
                 )
             known[field.name] = value

@@ -21,6 +21,7 @@ from captum_attnflow.flow.scores import (
     Game,
     GameSolver,
     Normalization,
+    check_causal,
     follow_position,
     normalize,
     score_tokens,
@@ -328,6 +329,8 @@ def explain_maximum_flows(
     normalization: Normalization,
 ) -> Explanation:
     """Score tokens by maximum flows, see :mod:`captum_attnflow.flow.scores`."""
+    if normalization is not None:
+        check_causal(network)  # before flows are solved, which may take long
     scored = score_tokens(network, game, solver)
     explanation = Explanation(
         scored.scores, network, scored.joint_flow, scored.diagnostics

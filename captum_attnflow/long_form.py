@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from captum_attnflow._checks import check_choice, described
+from captum_attnflow._checks import check_choice, described, type_of
 from captum_attnflow.scored_tokens import check_tokens
 from captum_attnflow.texts.units import PIECES, Pieces, merge_words, sum_over_units
 
@@ -230,7 +230,7 @@ def refuse_tokens(result: object, tokens: Tokens | None) -> None:
     """
     if tokens is not None:
         raise ValueError(
-            f"tokens were given for a {type(result).__name__}, which knows its own; "
+            f"tokens were given for {type_of(result)}, which knows its own; "
             "leave them out"
         )
 

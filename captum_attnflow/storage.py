@@ -28,7 +28,7 @@ from safetensors import torch as safetensors_torch
 from torch import Tensor
 from typing_extensions import Self
 
-from captum_attnflow._checks import check_type, counted, described
+from captum_attnflow._checks import check_type, counted, described, type_of
 from captum_attnflow._files import BINARY_FORMATS, replace_file
 from captum_attnflow._tree import Compared, Packing, unpack
 from captum_attnflow._version import __version__
@@ -262,8 +262,7 @@ def _of_one_kind(results: object) -> tuple[list[Storable], str]:
     for each in many:
         if type(each).__name__ not in KINDS or not isinstance(each, Storable):
             raise ValueError(
-                f"results={described(results)} has a {type(each).__name__}; give "
-                f"{accepted}"
+                f"results={described(results)} has {type_of(each)}; give {accepted}"
             )
     kinds = sorted({type(each).__name__ for each in many})
     if len(kinds) != 1:

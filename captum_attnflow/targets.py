@@ -21,7 +21,13 @@ from captum_attnflow._captum import (
     run_captums_forward,
     select_targets,
 )
-from captum_attnflow._checks import check_dense, check_integer, counted, described
+from captum_attnflow._checks import (
+    check_dense,
+    check_integer,
+    counted,
+    described,
+    type_of,
+)
 from captum_attnflow._memory import is_out_of_memory
 
 Target = tuple[int, ...]
@@ -139,7 +145,7 @@ def _check_indices(target: object) -> None:
         if wrong:
             kind = type(wrong[0]).__name__
             is_nested = isinstance(wrong[0], (list, tuple))
-            why = "it is nested" if is_nested else f"a {kind} is none"
+            why = "it is nested" if is_nested else f"{type_of(wrong[0])} is none"
             if hasattr(wrong[0], "tolist"):
                 why = f"Captum takes no {kind}, but its tolist()"
             raise ValueError(
@@ -189,7 +195,7 @@ def check_output(output: Any, n_rows: int) -> Tensor:
     """
     if not isinstance(output, Tensor):
         raise ValueError(
-            f"forward_func returned a {type(output).__name__}; Captum needs a tensor. "
+            f"forward_func returned {type_of(output)}; Captum needs a tensor. "
             "Wrap the model, for example: lambda ids: model(ids).logits"
         )
     shape = tuple(output.shape)

@@ -705,7 +705,7 @@ def test_what_no_file_can_hold_is_refused(tmp_path):
         "kinds GenerationExplanation, TextAttribution": [text, generated],
         "has a str; give": "text",
         "has a Tensor; give": torch.ones(2),
-        r"index=<object.*is a object, which a file": dataclasses.replace(
+        r"index=<object.*is an object, which a file": dataclasses.replace(
             text, index=object()
         ),
         r"results\.0\.scores is a sparse tensor; give": dataclasses.replace(

@@ -153,6 +153,7 @@ IN_NETWORKS: dict[str, Any] = {
 }
 WRONG = ANYWHERE | IN_TEXTS | IN_NETWORKS
 WORDS = re.compile(r"\b(give|pass|take|attribute to|must|needs?|leave|lies?|remove)\b")
+WRONG_ARTICLE = re.compile(r"\ba (nd|(?!one|uint|uni|use)[aeiou])", re.IGNORECASE)
 
 
 class Call(NamedTuple):
@@ -775,8 +776,10 @@ def unclear(call: Call, argument: str, kind: str) -> str | None:
         message = str(error)
         # A shape of the other argument may be what disagrees.
         named = re.search(rf"\b({argument}|capacity|output|read_out)\b", message)
-        in_words = WORDS.search(message.lower()) and (
-            not strict or (named and len(message) < 600)
+        in_words = (
+            WORDS.search(message.lower())
+            and not WRONG_ARTICLE.search(message)
+            and (not strict or (named and len(message) < 600))
         )
         return None if in_words and not allowed else message
     except Exception as error:

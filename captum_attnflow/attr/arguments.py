@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +29,7 @@ from captum_attnflow._checks import (
     check_type,
     counted,
     described,
+    type_of,
 )
 from captum_attnflow._memory import is_out_of_memory
 from captum_attnflow._warnings import warn_caller
@@ -73,6 +75,7 @@ class ForwardArguments:
             ValueError: For inputs or a target that no forward pass can have.
         """
         check_inputs(inputs)
+        baselines = _with_numbers_of_python(baselines)
         _check_baselines(baselines, inputs)
         check_integer("n_steps", n_steps)
         check_type("method", method, str, "a name, as IntegratedGradients takes it")
@@ -192,6 +195,13 @@ def check_inputs(inputs: Any) -> None:
         )
 
 
+def _with_numbers_of_python(baselines: Any) -> Any:
+    """Make numbers of NumPy, such as an id out of an array, those that Captum takes."""
+    if isinstance(baselines, tuple):
+        return tuple(map(_with_numbers_of_python, baselines))
+    return baselines.item() if isinstance(baselines, np.number) else baselines
+
+
 def _check_baselines(baselines: Any, inputs: Any) -> None:
     if baselines is None:
         return
@@ -207,7 +217,7 @@ def _check_baselines(baselines: Any, inputs: Any) -> None:
             _check_baseline_tensor(baseline, tensor)
         elif not isinstance(baseline, (int, float)) or isinstance(baseline, bool):
             raise ValueError(
-                f"baselines={described(baseline)} is a {type(baseline).__name__}; give "
+                f"baselines={described(baseline)} is {type_of(baseline)}; give "
                 "a number, a tensor shaped like the input, or a tuple of one for each "
                 "input"
             )

@@ -24,6 +24,7 @@ from captum_attnflow._checks import (
     check_dense,
     check_grad_kwargs,
     check_type,
+    with_article,
 )
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture.composed import LoneQueryLayer, find_lone_query
@@ -246,7 +247,7 @@ def _check_arguments(
         ("additional_forward_args", additional_forward_args, tuple),
     ):
         if given is not None:
-            check_type(name, given, kind, f"None or a {kind.__name__}")
+            check_type(name, given, kind, f"None or {with_article(kind.__name__)}")
     check_additional(additional_forward_args, len(inputs[0]))
 
 

@@ -242,11 +242,19 @@ def normalize(
     check_normalization(normalization)
     if normalization is None:
         return scores
+    check_causal(network)
     return scores / _receptive_field(network).to(scores)
 
 
-def _receptive_field(network: LayeredNetwork) -> Tensor:
-    """Positions from each one up to the predicted token, shape ``(B, T)``, int64."""
+def check_causal(network: LayeredNetwork) -> None:
+    """Refuse networks in which a flow passes from a position to one before it.
+
+    Args:
+        network (LayeredNetwork): The networks whose scores are to be normalised.
+
+    Raises:
+        ValueError: Naming the examples.
+    """
     # Padded queries may look ahead, but lie on no path to the read-out.
     looks_ahead = network.trim().capacity.triu(1).flatten(1).any(1)
     if bool(looks_ahead.any()):
@@ -256,6 +264,10 @@ def _receptive_field(network: LayeredNetwork) -> Tensor:
             "encoder every token is read by all positions alike and there is nothing "
             "to normalise: leave normalization=None"
         )
+
+
+def _receptive_field(network: LayeredNetwork) -> Tensor:
+    """Positions from each one up to the predicted token, shape ``(B, T)``, int64."""
     positions = torch.arange(network.n_tokens, device=network.sink.device)
     last_read = torch.where(network.sink, positions, -1).amax(1, keepdim=True)
     # Tokens behind have a score of 0.

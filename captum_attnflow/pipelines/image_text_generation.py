@@ -27,6 +27,7 @@ from transformers import (
     ProcessorMixin,
 )
 
+from captum_attnflow._checks import type_of
 from captum_attnflow.attr import GenerationAttribution
 from captum_attnflow.attr.generation import Output
 from captum_attnflow.explanation import Part
@@ -297,7 +298,7 @@ class ImageTextGenerator(KnownParts):
         for name in ("tokenizer", "image_processor"):
             if not hasattr(self.processor, name):
                 raise ValueError(
-                    f"processor is a {type(self.processor).__name__} without "
+                    f"processor is {type_of(self.processor)} without "
                     f"{name}; give the processor of a vision-language model, such as "
                     "AutoProcessor.from_pretrained(folder) finds"
                 )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from captum_attnflow._checks import with_article
 from captum_attnflow.explanation import GenerationExplanation
 from captum_attnflow.show.image import Box
 
@@ -85,8 +86,8 @@ def find_image_tokens(
         return ImageTokens(
             pixels,
             (),
-            f"which pixels the {n_tokens} image tokens of a {kind} stand for is not "
-            f"known here; it is for {', '.join(_MERGED)}",
+            f"which pixels the {n_tokens} image tokens of {with_article(kind)} stand "
+            f"for is not known here; it is for {', '.join(_MERGED)}",
         )
     side = patch * _MERGED[kind](config)
     _, height, width = pixels.shape

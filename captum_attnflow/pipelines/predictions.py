@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from captum_attnflow._checks import check_choice, counted, described
+from captum_attnflow._checks import check_choice, counted, described, type_of
 from captum_attnflow._warnings import warn_caller
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ def find_target(target: str | int, labels: Sequence[str], name: str = "target") 
         is_several = isinstance(given, several) or bool(getattr(given, "shape", None))
     if is_several:
         raise ValueError(
-            f"{name}={described(target)} is a {type(target).__name__}, and all texts "
+            f"{name}={described(target)} is {type_of(target)}, and all texts "
             f"of a call have one {name}; give one label of {list(labels)} or its "
             "index, and call once for each"
         )

@@ -28,6 +28,8 @@ from captum_attnflow._checks import (
     check_type,
     described,
     is_pipeline,
+    type_of,
+    with_article,
 )
 from captum_attnflow._files import read_json
 from captum_attnflow._warnings import no_loading_bar
@@ -155,7 +157,7 @@ def load_pretrained(
         return _parts_of_pipeline(cast("Pipeline", name), kind.name)
     if not isinstance(name, (str, PathLike)):
         raise ValueError(
-            f"{described(name)} is a {type(name).__name__} and names no model; give a "
+            f"{described(name)} is {type_of(name)} and names no model; give a "
             "folder, a hub id or a pipeline of transformers. A model and its companion "
             "go to the class itself, such as TextClassifier(model, tokenizer)"
         )
@@ -223,7 +225,7 @@ def _parts_of_pipeline(pipeline: Pipeline, kind: str) -> tuple[PreTrainedModel, 
     classes, attribute = _PIPELINES[kind]
     if not {each.__name__ for each in type(pipeline).__mro__} & {*classes}:
         raise ValueError(
-            f"a {type(pipeline).__name__} was given, and its "
+            f"{type_of(pipeline)} was given, and its "
             f"{type(pipeline.model).__name__} is not used as {kind}; give a "
             f"{' or '.join(classes)}"
         )
@@ -355,7 +357,8 @@ def _saved_as(name: str, kind: Kind) -> str:
         return ""
     for ending, (of_kind, explainer, task) in _EXPLAINERS.items():
         if str(named).endswith(ending) and of_kind != kind.name:
-            return f"; it was saved as a {named}: give it to {explainer}, {task}"
+            saved = with_article(str(named))
+            return f"; it was saved as {saved}: give it to {explainer}, {task}"
     return ""
 
 
@@ -452,8 +455,7 @@ def check_parts(task: str, model: object, companion: object, kind: str) -> None:
                 else (f"give a model and a {kind}, such as {task}.load(folder) finds")
             )
             raise ValueError(
-                f"{name} is a {type(part).__name__} and no {name} of transformers; "
-                f"{advice}"
+                f"{name} is {type_of(part)} and no {name} of transformers; {advice}"
             )
 
 
@@ -475,7 +477,7 @@ def check_texts(unit: str, texts: object) -> None:
         where = f"{unit} {number} of {len(listed)}"
         if not isinstance(text, str):
             raise ValueError(
-                f"{where} is a {type(text).__name__}, {text!r}, and no str; give each "
+                f"{where} is {type_of(text)}, {text!r}, and no str; give each "
                 f"{unit} as one str"
             )
         _check_text(where, text)
@@ -499,7 +501,7 @@ def check_texts_or_pairs(texts: object) -> None:
         is_pair = isinstance(given, tuple) and len(given) == 2
         if not is_pair or not all(isinstance(part, str) for part in given):
             raise ValueError(
-                f"{where} is a {type(given).__name__}, {given!r}, and no text; give a "
+                f"{where} is {type_of(given)}, {given!r}, and no text; give a "
                 "str, or a pair of sentences, encoded by tokenizer(first, second), as "
                 "a tuple of two, (first, second)"
             )
@@ -524,7 +526,7 @@ def check_pairs(first: str, second: str, pairs: object) -> None:
         is_pair = isinstance(pair, tuple) and len(pair) == 2
         if not is_pair or not all(isinstance(part, str) for part in pair):
             raise ValueError(
-                f"{where} is a {type(pair).__name__}, {pair!r}, and no pair of texts; "
+                f"{where} is {type_of(pair)}, {pair!r}, and no pair of texts; "
                 f"give a tuple of two str, ({first}, {second})"
             )
         for name, part in zip((first, second), pair, strict=True):

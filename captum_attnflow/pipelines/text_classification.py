@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from captum_attnflow._checks import is_pipeline
+from captum_attnflow._checks import counted, is_pipeline
 from captum_attnflow.attr import SLALOM
 from captum_attnflow.long_form import LongForm, ScoredRows, Tokens, refuse_tokens
 from captum_attnflow.pipelines.encoding import (
@@ -314,10 +315,14 @@ class TextClassifier(ModelOfTexts):
             other = find_target(against, self.labels, "against")
             same = [each.row for each in predictions if each.target == other]
             if same:
-                where = "" if len(texts) == 1 else f", of the texts {same}"
+                others = len({*same}) - 1
+                more = f" and {counted(others, 'other text')}" if others else ""
+                named = f" of {shorten(firsts[same[0]], 40)!r}{more}"
+                # Tables count reasons, of one text each.
                 raise ValueError(
                     f"against={against!r} is the label that is explained "
-                    f"itself{where}; give another, or a target"
+                    f"itself{named if len(texts) > 1 else ''}; give another label, or "
+                    "a target, or leave such texts out"
                 )
             forward = _less(forward, other)
         if make_attribution is SLALOM and (

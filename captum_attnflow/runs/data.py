@@ -276,14 +276,25 @@ def _of_parquet(
 
 
 def _of_hub(source: Source) -> TableData:
-    """Stream a data set of the hub at its newest commit."""
+    """Stream a data set of the hub at its newest commit, or at the newest cached one.
+
+    The cache is read with ``HF_HUB_OFFLINE=1`` alone: without a word, an older commit
+    would stand for the newest whenever the network fails.
+    """
     datasets = _import("datasets", "data sets of the hub")
     from huggingface_hub import dataset_info
 
+    is_offline = datasets.config.HF_HUB_OFFLINE
     try:
-        commit = str(dataset_info(source.name).sha)
+        if is_offline:
+            builder = datasets.load_dataset_builder(source.name, source.subset)
+            commit = str(builder.hash)
+        else:
+            commit = str(dataset_info(source.name).sha)
 
         def load() -> Any:
+            if is_offline:
+                return builder.as_streaming_dataset(source.split)
             return datasets.load_dataset(
                 source.name,
                 source.subset,
@@ -294,10 +305,15 @@ def _of_hub(source: Source) -> TableData:
 
         stream = load()
     except Exception as error:  # of the network, of the hub, of the data set
+        where = (
+            "is not in the cache, which HF_HUB_OFFLINE=1 asks for"
+            if is_offline
+            else "on the hub cannot be read, for which HF_HUB_OFFLINE=1 would ask the "
+            "cache"
+        )
         raise ValueError(
-            f"there is no file {source.name!r}, and the data set of this name on the "
-            f"hub cannot be read ({error}); give a file, or a data set with its "
-            "--split and --subset"
+            f"there is no file {source.name!r}, and the data set of this name {where} "
+            f"({error}); give a file, or a data set with its --split and --subset"
         ) from error
 
     def cells() -> Rows:

@@ -210,10 +210,13 @@ class LineFile:
 
     Args:
         path (Path): The file; made when the first line comes.
+        makes (bool): Whether it is. If not, one that is not there, or not any more,
+            cannot be appended to.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, makes: bool = True) -> None:
         self.path = path
+        self._flags = -1 if makes else ~os.O_CREAT
         self._is_whole = False
 
     def __iter__(self) -> Iterator[bytes]:
@@ -228,7 +231,11 @@ class LineFile:
         Raises:
             OSError: If they cannot be written, naming the file.
         """
-        with named_in_errors(self.path), self.path.open("ab") as file:
+
+        def opener(path: str, flags: int) -> int:
+            return os.open(path, flags & self._flags, 0o666)
+
+        with named_in_errors(self.path), open(self.path, "ab", opener=opener) as file:
             if not self._is_whole:
                 file.truncate(_end_of_whole_lines(self.path))
                 self._is_whole = True
@@ -273,6 +280,9 @@ class Checksums:
             if listed is not None:
                 found[listed[2]] = listed[1]
         return found
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._known
 
     def note(self, name: str, content: bytes) -> None:
         """Note the checksum of a file, before it is written.

@@ -17,6 +17,9 @@ from captum_attnflow._files import read_json
 
 LONGEST_LINE = 1 << 24
 """Characters; what is behind them is passed over, as memory has to end."""
+LONGEST_CELL = 1 << 17
+"""Characters of a cell of CSV that goes over several lines, by default of Python."""
+_LINE_TOO_LONG = f"the line is longer than {LONGEST_LINE:,} characters"
 _ROWS_AT_ONCE = 1024
 
 
@@ -104,7 +107,9 @@ def read_delimited(file: BinaryIO, **dialect: Any) -> Rows:
     """Yield the rows of CSV or TSV behind the header.
 
     Where a quote is not closed, the first of the lines that it takes with it is broken,
-    and the others are read again.
+    and the others are read again. So that a quote takes few of them, a cell of several
+    lines has at most :data:`LONGEST_CELL` characters; one of a single line may be as
+    long as the line.
     """
     with _opened(file, "") as text:
         lines = _Lines(text)
@@ -118,10 +123,13 @@ def read_delimited(file: BinaryIO, **dialect: Any) -> Rows:
                 return
             except csv.Error as error:
                 lines.put_back_all_but_first()
-                whole = lines.taken[0].partition('"')[0]
-                *before, _ = whole.split(reader.dialect.delimiter)
-                yield Broken(f"the line cannot be read: {error}", tuple(before))
-                continue
+                first = lines.taken[0]
+                found = _cells_of_long_line(first, dialect)
+                if found is None:
+                    *before, _ = first.partition('"')[0].split(reader.dialect.delimiter)
+                    yield Broken(_reason(first, error), tuple(before))
+                    continue
+                cells = found
             if not cells and len(header) == 1:
                 cells = [""]
             if not cells:
@@ -138,6 +146,30 @@ def read_delimited(file: BinaryIO, **dialect: Any) -> Rows:
                 yield dict(zip(header, cells, strict=True))
 
 
+def _cells_of_long_line(line: str, dialect: dict[str, Any]) -> list[str] | None:
+    """Cells of a line that is a whole row; None of one whose quote goes on."""
+    if not LONGEST_CELL < len(line) < LONGEST_LINE:
+        return None
+    limit = csv.field_size_limit(LONGEST_LINE)
+    try:
+        return next(csv.reader([line], strict=True, **dialect))
+    except csv.Error:
+        return None
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _reason(line: str, error: csv.Error) -> str:
+    if len(line) == LONGEST_LINE:
+        return _LINE_TOO_LONG
+    if "field limit" in str(error):
+        return (
+            f"a cell of several lines is longer than {LONGEST_CELL:,} characters, or "
+            "its quote is not closed; JSONL and Parquet hold such texts"
+        )
+    return f"the line cannot be read: {error}"
+
+
 def read_jsonl(file: BinaryIO) -> Rows:
     """Yield the objects of JSONL."""
     with _opened(file, "\n") as text:
@@ -148,7 +180,7 @@ def read_jsonl(file: BinaryIO) -> Rows:
                 yield Broken("the line is blank")
                 continue
             if len(line) == LONGEST_LINE:
-                yield Broken(f"the line is longer than {LONGEST_LINE:,} characters")
+                yield Broken(_LINE_TOO_LONG)
                 continue
             try:
                 cells = read_json(line)

@@ -9,10 +9,12 @@ from __future__ import annotations
 import logging
 import math
 import os
+import platform
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, TypeVar
 
 from captum_attnflow._checks import check_choice, check_integer, check_type, described
@@ -159,23 +161,45 @@ def device_of_worker(device: str | None, gpus_per_worker: float) -> str | None:
     return "cuda" if device is None and gpus_per_worker else device
 
 
+def seen_from_anywhere(model: str) -> str:
+    """A model's folder as workers find it, who may start in another; or its hub id."""
+    return str(Path(model).absolute()) if Path(model).is_dir() else model
+
+
+def check_shared(path: Path) -> None:
+    """Refuse, in a worker, to write a file that the process with the table made.
+
+    Raises:
+        ValueError: If it is not there, as on a machine of its own.
+    """
+    if not path.is_file():
+        raise ValueError(
+            f"a worker of Ray on {platform.node()!r} does not see the folder "
+            f"{path.parent}, to which workers write their results; give an --output "
+            "that all machines of the cluster share, or start a process for each "
+            "--part and put their files together"
+        )
+
+
 class _Worker:
     """What an actor is made of."""
 
     def __init__(self, make_work: Callable[[], Callable[[Any], Any]]) -> None:
-        import torch
-
-        torch.set_num_threads(1)
-        self.work = make_work()
+        self.make_work = make_work
+        self.work: Callable[[Any], Any] | None = None
 
     def do(self, task: Any) -> Any:
+        if self.work is None:  # Not before: Ray says nothing useful of what fails then.
+            import torch
+
+            torch.set_num_threads(1)
+            self.work = self.make_work()
         return self.work(task)
 
 
 def work_by_ray(
-    make_work: Callable[[], Callable[[Task], Result]],
+    makers: Sequence[Callable[[], Callable[[Task], Result]]],
     tasks: Iterable[Task],
-    workers: int,
     gpus_per_worker: float,
 ) -> Iterator[Result]:
     """Give tasks to actors of Ray, and yield results as they are done.
@@ -184,10 +208,10 @@ def work_by_ray(
     are read than there are actors.
 
     Args:
-        make_work (Callable): Returns what is called with each task; an actor calls it
-            once, to load its model. Ray sends it there, as it does tasks and results.
+        makers (sequence of Callable): One for each actor, which calls it once, to load
+            its model. It returns what is called with each task. Ray sends it there, as
+            it does tasks and results.
         tasks (iterable): What to work on.
-        workers (int): How many actors there are.
         gpus_per_worker (float): GPUs of each.
 
     Raises:
@@ -198,14 +222,14 @@ def work_by_ray(
     import ray
     from ray.util import ActorPool
 
-    with _running(workers, gpus_per_worker):
+    with _running(len(makers), gpus_per_worker):
         actor = ray.remote(_Worker).options(
             num_cpus=1,
             num_gpus=gpus_per_worker,
             max_restarts=_RESTARTS,
             max_task_retries=_RESTARTS,
         )
-        actors = [actor.remote(make_work) for _ in range(workers)]
+        actors = [actor.remote(make_work) for make_work in makers]
         pool = ActorPool(actors)
         try:
             for task in tasks:

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from rich.text import Text
 from typing_extensions import TypeIs
 
-from captum_attnflow._checks import check_choice, check_type, described
+from captum_attnflow._checks import check_choice, check_type, described, type_of
 from captum_attnflow._files import replace_file
 from captum_attnflow.explanation import GenerationExplanation
 from captum_attnflow.scored_tokens import (
@@ -196,7 +196,7 @@ def save_html(
 def _check_shows(name: str, given: object, member: str) -> None:
     if isinstance(given, type) or not hasattr(given, member):
         raise ValueError(
-            f"{name}={described(given)} is a {type(given).__name__}; give a result of "
+            f"{name}={described(given)} is {type_of(given)}; give a result of "
             "explain(), or a picture of this package"
         )
 

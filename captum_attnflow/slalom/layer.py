@@ -18,7 +18,12 @@ from captum_attnflow._captum import (
     format_output,
     log_usage,
 )
-from captum_attnflow._checks import check_flags, counted, signature_at_layer
+from captum_attnflow._checks import (
+    check_flags,
+    counted,
+    signature_at_layer,
+    type_of,
+)
 from captum_attnflow._memory import is_out_of_memory
 from captum_attnflow.attr.arguments import (
     ForwardArguments,
@@ -377,7 +382,7 @@ def _replaced_activation(
         ):
             return type(put_out)((substitute(put_out[0]), *put_out[1:]))
         raise ValueError(
-            f"the layer {type(module).__name__} puts out a {type(put_out).__name__}, "
+            f"the layer {type(module).__name__} puts out {type_of(put_out)}, "
             "in which no tensor can be replaced; give a layer inside it that puts out "
             "a tensor, or a tuple that starts with one, such as its embeddings module"
         )

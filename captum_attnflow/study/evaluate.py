@@ -22,9 +22,10 @@ from captum_attnflow.metrics import (
     naopc,
 )
 from captum_attnflow.pipelines.text_classification import TextClassifier
+from captum_attnflow.runs.sharing import check_shared
 from captum_attnflow.study.adapters import TextBatch, count_passes
 from captum_attnflow.study.methods import METHODS
-from captum_attnflow.study.records import Bounds, Record
+from captum_attnflow.study.records import Bounds, Record, RecordFile
 from captum_attnflow.study.settings import Study
 
 ROWS_AT_ONCE = 64
@@ -45,6 +46,8 @@ class Task:
         method (str, optional): The method; None for the bounds of AOPC.
         rows (tuple of int): The texts' rows in the data, counted from 0.
         texts (tuple of str): The texts.
+        missing (tuple of int): Those of the rows whose records are to be written; a run
+            that was killed may have written the others.
         bounds (mapping): By removal mode and row, the bounds that are known.
     """
 
@@ -52,45 +55,74 @@ class Task:
     method: str | None
     rows: tuple[int, ...]
     texts: tuple[str, ...]
+    missing: tuple[int, ...]
     bounds: Mapping[tuple[str, int], Bounds]
 
 
 class TaskRunner:
-    """Models that do tasks of a study, which hold texts, and return records.
+    """Models that do tasks of a study, which hold texts, and write records.
 
     Args:
         study (Study): The settings.
         classifiers (mapping): The models by their names.
+        records (RecordFile): Where what methods give is written.
+        bounds (RecordFile): Where bounds of AOPC are.
     """
 
-    def __init__(self, study: Study, classifiers: Mapping[str, TextClassifier]) -> None:
+    def __init__(
+        self,
+        study: Study,
+        classifiers: Mapping[str, TextClassifier],
+        records: RecordFile[Record],
+        bounds: RecordFile[Bounds],
+    ) -> None:
         self._study = study
         self._classifiers = classifiers
+        self._records = records
+        self._bounds = bounds
         self._last: tuple[tuple[str, tuple[int, ...]], TextBatch] | None = None
         self._warm: set[tuple[str, str]] = set()
 
     @staticmethod
-    def load(study: Study, names: Sequence[str]) -> TaskRunner:
-        """Load a study's models, which have such names in it."""
-        return TaskRunner(
-            study,
-            {
-                name: TextClassifier.load(model, study.device, study.dtype)
-                for name, model in zip(names, study.models, strict=True)
-            },
-        )
+    def load(
+        study: Study,
+        names: Sequence[str],
+        records: RecordFile[Record],
+        bounds: RecordFile[Bounds],
+    ) -> TaskRunner:
+        """Load a study's models, which have such names in it, in a worker.
 
-    def __call__(self, task: Task) -> list[Record] | list[Bounds]:
-        """Do a task."""
+        Raises:
+            ValueError: If the worker does not see the files that it is to write.
+        """
+        for file in (records, bounds):
+            check_shared(file.path)
+        classifiers = {
+            name: TextClassifier.load(model, study.device, study.dtype)
+            for name, model in zip(names, study.models, strict=True)
+        }
+        return TaskRunner(study, classifiers, records, bounds)
+
+    def __call__(self, task: Task) -> Sequence[Record] | Sequence[Bounds]:
+        """Do a task; what is returned is on disk.
+
+        Raises:
+            OSError: If it cannot be written, naming the file.
+        """
         batch = self._batch(task)
         if task.method is None:
-            return _search_missing(self._study, task, batch)
+            bounds = _search_missing(self._study, task, batch)
+            self._bounds.append(bounds)
+            return bounds
         if (task.model, task.method) not in self._warm:
             self._warm.add((task.model, task.method))
             _warm_up(self._study, task.method, batch, task.rows[0])
-        return evaluate(
+        found = evaluate(
             self._study, task.model, task.method, batch, task.rows, task.bounds
         )
+        records = [record for record in found if record.row in task.missing]
+        self._records.append(records)
+        return records
 
     def _batch(self, task: Task) -> TextBatch:
         """Encode and predict once for the methods that follow each other."""

@@ -1,7 +1,7 @@
 """What a study keeps on disk by line, and the same in memory by column.
 
-Every line is safe against a kill. A part of a study has files of its own; when all is
-there, they are merged.
+Every line is safe against a kill. A part of a study has files of its own, and so has
+each worker of Ray; when all is there, they are merged.
 """
 
 from __future__ import annotations
@@ -9,21 +9,24 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+from uuid import uuid4
 
 import numpy as np
 from filelock import FileLock, Timeout
 
-from captum_attnflow._files import read_json
+from captum_attnflow._files import named_in_errors, read_json
 from captum_attnflow.runs.folder import LineFile, lock_of_part
 from captum_attnflow.study.settings import Study
 
 COSTS = ("forward_rows", "backward_rows", "seconds")
-_OF_PART = r"-([0-9]+)-of-([0-9]+)"
+_OF_PART = r"-([0-9]+)-of-([0-9]+)(-worker-[0-9a-f]+)?"
 
 Array = np.ndarray[Any, Any]
 
@@ -60,13 +63,18 @@ class Record:
     seconds: float = 0.0
     failure: str | None = None
 
+    @property
+    def key(self) -> tuple[tuple[str, str], int]:
+        """What there is one record of."""
+        return (self.model, self.method), self.row
+
     def __post_init__(self) -> None:
         """Refuse values that no table can hold, such as NaN.
 
         Raises:
             ValueError: Naming the field.
         """
-        _check_key(self.model, self.method, self.row)
+        _check_key(*self.key)
         if not isinstance(self.predicted, int) or self.predicted < 0:
             raise ValueError(f"predicted is {self.predicted!r} and no class")
         for name in COSTS:
@@ -96,19 +104,23 @@ class Bounds:
     lower: float
     upper: float
 
+    @property
+    def key(self) -> tuple[tuple[str, str], int]:
+        """What there is one record of."""
+        return (self.model, self.removal), self.row
+
     def __post_init__(self) -> None:
         """Refuse bounds that are not finite numbers.
 
         Raises:
             ValueError: Naming the field.
         """
-        _check_key(self.model, self.removal, self.row)
+        _check_key(*self.key)
         _check_number("lower", self.lower)
         _check_number("upper", self.upper)
 
 
-def _check_key(*key: object) -> None:
-    *names, row = key
+def _check_key(names: Sequence[object], row: object) -> None:
     if not all(isinstance(name, str) for name in names):
         raise ValueError(f"{names} are no names")
     if not isinstance(row, int) or row < 0:
@@ -132,12 +144,14 @@ class RecordFile(Generic[Kind]):
     Args:
         path (Path): The file; made when the first record comes.
         kind (type): Of the records, :class:`Record` or :class:`Bounds`.
+        makes (bool): Whether it is made. A worker's file is there: one that is not was
+            merged, or is on another machine.
     """
 
-    def __init__(self, path: Path, kind: type[Kind]) -> None:
+    def __init__(self, path: Path, kind: type[Kind], makes: bool = True) -> None:
         self.path = path
         self._kind: type[Kind] = kind
-        self._lines = LineFile(path)
+        self._lines = LineFile(path, makes)
 
     def read(self) -> Iterator[Kind]:
         """Read the records, one at a time.
@@ -145,9 +159,13 @@ class RecordFile(Generic[Kind]):
         Raises:
             ValueError: If a line is not a record.
         """
+        for _, record in self._lines_with_records():
+            yield record
+
+    def _lines_with_records(self) -> Iterator[tuple[bytes, Kind]]:
         for number, line in enumerate(self._lines, 1):
             try:
-                yield self._kind(**read_json(line))
+                yield line, self._kind(**read_json(line))
             except (ValueError, TypeError, AttributeError) as error:
                 raise ValueError(
                     f"line {number} of {self.path} is no result of a study "
@@ -163,21 +181,39 @@ class RecordFile(Generic[Kind]):
         lines = "".join(json.dumps(asdict(record)) + "\n" for record in records)
         self._lines.append([lines.encode()])
 
-    def absorb(self, other: Path) -> None:
-        """Take over the whole lines of another file, and remove it.
+    def absorb(self, others: Sequence[Path]) -> None:
+        """Take over the records of other files that are not here, and remove those.
 
-        A kill in between leaves some in both, which changes no result.
+        Some are in two files where a run was killed in the middle of this, or a worker
+        behind a line, so that another one did its task again. The first one counts.
 
         Raises:
             OSError: If they cannot be written, naming this file.
+            ValueError: If a line is not a record.
         """
-        self._lines.append(LineFile(other))
-        other.unlink()
+        rows: dict[tuple[str, str], set[int]] = defaultdict(set)
+        for record in self.read() if others else ():
+            names, row = record.key
+            rows[names].add(row)
+
+        def new_lines(other: Path) -> Iterator[bytes]:
+            file = RecordFile(other, self._kind)
+            for line, record in file._lines_with_records():
+                names, row = record.key
+                if row not in rows[names]:
+                    rows[names].add(row)
+                    yield line
+
+        for other in others:
+            lines = new_lines(other)
+            for first in lines:  # without any, no file is made
+                self._lines.append(chain([first], lines))
+            other.unlink()
 
 
 @dataclass(frozen=True)
 class PartedFile(Generic[Kind]):
-    """Records in one file, or while parts of a study run in one for each of them.
+    """Records in one file, or while a study runs in one for each part and worker.
 
     Attributes:
         folder (Path): Where they are.
@@ -201,11 +237,26 @@ class PartedFile(Generic[Kind]):
         """The file that this run writes."""
         if self.part == (1, 1):
             return RecordFile(self.whole, self.kind)
-        name = "{}-{}-of-{}.jsonl".format(self.name, *self.part)
-        return RecordFile(self.folder / name, self.kind)
+        return RecordFile(self.folder / f"{self._own_name}.jsonl", self.kind)
+
+    @property
+    def _own_name(self) -> str:
+        return "{}-{}-of-{}".format(self.name, *self.part)
+
+    def of_new_worker(self) -> RecordFile[Kind]:
+        """Make a file that one worker of this run writes, wherever it is.
+
+        No other has its name. So a worker that outlives its run, which was killed,
+        writes to no file of the next one: it finds its own one merged and stops.
+        """
+        name = f"{self._own_name}-worker-{uuid4().hex[:12]}.jsonl"
+        path = self.folder.absolute() / name
+        with named_in_errors(path):
+            path.touch(exist_ok=False)
+        return RecordFile(path, self.kind, makes=False)
 
     def of_parts(self) -> dict[Path, tuple[int, int]]:
-        """The files of parts that are there, each with its part."""
+        """The files of parts and workers that are there, each with its part."""
         found = {}
         for path in sorted(self.folder.glob(f"{self.name}-*.jsonl")):
             part = re.fullmatch(rf"{self.name}{_OF_PART}\.jsonl", path.name)
@@ -224,16 +275,29 @@ class PartedFile(Generic[Kind]):
             for record in RecordFile(path, self.kind).read():
                 yield path, record
 
+    def gather(self) -> None:
+        """Move the records of this part's workers, which have ended, to its file."""
+        own = self.own
+        own.absorb(
+            [
+                path
+                for path, part in self.of_parts().items()
+                if part == self.part and path != own.path
+            ]
+        )
+
     def merge(self) -> None:
         """Move the records of parts to the one file, but of those that are written."""
-        for path, part in self.of_parts().items():
-            with ExitStack() as held:
-                if part != self.part:
-                    try:
-                        held.enter_context(lock_of_part(self.folder, part))
-                    except Timeout:
-                        continue
-                RecordFile(self.whole, self.kind).absorb(path)
+        there = self.of_parts()
+        with ExitStack() as held:
+            free = {self.part}
+            for part in set(there.values()) - free:
+                with suppress(Timeout):
+                    held.enter_context(lock_of_part(self.folder, part))
+                    free.add(part)
+            RecordFile(self.whole, self.kind).absorb(
+                [path for path, part in there.items() if part in free]
+            )
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
-from itertools import islice
+from itertools import compress, islice
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,11 @@ from captum_attnflow.runs.folder import (
     write_manifest,
     writing_part,
 )
-from captum_attnflow.runs.sharing import device_of_worker, work_by_ray
+from captum_attnflow.runs.sharing import (
+    device_of_worker,
+    seen_from_anywhere,
+    work_by_ray,
+)
 from captum_attnflow.study.adapters import find_token
 from captum_attnflow.study.evaluate import TRUNCATED, Task, TaskRunner
 from captum_attnflow.study.methods import METHODS, Method
@@ -92,6 +96,9 @@ def run_study(study: Study, show_progress: bool = False) -> Table | None:
 
     A part writes ``results-2-of-4.jsonl`` and the like. The one that ends last moves
     all lines to ``results.jsonl`` and writes the table; so does a run without parts.
+    Each worker of Ray writes a file of its own, so that all machines have to share the
+    output folder. Its lines are moved to the file of the part at the end of the run, or
+    when the next one begins.
     Texts are encoded some at a time. In memory are the texts, and of each, model and
     method some hundred bytes.
 
@@ -130,9 +137,11 @@ def run_study(study: Study, show_progress: bool = False) -> Table | None:
         results = Results(study, models, data.rows)
         known = KnownBounds(models, study.removals, data.rows)
         with no_merge_meanwhile(folder):
-            if study.part == (1, 1):  # no other one runs
-                records.merge()
-                bounds.merge()
+            for each in (records, bounds):
+                if study.part == (1, 1):  # no other one runs
+                    each.merge()
+                else:
+                    each.gather()
             _take_in(records, results.add)
             _take_in(bounds, known.add)
         chunks = {
@@ -140,28 +149,31 @@ def run_study(study: Study, show_progress: bool = False) -> Table | None:
             for model, classifier in classifiers.items()
         }
         run = _Run(study, data, chunks, results, known)
-        runner = TaskRunner(study, classifiers)
-        del classifiers
-        work: Work = partial(map, runner)
+        work: Work
         if on_ray:
-            del runner  # each worker has its own
-            device = device_of_worker(study.device, study.gpus_per_worker)
-            work = partial(
-                work_by_ray,
-                partial(TaskRunner.load, replace(study, device=device), models),
-                workers=study.workers,
-                gpus_per_worker=study.gpus_per_worker,
-            )
-        run.search_bounds(work, bounds, show_progress)
-        run.measure(work, records, show_progress)
+            work = partial(_work_by_ray, study, models, records, bounds)
+        else:
+            work = partial(map, TaskRunner(study, classifiers, records.own, bounds.own))
+        del classifiers  # of Ray each worker has its own
+        run.search_bounds(work, show_progress)
+        run.measure(work, show_progress)
         with no_merge_meanwhile(folder):
-            if study.part != (1, 1):
+            if on_ray or study.part != (1, 1):
+                for each in (records, bounds):
+                    each.gather()
+                # Of a task that a worker died of, what stands first in the files.
                 results = Results(study, models, data.rows)
                 _take_in(records, results.add)
                 if not all(column.is_done.all() for column in results.columns.values()):
+                    if study.part == (1, 1):
+                        raise ValueError(
+                            f"{folder} does not hold all that workers of Ray wrote, "
+                            "maybe as the machines see it differently; run again, or "
+                            "give another --output"
+                        )
                     return None
-                records.merge()
-                bounds.merge()
+                for each in (records, bounds):
+                    each.merge()
             table = Table.of(study, models, results)
             for ending, written in FORMATS.items():
                 replace_file(folder / f"table.{ending}", written(table))
@@ -169,6 +181,29 @@ def run_study(study: Study, show_progress: bool = False) -> Table | None:
             outcome = _outcome(study, data, labels, results)
             _agreed_manifest(folder, {**description, "results": outcome}, ())
     return table
+
+
+def _work_by_ray(
+    study: Study,
+    models: Sequence[str],
+    records: PartedFile[Record],
+    bounds: PartedFile[Bounds],
+    tasks: Iterable[Task],
+) -> Iterator[Any]:
+    """Do tasks by workers of Ray, each of which writes to files of its own."""
+    there = replace(
+        study,
+        device=device_of_worker(study.device, study.gpus_per_worker),
+        models=tuple(map(seen_from_anywhere, study.models)),
+    )
+    makers = [
+        partial(
+            TaskRunner.load,
+            *(there, models, records.of_new_worker(), bounds.of_new_worker()),
+        )
+        for _ in range(study.workers)
+    ]
+    return work_by_ray(makers, tasks, study.gpus_per_worker)
 
 
 def _take_in(records: PartedFile[Any], add: Callable[[Any], object]) -> None:
@@ -199,9 +234,7 @@ class _Run:
     results: Results
     known: KnownBounds
 
-    def search_bounds(
-        self, work: Work, file: PartedFile[Bounds], show_progress: bool
-    ) -> None:
+    def search_bounds(self, work: Work, show_progress: bool) -> None:
         """Search for the bounds that methods need which are missing, once for all."""
         if "naopc" not in self.study.metrics:
             return
@@ -212,18 +245,16 @@ class _Run:
             and len(self.known.of(model, self._rows(chunk)))
             < len(chunk) * self._n_removals
         ]
+        if not tasks:
+            return
         n_bounds = sum(len(chunk) for _, chunk in tasks) * self._n_removals
         with _bar(show_progress, "bounds of naopc", n_bounds, 0) as shown:
-            own = file.own
             for found in work(self._task(model, None, chunk) for model, chunk in tasks):
-                own.append(found)
                 for bounds in found:
                     self.known.add(bounds)
                 shown.update(len(found))
 
-    def measure(
-        self, work: Work, file: PartedFile[Record], show_progress: bool
-    ) -> None:
+    def measure(self, work: Work, show_progress: bool) -> None:
         """Run every method on every chunk where its results are missing."""
         n_attributions = sum(len(chunk) for _, chunk in self._all_chunks()) * len(
             self.study.methods
@@ -239,11 +270,11 @@ class _Run:
             for method in self.study.methods
         )
         with _bar(show_progress, "attributions", n_attributions, n_done) as shown:
-            own = file.own
-            for found in work(tasks):
-                new = [record for record in found if self.results.add(record)]
-                own.append(new)
-                shown.update(len(new))
+            # Ray is not started for nothing.
+            for found in work(tasks) if n_done < n_attributions else ():
+                for record in found:
+                    self.results.add(record)
+                shown.update(len(found))
 
     @property
     def _n_removals(self) -> int:
@@ -255,8 +286,7 @@ class _Run:
                 yield model, chunk
 
     def _is_done(self, model: str, method: str, chunk: Chunk) -> Any:
-        predicted = self.results.columns[model, method].predicted
-        return predicted[list(chunk)] >= 0
+        return self.results.columns[model, method].is_done[list(chunk)]
 
     def _missing_methods(self, model: str, chunk: Chunk) -> list[str]:
         return [
@@ -272,7 +302,11 @@ class _Run:
         rows = self._rows(chunk)
         texts = tuple(self.data.texts[place] for place in chunk)
         bounds = self.known.of(model, rows) if "naopc" in self.study.metrics else {}
-        return Task(model, method, rows, texts, bounds)
+        missing = rows
+        if method is not None:
+            is_done = self._is_done(model, method, chunk)
+            missing = tuple(compress(rows, ~is_done))
+        return Task(model, method, rows, texts, missing, bounds)
 
 
 def _bar(show: bool, what: str, total: int, n_done: int) -> Any:
@@ -376,6 +410,7 @@ def _describe(study: Study, data: TextData, models: Sequence[str]) -> dict[str, 
             "split": None if is_file else source.split,
             "sha256": data.sha256,
             "text_column": source.text_column,
+            "label_column": source.label_column,
             "n_texts": len(data.texts),
             "rows": list(data.rows) if study.data.limit else "all",
         },
@@ -461,6 +496,10 @@ def _check_same(folder: Path, old: dict[str, Any], new: Mapping[str, Any]) -> No
             pairs.append((f"{section} {name}", *both))
     for where, before, now in pairs:
         for name in sorted(before.keys() | now.keys()):
+            if name == "label_column" and None in (before.get(name), now.get(name)):
+                # Rows without a label are left out: two columns may leave out as many,
+                # but others. None leaves out no row, or n_texts differs as well.
+                continue
             if before.get(name) != now.get(name):
                 raise ValueError(
                     f"{folder} holds a study with another {name!r} ({where}): "

@@ -209,7 +209,8 @@ class Study:
             texts by all models and methods. Parts may run at once or in any order; the
             one that ends last merges their files and writes the table.
         engine (str): ``"local"`` or ``"ray"``.
-        workers (int): Of Ray, actors of one thread that each hold the models.
+        workers (int): Of Ray, actors of one thread that each hold the models and write
+            to the output folder, which all machines have to share.
         gpus_per_worker (float): Of Ray, GPUs of each; above 0 the models are on one.
     """
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from rich.text import Text
 
-from captum_attnflow._checks import check_integer, check_type, described
+from captum_attnflow._checks import check_integer, check_type, described, type_of
 from captum_attnflow._files import named_in_errors, replace_file
 from captum_attnflow.scored_tokens import printable
 from captum_attnflow.show.document import figure_bytes
@@ -199,7 +199,7 @@ def _checked_folders(given: object) -> list[Path]:
     listed = [given] if alone else given
     if not isinstance(listed, (list, tuple)) or not listed:
         raise ValueError(
-            f"folders={described(given)} is a {type(given).__name__}; give a "
+            f"folders={described(given)} is {type_of(given)}; give a "
             "folder, or a list of at least one"
         )
     for folder in listed:
@@ -235,15 +235,25 @@ def _folder_text(folder: FolderSummary) -> Text:
     text = Text(printable(folder.name), "bold")
     counted = [f"{name} {value}" for name, value in facts(folder.counts).items()]
     text.append(f"  {', '.join(counted)}\n")
-    for of in folder.labels[:_PRINTED_LABELS]:
+    printed = folder.labels[:_PRINTED_LABELS]
+    for of in printed:
         text.append(printable(of.label), "bold").append(f" ({n_texts(of.n_texts)})\n")
+        if not of.words:
+            continue
         for side, words in (("for", of.speak_for), ("against", of.speak_against)):
             shown = ", ".join(
                 f"{printable(word.word)} {percent(word.share.mean)} ({word.share.n:,})"
                 for word in words[:_PRINTED_WORDS]
             )
-            none = f"no word of at least {folder.min_texts} texts"
+            none = "no word whose interval lies on this side of 0"
             text.append(f"  {side:8}{shown or none}\n")
+    bare = [printable(of.label) for of in printed if not of.words]
+    if bare:
+        fewer = ", or count words in fewer: min_texts=2, --min-texts 2"
+        text.append(
+            f"no word is in at least {folder.min_texts} texts of {' or '.join(bare)}: "
+            f"explain more texts{fewer if folder.min_texts > 2 else ''}\n"
+        )
     text.append(folder.positions.verdict)
     if folder.wrong is not None:
         text.append(

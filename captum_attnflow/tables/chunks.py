@@ -283,6 +283,8 @@ class PartFiles:
         """Read of a file why rows failed; None where the file is not there or whole.
 
         A file that is not what was written is warned of, as it may have been edited.
+        One that is whole and has no checksum gets one: parts of several machines, which
+        were copied into one folder, brought the list of one machine.
 
         Args:
             chunk (int): Its number.
@@ -315,7 +317,11 @@ class PartFiles:
         # Whatever a parser says of half a file; it is written anew then.
         except Exception:
             return None
-        return list(found.values()) if list(found) == list(numbers) else None
+        if list(found) != list(numbers):
+            return None
+        if path.name not in self._checksums:
+            self._checksums.note(path.name, content)
+        return list(found.values())
 
     def _to_parquet(self, lines: Sequence[Line]) -> bytes:
         import pyarrow

@@ -186,9 +186,10 @@ class ChunkExplainer:
         options = {k: v for k, v in self.job.options.items() if k not in of_task}
         make = find_method(self.job.method, options, METHODS)
         make(self.pipeline.model, **options)
-        for given in (self.job.target, self.job.against):
+        for name in ("target", "against"):
+            given = getattr(self.job, name)
             if given is not None and hasattr(self.pipeline, "labels"):
-                find_target(given, self.pipeline.labels)
+                find_target(given, self.pipeline.labels, name)
 
     def __call__(self, chunk: Chunk) -> ExplainedChunk:
         """Explain a chunk."""

@@ -27,7 +27,11 @@ from captum_attnflow.runs.folder import (
     write_manifest,
     writing_part,
 )
-from captum_attnflow.runs.sharing import device_of_worker, work_by_ray
+from captum_attnflow.runs.sharing import (
+    device_of_worker,
+    seen_from_anywhere,
+    work_by_ray,
+)
 from captum_attnflow.tables.chunks import EXPLAINED, FAILED, ChunkPlan, PartFiles
 from captum_attnflow.tables.explainer import ChunkExplainer, ExplainedChunk
 from captum_attnflow.tables.settings import TableJob
@@ -139,12 +143,11 @@ def explain_table(job: TableJob, show_progress: bool = False) -> TableOutcome:
         if job.engine == "ray" and missing:
             del explainer  # each worker has its own
             device = device_of_worker(job.device, job.gpus_per_worker)
-            explained = work_by_ray(
-                partial(ChunkExplainer.load, replace(job, device=device)),
-                chunks,
-                job.workers,
-                job.gpus_per_worker,
+            model = seen_from_anywhere(job.model)
+            make = partial(
+                ChunkExplainer.load, replace(job, device=device, model=model)
             )
+            explained = work_by_ray([make] * job.workers, chunks, job.gpus_per_worker)
         else:
             explained = map(explainer, chunks)
         bar: Callable[..., Any] = progress if show_progress else NullProgress

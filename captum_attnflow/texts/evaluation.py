@@ -18,6 +18,7 @@ from captum_attnflow._checks import (
     check_type,
     counted,
     described,
+    type_of,
 )
 from captum_attnflow._memory import is_out_of_memory
 from captum_attnflow.targets import (
@@ -213,7 +214,7 @@ def _check_texts(texts: object) -> None:
     members = ("absence", "types", "positions", "n_positions", "max_rows", "run")
     if not all(hasattr(texts, name) for name in members):
         raise ValueError(
-            f"texts={described(texts)} is a {type(texts).__name__}; give texts with "
+            f"texts={described(texts)} is {type_of(texts)}; give texts with "
             "parts removed, such as DeletableColumns"
         )
 
@@ -404,7 +405,7 @@ def _as_tensor(output: Any) -> Tensor:
             scores = torch.as_tensor(output)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
-                f"forward_func returned a {type(output).__name__}; it must return a "
+                f"forward_func returned {type_of(output)}; it must return a "
                 "tensor with one row per input, such as model(...).logits"
             ) from error
     return scores if scores.is_floating_point() else scores.double()

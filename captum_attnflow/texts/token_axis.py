@@ -14,7 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_attnflow._checks import check_dense, check_integer, check_shape, check_type
+from captum_attnflow._checks import (
+    check_dense,
+    check_integer,
+    check_shape,
+    check_type,
+    type_of,
+)
 from captum_attnflow._warnings import warn_caller
 
 # Other special tokens are left out: the unknown and the mask token stand for words, and
@@ -313,7 +319,7 @@ def check_tokenizer(tokenizer: object) -> None:
     knows = any(hasattr(tokenizer, name) for name in _NAMES)
     if tokenizer is not None and not knows:
         raise ValueError(
-            f"tokenizer={tokenizer!r} is a {type(tokenizer).__name__} that has none of "
+            f"tokenizer={tokenizer!r} is {type_of(tokenizer)} that has none of "
             f"{list(_NAMES)}; give a tokenizer of transformers itself, such as "
             "AutoTokenizer.from_pretrained(name), or None and mark special tokens by "
             "keep"

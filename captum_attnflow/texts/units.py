@@ -22,6 +22,7 @@ from captum_attnflow._checks import (
     check_type,
     counted,
     described,
+    type_of,
 )
 
 Unit = Literal["token", "word", "sentence", "line"]
@@ -70,7 +71,7 @@ def token_pieces(ids: Sequence[int], tokenizer: Any) -> list[str]:
         check_integer("an id", one)
     if not callable(getattr(tokenizer, "decode", None)):
         raise ValueError(
-            f"tokenizer={described(tokenizer)} is a {type(tokenizer).__name__}, which "
+            f"tokenizer={described(tokenizer)} is {type_of(tokenizer)}, which "
             "decodes nothing; give a tokenizer of transformers"
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 
+import numpy as np
 import pytest
 import torch
 from models import (
@@ -198,6 +199,15 @@ def test_ids_with_the_tokens_first_are_refused(method):
     model, ids = TorchEncoder(), token_ids(6, 6)
     with pytest.raises(ValueError, match=r"tokens in dimension 0.*transpose"):
         method(lambda ids: model(ids.mT)).attribute(ids.mT.contiguous(), target=1)
+
+
+@pytest.mark.parametrize("given", [np.int64(3), np.uint8(3), np.float32(3)])
+@pytest.mark.parametrize("method", [RelevanceFlow, SLALOM])
+def test_numbers_of_numpy_are_baselines(method, given):
+    attribution, ids = method(TorchEncoder()), token_ids()
+    found = attribution.attribute(ids, given, target=1)
+    expected = attribution.attribute(ids, 3, target=1)
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("method", [*METHODS, AttnLRP, SLALOM])

@@ -40,6 +40,24 @@ def test_folders_are_compared_with_options(tmp_path):
     assert not (tmp_path / "one" / "summary").exists()
 
 
+def test_too_few_texts_are_said_once_with_what_to_do(tmp_path):
+    rows = [
+        explained(0, ["so", "good"], [1, 2], target="pos"),
+        explained(1, ["so", "dull"], [1, 2], target="neg"),
+        explained(2, ["so", "dull"], [1, 2], target="neg"),
+    ]
+    folder = write_folder(tmp_path / "scores", rows)
+    result = run(folder)
+    assert result.stdout.count("no word") == 1
+    said = "no word is in at least 5 texts of neg or pos: explain more texts, or count"
+    assert said in result.stdout
+    result = run(folder, "--min-texts", 2)
+    assert (
+        "no word is in at least 2 texts of pos: explain more texts\n" in result.stdout
+    )
+    assert "  against no word whose interval lies on this side of 0\n" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

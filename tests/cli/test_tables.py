@@ -94,7 +94,7 @@ def test_standard_input_is_a_table(tmp_path):
         (["--json"], "--json does not go with --data"),
         (["--device", "nowhere"], "device='nowhere' is not to be had here"),
         (["--truncation", "middle"], "truncation='middle'"),
-        (["--against", "bored"], "'bored' is unknown"),
+        (["--against", "bored"], "--against='bored' is unknown"),
         (["--html", "page.html"], "--html does not go with --data"),
         (
             ["--task", "image-classification"],

@@ -152,7 +152,7 @@ def test_graph_of_an_example_that_is_not_there_is_refused(example):
         ({"capacity": torch.full((1, 2, 3, 3), torch.nan)}, "negative or NaN"),
         ({"source": torch.ones(1, 4, dtype=torch.bool)}, "source has shape"),
         ({"sink": torch.ones(1, 3)}, "sink has shape"),
-        ({"capacity": torch.ones(1, 2, 3, 3).numpy()}, "capacity is a ndarray"),
+        ({"capacity": torch.ones(1, 2, 3, 3).numpy()}, "capacity is an ndarray"),
         ({"capacity": torch.ones(1, 2, 3, 3).int()}, "capacity is a Tensor .*int32"),
         ({"source": [[True] * 3]}, "source is a list"),
     ],

@@ -149,6 +149,18 @@ def test_an_encoder_has_nothing_to_normalise(method, options):
         attribution.attribute(token_ids(), target=1)
 
 
+@pytest.mark.parametrize("method", [AttentionFlow, GeneralizedAttentionFlow])
+def test_an_encoder_is_refused_before_a_flow_is_solved(method, monkeypatch):
+    def solve(*_):
+        raise AssertionError("a flow was solved for nothing")
+
+    monkeypatch.setattr("captum_attnflow.explanation.score_tokens", solve)
+    model = bert()
+    attribution = method(lambda ids: model(ids).logits, normalization="receptive-field")
+    with pytest.raises(ValueError, match=r"attend to later positions"):
+        attribution.attribute(token_ids(), target=1)
+
+
 @pytest.mark.parametrize(
     "method", [AttentionFlow, AttentionRollout, GeneralizedAttentionFlow]
 )

@@ -88,6 +88,16 @@ def test_a_contrast_with_no_other_label_is_refused(demo, target, against, words)
         demo.explain(["so funny"], target=target, against=against)
 
 
+def test_a_contrast_names_the_texts_that_have_no_other_label(demo):
+    texts = ["so very dull", "so funny", "a warm film"]
+    with pytest.raises(
+        ValueError, match=r"itself of 'so funny' and 1 other text; give"
+    ):
+        demo.explain(texts, against="positive")
+    with pytest.raises(ValueError, match=r"itself of 'so funny'; give"):
+        demo.explain(texts[:2], against="positive")
+
+
 def test_joint_scores_sum_to_the_flow_value(demo):
     for result in demo.explain(TEXTS):
         assert sum(result.scores) == pytest.approx(result.flow_value)

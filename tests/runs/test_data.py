@@ -3,6 +3,7 @@ from __future__ import annotations
 import datetime
 import io
 import json
+import socket
 import sys
 import types
 from dataclasses import replace
@@ -11,7 +12,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from captum_attnflow.runs.data import open_data
+from captum_attnflow.runs.data import Source, open_data
 from captum_attnflow.runs.readers import LONGEST_LINE
 from captum_attnflow.tables import TableJob
 
@@ -143,6 +144,19 @@ def test_a_line_without_end_is_passed_over(read):
     ]
 
 
+def test_a_long_cell_of_csv_is_told_from_a_quote_that_is_not_closed(read):
+    long, lines = "a " * 70_000, "b\n" * 70_000
+    rows = read("a.csv", f'n,text\n1,{long}\n2,"{long}\n3,c\n4,"{lines}"\n5,d\n')
+    assert [row.text for row in rows[:1]] == [long]
+    found = {row.number: row.fault for row in rows if row.fault is not None}
+    # The quote takes no row with it, nor do lines that are rows of their own.
+    assert [row.text for row in rows if row.fault is None] == [long, "c", "d"]
+    assert "longer than 131,072 characters, or its quote is not closed" in found[1]
+    assert "longer than 131,072 characters, or its quote is not closed" in found[3]
+    [row] = read("b.csv", "n,text\n1," + "a" * LONGEST_LINE)
+    assert row.fault == f"the line is longer than {LONGEST_LINE:,} characters"
+
+
 def test_bytes_of_parquet_that_are_no_utf_8_break_their_row_alone(tmp_path):
     bad = pyarrow.array([b"good", b"\xff", None], pyarrow.binary())
     column = pyarrow.StringArray.from_buffers(3, *bad.buffers()[1:], bad.buffers()[0])
@@ -215,9 +229,9 @@ def test_a_data_set_of_the_hub_is_streamed_at_one_commit(monkeypatch, tmp_path):
         asked.append((arguments, options))
         return Stream([{"text": "a", "gold": 1}, {"text": 3, "gold": None}])
 
-    monkeypatch.setitem(
-        sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset)
-    )
+    online = types.SimpleNamespace(HF_HUB_OFFLINE=False)
+    library = types.SimpleNamespace(load_dataset=load_dataset, config=online)
+    monkeypatch.setitem(sys.modules, "datasets", library)
     monkeypatch.setattr(
         huggingface_hub, "dataset_info", lambda name: types.SimpleNamespace(sha="c0")
     )
@@ -231,6 +245,50 @@ def test_a_data_set_of_the_hub_is_streamed_at_one_commit(monkeypatch, tmp_path):
     ]
     options = {"split": "test", "revision": "c0", "streaming": True}
     assert asked[0] == (("owner/name", "en"), options)
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """HF_HUB_OFFLINE=1, a cache with the data set owner/name, and no network."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+
+    def connect(*arguments):
+        raise AssertionError("the network is asked")
+
+    monkeypatch.setattr(socket, "getaddrinfo", connect)
+    folder = tmp_path / "owner___name" / "en" / "0.0.0" / "c0ffee"
+    folder.mkdir(parents=True)
+    table = pyarrow.table({"text": ["so funny", "dull", None]})
+    with pyarrow.ipc.new_stream(folder / "name-test.arrow", table.schema) as writer:
+        writer.write_table(table)
+    split = {"name": "test", "num_examples": 3, "num_bytes": 9, "dataset_name": "name"}
+    info = {
+        "config_name": "en",
+        "dataset_name": "name",
+        "features": {"text": {"dtype": "string", "_type": "Value"}},
+        "splits": {"test": split},
+    }
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("subset", ["en", None])
+def test_a_cached_data_set_is_read_offline(subset):
+    data = open_data(Source("owner/name", "text", subset=subset))
+    assert (data.hash, data.format, data.n_rows) == ("c0ffee", "hub", 3)
+    found = [(row.text, row.fault) for row in data.rows()]
+    faults = [None, None, "there is no text"]
+    assert found == list(zip(["so funny", "dull", None], faults, strict=True))
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("name", ["owner/other", "owner/name"])
+def test_what_is_not_cached_is_refused_offline(name):
+    source = Source(name, "text", split="train")
+    with pytest.raises(ValueError, match=r"HF_HUB_OFFLINE=1 asks for .* give a file"):
+        open_data(source)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from captum_attnflow.tables import read_part
+from captum_attnflow.runs.sharing import check_shared, read_part, seen_from_anywhere
 
 
 def test_a_part_is_counted_from_one():
@@ -58,3 +58,19 @@ def test_auto_without_a_launcher_names_its_variables():
 def test_a_variable_that_is_no_number_is_named():
     with pytest.raises(ValueError, match="RANK is 'one'"):
         read_part("auto", {"RANK": "one", "WORLD_SIZE": "2"})
+
+
+def test_a_model_folder_has_a_name_that_holds_anywhere(tmp_path, monkeypatch):
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert seen_from_anywhere("models/mine") == str(tmp_path / "models" / "mine")
+    assert seen_from_anywhere("owner/name") == "owner/name"
+
+
+def test_a_worker_that_does_not_see_the_folder_is_refused_in_words(tmp_path):
+    (tmp_path / "there.jsonl").touch()
+    check_shared(tmp_path / "there.jsonl")
+    with pytest.raises(
+        ValueError, match=r"does not see the folder .* that all machines of the cluster"
+    ):
+        check_shared(tmp_path / "elsewhere" / "results.jsonl")

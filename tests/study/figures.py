@@ -7,6 +7,11 @@ import json
 from pathlib import Path
 
 
+def names(folder: Path) -> set[str]:
+    """The files of a folder, without those whose names begin with a dot."""
+    return {path.name for path in folder.glob("[!.]*")}
+
+
 def table_without_seconds(folder: Path) -> list[list[str]]:
     with (folder / "table.csv").open(newline="") as file:
         rows = list(csv.reader(file))

@@ -5,17 +5,23 @@ import os
 import random
 import signal
 import time
+from contextlib import suppress
 
 import pytest
-from study.figures import results_without_seconds, table_without_seconds
+from study.figures import names, results_without_seconds, table_without_seconds
 from table_runs import ray_at, study_on
 from warm_processes import warm_processes
 
 N_KILLS = 10
 
 
-def lines_of(path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
+def lines_in(folder) -> set[bytes]:
+    """Whole lines of results, in the file of one process or those of workers."""
+    found = set()
+    for path in folder.glob("results*.jsonl"):
+        with suppress(FileNotFoundError):  # merged meanwhile
+            found.update(path.read_bytes().splitlines(keepends=True))
+    return {line for line in found if line.endswith(b"\n")}
 
 
 @pytest.mark.slow
@@ -48,15 +54,14 @@ def test_kill_9_at_random_moments_loses_nothing_and_changes_no_figure(
     moments = random.Random(0)
     n_kills, n_inside, n_folders = 0, 0, 0
     while n_kills < N_KILLS:
-        folder, done, exit_code = tmp_path / f"killed {n_folders}", b"", None
-        written = folder / "results.jsonl"
+        folder, done, exit_code = tmp_path / f"killed {n_folders}", set(), None
         while exit_code != 0:
             process = start(folder, **by_engine)
             if n_kills < N_KILLS:
                 # A tenth of the work further on at most, so that ten kills hit it.
-                n_lines = done.count(b"\n") + moments.randrange(len(results) // 10)
+                n_lines = len(done) + moments.randrange(len(results) // 10)
                 n_lines = min(n_lines, len(results) - 1)
-                while process.is_alive() and lines_of(written) < n_lines:
+                while process.is_alive() and len(lines_in(folder)) < n_lines:
                     time.sleep(0.002)
                 process.join(moments.uniform(0, 0.05))
                 if process.is_alive():
@@ -65,11 +70,12 @@ def test_kill_9_at_random_moments_loses_nothing_and_changes_no_figure(
             process.join()
             exit_code = process.exitcode
             assert exit_code in (0, -signal.SIGKILL)
-            content = written.read_bytes() if written.exists() else b""
-            assert content.startswith(done)  # whole lines stay, seconds included
-            done = content[: content.rfind(b"\n") + 1]
-            n_inside += 0 < len(done.splitlines()) < len(results)
-            print(f"{n_kills} killed; {len(done.splitlines())} of {len(results)} lines")
+            written = lines_in(folder)
+            assert done <= written  # whole lines stay, seconds included
+            done = written
+            n_inside += 0 < len(done) < len(results)
+            print(f"{n_kills} killed; {len(done)} of {len(results)} lines")
+        assert names(folder) == names(study.output)
         assert results_without_seconds(folder) == results
         assert table_without_seconds(folder) == table
         n_folders += 1

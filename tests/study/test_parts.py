@@ -11,10 +11,11 @@ import warnings
 import pytest
 import torch
 from filelock import FileLock
-from study.figures import results_without_seconds, table_without_seconds
+from study.figures import names, results_without_seconds, table_without_seconds
 
 from captum_attnflow.study import METHODS, Method, evaluate, run_study
 from captum_attnflow.study.adapters import TextBatch
+from captum_attnflow.study.records import PartedFile, Record
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -22,10 +23,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture
 def small(changed):
     return changed(methods=("attention-rollout", "random"), against="random")
-
-
-def names(folder):
-    return {path.name for path in folder.glob("[!.]*")}
 
 
 def test_parts_in_any_order_are_one_run_to_the_last_bit(small, tmp_path):
@@ -62,6 +59,31 @@ def test_what_parts_left_is_taken_over_by_a_run_without_parts(small, tmp_path):
     assert (parted.output / "results.jsonl").read_bytes().startswith(before)
     assert names(parted.output) == names(small.output)
     assert table_without_seconds(parted.output) == table_without_seconds(small.output)
+
+
+@pytest.mark.parametrize("part", [(1, 1), (2, 2)])
+def test_what_killed_workers_of_ray_left_is_taken_over(small, tmp_path, part):
+    """Also what two of them wrote, as one was killed before it could say so."""
+    run_study(small)
+    killed = dataclasses.replace(small, output=tmp_path / "killed")
+    run_study(dataclasses.replace(killed, part=part))
+    own = PartedFile(killed.output, "results", Record, part)
+    first, *lines = own.own.path.read_bytes().splitlines(keepends=True)
+    own.own.path.write_bytes(first)
+    for some in (lines[:3], lines[2:4]):
+        own.of_new_worker().path.write_bytes(b"".join(some) + lines[4][:9])
+    run_study(dataclasses.replace(killed, part=part))
+    n_lines = 14 if part == (1, 1) else len(lines) + 1
+    written = own.own.path.read_bytes().splitlines(keepends=True)
+    assert written[0] == first
+    assert set(written[1:5]) == set(lines[:4])  # seconds included: not done again
+    assert len(written) == n_lines
+    assert not list(killed.output.glob("*worker*"))
+    run_study(killed)
+    assert names(killed.output) == names(small.output)
+    assert results_without_seconds(killed.output) == results_without_seconds(
+        small.output
+    )
 
 
 def test_a_part_that_others_merge_meanwhile_keeps_its_lines(small):
@@ -139,7 +161,7 @@ def test_a_dtype_is_kept_to_and_recorded(small, manifest, tmp_path):
         ({"part": (3, 2)}, "part 3/2 is out of range"),
         ({"dtype": "int8"}, "dtype='int8' is unknown; give one of 'float32'"),
         ({"device": "toaster"}, "toaster"),
-        ({"device": 0}, "device=0 is a int; give a str"),
+        ({"device": 0}, "device=0 is an int; give a str"),
         ({"engine": "dask"}, "engine='dask' is unknown; give one of 'local', 'ray'"),
         ({"workers": 2}, "workers=2 .* are of Ray; give --engine ray"),
     ],

@@ -8,12 +8,14 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
-from study.figures import results_without_seconds, table_without_seconds
+from study.figures import names, results_without_seconds, table_without_seconds
 from tables.test_ray import own_workers
 
 from captum_attnflow.study import run_study
+from captum_attnflow.study.records import PartedFile, RecordFile
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster", "one_thread")]
 
@@ -36,7 +38,18 @@ def test_two_workers_are_one_process_to_the_last_bit(study, tmp_path):
         study.output
     )
     assert table_without_seconds(by_ray.output) == table_without_seconds(study.output)
-    assert (by_ray.output / "table.md").exists()
+    assert names(by_ray.output) == names(study.output)
+
+
+def test_a_worker_on_a_machine_of_its_own_is_refused_in_words(study, monkeypatch):
+    def elsewhere(file):
+        return RecordFile(Path("/nowhere/results.jsonl"), file.kind, makes=False)
+
+    monkeypatch.setattr(PartedFile, "of_new_worker", elsewhere)
+    with pytest.raises(ValueError, match="does not see the folder /nowhere") as caught:
+        run_study(dataclasses.replace(study, engine="ray"))
+    assert "Traceback" not in str(caught.value)
+    assert not list(study.output.glob("*.jsonl"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -51,11 +64,13 @@ def test_a_worker_that_is_killed_is_replaced_and_loses_nothing(study, tmp_path):
     by_ray = dataclasses.replace(
         study, output=tmp_path / "ray", engine="ray", workers=2
     )
-    results, killed = by_ray.output / "results.jsonl", []
+    written, killed = set(), []
 
     def kill_a_worker():
-        while not results.exists() or results.stat().st_size < 3000:
+        while len(written) < 2 or not all(path.stat().st_size for path in written):
             time.sleep(0.02)
+            written.update(by_ray.output.glob("results-1-of-1-worker-*.jsonl"))
+        assert not (by_ray.output / "results.jsonl").exists()
         killed.append(own_workers()[0])
         os.kill(killed[0], signal.SIGKILL)
 
@@ -64,6 +79,7 @@ def test_a_worker_that_is_killed_is_replaced_and_loses_nothing(study, tmp_path):
     run_study(by_ray)
     thread.join()
     assert killed
+    assert names(by_ray.output) == names(study.output)
     assert results_without_seconds(by_ray.output) == results_without_seconds(
         study.output
     )

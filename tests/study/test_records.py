@@ -88,6 +88,38 @@ def test_files_of_parts_are_merged_but_of_those_that_are_written(tmp_path):
     assert [each.row for _, each in parts[0].read()] == read
 
 
+def test_a_worker_whose_file_was_merged_writes_nothing_more(tmp_path):
+    """One that outlives its run writes to no file of the next one."""
+    part = PartedFile(tmp_path, "results", Record, (1, 1))
+    worker, idle = part.of_new_worker(), part.of_new_worker()
+    assert worker.path != idle.path
+    worker.append([record(1)])
+    part.gather()
+    with pytest.raises(OSError, match="cannot be written: No such file"):
+        worker.append([record(2)])
+    assert [path.name for path in tmp_path.glob("*")] == ["results.jsonl"]
+    assert list(part.own.read()) == [record(1)]
+
+
+def test_idle_workers_leave_no_file(tmp_path):
+    part = PartedFile(tmp_path, "bounds", Bounds, (2, 3))
+    part.of_new_worker()
+    part.gather()
+    assert not list(tmp_path.glob("*"))
+
+
+def test_files_of_workers_are_merged_but_of_parts_that_are_written(tmp_path):
+    parts = [PartedFile(tmp_path, "results", Record, (i, 2)) for i in (1, 2)]
+    for part in parts:
+        part.of_new_worker().append([record(1), record(2)])
+    with lock_of_part(tmp_path, (2, 2)):
+        parts[0].merge()
+    assert len(list(tmp_path.glob("*worker*"))) == 1
+    parts[0].merge()
+    assert [path.name for path in tmp_path.glob("*.jsonl")] == ["results.jsonl"]
+    assert [each.row for _, each in parts[0].read()] == [1, 2]
+
+
 @pytest.mark.parametrize("line", ["{}", "[]", "not json", '{"model": "a", "b": 1}'])
 def test_damage_before_the_end_is_refused(path, line):
     path.write_text(line + "\n" + path.read_text())

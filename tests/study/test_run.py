@@ -179,6 +179,28 @@ def test_other_settings_in_the_same_folder_are_refused(study, changed, change, m
     assert {f.name: f.read_bytes() for f in study.output.iterdir()} == before
 
 
+@pytest.mark.filterwarnings("ignore:1 row of texts.tsv left out")
+def test_another_label_column_is_refused_and_none_may_be_added(study, tmp_path):
+    """Rows that lack the one label may have the other, and their number be the same."""
+    path = tmp_path / "texts.tsv"
+    path.write_text("text\tgold\tsilver\nfunny\t1\t\ndull\t\t0\nsad\t0\t0\n")
+    study = dataclasses.replace(study, methods=("random",), against=None)
+
+    def by(column):
+        data = dataclasses.replace(study.data, label_column=column)
+        return dataclasses.replace(study, data=data)
+
+    run_study(by("gold"))
+    with pytest.raises(ValueError, match=r"'label_column' .*'gold' there, 'silv"):
+        run_study(by("silver"))
+    with pytest.raises(ValueError, match=r"'n_texts' .*: 2 there, 3 now"):
+        run_study(by(None))
+    path.write_text("text\tgold\nfunny\t1\ndull\t0\nsad\t0\n")
+    study = dataclasses.replace(study, output=tmp_path / "whole")
+    run_study(by(None))
+    assert run_study(by("gold")).rows == run_study(by(None)).rows
+
+
 def test_changed_data_model_and_method_are_refused(
     study, changed, tmp_path, monkeypatch
 ):
@@ -401,7 +423,7 @@ def test_progress_tells_the_time_left(study, capsys):
         ),
         ({"methods": ()}, "at least one"),
         ({"methods": "random"}, "methods='random' is a str; give a tuple of names"),
-        ({"methods": np.array(["random"])}, "is a ndarray; give a tuple of names"),
+        ({"methods": np.array(["random"])}, "is an ndarray; give a tuple of names"),
         ({"methods": (np.array(["random", "lime"]),)}, "method=.* is unknown"),
         ({"models": str(DEMO_MODEL_PATH)}, "models=.* is a str; give a tuple"),
         ({"methods": ("random", "random"), "against": None}, "none twice"),

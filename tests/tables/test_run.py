@@ -161,13 +161,30 @@ def test_a_changed_byte_is_found_and_the_file_written_anew(job, kind):
     assert (job.output / "SHA256SUMS").read_bytes() == sums
 
 
-def test_files_of_earlier_versions_have_no_checksums_and_are_kept(job):
+def test_files_of_earlier_versions_are_kept_and_get_checksums(job):
     explain_table(job)
+    sums, files = (job.output / "SHA256SUMS").read_text(), contents(job.output)
     (job.output / "SHA256SUMS").unlink()
     (job.output / "part-000004.parquet").unlink()
     assert explain_table(job).n_kept == 4
-    listed = (job.output / "SHA256SUMS").read_text()
-    assert listed.split() == [listed[:64], "part-000004.parquet"]
+    assert (job.output / "SHA256SUMS").read_text() == sums
+    assert contents(job.output) == files
+
+
+def test_parts_of_two_machines_copied_into_one_folder_are_one_run(job):
+    """The list of one machine lies over that of the other, and lacks its files."""
+    machines = [job.output.with_name(name) for name in ("one", "two")]
+    for index, machine in enumerate(machines, 1):
+        explain_table(replace(job, output=machine, part=(index, 2)))
+        shutil.copytree(machine, job.output, dirs_exist_ok=True)
+    assert len((job.output / "SHA256SUMS").read_text().splitlines()) == 2
+    outcome = explain_table(job)
+    assert outcome.n_kept == outcome.n_files == 5
+    lines = (job.output / "SHA256SUMS").read_text().splitlines()
+    assert {line.split("  ")[1] for line in lines} == contents(job.output).keys()
+    (job.output / "part-000000.parquet").write_bytes(b"PAR1")
+    with pytest.warns(UserWarning, match="part-000000.parquet was changed or cut off"):
+        assert explain_table(job).n_kept == 4
 
 
 def test_a_checksum_that_is_there_already_is_replaced(job):
@@ -543,3 +560,8 @@ def test_long_texts_follow_the_policy_and_a_contrast_its_labels(tmp_path):
     refused = explain_table(strict)
     assert refused.n_failed == 1
     assert "has 302 tokens" in lines_of(tmp_path / "r")[1]["reason"]
+    # Each against what it is itself: one row fails, and says why.
+    explain_table(replace(job, output=tmp_path / "own"))
+    own, other = lines_of(tmp_path / "own")
+    assert "is the label that is explained itself; give another" in own["reason"]
+    assert (other["status"], other["target"]) == ("explained", "negative")

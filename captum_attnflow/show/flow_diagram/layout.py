@@ -30,6 +30,7 @@ from captum_attnflow._checks import (
     check_strings,
     check_type,
     counted,
+    type_of,
 )
 from captum_attnflow.explanation import ConservationDiagnostics, Explanation
 from captum_attnflow.flow.network import LayeredNetwork
@@ -536,7 +537,7 @@ def _read(
     """Return the flow, shape ``(L, T, T)``, head before tail, and the labels."""
     if not isinstance(explanation, Explanation):
         raise ValueError(
-            f"a {type(explanation).__name__} has no flow to draw; give what explain() "
+            f"{type_of(explanation)} has no flow to draw; give what explain() "
             "of a flow method returns. slalom_plane draws SLALOM's"
         )
     if explanation.flow is None:
