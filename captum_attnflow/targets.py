@@ -224,6 +224,7 @@ def select_numbers(output: Tensor, target: TargetType, n_examples: int) -> Tenso
     Raises:
         ValueError: If the output has no such target.
     """
+    check_target(target)
     # Messages name the examples, not the points of their paths.
     given = target
     if is_per_example(target):
