@@ -19,7 +19,7 @@ from captum_attnflow.pipelines.sentence_similarity import SentenceSimilarity
 from captum_attnflow.pipelines.token_classification import TokenClassifier
 from captum_attnflow.summary import summarize
 from captum_attnflow.tables import TableJob, explain_table
-from captum_attnflow.tables.explainer import TASKS
+from captum_attnflow.tables.run import TASKS
 from captum_attnflow.tables.settings import TASK_COLUMNS
 
 LABELS = {0: "O", 1: "B-PER", 2: "I-PER"}
