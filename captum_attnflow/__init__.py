@@ -34,7 +34,8 @@ neither torch nor transformers.
 from typing import TYPE_CHECKING
 
 from captum_attnflow._lazy import lazy_names
-from captum_attnflow._version import __version__
+
+__version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from captum_attnflow.attr import (

@@ -28,10 +28,10 @@ from safetensors import torch as safetensors_torch
 from torch import Tensor
 from typing_extensions import Self
 
+from captum_attnflow import __version__
 from captum_attnflow._checks import check_type, counted, described, type_of
 from captum_attnflow._files import BINARY_FORMATS, replace_file
 from captum_attnflow._tree import Compared, Packing, unpack
-from captum_attnflow._version import __version__
 
 FORMAT_VERSION = 1
 """It rises when files of this version would be misread by earlier ones."""

@@ -37,9 +37,9 @@ from captum_attnflow import (
     Explanation,
     GeneralizedAttentionFlow,
     GenerationExplanation,
+    __version__,
 )
 from captum_attnflow._tree import CLASSES, Compared
-from captum_attnflow._version import __version__
 from captum_attnflow.capture import Propagation, TokenSequence
 from captum_attnflow.explanation import ConservationDiagnostics, GivenFlow
 from captum_attnflow.flow.network import LayeredNetwork

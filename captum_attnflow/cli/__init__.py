@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from captum_attnflow._version import __version__
+from captum_attnflow import __version__
 from captum_attnflow.cli.datasets import study, summarize
 from captum_attnflow.cli.explain import explain
 
