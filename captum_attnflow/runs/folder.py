@@ -1,7 +1,7 @@
 """The folder of a run: who writes there, what it is of, and what was written.
 
-A folder has a manifest, which a run that continues it must agree with. Part files have
-their checksums in ``SHA256SUMS``, as ``sha256sum -c`` reads them.
+A folder has a manifest, which a run that continues it must agree with. The files of a
+table have their checksums in ``SHA256SUMS``, as ``sha256sum -c`` reads them.
 """
 
 from __future__ import annotations

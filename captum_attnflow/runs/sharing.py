@@ -1,7 +1,7 @@
 """How work is shared out: to processes, a part each, or to actors of Ray.
 
-A part is the ``i``-th share of ``n``. An actor makes what works on its tasks once, and
-has one thread.
+A part is the ``i``-th share of ``n``, as ``--part i/n`` asks for it. An actor makes
+what works on its tasks once, and has one thread.
 """
 
 from __future__ import annotations

@@ -207,11 +207,11 @@ def evaluate(
             failure = f"{type(error).__name__}: {error}"
             predicted = int(batch.predicted[0])
             return [Record(model, method, rows[0], predicted, {}, failure=failure)]
-    parts = (
+    alone = (
         evaluate(study, model, method, batch.rows([position]), [row], bounds)
         for position, row in enumerate(rows)
     )
-    return list(chain.from_iterable(parts))
+    return list(chain.from_iterable(alone))
 
 
 @dataclass(frozen=True)

@@ -129,13 +129,13 @@ class Interval:
         generator = torch.Generator().manual_seed(seed)
         # Filled in place: small tensors kept between large ones split the memory.
         means = differences.new_empty(n_resamples, differences.shape[1])
-        for part in means.split(max(1, _AT_ONCE // n)):
-            size = len(part)
+        for some in means.split(max(1, _AT_ONCE // n)):
+            size = len(some)
             drawn = torch.randint(n, (size, n), generator=generator)
             drawn += n * torch.arange(size)[:, None]
             # How often each example was drawn, for a product with all columns.
             counts = torch.bincount(drawn.flatten(), minlength=size * n)
-            torch.mm(counts.view(size, n).double(), differences, out=part)
+            torch.mm(counts.view(size, n).double(), differences, out=some)
         means /= n
         ends = torch.tensor([0.025, 0.975], dtype=differences.dtype)
         quantiles = means.quantile(ends, 0)  # (2, k)

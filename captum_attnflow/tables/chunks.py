@@ -1,4 +1,4 @@
-"""The rows of a table, cut into chunks, and the part file that each is written to.
+"""The rows of a table, cut into chunks, and the file that each is written to.
 
 A chunk is the same whatever else is explained, before or beside it. So are the batches
 within it, and with them the last digits of scores. Its explanations are in one file,
@@ -228,8 +228,10 @@ def _copy_rows(rows: Iterator[Row], schema: Any, folder: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class PartFiles:
-    """The part files of a folder.
+class ChunkFiles:
+    """The files of the chunks: ``part-000000.parquet`` and so on, called part files.
+
+    A *part* of a run is another thing: a share of its chunks, given by ``--part``.
 
     Attributes:
         folder (Path): Where they are.

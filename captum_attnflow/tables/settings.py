@@ -77,8 +77,8 @@ class TableJob:
         input_format (str, optional): ``"csv"``, ``"tsv"``, ``"jsonl"`` or
             ``"parquet"``; by the file's ending by default. Standard input is JSONL if
             it begins with a brace, else CSV.
-        part (tuple of int): ``(i, n)``: which part of how many this run explains. Part
-            files are dealt out in turn. Parts may run at once or in any order.
+        part (tuple of int): ``(i, n)``: which share of how many this run explains. The
+            part files are dealt out in turn. Shares may run at once or in any order.
         limit (int, optional): Only so many rows: the first, or with a shuffle seed a
             random sample.
         shuffle_seed (int, optional): Explains the rows in a random order, so that what

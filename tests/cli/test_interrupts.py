@@ -16,7 +16,7 @@ from captum_attnflow.cli import app, explain
 from captum_attnflow.cli._streams import errors_as_sentences
 from captum_attnflow.pipelines.text_classification import TextClassifier
 from captum_attnflow.study.methods import METHODS
-from captum_attnflow.tables.chunks import PartFiles
+from captum_attnflow.tables.chunks import ChunkFiles
 
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 ROLLOUT = ("--method", "attention-rollout")
@@ -64,7 +64,7 @@ def interrupt_at(monkeypatch):
 def test_a_table_says_how_far_it_got_and_continues(
     table, tmp_path, monkeypatch, number
 ):
-    write = PartFiles.write
+    write = ChunkFiles.write
 
     def interrupted(files, chunk, lines):
         write(files, chunk, lines)
@@ -74,7 +74,7 @@ def test_a_table_says_how_far_it_got_and_continues(
     command = ("explain", "--data", table, "--output", tmp_path / "out", *ROLLOUT)
     command += ("--rows-per-part", 2, "--batch-size", 2)
     with monkeypatch.context() as patch:
-        patch.setattr(PartFiles, "write", interrupted)
+        patch.setattr(ChunkFiles, "write", interrupted)
         stopped = run(*command)
     assert stopped.exit_code == SIGNALS[number]
     assert stopped.stderr.splitlines()[-1] == (

@@ -19,7 +19,7 @@ from captum_attnflow.pipelines.sentence_similarity import SentenceSimilarity
 from captum_attnflow.pipelines.token_classification import TokenClassifier
 from captum_attnflow.summary import summarize
 from captum_attnflow.tables import TableJob, explain_table
-from captum_attnflow.tables.explainer import TASKS
+from captum_attnflow.tables.run import TASKS
 from captum_attnflow.tables.settings import TASK_COLUMNS
 
 LABELS = {0: "O", 1: "B-PER", 2: "I-PER"}
@@ -177,7 +177,7 @@ def test_two_methods_are_summarized_and_compared_by_texts(job_of, task):
         n_texts = {label.label: label.n_texts for label in folder.labels}
         assert n_texts == {label: len(rows) for label, rows in rows_of.items()}
         assert folder.counts.n_texts == len(ROWS)
-    found = summary.ranks
+    found = summary.agreement
     assert found.n_compared == len(set.union(*rows_of.values()))
     assert (found.n_other_words, found.n_unmatched) == (0, 0)
 
