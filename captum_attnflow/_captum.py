@@ -53,9 +53,6 @@ from captum.attr._utils.common import (
 from captum.attr._utils.common import (
     _validate_input as validate_input,
 )
-from captum.attr._utils.common import (
-    _validate_target as validate_target,
-)
 from captum.log import (
     log_usage,
 )
@@ -81,5 +78,4 @@ __all__ = [
     "select_targets",
     "tensorize_baseline",
     "validate_input",
-    "validate_target",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import wraps
-from inspect import signature
+from inspect import Signature, signature
 from numbers import Integral
 from typing import (
     TYPE_CHECKING,
@@ -452,3 +452,52 @@ def names_its_class(method: Callable[P, T]) -> Callable[P, T]:
         return found
 
     return named
+
+
+def signature_at_layer(
+    of_layer: Callable[..., Any],
+    of_method: Callable[..., Any],
+    without: tuple[str, ...] = (),
+) -> Signature:
+    """Name a method's options in the signature of its Layer form's constructor.
+
+    Args:
+        of_layer (Callable): That constructor, which takes ``**options``.
+        of_method (Callable): That of the method.
+        without (tuple of str): Options that the Layer form does not have.
+    """
+    shown = [
+        part
+        for part in signature(of_layer).parameters.values()
+        if part.kind is not part.VAR_KEYWORD
+    ]
+    shown += [
+        part
+        for part in signature(of_method).parameters.values()
+        if part.kind is part.KEYWORD_ONLY and part.name not in without
+    ]
+    return Signature(shown)
+
+
+def constructor_at_layer(
+    cls: type[Any], of_layer: Callable[..., Any], of_method: Callable[..., Any]
+) -> Callable[..., None]:
+    """Make the constructor of a Layer form, which names the options of its method.
+
+    Args:
+        cls (type): The Layer form.
+        of_layer (Callable): The constructor of its base, which takes ``**options``.
+        of_method (Callable): That of the method.
+    """
+
+    def construct(self: Any, *args: Any, **options: Any) -> None:
+        initialise: Any = super(cls, self).__init__
+        initialise(*args, **options)
+
+    def constructor(*args: Any, **options: Any) -> None:
+        call_by(type(args[0]), "__init__", construct, *args, **options)
+
+    for function in (construct, constructor):
+        shown = signature_at_layer(of_layer, of_method)
+        function.__signature__ = shown  # type: ignore[attr-defined]
+    return constructor

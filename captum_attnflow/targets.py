@@ -71,15 +71,10 @@ def targets_of_texts(target: TargetType, n_texts: int) -> list[Target] | None:
         ValueError: If the targets are not one per text, or no indices.
     """
     check_integer("n_texts", n_texts, 1)
-    check_target(target)
+    check_target(target, n_texts)
     if target is None:
         return None
     each: Any = target if is_per_example(target) else [target] * n_texts
-    if len(each) != n_texts:
-        raise ValueError(
-            f"{counted(len(each), 'target')} for {counted(n_texts, 'text')}; give one "
-            "per text, or one for all"
-        )
     return [
         tuple(map(as_index, index if isinstance(index, tuple) else (index,)))
         for index in each
@@ -92,12 +87,14 @@ _ACCEPTED = (
 )
 
 
-def check_target(target: object) -> None:
+def check_target(target: object, n_examples: int | None = None) -> None:
     """Refuse what Captum does not read as a target, and bools, which Python would.
 
     Args:
         target (object): An integer, a tuple of integers, a list of one of these for
             each example, a tensor of integers, ``()`` or ``(B,)``, or None.
+        n_examples (int, optional): How many a list or a tensor of several numbers has
+            to be for; any number by default.
 
     Raises:
         ValueError: Saying what was given, what is accepted and what to do.
@@ -108,7 +105,21 @@ def check_target(target: object) -> None:
         >>> check_target([[1], [0]])  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ValueError: target=[[1], [0]] is no index, as it is nested; give an integer ...
+        >>> check_target([0], n_examples=2)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: target=[0] is for 1 example, but there are 2; give an integer ...
     """
+    _check_indices(target)
+    given = cast(TargetType, target)
+    if n_examples is None or not is_per_example(given) or len(given) == n_examples:
+        return
+    raise ValueError(
+        f"target={described(target)} is for {counted(len(given), 'example')}, but "
+        f"there {'is' if n_examples == 1 else 'are'} {n_examples:,}; {_ACCEPTED}"
+    )
+
+
+def _check_indices(target: object) -> None:
     if isinstance(target, Tensor):
         _check_tensor(target)
         return
@@ -215,7 +226,10 @@ def select_numbers(output: Tensor, target: TargetType, n_examples: int) -> Tenso
     """
     check_target(target)
     # Messages name the examples, not the points of their paths.
-    given = target_of_rows(target, slice(n_examples))
+    given = target
+    if is_per_example(target):
+        given = target[: len(target) * n_examples // len(output)]
+    check_target(given, n_examples)
     shape = (n_examples, *output.shape[1:])
     try:
         selected = select_targets(output, target)
@@ -324,6 +338,25 @@ def vocabulary_in_words(
             "model's own tokenizer. After adding tokens to it, call "
             "model.resize_token_embeddings(len(tokenizer))"
         ) from error
+
+
+def check_baseline_ids(ids: Tensor, n_rows: int) -> None:
+    """Refuse baselines that an embedding has no row for.
+
+    Args:
+        ids (Tensor): The baselines.
+        n_rows (int): Rows of the embedding.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    least, most = int(ids.min()), int(ids.max())
+    if least < 0 or most >= n_rows:
+        raise ValueError(
+            f"the baselines hold ids from {least} to {most}, but the embedding has "
+            f"{n_rows} rows; give ids from 0 to {n_rows - 1}, such as "
+            "tokenizer.mask_token_id"
+        )
 
 
 def _failed_lookup(error: IndexError) -> tuple[Tensor, int] | None:

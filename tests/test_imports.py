@@ -12,33 +12,34 @@ from captum_attnflow.slalom import SCORES as SLALOM_SCORES
 from captum_attnflow.study.settings import BETTER
 
 
-def loaded_by(code: str) -> set[str]:
-    """Return the modules that a fresh interpreter has after running code."""
-    written = subprocess.run(
-        [sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules)"],
-        capture_output=True,
-        text=True,
-        check=True,
+def loaded_by(*parts: str) -> list[set[str]]:
+    """Return the modules that a fresh interpreter has after each part of a script."""
+    code = "\n".join(
+        ["import sys", *(f"{part}\nprint(*sys.modules)" for part in parts)]
     )
-    return set(written.stdout.split())
+    written = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    return [set(line.split()) for line in written.stdout.splitlines()]
 
 
 def test_the_package_alone_loads_nothing_heavy():
-    loaded = loaded_by("import captum_attnflow")
+    [loaded] = loaded_by("import captum_attnflow")
     assert not loaded & {"torch", "transformers", "captum", "matplotlib", "scipy"}
 
 
-def test_methods_load_no_pipeline_and_no_picture_of_this_package():
-    loaded = loaded_by("from captum_attnflow.attr import *")
-    assert "captum_attnflow.attr.relevance_flow" in loaded
-    assert "transformers" not in loaded
+def test_methods_load_no_pipeline_and_all_names_no_table():
+    """Tables of ``to_pandas()`` and ``to_arrow()`` are imported when one is made."""
+    of_methods, of_all = loaded_by(
+        "from captum_attnflow.attr import *",
+        "from captum_attnflow import *; import captum_attnflow.storage",
+    )
+    assert "captum_attnflow.attr.relevance_flow" in of_methods
+    assert "transformers" not in of_methods
     heavy = ("show", "pipelines", "study", "tables", "cli", "demo")
-    assert not loaded & {f"captum_attnflow.{room}" for room in heavy}
-
-
-def test_rooms_are_attributes_of_the_package():
-    loaded = loaded_by("import captum_attnflow\ncaptum_attnflow.metrics.__all__")
-    assert "captum_attnflow.metrics" in loaded
+    assert not of_methods & {f"captum_attnflow.{room}" for room in heavy}
+    assert {"captum_attnflow.pipelines", "captum_attnflow.storage"} <= of_all
+    assert not of_all & {"pandas", "pyarrow"}
 
 
 @pytest.mark.parametrize("room", ["flow", "metrics", "show", "slalom", "summary"])
@@ -49,16 +50,21 @@ def test_rooms_are_imported_where_the_package_does_not_hold_them(room):
 
 
 def test_the_settings_of_a_table_load_neither_torch_nor_pyarrow():
-    loaded = loaded_by(
+    [loaded] = loaded_by(
         "from captum_attnflow.tables import TableJob\nTableJob('a.csv', 'b').check()"
     )
     assert not loaded & {"torch", "transformers", "pyarrow", "ray"}
 
 
-def test_slalom_loads_no_flow():
-    loaded = loaded_by("from captum_attnflow import SLALOM, LayerSLALOM")
+def test_slalom_loads_no_flow_and_rooms_are_attributes_of_the_package():
+    loaded, with_room = loaded_by(
+        "from captum_attnflow import SLALOM, LayerSLALOM",
+        "import captum_attnflow\ncaptum_attnflow.metrics.__all__",
+    )
     assert "captum_attnflow.slalom.layer" in loaded
     assert not {name for name in loaded if name.startswith("captum_attnflow.flow")}
+    assert "captum_attnflow.metrics" not in loaded
+    assert "captum_attnflow.metrics" in with_room
 
 
 @pytest.mark.parametrize("package", [captum_attnflow, attr, study, tables])
@@ -87,7 +93,7 @@ def test_a_star_imports_every_public_name():
     ],
 )
 def test_captum_admits_a_method_however_it_is_imported(module, name, wrapper):
-    loaded = loaded_by(
+    [loaded] = loaded_by(
         f"from {module} import {name}\nfrom captum.attr import {wrapper}\n"
         f"assert issubclass({name}, {wrapper}.SUPPORTED_METHODS)"
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from inspect import Signature, signature
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,7 +20,6 @@ from captum_attnflow._captum import (
     format_tensor_into_tuples,
     tensorize_baseline,
     validate_input,
-    validate_target,
 )
 from captum_attnflow._checks import (
     check_additional,
@@ -79,12 +77,11 @@ class ForwardArguments:
         check_inputs(inputs)
         baselines = _with_numbers_of_python(baselines)
         _check_baselines(baselines, inputs)
-        check_target(target)
         check_integer("n_steps", n_steps)
         check_type("method", method, str, "a name, as IntegratedGradients takes it")
         tensors, formatted_baselines = format_input_baseline(inputs, baselines)
         validate_input(tensors, formatted_baselines, n_steps, method)
-        validate_target(len(tensors[0]), target)
+        check_target(target, len(tensors[0]))
         additional = format_additional_forward_args(additional_forward_args)
         check_additional(additional, len(tensors[0]))
         return ForwardArguments(
@@ -94,6 +91,11 @@ class ForwardArguments:
             additional=additional,
             has_baselines=baselines is not None,
         )
+
+    @property
+    def given_baselines(self) -> tuple[Tensor, ...]:
+        """The baselines, if there were given any."""
+        return self.baselines if self.has_baselines else ()
 
     @property
     def n_rows(self) -> int:
@@ -304,13 +306,29 @@ def run_in_parts(
         )
 
 
+def check_layers(given: ModuleOrModuleList) -> list[nn.Module]:
+    """Return the layers that were given, one alone or several in a list.
+
+    Raises:
+        ValueError: If there is none, or one is no module.
+    """
+    layers = given if isinstance(given, list) else [given]
+    for layer in layers or [None]:
+        if not isinstance(layer, nn.Module):
+            raise ValueError(
+                f"layer={described(given)} is no module, nor a list of modules; give a "
+                "part of the model itself, such as its embeddings module"
+            )
+    return layers
+
+
 def single_layer(given: ModuleOrModuleList) -> nn.Module:
     """Return the one layer that was given, alone or in a list.
 
     Raises:
         ValueError: If several were given, or something else.
     """
-    layers = given if isinstance(given, list) else [given]
+    layers = check_layers(given)
     if len(layers) != 1:
         raise ValueError(
             f"{len(layers)} layers were given, but there is one score per token "
@@ -318,46 +336,7 @@ def single_layer(given: ModuleOrModuleList) -> nn.Module:
             "type embeddings). Attribute to one layer, such as the whole "
             "embeddings module"
         )
-    return check_layer(layers[0])
-
-
-def signature_at_layer(
-    of_layer: Callable[..., Any],
-    of_method: Callable[..., Any],
-    without: tuple[str, ...] = (),
-) -> Signature:
-    """Name a method's options in the signature of its Layer form's constructor.
-
-    Args:
-        of_layer (Callable): That constructor, which takes ``**options``.
-        of_method (Callable): That of the method.
-        without (tuple of str): Options that the Layer form does not have.
-    """
-    shown = [
-        part
-        for part in signature(of_layer).parameters.values()
-        if part.kind is not part.VAR_KEYWORD
-    ]
-    shown += [
-        part
-        for part in signature(of_method).parameters.values()
-        if part.kind is part.KEYWORD_ONLY and part.name not in without
-    ]
-    return Signature(shown)
-
-
-def check_layer(layer: Any) -> nn.Module:
-    """Return a layer.
-
-    Raises:
-        ValueError: If it is no module.
-    """
-    if not isinstance(layer, nn.Module):
-        raise ValueError(
-            f"layer={layer!r} is no module; give a part of the model itself, such as "
-            "its embeddings module"
-        )
-    return layer
+    return layers[0]
 
 
 def shape_like_inputs(
@@ -486,7 +465,10 @@ def refuse_several(inputs: Sequence[TensorLike]) -> None:
 
 
 def shape_like_layer(
-    scores: Tensor, outputs: Sequence[TensorLike], tokens: Tensor | None = None
+    scores: Tensor,
+    outputs: Sequence[TensorLike],
+    tokens: Tensor | None = None,
+    n_calls: int = 1,
 ) -> tuple[Tensor, ...]:
     """Spread token scores over what a layer emits; other tensors than tokens get 0.
 
@@ -495,6 +477,7 @@ def shape_like_layer(
         outputs (sequence of TensorLike): The tensors of the layer.
         tokens (Tensor, optional): The token that each element of the first of them
             makes, where the dimensions do not tell.
+        n_calls (int): How often the layer ran; these are of the last call.
 
     Returns:
         tuple[Tensor, ...]: One attribution per tensor.
@@ -510,9 +493,11 @@ def shape_like_layer(
             _new(template, scores.new_zeros(())) for template in others
         )
     if not holders or (len(holders) > 1 and holders[0] > 0):
+        again = f", in the last of the {n_calls} times that it ran," * (n_calls > 1)
         raise ValueError(
-            f"the layer has tensors of shapes {[t.shape for t in outputs]}, of which "
-            f"{len(holders)} start with (examples, tokens) = {tuple(scores.shape)}; "
+            f"the layer has{again} tensors of shapes {[t.shape for t in outputs]}, of "
+            f"which {len(holders)} start with (examples, tokens) = "
+            f"{tuple(scores.shape)}; "
             "the first or only one must, such as the output (B, T, D) of the "
             "embeddings module. Only tensors that it returns, or takes by position, "
             "are seen"
@@ -529,36 +514,6 @@ def shape_like_layer(
         if index == holders[0]
         else _new(template, scores.new_zeros(()))
         for index, template in enumerate(outputs)
-    )
-
-
-def sum_over_tokens(features: Tensor, n_tokens: int, elements: Tensor | None) -> Tensor:
-    """Sum what belongs to each token, the reverse of spreading a score.
-
-    Args:
-        features (Tensor): Shape ``(B, T)``, ``(B, T, D)`` or that of the first input.
-        n_tokens (int): ``T``.
-        elements (Tensor, optional): The token of each element, of the features' shape.
-
-    Returns:
-        Tensor: Shape ``(B, T)``; tokens without elements get 0.
-
-    Raises:
-        ValueError: If the features are not those of so many tokens.
-    """
-    if elements is not None and elements.shape == features.shape:
-        owned = elements >= 0
-        sums = features.new_zeros(len(features), n_tokens)
-        return sums.scatter_add(
-            1, elements.clamp_min(0).flatten(1), features.where(owned, 0).flatten(1)
-        )
-    if 2 <= features.dim() <= 3 and features.shape[1] == n_tokens:
-        return features.reshape(*features.shape[:2], -1).sum(-1)
-    raise ValueError(
-        f"the path leads through a tensor of shape {tuple(features.shape)}, but the "
-        f"attention maps have {n_tokens} tokens for {len(features)} examples; the path "
-        "cannot be told apart by token. Pass the tokens or their embeddings as the "
-        "first input, or path_steps=0, which takes no path"
     )
 
 
@@ -606,6 +561,12 @@ def layer_templates(
         raise ValueError(
             f"the layer {type(layer).__name__} did not run in the forward function; "
             "pass a layer of the model that forward_func calls"
+        )
+    if len({len(call.tensors) for call in calls}) > 1:
+        raise ValueError(
+            f"the layer {type(layer).__name__} ran {len(calls)} times in the forward "
+            f"function, with {[len(call.tensors) for call in calls]} tensors; give a "
+            "layer that runs once, or with as many tensors each time"
         )
     templates = []
     for tensors in zip(*(call.tensors for call in calls), strict=True):

@@ -110,7 +110,7 @@ class LayerAttentionFlow(LayerAttentionAttribution, AttentionFlow):
         normalization (str, optional): See :class:`AttentionFlow`.
 
     Raises:
-        ValueError: If an option is unknown.
+        ValueError: If an option is unknown, or a layer is no module.
 
     Examples::
 
@@ -232,7 +232,7 @@ class LayerGeneralizedAttentionFlow(
         gradient (str): See :class:`GeneralizedAttentionFlow`.
 
     Raises:
-        ValueError: If an option is unknown.
+        ValueError: If an option is unknown, or a layer is no module.
 
     Examples::
 

@@ -21,7 +21,7 @@ from captum_attnflow._checks import check_choice, names_its_class
 from captum_attnflow.attr.arguments import (
     ForwardArguments,
     TensorOrTensors,
-    check_layer,
+    check_layers,
     run_in_parts,
     sum_over_features,
 )
@@ -117,6 +117,7 @@ class AttnLRP(InPlaceOfIntegratedGradients):
             targets,
             arguments.additional,
             self.rules,
+            baselines=arguments.given_baselines,
         ):
             of_inputs = [
                 self._of_input(tensors, like).double()
@@ -162,6 +163,7 @@ class AttnLRP(InPlaceOfIntegratedGradients):
                 layers,
                 of_layer_input,
                 grad_kwargs,
+                part.given_baselines,
             ),
             arguments,
             internal_batch_size,
@@ -196,7 +198,7 @@ class LayerAttnLRP(InPlaceOfLayerIntegratedGradients, AttnLRP, LayerAttribution)
         rules (str): See :class:`AttnLRP`.
 
     Raises:
-        ValueError: If the rules are unknown.
+        ValueError: If the rules are unknown, or a layer is no module.
 
     Examples::
 
@@ -216,8 +218,7 @@ class LayerAttnLRP(InPlaceOfLayerIntegratedGradients, AttnLRP, LayerAttribution)
         grad_kwargs: dict[str, Any] | None,
         with_delta: bool,
     ) -> tuple[list[tuple[Tensor, ...]], Callable[[], Tensor]]:
-        given = self.layer if isinstance(self.layer, list) else [self.layer]
-        layers = [check_layer(layer) for layer in given]
+        layers = check_layers(self.layer)
         parts = self._propagate(
             arguments, internal_batch_size, layers, of_layer_input, grad_kwargs
         )

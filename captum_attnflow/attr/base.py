@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from captum.attr import GradientAttribution, LayerAttribution, LLMGradientAttribution
@@ -26,22 +26,22 @@ from captum_attnflow._captum import (
     log_usage,
 )
 from captum_attnflow._checks import (
-    call_by,
     check_callable,
     check_flags,
     check_grad_kwargs,
+    constructor_at_layer,
     names_its_class,
 )
 from captum_attnflow.attr.arguments import (
     ForwardArguments,
     TensorOrTensors,
     check_attributions,
+    check_layers,
     layer_templates,
     only_fitting,
     run_in_parts,
     shape_like_inputs,
     shape_like_layer,
-    signature_at_layer,
     single_layer,
     split_sequences,
     sum_over_features,
@@ -61,6 +61,8 @@ from captum_attnflow.explanation import (
 )
 
 _MAX_CAPACITIES_AT_ONCE = 1 << 22
+
+Scored = TypeVar("Scored", bound=Explanation | TokenScores)
 
 
 class InPlaceOfIntegratedGradients(GradientAttribution):
@@ -224,28 +226,18 @@ class InPlaceOfLayerIntegratedGradients:
         **options: Any,
     ) -> None:
         LayerAttribution.__init__(self, forward_func, layer, device_ids)
+        check_layers(layer)
         # The method itself is next.
         super().__init__(forward_func, multiply_by_inputs, **options)  # type: ignore[call-arg]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Name the method's options in the constructor's signature."""
         super().__init_subclass__(**kwargs)
-        if "__init__" in vars(cls):
-            return
-
-        def construct(self: Any, *args: Any, **options: Any) -> None:
-            super(cls, self).__init__(*args, **options)
-
-        def constructor(*args: Any, **options: Any) -> None:
-            call_by(type(args[0]), "__init__", construct, *args, **options)
-
-        method: Any = super()
-        shown = signature_at_layer(
-            InPlaceOfLayerIntegratedGradients.__init__, method.__init__
-        )
-        for function in (construct, constructor):
-            function.__signature__ = shown  # type: ignore[attr-defined]
-        cls.__init__ = constructor  # type: ignore[method-assign]
+        if "__init__" not in vars(cls):
+            method: Any = super()
+            own = InPlaceOfLayerIntegratedGradients.__init__
+            made = constructor_at_layer(cls, own, method.__init__)
+            cls.__init__ = made  # type: ignore[method-assign]
 
     @abstractmethod
     def _attribute_to_layer(
@@ -376,12 +368,7 @@ class AttentionAttribution(InPlaceOfIntegratedGradients):
     ) -> Explanation:
         """Return token scores with the network, the flow and the cut behind them.
 
-        Args:
-            inputs (Tensor or tuple[Tensor, ...]): As in :meth:`attribute`.
-            baselines (scalar, Tensor, tuple, optional): As in :meth:`attribute`.
-            target (int, tuple, Tensor or list, optional): As in :meth:`attribute`.
-            additional_forward_args (Any, optional): As in :meth:`attribute`.
-            internal_batch_size (int, optional): As in :meth:`attribute`.
+        Takes the arguments of :meth:`attribute`.
 
         Returns:
             Explanation: The same of the Layer form, since token scores do not depend on
@@ -485,9 +472,8 @@ class AttentionAttribution(InPlaceOfIntegratedGradients):
         for record in self._capture(arguments, targets, needs_maps=False):
             if attention is None:
                 attention = record.attention_received()
-            scored = replace(self._score_tokens(record), attention_received=attention)
-            warn_of_zeros(scored)
-            yield scored
+            scored = self._score_tokens(record)
+            yield _with_warnings(replace(scored, attention_received=attention))
 
     def _attribute(
         self, arguments: ForwardArguments, internal_batch_size: int | None
@@ -514,11 +500,7 @@ class AttentionAttribution(InPlaceOfIntegratedGradients):
         record = self._record(
             arguments, internal_batch_size, grad_kwargs, layer_calls, self._needs_maps
         )
-        scored = self._score_tokens(record)
-        if isinstance(scored, Explanation):
-            return _with_warnings(scored)
-        warn_of_zeros(scored)
-        return scored
+        return _with_warnings(self._score_tokens(record))
 
     def _record(
         self,
@@ -568,6 +550,7 @@ class AttentionAttribution(InPlaceOfIntegratedGradients):
             layer_calls=layer_calls,
             rules=self._rules,
             needs_maps=needs_maps,
+            baselines=arguments.given_baselines,
         )
 
 
@@ -604,14 +587,15 @@ class LayerAttentionAttribution(
             )
             made = [call.tokens for call in group if call.tokens is not None]
             tokens = torch.cat(made)[-len(scores) :] if made else None
-            attributions.extend(shape_like_layer(scores, templates, tokens))
+            attributions.extend(shape_like_layer(scores, templates, tokens, len(group)))
         return [tuple(attributions)], lambda: scored.delta.to(attributions[0])
 
 
-def _with_warnings(explanation: Explanation) -> Explanation:
-    warn_of_zeros(explanation)
-    warn_of_position(explanation)
-    return explanation
+def _with_warnings(scored: Scored) -> Scored:
+    warn_of_zeros(scored)
+    if isinstance(scored, Explanation):
+        warn_of_position(scored)
+    return scored
 
 
 def _by_sequence(

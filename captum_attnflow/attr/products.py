@@ -110,7 +110,8 @@ class LayerAttentionRollout(LayerAttentionAttribution, AttentionRollout):
         normalization (str, optional): See :class:`AttentionRollout`.
 
     Raises:
-        ValueError: If an option is unknown or out of its range.
+        ValueError: If an option is unknown or out of its range, or a layer is no
+            module.
 
     Examples::
 
@@ -245,7 +246,7 @@ class LayerCheferRelevance(LayerAttentionAttribution, CheferRelevance):
         normalization (str, optional): See :class:`CheferRelevance`.
 
     Raises:
-        ValueError: If an option is unknown.
+        ValueError: If an option is unknown, or a layer is no module.
 
     Examples::
 

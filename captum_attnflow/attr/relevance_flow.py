@@ -41,7 +41,6 @@ from captum_attnflow._warnings import warn_caller
 from captum_attnflow.attr.arguments import (
     ForwardArguments,
     single_layer,
-    sum_over_tokens,
 )
 from captum_attnflow.attr.base import AttentionAttribution, LayerAttentionAttribution
 from captum_attnflow.capture import (
@@ -229,7 +228,7 @@ class RelevanceFlow(AttentionAttribution):
             return replace(record, input_relevance=())
         try:
             by_token = [
-                sum_over_tokens(part.relevance.double(), record.n_tokens, part.tokens)
+                _sum_over_tokens(part.relevance.double(), record.n_tokens, part.tokens)
                 for part in record.input_relevance
                 # Further inputs may hold no tokens of their own, such as token types.
                 if part.index == 0 or part.index in record.elements
@@ -312,6 +311,38 @@ class RelevanceFlow(AttentionAttribution):
         if self.flow == "conserved":
             return conserved_scores(record)
         return super()._score_tokens(record)
+
+
+def _sum_over_tokens(
+    features: Tensor, n_tokens: int, elements: Tensor | None
+) -> Tensor:
+    """Sum what belongs to each token, the reverse of spreading a score.
+
+    Args:
+        features (Tensor): Shape ``(B, T)``, ``(B, T, D)`` or that of the first input.
+        n_tokens (int): ``T``.
+        elements (Tensor, optional): The token of each element, of the features' shape.
+
+    Returns:
+        Tensor: Shape ``(B, T)``; tokens without elements get 0.
+
+    Raises:
+        ValueError: If the features are not those of so many tokens.
+    """
+    if elements is not None and elements.shape == features.shape:
+        owned = elements >= 0
+        sums = features.new_zeros(len(features), n_tokens)
+        return sums.scatter_add(
+            1, elements.clamp_min(0).flatten(1), features.where(owned, 0).flatten(1)
+        )
+    if 2 <= features.dim() <= 3 and features.shape[1] == n_tokens:
+        return features.reshape(*features.shape[:2], -1).sum(-1)
+    raise ValueError(
+        f"the path leads through a tensor of shape {tuple(features.shape)}, but the "
+        f"attention maps have {n_tokens} tokens for {len(features)} examples; the path "
+        "cannot be told apart by token. Pass the tokens or their embeddings as the "
+        "first input, or path_steps=0, which takes no path"
+    )
 
 
 def conserved_explanation(record: AttentionRecord) -> Explanation:
@@ -431,7 +462,7 @@ class LayerRelevanceFlow(LayerAttentionAttribution, RelevanceFlow):
         flow (str): See :class:`RelevanceFlow`.
 
     Raises:
-        ValueError: If an option is out of its range.
+        ValueError: If an option is out of its range, or a layer is no module.
 
     Examples::
 

@@ -26,6 +26,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from captum_attnflow.capture.graph import DependencyGraph, Stack, sequence_lengths
 from captum_attnflow.capture.record import UnsupportedAttentionError
+from captum_attnflow.targets import check_baseline_ids
 
 if TYPE_CHECKING:
     from captum_attnflow.capture.gradients import AttentionCall, RowLayout
@@ -68,12 +69,17 @@ class InputEntries:
 
     Args:
         inputs (tuple[Tensor, ...]): The inputs of the forward function.
+        baselines (tuple[Tensor, ...]): Of each input its baseline, which no pass sees:
+            ids that the embedding has no row for are refused all the same.
 
     Attributes:
         inputs (tuple[Tensor, ...]): The inputs to pass on.
     """
 
-    def __init__(self, inputs: tuple[Tensor, ...]) -> None:
+    def __init__(
+        self, inputs: tuple[Tensor, ...], baselines: tuple[Tensor, ...] = ()
+    ) -> None:
+        self._baselines = baselines
         # Copies: a tensor that is given twice, and views of one, are told apart.
         self.inputs = tuple(
             traceable(tensor) if tensor.is_floating_point() else tensor.clone()
@@ -91,19 +97,28 @@ class InputEntries:
             if tensor.is_floating_point()
         ]
 
-    def enter_lookup(self, ids: Tensor, found: Tensor) -> Tensor:
+    def enter_lookup(self, ids: Tensor, found: Tensor, n_ids: int) -> Tensor:
         """Return what an embedding found, traceable where the ids are an input.
 
         Args:
             ids (Tensor): What was looked up. A view of an input, or of a part, is it.
             found (Tensor): What the embedding returned.
+            n_ids (int): Rows of the embedding.
+
+        Raises:
+            ValueError: If the baseline of the input holds other ids.
         """
         index = self._holding(ids)
+        if index is None or index == FURTHER:
+            return found
+        axes = _axes(ids, self.inputs[index])
+        if self._baselines and axes in ("same", "swapped"):
+            check_baseline_ids(self._baselines[index], n_ids)
         # Under no_grad nothing leads from what is found to the output.
-        if index is None or index == FURTHER or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
             return found
         found = traceable(found)
-        self._entries.append(Entry(index, found, _axes(ids, self.inputs[index])))
+        self._entries.append(Entry(index, found, axes))
         return found
 
     def watch(self, further: Iterable[Any]) -> None:

@@ -130,6 +130,7 @@ def capture_targets(
     layer_calls: LayerCalls | None = None,
     rules: Rules = "gradient",
     needs_maps: bool = True,
+    baselines: tuple[Tensor, ...] = (),
 ) -> Iterator[AttentionRecord]:
     """Run a forward function once and read the gradients of several outputs.
 
@@ -144,6 +145,8 @@ def capture_targets(
         rules (str): How the backward pass goes.
         needs_maps (bool): If not, only sums of messages are wanted, for which fused
             kernels keep the gradients of their operands.
+        baselines (tuple[Tensor, ...]): Of each input its baseline, for what ids it may
+            not hold; the pass does not see them.
 
     Yields:
         AttentionRecord: One per target, made when it is asked for.
@@ -158,7 +161,7 @@ def capture_targets(
     n_examples = n_rows if path is None else path.n_examples
     propagation = None if rules == "gradient" else PropagationRules(rules)
     with torch.enable_grad():
-        entries = InputEntries(inputs)
+        entries = InputEntries(inputs, baselines)
         entries.watch(additional_forward_args or ())
         interception = AttentionInterception(
             entries, path, propagation, keeps_operands=not needs_maps

@@ -13,7 +13,14 @@ keep tokens apart, by its name in the graph and by shapes. Of the rest
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -313,44 +320,12 @@ def sequence_lengths(stack: Stack, calls: Sequence[AttentionCall]) -> dict[int, 
 # Operations behind which each token is a function of itself alone, by their names in
 # the graph. Of any other it is computed whether it mixes tokens.
 _KEEPS_APART = {
-    "Abs",
-    "AccumulateGrad",
-    "Add",
-    "Alias",
-    "Clamp",
-    "ClampMax",
-    "ClampMin",
-    "Clone",
-    "Cos",
-    "Div",
-    "Elu",
-    "Embedding",
-    "Erf",
-    "Exp",
-    "Expand",
-    "Gelu",
-    "Log",
-    "MaskedFill",
-    "Mul",
-    "NativeDropout",
-    "Neg",
-    "Pow",
-    "Relu",
-    "Rsqrt",
-    "Rsub",
-    "Sigmoid",
-    "Silu",
-    "Sin",
-    "Softplus",
-    "Sqrt",
-    "Squeeze",
-    "Sub",
-    "Tanh",
-    "ToCopy",
-    "Unsqueeze",
-    "Where",
-    "_Scaled",  # of propagation rules, as the next
-    "_Substituted",
+    *("Abs", "AccumulateGrad", "Add", "Alias", "Clamp", "ClampMax", "ClampMin"),
+    *("Clone", "Cos", "Div", "Elu", "Embedding", "Erf", "Exp", "Expand", "Gelu"),
+    *("Log", "MaskedFill", "Mul", "NativeDropout", "Neg", "Pow", "Relu", "Rsqrt"),
+    *("Rsub", "Sigmoid", "Silu", "Sin", "Softplus", "Sqrt", "Squeeze", "Sub"),
+    *("Tanh", "ToCopy", "Unsqueeze", "Where"),
+    *("_Scaled", "_Substituted"),  # of propagation rules
 }
 # Those that keep tokens apart along the features.
 _ALONG_FEATURES = {
@@ -385,12 +360,16 @@ class _Parts:
     Args:
         calls (sequence of AttentionCall): The attention that was captured.
         tokens (sequence of Tensor): What stands for the inputs.
+        named (mapping): Names of what several nodes compute together.
     """
 
     def __init__(
-        self, calls: Sequence[AttentionCall], tokens: Sequence[Tensor]
+        self,
+        calls: Sequence[AttentionCall],
+        tokens: Sequence[Tensor],
+        named: Mapping[Node, str],
     ) -> None:
-        self._tokens = tokens
+        self._tokens, self._named = tokens, named
         probed = [call.probed for call in calls]
         self._of_tokens = DependencyGraph([*tokens, *probed])
         self._attention = {
@@ -418,8 +397,8 @@ class _Parts:
             name = operation(node)
             if not _keeps_apart(name, node, n_tokens):
                 # AvgPool2D as avg_pool2d
-                name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
-                may_mix.setdefault(name, []).append(node)
+                words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+                may_mix.setdefault(self._named.get(node, words), []).append(node)
             pending.extend(parent for parent, _ in node.next_functions if parent)
         entered: list[GradientEdge] = []
         if may_mix:  # else nothing is asked of it
@@ -465,7 +444,10 @@ class Suspect:
 
 
 def suspects(
-    calls: Sequence[AttentionCall], tokens: Sequence[Tensor], selected: Tensor
+    calls: Sequence[AttentionCall],
+    tokens: Sequence[Tensor],
+    selected: Tensor,
+    named: Mapping[Node, str],
 ) -> list[Suspect]:
     """Find the parts of the graph that may mix tokens, without a backward pass.
 
@@ -473,8 +455,10 @@ def suspects(
         calls (sequence of AttentionCall): The attention that was captured.
         tokens (sequence of Tensor): What stands for the inputs.
         selected (Tensor): One output per row, in the graph.
+        named (mapping): Names of what several nodes compute together, such as a
+            recurrent layer; others are named as the graph names them.
     """
-    parts, found = _Parts(calls, tokens), []
+    parts, found = _Parts(calls, tokens, named), []
     behind = DependencyGraph([call.probed for call in calls])
     used: set[int] = set()
     for number, call in enumerate(calls):

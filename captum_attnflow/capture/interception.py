@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._ops import OpOverloadPacket
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.graph import Node, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -46,7 +46,7 @@ from captum_attnflow.capture.mixing import mixing_beside
 from captum_attnflow.capture.path import InputPath
 from captum_attnflow.capture.record import FusedLayer, attention_weights
 from captum_attnflow.capture.rules import PropagationRules
-from captum_attnflow.capture.rules.call import version
+from captum_attnflow.capture.rules.call import nodes_between, tensors_in, version
 from captum_attnflow.capture.torch_calls import (
     EINSUM,
     KEEPS_IDS,
@@ -61,6 +61,7 @@ from captum_attnflow.capture.torch_calls import (
 )
 
 _ATTRIBUTES = {"T", "mT", "mH"}  # attributes that transpose; others are not followed
+_RECURRENT = {"gru", "lstm", "rnn_relu", "rnn_tanh"}
 
 
 class AttentionInterception(TorchFunctionMode):
@@ -116,6 +117,7 @@ class AttentionInterception(TorchFunctionMode):
         # Products of weights and values, element by element, that a sum may follow.
         self._weighed = WeakTensorKeyDictionary()
         self._n_heads: int | None = None  # of the multi-head attention that runs
+        self._recurrent: dict[Node, str] = {}  # what layers compute in many steps
 
     def __torch_function__(
         self,
@@ -163,6 +165,9 @@ class AttentionInterception(TorchFunctionMode):
                 self.without_gradient.add(f"linear by {type(weight).__name__}")
         if func in SUM:
             self._products.note_sum(args, kwargs, output)
+        if name in _RECURRENT:
+            inside = nodes_between(tensors_in(args), output)
+            self._recurrent |= dict.fromkeys(inside, name)
         if func is F.dropout and drops(args, kwargs):
             self.dropout = True
         self._softmaxes.note(func, args, kwargs, output)
@@ -183,7 +188,8 @@ class AttentionInterception(TorchFunctionMode):
             entered = self._path.enter_lookup(output, args)
         else:
             ids = args[0] if args else kwargs["input"]
-            entered = self._entries.enter_lookup(ids, output)
+            table = args[1] if len(args) > 1 else kwargs["weight"]
+            entered = self._entries.enter_lookup(ids, output, len(table))
             if self.rules is not None and self._entries.is_of_further(ids):
                 entered = traceable(output)
         if self.rules is not None and entered is not output:
@@ -218,7 +224,7 @@ class AttentionInterception(TorchFunctionMode):
         """
         tokens = [entry.tensor for entry in self._entries.entered()]
         products = self._products.over({call.lengths()[1] for call in self.calls})
-        suspected = suspects(self.calls, tokens, selected)
+        suspected = suspects(self.calls, tokens, selected, self._recurrent)
         if not products and not suspected:
             return ""
         return mixing_beside(

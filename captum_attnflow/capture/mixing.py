@@ -254,13 +254,15 @@ def _mixes(of: TracedAxis, sources: Sequence[Tensor]) -> bool:
     """
     if not sources:
         return True
-    return any(
-        all(
+    for source in sources:
+        # Both are asked where the sizes leave open which holds the tokens.
+        axes = (-2, 0) if source.shape[0] == source.shape[-2] else (-2,)
+        if all(
             any(of.others(key, [source], axis) != set() for key in (0, of.size - 1))
-            for axis in (-2, 0)[: 1 + (source.shape[0] == source.shape[-2])]
-        )
-        for source in sources
-    )
+            for axis in axes
+        ):
+            return True
+    return False
 
 
 def _mixes_what_entered(

@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from captum_attnflow.capture.entries import in_this_thread
 from captum_attnflow.capture.torch_calls import Softmaxes, begins_attention, eager
-from captum_attnflow.targets import run_forward
+from captum_attnflow.targets import check_baseline_ids, run_forward
 
 
 class InputPath:
@@ -309,15 +309,12 @@ class _LookupsBeforeAttention(TorchFunctionMode):
             raise _AtAttention
         try:
             output = func(*args, **kwargs)
-        except IndexError as error:
+        except IndexError:
             if func is not F.embedding or self._lookup_axis(args) is None:
                 raise
             ids, table = args[:2]
-            raise ValueError(
-                f"the baselines hold ids from {int(ids.min())} to {int(ids.max())}, "
-                f"but the embedding has {len(table)} rows; give ids from 0 to "
-                f"{len(table) - 1}, such as tokenizer.mask_token_id"
-            ) from error
+            check_baseline_ids(ids, len(table))
+            raise
         self._softmaxes.note(func, args, kwargs, output)
         if func is F.embedding and self._lookup_axis(args) is not None:
             self.lookups.append((args[0], args[1], output))

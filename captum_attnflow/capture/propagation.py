@@ -73,6 +73,7 @@ def propagate(
     layers: Sequence[nn.Module] | None = None,
     of_layer_input: bool = False,
     grad_kwargs: dict[str, Any] | None = None,
+    baselines: tuple[Tensor, ...] = (),
 ) -> Iterator[PropagatedRelevance]:
     """Run a forward function once and propagate relevance to its inputs or layers.
 
@@ -88,6 +89,8 @@ def propagate(
         layers (sequence of Module, optional): Where to, in place of the inputs.
         of_layer_input (bool): Whether to what the layers take instead of emit.
         grad_kwargs (dict, optional): Further arguments of ``torch.autograd.grad``.
+        baselines (tuple[Tensor, ...]): Of each input its baseline, for what ids it may
+            not hold.
 
     Yields:
         PropagatedRelevance: Of each input, or each layer, for each target.
@@ -99,7 +102,7 @@ def propagate(
     """
     propagation = PropagationRules(rules)
     with torch.enable_grad():
-        entries = InputEntries(inputs)
+        entries = InputEntries(inputs, baselines)
         entries.watch(additional_forward_args or ())
         interception = AttentionInterception(entries, rules=propagation)
         try:

@@ -116,7 +116,8 @@ class SLALOM(PerturbationAttribution):
             other are log-odds already. Nothing in them says so: ``"auto"`` knows it
             where ``forward_func`` is a module that is or holds a model whose
             ``config.problem_type`` is ``"multi_label_classification"``. For any other
-            function of such logits give ``"identity"``.
+            function of such logits give ``"identity"``. Where it is
+            ``"single_label_classification"``, outputs that do not sum to 1 are logits.
         seed (int or Generator): Of the queries: equal seeds give equal scores. A
             generator gives other queries in each call.
         tokenizer (optional): A tokenizer of transformers that knows special tokens.

@@ -166,7 +166,7 @@ def _deletable(
 
     if targets is None or max(map(len, targets)) < 2:
         return columns(kept)
-    named_by = axes_of_tokens(forward_func, columns(kept), max(map(len, targets)))
+    named_by = indices_of_tokens(forward_func, columns(kept), max(map(len, targets)))
     if not named_by:
         return columns(kept)
     named = named_positions(targets, named_by, padding)
@@ -239,7 +239,7 @@ def kept_and_padding(
     return kept | unchanged, padding
 
 
-def axes_of_tokens(
+def indices_of_tokens(
     forward_func: Callable[..., Any], texts: PerturbableTexts, n_indices: int
 ) -> tuple[int, ...]:
     """Find which indices of a target are token positions, from inputs of two lengths.

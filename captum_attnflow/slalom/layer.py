@@ -18,14 +18,19 @@ from captum_attnflow._captum import (
     format_output,
     log_usage,
 )
-from captum_attnflow._checks import check_flags, counted, type_of
+from captum_attnflow._checks import (
+    check_flags,
+    counted,
+    signature_at_layer,
+    type_of,
+)
 from captum_attnflow._memory import is_out_of_memory
 from captum_attnflow.attr.arguments import (
     ForwardArguments,
     TensorOrTensors,
+    check_layers,
     layer_templates,
     shape_like_layer,
-    signature_at_layer,
     single_layer,
 )
 from captum_attnflow.capture.entries import (
@@ -68,7 +73,7 @@ class LayerSLALOM(SLALOM, LayerAttribution):
             queries of ``strategy`` are sets of one to three positions.
 
     Raises:
-        ValueError: If an option is unknown.
+        ValueError: If an option is unknown, or a layer is no module.
 
     Examples::
 
@@ -96,6 +101,7 @@ class LayerSLALOM(SLALOM, LayerAttribution):
                 "activation for the baselines; leave it out, or take SLALOM"
             )
         LayerAttribution.__init__(self, forward_func, layer, device_ids)
+        check_layers(layer)
         SLALOM.__init__(self, forward_func, multiply_by_inputs, **options)
 
     __init__.__signature__ = signature_at_layer(  # type: ignore[attr-defined]

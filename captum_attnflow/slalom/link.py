@@ -17,7 +17,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from captum_attnflow._checks import check_choice, check_dense
+from captum_attnflow._checks import check_choice, check_dense, check_flags
 from captum_attnflow.targets import Target
 
 Link = Literal["logits", "probabilities", "identity"]
@@ -52,7 +52,7 @@ def link_outputs(
     outputs: Sequence[Tensor],
     targets: Sequence[Target] | None,
     link: Link | Literal["auto"],
-    excluding: bool = True,
+    excluding: bool | None = None,
 ) -> LinkedOutputs:
     """Turn each text's outputs ``(Q, C)`` into log-odds, by one link for all.
 
@@ -62,8 +62,8 @@ def link_outputs(
         outputs (sequence of Tensor): Per text, shape ``(Q, C)``.
         targets (sequence of tuple, optional): Per text; the last index is the class.
         link (str): The link; ``"auto"`` recognises it.
-        excluding (bool): Whether labels may exclude each other. If not, ``"auto"``
-            reads the outputs of a label like single ones.
+        excluding (bool, optional): Whether labels exclude each other, if it is known.
+            If not, ``"auto"`` reads the outputs of a label like single ones.
     """
     rows, parts, classes = [], [], []
     for text, output in enumerate(outputs):
@@ -79,22 +79,22 @@ def link_outputs(
             for part, one in zip(parts, classes, strict=True)
         ]
     )
-    if link != "auto":
-        chosen = link
-    elif excluding:
-        chosen = recognise_link(everything)
-    else:
-        chosen = recognise_link(everything.reshape(-1, 1))
-        everything = everything.gather(1, index[:, None])
-        index = torch.zeros_like(index)
+    one, is_known, chosen, caveats = everything.shape[1] == 1, True, link, []
+    if chosen == "auto":
+        # The outputs of all labels say what those of one are.
+        read = everything.reshape(-1, 1) if excluding is False else everything
+        chosen = recognise_link(read, bool(excluding))
+        is_known = (bool(excluding) and not one) or not fits_both_readings(read)
+        if excluding is False:
+            everything = everything.gather(1, index[:, None])
+            index = torch.zeros_like(index)
     odds = log_odds(everything, index, chosen)
-    caveats = []
-    if link == "auto" and fits_both_readings(everything):
-        one = everything.shape[1] == 1
+    if not is_known:
+        sums = "" if one or excluding is False else " and do not sum to 1"
         caveats.append(
             f"the {'one output' if one else 'outputs'} per input lie"
-            f"{'s' if one else ''} in [0, 1] for all queries"
-            f"{'' if one else ' and do not sum to 1'}, which scores and probabilities"
+            f"{'s' if one else ''} in [0, 1] for all queries{sums}, which scores and "
+            "probabilities"
             f"{'' if one else ' of labels that do not exclude each other'} may; "
             f'{"it was" if one else "they were"} read by link="{chosen}". Say by link= '
             'which it is: "probabilities", or "identity" for scores'
@@ -111,16 +111,19 @@ def link_outputs(
     return LinkedOutputs(rows, columns, chosen, tuple(caveats), n_classes)
 
 
-def recognise_link(outputs: Tensor) -> Link:
+def recognise_link(outputs: Tensor, excluding: bool = False) -> Link:
     """Recognise what kind of outputs a model gives.
 
     Args:
         outputs (Tensor): Shape ``(Q, C)``, all outputs of a call.
+        excluding (bool): Whether it is known that one of several classes applies, so
+            that probabilities of them sum to 1.
 
     Returns:
         str: ``"probabilities"`` if all are in (0, 1), or of several classes if all are
-        in [0, 1] and sum to 1 (within 1e-3, or what bfloat16 can hold). Otherwise
-        ``"logits"`` for several classes and ``"identity"`` for one output.
+        in [0, 1] and sum to 1 (within 1e-3, or what bfloat16 can hold), which is asked
+        of both where classes exclude each other. Otherwise ``"logits"`` for several
+        classes and ``"identity"`` for one output.
 
     Examples::
 
@@ -128,12 +131,16 @@ def recognise_link(outputs: Tensor) -> Link:
         'probabilities'
         >>> recognise_link(torch.tensor([[1.2], [-0.3]]))
         'identity'
+        >>> recognise_link(torch.tensor([[0.2, 0.9]]), excluding=True)
+        'logits'
     """
     _check_outputs(outputs)
-    inside = bool(((outputs > 0) & (outputs < 1)).all())
+    check_flags(excluding=excluding)
+    one = outputs.shape[1] == 1
+    inside = bool(((outputs > 0) & (outputs < 1)).all()) and (one or not excluding)
     if inside or (_in_range(outputs) and _exclude_each_other(outputs)):
         return "probabilities"
-    return "identity" if outputs.shape[1] == 1 else "logits"
+    return "identity" if one else "logits"
 
 
 def fits_both_readings(outputs: Tensor) -> bool:

@@ -343,10 +343,13 @@ def _run_and_link(
     return link_outputs(outputs, targets, options.link, excluding)
 
 
-def labels_exclude_each_other(forward_func: Callable[..., Any]) -> bool:
-    """Whether a model's config leaves it open, or says, that one label applies."""
+def labels_exclude_each_other(forward_func: Callable[..., Any]) -> bool | None:
+    """Whether a model's config says that one label applies; None if it says nothing."""
     problem = getattr(config_of(forward_func), "problem_type", None)
-    return bool(problem != "multi_label_classification")
+    return {
+        "single_label_classification": True,
+        "multi_label_classification": False,
+    }.get(str(problem))
 
 
 def _default_score(texts: PerturbableTexts, n_classes: int) -> Score:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -41,6 +42,7 @@ from captum_attnflow import (
     LayerCheferRelevance,
     LayerGeneralizedAttentionFlow,
     LayerRelevanceFlow,
+    LayerSLALOM,
     RelevanceFlow,
     UnsupportedAttentionError,
 )
@@ -682,11 +684,25 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"2 layers were given.*embeddings module"):
             method(forward, layers).attribute(token_ids(), target=1)
 
-    @every_layer_method
-    @pytest.mark.parametrize("layer", [None, "embeddings"])
+    @pytest.mark.parametrize("method", [*LAYER_METHODS, LayerAttnLRP, LayerSLALOM])
+    @pytest.mark.parametrize("layer", [None, "embeddings", []])
     def test_layer_that_is_no_module(self, method, layer, forward):
-        with pytest.raises(ValueError, match=f"layer={layer!r} is no module; give"):
-            method(forward, layer).attribute(token_ids(), target=1)
+        with pytest.raises(
+            ValueError, match=rf"layer={re.escape(repr(layer))} is no m"
+        ):
+            method(forward, layer)
+
+    @every_layer_method
+    def test_a_layer_that_runs_twice_is_said_to(self, method, model):
+        embeddings = model.bert.embeddings
+
+        def forward(ids):
+            return model(ids).logits + embeddings(ids[:, :3]).sum((1, 2))[:, None]
+
+        with pytest.raises(
+            ValueError, match=r"last of the 2 times that it ran.*2, 3, "
+        ):
+            method(forward, embeddings).attribute(token_ids(), target=1)
 
     @every_method
     def test_input_that_is_no_tokens(self, method, model):
@@ -739,7 +755,7 @@ class TestRefusals:
     @every_method
     def test_captums_own_arguments_are_validated(self, method, forward):
         ids = token_ids()
-        for wrong in ({"n_steps": -1}, {"method": "simpson"}, {"target": [0]}):
+        for wrong in ({"n_steps": -1}, {"method": "simpson"}):
             with pytest.raises(AssertionError):
                 method(forward).attribute(ids, **{"target": 1, **wrong})
         with pytest.raises(ValueError, match="internal_batch_size=0"):

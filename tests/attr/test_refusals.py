@@ -20,6 +20,7 @@ from models import (
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+import captum_attnflow
 from captum_attnflow import (
     SLALOM,
     AttentionFlow,
@@ -275,9 +276,82 @@ def test_a_truth_value_is_no_target(method):
         method(TorchEncoder()).attribute(token_ids(), target=True)
 
 
-def test_baselines_beyond_the_vocabulary_are_named():
-    with pytest.raises(ValueError, match=r"ids from 999 to 999.*rows; give ids from 0"):
-        RelevanceFlow(TorchEncoder()).attribute(token_ids(), 999, target=1)
+@pytest.mark.parametrize("method", [*METHODS, AttnLRP, CheferRelevance])
+@pytest.mark.parametrize("baseline", [999, -1, torch.full((2, 10), 999)])
+def test_baselines_beyond_the_vocabulary_are_named(method, baseline):
+    """Also of methods that take no path from them."""
+    least = int(torch.as_tensor(baseline).min())
+    wanted = rf"ids from {least} to {least}.*50 rows; give ids from 0 to 49"
+    with pytest.raises(ValueError, match=wanted):
+        method(TorchEncoder()).attribute(token_ids(), baseline, target=1)
+    layer = getattr(captum_attnflow, f"Layer{method.__name__}")
+    model = bert(torch.float32)
+    with pytest.raises(ValueError, match=wanted):
+        layer(lambda ids: model(ids).logits, model.bert.embeddings).attribute(
+            token_ids(), baseline, target=1
+        )
+
+
+def test_baselines_of_ids_in_two_tables_are_of_each_its_own():
+    """Of words and of their kinds, side by side in one input."""
+    model, kinds = bert(torch.float32), nn.Embedding(2, 32)
+
+    def forward(pairs):
+        words = model.bert.embeddings.word_embeddings(pairs[..., 0])
+        return model(inputs_embeds=words + kinds(pairs[..., 1])).logits
+
+    pairs = torch.stack([token_ids(), torch.ones(2, 10, dtype=torch.long)], -1)
+    baselines = torch.tensor([4, 0]).expand(2, 10, 2)
+    flow = AttentionFlow(forward)
+    expected = flow.attribute(pairs, target=1)
+    assert torch.equal(flow.attribute(pairs, baselines, target=1), expected)
+
+
+@pytest.mark.parametrize("method", [*METHODS, AttnLRP, CheferRelevance, SLALOM])
+@pytest.mark.parametrize("target", [[0], [], [(0,)], torch.tensor([0, 1, 0])])
+def test_a_target_for_other_examples_than_there_are_is_refused(method, target):
+    wanted = rf"is for {len(target)} examples?, but there are 2; give an integer or"
+    attribution, ids = method(TorchEncoder()), token_ids()
+    with pytest.raises(ValueError, match=wanted):
+        attribution.attribute(ids, target=target)
+    for several in ("explain_targets", "score_targets"):
+        if hasattr(attribution, several):
+            with pytest.raises(ValueError, match=wanted):
+                list(getattr(attribution, several)(ids, [target]))
+    if method is RelevanceFlow:  # along a path, whose rows are several per example
+        with pytest.raises(ValueError, match=wanted):
+            list(attribution.explain_targets(ids, [target], baselines=3))
+
+
+@pytest.mark.parametrize("method", [*METHODS, CheferRelevance])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.filterwarnings("ignore:all token scores of the examples")
+def test_an_output_without_a_gradient_is_no_matter_of_heads(method, implementation):
+    """As many examples as heads: no gradient shows which are which, and none need."""
+    model, ids = bert(implementation=implementation), token_ids(5)
+    attribution = method(lambda ids: model(ids).logits * torch.tensor([0.0, 1.0]))
+    found = attribution.attribute(ids[:4], target=0)
+    assert torch.equal(found, attribution.attribute(ids, target=0)[:4])
+    assert not bool(found.any())
+    # The next output shows it.
+    _, one = attribution.explain_targets(ids[:4], [0, 1])
+    _, other = attribution.explain_targets(ids, [0, 1])
+    assert bool(one.scores.any())
+    torch.testing.assert_close(one.scores, other.scores[:4])
+
+
+def test_outputs_that_depend_on_other_examples_are_to_leave_the_function():
+    model = bert()
+
+    def forward(ids):
+        logits = model(ids).logits
+        return logits - logits.mean(0)
+
+    with pytest.raises(
+        UnsupportedAttentionError,
+        match=r"leads to other examples.*y\.mean\(0\), out of",
+    ):
+        AttentionFlow(forward).attribute(token_ids(4), target=1)
 
 
 @pytest.mark.parametrize("method", [*METHODS, AttnLRP, CheferRelevance])

@@ -15,6 +15,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from captum_attnflow import (
     AttentionFlow,
     AttnLRP,
+    GeneralizedAttentionFlow,
     LayerAttentionFlow,
     LayerAttentionRollout,
     LayerGeneralizedAttentionFlow,
@@ -136,6 +137,9 @@ def test_flows_of_one_text_in_forward_and_backward_passes(race, peaked_model, n_
         return peaked_model(ids).logits
 
     methods = {
+        "AttnLRP": AttnLRP(forward),
+        "RelevanceFlow, conserved flow": RelevanceFlow(forward),
+        "GeneralizedAttentionFlow": GeneralizedAttentionFlow(forward),
         "AttentionFlow": AttentionFlow(forward),
         "AttentionFlow, free residual edges": AttentionFlow(forward, residual="free"),
         "RelevanceFlow, maximum flows": RelevanceFlow(forward, flow="maximum"),

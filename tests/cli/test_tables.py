@@ -164,7 +164,9 @@ def test_a_bar_shows_rows_a_second_and_the_time_left_on_a_terminal(texts, tmp_pa
     os.close(ours)
     process.join()
     assert process.exitcode == 0
-    assert re.search(rb"explaining: 100%.* 3/3 \[00:0\d<00:00, +[0-9.]+row/s\]", shown)
+    # A machine that takes more than a second for a row is shown as seconds a row.
+    rate = rb"[0-9.]+(row/s|s/row)"
+    assert re.search(rb"explaining: 100%%.* 3/3 \[\d\d:\d\d<00:00, +%b\]" % rate, shown)
 
 
 def test_a_file_that_has_no_room_is_named_and_nothing_is_lost(run, texts, tmp_path):

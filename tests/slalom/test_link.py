@@ -93,10 +93,30 @@ def test_outputs_of_labels_that_may_apply_together_are_read_one_by_one():
     # The outputs of the other labels say what those of this one are.
     mixed = torch.tensor([[0.4, -3.0], [0.6, 2.0]])
     linked = link_outputs([mixed], [(0,)], "auto", excluding=False)
-    assert linked.link == "identity"
+    assert (linked.link, linked.caveats) == ("identity", ())
+    # Where all may be both, it is open.
+    linked = link_outputs([mixed.sigmoid()], [(0,)], "auto", excluding=False)
+    [caveat] = linked.caveats
+    assert caveat.startswith("the outputs per input lie in [0, 1] for all queries, wh")
+    assert (linked.link, linked.columns[0].tolist()) == (
+        "probabilities",
+        pytest.approx(mixed[:, 0].tolist()),
+    )
 
 
-@pytest.mark.parametrize("excluding", [True, False])
+def test_outputs_of_one_label_that_do_not_sum_to_one_are_logits():
+    logits = torch.tensor([[0.2, 0.9], [0.5, 0.1]])
+    expected = log_odds(logits, torch.tensor([1, 1]), "logits")
+    linked = link_outputs([logits], [(1,)], "auto", excluding=True)
+    assert (linked.link, linked.caveats) == ("logits", ())
+    assert torch.equal(linked.columns[0], expected)
+    # Nothing known, they may be of labels that may apply together.
+    linked = link_outputs([logits], [(1,)], "auto")
+    assert linked.link == "probabilities"
+    assert len(linked.caveats) == 1
+
+
+@pytest.mark.parametrize("excluding", [True, False, None])
 def test_shares_that_sum_to_one_mean_the_same_either_way(excluding):
     shares = LOGITS.softmax(-1)
     linked = link_outputs([shares], [(1,)], "auto", excluding)
