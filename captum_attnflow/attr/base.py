@@ -368,12 +368,7 @@ class AttentionAttribution(InPlaceOfIntegratedGradients):
     ) -> Explanation:
         """Return token scores with the network, the flow and the cut behind them.
 
-        Args:
-            inputs (Tensor or tuple[Tensor, ...]): As in :meth:`attribute`.
-            baselines (scalar, Tensor, tuple, optional): As in :meth:`attribute`.
-            target (int, tuple, Tensor or list, optional): As in :meth:`attribute`.
-            additional_forward_args (Any, optional): As in :meth:`attribute`.
-            internal_batch_size (int, optional): As in :meth:`attribute`.
+        Takes the arguments of :meth:`attribute`.
 
         Returns:
             Explanation: The same of the Layer form, since token scores do not depend on

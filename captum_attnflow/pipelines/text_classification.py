@@ -44,7 +44,7 @@ from captum_attnflow.pipelines.pretrained import (
 from captum_attnflow.pipelines.token_scores import Output, OutputAttribution
 from captum_attnflow.scored_tokens import escaped
 from captum_attnflow.show.text import attribution_text, safe_record, visualize_text
-from captum_attnflow.slalom.explanation import SlalomReading
+from captum_attnflow.slalom.model import SlalomReading
 from captum_attnflow.storage import Storable
 from captum_attnflow.texts.units import Word
 

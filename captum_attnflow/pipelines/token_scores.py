@@ -20,7 +20,7 @@ from captum_attnflow.attr import SLALOM, AttnLRP
 from captum_attnflow.explanation import Explanation
 from captum_attnflow.pipelines.encoding import EncodedTexts
 from captum_attnflow.slalom import SlalomExplanation
-from captum_attnflow.slalom.explanation import SlalomReading
+from captum_attnflow.slalom.model import SlalomReading
 from captum_attnflow.texts import find_special_tokens
 
 

@@ -30,7 +30,7 @@ from captum_attnflow.show.figures import (
     shown_in_notebooks,
 )
 from captum_attnflow.slalom import SlalomExplanation
-from captum_attnflow.slalom.explanation import SlalomReading
+from captum_attnflow.slalom.model import SlalomReading
 
 Floats = npt.NDArray[np.float64]
 

@@ -37,7 +37,7 @@ from captum_attnflow.scored_tokens import (
     recoloured,
     relative,
 )
-from captum_attnflow.slalom.explanation import SlalomReading
+from captum_attnflow.slalom.model import SlalomReading
 from captum_attnflow.texts.units import PIECES, Pieces, Word, merge_words
 
 Special = Literal["shown", "hidden"]

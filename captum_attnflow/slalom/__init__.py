@@ -11,8 +11,7 @@ a user's model and Captum's signatures around them. A new score is one function 
 line in :data:`~captum_attnflow.slalom.model.SCORES`.
 """
 
-from captum_attnflow.slalom.explanation import SlalomExplanation, r_squared
-from captum_attnflow.slalom.fit import SlalomFit, fit_slalom
+from captum_attnflow.slalom.fit import fit_slalom
 from captum_attnflow.slalom.link import (
     Link,
     clamped,
@@ -20,7 +19,15 @@ from captum_attnflow.slalom.link import (
     log_odds,
     recognise_link,
 )
-from captum_attnflow.slalom.model import SCORES, Score, SlalomModel, score_types
+from captum_attnflow.slalom.model import (
+    SCORES,
+    Score,
+    SlalomExplanation,
+    SlalomFit,
+    SlalomModel,
+    r_squared,
+    score_types,
+)
 from captum_attnflow.slalom.queries import (
     QueryData,
     Strategy,

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from captum_attnflow._checks import check_type
-from captum_attnflow.slalom.model import SlalomModel
+from captum_attnflow.slalom.model import SlalomFit, SlalomModel
 from captum_attnflow.slalom.queries import QueryData
 
 # Outputs whose spread is smaller, relative to the largest, differ by the rounding of a
@@ -348,34 +348,6 @@ def _factor(hessian: Tensor) -> Tensor:
         factor = torch.where((failed > 0)[:, None, None], again, factor)
         failed = torch.where(failed > 0, still, failed)
     return factor
-
-
-@dataclass(frozen=True, eq=False)
-class SlalomFit:
-    """Fitted SLALOM functions of a batch of texts.
-
-    Attributes:
-        model (SlalomModel): The functions.
-        value_standard_error (Tensor): Shape ``(B, V)``, in units of the output.
-        importance_standard_error (Tensor): Shape ``(B, V)``, of the centred
-            importances. Where the data say nothing it is the spread of the prior.
-        identified (Tensor): Shape ``(B,)``, in [0, 1], share of the ``V - 1``
-            differences of importances that the data determine rather than the prior;
-            1 for a text of one type.
-        noise (Tensor): Shape ``(B,)``, standard deviation of an output around the
-            function, in units of the output.
-        spread (Tensor): Shape ``(B,)``, standard deviation of the outputs; 1 where they
-            are equal up to rounding.
-        steps (Tensor): Shape ``(B,)``, int64, Levenberg-Marquardt steps taken.
-    """
-
-    model: SlalomModel
-    value_standard_error: Tensor
-    importance_standard_error: Tensor
-    identified: Tensor
-    noise: Tensor
-    spread: Tensor
-    steps: Tensor
 
 
 def fit_slalom(data: QueryData, sink: bool = False) -> SlalomFit:

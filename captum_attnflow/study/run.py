@@ -159,9 +159,7 @@ def run_study(study: Study, show_progress: bool = False) -> Table | None:
         run.measure(work, show_progress)
         with no_merge_meanwhile(folder):
             if on_ray or study.part != (1, 1):
-                for each in (records, bounds):
-                    each.gather()
-                # Of a task that a worker died of, what stands first in the files.
+                # Of a task that was done twice, as a worker died, the first one counts.
                 results = Results(study, models, data.rows)
                 _take_in(records, results.add)
                 if not all(column.is_done.all() for column in results.columns.values()):
@@ -190,7 +188,10 @@ def _work_by_ray(
     bounds: PartedFile[Bounds],
     tasks: Iterable[Task],
 ) -> Iterator[Any]:
-    """Do tasks by workers of Ray, each of which writes to files of its own."""
+    """Do tasks by workers of Ray, each of which writes to files of its own.
+
+    At the end, also that of a run which fails, these are moved to the part's own.
+    """
     there = replace(
         study,
         device=device_of_worker(study.device, study.gpus_per_worker),
@@ -203,7 +204,12 @@ def _work_by_ray(
         )
         for _ in range(study.workers)
     ]
-    return work_by_ray(makers, tasks, study.gpus_per_worker)
+    try:
+        yield from work_by_ray(makers, tasks, study.gpus_per_worker)
+    finally:
+        with no_merge_meanwhile(study.output):
+            for each in (records, bounds):
+                each.gather()
 
 
 def _take_in(records: PartedFile[Any], add: Callable[[Any], object]) -> None:

@@ -14,7 +14,7 @@ from pictures import SCRIPTS, overlapping
 from captum_attnflow import SLALOM
 from captum_attnflow.show import slalom_plane
 from captum_attnflow.show.slalom_plane import place_labels
-from captum_attnflow.slalom.explanation import SlalomReading
+from captum_attnflow.slalom.model import SlalomReading
 
 
 def a_reading(points, error=0.1) -> SlalomReading:

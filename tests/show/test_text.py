@@ -21,7 +21,7 @@ from captum_attnflow.show import (
     text_records,
     visualize_text,
 )
-from captum_attnflow.slalom.explanation import SlalomReading
+from captum_attnflow.slalom.model import SlalomReading
 from captum_attnflow.texts.units import Word
 
 

@@ -41,6 +41,14 @@ def test_two_workers_are_one_process_to_the_last_bit(study, tmp_path):
     assert names(by_ray.output) == names(study.output)
 
 
+def test_a_run_that_fails_leaves_no_file_of_a_worker(study):
+    with pytest.raises(ValueError, match="need 2, and Ray has 0"):
+        run_study(
+            dataclasses.replace(study, engine="ray", workers=2, gpus_per_worker=1)
+        )
+    assert names(study.output) == {"manifest.json"}
+
+
 def test_a_worker_on_a_machine_of_its_own_is_refused_in_words(study, monkeypatch):
     def elsewhere(file):
         return RecordFile(Path("/nowhere/results.jsonl"), file.kind, makes=False)
