@@ -190,6 +190,10 @@ def solve_any(network: LayeredNetwork, solver: FlowSolver) -> FlowSolution:
     Raises:
         FlowError: If a flow is unbounded, or the solver fails.
     """
+    if torch.compiler.is_compiling():
+        # Dynamo would trace for ten seconds what it cannot compile.
+        solution: FlowSolution = torch.compiler.disable(solve_any)(network, solver)
+        return solution
     from_source, to_sink = network.reachable()
     live = from_source & to_sink
     trimmed = replace(network, capacity=network.capacity.detach().double()).restrict(
