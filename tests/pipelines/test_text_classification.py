@@ -129,7 +129,9 @@ def test_empty_text_is_refused(demo, empty):
     ],
 )
 def test_what_is_no_text_is_refused(demo, wrong, kind):
-    with pytest.raises(ValueError, match=rf"text 2 of 2 is a {kind}, .*tokenizer\(fir"):
+    with pytest.raises(
+        ValueError, match=rf"text 2 of 2 is an? {kind}, .*tokenizer\(fir"
+    ):
         demo.explain(["dull", wrong])
 
 
@@ -173,7 +175,9 @@ def test_unknown_method_is_refused(demo, method):
 def test_several_targets_are_none(demo, targets):
     kind = type(targets).__name__
     for name in ("target", "against"):
-        words = rf"{name}=.* is a {kind}, and all texts of a call have one {name}; give"
+        words = (
+            rf"{name}=.* is an? {kind}, and all texts of a call have one {name}; give"
+        )
         with pytest.raises(ValueError, match=words):
             demo.explain(["dull"], **{name: targets})
 
