@@ -51,6 +51,11 @@ class JoinedLayer(AttentionLayer):
         _, n_heads, n_queries, n_keys = self.parts_of_batch[0].shape
         return n_rows, n_heads, n_queries, n_keys
 
+    @property
+    def device(self) -> torch.device:
+        """See :attr:`AttentionLayer.device`."""
+        return self.parts_of_batch[0].device
+
     def maps(self, heads: slice = ALL_HEADS) -> AttentionMaps:
         """See :meth:`AttentionLayer.maps`."""
         weights, gradients, values = zip(
@@ -109,6 +114,11 @@ class LoneQueryLayer(AttentionLayer):
         """See :attr:`AttentionLayer.shape`."""
         n_rows, n_heads, _, n_keys = self.layer.shape
         return n_rows, n_heads, self.position.shape[1], n_keys
+
+    @property
+    def device(self) -> torch.device:
+        """See :attr:`AttentionLayer.device`."""
+        return self.layer.device
 
     def maps(self, heads: slice = ALL_HEADS) -> AttentionMaps:
         """See :meth:`AttentionLayer.maps`."""

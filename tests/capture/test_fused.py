@@ -14,6 +14,7 @@ from captum_attnflow.capture import (
     capture_attention,
 )
 from captum_attnflow.capture import record as record_module
+from captum_attnflow.capture.composed import JoinedLayer
 
 
 def attend_openly(query, key, value, mask):
@@ -89,12 +90,21 @@ def test_heads_are_taken_a_few_at_a_time(monkeypatch):
     model = classifier("Bert", "sdpa", torch.float64)
     record = capture_attention(lambda ids: model(ids).logits, (token_ids(),), 1)
     at_once = [len(list(layer.parts())) for layer in record.layers]
-    monkeypatch.setattr(record_module, "_MAX_ENTRIES_AT_ONCE", 2 * 10 * 10)
+    monkeypatch.setattr(record_module, "_CACHED_ENTRIES", 2 * 10 * 10)
     one_by_one = list(record.layers[0].parts())
     assert (at_once[0], len(one_by_one)) == (1, 4)
     torch.testing.assert_close(
         torch.cat([part.weights for part in one_by_one], 1), record.weights[0]
     )
+
+
+@pytest.mark.parametrize(("device", "n_groups"), [("cpu", 12), ("meta", 2)])
+def test_only_a_processor_takes_as_few_heads_as_its_cache_holds(device, n_groups):
+    maps = torch.empty(8, 12, 256, 256, device=device)
+    layer = record_module.DenseLayer(maps, maps)
+    assert len(list(layer.head_groups())) == n_groups
+    joined = JoinedLayer((layer.select(slice(5)), layer.select(slice(5, None))))
+    assert len(list(joined.head_groups())) == n_groups
 
 
 @pytest.mark.parametrize("kind", ["sdpa", "eager"])
