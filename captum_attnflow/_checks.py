@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 _SHORT = 60  # characters
 _MOST_COLUMNS = 100
+_NO_VOWEL = ("one", "uint", "union", "user", "uuid")  # as they are spoken
 
 
 def check_batch_size(given: object) -> None:
@@ -161,8 +162,10 @@ def with_article(name: str) -> str:
 
         >>> [with_article(name) for name in ("int", "str", "uint8", "ndarray")]
         ['an int', 'a str', 'a uint8', 'an ndarray']
+        >>> [with_article(name) for name in ("UserDict", "UnionType", "UntypedStorage")]
+        ['a UserDict', 'a UnionType', 'an UntypedStorage']
     """
-    is_vowel = name[:1].lower() in "aeiou" and not name.lower().startswith("uint")
+    is_vowel = name[:1].lower() in "aeiou" and not name.lower().startswith(_NO_VOWEL)
     # "n" is read as a word where it counts dimensions.
     return f"{'an' if is_vowel or name.startswith('nd') else 'a'} {name}"
 
