@@ -49,11 +49,14 @@ def test_rooms_are_imported_where_the_package_does_not_hold_them(room):
     assert imported is sys.modules[f"captum_attnflow.{room}"]
 
 
-def test_the_settings_of_a_table_load_neither_torch_nor_pyarrow():
-    [loaded] = loaded_by(
-        "from captum_attnflow.tables import TableJob\nTableJob('a.csv', 'b').check()"
+def test_commands_and_the_settings_of_a_table_load_nothing_heavy():
+    with_settings, with_commands = loaded_by(
+        "from captum_attnflow.tables import TableJob\nTableJob('a.csv', 'b').check()",
+        "import captum_attnflow.cli",
     )
-    assert not loaded & {"torch", "transformers", "pyarrow", "ray"}
+    heavy = {"torch", "transformers", "pyarrow", "ray", "huggingface_hub"}
+    assert not with_settings & heavy
+    assert not with_commands & heavy
 
 
 def test_slalom_loads_no_flow_and_rooms_are_attributes_of_the_package():

@@ -150,4 +150,5 @@ def _run_kernel(connection_file: str, folder: str) -> None:
     from ipykernel.kernelapp import launch_new_instance
 
     os.chdir(folder)
-    launch_new_instance(["-f", connection_file])
+    # Shows figures at the end of a cell, also where pyplot is imported before.
+    launch_new_instance(["-f", connection_file, "--matplotlib=inline"])

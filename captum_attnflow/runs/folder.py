@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from huggingface_hub import try_to_load_from_cache
 
 from captum_attnflow._files import (
     named_in_errors,
@@ -42,6 +41,8 @@ def model_hashes(name: str) -> dict[str, str]:
     """Hash the files of a model folder, or of the cached snapshot of a hub model."""
     folder = Path(name)
     if not folder.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
         config = try_to_load_from_cache(name, "config.json")
         if not isinstance(config, str):
             raise ValueError(f"the files of the hub model {name!r} are not cached")

@@ -138,6 +138,7 @@ def test_manifest_tells_what_the_study_was_made_of(study, manifest):
         "split": None,
         "sha256": read_data(study.data).sha256,
         "text_column": "text",
+        "label_column": "label",
         "n_texts": 7,
         "rows": "all",
     }
