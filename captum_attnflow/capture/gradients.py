@@ -435,10 +435,6 @@ class WantedGradients:
         of_others = shown & {*self._placements[call].layouts}
         if len(of_others) == 1:
             return of_others.pop()
-        if own and not shown:
-            # With no gradient in any map, the output is read at no query and no message
-            # leaves one: scores are the same wherever the rows are.
-            return own[0]
         shape = tuple(self._calls[call].probed.shape)
         raise UnsupportedAttentionError(
             f"in attention maps of shape {shape} it does not show where the examples "

@@ -323,23 +323,6 @@ def test_a_target_for_other_examples_than_there_are_is_refused(method, target):
             list(attribution.explain_targets(ids, [target], baselines=3))
 
 
-@pytest.mark.parametrize("method", [*METHODS, CheferRelevance])
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-@pytest.mark.filterwarnings("ignore:all token scores of the examples")
-def test_an_output_without_a_gradient_is_no_matter_of_heads(method, implementation):
-    """As many examples as heads: no gradient shows which are which, and none need."""
-    model, ids = bert(implementation=implementation), token_ids(5)
-    attribution = method(lambda ids: model(ids).logits * torch.tensor([0.0, 1.0]))
-    found = attribution.attribute(ids[:4], target=0)
-    assert torch.equal(found, attribution.attribute(ids, target=0)[:4])
-    assert not bool(found.any())
-    # The next output shows it.
-    _, one = attribution.explain_targets(ids[:4], [0, 1])
-    _, other = attribution.explain_targets(ids, [0, 1])
-    assert bool(one.scores.any())
-    torch.testing.assert_close(one.scores, other.scores[:4])
-
-
 def test_outputs_that_depend_on_other_examples_are_to_leave_the_function():
     model = bert()
 
