@@ -474,14 +474,14 @@ def test_heads_may_stand_before_the_examples(method, order, fused, n_rows):
     torch.testing.assert_close(found, usual)
 
 
-@pytest.mark.parametrize("n_rows", [1, 2])
-def test_heads_that_do_not_show_are_no_matter_where_scores_are_zero(n_rows):
-    """Of maps with no gradient, wherever the examples are."""
+def test_heads_that_do_not_show_for_want_of_a_gradient_are_refused():
+    """One example has nothing to be told from."""
     model = HeadsAnywhere()
     rollout = AttentionRollout(lambda ids: model(ids, "heads, folded") * 0)
-    with pytest.warns(UserWarning, match="all token scores of the examples .* are 0"):
-        scores = rollout.attribute(token_ids(n_rows, 7), target=1)
-    assert not bool(scores.any())
+    with pytest.raises(ValueError, match="does not show where the examples"):
+        rollout.attribute(token_ids(2, 7), target=1)
+    with pytest.warns(UserWarning, match="all token scores of the examples .0. are 0"):
+        rollout.attribute(token_ids(1, 7), target=1)
 
 
 class Hybrid(nn.Module):
