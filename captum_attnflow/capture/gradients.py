@@ -228,7 +228,7 @@ def find_layouts(
     gradients: Sequence[Tensor],
     output: Tensor,
     retain_graph: bool,
-) -> list[list[RowLayout]]:
+) -> list[RowLayout | None]:
     """Find where the rows are, by a backward pass from a weighted sum of outputs.
 
     Args:
@@ -238,10 +238,10 @@ def find_layouts(
         retain_graph (bool): Whether the graph is needed afterwards.
 
     Returns:
-        list: Of each the layouts that fit: several where the gradient is 0, none where
-        the output of a row depends on other rows.
+        list: Of each the layout; None if none is possible, or several are, as where
+        the gradient is 0.
     """
-    layouts = [given.layouts[:1] for given in placements]
+    layouts = [given.layouts[0] if given.layouts else None for given in placements]
     open_ones = [i for i, given in enumerate(placements) if not given.is_certain]
     if not open_ones:
         return layouts
@@ -255,19 +255,19 @@ def find_layouts(
         materialize_grads=True,
     )
     for i, gradient in zip(open_ones, weighted, strict=True):
-        layouts[i] = _layouts_by_gradient(
+        layouts[i] = _layout_by_gradient(
             placements[i], gradients[i].double(), gradient.double(), weights
         )
     return layouts
 
 
-def _layouts_by_gradient(
+def _layout_by_gradient(
     given: Placement, plain: Tensor, weighted: Tensor, weights: Tensor
-) -> list[RowLayout]:
+) -> RowLayout | None:
     known = plain.isfinite() & weighted.isfinite()  # rows may hold NaN, not all of them
     plain, weighted = plain.where(known, 0), weighted.where(known, 0)
     if not bool(known.all() | plain.any()):
-        return given.layouts[:1]  # NaN everywhere, which is refused behind
+        return given.layouts[0]  # NaN everywhere, which is refused behind
     right = []
     for layout in given.layouts:
         rows = layout.rows_first(plain)
@@ -275,11 +275,7 @@ def _layouts_by_gradient(
         left = layout.rows_first(weighted) - of_rows * rows
         if bool(left.norm() <= _TOLERANCE * plain.norm()):
             right.append(layout)
-    return right
-
-
-def _only(layouts: Sequence[RowLayout]) -> RowLayout | None:
-    return layouts[0] if len(layouts) == 1 else None
+    return right[0] if len(right) == 1 else None
 
 
 @dataclass(frozen=True)
@@ -353,7 +349,7 @@ class WantedGradients:
         self._operands = [part for call in calls for part in call.operands]
         self._square = square
         self._placements = of_maps + of_streams + of_layer + list(square)
-        self._layouts: list[list[RowLayout]] = []  # that fit each placement
+        self._layouts: list[RowLayout | None] | None = None  # of the first output
 
     def differentiate(
         self, selected: Tensor, is_last: bool, grad_kwargs: dict[str, Any]
@@ -365,10 +361,7 @@ class WantedGradients:
         tensors += self._scores.values()
         tensors += self._operands
         is_asked = not all(placement.is_certain for placement in self._placements)
-        n_calls = len(maps)
-        # An output without a gradient in the maps leaves it to the next one.
-        is_open = all(len(fitting) > 1 for fitting in self._layouts[:n_calls])
-        is_kept = (is_open and is_asked) or not is_last
+        is_kept = (self._layouts is None and is_asked) or not is_last
         options = {
             **grad_kwargs,
             "allow_unused": True,
@@ -381,15 +374,16 @@ class WantedGradients:
             **options,
         )
         gradients = [gradient.detach() for gradient in of_all]
-        if is_open:
+        if self._layouts is None:
             self._layouts = find_layouts(
                 self._placements, gradients, selected, retain_graph=not is_last
             )
             n_square = len(self._square)
             of_square = self._layouts[len(self._placements) - n_square :]
             refuse_tokens_first(self._square.values(), of_square)
+        n_calls = len(maps)
         n_before = n_calls + len(streams)
-        layouts = [_only(fitting) for fitting in self._layouts]
+        layouts = self._layouts
         of_scores = dict(
             zip(self._scores, gradients[len(self._placements) :], strict=False)
         )
@@ -427,22 +421,25 @@ class WantedGradients:
         Raises:
             UnsupportedAttentionError: If nothing tells.
         """
-        of_maps = self._layouts[: len(self._calls)]
-        own = of_maps[call]
-        if len(own) == 1:
-            return own[0]
-        shown = {fitting[0] for fitting in of_maps if len(fitting) == 1}
-        of_others = shown & {*self._placements[call].layouts}
+        assert self._layouts is not None
+        own = self._layouts[call]
+        if own is not None:
+            return own
+        possible = self._placements[call].layouts
+        of_others = {
+            layout
+            for layout in self._layouts[: len(self._calls)]
+            if layout in possible and layout is not None
+        }
         if len(of_others) == 1:
             return of_others.pop()
         shape = tuple(self._calls[call].probed.shape)
         raise UnsupportedAttentionError(
             f"in attention maps of shape {shape} it does not show where the examples "
-            "are and where the heads: the gradient of an example's output leads to "
-            "other examples, or it is 0 in these maps and not in others. Let the "
-            "output of an example depend on that example alone: take what mixes "
-            "examples, such as y - y.mean(0), out of forward_func, and call "
-            "model.eval()"
+            "are and where the heads. If the output's gradient in them is 0, take one "
+            "example at a time (internal_batch_size=1). If the gradient of an "
+            "example's output leads to other examples, take what mixes them, such as "
+            "y - y.mean(0), out of forward_func, and call model.eval()"
         )
 
 
@@ -470,19 +467,19 @@ def square_entries(entries: Iterable[Entry], n_rows: int) -> dict[Placement, Ent
 
 
 def refuse_tokens_first(
-    entries: Iterable[Entry], layouts: Iterable[Sequence[RowLayout]]
+    entries: Iterable[Entry], layouts: Iterable[RowLayout | None]
 ) -> None:
     """Refuse inputs that turned out to have their rows in dimension 1.
 
     Args:
         entries (iterable of Entry): What stands for the inputs.
-        layouts (iterable of list): Where the rows of each may be; one if it shows.
+        layouts (iterable of RowLayout): Where the rows are in each, if it shows.
 
     Raises:
         ValueError: If there is one.
     """
-    for entry, fitting in zip(entries, layouts, strict=True):
-        usual, layout = 1 if entry.axes == "swapped" else 0, _only(fitting)
+    for entry, layout in zip(entries, layouts, strict=True):
+        usual = 1 if entry.axes == "swapped" else 0
         if layout is not None and layout.axis != usual:
             raise ValueError(
                 "an input has its tokens in dimension 0 and its examples in dimension "
