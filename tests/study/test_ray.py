@@ -82,7 +82,7 @@ def test_a_worker_that_is_killed_is_replaced_and_loses_nothing(study, tmp_path):
         killed.append(own_workers()[0])
         os.kill(killed[0], signal.SIGKILL)
 
-    thread = threading.Thread(target=kill_a_worker)
+    thread = threading.Thread(target=kill_a_worker, daemon=True)
     thread.start()
     run_study(by_ray)
     thread.join()
