@@ -5,8 +5,9 @@ from typing import Annotated
 import typer
 
 from captum_attnflow import __version__
-from captum_attnflow.cli.datasets import study, summarize
 from captum_attnflow.cli.explain import explain
+from captum_attnflow.cli.study import study
+from captum_attnflow.cli.tables import summarize
 
 app = typer.Typer(
     help="Attention flow attributions for transformers.",

@@ -1,6 +1,6 @@
-"""``captum-attnflow study`` and ``summarize``: a data set's methods and explanations.
+"""``captum-attnflow study``: the faithfulness of methods, compared.
 
-What loads torch is imported when a command runs, not for its help text.
+What loads torch is imported when the command runs, not for its help text.
 """
 
 from __future__ import annotations
@@ -14,12 +14,7 @@ import typer
 
 from captum_attnflow._checks import DTYPES, counted
 from captum_attnflow._warnings import stopped_in_words
-from captum_attnflow.cli._streams import (
-    errors_as_sentences,
-    options_named,
-    printing,
-    saying,
-)
+from captum_attnflow.cli._streams import errors_as_sentences, options_named, printing
 from captum_attnflow.runs.data import INPUT_FORMATS
 from captum_attnflow.runs.sharing import ENGINES, read_part
 from captum_attnflow.study import METHODS, REMOVALS, Study
@@ -214,52 +209,3 @@ def _how_far(output: Path) -> str:
         f"stopped with {counted(n_done, 'attribution')} in {output}; the same command "
         "continues there"
     )
-
-
-def summarize(
-    folders: Annotated[
-        list[Path],
-        typer.Argument(
-            help="Folders of explain --data; several of the same data are compared."
-        ),
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of the page, the table and the pictures; by default the "
-            "folder summary in the first folder.",
-            show_default=False,
-        ),
-    ] = None,
-    label_column: Annotated[
-        str | None,
-        typer.Option(
-            help="A column of true labels that was carried along: shows where the "
-            "model is confidently wrong."
-        ),
-    ] = None,
-    top: Annotated[
-        int, typer.Option(help="Words for and against each label that are shown.")
-    ] = 20,
-    min_texts: Annotated[
-        int, typer.Option(help="Leave out words in fewer texts of a label.")
-    ] = 5,
-) -> None:
-    """Show the words that speak for and against every label, and more.
-
-    Also where in a text the scores are, how far methods agree, and where the model is
-    confidently wrong. Writes summary.html, words.csv and pictures, PNG and SVG.
-    """
-    with errors_as_sentences(), options_named(("label_column", "top", "min_texts")):
-        from rich.console import Console
-
-        with saying("loading"):
-            from captum_attnflow.summary import summarize as summarize_folders
-
-        with saying("reading the results"):
-            summary = summarize_folders(folders, label_column, top, min_texts)
-        with saying("writing the summary"):
-            written = summary.save(folders[0] / "summary" if output is None else output)
-        with printing():
-            Console(highlight=False, soft_wrap=True).print(summary)
-            print(f"\n{written[0]}")
