@@ -60,8 +60,6 @@ _SMALL_RATIO = 0.5
 # Share of the value, or of what fills the first edge on the way to it, that flows.
 _VALUE = 0.95
 _CAUSAL_VALUE = 0.8
-# A flow that overloads edges by more than this is cut off there: it does not conserve.
-_MOST_LOAD = 100.0
 # Relative duality gap, how many times its share of it an edge may have for the sake of
 # the potentials, and the least rise of these along a layer of edges. Without that limit
 # networks of capacities that differ by many orders take up to 15 % more steps.
@@ -475,9 +473,7 @@ def _fill_flow(
     load = torch.div(flow, problem.capacity, out=spare[1]).amax(1)
     causal = problem.is_causal
     value = torch.where(causal, _CAUSAL_VALUE, _VALUE).to(flow.dtype)
-    share = value / load.clamp(1, _MOST_LOAD)
-    most = torch.mul(problem.capacity, value[:, None], out=spare[1])
-    torch.minimum(flow.mul_(share[:, None]), most, out=flow)
+    flow.mul_((value / load.clamp_min(1))[:, None])
     inside, sent, received = problem.split(capacity)
     inside.clamp_max_(bound[:, :-1, None]).clamp_max_(bound[:, 1:, :, None])
     sent.clamp_max_(bound[:, 0])
