@@ -395,7 +395,7 @@ def test_only_causal_networks_are_solved_by_bands(banded):
 
 @pytest.mark.parametrize("read_out", [-1, None])
 def test_bands_change_nothing_in_the_answer(monkeypatch, banded, read_out):
-    network = causal_network(6, 48, read_out, n_networks=2)
+    network = causal_network(6, 80, read_out, n_networks=2)
     solution = solve_flow(network)
     assert banded
     monkeypatch.setattr(NumbaPasses, "iterative_from_tokens", 1000)

@@ -45,7 +45,7 @@ _LITTLE = 0.7
 _CAREFUL_ACCURACY = 1e-8
 # After this many steps in a row that gain little, or that only centre beyond enough,
 # whole layers are factored. Factors cost more with more tokens, so patience grows.
-_LEAST_PATIENCE, _MOST_PATIENCE = 4, 16
+_LEAST_PATIENCE, _MOST_PATIENCE = 2, 16
 _TOKENS_PER_STALLED = 24
 _ENOUGH_CENTRING = 4
 # Below this many times the target steps only centre.
