@@ -21,9 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from captum_attnflow._checks import described
 from captum_attnflow.flow.network import LayeredNetwork
-from captum_attnflow.flow.solvers.barrier.solver import numba_passes
+from captum_attnflow.flow.solvers.barrier.solver import check_compiled, numba_passes
 from captum_attnflow.flow.solvers.base import (
     FlowSolution,
     FlowSolver,
@@ -90,16 +89,7 @@ class DinicSolver(FlowSolver):
     compiled: bool | None = None
 
     def __post_init__(self) -> None:
-        if not (self.compiled is None or isinstance(self.compiled, bool)):
-            raise ValueError(
-                f"compiled={described(self.compiled)} must be True, False or None"
-            )
-        if self.compiled and numba_passes() is None:
-            raise ImportError(
-                "compiled=True needs Numba, which is not installed or does not work. "
-                "Install it by pip install 'captum-attnflow[compiled]', or leave "
-                "compiled at None"
-            )
+        check_compiled(self.compiled)
 
     @property
     def _is_compiled(self) -> bool:

@@ -147,10 +147,6 @@ class BarrierSolver(FlowSolver):
             if not is_kind and not (name == "mu" and given is None):
                 wanted = "an integer" if kind is Integral else "a number"
                 raise ValueError(f"{name}={described(given)} must be {wanted}")
-        if not (self.compiled is None or isinstance(self.compiled, bool)):
-            raise ValueError(
-                f"compiled={described(self.compiled)} must be True, False or None"
-            )
         if not LEAST_EPSILON <= self.epsilon < 1:
             raise ValueError(
                 f"epsilon={self.epsilon} must lie in [{LEAST_EPSILON:g}, 1); float64 "
@@ -167,12 +163,7 @@ class BarrierSolver(FlowSolver):
                 f"max_iterations={self.max_iterations} and max_edges={self.max_edges} "
                 "must be positive"
             )
-        if self.compiled and numba_passes() is None:
-            raise ImportError(
-                "compiled=True needs Numba, which is not installed or does not work. "
-                "Install it by pip install 'captum-attnflow[compiled]', or leave "
-                "compiled at None"
-            )
+        check_compiled(self.compiled)
 
     @torch.no_grad()
     def solve(self, network: LayeredNetwork) -> FlowSolution:
@@ -233,6 +224,23 @@ def choose_passes(compiled: bool | None, device: torch.device) -> type[EdgePasse
     if is_traced or compiled is False or device.type != "cpu":
         return TorchPasses
     return numba_passes() or TorchPasses
+
+
+def check_compiled(compiled: object) -> None:
+    """Refuse what says nothing of compiling, and True where Numba does not work.
+
+    Raises:
+        ImportError: If it is True and Numba is not installed.
+        ValueError: If it is neither a bool nor None.
+    """
+    if not (compiled is None or isinstance(compiled, bool)):
+        raise ValueError(f"compiled={described(compiled)} must be True, False or None")
+    if compiled and numba_passes() is None:
+        raise ImportError(
+            "compiled=True needs Numba, which is not installed or does not work. "
+            "Install it by pip install 'captum-attnflow[compiled]', or leave compiled "
+            "at None"
+        )
 
 
 @cache
