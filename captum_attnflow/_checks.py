@@ -195,13 +195,16 @@ def counted(number: int, thing: str) -> str:
 _DELIMITERS = ",;\t|"
 
 
-def check_column(name: str, column: str, there: Sequence[str]) -> None:
+def check_column(
+    name: str, column: str, there: Sequence[str], setting: str | None = None
+) -> None:
     """Refuse the name of a column that a table does not have, or has twice.
 
     Args:
         name (str): Of the table.
         column (str): The column.
         there (sequence of str): The table's columns.
+        setting (str, optional): What names the column, such as ``"text_column"``.
 
     Raises:
         ValueError: Naming those that there are, and what may be meant.
@@ -212,6 +215,9 @@ def check_column(name: str, column: str, there: Sequence[str]) -> None:
         >>> check_column("texts.csv", "text", ["Text", "label"])
         Traceback (most recent call last):
         ValueError: texts.csv has no column 'text'; it has 'Text', 'label'; give 'Text'
+        >>> check_column("texts.csv", "text", ["review"], "text_column")
+        Traceback (most recent call last):
+        ValueError: texts.csv has no column 'text'; it has 'review'; give ...
     """
     if there.count(column) > 1:
         raise ValueError(
@@ -229,8 +235,10 @@ def check_column(name: str, column: str, there: Sequence[str]) -> None:
         )
     named = ", ".join(map(repr, there[:_MOST_COLUMNS])) or "none"
     meant = [each for each in there if _plain(each) == _plain(column)]
-    advice = f"; give {meant[0]!r}" if meant else ""
-    raise ValueError(f"{name} has no column {column!r}; it has {named}{advice}")
+    advice = repr(meant[0]) if meant else "one of them"
+    if setting is not None:
+        advice = f"{setting}={meant[0]!r}" if meant else f"one by {setting}=..."
+    raise ValueError(f"{name} has no column {column!r}; it has {named}; give {advice}")
 
 
 def _plain(name: str) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from captum.attr import TextTokenInput
 from models import causal_language_model
 from networks import everywhere
 from PIL import Image
@@ -203,7 +204,7 @@ def attributions() -> dict[str, Call]:
         if not (inspect.isclass(method) and hasattr(method, "attribute")):
             continue
         if name == "GenerationAttribution":
-            continue  # of a language model; see tests/attr/test_generation.py
+            continue  # of a language model: generation_calls()
         made = {"forward_func": forward}
         if "layer" in inspect.signature(method).parameters:
             made["layer"] = LAYER
@@ -214,6 +215,45 @@ def attributions() -> dict[str, Call]:
             if hasattr(method, call):
                 function = getattr(method(**made, **quick), call)
                 calls[f"{name}.{call}"] = Call(function, given)
+    return calls
+
+
+def generation_calls() -> dict[str, Call]:
+    """Attribution of generated text."""
+    model = causal_language_model(len(TOKENIZER))
+    made = {
+        "attr_method": captum_attnflow.RelevanceFlow(model),
+        "tokenizer": TOKENIZER,
+        "output": "logit",
+    }
+    generation = captum_attnflow.GenerationAttribution(**made)
+    given = {
+        "inp": TextTokenInput("a funny film", TOKENIZER),
+        "target": "so dull",
+        "gen_args": None,
+        "against": None,
+    }
+    calls = {
+        "GenerationAttribution": Call(
+            captum_attnflow.GenerationAttribution,
+            made,
+            {"attr_method": set(), "tokenizer": set(), "output": set()},
+        )
+    }
+    ids = {"one dimension of integers", "a list of integers"}
+    for name, more in {"attribute": {}, "explain": {"spans": None}}.items():
+        allowed: dict[str, set[str]] = {
+            "inp": set(),
+            "target": {"nothing", "a name", "a text", *ids},
+            "gen_args": {"nothing"},
+            # Of as many tokens as are explained.
+            "against": {"nothing", "an integer", "a list of integers"},
+        }
+        if more:
+            allowed["spans"] = {"nothing"}
+        calls[f"GenerationAttribution.{name}"] = Call(
+            getattr(generation, name), given | more, allowed
+        )
     return calls
 
 
@@ -748,6 +788,7 @@ def summaries() -> dict[str, Call]:
 CALLS = {
     **files_and_tables(),
     **attributions(),
+    **generation_calls(),
     **summaries(),
     **pipelines(),
     **{f"metrics.{name}": call for name, call in metric_calls().items()},

@@ -494,10 +494,11 @@ def shape_like_layer(
         )
     if not holders or (len(holders) > 1 and holders[0] > 0):
         again = f", in the last of the {n_calls} times that it ran," * (n_calls > 1)
+        shapes = ", ".join(str(tuple(t.shape)) for t in outputs)
+        there = f"tensors of shapes {shapes}" if outputs else "no tensor"
         raise ValueError(
-            f"the layer has{again} tensors of shapes {[t.shape for t in outputs]}, of "
-            f"which {len(holders)} start with (examples, tokens) = "
-            f"{tuple(scores.shape)}; "
+            f"the layer has{again} {there}, of which {len(holders)} start with "
+            f"(examples, tokens) = {tuple(scores.shape)}; "
             "the first or only one must, such as the output (B, T, D) of the "
             "embeddings module. Only tensors that it returns, or takes by position, "
             "are seen"

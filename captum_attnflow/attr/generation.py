@@ -18,10 +18,10 @@ from captum.attr import (
     TextTemplateInput,
     TextTokenInput,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_attnflow._captum import DEFAULT_GEN_ARGS, convert_ids_to_pretty_tokens
-from captum_attnflow._checks import check_choice, check_type
+from captum_attnflow._checks import check_choice, check_type, described, type_of
 from captum_attnflow._memory import HeldMemory, free_memory
 from captum_attnflow.attr.attn_lrp import AttnLRP
 from captum_attnflow.attr.base import AttentionAttribution
@@ -55,8 +55,9 @@ class GenerationAttribution(LLMGradientAttribution):
 
     Args:
         attr_method (AttentionAttribution or AttnLRP): A method made with the language
-            model, such as ``RelevanceFlow(model)``; the Layer forms serve, too.
-        tokenizer (PreTrainedTokenizer): The model's tokenizer.
+            model itself, no function around it, such as ``RelevanceFlow(model)``; the
+            Layer forms serve, too.
+        tokenizer (PreTrainedTokenizerBase): The model's tokenizer.
         output (str): What of a generated token is explained: its ``"logit"``,
             ``"log-probability"``, as ``LLMGradientAttribution`` has it, or
             ``"probability"``. The last two hardly change where the model is sure, and
@@ -66,8 +67,8 @@ class GenerationAttribution(LLMGradientAttribution):
             logit, 7.1 and 10.3 by the others).
 
     Raises:
-        AssertionError: As Captum raises it, for another kind of method.
-        ValueError: If ``output`` is unknown.
+        ValueError: If the method is of another kind or made with a function, the
+            tokenizer is none, or ``output`` is unknown.
 
     Examples::
 
@@ -102,6 +103,20 @@ class GenerationAttribution(LLMGradientAttribution):
         tokenizer: Any,
         output: Output = "log-probability",
     ) -> None:
+        advice = "a method of this package, such as RelevanceFlow(model)"
+        check_type("attr_method", attr_method, self.SUPPORTED_METHODS, advice)
+        if not isinstance(attr_method.forward_func, nn.Module):
+            raise ValueError(
+                f"attr_method={type(attr_method).__name__} was made with "
+                f"{type_of(attr_method.forward_func)}; give one made with the language "
+                f"model itself, {type(attr_method).__name__}(model), which is asked "
+                "for its answer and its device"
+            )
+        if not hasattr(tokenizer, "encode") or isinstance(tokenizer, str):
+            raise ValueError(
+                f"tokenizer={described(tokenizer)} is {type_of(tokenizer)}; give the "
+                "model's tokenizer"
+            )
         check_choice("output", output, get_args(Output))
         super().__init__(attr_method, tokenizer)
         self.output = output
@@ -109,10 +124,10 @@ class GenerationAttribution(LLMGradientAttribution):
     def attribute(
         self,
         inp: TextTokenInput | TextTemplateInput,
-        target: str | Tensor | None = None,
+        target: str | Sequence[int] | Tensor | None = None,
         gen_args: dict[str, Any] | None = None,
         *,
-        against: str | int | Tensor | None = None,
+        against: str | int | Sequence[int] | Tensor | None = None,
     ) -> LLMAttributionResult:
         """Attribute to the tokens of the prompt, or to the values of its template.
 
@@ -120,15 +135,15 @@ class GenerationAttribution(LLMGradientAttribution):
             inp (TextTokenInput or TextTemplateInput): The prompt. The former's
                 ``skip_tokens`` are left out. Each value of the latter has the sum of
                 its tokens' scores; baselines are not read.
-            target (str or Tensor, optional): The generated text, or its token ids. If
-                None, the model generates it.
-            gen_args (dict, optional): Arguments of ``model.generate``; Captum's
-                defaults if None.
-            against (str, int or Tensor, optional): Why the generated tokens rather than
-                these: what is explained is the output less that of the other token at
-                the same step, behind the same generated tokens. A text of as many
-                tokens, or their ids; one id, for every step; or ``"runner-up"``, the
-                most probable of the other tokens.
+            target (str, list of int or Tensor, optional): The generated text, or its
+                token ids. If None, the model generates it.
+            gen_args (dict, optional): Arguments of ``model.generate``, where it
+                generates; Captum's defaults if None.
+            against (str, int, list of int or Tensor, optional): Why the generated
+                tokens rather than these: what is explained is the output less that of
+                the other token at the same step, behind the same generated tokens. A
+                text of as many tokens, or their ids; one id, for every step; or
+                ``"runner-up"``, the most probable of the other tokens.
 
         Returns:
             LLMAttributionResult: With ``token_attr`` of shape (generated tokens,
@@ -136,7 +151,8 @@ class GenerationAttribution(LLMGradientAttribution):
 
         Raises:
             UnsupportedAttentionError: If the attention is not found or not supported.
-            ValueError: If nothing was generated, or ``against`` has another length.
+            ValueError: If nothing was generated, ``target`` holds no ids of the
+                model, or ``against`` has another length.
         """
         given = self._read_input(inp)
         generated = self._get_target_tokens(given, target, gen_args)
@@ -159,10 +175,10 @@ class GenerationAttribution(LLMGradientAttribution):
     def explain(
         self,
         inp: TextTokenInput | TextTemplateInput,
-        target: str | Tensor | None = None,
+        target: str | Sequence[int] | Tensor | None = None,
         gen_args: dict[str, Any] | None = None,
         *,
-        against: str | int | Tensor | None = None,
+        against: str | int | Sequence[int] | Tensor | None = None,
         spans: Sequence[tuple[int, int]] | None = None,
     ) -> GenerationExplanation:
         """Attribute to the tokens of the prompt and to the generated ones.
@@ -171,9 +187,10 @@ class GenerationAttribution(LLMGradientAttribution):
             inp (TextTokenInput or TextTemplateInput): As in :meth:`attribute`, like
                 what follows. Of a template the text outside of its values has the part
                 ``"template"``.
-            target (str or Tensor, optional): The generated text.
+            target (str, list of int or Tensor, optional): The generated text.
             gen_args (dict, optional): Arguments of ``model.generate``.
-            against (str, int or Tensor, optional): Why rather than these tokens.
+            against (str, int, list of int or Tensor, optional): Why rather than these
+                tokens.
             spans (sequence of (int, int), optional): Spans of generated tokens, counted
                 from 0, start inclusive and stop exclusive. Each is explained as a
                 whole, in one backward pass from the sum of its outputs. Of
@@ -190,15 +207,16 @@ class GenerationAttribution(LLMGradientAttribution):
 
         Raises:
             UnsupportedAttentionError: If the attention is not found or not supported.
-            ValueError: If nothing was generated, ``against`` has another length, a
-                span lies outside of the generated text, or memory has no room for the
-                activations of so many tokens.
+            ValueError: If nothing was generated, ``target`` holds no ids of the
+                model, ``against`` has another length, a span lies outside of the
+                generated text, or memory has no room for the activations of so many
+                tokens.
         """
         inp = self._read_input(inp)
         prompt = inp.to_model_input().to(self.device)
         generated = self._get_target_tokens(inp, target, gen_args).to(self.device)
         n_generated = len(generated)
-        if n_generated == 0:
+        if n_generated == 0 and target is None:
             raise ValueError(
                 "nothing was generated, so there is nothing to attribute; pass target, "
                 "or gen_args with a greater max_new_tokens"
@@ -282,36 +300,42 @@ class GenerationAttribution(LLMGradientAttribution):
         return tuple(parts)
 
     def _read_against(
-        self, against: str | int | Tensor | None, generated: Tensor
+        self, against: str | int | Sequence[int] | Tensor | None, generated: Tensor
     ) -> Tensor | Literal["runner-up"] | None:
         """Return one token for every step."""
         if against is None:
             return None
         if isinstance(against, str) and against == RUNNER_UP:
             return "runner-up"
-        given: Any = against
-        if isinstance(against, str):
-            given = self.tokenizer.encode(against, add_special_tokens=False)
-        elif isinstance(against, int) and not isinstance(against, bool):
-            given = [against] * len(generated)
-        try:
-            others = torch.as_tensor(given, device=generated.device)
-        except (TypeError, ValueError, RuntimeError):
-            others = torch.zeros(0)
-        is_ids = others.dim() == 1 and others.dtype in (torch.int32, torch.int64)
-        if not is_ids or len(others) != len(generated):
-            found = f"{len(others)} tokens" if is_ids else "no token ids"
+        is_one = isinstance(against, int) and not isinstance(against, bool)
+        others = self._read_ids([against] * len(generated) if is_one else against)
+        if others is None or len(others) != len(generated):
+            found = "no token ids" if others is None else f"{len(others)} tokens"
             raise ValueError(
-                f"against={against!r} is {found}, and {len(generated)} tokens are "
-                f"explained; give a text or ids of as many, one id for all, or "
+                f"against={described(against)} is {found}, and {len(generated)} tokens "
+                "are explained; give a text or ids of as many, one id for all, or "
                 f"{RUNNER_UP!r}"
             )
-        if torch.equal(others.long(), generated.long()):
+        others = others.to(generated.device)
+        if torch.equal(others, generated.long()):
             raise ValueError(
-                f"against={against!r} is what is explained, and their difference is 0; "
-                f"give another text, or {RUNNER_UP!r}"
+                f"against={described(against)} is what is explained, and their "
+                f"difference is 0; give another text, or {RUNNER_UP!r}"
             )
-        return others.long()
+        return others
+
+    def _read_ids(self, given: object) -> Tensor | None:
+        """Return the ids of a text, or those given, ``(N,)``; None if it is neither."""
+        if isinstance(given, str):
+            given = self.tokenizer.encode(given, add_special_tokens=False)
+        if isinstance(given, (list, tuple)) and not given:
+            return torch.empty(0, dtype=torch.long)
+        try:
+            ids = torch.as_tensor(given, device="cpu")
+        except (TypeError, ValueError, RuntimeError):
+            return None
+        is_ids = ids.dim() == 1 and ids.dtype in (torch.int32, torch.int64)
+        return ids.long() if is_ids else None
 
     def _finished(self, prompt: Tensor, generated: Tensor) -> tuple[Tensor, ...]:
         """What the model reads to predict the last generated token."""
@@ -409,16 +433,32 @@ class GenerationAttribution(LLMGradientAttribution):
     def _get_target_tokens(
         self,
         inp: TextTokenInput,
-        target: str | Tensor | None = None,
+        target: str | Sequence[int] | Tensor | None = None,
         gen_args: dict[str, Any] | None = None,
     ) -> Tensor:
+        if gen_args is not None:
+            check_type("gen_args", gen_args, dict, "a dict for model.generate, or None")
+            if target is not None:
+                raise ValueError(
+                    f"gen_args={described(gen_args)} was given with a target, and then "
+                    "nothing is generated; give one of both"
+                )
         if isinstance(inp, EmbeddedInput) and (target is None or self._decoder_start):
             kind = "an encoder-decoder" if self._decoder_start else "target=None"
             raise ValueError(
                 f"a prompt of embeddings was given with {kind}; give the target, and "
                 "a causal model, which reads prompt and answer as one sequence"
             )
-        if target is None and self._decoder_start:
+        if target is not None:
+            ids = self._read_ids(target)
+            if ids is None or len(ids) == 0:
+                found = "no token ids" if ids is None else "no token"
+                raise ValueError(
+                    f"target={described(target)} is {found}; give the generated text, "
+                    "its ids as a list or of shape (G,), or None, and the model answers"
+                )
+            return ids
+        if self._decoder_start:
             # Captum would cut a prompt off that an encoder-decoder does not repeat.
             answer = self.model.generate(
                 **self._format_model_input(inp.to_model_input()),
@@ -426,7 +466,7 @@ class GenerationAttribution(LLMGradientAttribution):
             )
             tokens: Tensor = answer[0, 1:]
         else:
-            tokens = super()._get_target_tokens(inp, target, gen_args)
+            tokens = super()._get_target_tokens(inp, None, gen_args)
         return tokens
 
     @property
@@ -508,6 +548,7 @@ class _Steps:
         # Half precision has no room for a sum over a vocabulary.
         steps = steps.to(torch.promote_types(steps.dtype, torch.float32))
         log_probabilities = steps.log_softmax(-1)
+        _check_ids("target", self.generated, steps.shape[-1])
         self.log_probabilities = _of(log_probabilities, self.generated)[0].detach()
         values = {
             "logit": steps,
@@ -520,7 +561,7 @@ class _Steps:
             others = steps[0].detach().scatter(-1, own, -torch.inf)
             self.against = others.argmax(-1)
         if self.against is not None:
-            _check_ids(self.against, values.shape[-1])
+            _check_ids("against", self.against, values.shape[-1])
             explained = explained - _of(values, self.against)
         return explained @ _span_sums(self.spans, len(self.generated), explained)
 
@@ -535,11 +576,11 @@ def _span_sums(
     return sums
 
 
-def _check_ids(tokens: Tensor, n_tokens: int) -> None:
+def _check_ids(name: str, tokens: Tensor, n_tokens: int) -> None:
     beyond = tokens[(tokens < 0) | (tokens >= n_tokens)]
     if len(beyond):
         raise ValueError(
-            f"against holds the id {int(beyond[0])}, and the model has {n_tokens} "
+            f"{name} holds the id {int(beyond[0])}, and the model has {n_tokens} "
             f"tokens; give ids from 0 to {n_tokens - 1}"
         )
 

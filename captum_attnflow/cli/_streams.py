@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -111,12 +111,15 @@ def _is_expected(error: Exception) -> bool:
 
 
 @contextmanager
-def options_named(settings: Iterable[str]) -> Iterator[None]:
+def options_named(
+    settings: Iterable[str], written: Mapping[str, str] | None = None
+) -> Iterator[None]:
     """Let errors name settings as they were given, ``--batch-size=0``.
 
     Args:
         settings (iterable of str): Their names in Python, ``batch_size``; a plural is
             an option that may be repeated.
+        written (mapping, optional): Options that are not called as their setting is.
 
     Raises:
         ValueError: In place of the one that names ``batch_size=0``.
@@ -129,10 +132,15 @@ def options_named(settings: Iterable[str]) -> Iterator[None]:
             raise
         named = re.sub(
             rf"(?<![\w-])({known})s?(?==)",
-            lambda found: f"--{found[1].replace('_', '-')}",
+            lambda found: option_of(found[1], written or {}),
             str(error),
         )
         raise ValueError(named) from error
+
+
+def option_of(setting: str, written: Mapping[str, str]) -> str:
+    """Return the option, ``--batch-size``, of a setting, ``batch_size``."""
+    return written.get(setting, f"--{setting.replace('_', '-')}")
 
 
 def read_lines(file: Path | None) -> list[str]:

@@ -22,6 +22,8 @@ from captum_attnflow.cli import tables
 from captum_attnflow.cli._streams import (
     check_written,
     errors_as_sentences,
+    option_of,
+    options_named,
     printing,
     read_lines,
     saying,
@@ -465,7 +467,6 @@ def explain(
         _check_picture(output)
         lines = _read(inputs, file, chosen)
         results: list[Any] = []
-        explainer = _load(chosen, model, place)
 
         def how_far() -> str:
             return (
@@ -473,7 +474,9 @@ def explain(
                 f"{counted(len(lines), chosen.unit)}; the same command begins anew"
             )
 
-        with stopped_in_words(how_far):
+        named = options_named(["method", "target", *place, *options], _WRITTEN)
+        with named, stopped_in_words(how_far):
+            explainer = _load(chosen, model, place)
             for result in _explain(lines, explainer, method, target, options):
                 results.append(result)
                 with printing():
@@ -493,9 +496,8 @@ def _refuse_of_other_tasks(task: str, options: Mapping[str, Any]) -> None:
     for name in options:
         tasks = _OF_TASKS.get(name, (task,))
         if task not in tasks:
-            option = _WRITTEN.get(name, f"--{name.replace('_', '-')}")
             raise ValueError(
-                f"{option} was given with --task {task}, and is of "
+                f"{option_of(name, _WRITTEN)} was given with --task {task}, and is of "
                 f"{' and '.join(tasks)}; leave it out, or give --task {tasks[0]}"
             )
 

@@ -152,6 +152,7 @@ def study(
         from captum_attnflow.study.table import to_markdown
 
         transformers_logging.disable_progress_bar()
+        n_kept = _n_done(output)
         table = run_study(
             Study(
                 models=tuple(model or [str(DEMO_MODEL_PATH)]),
@@ -182,6 +183,11 @@ def study(
             ),
             show_progress=True,
         )
+        kept = f", {n_kept:,} of them from before" if n_kept else ""
+        print(
+            f"{counted(_n_done(output), 'attribution')}{kept}: {output}",
+            file=sys.stderr,
+        )
         if table is None:
             print(
                 f"part {part} is done. The part that ends last writes the table; any "
@@ -200,12 +206,14 @@ def study(
             )
 
 
+def _n_done(output: Path) -> int:
+    """Count the attributions of a folder: a line of a file for each."""
+    return sum(file.read_bytes().count(b"\n") for file in output.glob("results*.jsonl"))
+
+
 def _how_far(output: Path) -> str:
-    """What an interrupt leaves: a line of a file for each attribution that is done."""
-    n_done = sum(
-        file.read_bytes().count(b"\n") for file in output.glob("results*.jsonl")
-    )
+    """What an interrupt leaves."""
     return (
-        f"stopped with {counted(n_done, 'attribution')} in {output}; the same command "
-        "continues there"
+        f"stopped with {counted(_n_done(output), 'attribution')} in {output}; the same "
+        "command continues there"
     )

@@ -346,8 +346,13 @@ def _import(package: str, purpose: str) -> Any:
 
 
 def _check_names(name: str, there: list[str], source: Source) -> None:
+    named_by = {
+        source.text_column: "text_column",
+        source.pair_column: "pair_column",
+        source.id_column: "id_column",
+    }
     for column in source.needed_columns:
-        check_column(name, column, there)
+        check_column(name, column, there, named_by.get(column))
 
 
 def _check_types(name: str, schema: Any, source: Source) -> None:

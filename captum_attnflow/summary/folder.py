@@ -173,10 +173,10 @@ class ScoreFolder:
 
 def _read_manifest(folder: Path) -> Mapping[str, Any]:
     if not folder.is_dir():
-        found = "it is a file" if folder.exists() else "it is not there"
+        found = "is a file" if folder.exists() else "is not there"
         raise FileNotFoundError(
-            f"there is no folder {str(folder)!r}: {found}. Give a folder that "
-            "captum-attnflow explain --data has written"
+            f"{str(folder)!r} {found}; give a folder that captum-attnflow explain "
+            "--data has written"
         )
     path = folder / "manifest.json"
     try:

@@ -162,6 +162,14 @@ def test_the_model_answers_where_no_target_is_given(kind, model, tokenizer):
     assert explanation.generated_tokens == tokenizer.convert_ids_to_tokens(answer)
 
 
+def test_a_target_is_a_text_or_ids_of_any_kind(model, tokenizer, prompt):
+    generation = GenerationAttribution(RelevanceFlow(model), tokenizer)
+    ids = tokenizer(TARGET, add_special_tokens=False).input_ids
+    of_text = generation.explain(prompt, TARGET).scores
+    for target in (ids, tuple(ids), torch.tensor(ids), torch.tensor(ids).numpy()):
+        assert torch.equal(generation.explain(prompt, target).scores, of_text)
+
+
 def test_relevance_flow_is_read_at_the_text_itself(model, tokenizer, prompt):
     """A step has the scores of the text up to it, and no path from a baseline."""
     ids = torch.tensor([tokenizer("a gripping , funny film").input_ids])
@@ -231,15 +239,38 @@ def test_flow_handed_on_by_generated_tokens_starts_in_the_prompt():
 
 class TestRefusals:
     def test_other_methods(self, model, tokenizer):
-        with pytest.raises(AssertionError, match="does not support"):
+        with pytest.raises(ValueError, match=r"attr_method.*; give a method of this"):
             GenerationAttribution(
                 LayerIntegratedGradients(model, model.transformer.wte), tokenizer
             )
 
-    def test_nothing_generated(self, model, tokenizer, prompt):
+    def test_a_method_of_a_function(self, model, tokenizer):
+        method = RelevanceFlow(lambda ids: model(ids).logits)
+        with pytest.raises(ValueError, match=r"made with a function; give.*\(model\)"):
+            GenerationAttribution(method, tokenizer)
+
+    def test_nothing_generated(self, model, tokenizer, prompt, monkeypatch):
+        monkeypatch.setattr(model, "generate", lambda input_ids, **_: input_ids)
         generation = GenerationAttribution(GeneralizedAttentionFlow(model), tokenizer)
         with pytest.raises(ValueError, match=r"nothing was generated.*max_new_tokens"):
-            generation.explain(prompt, torch.tensor([], dtype=torch.int64))
+            generation.explain(prompt)
+
+    @pytest.mark.parametrize("target", ["", [], torch.tensor([], dtype=torch.int64)])
+    def test_a_target_without_a_token(self, target, model, tokenizer, prompt):
+        generation = GenerationAttribution(GeneralizedAttentionFlow(model), tokenizer)
+        with pytest.raises(ValueError, match=r"target=.* is no token; give"):
+            generation.explain(prompt, target)
+
+    @pytest.mark.parametrize("target", [[10**6], [10**6, 5], [5, -1]])
+    def test_a_target_beyond_the_vocabulary(self, target, model, tokenizer, prompt):
+        generation = GenerationAttribution(RelevanceFlow(model), tokenizer)
+        with pytest.raises(ValueError, match=f"{max(target, key=abs)}|-1"):
+            generation.explain(prompt, target)
+
+    def test_arguments_of_generate_beside_a_target(self, model, tokenizer, prompt):
+        generation = GenerationAttribution(RelevanceFlow(model), tokenizer)
+        with pytest.raises(ValueError, match=r"gen_args=.*; give one of both"):
+            generation.attribute(prompt, TARGET, {"max_new_tokens": 3})
 
     def test_an_answer_without_a_token_to_start_with(self):
         model = encoder_decoder("T5")

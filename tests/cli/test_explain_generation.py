@@ -155,20 +155,20 @@ def test_a_chat_has_its_template_left_out(folder, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("7", "--method", "slalom"), "method='slalom' does not serve this task"),
+        (("7", "--method", "slalom"), "--method='slalom' does not serve this task"),
         (("7", "--max-new-tokens", "2000"), "longer than the 1024 positions"),
         ((" ",), "prompt 1 of 1 is empty"),
         (("7", "--output", "x.png"), "no picture for --output"),
         (("7", "--chat"), "the tokenizer has no chat template"),
         (("7", "--target", "8 9", "--span", "10"), "the span '10' does not occur"),
         (("7", "--target", "8 9", "--span", "1:3"), "of 2 generated tokens; give"),
-        (("7", "--target", "8 9", "--against", "10"), "is 1 tokens, and 2 tokens"),
-        (("7", "--explained", "energy"), "output='energy'"),
-        (("7", "--units", "page"), "units='page'"),
-        (("7", "--left-out", "last"), "left_out='last'"),
-        (("7", "--device", "nowhere"), "device='nowhere' is not to be had here"),
+        (("7", "--target", "8 9", "--against", "10"), "--against='10' is 1 tokens"),
+        (("7", "--explained", "energy"), "--explained='energy'"),
+        (("7", "--units", "page"), "--units='page'"),
+        (("7", "--left-out", "last"), "--left-out='last'"),
+        (("7", "--device", "nowhere"), "--device='nowhere' is not to be had here"),
         (("7", "--device", "cpu", "--device-map", "auto"), "give one"),
-        (("7", "--dtype", "int4"), "dtype='int4'"),
+        (("7", "--dtype", "int4"), "--dtype='int4'"),
     ],
 )
 def test_bad_input_is_told_in_a_sentence(run, arguments, message):

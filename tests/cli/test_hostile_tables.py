@@ -53,8 +53,11 @@ REFUSED = {
     ),
     "tabs.csv": (TABLE.replace(",", "\t").encode(), SEPARATED.format("\t")),
     "commas.tsv": (TABLE.encode(), SEPARATED.format(",")),
-    "spaces.csv": (b"label, text\n1, sad\n", "'label', ' text'; give ' text'"),
-    "capitals.csv": (b"Text,label\nsad,1\n", "it has 'Text', 'label'; give 'Text'"),
+    "spaces.csv": (
+        b"label, text\n1, sad\n",
+        "'label', ' text'; give --text-column=' text'",
+    ),
+    "capitals.csv": (b"Text,label\nsad,1\n", "'label'; give --text-column='Text'"),
     "twice.csv": (b"text,text\na,b\n", "column 'text' more than once; rename or"),
     "no-header.csv": (b"so sad,1\nfunny,0\n", "it has 'so sad', '1'"),
     "empty.csv": (b"", "give "),

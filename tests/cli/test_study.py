@@ -40,6 +40,13 @@ def test_main_job_prints_the_table_and_writes_the_files(run, tmp_path):
     assert (tmp_path / "out" / "table.md").read_text().strip() == result.stdout.strip()
 
 
+def test_it_says_where_the_results_are_and_what_was_there(run, tmp_path):
+    given = ("--text-column", "sentence", "--limit", 1, *METHODS)
+    where = tmp_path / "out"
+    assert f"2 attributions: {where}" in run(*given).stderr
+    assert f"2 attributions, 2 of them from before: {where}" in run(*given).stderr
+
+
 def test_options_reach_the_study(run, tmp_path):
     result = run(
         *("--text-column", "sentence", "--label-column", "label", "--limit", 1),
@@ -69,7 +76,10 @@ def test_default_methods_run(run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "has no column 'text'; it has 'sentence', 'label'"),
+        (
+            ("--label-column", "k", "--text-column", "text"),
+            "no column 'text'; it has 'sentence', 'label'; give one by --text-column=",
+        ),
         (("--method", "lie"), "method='lie' is unknown; give one of"),
         (("--text-column", "sentence", "--model", "/no/such"), "there is no model"),
         (("--text-column", "sentence", "--label-column", "sentence"), "label 'dull'"),

@@ -61,7 +61,7 @@ def test_too_few_texts_are_said_once_with_what_to_do(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("nowhere",), "there is no folder 'nowhere'"),
+        (("nowhere",), "'nowhere' is not there; give a folder that"),
         (("scores", "--label-column", "gold"), "--label-column='gold' is no column"),
         (("scores", "--top", 0), "top=0 must be an integer of at least 1"),
         (("scores", "scores"), "given more than once"),
