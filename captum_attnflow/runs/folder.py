@@ -167,7 +167,8 @@ def writing_part(folder: Path, part: tuple[int, int]) -> Iterator[None]:
         except Timeout:
             raise ValueError(
                 f"another run writes part {part[0]}/{part[1]} to {folder} at this "
-                "moment; wait for it, or give another --part or --output"
+                "moment, or merges all parts; wait for it, or give another --part or "
+                "--output"
             ) from None
     try:
         _check_others(folder, part)
