@@ -127,7 +127,7 @@ def run_study(study: Study, show_progress: bool = False) -> Table | None:
     }
     for classifier in classifiers.values():
         find_token(classifier.tokenizer, study.reference_token)
-    folder = study.output
+    folder = Path(study.output)
     records = PartedFile(folder, "results", Record, study.part)
     bounds = PartedFile(folder, "bounds", Bounds, study.part)
     with writing_part(folder, study.part):
@@ -207,7 +207,7 @@ def _work_by_ray(
     try:
         yield from work_by_ray(makers, tasks, study.gpus_per_worker)
     finally:
-        with no_merge_meanwhile(study.output):
+        with no_merge_meanwhile(Path(study.output)):
             for each in (records, bounds):
                 each.gather()
 

@@ -10,7 +10,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
-from captum_attnflow._checks import DTYPES, check_choice, check_integer, check_type
+from captum_attnflow._checks import (
+    DTYPES,
+    check_choice,
+    check_integer,
+    check_strings,
+    check_type,
+)
 from captum_attnflow.runs.data import INPUT_FORMATS, Source, open_data
 from captum_attnflow.runs.folder import check_writable
 from captum_attnflow.runs.sharing import check_engine, check_part
@@ -40,8 +46,8 @@ class DataSource:
     """Where texts come from, and which of them.
 
     Attributes:
-        name (str): A file (TSV, CSV, JSONL or Parquet), the hub id of a data set, or
-            ``"-"`` for standard input.
+        name (str or Path): A file (TSV, CSV, JSONL or Parquet), the hub id of a data
+            set, or ``"-"`` for standard input.
         text_column (str): The column of texts.
         label_column (str, optional): The column of labels.
         limit (int, optional): The size of a random sample of texts, in their order;
@@ -53,7 +59,7 @@ class DataSource:
             ``"parquet"``; by the file's ending by default.
     """
 
-    name: str
+    name: str | Path
     text_column: str = "text"
     label_column: str | None = None
     limit: int | None = None
@@ -68,7 +74,8 @@ class DataSource:
         Raises:
             ValueError: Saying what was given, what is accepted and what to do.
         """
-        for name in ("name", "text_column", "split"):
+        check_type("name", self.name, (str, Path), "a str or a path")
+        for name in ("text_column", "split"):
             check_type(name, getattr(self, name), str, "a str")
         for name in ("label_column", "subset"):
             if getattr(self, name) is not None:
@@ -141,7 +148,7 @@ def read_data(source: DataSource) -> TextData:
     label = source.label_column
     data = open_data(
         Source(
-            source.name,
+            str(source.name),
             source.text_column,
             columns=() if label is None else (label,),
             input_format=source.input_format,
@@ -193,7 +200,7 @@ class Study:
         models (tuple of str): Model folders or hub ids.
         data (DataSource): The texts.
         methods (tuple of str): Keys of :data:`captum_attnflow.study.methods.METHODS`.
-        output (Path): A folder; a study that was begun there is continued.
+        output (str or Path): A folder; a study that was begun there is continued.
         against (str, optional): One of the methods; the others are compared with it.
         metrics (tuple of str): Keys of :data:`BETTER`: those of
             :data:`captum_attnflow.metrics.METRICS`, and ``"naopc"``, whose bounds take
@@ -217,7 +224,7 @@ class Study:
     models: tuple[str, ...]
     data: DataSource
     methods: tuple[str, ...]
-    output: Path
+    output: str | Path
     against: str | None = None
     metrics: tuple[str, ...] = ("aopc", "log_odds", "comprehensiveness", "sufficiency")
     removals: tuple[str, ...] = REMOVALS
@@ -247,7 +254,7 @@ class Study:
             check_type(f"{name}s", given, (tuple, list), "a tuple of names")
             for choice in given:
                 check_choice(name, choice, accepted)
-        check_type("models", self.models, (tuple, list), "a tuple of names")
+        check_strings("models", self.models, "a tuple of names, each a str")
         for name in ("models", "methods", "metrics", "removals"):
             given = getattr(self, name)
             if not given or len(set(given)) < len(given):

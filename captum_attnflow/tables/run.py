@@ -168,7 +168,7 @@ def explain_table(job: TableJob, show_progress: bool = False) -> TableOutcome:
         if job.engine == "ray" and missing:
             del explainer  # each worker has its own
             device = device_of_worker(job.device, job.gpus_per_worker)
-            model = seen_from_anywhere(job.model)
+            model = seen_from_anywhere(str(job.model))
             make = partial(
                 ChunkExplainer.load, replace(job, device=device, model=model)
             )
@@ -240,7 +240,7 @@ def _describe(
     pipeline: Any,
 ) -> dict[str, Any]:
     """What the explanations depend on, as JSON values."""
-    hashes = model_hashes(job.model)
+    hashes = model_hashes(str(job.model))
     weights = {name: of for name, of in hashes.items() if _WEIGHTS.fullmatch(name)}
     others = {name: of for name, of in hashes.items() if name not in weights}
     described = {
@@ -249,7 +249,7 @@ def _describe(
         "versions": {package: version(package) for package in _PACKAGES},
         "model": Path(job.model).resolve().name
         if Path(job.model).is_dir()
-        else job.model,
+        else str(job.model),
         "model_hash": _hash(weights),
         "tokenizer_hash": _hash(others),
         "method": job.method,
@@ -467,7 +467,7 @@ class ChunkExplainer:
             ValueError: As :meth:`captum_attnflow.TextClassifier.load`.
         """
         load = TASKS[job.task].load
-        pipeline = load(job.model, job.device, job.dtype, job.device_map)
+        pipeline = load(str(job.model), job.device, job.dtype, job.device_map)
         return ChunkExplainer(pipeline, job)
 
     def check(self) -> None:

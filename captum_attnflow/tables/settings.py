@@ -50,16 +50,18 @@ class TableJob:
     """A table of texts, the model and method that explain them, and where to write.
 
     Attributes:
-        data (str): A file (CSV, TSV, JSONL or Parquet), the hub id of a data set, or
-            ``"-"`` for standard input, which is copied to a temporary file first.
-        output (Path): A folder; a run that was begun there is continued.
+        data (str or Path): A file (CSV, TSV, JSONL or Parquet), the hub id of a data
+            set, or ``"-"`` for standard input, which is copied to a temporary file
+            first.
+        output (str or Path): A folder; a run that was begun there is continued.
         text_column (str): The column of the texts, of question answering the questions.
         pair_column (str, optional): The column of the second sentences of pairs, of
             question answering the contexts.
         id_column (str, optional): The column whose values name the rows.
         columns (tuple of str): Columns to carry along, under other names than
             :data:`OWN_COLUMNS`. Of JSONL, a column of mixed kinds is carried as JSON.
-        model (str): Model folder or hub id; the model in the package by default.
+        model (str or Path): Model folder or hub id; the model in the package by
+            default.
         method (str): A key of :data:`captum_attnflow.pipelines.methods.METHODS`.
         target (str or int, optional): Label or index to attribute, or another answer;
             what the model predicts of each text by default.
@@ -97,13 +99,13 @@ class TableJob:
             end; of a similarity, one for each text.
     """
 
-    data: str
-    output: Path
+    data: str | Path
+    output: str | Path
     text_column: str = "text"
     pair_column: str | None = None
     id_column: str | None = None
     columns: tuple[str, ...] = ()
-    model: str = str(DEMO_MODEL_PATH)
+    model: str | Path = DEMO_MODEL_PATH
     method: str = DEFAULT_METHOD
     target: str | int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -133,7 +135,9 @@ class TableJob:
         Raises:
             ValueError: Saying what was given, what is accepted and what to do.
         """
-        for name in ("data", "text_column", "model", "split"):
+        for name in ("data", "model"):
+            check_type(name, getattr(self, name), (str, Path), "a str or a path")
+        for name in ("text_column", "split"):
             check_type(name, getattr(self, name), str, "a str")
         for name in ("pair_column", "id_column", "subset", "device", "device_map"):
             if getattr(self, name) is not None:
@@ -183,7 +187,7 @@ class TableJob:
         """Refuse what a task does not have."""
         if self.task == "text-classification":
             return
-        if self.model == str(DEMO_MODEL_PATH):
+        if Path(self.model) == DEMO_MODEL_PATH:
             raise ValueError(
                 f"the package holds no model for task={self.task!r}; give the folder "
                 "or the hub id of one, --model"
@@ -228,7 +232,7 @@ class TableJob:
     def source(self) -> Source:
         """Where the rows come from, and the columns that are read."""
         return Source(
-            self.data,
+            str(self.data),
             self.text_column,
             self.pair_column,
             self.id_column,

@@ -427,6 +427,7 @@ def test_progress_tells_the_time_left(study, capsys):
         ({"methods": np.array(["random"])}, "is an ndarray; give a tuple of names"),
         ({"methods": (np.array(["random", "lime"]),)}, "method=.* is unknown"),
         ({"models": str(DEMO_MODEL_PATH)}, "models=.* is a str; give a tuple"),
+        ({"models": (DEMO_MODEL_PATH,)}, "models holds .*; give a tuple"),
         ({"methods": ("random", "random"), "against": None}, "none twice"),
         ({"batch_size": 0}, "at least 1"),
         ({"reference_token": "maks"}, "no reference token"),

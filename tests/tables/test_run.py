@@ -9,6 +9,7 @@ import shutil
 import warnings
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
 import pyarrow
@@ -44,6 +45,15 @@ def test_every_row_is_explained_as_the_classifier_does_it(job, texts, demo):
         assert line["scores"] == pytest.approx(alone.scores, abs=1e-6)
         assert line["n_truncated"] == 0
         assert line["reason"] is line["value"] is line["text_pair"] is None
+
+
+def test_paths_are_given_as_such_or_as_text(job):
+    names = ("data", "output", "model")
+    as_text = replace(job, **{name: str(getattr(job, name)) for name in names})
+    assert explain_table(as_text).n_kept == 0
+    as_paths = replace(job, **{name: Path(getattr(job, name)) for name in names})
+    outcome = explain_table(as_paths)
+    assert outcome.n_kept == outcome.n_files == 5
 
 
 def test_the_schema_is_fixed(job):
