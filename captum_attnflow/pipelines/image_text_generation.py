@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
@@ -67,6 +68,7 @@ from captum_attnflow.show.image import (
 )
 from captum_attnflow.show.token_matrix import LeftOut, Scale
 from captum_attnflow.texts import EmbeddedInput, token_pieces
+from captum_attnflow.texts.prompts import find_contents, marks_of
 from captum_attnflow.texts.units import Unit
 
 _MOST_OVERLAYS = 11  # in a notebook, beside the image itself
@@ -374,8 +376,9 @@ class ImageTextGenerator(KnownParts):
         results = []
         for image, prompt in zip(images, prompts, strict=True):
             processed = self._read(open_image(image), prompt, is_chat, system)
-            contents = {"system": system, "prompt": prompt} if is_chat else {}
-            parts = self._parts(processed["input_ids"], contents)
+            parts = self._parts(processed["input_ids"])
+            if is_chat:
+                self._find_messages(parts, processed["input_ids"], prompt, system)
             generated = self._continue(processed, target, max_new_tokens)
             self._check_answer(generated)
             given = MergedInput(self.model, processed, len(generated))
@@ -491,16 +494,8 @@ class ImageTextGenerator(KnownParts):
                 "and system"
             )
         else:
-            content = [
-                {"type": "image", "image": picture},
-                {"type": "text", "text": prompt},
-            ]
-            chat = [{"role": "user", "content": content}]
-            if system is not None:
-                of_system = [{"type": "text", "text": system}]
-                chat.insert(0, {"role": "system", "content": of_system})
             made = processor.apply_chat_template(
-                chat,
+                _chat({"type": "image", "image": picture}, prompt, system),
                 add_generation_prompt=True,
                 tokenize=True,
                 return_dict=True,
@@ -513,36 +508,75 @@ class ImageTextGenerator(KnownParts):
             if isinstance(value, Tensor)
         }
 
-    def _parts(self, ids: Tensor, contents: Mapping[str, str | None]) -> list[Part]:
-        """Tell the image's tokens from those of the text, and of a chat's template."""
+    def _parts(self, ids: Tensor) -> list[Part]:
+        """Tell the image's tokens from those of the text."""
         place = self._image_token_id
-        of_text: Part = "template" if contents else "prompt"
         listed = ids[0].tolist()
-        parts: list[Part] = ["image" if i == place else of_text for i in listed]
+        parts: list[Part] = ["image" if i == place else "prompt" for i in listed]
         if "image" not in parts:
             raise ValueError(
                 f"no token of the prompt is the image's: config.image_token_id of "
                 f"{type(self.model).__name__} is {place}, and the processor made "
                 f"{len(listed)} others; give the model's own processor"
             )
-        pieces = token_pieces(listed, self._tokenizer)
-        whole, ends = "".join(pieces), list(accumulate(map(len, pieces)))
-        behind = 0
-        for part, content in contents.items():
-            if content is None:
-                continue
-            start = whole.find(content.strip(), behind)
-            if start < 0:
+        return parts
+
+    def _find_messages(
+        self, parts: list[Part], ids: Tensor, prompt: str, system: str | None
+    ) -> None:
+        """Tell the tokens of a chat's messages from those of its template.
+
+        Args:
+            parts (list of str): Of each token, ``"image"`` or ``"prompt"``; becomes
+                ``"template"`` outside of the messages, ``"system"`` in the system's.
+            ids (Tensor): Shape ``(1, T)``.
+            prompt (str): The user's message.
+            system (str, optional): The system's.
+
+        Raises:
+            ValueError: If the template changes or drops one.
+        """
+        named: dict[Part, str] = {"prompt": prompt}
+        if system is not None:
+            named["system"] = system
+        contents = list(named.values())
+        processor: Any = self.processor
+        rendered, marked = (
+            processor.apply_chat_template(
+                _chat({"type": "image"}, *given), add_generation_prompt=True
+            )
+            for given in (contents, marks_of(contents))
+        )
+        spans = {
+            number: (start, stop)
+            for start, stop, number in find_contents(marked, contents, rendered)
+        }
+        tokens: Any = self._tokenizer
+        special = {*tokens.all_special_ids, self._image_token_id}
+        pieces = token_pieces(ids[0].tolist(), tokens)
+        # An image takes many tokens, and some tokenizers change white space: places in
+        # what was rendered are none in what the tokens spell, but their order is.
+        whole = "".join(
+            _blank(piece) if i in special else piece
+            for i, piece in zip(ids[0].tolist(), pieces, strict=True)
+        )
+        for token in {*tokens.all_special_tokens, *self._placeholders}:
+            rendered = rendered.replace(token, _blank(token))
+        ends = list(accumulate(map(len, pieces)))
+        for token, part in enumerate(parts):
+            parts[token] = part if part == "image" else "template"
+        for number, (part, content) in enumerate(named.items()):
+            span = spans.get(number)
+            found = None if span is None else _same_place(rendered, span, whole)
+            if found is None:
                 raise ValueError(
                     f"the chat template changes or drops the {part} "
                     f"{shorten(content, 40)!r}, so that its tokens are not known; give "
                     "prompts with the template's text, without chat and system"
                 )
-            behind = start + len(content.strip())
             for token, end in enumerate(ends):
-                if end > start and end - len(pieces[token]) < behind:
-                    parts[token] = cast("Part", part)
-        return parts
+                if end > found[0] and end - len(pieces[token]) < found[1]:
+                    parts[token] = part
 
     def _continue(
         self, processed: dict[str, Tensor], target: str | None, max_new_tokens: int
@@ -563,3 +597,36 @@ class ImageTextGenerator(KnownParts):
         )
         generated: Tensor = answer[0, n_prompt:]
         return generated
+
+
+def _chat(
+    image: Mapping[str, object], prompt: str, system: str | None = None
+) -> list[dict[str, Any]]:
+    """What a processor's chat template takes."""
+    chat = [{"role": "user", "content": [image, {"type": "text", "text": prompt}]}]
+    if system is not None:
+        of_system = [{"type": "text", "text": system}]
+        chat.insert(0, {"role": "system", "content": of_system})
+    return chat
+
+
+def _blank(text: str) -> str:
+    return "\0" * len(text)
+
+
+def _same_place(text: str, span: tuple[int, int], other: str) -> tuple[int, int] | None:
+    """Find in another text the occurrence that a span is of its characters.
+
+    Returns:
+        tuple[int, int], optional: Start and stop; None if they occur another number of
+        times.
+    """
+    start, stop = span
+    sought = re.compile(f"(?={re.escape(text[start:stop])})")
+    here, there = (
+        [match.start() for match in sought.finditer(each)] for each in (text, other)
+    )
+    if len(here) != len(there):
+        return None
+    found = there[here.index(start)]
+    return found, found + stop - start

@@ -11,6 +11,10 @@ import torch
 from captum.attr import TextTemplateInput, TextTokenInput
 from torch import Tensor
 
+# Private characters, which no text means anything by.
+_MARKED = "\ue000{}\ue001"
+_MARKS = re.compile("\ue000(\\d+)\ue001")
+
 Message = Mapping[str, str]
 """A role, ``"system"``, ``"user"`` or ``"assistant"``, and a content."""
 
@@ -69,7 +73,7 @@ class ChatInput(TextTokenInput):
         super().__init__("", _Encoded(tokenizer, ids), baselines)
         self.tokenizer = tokenizer
         self.text = rendered
-        spans = _find_contents(chat, rendered)
+        spans = _find_messages(chat, rendered, tokenizer)
         self.parts: tuple[Literal["system", "template", "prompt"], ...] = tuple(
             _part(span, spans) for span in encoded["offset_mapping"]
         )
@@ -136,21 +140,27 @@ def _render(chat: list[Message], tokenizer: Any) -> str:
     return rendered
 
 
-def _find_contents(chat: list[Message], rendered: str) -> list[tuple[int, int, bool]]:
+def _find_messages(
+    chat: list[Message], rendered: str, tokenizer: Any
+) -> list[tuple[int, int, bool]]:
     """Return where each message stands, and whether it is the system's."""
-    spans, behind = [], 0
-    for message in chat:
-        content = message["content"].strip()  # templates strip them
-        start = rendered.find(content, behind)
-        if start < 0:
-            raise ValueError(
-                f"the chat template changes or drops the {message['role']}'s message "
-                f"{shorten(content, 40)!r}, so that its tokens are not known; leave "
-                "the message out, or give the text itself"
-            )
-        behind = start + len(content)
-        spans.append((start, behind, message["role"] == "system"))
-    return spans
+    contents = [message["content"] for message in chat]
+    marks: list[Message] = [
+        {**message, "content": mark}
+        for message, mark in zip(chat, marks_of(contents), strict=True)
+    ]
+    spans = find_contents(_render(marks, tokenizer), contents, rendered)
+    found = {number for *_, number in spans}
+    lost = [message for n, message in enumerate(chat) if n not in found]
+    if lost:
+        raise ValueError(
+            f"the chat template changes or drops the {lost[0]['role']}'s message "
+            f"{shorten(lost[0]['content'], 40)!r}, so that its tokens are not known; "
+            "leave the message out, or give the text itself"
+        )
+    return [
+        (start, stop, chat[number]["role"] == "system") for start, stop, number in spans
+    ]
 
 
 def _part(
@@ -225,9 +235,45 @@ class EmbeddedInput(TextTokenInput):
         self.parts = tuple(parts)
 
 
-# Private characters, which no text means anything by.
-_MARKED = "\ue000{}\ue001"
-_MARKS = re.compile("\ue000(\\d+)\ue001")
+def marks_of(contents: Sequence[str]) -> list[str]:
+    """What stands for contents in a template, to be found again in what it makes."""
+    return [_MARKED.format(number) for number in range(len(contents))]
+
+
+def find_contents(
+    marked: str, contents: Sequence[str], filled: str
+) -> list[tuple[int, int, int]]:
+    """Find contents in a filled template, as what it makes of marks tells.
+
+    A short content may also occur in the template's own text. White space around a
+    content may be gone: chat templates strip messages, those of some roles only.
+
+    Args:
+        marked (str): The template filled with :func:`marks_of` the contents.
+        contents (sequence of str): The contents.
+        filled (str): The template filled with them.
+
+    Returns:
+        list[tuple[int, int, int]]: Start, stop and number of each that is there,
+        without white space around it; none where the template's text depends on them.
+
+    Examples::
+
+        >>> marked = "user: {} assistant:".format(*marks_of(["us"]))
+        >>> find_contents(marked, ["us"], "user: us assistant:")
+        [(6, 8, 0)]
+    """
+    # Text and numbers of contents by turns.
+    first, *pieces = _MARKS.split(marked)
+    numbers = [int(number) for number in pieces[::2]]
+    pattern = re.escape(first)
+    for number, behind in zip(numbers, pieces[1::2], strict=True):
+        content = re.escape(contents[number].strip())
+        pattern += rf"\s*({content})\s*{re.escape(behind)}"
+    found = re.fullmatch(pattern, filled)
+    if found is None:
+        return []
+    return [(*found.span(1 + at), number) for at, number in enumerate(numbers)]
 
 
 class TemplateTokens(TextTokenInput):
@@ -307,7 +353,7 @@ def _spans_of_values(
     template: TextTemplateInput, text: str
 ) -> list[tuple[int, int, int]]:
     """Return where values stand in the filled template: start, stop, number."""
-    marks = [_MARKED.format(number) for number in range(template.n_features)]
+    marks = marks_of(template.values)
     keys = template.dict_keys
     try:
         marked = (

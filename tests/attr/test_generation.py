@@ -30,6 +30,7 @@ from captum_attnflow import (
     LayerGeneralizedAttentionFlow,
     RelevanceFlow,
 )
+from captum_attnflow.texts import ChatInput
 
 METHODS = [
     ("AttentionFlow", {}),
@@ -235,6 +236,42 @@ def test_flow_handed_on_by_generated_tokens_starts_in_the_prompt():
                 float(share * scores[step].sum()), rel=1e-5
             )
     torch.testing.assert_close(explanation.from_prompt().sum(1), scores.sum(1))
+
+
+CHAT = (
+    "{% for m in messages %}{{ m.role }} : {{ m.content | trim }} . {% endfor %}"
+    "{% if add_generation_prompt %}film : {% endif %}"
+)
+
+
+@pytest.mark.parametrize("answer", ["a", "film", "film : a", " a \n", "."])
+def test_a_message_that_the_template_holds_too_is_found(answer, tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", CHAT)
+    chat = ChatInput(
+        [
+            {"role": "user", "content": "a film"},
+            {"role": "assistant", "content": answer},
+            {"role": "user", "content": "dull ?"},
+        ],
+        tokenizer,
+        system="a",
+    )
+    words = tokenizer.tokenize(answer)
+    assert [
+        (value, part)
+        for value, part in zip(chat.values, chat.parts, strict=True)
+        if part != "template"
+    ] == [
+        ("a", "system"),
+        *((word, "prompt") for word in ["a", "film", *words, "dull", "?"]),
+    ]
+
+
+def test_a_template_that_changes_a_message_is_refused(tokenizer, monkeypatch):
+    changing = CHAT.replace("| trim", "| upper")
+    monkeypatch.setattr(tokenizer, "chat_template", changing)
+    with pytest.raises(ValueError, match=r"changes or drops the user's message 'dull'"):
+        ChatInput("dull", tokenizer)
 
 
 class TestRefusals:

@@ -348,6 +348,18 @@ def test_a_contrast_is_the_difference_of_logits(made, photo):
     )
 
 
+@pytest.mark.parametrize("message", ["user", "dog"])
+def test_a_message_that_the_template_holds_too_is_found(message, made, photo):
+    (result,) = made("LLaVA").explain([photo], [message], target="a", chat=True)
+    explanation = result.explanation
+    parts = zip(explanation.tokens, explanation.parts, strict=True)
+    of_text = [pair for pair in parts if pair[1] not in ("image", "generated")]
+    assert of_text == [
+        *(("user", "template"), (":", "template"), (message, "prompt")),
+        *(("dog", "template"), (":", "template")),
+    ]
+
+
 def test_a_chat_tells_the_prompt_from_its_template(made, photo):
     generator = made("LLaVA")
     (result,) = generator.explain(
