@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from textwrap import shorten
@@ -149,7 +150,7 @@ class QuestionAnswerer(ModelOfTexts):
                 tokens, takes the logits as they are, and gives the answer's first and
                 last token a score of 0.
             target (str, optional): Another answer to attribute, as it stands in the
-                contexts, where it comes first.
+                contexts; of several places the one whose logits are highest.
             part (str): What is attributed: ``"both"``, the sum of the logits of start
                 and end, or the logit of the ``"start"`` or of the ``"end"``.
             max_answer_tokens (int): Most tokens of an answer that the model chooses.
@@ -178,10 +179,10 @@ class QuestionAnswerer(ModelOfTexts):
         start, end = self._start_and_end(encoded, len(pairs))
         answers = []
         for number, (_, context) in enumerate(pairs):
-            spans = _admitted(encoded, number, context, target)
             best = [
-                _best(encoded, number, row, start, end, spans, max_answer_tokens)
+                _best(encoded, number, row, start, end, span, max_answer_tokens)
                 for row in encoded.rows_of(number)
+                for span in _admitted(encoded, number, context, target)
             ]
             found = [answer for answer in best if answer is not None]
             if not found:
@@ -273,18 +274,21 @@ class QuestionAnswerer(ModelOfTexts):
 
 def _admitted(
     encoded: EncodedTexts, number: int, context: str, target: str | None
-) -> tuple[int, int] | None:
-    """The characters of the target in a context, None for any answer."""
+) -> list[tuple[int, int]] | list[None]:
+    """The characters of the target, wherever it stands; None for any answer."""
     if target is None:
-        return None
-    start = context.find(target) if isinstance(target, str) and target.strip() else -1
-    if start < 0:
+        return [None]
+    starts: list[int] = []
+    if isinstance(target, str) and target.strip():
+        found = re.finditer(f"(?={re.escape(target)})", context)
+        starts = [match.start() for match in found]
+    if not starts:
         raise ValueError(
             f"target={target!r} does not stand in context {number + 1} of "
             f"{len(encoded.tokens)}, {shorten(context, 40)!r}; give an answer as it "
             "stands there, or None for the model's own"
         )
-    return start, start + len(target)
+    return [(start, start + len(target)) for start in starts]
 
 
 def _best(

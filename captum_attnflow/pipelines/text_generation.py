@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -317,7 +318,7 @@ def find_spans(
         tokenizer (PreTrainedTokenizer): Decodes them.
 
     Raises:
-        ValueError: If a text does not occur.
+        ValueError: If a text does not occur, or more than once.
     """
     given = as_tuple("spans", [spans] if isinstance(spans, str) else spans)
     pieces = token_pieces(generated.tolist(), tokenizer)
@@ -328,16 +329,39 @@ def find_spans(
         if not isinstance(span, str):
             found.append(span)
             continue
-        first = whole.find(span)
-        if first < 0 or not span:
+        if not span or span not in whole:
             raise ValueError(
                 f"the span {span!r} does not occur in what was generated, "
                 f"{shorten(whole, 80)!r}; give a part of this, or the numbers of "
                 "its first token and of that behind its last, from 0 to "
                 f"{len(pieces)}: (0, 2), in the shell 0:2"
             )
-        last = first + len(span)
-        found.append((bisect_right(ends, first), bisect_left(ends, last) + 1))
+        places = [
+            (bisect_right(ends, start), bisect_left(ends, start + len(span)) + 1)
+            for start in _starts(span, whole)
+        ]
+        if len(places) > 1:
+            raise ValueError(
+                f"the span {span!r} occurs {len(places)} times in what was generated, "
+                f"{shorten(whole, 80)!r}; give more of the text around it, or the "
+                f"numbers of its tokens, {' or '.join(map(str, places[:3]))}, in the "
+                f"shell {places[0][0]}:{places[0][1]}"
+            )
+        found += places
+    return found
+
+
+def _starts(text: str, whole: str) -> list[int]:
+    """Where a text stands: as words, or else anywhere."""
+    before = r"(?<!\w)" if re.match(r"\w", text) else ""
+    behind = r"(?!\w)" if re.search(r"\w$", text) else ""
+    for pattern in (
+        f"{before}(?={re.escape(text)}{behind})",
+        f"(?={re.escape(text)})",
+    ):
+        found = [match.start() for match in re.finditer(pattern, whole)]
+        if found:
+            break
     return found
 
 

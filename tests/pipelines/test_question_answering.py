@@ -228,3 +228,22 @@ def test_words_of_question_and_context_are_shown_as_written(answerer):
     spans = re.sub("<[^>]*>", "", re.search('class="words".*', html_page(result))[0])
     assert "Who, now?" in spans
     assert "An Unfathomable (dull) film." in spans
+
+
+def test_of_several_places_of_a_target_the_most_probable_is_taken(answerer):
+    context = "the film is dull , the film is funny , and the film is long"
+    starts = [match.start() for match in re.finditer("the film", context)]
+    for question in ("what ?", "what is funny ?", "how long is it ?"):
+        [result] = answerer.explain(
+            [(question, context)], "attention-rollout", target="the film"
+        )
+        encoded = answerer.tokenizer(question, context, return_tensors="pt")
+        with torch.no_grad():
+            output = answerer.model(**encoded)
+        sums = {}
+        for start in starts:
+            first = encoded.char_to_token(start, sequence_index=1)
+            last = encoded.char_to_token(start + len("the film") - 1, sequence_index=1)
+            sums[start] = output.start_logits[0, first] + output.end_logits[0, last]
+        assert result.start == max(sums, key=sums.__getitem__)
+        assert result.predicted == "the film"

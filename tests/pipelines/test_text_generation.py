@@ -52,7 +52,20 @@ def test_a_given_continuation_is_attributed_by_any_method_and_option(generator):
     torch.testing.assert_close(result.explanation.scores, expected.scores)
 
 
+def test_a_span_is_found_as_words_or_else_anywhere(generator):
+    pieces = generator.explain(["7"], target="11 1 21", spans=["1", "21"])
+    assert pieces[0].explanation.spans == ((1, 2), (2, 3))
+    (within,) = generator.explain(["7"], target="11 21 3", spans=["2"])
+    assert within.explanation.spans == ((1, 2),)
+
+
 class TestRefusals:
+    def test_a_span_that_stands_twice(self, generator):
+        with pytest.raises(
+            ValueError, match=r"'12' occurs 2 times.*\(1, 2\) or \(3, 4\).* 1:2"
+        ):
+            generator.explain(["7"], target="11 12 13 12", spans=["12"])
+
     def test_an_empty_prompt(self, generator):
         with pytest.raises(ValueError, match="prompt 2 of 2 is empty"):
             generator.explain(["7", " "], max_new_tokens=1)
