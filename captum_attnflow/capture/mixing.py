@@ -388,7 +388,8 @@ def _is_mixed_where_read(
     Of the last map and of what passes beside it. What depends on one alone has been
     moved. What depends on tokens that are all read, each for itself, may have been
     pooled. But where something passes beside the attention to another position, the
-    network has no edge for it.
+    network has no edge for it. An element of a table of pairs of tokens, such as of all
+    starts and ends of answers, depends on the two that it stands for.
     """
     edge, n_tokens, call = suspect.read, suspect.n_tokens, calls[suspect.call]
     assert edge is not None
@@ -401,6 +402,13 @@ def _is_mixed_where_read(
         edge: _layouts(edge, n_tokens, calls[: suspect.call + 1])
         for edge in suspect.part.entered
     }
+
+    def tokens_of(gradient: Tensor) -> tuple[set[int], set[int]]:
+        """Those that it reaches through the last map, and beside all attention."""
+        by_attention = _tokens_behind(edge, gradient, dict.fromkeys(of_map, rows))
+        with without_attention(calls):
+            return by_attention, _tokens_behind(edge, gradient, entered, by_attention)
+
     for row in {0, len(selected) - 1}:  # which are read at positions of their own
         # Of what feeds attention, too, only what passes it by.
         with without_attention(calls if is_beside else ()):
@@ -417,6 +425,11 @@ def _is_mixed_where_read(
             if by_attention and all(of - by_attention for of in read_beside):
                 return True
             continue
+        if len(axes) > 1 and all(
+            set[int]().union(*tokens_of(alone)) <= {int(place[axis]) for axis in axes}
+            for place, alone in _elements(gradient)
+        ):
+            continue
         have_several, are_missed = [], False
         for axis in axes:
             read = (gradient != 0).movedim(axis, 0).flatten(1).any(1)
@@ -425,11 +438,7 @@ def _is_mixed_where_read(
             for place in {*places[:1], *places[-1:]}:
                 of_place = torch.zeros_like(gradient)
                 of_place.select(axis, place).copy_(gradient.select(axis, place))
-                by_attention = _tokens_behind(
-                    edge, of_place, dict.fromkeys(of_map, rows)
-                )
-                with without_attention(calls):
-                    beside = _tokens_behind(edge, of_place, entered, by_attention)
+                by_attention, beside = tokens_of(of_place)
                 both = by_attention | beside
                 several |= len(both) > 1
                 is_elsewhere = bool(by_attention) and not beside <= by_attention
@@ -440,6 +449,17 @@ def _is_mixed_where_read(
         if all(have_several) and are_missed:
             return True
     return False
+
+
+def _elements(gradient: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the places of the first and the last element, with each alone."""
+    places = gradient.nonzero()
+    for place in places[:1], places[-1:]:
+        if len(place):
+            alone = torch.zeros_like(gradient)
+            index = tuple(place[0].tolist())
+            alone[index] = gradient[index]
+            yield place[0], alone
 
 
 def _tokens_behind(

@@ -460,6 +460,51 @@ def test_a_token_that_is_moved_behind_all_layers_has_the_scores_of_its_place(
     torch.testing.assert_close(found, expected)
 
 
+PAIRED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "a sum": lambda start, end: start[:, :, None] + end[:, None],
+    "a product": lambda start, end: start[:, :, None] * end[:, None],
+    "an outer product": lambda start, end: torch.einsum("bi,bj->bij", start, end),
+}
+
+
+@pytest.mark.parametrize("method", [GeneralizedAttentionFlow, RelevanceFlow])
+@pytest.mark.parametrize("pair", PAIRED)
+@pytest.mark.parametrize("n_tokens", [7, 8])  # as many as features
+def test_a_table_of_pairs_of_tokens_is_a_head(method, pair, n_tokens):
+    """As of all starts and ends of answers: its scores are those of the one chosen."""
+    model, ids = Model([known, known]).double(), torch.randint(0, 60, (2, n_tokens))
+    chosen = [(1, 4), (2, 2)]
+
+    def table(hidden: Tensor) -> Tensor:
+        return PAIRED[pair](*model.head(hidden).unbind(-1))
+
+    def one(hidden: Tensor) -> Tensor:
+        pairs = [
+            table(row[None])[0, i, j]
+            for row, (i, j) in zip(hidden, chosen, strict=True)
+        ]
+        return torch.stack(pairs)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*mix(es)? positions")
+        found = method(read_behind(model, table)).explain(ids, target=chosen).scores
+        expected = method(read_behind(model, one)).explain(ids).scores
+    assert bool(expected.any())
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("mixed", ["a mean", "sums so far", "a convolution", "a mixer"])
+@pytest.mark.parametrize("pair", PAIRED)
+def test_what_mixes_tokens_before_they_are_paired_is_named(mixed, pair):
+    name, mix = BEHIND[mixed]
+    model, ids = Model([known, known]), torch.randint(0, 60, (2, 7))
+    forward = read_behind(
+        model, lambda hidden: PAIRED[pair](*model.head(mix(hidden)).unbind(-1))
+    )
+    with pytest.warns(UserWarning, match=rf"\b{name}.* mix(es)? positions beside"):
+        RelevanceFlow(forward).attribute(ids, target=(1, 4))
+
+
 @pytest.mark.parametrize("method", [GeneralizedAttentionFlow, RelevanceFlow])
 def test_what_mixes_behind_all_layers_has_the_scores_of_a_head_that_pools(method):
     """It is the same function: nothing is missing from scores."""

@@ -230,6 +230,12 @@ def test_words_of_question_and_context_are_shown_as_written(answerer):
     assert "An Unfathomable (dull) film." in spans
 
 
+@pytest.mark.parametrize("part", ["both", "start", "end"])
+def test_an_answer_is_explained_without_a_warning(answerer, part, recwarn):
+    answerer.explain(PAIRS, part=part)
+    assert not recwarn.list
+
+
 def test_of_several_places_of_a_target_the_most_probable_is_taken(answerer):
     context = "the film is dull , the film is funny , and the film is long"
     starts = [match.start() for match in re.finditer("the film", context)]
