@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, islice, zip_longest
+from unicodedata import normalize
 
 import numpy as np
 
-from captum_attnflow.scored_tokens import printable
 from captum_attnflow.summary.words import Estimate, Floats, Moments, WordShares
 
 _N_TENTHS = 10
@@ -21,7 +21,9 @@ _FEWEST_WORDS = 3  # of two words, ranks agree or disagree by chance
 _FEWEST_TEXTS = 10  # of fewer, chance may order the words alike
 _ONLY, _MOSTLY, _PARTLY = 0.9, 0.5, 0.1  # of the variance of the ranks
 _MOST_WAITING = 10_000_000  # words of texts that not all folders have given yet
+_KEPT_CHARACTERS = 2000  # of a text that waits
 _SHOWN_CHARACTERS = 60
+_BEFORE_DIFFERENCE = 20  # of them
 
 Key = tuple[int, str, tuple[int, ...]]  # row, label and place
 
@@ -252,19 +254,23 @@ class _Given:
     """What is kept of a text until all folders have given it."""
 
     row: int
-    text: int
-    beginning: str
+    whole: int
+    text: str
+    text_pair: str | None
     words: int
     shares: Floats
 
     @staticmethod
     def of(text: WordShares) -> _Given:
-        row = text.row
-        whole = (row.text, row.text_pair)
+        row, pair = text.row, text.row.text_pair
         folded = tuple(word.casefold() for word in text.words)
-        beginning = row.text[:_SHOWN_CHARACTERS]
         return _Given(
-            row.row, hash(whole), beginning, hash(folded), np.array(text.shares)
+            row.row,
+            hash((row.text, pair)),
+            row.text[:_KEPT_CHARACTERS],
+            None if pair is None else pair[:_KEPT_CHARACTERS],
+            hash(folded),
+            np.array(text.shares),
         )
 
 
@@ -400,10 +406,51 @@ def _matched(
 def _check_same_text(names: Sequence[str], row: int, there: dict[int, _Given]) -> None:
     (one, first), *others = there.items()
     for other, given in others:
-        if given.text != first.text:
+        if given.whole != first.whole:
+            difference = _difference(row, {names[one]: first, names[other]: given})
             raise ValueError(
-                f"{names[one]} and {names[other]} are of different data: row {row} is "
-                f"{printable(first.beginning)!r} in the one and "
-                f"{printable(given.beginning)!r} in the other. Give folders of the "
-                "same data to compare methods, or summarize each alone"
+                f"{names[one]} and {names[other]} are of different data: {difference}. "
+                "Give folders of the same data to compare methods, or summarize each "
+                "alone"
             )
+
+
+def _difference(row: int, by_name: dict[str, _Given]) -> str:
+    """Say in which text of a row two folders differ, and how."""
+    first, second = (given.text for given in by_name.values())
+    if first != second:
+        one, other = _apart(first, second)
+        return f"row {row} is {one} in the one and {other} in the other"
+    pairs = {
+        name: given.text_pair
+        for name, given in by_name.items()
+        if given.text_pair is not None
+    }
+    if len(pairs) == 1:
+        [(name, pair)] = pairs.items()
+        shown, _ = _apart(pair, "")
+        return f"row {row} has a second text, {shown}, in {name} alone (--pair-column)"
+    first, second = pairs.values() if pairs else ("", "")
+    if first != second:
+        one, other = _apart(first, second)
+        return (
+            f"the second text of row {row} is {one} in the one and {other} in the other"
+        )
+    return f"row {row} differs behind the first {_KEPT_CHARACTERS:,} characters"
+
+
+def _apart(one: str, other: str) -> tuple[str, str]:
+    """Quote two texts where they differ, in ASCII what looks the same."""
+    pairs = enumerate(zip_longest(one, other))
+    at = next((place for place, (a, b) in pairs if a != b), 0)
+    start = 0 if at < _SHOWN_CHARACTERS // 2 else at - _BEFORE_DIFFERENCE
+    end = start + _SHOWN_CHARACTERS
+    look_alike = normalize("NFKC", one[start:end]) == normalize(
+        "NFKC", other[start:end]
+    )
+    quote = ascii if look_alike else repr
+
+    def shown(text: str) -> str:
+        return "..." * (start > 0) + quote(text[start:end]) + "..." * (len(text) > end)
+
+    return shown(one), shown(other)

@@ -190,6 +190,44 @@ def test_other_data_are_refused(folders, tmp_path):
         summarize(folders(rows, further))
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (
+            {"text": "so good"},
+            {"text": "so good", "text_pair": "so dull"},
+            r"row 1 has a second text, 'so dull', in m1 alone \(--pair-column\)\. Give",
+        ),
+        (
+            {"text": "so good", "text_pair": "so dull"},
+            {"text": "so good", "text_pair": "so so"},
+            "the second text of row 1 is 'so dull' in the one and 'so so' in the other",
+        ),
+        (
+            {"text": 30 * "very " + "good, and slow " + 20 * "so "},
+            {"text": 30 * "very " + "bad"},
+            r"row 1 is \.\.\.'very very very very good, and slow .*'\.\.\. in the one "
+            r"and \.\.\.'very very very very bad' in the other",
+        ),
+        (
+            {"text": "a cafe\u0301"},
+            {"text": "a caf\xe9"},
+            r"row 1 is 'a cafe\\u0301' in the one and 'a caf\\xe9' in the other",
+        ),
+        (
+            {"text": 5000 * "a" + "b"},
+            {"text": 5000 * "a" + "c"},
+            "row 1 differs behind the first 2,000 characters",
+        ),
+    ],
+)
+def test_other_data_are_shown_where_they_differ(folders, first, second, message):
+    rows = random_rows(1)
+    tables = [[rows[0] | of] for of in (first, second)]
+    with pytest.raises(ValueError, match=message):
+        summarize(folders(*tables))
+
+
 def test_folders_of_one_method_are_named_by_their_paths(tmp_path):
     paths = [
         write_folder(tmp_path / name, random_rows(8), method="same") for name in "ab"
