@@ -208,9 +208,9 @@ class GenerationAttribution(LLMGradientAttribution):
         Raises:
             UnsupportedAttentionError: If the attention is not found or not supported.
             ValueError: If nothing was generated, ``target`` holds no ids of the
-                model, ``against`` has another length, a span lies outside of the
-                generated text, or memory has no room for the activations of so many
-                tokens.
+                model, they are longer than its window, ``against`` has another length,
+                a span lies outside of the generated text, or memory has no room for the
+                activations of so many tokens.
         """
         inp = self._read_input(inp)
         prompt = inp.to_model_input().to(self.device)
@@ -221,6 +221,10 @@ class GenerationAttribution(LLMGradientAttribution):
                 "nothing was generated, so there is nothing to attribute; pass target, "
                 "or gen_args with a greater max_new_tokens"
             )
+        config: Any = getattr(self.model, "config", None)
+        if hasattr(config, "get_text_config"):
+            config = config.get_text_config()
+        check_length(config, prompt.shape[1], n_generated)
         rows = _check_spans(spans, n_generated)
         # Direct edges take another part of each output: a number per token, and one
         # backward pass from the sum of the outputs gives the sum of these numbers.
@@ -486,6 +490,31 @@ class GenerationAttribution(LLMGradientAttribution):
                 "model.generation_config.decoder_start_token_id"
             )
         return (start,)
+
+
+def check_length(config: Any, n_prompt: int, n_generated: int) -> None:
+    """Refuse what is longer than a model's positions.
+
+    Args:
+        config (PreTrainedConfig, optional): Of the language model, if it has one.
+        n_prompt (int): Tokens of the prompt.
+        n_generated (int): Tokens behind it.
+
+    Raises:
+        ValueError: Saying how long what was given is.
+    """
+    limit = getattr(config, "max_position_embeddings", None)
+    is_encoder_decoder = getattr(config, "is_encoder_decoder", False)
+    # The last token is no input to a decoder; an encoder-decoder has a start in front.
+    longest = (
+        max(n_prompt, n_generated) if is_encoder_decoder else n_prompt + n_generated - 1
+    )
+    if limit is not None and longest > limit:
+        raise ValueError(
+            f"a prompt of {n_prompt} tokens with {n_generated} to generate is "
+            f"longer than the {limit} positions of the model; shorten it, or "
+            "generate fewer tokens"
+        )
 
 
 def _growth(lengths: Sequence[int], held: Sequence[int]) -> tuple[float, float, float]:

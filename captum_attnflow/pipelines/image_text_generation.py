@@ -30,7 +30,7 @@ from transformers import (
 
 from captum_attnflow._checks import type_of
 from captum_attnflow.attr import GenerationAttribution
-from captum_attnflow.attr.generation import Output
+from captum_attnflow.attr.generation import Output, check_length
 from captum_attnflow.explanation import Part
 from captum_attnflow.long_form import ScoredRows, Tokens
 from captum_attnflow.pipelines.image_classification import open_image
@@ -51,7 +51,6 @@ from captum_attnflow.pipelines.text_generation import (
     GeneratedText,
     Span,
     as_tuple,
-    check_length,
     check_max_new_tokens,
     decoded,
     find_spans,

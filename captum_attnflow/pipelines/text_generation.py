@@ -25,7 +25,7 @@ from transformers import (
 
 from captum_attnflow._checks import check_type
 from captum_attnflow.attr import GenerationAttribution
-from captum_attnflow.attr.generation import Output
+from captum_attnflow.attr.generation import Output, check_length
 from captum_attnflow.explanation import GenerationExplanation
 from captum_attnflow.long_form import LongForm, ScoredRows, Tokens
 from captum_attnflow.pipelines.methods import (
@@ -391,26 +391,4 @@ def check_max_new_tokens(max_new_tokens: object) -> None:
     if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise ValueError(
             f"max_new_tokens={max_new_tokens!r}; give a number of tokens from 1"
-        )
-
-
-def check_length(config: Any, n_prompt: int, n_generated: int) -> None:
-    """Refuse what is longer than a model's positions.
-
-    Args:
-        config (PreTrainedConfig): Of the language model.
-        n_prompt (int): Tokens of the prompt.
-        n_generated (int): Tokens behind it.
-
-    Raises:
-        ValueError: Saying how long what was given is.
-    """
-    limit = getattr(config, "max_position_embeddings", None)
-    sides = [n_prompt, n_generated]
-    longest = max(sides) if config.is_encoder_decoder else sum(sides)
-    if limit is not None and longest > limit:
-        raise ValueError(
-            f"a prompt of {n_prompt} tokens with {n_generated} to generate is "
-            f"longer than the {limit} positions of the model; shorten it, or "
-            "generate fewer tokens"
         )

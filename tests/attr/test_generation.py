@@ -304,6 +304,17 @@ class TestRefusals:
         with pytest.raises(ValueError, match=f"{max(target, key=abs)}|-1"):
             generation.explain(prompt, target)
 
+    @pytest.mark.parametrize("family", ["gpt2", "llama"])
+    def test_a_prompt_longer_than_the_window(self, family):
+        model, ids = decoder(family), list(range(2, 9))
+        model.config.max_position_embeddings = 8
+        tokenizer = numbers_tokenizer()
+        prompt = TextTokenInput("7 8 9 10 11 12", tokenizer)
+        generation = GenerationAttribution(RelevanceFlow(model), tokenizer)
+        assert generation.explain(prompt, ids[:3]).scores.shape == (3, 9)
+        with pytest.raises(ValueError, match=r"6 tokens with 4 .* the 8 positions"):
+            generation.explain(prompt, ids[:4])
+
     def test_arguments_of_generate_beside_a_target(self, model, tokenizer, prompt):
         generation = GenerationAttribution(RelevanceFlow(model), tokenizer)
         with pytest.raises(ValueError, match=r"gen_args=.*; give one of both"):
