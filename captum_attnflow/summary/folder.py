@@ -64,6 +64,8 @@ class Row:
         true_label (str, optional): What the data says, where its column is read.
         place (tuple of int): Which of several explanations of a row and label it is:
             the characters of a labelled word, or a number. Empty where there is one.
+        against (str, optional): The label whose output was taken off that of ``label``;
+            None without contrast.
     """
 
     row: int
@@ -79,6 +81,14 @@ class Row:
     scores: list[float]
     true_label: str | None = None
     place: tuple[int, ...] = ()
+    against: str | None = None
+
+    @property
+    def explained(self) -> str:
+        """What the scores explain, in words: a label, or one rather than another."""
+        if self.against is None:
+            return self.label
+        return f"{self.label} rather than {self.against}"
 
 
 @dataclass(frozen=True)
@@ -124,6 +134,22 @@ class ScoreFolder:
         carried = tuple(name for name in there if name not in known)
         return ScoreFolder(folder, manifest, part_files, carried)
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The model's labels by index; empty where the manifest names none."""
+        labels = self.manifest.get("labels")
+        return tuple(map(str, labels)) if isinstance(labels, list) else ()
+
+    @property
+    def against(self) -> str | None:
+        """The label whose output was taken off; None without contrast."""
+        given, names = self.manifest.get("against"), self.class_names
+        if given is None:
+            return None
+        name = str(given)
+        is_index = name not in names and name.isdecimal() and int(name) < len(names)
+        return names[int(name)] if is_index else name
+
     def check_label_column(self, name: str) -> None:
         """Refuse a column that was not carried along, or says nothing of the task.
 
@@ -160,7 +186,7 @@ class ScoreFolder:
         for part in self.part_files:
             read = _READERS[part.suffix]
             for columns in read(part, names):
-                yield from _rows_of(part, columns, places, label_column)
+                yield from _rows_of(part, columns, places, label_column, self.against)
 
     def _place_columns(self) -> tuple[str, ...]:
         """The columns that tell a row's explanations for one label apart."""
@@ -314,7 +340,11 @@ _READERS: dict[str, Callable[[Path, list[str]], Iterator[Columns]]] = {
 
 
 def _rows_of(
-    part: Path, columns: Columns, places: tuple[str, ...], label_column: str | None
+    part: Path,
+    columns: Columns,
+    places: tuple[str, ...],
+    label_column: str | None,
+    against: str | None,
 ) -> Iterator[Row]:
     n_rows = len(columns["row"])
     absent: list[Any] = [None] * n_rows
@@ -327,11 +357,14 @@ def _rows_of(
                     *filter(None, [label_column]),
                 )
             }
-            yield _row_of(cell, places, label_column)
+            yield _row_of(cell, places, label_column, against)
 
 
 def _row_of(
-    cell: Mapping[str, Any], places: tuple[str, ...], label_column: str | None
+    cell: Mapping[str, Any],
+    places: tuple[str, ...],
+    label_column: str | None,
+    against: str | None,
 ) -> Row:
     number = int(cell["row"])
     if cell["status"] not in ("explained", "failed"):
@@ -362,6 +395,7 @@ def _row_of(
         true_label=_text_or_none(true_label),
         # A failed row has none, and is not compared.
         place=tuple(int(cell[name]) for name in places) if explained else (),
+        against=against,
     )
 
 

@@ -47,7 +47,8 @@ class Counts:
         n_truncated (int): Explained rows of texts that were cut off.
         n_expected (int, optional): The texts that the manifest promises.
         failed (mapping): Failed rows by reason, the most frequent first.
-        labels (mapping): Explained rows by label.
+        labels (mapping): Explained rows by what they explain: a label, or one rather
+            than another.
         predicted (mapping): Explained rows by predicted label.
     """
 
@@ -92,7 +93,7 @@ class RowCounter:
         self.n_explained += 1
         self.n_without_shares += not has_shares
         self.n_truncated += row.n_truncated > 0
-        _count(self.labels, row.label)
+        _count(self.labels, row.explained)
         _count(self.predicted, row.predicted)
 
     def counts(self, manifest: Mapping[str, Any]) -> Counts:
@@ -123,7 +124,7 @@ class WrongText:
 
     Attributes:
         true_label (str): What the data says.
-        text (WordShares): The text with its explanation, for :attr:`Row.label`.
+        text (WordShares): The text with its explanation, for :attr:`Row.explained`.
     """
 
     true_label: str
@@ -309,7 +310,7 @@ def summarize_folder(
     words = WordTable(settings.max_words)
     special_share, is_signed, wrong = Moments(1), False, None
     if label_column is not None:
-        wrong = WrongTable(label_column, _class_names(folder.manifest), top)
+        wrong = WrongTable(label_column, folder.class_names, top)
     for number, rows in groupby(folder.rows(label_column), lambda row: row.row):
         texts: list[WordShares] = []
         for row in rows:
@@ -344,11 +345,6 @@ def summarize_folder(
         positions=positions.positions(),
         wrong=None if wrong is None else wrong.wrong_texts(),
     )
-
-
-def _class_names(manifest: Mapping[str, Any]) -> list[str]:
-    labels = manifest.get("labels")
-    return [str(label) for label in labels] if isinstance(labels, list) else []
 
 
 def _check_explained(folder: ScoreFolder, counts: Counts) -> None:

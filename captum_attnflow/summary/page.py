@@ -9,16 +9,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from textwrap import wrap
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from captum_attnflow.scored_tokens import FAINT, escaped
+from captum_attnflow.scored_tokens import FAINT, escaped, printable
 from captum_attnflow.show.document import figure_image, html_document, terms
 from captum_attnflow.show.figures import (
     DARK,
     LIGHT,
     PRINTED,
+    Label,
     Theme,
     drawable,
     shortened,
@@ -40,7 +42,9 @@ from captum_attnflow.summary.words import (
     WordEvidence,
 )
 
-_FIRST_KEYS = ("model", "method", "options", "target", "data", "text_column")
+_FIRST_KEYS = (
+    *("model", "method", "options", "target", "against", "data", "text_column"),
+)
 _VALUE_CHARACTERS = 400
 _MOST_LABELS = 12
 _MOST_NAMES = 12  # of reasons and labels in the counts
@@ -51,6 +55,7 @@ _DRAWN_LABELS = 6
 _WORDS_PER_SIDE = 10
 _LABEL_CELLS = 20
 _NAME_CELLS = 28
+_TITLE_CELLS = 56
 _FONT_SIZE = 8
 
 _FOOTER = """<p>Made by captum-attnflow. A share is a word's score over the sum of the
@@ -390,8 +395,8 @@ def _wrong_text(wrong: WrongText) -> str:
         f"{_where(row.row, row.id)}, {_predicted(row.predicted, row.probability)}, the "
         f"data says {wrong.true_label}"
     )
-    if row.label != row.predicted:
-        about += f"; the scores are for {row.label}"
+    if row.explained != row.predicted:
+        about += f"; the scores are for {row.explained}"
     return f"{passage}<p>{escaped(about)}</p>"
 
 
@@ -565,18 +570,31 @@ def _panels(
 
 
 def _title(panel: Axes, given: str, theme: Theme) -> None:
-    text, families = drawable(shortened(given, 2 * _NAME_CELLS))
+    # A contrast names two labels, of which the second is not to be cut off.
+    lines = wrap(
+        printable(given),
+        _TITLE_CELLS,
+        max_lines=2,
+        placeholder="…",
+        break_on_hyphens=False,
+    )
+    text, families = _drawable_lines([shortened(line, _TITLE_CELLS) for line in lines])
     title = panel.set_title(text, fontsize=_FONT_SIZE + 1, color=theme.ink)
     title.set(fontfamily=families, parse_math=False)
 
 
 def _name_ticks(panel: Axes, names: Sequence[tuple[str, ...]]) -> None:
     """Write names, of one or more lines, in fonts that have their characters."""
-    drawn = [[drawable(line) for line in lines] for lines in names]
-    texts = ["\n".join(text for text, _ in lines) for lines in drawn]
-    for tick, lines in zip(panel.set_yticklabels(texts), drawn, strict=True):
-        families = dict.fromkeys(family for _, found in lines for family in found)
-        tick.set(fontfamily=list(families), parse_math=False)
+    drawn = [_drawable_lines(lines) for lines in names]
+    ticks = panel.set_yticklabels([text for text, _ in drawn])
+    for tick, (_, families) in zip(ticks, drawn, strict=True):
+        tick.set(fontfamily=families, parse_math=False)
+
+
+def _drawable_lines(lines: Sequence[str]) -> Label:
+    drawn = [drawable(line) for line in lines]
+    families = dict.fromkeys(family for _, found in drawn for family in found)
+    return "\n".join(text for text, _ in drawn), list(families)
 
 
 def _say(panel: Axes, sentence: str, theme: Theme) -> None:

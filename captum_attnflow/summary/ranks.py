@@ -25,7 +25,7 @@ _KEPT_CHARACTERS = 2000  # of a text that waits
 _SHOWN_CHARACTERS = 60
 _BEFORE_DIFFERENCE = 20  # of them
 
-Key = tuple[int, str, tuple[int, ...]]  # row, label and place
+Key = tuple[int, str, tuple[int, ...]]  # row, what is explained, and place
 
 
 @dataclass(frozen=True)
@@ -383,7 +383,7 @@ def _matched(
         for folder, text in enumerate(side_by_side):
             if text is None:
                 continue
-            key = text.row.row, text.row.label, text.row.place
+            key = text.row.row, text.row.explained, text.row.place
             there = waiting.setdefault(key, {})
             if folder in there:
                 # A damaged folder gives a line twice: the later one counts.

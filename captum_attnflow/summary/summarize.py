@@ -175,6 +175,7 @@ def summarize(
         for folder in opened:
             folder.check_label_column(label_column)
     names = _names(opened)
+    _check_contrasts(opened, names)
     settings = Settings(label_column, top, min_texts, max_words)
     done = tuple(
         summarize_folder(folder, name, settings)
@@ -219,6 +220,23 @@ def _names(folders: Sequence[ScoreFolder]) -> list[str]:
     if all(methods) and len({*methods}) == len(methods):
         return methods
     return [str(folder.path) for folder in folders]
+
+
+def _check_contrasts(folders: Sequence[ScoreFolder], names: Sequence[str]) -> None:
+    """Refuse to compare explanations of different outputs."""
+    for folder, name in zip(folders, names, strict=True):
+        if folder.against != folders[0].against:
+            said = [
+                "labels alone"
+                if each.against is None
+                else f"labels rather than {printable(each.against)}"
+                for each in (folders[0], folder)
+            ]
+            raise ValueError(
+                f"{names[0]} explains {said[0]} and {name} {said[1]}, so that their "
+                "scores are of different outputs. Give folders with the same --against "
+                "to compare methods, or summarize each alone"
+            )
 
 
 def _summary_text(

@@ -354,7 +354,7 @@ class LabelWords:
     """The words of the texts that were explained for one label.
 
     Attributes:
-        label (str): The label.
+        label (str): The label, or of a contrast one rather than another.
         n_texts (int): Texts explained for it.
         words (tuple of WordEvidence): Those in enough texts, those that speak most for
             the label first, those that speak most against it last.
@@ -423,8 +423,8 @@ class WordTable:
         shares: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
         for text in texts:
             for word, share in shares_by_word(text).items():
-                shares[text.row.label, word].append(share)
-        self.n_texts.update({text.row.label for text in texts})
+                shares[text.row.explained, word].append(share)
+        self.n_texts.update({text.row.explained for text in texts})
         for key, of_text in shares.items():
             tally = self._tallies.get(key)
             if tally is None:
@@ -495,7 +495,7 @@ def add_examples(
     }
     for number, text in enumerate(texts):
         for word, share in shares_by_word(text).items():
-            key = text.row.label, word
+            key = text.row.explained, word
             strength = sides.get(key, 0) * share
             if strength <= 0:
                 continue

@@ -228,6 +228,28 @@ def test_other_data_are_shown_where_they_differ(folders, first, second, message)
         summarize(folders(*tables))
 
 
+@pytest.mark.parametrize(
+    ("against", "message"),
+    [
+        ((None, 0), "m0 explains labels alone and m1 labels rather than pos, so that"),
+        (("pos", 1), "m0 explains labels rather than pos and m1 labels rather than n"),
+    ],
+)
+def test_a_contrast_is_compared_with_the_same_contrast_only(tmp_path, against, message):
+    first, second, third = (
+        write_folder(
+            *(tmp_path / f"m{n}", random_rows(8)),
+            method=f"m{n}",
+            labels=["pos", "neg"],
+            against=of,
+        )
+        for n, of in enumerate((*against, against[0]))
+    )
+    with pytest.raises(ValueError, match=message + ".*the same --against"):
+        summarize([first, second])
+    assert summarize([first, third]).agreement.n_compared == 8
+
+
 def test_folders_of_one_method_are_named_by_their_paths(tmp_path):
     paths = [
         write_folder(tmp_path / name, random_rows(8), method="same") for name in "ab"

@@ -67,6 +67,19 @@ def test_names_are_drawn_as_they_are_and_none_covers_another(figures):
     assert any(HOSTILE[:15] in text for text in words)
 
 
+def test_both_labels_of_a_contrast_fit_into_a_title(tmp_path):
+    rows = [
+        explained(n, ["good"], [1], target="science-and-technology") for n in range(2)
+    ]
+    folder = write_folder(tmp_path, rows, against="politics-and-economics")
+    figure = summarize(folder, min_texts=2).figures()["words"]
+    [panel] = figure.axes
+    assert panel.get_title() == (
+        "science-and-technology rather than\npolitics-and-economics: 2 texts"
+    )
+    assert overlapping(figure, drawn_texts(figure)) == []
+
+
 def test_labels_without_clear_words_say_so(tmp_path):
     rows = [explained(1, ["a", "b"], [1, 2])]
     figure = summarize(write_folder(tmp_path, rows)).figures()["words"]

@@ -219,6 +219,29 @@ def test_all_formats_give_the_same(tmp_path, kind):
     assert one.wrong == other.wrong
 
 
+@pytest.mark.parametrize("against", ["neg", 0, "0"])
+def test_a_contrast_names_both_labels_wherever_one_is_shown(tmp_path, against):
+    rows = [
+        explained(n, ["so", "good"], [1, 2], predicted="neg", gold="pos")
+        for n in range(6)
+    ]
+    folder = write_folder(tmp_path, rows, labels=["neg", "pos"], against=against)
+    summary = summarize(folder, label_column="gold")
+    both, [of] = "pos rather than neg", summary.folders
+    assert [label.label for label in of.labels] == [both]
+    assert of.counts.labels == {both: 6}
+    assert f"\n{both} (6 texts)\n" in summary.__rich__().plain
+    page = summary.to_html()
+    assert f"<bdi>{both}</bdi>: 6 texts" in page
+    assert f"<dd>{both} 6</dd>" in page
+    assert f"the data says pos; the scores are for {both}" in page
+    lines = list(csv.DictReader(io.StringIO(summary.to_csv())))
+    assert {line["label"] for line in lines} == {both}
+    [panel] = summary.figures()["words"].axes
+    assert panel.get_title() == f"{both}: 6 texts"
+    assert all(word.examples for word in of.labels[0].speak_for)
+
+
 def test_several_labels_of_a_text_are_ranked_apart(tmp_path):
     rows = [
         explained(n, ["good", "film"], [sign * 3, 1], target=label)
