@@ -512,3 +512,20 @@ def constructor_at_layer(
         shown = signature_at_layer(of_layer, of_method)
         function.__signature__ = shown  # type: ignore[attr-defined]
     return constructor
+
+
+def check_contrast(attribution: object) -> None:
+    """Refuse a contrast of outputs by a method that does not see what differs in them.
+
+    Args:
+        attribution (Attribution): The method, as it was made.
+
+    Raises:
+        ValueError: If its scores are the same for all outputs.
+    """
+    if getattr(attribution, "reads_attention_alone", False):
+        raise ValueError(
+            f"against was given with {type(attribution).__name__}, which reads "
+            "attention alone: its scores are the same for every output. Leave against "
+            "out, or take a method that follows the output, such as RelevanceFlow"
+        )

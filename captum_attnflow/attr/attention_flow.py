@@ -62,6 +62,8 @@ class AttentionFlow(AttentionAttribution):
         True
     """
 
+    reads_attention_alone = True
+
     def __init__(
         self,
         forward_func: Callable[..., Any],

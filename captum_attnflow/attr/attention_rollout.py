@@ -45,6 +45,8 @@ class AttentionRollout(AttentionAttribution):
         1.0
     """
 
+    reads_attention_alone = True
+
     def __init__(
         self,
         forward_func: Callable[..., Any],

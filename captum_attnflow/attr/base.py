@@ -332,7 +332,13 @@ class AttentionAttribution(InPlaceOfIntegratedGradients):
         forward_func (Callable or Module): The forward function, as Captum takes it.
         multiply_by_inputs (bool): Kept for the signature of IntegratedGradients;
             attention has no such factor and the scores do not depend on it.
+
+    Attributes:
+        reads_attention_alone (bool): Whether scores are the same for all outputs that
+            are read at one place.
     """
+
+    reads_attention_alone = False
 
     @property
     def _rules(self) -> Rules:

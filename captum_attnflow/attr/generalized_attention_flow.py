@@ -92,6 +92,7 @@ class GeneralizedAttentionFlow(AttentionAttribution):
         check_normalization(normalization)
         check_choice("gradient", gradient, RULES)
         self.information = information
+        self.reads_attention_alone = information == "AF"
         self.residual = residual
         self.game = game
         self.solver = solver

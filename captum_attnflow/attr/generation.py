@@ -21,7 +21,13 @@ from captum.attr import (
 from torch import Tensor, nn
 
 from captum_attnflow._captum import DEFAULT_GEN_ARGS, convert_ids_to_pretty_tokens
-from captum_attnflow._checks import check_choice, check_type, described, type_of
+from captum_attnflow._checks import (
+    check_choice,
+    check_contrast,
+    check_type,
+    described,
+    type_of,
+)
 from captum_attnflow._memory import HeldMemory, free_memory
 from captum_attnflow.attr.attn_lrp import AttnLRP
 from captum_attnflow.attr.base import AttentionAttribution
@@ -212,6 +218,8 @@ class GenerationAttribution(LLMGradientAttribution):
                 a span lies outside of the generated text, or memory has no room for the
                 activations of so many tokens.
         """
+        if against is not None:
+            check_contrast(self.attr_method)
         inp = self._read_input(inp)
         prompt = inp.to_model_input().to(self.device)
         generated = self._get_target_tokens(inp, target, gen_args).to(self.device)

@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from captum_attnflow._checks import counted, is_pipeline
+from captum_attnflow._checks import check_contrast, counted, is_pipeline
 from captum_attnflow.attr import SLALOM
 from captum_attnflow.long_form import LongForm, ScoredRows, Tokens, refuse_tokens
 from captum_attnflow.pipelines.encoding import (
@@ -313,6 +313,7 @@ class TextClassifier(ModelOfTexts):
         other = None
         if against is not None:
             other = find_target(against, self.labels, "against")
+            check_contrast(make_attribution(forward, **options))
             same = [each.row for each in predictions if each.target == other]
             if same:
                 others = len({*same}) - 1

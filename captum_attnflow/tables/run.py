@@ -24,7 +24,7 @@ from textwrap import shorten
 from typing import Any
 
 from captum_attnflow._captum import NullProgress, progress
-from captum_attnflow._checks import check_type, counted
+from captum_attnflow._checks import check_contrast, check_type, counted
 from captum_attnflow._warnings import stopped_in_words
 from captum_attnflow.pipelines.methods import METHODS, find_method
 from captum_attnflow.pipelines.predictions import find_target
@@ -479,11 +479,13 @@ class ChunkExplainer:
         of_task = TASK_OPTIONS[self.job.task]
         options = {k: v for k, v in self.job.options.items() if k not in of_task}
         make = find_method(self.job.method, options, METHODS)
-        make(self.pipeline.model, **options)
+        made = make(self.pipeline.model, **options)
         for name in ("target", "against"):
             given = getattr(self.job, name)
             if given is not None and hasattr(self.pipeline, "labels"):
                 find_target(given, self.pipeline.labels, name)
+        if self.job.against is not None:
+            check_contrast(made)
 
     def __call__(self, chunk: Chunk) -> ExplainedChunk:
         """Explain a chunk."""

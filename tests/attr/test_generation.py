@@ -101,6 +101,19 @@ def test_the_model_runs_once(method, options, model, tokenizer, prompt):
 
 
 @every_method
+def test_a_contrast_changes_the_scores_or_is_refused(
+    method, options, model, tokenizer, prompt
+):
+    generation = GenerationAttribution(make(method, options, model), tokenizer)
+    if method in ("AttentionFlow", "AttentionRollout"):
+        with pytest.raises(ValueError, match=r"reads attention alone.*Leave against"):
+            generation.explain(prompt, TARGET, against="runner-up")
+        return
+    found = generation.explain(prompt, TARGET, against="runner-up").scores
+    assert not torch.allclose(found, generation.explain(prompt, TARGET).scores)
+
+
+@every_method
 def test_every_row_is_the_explanation_of_its_step(
     method, options, model, tokenizer, prompt
 ):

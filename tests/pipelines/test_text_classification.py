@@ -76,6 +76,19 @@ def test_a_contrast_explains_the_difference_of_two_logits(demo, method):
 
 
 @pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("attention-flow", {}),
+        ("attention-rollout", {}),
+        ("generalized-attention-flow", {"information": "AF"}),
+    ],
+)
+def test_a_contrast_that_attention_alone_does_not_see_is_refused(demo, method, options):
+    with pytest.raises(ValueError, match=r"attention alone.*Leave against out"):
+        demo.explain(["so funny"], method, "negative", against="positive", **options)
+
+
+@pytest.mark.parametrize(
     ("target", "against", "words"),
     [
         ("positive", "positive", "is the label that is explained itself"),
