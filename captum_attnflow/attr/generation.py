@@ -29,6 +29,7 @@ from captum_attnflow._checks import (
     type_of,
 )
 from captum_attnflow._memory import HeldMemory, free_memory
+from captum_attnflow._warnings import warn_caller
 from captum_attnflow.attr.attn_lrp import AttnLRP
 from captum_attnflow.attr.base import AttentionAttribution
 from captum_attnflow.attr.relevance_flow import RelevanceFlow
@@ -52,7 +53,8 @@ class GenerationAttribution(LLMGradientAttribution):
     Stands in for ``captum.attr.LLMGradientAttribution``, which makes a forward pass, or
     a path of them, for every generated token. A causal model shows all steps in one
     pass over the finished sequence: this class makes that one, and a backward pass per
-    generated token or span. It also takes encoder-decoders, and prompts of embeddings,
+    generated token, or per span, of :class:`RelevanceFlow` per token of a span. It
+    also takes encoder-decoders, and prompts of embeddings,
     :class:`captum_attnflow.texts.EmbeddedInput`.
 
     The scores are those of the method at each step, without baselines: relevance is
@@ -70,7 +72,9 @@ class GenerationAttribution(LLMGradientAttribution):
             neither does a flow over their gradients; by relevance they find the same
             tokens as the logit does, but give the last token of the prompt less than
             it is worth (SmolLM2, 120 prompts, three tokens deleted: 11.1 nats by the
-            logit, 7.1 and 10.3 by the others).
+            logit, 7.1 and 10.3 by the others). The default explains what the class
+            that this one stands in for does; to explain a text give ``"logit"``, as
+            :class:`captum_attnflow.TextGenerator` and the command do.
 
     Raises:
         ValueError: If the method is of another kind or made with a function, the
@@ -93,7 +97,7 @@ class GenerationAttribution(LLMGradientAttribution):
         >>> generation.explain(prompt, "so dull").scores.shape
         torch.Size([2, 7])
 
-        >>> # Why this answer rather than another, in one backward pass.
+        >>> # Why this answer as a whole, rather than another.
         >>> contrast = generation.explain(
         ...     prompt, "so dull", against="so good", spans=[(0, 2)]
         ... )
@@ -196,7 +200,7 @@ class GenerationAttribution(LLMGradientAttribution):
             target (str, list of int or Tensor, optional): The generated text.
             gen_args (dict, optional): Arguments of ``model.generate``.
             against (str, int, list of int or Tensor, optional): Why rather than these
-                tokens.
+                tokens. Where both are the same token, its scores are 0.
             spans (sequence of (int, int), optional): Spans of generated tokens, counted
                 from 0, start inclusive and stop exclusive. Each is explained as a
                 whole, in one backward pass from the sum of its outputs. Of
@@ -234,16 +238,34 @@ class GenerationAttribution(LLMGradientAttribution):
             config = config.get_text_config()
         check_length(config, prompt.shape[1], n_generated)
         rows = _check_spans(spans, n_generated)
+        others = self._read_against(against, generated)
+        same = _same_steps(others, generated)
         # Direct edges take another part of each output: a number per token, and one
         # backward pass from the sum of the outputs gives the sum of these numbers.
         is_sum = isinstance(self.attr_method, RelevanceFlow)
-        passes = sorted({(i, i + 1) for a, b in rows for i in range(a, b)})
-        steps = _Steps(
-            self.output,
-            generated,
-            self._read_against(against, generated),
-            passes if is_sum else rows,
-        )
+        wanted = [
+            [(step, step + 1) for step in range(*span)] if is_sum else [span]
+            for span in rows
+        ]
+        # The difference of an output from itself is 0, and so are its scores.
+        members = [
+            [span for span in spans if not same.issuperset(range(*span))]
+            for spans in wanted
+        ]
+        passes = sorted({span for spans in members for span in spans})
+        if not passes:
+            raise ValueError(
+                f"against={described(against)} has the same tokens at all steps that "
+                "are explained, and their difference is 0; give another text, or "
+                "other spans"
+            )
+        if not all(members):
+            zero = [row for row, spans in enumerate(members) if not spans]
+            warn_caller(
+                f"rows {', '.join(map(str, zero))} are 0: both texts have the same "
+                "token there, and its output less itself is nothing to explain"
+            )
+        steps = _Steps(self.output, generated, others, passes)
         finished = self._finished(prompt, generated)
         inputs, beside = finished, None
         if isinstance(inp, EmbeddedInput):
@@ -260,13 +282,15 @@ class GenerationAttribution(LLMGradientAttribution):
             torch.cat([getattr(each, name) for each in explanations])
             for name in ("scores", "flow_value", "output")
         )
-        if is_sum:
-            sums = _span_sums(rows, n_generated, scores)[[i for i, _ in passes]].T
-            scores, flow_value = sums @ scores, sums @ flow_value
-            outputs = sums.to(outputs) @ outputs
+        made_of = [[passes.index(span) for span in spans] for spans in members]
+        scores, flow_value, outputs = (
+            torch.stack([of[indices].sum(0) for indices in made_of])
+            for of in (scores, flow_value, outputs)
+        )
         ids = [*torch.cat(finished, 1)[0].tolist(), int(generated[-1])]
-        others = steps.against
-        against_ids = others.tolist() if isinstance(others, Tensor) else []
+        against_ids = (
+            steps.against.tolist() if isinstance(steps.against, Tensor) else []
+        )
         attention = explanations[0].attention_received
         # The last token is no input to the model and makes no other.
         pad_last = partial(torch.nn.functional.pad, pad=(0, 1))
@@ -601,6 +625,13 @@ class _Steps:
             _check_ids("against", self.against, values.shape[-1])
             explained = explained - _of(values, self.against)
         return explained @ _span_sums(self.spans, len(self.generated), explained)
+
+
+def _same_steps(others: Tensor | str | None, generated: Tensor) -> set[int]:
+    """The steps at which other tokens are those that were generated."""
+    if not isinstance(others, Tensor):
+        return set()
+    return {*(others == generated).nonzero()[:, 0].tolist()}
 
 
 def _span_sums(

@@ -358,6 +358,11 @@ class TestRefusals:
         with pytest.raises(ValueError, match=words):
             generation.explain(prompt, TARGET, against=against)
 
+    def test_a_contrast_of_spans_that_both_texts_have(self, model, tokenizer, prompt):
+        generation = GenerationAttribution(RelevanceFlow(model), tokenizer)
+        with pytest.raises(ValueError, match="the same tokens at all steps"):
+            generation.explain(prompt, "dull but", against="so but", spans=[(1, 2)])
+
     @pytest.mark.parametrize("spans", [[], [(0, 0)], [(0, 5)], [(-1, 2)], ["a"], 3])
     def test_a_span_outside_of_the_text(self, spans, model, tokenizer, prompt):
         generation = GenerationAttribution(RelevanceFlow(model), tokenizer)
@@ -440,6 +445,28 @@ def test_the_runner_up_is_the_most_probable_other_token(model, tokenizer, prompt
     assert list(found.against) == tokenizer.convert_ids_to_tokens(expected)
     by_ids = generation.explain(prompt, TARGET, against=torch.tensor(expected))
     torch.testing.assert_close(found.scores, by_ids.scores)
+
+
+@pytest.mark.parametrize(
+    "method", [RelevanceFlow, GeneralizedAttentionFlow, captum_attnflow.AttnLRP]
+)
+@pytest.mark.parametrize("spans", [None, [(0, 2), (1, 2), (1, 3)]])
+def test_tokens_that_both_texts_of_a_contrast_have_are_0(
+    method, spans, model, tokenizer, prompt
+):
+    generation = GenerationAttribution(method(model), tokenizer)
+    with pytest.warns(UserWarning, match="rows 1(, 2)? are 0: both texts") as said:
+        found = generation.explain(
+            prompt, "dull but funny", against="so but funny", spans=spans
+        )
+    assert not any("no path of positive capacity" in str(one.message) for one in said)
+    rows = [(0, 1), (1, 2), (2, 3)] if spans is None else spans
+    assert found.scores.any(1).tolist() == [start == 0 for start, _ in rows]
+    alone = generation.explain(
+        prompt, "dull but funny", against="so dull so", spans=[(0, 1)]
+    )
+    torch.testing.assert_close(found.scores[0], alone.scores[0])
+    torch.testing.assert_close(found.outputs[0], alone.outputs[0])
 
 
 @pytest.mark.parametrize("contrasts", [False, True])
