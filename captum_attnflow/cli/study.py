@@ -115,6 +115,12 @@ def study(
     dtype: Annotated[
         str, typer.Option(help=f"Of the models' weights; one of: {', '.join(DTYPES)}.")
     ] = Study.dtype,
+    device_map: Annotated[
+        str | None,
+        typer.Option(
+            help="Split each model over devices, such as auto.", show_default=False
+        ),
+    ] = None,
     part: Annotated[
         str | None,
         typer.Option(
@@ -176,6 +182,7 @@ def study(
                 batch_size=batch_size,
                 device=device,
                 dtype=dtype,
+                device_map=device_map,
                 part=read_part(part),
                 engine=engine,
                 workers=workers,

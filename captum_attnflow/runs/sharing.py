@@ -156,9 +156,12 @@ def check_engine(engine: str, workers: int, gpus_per_worker: float) -> None:
         )
 
 
-def device_of_worker(device: str | None, gpus_per_worker: float) -> str | None:
+def device_of_worker(
+    device: str | None, device_map: str | None, gpus_per_worker: float
+) -> str | None:
     """Where a worker's model runs: on its GPU, if it has one and nothing was named."""
-    return "cuda" if device is None and gpus_per_worker else device
+    is_named = device is not None or device_map is not None
+    return "cuda" if gpus_per_worker and not is_named else device
 
 
 def seen_from_anywhere(model: str) -> str:

@@ -98,7 +98,9 @@ class TaskRunner:
         for file in (records, bounds):
             check_shared(file.path)
         classifiers = {
-            name: TextClassifier.load(model, study.device, study.dtype)
+            name: TextClassifier.load(
+                model, study.device, study.dtype, study.device_map
+            )
             for name, model in zip(names, study.models, strict=True)
         }
         return TaskRunner(study, classifiers, records, bounds)

@@ -119,7 +119,9 @@ def run_study(study: Study, show_progress: bool = False) -> Table | None:
     if data.left_out:
         warn_caller(_said_of_left_out(data))
     on_ray = study.engine == "ray"
-    classifiers = _load(replace(study, device=None) if on_ray else study)
+    classifiers = _load(
+        replace(study, device=None, device_map=None) if on_ray else study
+    )
     models = tuple(classifiers)
     labels = {
         model: data.class_indices(classifier.labels)
@@ -194,7 +196,7 @@ def _work_by_ray(
     """
     there = replace(
         study,
-        device=device_of_worker(study.device, study.gpus_per_worker),
+        device=device_of_worker(study.device, study.device_map, study.gpus_per_worker),
         models=tuple(map(seen_from_anywhere, study.models)),
     )
     makers = [
@@ -375,7 +377,9 @@ def _load(study: Study) -> dict[str, TextClassifier]:
                 f"two models are called {label!r}; the table could not tell them "
                 "apart. Rename a folder"
             )
-        classifier = TextClassifier.load(name, study.device, study.dtype)
+        classifier = TextClassifier.load(
+            name, study.device, study.dtype, study.device_map
+        )
         try:
             problem = problem_type(classifier.model)
         except ValueError as error:

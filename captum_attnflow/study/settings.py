@@ -212,6 +212,8 @@ class Study:
         batch_size (int): Texts that are attributed together.
         device (str, optional): Where the models run; the CPU by default.
         dtype (str): Of the models' weights.
+        device_map (str, optional): How accelerate splits each model over devices, in
+            place of ``device``.
         part (tuple of int): ``(i, n)``: which part of how many this run does, the same
             texts by all models and methods. Parts may run at once or in any order; the
             one that ends last merges their files and writes the table.
@@ -233,6 +235,7 @@ class Study:
     batch_size: int = 16
     device: str | None = None
     dtype: str = "float32"
+    device_map: str | None = None
     part: tuple[int, int] = (1, 1)
     engine: str = "local"
     workers: int = 1
@@ -270,8 +273,9 @@ class Study:
         check_type("data", self.data, DataSource, "a DataSource")
         self.data.check()
         check_integer("batch_size", self.batch_size, 1)
-        if self.device is not None:
-            check_type("device", self.device, str, "a str, or None")
+        for name in ("device", "device_map"):
+            if getattr(self, name) is not None:
+                check_type(name, getattr(self, name), str, "a str, or None")
         check_choice("dtype", self.dtype, DTYPES)
         check_part(self.part)
         check_engine(self.engine, self.workers, self.gpus_per_worker)

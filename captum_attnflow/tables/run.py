@@ -167,7 +167,7 @@ def explain_table(job: TableJob, show_progress: bool = False) -> TableOutcome:
         explained: Iterator[ExplainedChunk]
         if job.engine == "ray" and missing:
             del explainer  # each worker has its own
-            device = device_of_worker(job.device, job.gpus_per_worker)
+            device = device_of_worker(job.device, job.device_map, job.gpus_per_worker)
             model = seen_from_anywhere(str(job.model))
             make = partial(
                 ChunkExplainer.load, replace(job, device=device, model=model)

@@ -155,6 +155,17 @@ def test_a_dtype_is_kept_to_and_recorded(small, manifest, tmp_path):
     assert values[0] == pytest.approx(values[1], abs=1e-4)
 
 
+def test_a_model_that_is_split_over_devices_gives_the_same_results(small, tmp_path):
+    pytest.importorskip("accelerate", reason='needs the extra "devices"')
+    split = dataclasses.replace(small, output=tmp_path / "split", device_map="auto")
+    for study in (small, split):
+        run_study(study)
+    found, expected = (
+        results_without_seconds(study.output) for study in (split, small)
+    )
+    assert found == expected
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -162,6 +173,8 @@ def test_a_dtype_is_kept_to_and_recorded(small, manifest, tmp_path):
         ({"dtype": "int8"}, "dtype='int8' is unknown; give one of 'float32'"),
         ({"device": "toaster"}, "toaster"),
         ({"device": 0}, "device=0 is an int; give a str"),
+        ({"device_map": 0}, "device_map=0 is an int; give a str"),
+        ({"device": "cpu", "device_map": "auto"}, "device_map='auto' were given; give"),
         ({"engine": "dask"}, "engine='dask' is unknown; give one of 'local', 'ray'"),
         ({"workers": 2}, "workers=2 .* are of Ray; give --engine ray"),
     ],
