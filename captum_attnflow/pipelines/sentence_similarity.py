@@ -37,8 +37,10 @@ from captum_attnflow.scored_tokens import escaped
 from captum_attnflow.show.text import safe_record, visualize_text
 
 Pooling = Literal["mean", "cls"]
+POOLING_FILE = "1_Pooling/config.json"
+"""Of sentence-transformers: how embeddings are pooled."""
 _SIMILARITY = "similarity"
-# In the 1_Pooling/config.json of sentence-transformers, the flag of each pooling.
+# In it, the flag of each pooling.
 _FLAGS: dict[str, Pooling] = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_cls_token": "cls",
@@ -362,7 +364,7 @@ def _check_modules(name: str) -> None:
 
 def _pooling_of(name: str) -> Pooling | None:
     """What sentence-transformers' file says, None if there is none."""
-    config = _read_json(name, "1_Pooling/config.json")
+    config = _read_json(name, POOLING_FILE)
     if config is None:
         return None
     flagged = [
@@ -375,7 +377,7 @@ def _pooling_of(name: str) -> Pooling | None:
     known |= {mode: mode for mode in get_args(Pooling)}
     if len(modes) != 1 or modes[0] not in known:
         raise ValueError(
-            f"1_Pooling/config.json of {name!r} pools by {modes}; mean and cls are "
+            f"{POOLING_FILE} of {name!r} pools by {modes}; mean and cls are "
             'read here. Give pooling="mean" or "cls" if one of them is meant'
         )
     return known[modes[0]]

@@ -28,7 +28,11 @@ from captum_attnflow._files import (
 )
 
 MANIFEST = "manifest.json"
-_MODEL_FILES = ("*.json", "*.model", "*.safetensors", "*.txt")
+_MODEL_FILES = (
+    *("*.json", "*.model", "*.safetensors", "*.txt"),
+    # Of tokenizers that are written in Python: PhoBERT's, OpenAI's, Marian's.
+    *("*.codes", "*.bpe", "*.tiktoken", "*.spm"),
+)
 _LOCK = ".part-{}-of-{}.lock"
 _PATIENCE = 1.0  # seconds; another run looks at a lock for a moment
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp|\.shuffled-.*\.tmp")
@@ -37,8 +41,23 @@ _BLOCK = 1 << 20
 _CHECKSUM = re.compile(r"([0-9a-f]{64})  (.+)")
 
 
-def model_hashes(name: str) -> dict[str, str]:
-    """Hash the files of a model folder, or of the cached snapshot of a hub model."""
+def model_hashes(name: str, beside: Iterable[str] = ()) -> dict[str, str]:
+    """Hash the files of a model folder, or of the cached snapshot of a hub model.
+
+    These are the files that a model and its tokenizer are read from. A folder holds
+    others, such as earlier states of its training, which may change.
+
+    Args:
+        name (str): The folder, or the hub id.
+        beside (iterable of str): Files of sub-folders that are read, too, where they
+            are there.
+
+    Returns:
+        dict[str, str]: SHA-256 by name, of sub-folders by path.
+
+    Raises:
+        ValueError: If the hub model is not cached.
+    """
     folder = Path(name)
     if not folder.is_dir():
         from huggingface_hub import try_to_load_from_cache
@@ -48,7 +67,19 @@ def model_hashes(name: str) -> dict[str, str]:
             raise ValueError(f"the files of the hub model {name!r} are not cached")
         folder = Path(config).parent
     files = {file for pattern in _MODEL_FILES for file in folder.glob(pattern)}
-    return {file.name: sha256_of_file(file) for file in sorted(files)}
+    for index in folder.glob("*.safetensors.index.json"):
+        beside = {*beside, *_shards(index)}
+    found = {file.name: file for file in files}
+    found |= {inner: folder / inner for inner in beside if (folder / inner).is_file()}
+    return {inner: sha256_of_file(found[inner]) for inner in sorted(found)}
+
+
+def _shards(index: Path) -> set[str]:
+    """The files that a list of a model's weights names, which may be anywhere."""
+    try:
+        return set(read_json(index.read_bytes())["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return set()  # of a list that is not read: loading has refused a damaged one
 
 
 def check_writable(folder: Path) -> None:

@@ -29,7 +29,10 @@ from captum_attnflow._warnings import stopped_in_words
 from captum_attnflow.pipelines.methods import METHODS, find_method
 from captum_attnflow.pipelines.predictions import find_target
 from captum_attnflow.pipelines.question_answering import Part, QuestionAnswerer
-from captum_attnflow.pipelines.sentence_similarity import SentenceSimilarity
+from captum_attnflow.pipelines.sentence_similarity import (
+    POOLING_FILE,
+    SentenceSimilarity,
+)
 from captum_attnflow.pipelines.text_classification import (
     TextAttribution,
     TextClassifier,
@@ -65,7 +68,8 @@ FORMAT = 1
 _PACKAGES = ("captum", "captum-attnflow", "numpy", "scipy", "torch", "transformers")
 _NAMES = ("package", "model", "data", "files")
 """Copies of a model and of a file may lie elsewhere; their hashes say what they are."""
-_WEIGHTS = re.compile(r"config\.json|.*\.safetensors(\.index\.json)?")
+_WEIGHTS = re.compile(r"config\.json|[^/]*\.safetensors(\.index\.json)?")
+_COMPANION = re.compile(r"[^/]*\.(json|model|txt)")
 _MOST_REASONS = 1000
 _MOST_WARNINGS = 10
 _OTHER_REASONS = "other reasons"
@@ -153,7 +157,8 @@ def explain_table(job: TableJob, show_progress: bool = False) -> TableOutcome:
     manifest = _describe(job, data, plan, files, explainer.pipeline)
     outcome = TableOutcome()
     with writing_part(folder, job.part):
-        _check_manifest(folder, manifest)
+        with manifest_lock(folder):
+            _check_manifest(folder, manifest)
         index, n_parts = job.part
         missing = set()
         for chunk in range(index - 1, plan.n_chunks, n_parts):
@@ -240,9 +245,11 @@ def _describe(
     pipeline: Any,
 ) -> dict[str, Any]:
     """What the explanations depend on, as JSON values."""
-    hashes = model_hashes(str(job.model))
+    hashes = model_hashes(str(job.model), TASKS[job.task].files)
     weights = {name: of for name, of in hashes.items() if _WEIGHTS.fullmatch(name)}
-    others = {name: of for name, of in hashes.items() if name not in weights}
+    rest = {name: of for name, of in hashes.items() if name not in weights}
+    companion = {name: of for name, of in rest.items() if _COMPANION.fullmatch(name)}
+    others = {name: of for name, of in rest.items() if name not in companion}
     described = {
         "format": FORMAT,
         "package": "captum-attnflow",
@@ -251,7 +258,8 @@ def _describe(
         if Path(job.model).is_dir()
         else str(job.model),
         "model_hash": _hash(weights),
-        "tokenizer_hash": _hash(others),
+        "tokenizer_hash": _hash(companion),
+        "other_files": others,
         "method": job.method,
         "options": dict(job.options),
         "target": job.target,
@@ -288,32 +296,38 @@ def _hash(content: Mapping[str, str]) -> str:
 
 
 def _check_manifest(folder: Path, manifest: Mapping[str, Any]) -> bool:
-    """Refuse a folder of another run; returns whether it has this manifest already."""
+    """Refuse a folder of another run; returns whether it has this manifest already.
+
+    What an earlier version of the package did not note agrees, and is noted now.
+    """
     earlier = read_manifest(
         folder, "a table of explanations", ("rows_per_part",), folder.glob("part-*")
     )
     if earlier is None:
         return False
     check_format(folder, earlier.get("format"), FORMAT)
-    # Earlier versions had one task, and did not name it.
-    earlier = {"task": "text-classification", **earlier}
+    # There was one task when none was named.
+    assumed = {"task": "text-classification", "other_files": manifest["other_files"]}
+    noted = assumed | earlier
     different = [
         name
-        for name in sorted(earlier.keys() | manifest.keys())
-        if name not in _NAMES and earlier.get(name) != manifest.get(name)
+        for name in sorted(noted.keys() | manifest.keys())
+        if name not in _NAMES and noted.get(name) != manifest.get(name)
     ]
     if different:
         name = different[0]
         others = "".join(
-            f" {other} differs, too: {earlier.get(other)!r} there, "
+            f" {other} differs, too: {noted.get(other)!r} there, "
             f"{manifest.get(other)!r} now."
             for other in different[1:]
         )
         raise ValueError(
-            f"{folder} holds explanations by another {name!r}: {earlier.get(name)!r} "
+            f"{folder} holds explanations by another {name!r}: {noted.get(name)!r} "
             f"there, {manifest.get(name)!r} now.{others} They cannot be mixed with new "
             "ones: give the same settings, model and data, or another --output"
         )
+    if noted.keys() != earlier.keys():
+        write_manifest(folder, noted)
     return True
 
 
@@ -337,11 +351,13 @@ class Task:
         explain (Callable): Takes the model, texts or pairs, the job and the options of
             both method and task.
         nothing (str): Why a row may have no attribution.
+        files (tuple of str): What is read of sub-folders of the model.
     """
 
     load: Callable[..., Any]
     explain: Callable[[Any, Sequence[Any], TableJob, Mapping[str, Any]], Found]
     nothing: str
+    files: tuple[str, ...] = ()
 
 
 def _label(
@@ -422,7 +438,10 @@ TASKS: dict[str, Task] = {
     ),
     "question-answering": Task(QuestionAnswerer.load, _answer, "there is no answer"),
     "sentence-similarity": Task(
-        SentenceSimilarity.load, _similarity, "there is no similarity"
+        SentenceSimilarity.load,
+        _similarity,
+        "there is no similarity",
+        (POOLING_FILE,),
     ),
 }
 """By their names, those of :data:`captum_attnflow.tables.settings.TASK_COLUMNS`."""

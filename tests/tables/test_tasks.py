@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import builtins
+import io
 import json
 import math
 import shutil
 from collections import Counter, defaultdict
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from captum_attnflow.demo import load_demo_model
 from captum_attnflow.pipelines.question_answering import QuestionAnswerer
 from captum_attnflow.pipelines.sentence_similarity import SentenceSimilarity
 from captum_attnflow.pipelines.token_classification import TokenClassifier
+from captum_attnflow.runs.folder import model_hashes
 from captum_attnflow.summary import summarize
 from captum_attnflow.tables import TableJob, explain_table
 from captum_attnflow.tables.run import TASKS
@@ -246,6 +250,71 @@ def test_a_folder_of_an_earlier_version_goes_on(job):
     del manifest["task"]
     path.write_text(json.dumps(manifest))
     assert explain_table(job).n_kept == 3
+
+
+def write_pooling(folder, mode):
+    """The file of sentence-transformers that says how embeddings are pooled."""
+    pooling = Path(folder) / "1_Pooling" / "config.json"
+    pooling.parent.mkdir(exist_ok=True)
+    pooling.write_text(json.dumps({f"pooling_mode_{mode}": True}))
+
+
+def test_another_pooling_is_refused_and_mixes_nothing(job_of):
+    job = job_of("sentence-similarity", rows_per_part=1)
+    write_pooling(job.model, "mean_tokens")
+    explain_table(replace(job, part=(1, 2)))
+    before = contents(job.output)
+    write_pooling(job.model, "cls_token")
+    with pytest.raises(ValueError, match=r"another 'other_files'.*1_Pooling/config"):
+        explain_table(replace(job, part=(2, 2)))
+    assert contents(job.output) == before
+    write_pooling(job.model, "mean_tokens")
+    assert explain_table(job).n_kept == len(before)
+
+
+def test_what_an_earlier_version_did_not_note_is_noted(job_of):
+    job = job_of("sentence-similarity", rows_per_part=1)
+    write_pooling(job.model, "mean_tokens")
+    explain_table(replace(job, part=(1, 2)))
+    path = job.output / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["other_files"]
+    path.write_text(json.dumps(manifest))
+    explain_table(replace(job, part=(1, 2)))
+    write_pooling(job.model, "cls_token")
+    with pytest.raises(ValueError, match="another 'other_files'"):
+        explain_table(job)
+
+
+@pytest.mark.parametrize("task", CLASSES)
+def test_every_file_that_a_model_is_read_from_is_hashed(job_of, task, monkeypatch):
+    """Of those that Python opens: weights and fast tokenizers are read elsewhere."""
+    folder = Path(job_of(task).model)
+    write_pooling(folder, "mean_tokens")
+    for name, content in {
+        "modules.json": [],
+        "sentence_bert_config.json": {"max_seq_length": 32},
+    }.items():
+        (folder / name).write_text(json.dumps(content))
+    opened = []
+
+    def open_file(file, *arguments, **options):
+        opened.append(file)
+        return there(file, *arguments, **options)
+
+    there = io.open
+    for module in (io, builtins):
+        monkeypatch.setattr(module, "open", open_file)
+    TASKS[task].load(str(folder))
+    paths = [Path(file) for file in opened if isinstance(file, (str, Path))]
+    read = {
+        path.relative_to(folder).as_posix()
+        for path in paths
+        if path.is_relative_to(folder)
+    }
+    assert "config.json" in read
+    assert ("1_Pooling/config.json" in read) == (task == "sentence-similarity")
+    assert read <= model_hashes(str(folder), TASKS[task].files).keys()
 
 
 def test_tasks_have_columns_and_all_scores_are_finite(job_of):
