@@ -45,7 +45,9 @@ KINDS = (
     "ImageAttribution",
     "AnswerAttribution",
     "WordAttribution",
+    "LabelledWords",
     "SideAttribution",
+    "SimilarityAttribution",
 )
 """The classes of results that a file may hold."""
 _KEY = "captum_attnflow"

@@ -15,7 +15,6 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils import cached_file
 
 from captum_attnflow._checks import check_choice, is_pipeline
-from captum_attnflow._tree import Compared
 from captum_attnflow.attr import SLALOM
 from captum_attnflow.long_form import LongForm, ScoredRows, Tokens, refuse_tokens
 from captum_attnflow.pipelines.encoding import EncodedTexts, ModelOfTexts, Truncation
@@ -35,6 +34,7 @@ from captum_attnflow.pipelines.token_scores import (
 )
 from captum_attnflow.scored_tokens import escaped
 from captum_attnflow.show.text import safe_record, visualize_text
+from captum_attnflow.storage import Storable
 
 Pooling = Literal["mean", "cls"]
 POOLING_FILE = "1_Pooling/config.json"
@@ -70,7 +70,7 @@ class SideAttribution(TextAttribution):
 
 
 @dataclass(frozen=True, eq=False)
-class SimilarityAttribution(Compared, LongForm):
+class SimilarityAttribution(Storable, LongForm):
     """What the similarity of two texts rests on, in each given the other.
 
     The value of a notebook's cell is shown as Captum's text picture, a row per text,

@@ -16,7 +16,6 @@ from transformers import (
 )
 
 from captum_attnflow._checks import check_choice, described
-from captum_attnflow._tree import Compared
 from captum_attnflow.long_form import LongForm, ScoredRows, Tokens, refuse_tokens
 from captum_attnflow.pipelines.encoding import (
     EncodedTexts,
@@ -40,6 +39,7 @@ from captum_attnflow.pipelines.token_scores import (
 )
 from captum_attnflow.scored_tokens import escaped, printable
 from captum_attnflow.show.text import safe_record, visualize_text
+from captum_attnflow.storage import Storable
 
 Unit = Literal["word", "entity"]
 _OUTSIDE = "O"
@@ -101,7 +101,7 @@ class WordAttribution(TextAttribution):
 
 
 @dataclass(frozen=True, eq=False)
-class LabelledWords(Compared, LongForm):
+class LabelledWords(Storable, LongForm):
     """The words of one text with their labels, some of which are explained.
 
     The value of a notebook's cell is shown as Captum's text picture, a row per
