@@ -28,6 +28,27 @@ _MOST_COLUMNS = 100
 _NO_VOWEL = ("one", "uint", "union", "user", "uuid")  # as they are spoken
 
 
+class OneTextError(ValueError):
+    """What is wrong with one text, in words that quote it or give its numbers.
+
+    Args:
+        message (str): What the error says.
+        reason (str): The same in words that every such text has: tables count the rows
+            of a reason.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message, reason)  # of both, an error is copied to a process
+
+    @property
+    def reason(self) -> str:
+        """Why the text cannot be explained."""
+        return str(self.args[1])
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 def check_batch_size(given: object) -> None:
     """Refuse what is no positive number of rows, nor None.
 

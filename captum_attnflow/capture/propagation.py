@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_attnflow._captum import TargetType
+from captum_attnflow._checks import OneTextError
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture.entries import (
     Entry,
@@ -276,9 +277,12 @@ def _refuse_nan(relevance: Sequence[Sequence[TensorGradient]]) -> None:
     for tensor in (tensor for group in relevance for tensor in group):
         for name, part in (("value", tensor.value), ("gradient", tensor.gradient)):
             if not bool(part.isfinite().all()):
-                raise ValueError(
-                    f"the {name} of a tensor of shape {tuple(part.shape)} holds NaN or "
-                    "infinite entries. Check the input, the model's weights and the "
-                    "attention mask (a row that masks every key gives NaN), or run the "
-                    "model in float32"
+                holds = (
+                    "holds NaN or infinite entries. Check the input, the model's "
+                    "weights and the attention mask (a row that masks every key gives "
+                    "NaN), or run the model in float32"
+                )
+                raise OneTextError(
+                    f"the {name} of a tensor of shape {tuple(part.shape)} {holds}",
+                    f"the {name} of a tensor {holds}",
                 )

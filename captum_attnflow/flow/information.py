@@ -17,7 +17,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from captum_attnflow._checks import check_choice, check_tensor, described
+from captum_attnflow._checks import (
+    OneTextError,
+    check_choice,
+    check_tensor,
+    described,
+)
 from captum_attnflow._memory import free_memory
 from captum_attnflow.capture.record import (
     AttentionLayer,
@@ -193,12 +198,13 @@ def _refuse_what_does_not_fit(record: AttentionRecord) -> None:
     if free is None or needed <= free:
         return
     fitting = math.isqrt(free // (_BYTES_PER_EDGE * n_rows * n_layers))
-    raise ValueError(
+    raise OneTextError(
         f"the network of {n_rows} texts of {record.n_tokens} tokens and {n_layers} "
         f"layers needs {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free: "
         f"so many texts of at most {fitting} tokens would fit. Give fewer texts at "
         "once, shorter ones, or take the scores alone (attribute()) of RelevanceFlow "
-        "or AttnLRP, whose memory grows with the tokens and not with their square"
+        "or AttnLRP, whose memory grows with the tokens and not with their square",
+        "memory has no room for the network of the text",
     )
 
 

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
-from captum_attnflow._checks import check_choice, check_integer, check_type, is_pipeline
+from captum_attnflow._checks import (
+    OneTextError,
+    check_choice,
+    check_integer,
+    check_type,
+    is_pipeline,
+)
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.pipelines.pretrained import (
     Given,
@@ -190,11 +196,13 @@ class TextEncoder:
             if limit is None or n_tokens <= limit:
                 kept.append([torch.arange(n_tokens)])
             elif truncation == "refuse":
-                raise ValueError(
+                raise OneTextError(
                     f"text {number} of {len(texts)}, {_shortened(text)!r}, has "
                     f"{n_tokens} tokens, and the model's limit is {limit}; shorten it, "
                     'or give truncation="window", which explains all of it in '
-                    'overlapping windows, or "truncate"'
+                    'overlapping windows, or "truncate"',
+                    f"the {'pair' if isinstance(text, tuple) else 'text'} has more "
+                    f"tokens than the model's limit of {limit}",
                 )
             elif truncation == "window":
                 kept.append(self._windows(text, encoded, limit, windows))
@@ -285,13 +293,16 @@ class TextEncoder:
         stride = max(room, 0) // 4 if given.stride is None else given.stride
         if room < 1 or stride >= room:
             what = "stride" if room >= 1 else "the tokens that stand in every window"
-            raise ValueError(
+            raise OneTextError(
                 f"the text {_shortened(text)!r} is cut into windows of {limit} tokens, "
                 f"{int(always.sum())} of which are the same in all (special tokens, "
                 "and the other sentence of a pair), and "
                 f"stride={stride} of the rest overlap: {what} must be fewer than "
                 f"{room if room >= 1 else limit}. Give a smaller stride, or shorten "
-                "the text"
+                "the text",
+                f"windows of {limit} tokens have too little room beside special tokens "
+                "and the other sentence of a pair"
+                + ("" if room < 1 else f", as stride={stride} of it overlap"),
             )
         starts = range(0, max(len(cut) - stride, 1), room - stride)
         windows = []

@@ -24,6 +24,7 @@ from transformers.utils import logging
 
 from captum_attnflow._checks import (
     DTYPES,
+    OneTextError,
     check_choice,
     check_type,
     described,
@@ -583,9 +584,12 @@ def check_ids(model: PreTrainedModel, ids: Tensor) -> None:
     """
     n_known = getattr(model.get_input_embeddings(), "num_embeddings", None)
     if n_known is not None and ids.numel() and int(ids.max()) >= n_known:
-        raise ValueError(
-            f"the tokenizer makes the token id {int(ids.max())}, and the "
-            f"{type(model).__name__} has embeddings of {n_known} tokens only: the "
+        has = (
+            f"the {type(model).__name__} has embeddings of {n_known} tokens only: the "
             "tokenizer is of another model. Give the one that the model was trained "
             "with"
+        )
+        raise OneTextError(
+            f"the tokenizer makes the token id {int(ids.max())}, and {has}",
+            f"the tokenizer makes another token id, and {has}",
         )

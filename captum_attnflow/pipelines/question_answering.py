@@ -15,7 +15,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from captum_attnflow._checks import check_choice, check_integer
+from captum_attnflow._checks import OneTextError, check_choice, check_integer
 from captum_attnflow.attr import SLALOM
 from captum_attnflow.pipelines.encoding import (
     EncodedTexts,
@@ -186,10 +186,11 @@ class QuestionAnswerer(ModelOfTexts):
             ]
             found = [answer for answer in best if answer is not None]
             if not found:
-                raise ValueError(
+                raise OneTextError(
                     f"the model saw no token of the context of pair {number + 1} of "
                     f"{len(pairs)}, {shorten(context, 40)!r}, that an answer could "
-                    'have; shorten the question, or give truncation="window"'
+                    'have; shorten the question, or give truncation="window"',
+                    "the model saw no token of the context that an answer could have",
                 )
             answers.append(max(found, key=lambda answer: answer.logit))
         if make_attribution is SLALOM:
@@ -283,10 +284,11 @@ def _admitted(
         found = re.finditer(f"(?={re.escape(target)})", context)
         starts = [match.start() for match in found]
     if not starts:
-        raise ValueError(
+        raise OneTextError(
             f"target={target!r} does not stand in context {number + 1} of "
             f"{len(encoded.tokens)}, {shorten(context, 40)!r}; give an answer as it "
-            "stands there, or None for the model's own"
+            "stands there, or None for the model's own",
+            f"target={target!r} does not stand in the context",
         )
     return [(start, start + len(target)) for start in starts]
 

@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 
 from captum_attnflow._captum import TargetType
-from captum_attnflow._checks import check_batch_size, check_choice, check_seed
+from captum_attnflow._checks import (
+    OneTextError,
+    check_batch_size,
+    check_choice,
+    check_seed,
+)
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.slalom import (
     SCORES,
@@ -114,10 +119,11 @@ class SlalomOptions:
             return max(_LEAST_DEFAULT_SAMPLES, _DEFAULT_SAMPLES_PER_TYPE * n_types)
         needed = 2 * n_types - 1 + 2 * self.has_sink
         if self.n_samples < needed:
-            raise ValueError(
+            raise OneTextError(
                 f"n_samples={self.n_samples} is too few for text {text + 1}: its "
                 f"{n_types} distinct tokens need at least {needed} queries"
-                f"{' with a sink' if self.has_sink else ''}"
+                f"{' with a sink' if self.has_sink else ''}",
+                f"n_samples={self.n_samples} is too few for the text's distinct tokens",
             )
         return self.n_samples
 

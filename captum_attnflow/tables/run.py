@@ -24,7 +24,12 @@ from textwrap import shorten
 from typing import Any
 
 from captum_attnflow._captum import NullProgress, progress
-from captum_attnflow._checks import check_contrast, check_type, counted
+from captum_attnflow._checks import (
+    OneTextError,
+    check_contrast,
+    check_type,
+    counted,
+)
 from captum_attnflow._warnings import stopped_in_words
 from captum_attnflow.pipelines.methods import METHODS, find_method
 from captum_attnflow.pipelines.predictions import find_target
@@ -574,7 +579,8 @@ class ChunkExplainer:
             ]
 
         def failed(of: tuple[Row, int], error: Exception) -> list[list[Line]]:
-            reason = shorten(str(error) or type(error).__name__, _LONGEST_REASON)
+            said = error.reason if isinstance(error, OneTextError) else str(error)
+            reason = shorten(said or type(error).__name__, _LONGEST_REASON)
             return [[self._failed(of[0], reason)]]
 
         found = _at_once_or_one_by_one(explain, batch, failed)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import re
 
 import pytest
@@ -163,8 +164,13 @@ def test_nothing_is_told_of_a_text_within_the_limit(short):
 def test_a_long_text_is_refused_with_its_tokens_and_the_limit(short):
     n_tokens = len(short.tokenizer(LONG).input_ids)
     message = rf"text 2 of 2, 'the.*', has {n_tokens} tokens, .*limit is {LIMIT}"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         short.explain(["dull", LONG], truncation="refuse")
+    copied = pickle.loads(pickle.dumps(error.value))
+    assert str(copied) == str(error.value)
+    assert (
+        copied.reason == f"the text has more tokens than the model's limit of {LIMIT}"
+    )
     [result] = short.explain(["dull"], "attention-rollout", truncation="refuse")
     assert result.n_truncated == 0
 

@@ -252,6 +252,59 @@ def test_a_folder_of_an_earlier_version_goes_on(job):
     assert explain_table(job).n_kept == 3
 
 
+LONG = {"truncation": "refuse"}
+OVERLAPPING = {"truncation": "window", "options": {"stride": 62}}
+
+
+@pytest.mark.parametrize(
+    ("task", "settings", "reason"),
+    [
+        ("token-classification", LONG, "the text has more tokens than the model's"),
+        ("question-answering", LONG, "the pair has more tokens than the model's limit"),
+        ("sentence-similarity", LONG, "the text has more tokens than the model's"),
+        ("token-classification", OVERLAPPING, "windows of 64 tokens have too little"),
+        (
+            "question-answering",
+            {"target": "tree"},
+            "target='tree' does not stand in the context",
+        ),
+        (
+            "token-classification",
+            {"method": "slalom", "options": {"n_samples": 2}},
+            "n_samples=2 is too few for the text's distinct tokens",
+        ),
+    ],
+)
+def test_texts_of_one_fault_have_one_reason(job_of, tmp_path, task, settings, reason):
+    job = job_of(task, **settings)
+    rows = [("which film ?", f"a film {'so very funny ' * n}") for n in (30, 40, 50)]
+    lines = [json.dumps({"question": q, "context": c}) for q, c in rows]
+    (tmp_path / "texts.jsonl").write_text("\n".join(lines))
+    [(found, count)] = explain_table(job).reasons.items()
+    assert (found[: len(reason)], count) == (reason, 3)
+    assert "funny" not in found
+
+
+def test_a_vocabulary_too_large_is_one_reason(job_of):
+    job = job_of("token-classification")
+    model = TokenClassifier.load(job.model).model
+    model.resize_token_embeddings(10)
+    model.save_pretrained(job.model)
+    [(reason, count)] = explain_table(job).reasons.items()
+    assert "has embeddings of 10 tokens only: the tokenizer is of another" in reason
+    assert count == len(ROWS)
+
+
+def test_values_that_are_not_finite_have_no_shape_in_a_reason(job_of):
+    job = job_of("token-classification", method="attnlrp")
+    model = TokenClassifier.load(job.model).model
+    with torch.no_grad():
+        model.classifier.weight[1, 0] = torch.inf
+    model.save_pretrained(job.model)
+    reasons = "; ".join(explain_table(job).reasons)
+    assert "the gradient of a tensor holds NaN or infinite entries" in reasons
+
+
 def write_pooling(folder, mode):
     """The file of sentence-transformers that says how embeddings are pooled."""
     pooling = Path(folder) / "1_Pooling" / "config.json"
