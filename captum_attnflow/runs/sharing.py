@@ -17,7 +17,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
-from captum_attnflow._checks import check_choice, check_integer, check_type, described
+from captum_attnflow._checks import (
+    check_choice,
+    check_integer,
+    check_type,
+    counted,
+    described,
+)
+from captum_attnflow._warnings import warn_caller
 
 ENGINES = ("local", "ray")
 _RESTARTS = 3
@@ -207,8 +214,8 @@ def work_by_ray(
 ) -> Iterator[Result]:
     """Give tasks to actors of Ray, and yield results as they are done.
 
-    An actor that dies is started again, and its task given to it again. No more tasks
-    are read than there are actors.
+    An actor that dies is started again, which is warned of once, and its task given to
+    it again. No more tasks are read than there are actors.
 
     Args:
         makers (sequence of Callable): One for each actor, which calls it once, to load
@@ -219,41 +226,67 @@ def work_by_ray(
 
     Raises:
         ValueError: If Ray cannot be started or lacks the GPUs, or an actor dies again
-            and again.
+            and again at one task.
         Exception: What the work itself raises.
     """
     import ray
-    from ray.util import ActorPool
+
+    running: dict[Any, tuple[int, Task, int]] = {}  # worker, task and deaths at it
+    has_warned = False
+
+    def next_result() -> tuple[int, Result]:
+        nonlocal has_warned
+        while True:
+            [done], _ = ray.wait(list(running))
+            worker, task, n_deaths = running.pop(done)
+            try:
+                return worker, ray.get(done)
+            except ray.exceptions.RayTaskError as error:
+                raise error.as_instanceof_cause() from error
+            except ray.exceptions.RayError as error:
+                if n_deaths == _RESTARTS:
+                    raise _given_up(error) from error
+            if not has_warned:
+                warn_caller(
+                    "a worker of Ray died, maybe as memory was short, and was started "
+                    "again; what it worked on is done anew"
+                )
+                has_warned = True
+            ray.kill(actors[worker])
+            actors[worker] = start(makers[worker])
+            running[actors[worker].do.remote(task)] = worker, task, n_deaths + 1
 
     with _running(len(makers), gpus_per_worker):
-        actor = ray.remote(_Worker).options(
-            num_cpus=1,
-            num_gpus=gpus_per_worker,
-            max_restarts=_RESTARTS,
-            max_task_retries=_RESTARTS,
-        )
-        actors = [actor.remote(make_work) for make_work in makers]
-        pool = ActorPool(actors)
+        # Ray could start actors again itself. It does so without a word, and says of
+        # tasks that end with their actors, as in an interrupt, that they are retried.
+        options = {"num_cpus": 1, "num_gpus": gpus_per_worker}
+        start = ray.remote(_Worker).options(**options).remote
+        actors = [start(make_work) for make_work in makers]
+        free = [*range(len(actors))]
         try:
             for task in tasks:
-                if not pool.has_free():
-                    yield pool.get_next_unordered()
-                pool.submit(lambda worker, given: worker.do.remote(given), task)
-            while pool.has_next():
-                yield pool.get_next_unordered()
-        except ray.exceptions.RayTaskError as error:
-            raise error.as_instanceof_cause() from error
-        except ray.exceptions.RayError as error:
-            lines = [line for line in str(error).splitlines() if line.strip()]
-            said = " ... ".join(dict.fromkeys([lines[0], lines[-1]]))
-            raise ValueError(
-                f"a worker of Ray could not be started, or died more than {_RESTARTS} "
-                f"times, maybe as memory was short ({said}). What was written stays: "
-                "run again, with fewer --workers or a smaller --batch-size"
-            ) from error
+                if not free:
+                    worker, result = next_result()
+                    free.append(worker)
+                    yield result
+                worker = free.pop()
+                running[actors[worker].do.remote(task)] = worker, task, 0
+            while running:
+                yield next_result()[1]
         finally:
             for each in actors:
                 ray.kill(each)
+
+
+def _given_up(error: Exception) -> ValueError:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    said = " ... ".join(dict.fromkeys([lines[0], lines[-1]]))
+    return ValueError(
+        "a worker of Ray could not be started, or died more than "
+        f"{counted(_RESTARTS, 'time')} at one task, maybe as memory was short ({said})."
+        " What was written stays: run again, with fewer --workers or a smaller "
+        "--batch-size"
+    )
 
 
 @contextmanager

@@ -84,7 +84,8 @@ def test_a_worker_that_is_killed_is_replaced_and_loses_nothing(study, tmp_path):
 
     thread = threading.Thread(target=kill_a_worker, daemon=True)
     thread.start()
-    run_study(by_ray)
+    with pytest.warns(UserWarning, match="a worker of Ray died"):
+        run_study(by_ray)
     thread.join()
     assert killed
     assert names(by_ray.output) == names(study.output)

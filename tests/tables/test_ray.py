@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from tables.conftest import contents, write_texts
 
+from captum_attnflow.runs.sharing import work_by_ray
 from captum_attnflow.tables import TableJob, explain_table
 
 pytestmark = pytest.mark.slow
@@ -73,11 +74,50 @@ def test_a_worker_that_is_killed_is_replaced_and_loses_nothing(job):
 
     thread = threading.Thread(target=kill_a_worker)
     thread.start()
-    outcome = explain_table(other)
+    with pytest.warns(UserWarning, match="a worker of Ray died.* is done anew") as said:
+        outcome = explain_table(other)
     thread.join()
+    assert len(said) == 1
     assert killed
     assert (outcome.n_rows, outcome.n_failed) == (400, 0)
     assert contents(other.output) == contents(job.output)
+
+
+class Dying:
+    """Work that ends its process."""
+
+    def __call__(self, task):
+        os._exit(1)
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.filterwarnings("ignore:a worker of Ray died")
+def test_a_task_that_no_worker_survives_ends_the_run():
+    with pytest.raises(ValueError, match="died more than 3 times at one task"):
+        list(work_by_ray([Dying], [1], 0))
+
+
+STOPPED = """
+import time
+from captum_attnflow.runs.sharing import work_by_ray
+
+class Slow:
+    def __call__(self, task):
+        time.sleep(task)
+
+for _ in work_by_ray([Slow, Slow], [0, 60, 60], 0):
+    print("stopping")
+    time.sleep(1)  # until the other one is at work
+    raise OSError("the disk is full")
+"""
+
+
+def test_a_run_that_stops_says_nothing_of_retries():
+    command = [sys.executable, "-c", STOPPED]
+    said = subprocess.run(command, capture_output=True, text=True)
+    assert said.stdout == "stopping\n"
+    assert said.stderr.endswith("OSError: the disk is full\n")
+    assert "raylet" not in said.stderr
 
 
 @pytest.mark.usefixtures("cluster")
