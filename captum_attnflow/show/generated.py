@@ -59,21 +59,23 @@ def matrix_of_generated(
         outputs.append("whole answer")
     units_of_text = with_images_as_one(summed.members, parts)
     members = [[t for t in tokens if drawn[t]] for tokens in units_of_text]
-    kept = [unit for unit, tokens in enumerate(members) if tokens]
-    scores = rows.new_zeros(len(rows), len(kept))
-    seen = possible.new_zeros(len(rows), len(kept))
-    for column, unit in enumerate(kept):
-        scores[:, column] = rows[:, members[unit]].sum(1)
-        seen[:, column] = possible[:, members[unit]].any(1)
-    n_prompt = sum(parts[members[unit][0]] != "generated" for unit in kept)
+    members = [tokens for tokens in members if tokens]
+    scores = rows.new_zeros(len(rows), len(members))
+    possible = possible.cpu()
+    seen = possible.new_zeros(scores.shape)
+    for column, tokens in enumerate(members):
+        scores[:, column] = rows[:, tokens].sum(1)
+        seen[:, column] = possible[:, tokens].any(1)
+    n_prompt = sum(parts[tokens[0]] != "generated" for tokens in members)
     return TokenMatrix(
-        scores=blank_where(scores, ~seen.cpu().numpy()),
-        input_tokens=tuple(named(explanation, members[unit]) for unit in kept),
+        scores=blank_where(scores, ~seen.numpy()),
+        input_tokens=tuple(named(explanation, tokens) for tokens in members),
         output_tokens=tuple(outputs),
         n_prompt=n_prompt,
         scale=scale,
         caption=_caption(explanation, drawn, left_out),
         has_sum=has_sum,
+        parts_of_units=_parts_of_units(explanation, members, possible),
     )
 
 
@@ -100,6 +102,28 @@ def named(explanation: GenerationExplanation, tokens: Sequence[int]) -> str:
     if explanation.parts[tokens[0]] == "image":
         return f"[image: {len(tokens)} tokens]"
     return readable("".join(explanation.pieces[token] for token in tokens))
+
+
+def _parts_of_units(
+    explanation: GenerationExplanation,
+    members: Sequence[Sequence[int]],
+    is_summed: Tensor,
+) -> dict[tuple[int, int], str]:
+    """Name what a row's sum holds of a unit, by row and unit, where it is a part of it.
+
+    Args:
+        explanation (GenerationExplanation): Whose tokens they are.
+        members (sequence): The tokens of each unit.
+        is_summed (Tensor): Shape ``(R, N)``, bool, the tokens of each row's sums.
+    """
+    found = {}
+    for unit, tokens in enumerate(members):
+        of_unit = is_summed[:, tokens]
+        is_part = of_unit.any(1) & ~of_unit.all(1)
+        for row in is_part.nonzero()[:, 0].tolist():
+            held = of_unit[row].nonzero()[:, 0].tolist()
+            found[row, unit] = named(explanation, [tokens[place] for place in held])
+    return found
 
 
 def _read_outs(explanation: GenerationExplanation) -> Tensor:

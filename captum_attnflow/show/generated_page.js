@@ -88,13 +88,19 @@
     firsts.forEach((first, unit) => text.unitOf.fill(unit, first));
   }
 
-  function unitText(text, unit) {
-    const out = leftOut(), end = text.firsts[unit + 1] ?? text.pieces.length;
-    let joined = "";
+  // The tokens that the unit's sum holds in what is chosen: not those that come after, are
+  // explained, or are left out.
+  function summedTokens(text, unit) {
+    const { isScored } = text.measured, end = text.firsts[unit + 1] ?? text.pieces.length;
+    const found = [];
     for (let token = text.firsts[unit]; token < end; token++) {
-      if (!isAbsent(text, token, out)) joined += text.pieces[token];
+      if (isScored[token]) found.push(token);
     }
-    return readable(joined || text.pieces[text.firsts[unit]]);
+    return found;
+  }
+
+  function unitText(text, unit) {
+    return readable(summedTokens(text, unit).map((token) => text.pieces[token]).join(""));
   }
 
   // As the matrix writes it.
@@ -319,7 +325,7 @@
     const table = element("table", {}, tableRow("th", [
       unitNames[units.value].replace(/s$/, ""), "token number", "part", "score", "share"]));
     for (const unit of shown) {
-      const first = text.firsts[unit], sign = sums[unit] < 0 ? "−" : "";
+      const [first] = summedTokens(text, unit), sign = sums[unit] < 0 ? "−" : "";
       table.append(tableRow("td", [unitText(text, unit), String(first + 1), text.parts[first],
         withSign(sums[unit]), `${sign}${perCent(total ? sums[unit] / total : 0)}`]));
     }

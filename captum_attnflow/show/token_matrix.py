@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Literal, get_args
@@ -119,13 +119,15 @@ class TokenMatrix:
         scores (ndarray): Shape ``(n_outputs, n_inputs)``; NaN, shown as a blank, where
             the input comes after the output and no score can exist, or where the score
             given is not finite.
-        input_tokens (tuple of str): The tokens of the columns.
+        input_tokens (tuple of str): The tokens of the columns, or their units, whole.
         output_tokens (tuple of str): The tokens of the rows.
         n_prompt (int): Columns in front of the first generated token.
         scale (str): ``"row"``: colours are relative to the largest score of a row;
             ``"matrix"``: of all.
         caption (str): What is shown, and what is left out.
         has_sum (bool): Whether the last row is the sum of those above.
+        parts_of_units (dict): By row and column, the part of the column's unit that the
+            score is of, where it is not the whole unit.
     """
 
     scores: np.ndarray
@@ -135,6 +137,26 @@ class TokenMatrix:
     scale: Scale = "row"
     caption: str = ""
     has_sum: bool = False
+    parts_of_units: Mapping[tuple[int, int], str] = field(default_factory=dict)
+
+    def names(self, row: int) -> list[str]:
+        """Name the columns by what the scores of this row are of.
+
+        Args:
+            row (int): From 0.
+
+        Returns:
+            list of str: One per column. Of a unit of which the row's sum holds some
+            tokens, as others come later or are left out, it is these.
+
+        Raises:
+            ValueError: If there is no such row.
+        """
+        check_integer("row", row, 0, len(self.output_tokens) - 1)
+        return [
+            self.parts_of_units.get((row, column), unit)
+            for column, unit in enumerate(self.input_tokens)
+        ]
 
     @cached_property
     def colours(self) -> np.ndarray:
@@ -215,6 +237,7 @@ class TokenMatrix:
             input_tokens=tuple(names),
             n_prompt=int((starts < self.n_prompt).sum()),
             caption=f"{self.caption}; {said}" if self.caption else said,
+            parts_of_units={},
         )
 
     def _draw(self, colours: np.ndarray, sizes: Sequence[int]) -> Figure:
@@ -306,14 +329,15 @@ class TokenMatrix:
     def _row(self, row: int) -> str:
         is_sum = self.has_sum and row == len(self.output_tokens) - 1
         cells = "".join(
-            self._cell(row, column) for column in range(len(self.input_tokens))
+            self._cell(row, column, token)
+            for column, token in enumerate(self.names(row))
         )
         mark = ' class="sum"' if is_sum else ""
         name = escaped(self.output_tokens[row])
         return f'<tr{mark}><th scope="row" title="{name}">{name}</th>{cells}</tr>'
 
-    def _cell(self, row: int, column: int) -> str:
-        score, token = self.scores[row, column], self.input_tokens[column]
+    def _cell(self, row: int, column: int, token: str) -> str:
+        score = self.scores[row, column]
         if np.isnan(score):
             return '<td class="blank"></td>'
         shade = self.colours[row, column]
@@ -329,11 +353,10 @@ class TokenMatrix:
 
     def __rich__(self) -> Text:
         lines = [Text(printable(self.caption))] if self.caption else []
-        for output, scores, shades in zip(
-            self.output_tokens, self.scores, self.colours, strict=True
-        ):
+        for row, output in enumerate(self.output_tokens):
+            scores, shades, names = self.scores[row], self.colours[row], self.names(row)
             seen = np.flatnonzero(~np.isnan(scores))
-            tokens = [self.input_tokens[column] for column in seen]
+            tokens = [names[column] for column in seen]
             line = Text().append(f"{printable(output)}: ", "bold")
             for column, token in zip(seen, tokens, strict=True):
                 if column == self.n_prompt:

@@ -45,21 +45,43 @@ def test_a_prompt_is_continued_and_every_step_is_a_row(run):
     assert lines[8].startswith("whole answer: ")
 
 
-def test_columns_are_words_unless_pieces_are_asked_for(tmp_path):
+@pytest.fixture(scope="module")
+def run_with_pieces(tmp_path_factory):
+    """Of a tokenizer that has pieces of words."""
     torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("pieces")
     _, tokenizer = load_demo_model()
-    causal_language_model(len(tokenizer)).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    given = ["explain", "--task", "text-generation", "--model", str(tmp_path)]
-    given += ["an unfathomable film", "--target", "film"]
+    causal_language_model(len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    given = ("explain", "--task", "text-generation", "--model", str(folder))
+    return lambda *arguments: CliRunner().invoke(app, [*given, *arguments])
+
+
+def test_columns_are_words_unless_pieces_are_asked_for(run_with_pieces):
+    given = ["an unfathomable film", "--target", "film"]
     # Signs are those of random weights.
     words, pieces, units = (
-        CliRunner().invoke(app, [*given, *more]).stdout.replace("\N{MINUS SIGN}", "")
+        run_with_pieces(*given, *more).stdout.replace("\N{MINUS SIGN}", "")
         for more in ([], ["--pieces"], ["--pieces", "--units", "line"])
     )
     assert " unfathomable " in words.splitlines()[2]
     assert " unfathomable " not in pieces.splitlines()[2]
     assert " an unfathomable film " in units.splitlines()[2]
+
+
+def test_a_row_names_of_a_word_the_pieces_before_what_it_explains(run_with_pieces):
+    result = run_with_pieces("an film", "--target", "unfathomable")
+    lines = result.stdout.replace("\N{MINUS SIGN}", "").splitlines()
+    shown = [line.split() for line in lines[2::2]]
+    prompt = ["[CLS]", "an", "film", "[SEP]"]
+    assert shown == [
+        ["unf:", *prompt],
+        ["ath:", *prompt, "|", "unf"],
+        ["om:", *prompt, "|", "unfath"],
+        ["able:", *prompt, "|", "unfathom"],
+        ["whole", "answer:", *prompt, "|", "unfathom"],
+    ]
+    assert '"unfathomable"' not in result.stdout
 
 
 def test_a_contrast_with_itself_is_refused(run):

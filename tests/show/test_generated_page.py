@@ -220,6 +220,13 @@ def reading(browser) -> str:
     return browser.find_element(By.CLASS_NAME, "reading").text
 
 
+def cells_of_table(browser) -> list[list[str]]:
+    return browser.execute_script(
+        "return [...document.querySelectorAll('table tr')].slice(1).map((row) =>"
+        "[...row.children].map((cell) => cell.textContent))"
+    )
+
+
 def painted(browser) -> list[float]:
     """The signed strength of every token's colour."""
     return browser.execute_script(
@@ -242,7 +249,7 @@ def strongest_of(matrix: Any, row: int) -> dict[str, list[tuple[str, float]]]:
     """The five strongest tokens of a row for and against, and their per cent."""
     pairs = [
         (name, 100 * share)
-        for name, share in zip(matrix.input_tokens, matrix.shares[row], strict=True)
+        for name, share in zip(matrix.names(row), matrix.shares[row], strict=True)
         if not np.isnan(share)
     ]
     pairs.sort(key=lambda pair: -abs(pair[1]))
@@ -301,6 +308,24 @@ class TestChoosing:
                 shares = [share for _, share in found[side]]
                 wanted = [share for _, share in pairs]
                 assert shares == pytest.approx(wanted, rel=0.06)
+
+    def test_a_unit_is_named_by_the_tokens_of_its_sum(self, opened):
+        shown = result(explained(), units="word")
+        browser = opened(shown)
+        browser.execute_script("document.querySelector('details').open = true")
+        WebDriverWait(browser, 10).until(cells_of_table)
+        for row, name in ((2, "paint"), (3, "painted")):
+            choose(browser, row)
+            ActionChains(browser).move_to_element(
+                tokens_of(browser)[len(PROMPT) + 1]
+            ).perform()
+            assert browser.find_element(By.ID, "tip").text.startswith(f"“{name}”: ")
+            cells = cells_of_table(browser)
+            generated = [cell[:2] for cell in cells if cell[2] == "generated"]
+            assert sorted(generated, key=lambda cell: int(cell[1])) == [
+                ["Ann", str(len(PROMPT) + 1)],
+                [name, str(len(PROMPT) + 2)],
+            ]
 
     def test_a_click_on_a_token_colours_the_text_before_it(self, opened):
         browser = opened(explained())
@@ -532,10 +557,7 @@ class TestValues:
             lambda browser: browser.find_elements(By.TAG_NAME, "td")
         )
         choose(browser, 1)
-        cells = browser.execute_script(
-            "return [...document.querySelectorAll('table tr')].slice(1).map((row) =>"
-            "[...row.children].map((cell) => cell.textContent))"
-        )
+        cells = cells_of_table(browser)
         matrix = explanation.matrix()
         assert len(cells) == len(PROMPT) + 1
         for name, number, part, score, share in cells:

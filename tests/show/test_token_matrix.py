@@ -161,6 +161,96 @@ def test_a_sum_over_rows_has_a_scale_of_its_own():
     assert colours[3, 1:3] == pytest.approx([0.5 / 6, -1.5 / 6])
 
 
+LINE = GenerationExplanation(
+    tokens=["The", " cap", "ital", " is", " Mar", "se", "ille"],
+    scores=torch.tensor(
+        [
+            [1.0, 2.0, 3.0, 4.0, 0.0, 0.0, 0.0],
+            [1.0, 2.0, 3.0, 4.0, 5.0, 0.0, 0.0],
+            [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 0.0],
+        ]
+    ),
+    log_probabilities=torch.zeros(3),
+    flow_value=torch.zeros(3),
+    pieces=("The", " cap", "ital", " is", " Mar", "se", "ille"),
+)
+
+
+class TestNamesOfUnits:
+    """A row names of a word or line what its sum holds, and the head all of it."""
+
+    @pytest.mark.parametrize(
+        ("units", "left_out", "head", "rows"),
+        [
+            ("word", (), "Marseille", [None, "Mar", "Marse", "Marse"]),
+            ("word", ("read-out",), "Marseille", [None, None, "Mar", "Mar"]),
+            (
+                "line",
+                ("first", "read-out"),
+                "capital is",
+                ["capital", "capital is", "capital is", "capital is"],
+            ),
+        ],
+    )
+    def test_they_are_of_the_tokens_in_the_sum(self, units, left_out, head, rows):
+        matrix = LINE.matrix(units, left_out)
+        column = matrix.input_tokens.index(head)
+        page, lines = matrix._repr_html_(), matrix.__rich__().plain.splitlines()[1:]
+        assert f'scope="col">{head}</th>' in page
+        assert page.count(f'data-score="{head}: ') == rows.count(head)
+        for row, name in enumerate(rows):
+            score = matrix.scores[row, column]
+            assert np.isnan(score) == (name is None)
+            if name is not None:
+                assert matrix.names(row)[column] == name
+                assert f'data-score="{name}: {score:.3g} (' in page
+                assert f" {name} " in lines[2 * row]
+                assert f'"{name}" ' in lines[2 * row + 1]
+
+    def test_rows_of_spans_name_what_stands_before_or_in_them(self):
+        spans = ((0, 2), (2, 3))
+        explanation = replace(LINE, scores=LINE.scores[1:], spans=spans)
+        matrix = explanation.matrix("word", ["read-out"])
+        assert [matrix.names(row)[-2:] for row in (0, 1)] == [
+            ["is", "Marseille"],
+            ["is", "Mar"],
+        ]
+        assert np.isnan(matrix.scores[0, -2:]).all()
+
+    def test_an_image_is_named_by_the_tokens_in_the_sum(self):
+        parts = ("prompt", "image", "image", "image", *["generated"] * 3)
+        explanation = replace(LINE, parts=parts)
+        matrix = explanation.matrix(left_out=["read-out"])
+        assert matrix.input_tokens[1] == "[image: 3 tokens]"
+        names = [matrix.names(row)[1] for row in range(4)]
+        assert names == ["[image: 2 tokens]", *["[image: 3 tokens]"] * 3]
+
+    def test_one_of_several_alike_is_told_by_what_the_row_holds(self):
+        pieces = ("a", " b", " a", " a", "b")
+        explanation = GenerationExplanation(
+            tokens=[*pieces],
+            scores=torch.tensor([[1.0, 2.0, 3.0, 0.0, 0.0], [1.0, 2.0, 3.0, 4.0, 0.0]]),
+            log_probabilities=torch.zeros(2),
+            flow_value=torch.zeros(2),
+            pieces=pieces,
+        )
+        said = explanation.matrix("word").__rich__().plain.splitlines()[4]
+        assert (
+            said == '  for: "a" (a a) 40 %, "a" (b a a) 30 %, "b" 20 %, "a" (a b) 10 %'
+        )
+
+    def test_names_of_a_row_that_is_not_there_are_refused(self):
+        with pytest.raises(ValueError, match="row=4 must be at most 3"):
+            LINE.matrix("word").names(4)
+        with pytest.raises(ValueError, match="row=-1 must be an integer of at least 0"):
+            LINE.matrix("word").names(-1)
+
+    def test_a_figure_whose_weak_columns_are_merged_keeps_the_heads(self):
+        axes = LINE.matrix("word").figure(n_tokens=3).axes[0]
+        names = [label.get_text() for label in axes.get_xticklabels()]
+        assert names[-1] == "Marseille"
+
+
 def test_signs_are_written_where_numbers_are_not():
     scores = torch.full((2, 20), 0.5)
     scores[0, 3], scores[1, 7], scores[1, 8] = -1.0, -0.3, -0.001
