@@ -27,7 +27,7 @@ FORMAT = 1
 _NEEDED = ("row", "text", "status", "target", "tokens", "scores")
 _OPTIONAL = (
     *("id", "text_pair", "reason", "predicted", "probability", "value"),
-    "n_truncated",
+    *("n_truncated", "n_windows"),
 )
 _ONE_LINE = (None, "text-classification")  # tasks; earlier manifests name none
 _OF_TASKS = ("index", "word", "part", "start", "end")

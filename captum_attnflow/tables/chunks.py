@@ -34,6 +34,7 @@ _OWN_KINDS = {
     "probability": "double",
     "value": "double",
     "n_truncated": "int64",
+    "n_windows": "int64",
     "index": "int64",
     "start": "int64",
     "end": "int64",

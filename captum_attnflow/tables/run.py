@@ -71,8 +71,9 @@ from captum_attnflow.tables.settings import TASK_OPTIONS, TableJob
 FORMAT = 1
 """Of the manifest and the files of chunks."""
 _PACKAGES = ("captum", "captum-attnflow", "numpy", "scipy", "torch", "transformers")
-_NAMES = ("package", "model", "data", "files")
-"""Copies of a model and of a file may lie elsewhere; their hashes say what they are."""
+_NOT_COMPARED = ("package", "model", "data", "files", "own_columns")
+"""Copies of a model and of a file may lie elsewhere; their hashes say what they are.
+A folder keeps the columns that it was begun with."""
 _WEIGHTS = re.compile(r"config\.json|[^/]*\.safetensors(\.index\.json)?")
 _COMPANION = re.compile(r"[^/]*\.(json|model|txt)")
 _MOST_REASONS = 1000
@@ -163,7 +164,9 @@ def explain_table(job: TableJob, show_progress: bool = False) -> TableOutcome:
     outcome = TableOutcome()
     with writing_part(folder, job.part):
         with manifest_lock(folder):
-            _check_manifest(folder, manifest)
+            begun = _check_manifest(folder, manifest)
+        if begun is not None:
+            files = replace(files, own=tuple(begun["own_columns"]))
         index, n_parts = job.part
         missing = set()
         for chunk in range(index - 1, plan.n_chunks, n_parts):
@@ -283,6 +286,7 @@ def _describe(
         "pair_column": job.pair_column,
         "id_column": job.id_column,
         "columns": list(job.columns),
+        "own_columns": list(files.own),
         "file_format": job.format,
         "limit": job.limit,
         "shuffle_seed": job.shuffle_seed,
@@ -300,8 +304,8 @@ def _hash(content: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _check_manifest(folder: Path, manifest: Mapping[str, Any]) -> bool:
-    """Refuse a folder of another run; returns whether it has this manifest already.
+def _check_manifest(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Refuse a folder of another run; returns the manifest that it has already.
 
     What an earlier version of the package did not note agrees, and is noted now.
     """
@@ -309,15 +313,18 @@ def _check_manifest(folder: Path, manifest: Mapping[str, Any]) -> bool:
         folder, "a table of explanations", ("rows_per_part",), folder.glob("part-*")
     )
     if earlier is None:
-        return False
+        return None
     check_format(folder, earlier.get("format"), FORMAT)
-    # There was one task when none was named.
-    assumed = {"task": "text-classification", "other_files": manifest["other_files"]}
+    assumed = {
+        "task": "text-classification",  # there was one when none was named
+        "other_files": manifest["other_files"],
+        "own_columns": [c for c in manifest["own_columns"] if c != "n_windows"],
+    }
     noted = assumed | earlier
     different = [
         name
         for name in sorted(noted.keys() | manifest.keys())
-        if name not in _NAMES and noted.get(name) != manifest.get(name)
+        if name not in _NOT_COMPARED and noted.get(name) != manifest.get(name)
     ]
     if different:
         name = different[0]
@@ -333,13 +340,13 @@ def _check_manifest(folder: Path, manifest: Mapping[str, Any]) -> bool:
         )
     if noted.keys() != earlier.keys():
         write_manifest(folder, noted)
-    return True
+    return noted
 
 
 def _begin_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest before the first chunk's file, or check that it agrees."""
     with manifest_lock(folder):
-        if not _check_manifest(folder, manifest):
+        if _check_manifest(folder, manifest) is None:
             write_manifest(folder, manifest)
 
 
@@ -599,6 +606,7 @@ class ChunkExplainer:
             probability=result.probability,
             value=result.value,
             n_truncated=result.n_truncated,
+            n_windows=result.n_windows,
             tokens=list(result.tokens),
             scores=list(result.scores),
             **own,

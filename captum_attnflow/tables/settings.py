@@ -25,9 +25,10 @@ OUTPUT_FORMATS = ("parquet", "csv", "jsonl")
 Truncation = Literal["truncate", "window", "refuse"]
 OWN_COLUMNS = (
     *("row", "id", "text", "text_pair", "status", "reason", "target", "predicted"),
-    *("probability", "value", "n_truncated", "tokens", "scores"),
+    *("probability", "value", "n_truncated", "n_windows", "tokens", "scores"),
 )
-"""The columns of the output; carried ones stand behind ``id``."""
+"""The columns of the output; carried ones stand behind ``id``. A similarity has no
+``n_windows``, as a text has one embedding."""
 TASK_COLUMNS: dict[str, tuple[str, ...]] = {
     "text-classification": (),
     "token-classification": ("index", "word", "start", "end"),
@@ -214,7 +215,9 @@ class TableJob:
     @property
     def own_columns(self) -> tuple[str, ...]:
         """The columns of the output but those that are carried along."""
-        return OWN_COLUMNS + TASK_COLUMNS[self.task]
+        left_out = {"n_windows"} if self.task == "sentence-similarity" else {}
+        own = tuple(name for name in OWN_COLUMNS if name not in left_out)
+        return own + TASK_COLUMNS[self.task]
 
     def _check_columns(self) -> None:
         for column in self.columns:

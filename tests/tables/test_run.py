@@ -71,6 +71,7 @@ def test_the_schema_is_fixed(job):
         "probability": "double",
         "value": "double",
         "n_truncated": "int64",
+        "n_windows": "int64",
         "tokens": "list<element: string>",
         "scores": "list<element: double>",
     }
@@ -565,6 +566,7 @@ def test_long_texts_follow_the_policy_and_a_contrast_its_labels(tmp_path):
     explain_table(replace(job, target=0))
     short, long = lines_of(tmp_path / "windows")
     assert (short["n_truncated"], long["n_truncated"]) == (0, 0)
+    assert (short["n_windows"], long["n_windows"]) == (1, 3)
     assert len(long["tokens"]) == 302
     strict = replace(job, output=tmp_path / "r", target=0, truncation="refuse")
     refused = explain_table(strict)

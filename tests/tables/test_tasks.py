@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from pyarrow import parquet
 from tables.conftest import contents, lines_of
 
 from captum_attnflow.demo import load_demo_model
@@ -22,6 +23,7 @@ from captum_attnflow.pipelines.sentence_similarity import SentenceSimilarity
 from captum_attnflow.pipelines.token_classification import TokenClassifier
 from captum_attnflow.runs.folder import model_hashes
 from captum_attnflow.summary import summarize
+from captum_attnflow.summary.folder import ScoreFolder
 from captum_attnflow.tables import TableJob, explain_table
 from captum_attnflow.tables.run import TASKS
 from captum_attnflow.tables.settings import TASK_COLUMNS
@@ -242,14 +244,47 @@ def test_the_package_holds_no_model_for_other_tasks(job):
         explain_table(replace(job, task="poetry"))
 
 
-def test_a_folder_of_an_earlier_version_goes_on(job):
-    """Its manifest names no task."""
-    explain_table(replace(job, part=(1, 2)))
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
+def test_a_folder_of_an_earlier_version_goes_on(job, kind, monkeypatch):
+    """Its manifest names no task, and it keeps its columns, which are fewer."""
+    job = replace(job, format=kind)
+    with monkeypatch.context() as earlier:
+        fewer = tuple(name for name in job.own_columns if name != "n_windows")
+        earlier.setattr(TableJob, "own_columns", fewer)
+        explain_table(replace(job, part=(1, 2)))
     path = job.output / "manifest.json"
     manifest = json.loads(path.read_text())
-    del manifest["task"]
+    for name in ("task", "other_files", "own_columns"):
+        del manifest[name]
     path.write_text(json.dumps(manifest))
     assert explain_table(job).n_kept == 3
+    assert explain_table(job).n_kept == 5
+    first, second, *_ = sorted(job.output.glob("part-*"))
+    names = {"n_truncated", "n_windows"}
+    for part in (first, second):
+        assert names & {*column_names(part)} == {"n_truncated"}
+    assert summarize(job.output).folders[0].counts.n_explained == 40
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_rows_say_how_many_windows_a_text_was_read_in(job, job_of, tmp_path, task):
+    if task in CLASSES:
+        job = job_of(task)
+    if task == "sentence-similarity":
+        explain_table(job)
+        assert "n_windows" not in lines_of(job.output)[0]
+        return
+    long = json.dumps({"question": "who ?", "context": "a funny film " * 50})
+    (tmp_path / "long.jsonl").write_text(f"{long}\n{long}")
+    column = {} if task in CLASSES else {"text_column": "context"}
+    data = str(tmp_path / "long.jsonl")
+    explain_table(replace(job, data=data, truncation="window", **column))
+    lines = lines_of(job.output)
+    assert {line["n_truncated"] for line in lines} == {0}
+    assert {line["n_windows"] > 1 for line in lines} == {True}
+    folder = ScoreFolder.open(job.output)
+    assert folder.carried == ()
+    assert summarize(job.output).folders[0].counts.n_explained == len(lines)
 
 
 LONG = {"truncation": "refuse"}
@@ -303,6 +338,13 @@ def test_values_that_are_not_finite_have_no_shape_in_a_reason(job_of):
     model.save_pretrained(job.model)
     reasons = "; ".join(explain_table(job).reasons)
     assert "the gradient of a tensor holds NaN or infinite entries" in reasons
+
+
+def column_names(part: Path) -> list[str]:
+    if part.suffix == ".parquet":
+        return list(parquet.read_schema(part).names)
+    first = part.read_text().splitlines()[0]
+    return first.split(",") if part.suffix == ".csv" else list(json.loads(first))
 
 
 def write_pooling(folder, mode):
