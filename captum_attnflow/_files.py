@@ -124,10 +124,26 @@ def sha256_of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+class RepeatedKeyError(ValueError):
+    """What is JSON, but for a key that one object has several times.
+
+    Attributes:
+        key (str): The key.
+    """
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+    def __str__(self) -> str:
+        return f"an object names {self.key!r} more than once"
+
+
 def read_json(text: str | bytes) -> Any:
     """Parse JSON that names every key once; the standard module keeps the last.
 
     Raises:
+        RepeatedKeyError: If a key stands twice.
         ValueError: Saying what is wrong with it, also for brackets within brackets
             without end.
 
@@ -135,7 +151,7 @@ def read_json(text: str | bytes) -> Any:
 
         >>> read_json('{"text": "a", "text": "b"}')
         Traceback (most recent call last):
-        ValueError: an object names 'text' more than once
+        captum_attnflow._files.RepeatedKeyError: an object names 'text' more than once
     """
     try:
         return json.loads(text, object_pairs_hook=_each_key_once)
@@ -147,6 +163,6 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"an object names {key!r} more than once")
+            raise RepeatedKeyError(key)
         found[key] = value
     return found

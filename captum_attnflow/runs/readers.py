@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from captum_attnflow._files import read_json
+from captum_attnflow._checks import described
+from captum_attnflow._files import RepeatedKeyError, read_json
 
 LONGEST_LINE = 1 << 24
 """Characters; what is behind them is passed over, as memory has to end."""
@@ -184,6 +185,9 @@ def read_jsonl(file: BinaryIO) -> Rows:
                 continue
             try:
                 cells = read_json(line)
+            except RepeatedKeyError as error:
+                yield Broken(f"the line names the key {described(error.key)} twice")
+                continue
             except ValueError:
                 yield Broken("the line is no JSON")
                 continue

@@ -135,6 +135,19 @@ def test_broken_lines_of_jsonl_take_no_other_with_them(read):
     assert rows[2].text == "5"
 
 
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        ('{"text": "a", "text": "b"}', "'text'"),
+        ('{"text": "a", "more": {"b": 1, "b": 1}}', "'b'"),
+        (r'{"text": "a", "\ud800": 1, "\ud800": 1}', r"'\ud800'"),
+    ],
+)
+def test_a_key_that_stands_twice_is_named(read, line, key):
+    rows = read("a.jsonl", f'{line}\n{{"text": "good"}}\n')
+    assert [row.fault for row in rows] == [f"the line names the key {key} twice", None]
+
+
 def test_a_line_without_end_is_passed_over(read):
     long = json.dumps({"text": "x" * LONGEST_LINE})
     rows = read("a.jsonl", f'{long}\n{{"text": "good"}}\n')
