@@ -33,6 +33,7 @@ _MODEL_FILES = (
     # Of tokenizers that are written in Python: PhoBERT's, OpenAI's, Marian's.
     *("*.codes", "*.bpe", "*.tiktoken", "*.spm"),
 )
+_CONFIGS = ("config.json", "adapter_config.json")
 _LOCK = ".part-{}-of-{}.lock"
 _PATIENCE = 1.0  # seconds; another run looks at a lock for a moment
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp|\.shuffled-.*\.tmp")
@@ -53,7 +54,8 @@ def model_hashes(name: str, beside: Iterable[str] = ()) -> dict[str, str]:
             are there.
 
     Returns:
-        dict[str, str]: SHA-256 by name, of sub-folders by path.
+        dict[str, str]: SHA-256 by name, of sub-folders by path. Those of the model that
+        an adapter belongs to stand behind ``base/``.
 
     Raises:
         ValueError: If the hub model is not cached.
@@ -62,8 +64,9 @@ def model_hashes(name: str, beside: Iterable[str] = ()) -> dict[str, str]:
     if not folder.is_dir():
         from huggingface_hub import try_to_load_from_cache
 
-        config = try_to_load_from_cache(name, "config.json")
-        if not isinstance(config, str):
+        cached = (try_to_load_from_cache(name, config) for config in _CONFIGS)
+        config = next((path for path in cached if isinstance(path, str)), None)
+        if config is None:
             raise ValueError(f"the files of the hub model {name!r} are not cached")
         folder = Path(config).parent
     files = {file for pattern in _MODEL_FILES for file in folder.glob(pattern)}
@@ -71,13 +74,18 @@ def model_hashes(name: str, beside: Iterable[str] = ()) -> dict[str, str]:
         beside = {*beside, *_shards(index)}
     found = {file.name: file for file in files}
     found |= {inner: folder / inner for inner in beside if (folder / inner).is_file()}
-    return {inner: sha256_of_file(found[inner]) for inner in sorted(found)}
+    hashes = {inner: sha256_of_file(found[inner]) for inner in sorted(found)}
+    whole, adapter = (folder / config for config in _CONFIGS)
+    if adapter.is_file() and not whole.is_file():
+        base = str(read_json(adapter.read_bytes())["base_model_name_or_path"])
+        hashes |= {f"base/{inner}": of for inner, of in model_hashes(base).items()}
+    return hashes
 
 
 def _shards(index: Path) -> set[str]:
     """The files that a list of a model's weights names, which may be anywhere."""
     try:
-        return set(read_json(index.read_bytes())["weight_map"].values())
+        return {*map(str, read_json(index.read_bytes())["weight_map"].values())}
     except (ValueError, KeyError, TypeError, AttributeError):
         return set()  # of a list that is not read: loading has refused a damaged one
 
