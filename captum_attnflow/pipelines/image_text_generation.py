@@ -58,7 +58,7 @@ from captum_attnflow.pipelines.text_generation import (
 )
 from captum_attnflow.scored_tokens import escaped, printable
 from captum_attnflow.show.figures import drawable, shortened
-from captum_attnflow.show.generated import readable
+from captum_attnflow.show.generated import readable, where_left_out
 from captum_attnflow.show.image import (
     Box,
     image_overlay,
@@ -109,21 +109,38 @@ class GeneratedFromImage(GeneratedText):
     def image_shares(self) -> Tensor:
         """The image's share in the sum of a row's absolute scores.
 
+        As in the matrix, what is ``left_out`` does not count, in each row.
+
         Returns:
             Tensor: Shape ``(R,)``, in [0, 1]; 0 where all scores are.
         """
-        total = self.explanation.scores.abs().sum(1)
-        return self.image_scores.abs().sum(1) / total.where(total > 0, 1)
+        absolute = self._shown_scores.abs()
+        total = absolute.sum(1)
+        return absolute[:, self._is_image].sum(1) / total.where(total > 0, 1)
 
     @property
     def shares(self) -> str:
-        """The shares of image and text in the sum of all absolute scores, in words."""
-        total = float(self.explanation.scores.abs().sum())
+        """The shares of image and text in the sum of all absolute scores, in words.
+
+        A chat's template has a share of its own. What is ``left_out`` does not count,
+        and is named.
+        """
+        left_out = [f"left out: {', '.join(self.left_out)}"] if self.left_out else []
+        sums = {"image": 0.0, "text": 0.0}
+        parts = self.explanation.parts
+        if "template" in parts and "template" not in self.left_out:
+            sums["template"] = 0.0
+        of_tokens = self._shown_scores.abs().sum(0).tolist()
+        for part, score in zip(parts, of_tokens, strict=True):
+            sums[part if part in sums else "text"] += score
+        total = sum(sums.values())
         if total == 0:
-            return "all scores are 0"
-        share = 100 * float(self.image_scores.abs().sum()) / total
-        rest = 100 - share
-        return f"image {share:.3g} % of the total, text {rest:.3g} % (absolute scores)"
+            return "; ".join(["all scores are 0", *left_out])
+        image, *others = (
+            f"{name} {100 * score / total:.3g} %" for name, score in sums.items()
+        )
+        shares = [f"{image} of {'what is shown' if left_out else 'the total'}", *others]
+        return f"{', '.join(shares)} ({'; '.join(['absolute scores', *left_out])})"
 
     @property
     def attributions(self) -> Tensor:
@@ -140,6 +157,8 @@ class GeneratedFromImage(GeneratedText):
     def figure(self, rows: Sequence[int] | None = None) -> Figure:
         """Draw the image, and overlays of it: for generated tokens or spans.
 
+        What is ``left_out`` has neither colour nor share.
+
         Args:
             rows (sequence of int, optional): Which rows of the explanation; all by
                 default. Where they are the tokens of one answer, the whole answer comes
@@ -155,11 +174,15 @@ class GeneratedFromImage(GeneratedText):
         return self._drawn(self._overlays(rows))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return texts, tokens, scores and boxes, ready for JSON."""
+        """Return texts, tokens, scores and boxes, ready for JSON.
+
+        Scores are all there; ``left_out`` is what ``image_shares`` do not count.
+        """
         return {
             "image": self.image,
             **super().to_dict(),
             "image_shares": self.image_shares.tolist(),
+            "left_out": list(self.left_out),
             "boxes": [list(box) for box in self.boxes],
             "layout": self.layout,
         }
@@ -169,6 +192,12 @@ class GeneratedFromImage(GeneratedText):
         parts = self.explanation.parts
         marks = [part == "image" for part in parts]
         return torch.tensor(marks, device=self.explanation.scores.device)
+
+    @property
+    def _shown_scores(self) -> Tensor:
+        """All scores, 0 where they are left out."""
+        hidden = where_left_out(self.explanation, self.left_out)
+        return self.explanation.scores.masked_fill(hidden, 0)
 
     @property
     def _has_whole_answer(self) -> bool:
@@ -213,7 +242,8 @@ class GeneratedFromImage(GeneratedText):
 
     def _overlays(self, rows: Sequence[int] | None) -> dict[str, Tensor]:
         """Return the image's scores of the whole answer and of rows, by titles."""
-        n_rows = len(self.image_scores)
+        shown = self._shown_scores[:, self._is_image]
+        n_rows = len(shown)
         wanted = range(n_rows) if rows is None else rows
         for row in wanted:
             if not isinstance(row, int) or not 0 <= row < n_rows:
@@ -224,12 +254,11 @@ class GeneratedFromImage(GeneratedText):
             return {}
         found = {}
         if rows is None and self._has_whole_answer:
-            found["whole answer"] = self.image_scores.sum(0)
-        texts = self.explanation.row_texts
+            found["whole answer"] = shown.sum(0)
+        texts, shares = self.explanation.row_texts, self.image_shares.tolist()
         for row in wanted:
-            share = 100 * float(self.image_shares[row])
-            title = f"{row}: {readable(texts[row])} (image {share:.2g} %)"
-            found[title] = self.image_scores[row]
+            share = f"image {100 * shares[row]:.2g} %"
+            found[f"{row}: {readable(texts[row])} ({share})"] = shown[row]
         return found
 
     def _scored_rows(self, first: int, tokens: Tokens | None) -> Iterator[ScoredRows]:
@@ -268,7 +297,7 @@ class GeneratedFromImage(GeneratedText):
             super().__rich__(),
         )
         if self.boxes:
-            scores = self.image_scores.sum(0).tolist()
+            scores = self._shown_scores[:, self._is_image].sum(0).tolist()
             text.append("\nimage, all rows summed:\n")
             text.append(shaded_boxes(scores, self.boxes))
         return text.append(f"\n{printable(self.layout)}")

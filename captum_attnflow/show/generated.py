@@ -37,20 +37,11 @@ def matrix_of_generated(
 ) -> TokenMatrix:
     """Draw the scores of generated text, see :meth:`GenerationExplanation.matrix`."""
     check_choice("scale", scale, get_args(Scale))
-    kinds = (str, list, tuple, set, frozenset)
-    check_type("left_out", left_out, kinds, f"some of {get_args(LeftOut)}")
-    for name in [left_out] if isinstance(left_out, str) else left_out:
-        check_choice("left_out", name, get_args(LeftOut))
-    parts = explanation.parts
-    drawn = [
-        not (position == 0 and "first" in left_out) and part not in left_out
-        for position, part in enumerate(parts)
-    ]
+    hidden = where_left_out(explanation, left_out)
+    parts, drawn = explanation.parts, _drawn(explanation, left_out)
     summed = explanation.sum_over(units)
-    rows, possible = explanation.scores, explanation.possible()
-    if "read-out" in left_out:
-        read_out = _read_outs(explanation)
-        rows, possible = rows.masked_fill(read_out, 0), possible & ~read_out
+    rows = explanation.scores.masked_fill(hidden, 0)
+    possible = explanation.possible() & ~hidden
     has_sum = explanation.has_row_per_token and len(rows) > 1
     outputs = [readable(text) for text in explanation.row_texts]
     if has_sum:
@@ -73,7 +64,7 @@ def matrix_of_generated(
         output_tokens=tuple(outputs),
         n_prompt=n_prompt,
         scale=scale,
-        caption=_caption(explanation, drawn, left_out),
+        caption=_caption(explanation, hidden, left_out),
         has_sum=has_sum,
         parts_of_units=_parts_of_units(explanation, members, possible),
     )
@@ -126,13 +117,43 @@ def _parts_of_units(
     return found
 
 
-def _read_outs(explanation: GenerationExplanation) -> Tensor:
-    """Where the logits of each row's tokens are read, shape ``(R, N)``, bool."""
-    found = torch.zeros_like(explanation.scores, dtype=torch.bool)
-    before = explanation.n_given - 1
-    for row, (start, stop) in enumerate(explanation.spans):
-        found[row, before + start : before + stop] = True
-    return found
+def where_left_out(
+    explanation: GenerationExplanation, left_out: Collection[LeftOut]
+) -> Tensor:
+    """Tell which scores are left out, for a choice of what is.
+
+    Args:
+        explanation (GenerationExplanation): Whose scores they are.
+        left_out (collection of str): See :meth:`GenerationExplanation.matrix`.
+
+    Returns:
+        Tensor: Shape ``(R, N)``, bool.
+
+    Raises:
+        ValueError: If the choice is unknown.
+    """
+    kinds = (str, list, tuple, set, frozenset)
+    check_type("left_out", left_out, kinds, f"some of {get_args(LeftOut)}")
+    for name in [left_out] if isinstance(left_out, str) else left_out:
+        check_choice("left_out", name, get_args(LeftOut))
+    absent = [not is_drawn for is_drawn in _drawn(explanation, left_out)]
+    hidden = torch.zeros_like(explanation.scores, dtype=torch.bool)
+    hidden[:, absent] = True
+    if "read-out" in left_out:
+        before = explanation.n_given - 1
+        for row, (start, stop) in enumerate(explanation.spans):
+            hidden[row, before + start : before + stop] = True
+    return hidden
+
+
+def _drawn(
+    explanation: GenerationExplanation, left_out: Collection[LeftOut]
+) -> list[bool]:
+    """Which tokens have columns: what is left out of single rows only does, too."""
+    return [
+        not (position == 0 and "first" in left_out) and part not in left_out
+        for position, part in enumerate(explanation.parts)
+    ]
 
 
 def readable(text: str) -> str:
@@ -159,15 +180,12 @@ def described(explanation: GenerationExplanation) -> str:
 
 def _caption(
     explanation: GenerationExplanation,
-    drawn: Sequence[bool],
+    hidden: Tensor,
     left_out: Collection[LeftOut],
 ) -> str:
     if not left_out:
         return described(explanation)
     absolute = explanation.scores.abs()
-    hidden = ~torch.tensor(drawn, device=absolute.device).expand_as(absolute)
-    if "read-out" in left_out:
-        hidden = hidden | _read_outs(explanation)
     share = _share_of(absolute, absolute[hidden])
     names = ", ".join([left_out] if isinstance(left_out, str) else left_out)
     attention = _attention(explanation)
