@@ -413,8 +413,9 @@ def check_finite(name: str, given: Tensor) -> None:
     is_other = ~given.isfinite()
     if bool(is_other.any()):
         raise ValueError(
-            f"{name} holds {int(is_other.sum())} entries of {given.numel()} that are "
-            "NaN or infinite; give finite ones, by a model and inputs that make them"
+            f"{name} holds numbers that are NaN or infinite, "
+            f"{int(is_other.sum())} of {given.numel()}; give finite ones, by a model "
+            "and inputs that make them"
         )
 
 

@@ -17,7 +17,7 @@ from captum.attr import visualization as captum_visualization
 from rich.text import Text
 from torch import Tensor
 
-from captum_attnflow._checks import check_type
+from captum_attnflow._checks import check_type, counted
 
 Colour = tuple[int, int, int]
 """Red, green and blue, from 0 to 255."""
@@ -392,7 +392,8 @@ def check_tokens(tokens: Sequence[Sequence[str]], scores: Tensor) -> None:
     lengths = [len(row) for row in tokens]
     if lengths != [n_tokens] * n_texts:
         raise ValueError(
-            f"{len(lengths)} texts of {lengths} tokens were given for scores of shape "
-            f"{(n_texts, n_tokens)}; give {n_tokens} tokens for each of {n_texts} "
-            "texts, special tokens and padding included"
+            f"tokens holds {counted(len(lengths), 'text')} of {lengths} tokens for "
+            f"scores of shape {(n_texts, n_tokens)}; give {counted(n_tokens, 'token')} "
+            f"for each of {counted(n_texts, 'text')}, special tokens and padding "
+            "included"
         )

@@ -201,9 +201,9 @@ def check_output(output: Any, n_rows: int) -> Tensor:
     shape = tuple(output.shape)
     if output.dim() == 0 or shape[0] != n_rows:
         raise ValueError(
-            f"forward_func returned shape {shape} for {n_rows} inputs; the first "
-            "dimension must be the batch, one row per input. Inputs that have their "
-            "tokens first go in transposed"
+            f"forward_func returned shape {shape} for {counted(n_rows, 'input')}; the "
+            "first dimension must be the batch, one row per input. Inputs that have "
+            "their tokens first go in transposed"
         )
     return output
 

@@ -261,7 +261,7 @@ def test_wrong_arguments_are_refused_in_words(explain, make):
             [["a"]],
         ),
         r"tokens were given for 2 results": ([batch, batch], [["a"]]),
-        r"1 texts of \[1\] tokens": (batch, [["a"]]),
+        r"1 text of \[1\] tokens": (batch, [["a"]]),
         r"tokens=3 is no list; give": (batch, 3),
         r"a row of tokens='abc' is no list; give": (batch, ["abc"] * 3),
     }

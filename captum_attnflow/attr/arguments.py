@@ -209,8 +209,8 @@ def _check_baselines(baselines: Any, inputs: Any) -> None:
     tensors = inputs if isinstance(inputs, tuple) else (inputs,)
     if len(given) != len(tensors):
         raise ValueError(
-            f"{len(given)} baselines were given for {len(tensors)} inputs; give one "
-            "for each input, in a tuple"
+            f"baselines holds {counted(len(given), 'baseline')} for "
+            f"{counted(len(tensors), 'input')}; give one for each input, in a tuple"
         )
     for baseline, tensor in zip(given, tensors, strict=True):
         if isinstance(baseline, Tensor):
@@ -439,11 +439,11 @@ def _shape_like_input(
         return _fill(scores, template)
     raise ValueError(
         f"the input has shape {template.shape}, but the attention maps have "
-        f"{scores.shape[1]} tokens for {scores.shape[0]} examples; the input is "
-        "not made of these tokens, each element belonging to one of them, such as ids, "
-        "embeddings or patches that do not overlap. Attribute to the layer that makes "
-        "the tokens with the Layer... class, or pass this input in "
-        "additional_forward_args"
+        f"{counted(scores.shape[1], 'token')} for "
+        f"{counted(scores.shape[0], 'example')}; the input is not made of these "
+        "tokens, each element belonging to one of them, such as ids, embeddings or "
+        "patches that do not overlap. Attribute to the layer that makes the tokens "
+        "with the Layer... class, or pass this input in additional_forward_args"
     )
 
 

@@ -17,7 +17,7 @@ from captum.attr import LayerAttribution
 from torch import Tensor, nn
 
 from captum_attnflow._captum import BaselineType, TargetType
-from captum_attnflow._checks import check_choice, names_its_class
+from captum_attnflow._checks import check_choice, counted, names_its_class
 from captum_attnflow.attr.arguments import (
     ForwardArguments,
     TensorOrTensors,
@@ -244,9 +244,10 @@ def _refuse_other_rows(part: PropagatedRelevance) -> None:
         shape = tuple(tensor.value.shape)
         if not shape or shape[0] != n_rows:
             raise ValueError(
-                f"the layer has a tensor of shape {shape} for {n_rows} examples; parts "
-                "of a batch and the delta need the batch in dimension 0. Attribute to "
-                "a layer that has it there, or in one part and without the delta"
+                f"the layer has a tensor of shape {shape} for "
+                f"{counted(n_rows, 'example')}; parts of a batch and the delta need "
+                "the batch in dimension 0. Attribute to a layer that has it there, or "
+                "in one part and without the delta"
             )
 
 

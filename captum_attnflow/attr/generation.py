@@ -25,6 +25,7 @@ from captum_attnflow._checks import (
     check_choice,
     check_contrast,
     check_type,
+    counted,
     described,
     type_of,
 )
@@ -346,11 +347,11 @@ class GenerationAttribution(LLMGradientAttribution):
         is_one = isinstance(against, int) and not isinstance(against, bool)
         others = self._read_ids([against] * len(generated) if is_one else against)
         if others is None or len(others) != len(generated):
-            found = "no token ids" if others is None else f"{len(others)} tokens"
+            found = "no token ids" if others is None else counted(len(others), "token")
             raise ValueError(
-                f"against={described(against)} is {found}, and {len(generated)} tokens "
-                "are explained; give a text or ids of as many, one id for all, or "
-                f"{RUNNER_UP!r}"
+                f"against={described(against)} is {found}, and what is explained is "
+                f"{counted(len(generated), 'token')}; give a text or ids of as many, "
+                f"one id for all, or {RUNNER_UP!r}"
             )
         others = others.to(generated.device)
         if torch.equal(others, generated.long()):
@@ -418,8 +419,8 @@ class GenerationAttribution(LLMGradientAttribution):
             fitting, sizes = tightest
             raise ValueError(
                 f"prompt and answer have {n_tokens} tokens, of which one forward pass "
-                f"{sizes}: about {fitting} tokens would fit. Shorten the prompt, load "
-                "the model in bfloat16, or split it over devices"
+                f"{sizes}: about {counted(fitting, 'token')} would fit. Shorten the "
+                "prompt, load the model in bfloat16, or split it over devices"
             )
 
     def _held(self, inputs: tuple[Tensor, ...]) -> dict[torch.device, int]:
@@ -543,8 +544,8 @@ def check_length(config: Any, n_prompt: int, n_generated: int) -> None:
     )
     if limit is not None and longest > limit:
         raise ValueError(
-            f"a prompt of {n_prompt} tokens with {n_generated} to generate is "
-            f"longer than the {limit} positions of the model; shorten it, or "
+            f"a prompt of {counted(n_prompt, 'token')} with {n_generated} to generate "
+            f"is longer than the {limit} positions of the model; shorten it, or "
             "generate fewer tokens"
         )
 

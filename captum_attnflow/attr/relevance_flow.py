@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_attnflow._captum import TargetType
-from captum_attnflow._checks import check_choice, check_finite
+from captum_attnflow._checks import check_choice, check_finite, counted
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.attr.arguments import (
     ForwardArguments,
@@ -339,9 +339,10 @@ def _sum_over_tokens(
         return features.reshape(*features.shape[:2], -1).sum(-1)
     raise ValueError(
         f"the path leads through a tensor of shape {tuple(features.shape)}, but the "
-        f"attention maps have {n_tokens} tokens for {len(features)} examples; the path "
-        "cannot be told apart by token. Pass the tokens or their embeddings as the "
-        "first input, or path_steps=0, which takes no path"
+        f"attention maps have {counted(n_tokens, 'token')} for "
+        f"{counted(len(features), 'example')}; the path cannot be told apart by token. "
+        "Pass the tokens or their embeddings as the first input, or path_steps=0, "
+        "which takes no path"
     )
 
 

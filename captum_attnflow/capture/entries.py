@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from captum_attnflow._checks import counted
 from captum_attnflow.capture.graph import DependencyGraph, Stack, sequence_lengths
 from captum_attnflow.capture.record import UnsupportedAttentionError
 from captum_attnflow.targets import check_baseline_ids
@@ -360,11 +361,12 @@ def _refuse_windows(values: Tensor, entered: Tensor) -> None:
             of_both = ones.any(1) & others.any(1)  # rows; else the bit tells rows apart
             if bool((of_both & ~(ones & others).any(1)).any()):
                 raise UnsupportedAttentionError(
-                    f"attention runs in windows of {values.shape[-2]} tokens: the "
-                    "heads of a map have different tokens of the input, as in windowed "
-                    "attention (Swin) and local attention in blocks. Flows need a map "
-                    "of all tokens: take AttnLRP, SLALOM or IntegratedGradients, or "
-                    "let a window have all tokens"
+                    "attention runs in windows of "
+                    f"{counted(values.shape[-2], 'token')}: the heads of a map have "
+                    "different tokens of the input, as in windowed attention (Swin) "
+                    "and local attention in blocks. Flows need a map of all tokens: "
+                    "take AttnLRP, SLALOM or IntegratedGradients, or let a window have "
+                    "all tokens"
                 )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from captum_attnflow._checks import counted
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.capture.record import UnsupportedAttentionError
 
@@ -140,16 +141,16 @@ def refuse_other_rows(
     is_swapped = any(of.shape[1:2] == (n_seen,) for of in inputs)
     if n_seen < n_rows or (is_swapped and n_keys == {n_rows}):
         raise UnsupportedAttentionError(
-            f"attention ran over {n_seen} rows for {n_rows} inputs, which seem to "
-            "have their tokens first, in dimension 0. The batch comes first: pass them "
-            "transposed, input.transpose(0, 1), and a forward_func that transposes "
-            "them back"
+            f"attention ran over {counted(n_seen, 'row')} for "
+            f"{counted(n_rows, 'input')}, which seem to have their tokens first, in "
+            "dimension 0. The batch comes first: pass them transposed, "
+            "input.transpose(0, 1), and a forward_func that transposes them back"
         )
     raise UnsupportedAttentionError(
-        f"{n_stacks} stacks of attention ran over {n_seen} rows in all for {n_rows} "
-        f"inputs: {_why_other_rows(n_stacks)}. It is not known which pass a token's "
-        "score belongs to: attribute to one pass at a time. Inputs that have their "
-        "tokens first go in transposed"
+        f"{n_stacks} stacks of attention ran over {n_seen} rows in all for "
+        f"{counted(n_rows, 'input')}: {_why_other_rows(n_stacks)}. It is not known "
+        "which pass a token's score belongs to: attribute to one pass at a time. "
+        "Inputs that have their tokens first go in transposed"
     )
 
 

@@ -21,6 +21,7 @@ from captum_attnflow._checks import (
     OneTextError,
     check_choice,
     check_tensor,
+    counted,
     described,
 )
 from captum_attnflow._memory import free_memory
@@ -199,11 +200,12 @@ def _refuse_what_does_not_fit(record: AttentionRecord) -> None:
         return
     fitting = math.isqrt(free // (_BYTES_PER_EDGE * n_rows * n_layers))
     raise OneTextError(
-        f"the network of {n_rows} texts of {record.n_tokens} tokens and {n_layers} "
-        f"layers needs {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free: "
-        f"so many texts of at most {fitting} tokens would fit. Give fewer texts at "
-        "once, shorter ones, or take the scores alone (attribute()) of RelevanceFlow "
-        "or AttnLRP, whose memory grows with the tokens and not with their square",
+        f"the network of {counted(n_rows, 'text')} of "
+        f"{counted(record.n_tokens, 'token')} and {counted(n_layers, 'layer')} needs "
+        f"{needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free: so many texts "
+        f"of at most {counted(fitting, 'token')} would fit. Give fewer texts at once, "
+        "shorter ones, or take the scores alone (attribute()) of RelevanceFlow or "
+        "AttnLRP, whose memory grows with the tokens and not with their square",
         "memory has no room for the network of the text",
     )
 

@@ -15,7 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_attnflow._checks import check_example, check_finite, check_tensor, described
+from captum_attnflow._checks import (
+    check_example,
+    check_finite,
+    check_tensor,
+    counted,
+    described,
+)
 from captum_attnflow._tree import Compared
 
 SOURCE = "source"
@@ -344,7 +350,8 @@ class LayeredNetwork(Compared):
             )
         if tokens is not None and len(tokens) != self.n_tokens:
             raise ValueError(
-                f"{len(tokens)} tokens were given for {self.n_tokens} positions; "
+                f"tokens holds {counted(len(tokens), 'token')} for "
+                f"{counted(self.n_tokens, 'position')}; "
                 "give one text per position, special and padding tokens included"
             )
         graph = nx.DiGraph()

@@ -15,7 +15,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from captum_attnflow._captum import NullProgress, TargetType, log_usage, progress
-from captum_attnflow._checks import check_dense, check_integer, check_type
+from captum_attnflow._checks import check_dense, check_integer, check_type, counted
 from captum_attnflow.metrics.erasure import probability_fall
 from captum_attnflow.metrics.evaluation import (
     Count,
@@ -214,9 +214,9 @@ def _read_bound(bound: Tensor, value: Tensor) -> Tensor:
     given = bound.double().cpu()
     if given.shape != value.shape:
         raise ValueError(
-            f"bounds have shape {tuple(given.shape)} for {len(value)} examples; give "
-            "what aopc_bounds returns for the same inputs, a lower and an upper bound "
-            "of one number per example"
+            f"bounds have shape {tuple(given.shape)} for "
+            f"{counted(len(value), 'example')}; give what aopc_bounds returns for the "
+            "same inputs, a lower and an upper bound of one number per example"
         )
     return given
 

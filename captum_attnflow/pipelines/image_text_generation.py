@@ -28,7 +28,7 @@ from transformers import (
     ProcessorMixin,
 )
 
-from captum_attnflow._checks import type_of
+from captum_attnflow._checks import counted, type_of
 from captum_attnflow.attr import GenerationAttribution
 from captum_attnflow.attr.generation import Output, check_length
 from captum_attnflow.explanation import Part
@@ -485,7 +485,7 @@ class ImageTextGenerator(KnownParts):
         for number, prompt in enumerate(prompts, 1):
             n_places = sum(map(prompt.count, places)) if places else int(not is_chat)
             if n_places != int(not is_chat):
-                found = "one place" if n_places == 1 else f"{n_places} places"
+                found = counted(n_places, "place") if n_places else "no place"
                 raise ValueError(
                     f"prompt {number} of {len(prompts)}, {shorten(prompt, 40)!r}, has "
                     f"{found} for an image; "

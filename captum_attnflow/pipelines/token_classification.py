@@ -15,7 +15,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from captum_attnflow._checks import check_choice, described
+from captum_attnflow._checks import check_choice, counted, described
 from captum_attnflow.long_form import LongForm, ScoredRows, Tokens, refuse_tokens
 from captum_attnflow.pipelines.encoding import (
     EncodedTexts,
@@ -474,7 +474,7 @@ def _check_all_found(
     missing = [w for w in words or () if isinstance(w, str) and w not in found]
     if missing:
         raise ValueError(
-            f"words={list(words or ())!r} names {missing}, which none of the {n_texts} "
-            "texts has as a word; give words as the tokenizer separates them, as "
-            "explain(...)[0].words shows them, or indices"
+            f"words={list(words or ())!r} names {missing}, which none of "
+            f"{counted(n_texts, 'text')} has as a word; give words as the tokenizer "
+            "separates them, as explain(...)[0].words shows them, or indices"
         )

@@ -325,7 +325,7 @@ def _check_gpus(workers: int, gpus_per_worker: float) -> None:
     there, wanted = ray.cluster_resources().get("GPU", 0), gpus_per_worker
     if wanted * workers > there:
         raise ValueError(
-            f"{workers} workers with {wanted:g} GPUs each need "
-            f"{wanted * workers:g}, and Ray has {there:g}; give fewer --workers or "
-            "--gpus-per-worker"
+            f"workers={workers} with gpus_per_worker={wanted:g} need "
+            f"{wanted * workers:g} in all, and Ray has {there:g}; give fewer --workers "
+            "or --gpus-per-worker"
         )

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 
-from captum_attnflow._checks import check_example, check_strings, check_type
+from captum_attnflow._checks import check_example, check_strings, check_type, counted
 from captum_attnflow.scored_tokens import position_labels
 from captum_attnflow.show.figures import (
     PRINTED,
@@ -111,8 +111,9 @@ def draw_plane(
     labels = position_labels(n_positions) if tokens is None else list(tokens)
     if len(labels) != n_positions:
         raise ValueError(
-            f"{len(labels)} tokens were given for {n_positions} positions; give one "
-            "per position, special tokens and padding included"
+            f"tokens holds {counted(len(labels), 'token')} for "
+            f"{counted(n_positions, 'position')}; give one per position, special "
+            "tokens and padding included"
         )
     names, points, errors = _distinct(reading, labels)
     side = max(1.0, (len(names) / _POINTS_ON_A_PAGE) ** 0.5)

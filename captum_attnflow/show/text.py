@@ -26,6 +26,7 @@ from captum_attnflow._checks import (
     check_dense,
     check_flags,
     check_type,
+    counted,
 )
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.scored_tokens import (
@@ -380,8 +381,8 @@ def _rows(
     check_tokens(texts, scores)
     if not scores.isfinite().all():
         warn_caller(
-            f"{int((~scores.isfinite()).sum())} token scores are not finite and are "
-            "shown as 0; a division by a sum or norm of 0 gives such"
+            f"scores of {counted(int((~scores.isfinite()).sum()), 'token')} are not "
+            "finite and are shown as 0; a division by a sum or norm of 0 gives such"
         )
     # Captum's picture would paint NaN in full colour.
     scores = scores.nan_to_num(0.0, 0.0, 0.0)

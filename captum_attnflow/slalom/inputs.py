@@ -270,8 +270,9 @@ def indices_of_tokens(
         elif sizes[0] != sizes[1]:
             raise ValueError(
                 f"forward_func returned outputs of shape (rows, "
-                f"{', '.join(map(str, output.shape[1:]))}) for {lengths[1]} tokens, so "
-                f"that the token that index {axis} of the target names is not known "
+                f"{', '.join(map(str, output.shape[1:]))}) for "
+                f"{counted(lengths[1], 'token')}, so that the token that index {axis} "
+                "of the target names is not known "
                 'once tokens are deleted; give absence="baseline", which deletes none'
             )
     return tuple(found)

@@ -15,6 +15,7 @@ from captum_attnflow._checks import (
     check_batch_size,
     check_choice,
     check_seed,
+    counted,
 )
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.slalom import (
@@ -120,8 +121,8 @@ class SlalomOptions:
         needed = 2 * n_types - 1 + 2 * self.has_sink
         if self.n_samples < needed:
             raise OneTextError(
-                f"n_samples={self.n_samples} is too few for text {text + 1}: its "
-                f"{n_types} distinct tokens need at least {needed} queries"
+                f"n_samples={self.n_samples} is too few for text {text + 1} of "
+                f"{counted(n_types, 'distinct token')}: give at least {needed}"
                 f"{' with a sink' if self.has_sink else ''}",
                 f"n_samples={self.n_samples} is too few for the text's distinct tokens",
             )

@@ -21,6 +21,7 @@ from uuid import uuid4
 import numpy as np
 from filelock import FileLock, Timeout
 
+from captum_attnflow._checks import counted
 from captum_attnflow._files import named_in_errors, read_json
 from captum_attnflow.runs.folder import LineFile, lock_of_part
 from captum_attnflow.study.settings import Study
@@ -454,6 +455,7 @@ def _place_of(row: int, rows: Array) -> int:
     place = int(np.searchsorted(rows, row))
     if place == len(rows) or rows[place] != row:
         raise ValueError(
-            f"it is of row {row}, which is none of the {len(rows)} rows with a text"
+            f"it is of row {row}, which is none of the "
+            f"{counted(len(rows), 'row')} with a text"
         )
     return place

@@ -18,7 +18,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from captum_attnflow._checks import described
+from captum_attnflow._checks import counted, described
 from captum_attnflow.runs.folder import Checksums
 
 FORMAT = 1
@@ -377,7 +377,8 @@ def _row_of(
     ]
     if len(tokens) != len(scores):
         raise ValueError(
-            f"row {number} has {len(tokens)} tokens and {len(scores)} scores"
+            f"row {number} has {counted(len(tokens), 'token')} and "
+            f"{counted(len(scores), 'score')}"
         )
     true_label = cell[label_column] if label_column else None
     return Row(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from captum_attnflow._checks import counted
 from captum_attnflow.scored_tokens import printable
 from captum_attnflow.summary.folder import Row, ScoreFolder
 from captum_attnflow.summary.ranks import Positions, PositionTable
@@ -358,8 +359,8 @@ def _check_explained(folder: ScoreFolder, counts: Counts) -> None:
     else:
         reason = "its part files are empty"
     raise ValueError(
-        f"{folder.path} holds {counts.n_rows} rows and no explained text to summarize: "
-        f"{reason}. Give a folder with explained texts"
+        f"{folder.path} holds {counted(counts.n_rows, 'row')} and no explained text to "
+        f"summarize: {reason}. Give a folder with explained texts"
     )
 
 

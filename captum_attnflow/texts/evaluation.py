@@ -244,8 +244,8 @@ def _check_query_rows(
     check_type("queries", queries, (list, tuple), _ACCEPTED_QUERIES)
     if not rows or len(rows) != len(queries):
         raise ValueError(
-            f"{len(rows)} rows were given for {len(queries)} queries; give at least "
-            "one query, and the number of its text in rows"
+            f"rows and queries have lengths {len(rows)} and {len(queries)}; give at "
+            "least one query, and the number of its text in rows"
         )
     for row, query in zip(rows, queries, strict=True):
         check_integer("a row", row, 0)

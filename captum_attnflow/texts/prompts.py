@@ -11,6 +11,8 @@ import torch
 from captum.attr import TextTemplateInput, TextTokenInput
 from torch import Tensor
 
+from captum_attnflow._checks import counted
+
 # Private characters, which no text means anything by.
 _MARKED = "\ue000{}\ue001"
 _MARKS = re.compile("\ue000(\\d+)\ue001")
@@ -221,7 +223,8 @@ class EmbeddedInput(TextTokenInput):
         # In place of Captum's constructor, which encodes a text.
         if ids.dim() != 2 or len(ids) != 1 or len(parts) != ids.shape[1]:
             raise ValueError(
-                f"ids have shape {tuple(ids.shape)} and {len(parts)} parts were given; "
+                f"ids have shape {tuple(ids.shape)}, and parts holds "
+                f"{counted(len(parts), 'part')}; "
                 "give ids of one prompt, (1, T), and a part for each token"
             )
         self.inp_tensor = self.itp_tensor = ids

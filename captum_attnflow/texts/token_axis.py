@@ -19,6 +19,7 @@ from captum_attnflow._checks import (
     check_integer,
     check_shape,
     check_type,
+    counted,
     type_of,
 )
 from captum_attnflow._warnings import warn_caller
@@ -343,9 +344,9 @@ def read_keep(keep: Tensor | None, shape: tuple[int, int]) -> Tensor | None:
     check_dense("keep", keep, f"bool of shape {shape}")
     if tuple(keep.shape) not in (shape, (1, shape[1]), shape[1:]):
         raise ValueError(
-            f"keep has shape {tuple(keep.shape)}, but there are {shape[0]} texts of "
-            f"{shape[1]} positions; give shape {shape}, or (1, {shape[1]}) under "
-            "Captum's NoiseTunnel, which repeats texts, but not keep"
+            f"keep has shape {tuple(keep.shape)} for {counted(shape[0], 'text')} of "
+            f"{counted(shape[1], 'position')}; give shape {shape}, or (1, {shape[1]}) "
+            "under Captum's NoiseTunnel, which repeats texts, but not keep"
         )
     return keep.cpu().expand(shape)
 

@@ -154,7 +154,8 @@ def sum_over_units(
         raise ValueError("scores have no dimension; give (..., T), one per token")
     if scores.shape[-1] != len(pieces):
         raise ValueError(
-            f"{len(pieces)} pieces were given for scores of {scores.shape[-1]} tokens; "
+            f"pieces holds {counted(len(pieces), 'piece')} for scores of "
+            f"{counted(scores.shape[-1], 'token')}; "
             "give one per token"
         )
     text = "".join(pieces)
@@ -224,8 +225,8 @@ def _ends_of_spans(spans: Sequence[tuple[int, int]], n_characters: int) -> list[
         )
     if flat and (flat[0] < 0 or flat[-1] > n_characters):
         raise ValueError(
-            f"units={list(spans)} reach beyond the text of {n_characters} characters; "
-            "give spans (start, stop) within it"
+            f"units={list(spans)} reach beyond the text of "
+            f"{counted(n_characters, 'character')}; give spans (start, stop) within it"
         )
     return flat
 

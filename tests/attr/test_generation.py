@@ -344,7 +344,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("against", "words"),
         [
-            ("dull", "is 1 tokens, and 4 tokens"),
+            ("dull", "is 1 token, and what is explained is 4 tokens"),
             (torch.zeros(4), "no token ids"),
             (-1, "holds the id -1"),
             (10**6, "holds the id 1000000"),

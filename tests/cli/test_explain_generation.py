@@ -184,7 +184,7 @@ def test_a_chat_has_its_template_left_out(folder, tmp_path):
         (("7", "--chat"), "the tokenizer has no chat template"),
         (("7", "--target", "8 9", "--span", "10"), "the span '10' does not occur"),
         (("7", "--target", "8 9", "--span", "1:3"), "of 2 generated tokens; give"),
-        (("7", "--target", "8 9", "--against", "10"), "--against='10' is 1 tokens"),
+        (("7", "--target", "8 9", "--against", "10"), "--against='10' is 1 token,"),
         (("7", "--explained", "energy"), "--explained='energy'"),
         (("7", "--units", "page"), "--units='page'"),
         (("7", "--left-out", "last"), "--left-out='last'"),

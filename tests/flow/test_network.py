@@ -133,7 +133,7 @@ def test_direct_edges_without_a_flow_are_refused():
 
 
 def test_wrong_number_of_tokens_is_refused():
-    with pytest.raises(ValueError, match="2 tokens were given for 3 positions"):
+    with pytest.raises(ValueError, match="tokens holds 2 tokens for 3 positions"):
         attention_network(1, 3).to_networkx(tokens=["a", "b"])
 
 

@@ -456,14 +456,14 @@ class TestRefusals:
 
     @pytest.mark.parametrize(
         ("prompt", "places"),
-        [("what is this ?", "0 places"), ("<image> <image> what", "2 places")],
+        [("what is this ?", "no place"), ("<image> <image> what", "2 places")],
     )
     def test_a_prompt_without_one_place_for_it(self, made, photo, prompt, places):
         with pytest.raises(ValueError, match=f"has {places}.*write '<image>' once"):
             made("LLaVA").explain([photo], [prompt])
 
     def test_a_place_for_the_image_in_a_chat(self, made, photo):
-        with pytest.raises(ValueError, match=r"one place.*leave '<image>' out"):
+        with pytest.raises(ValueError, match=r"1 place for.*leave '<image>' out"):
             made("LLaVA").explain([photo], [PROMPTS["LLaVA"]], chat=True)
 
     def test_an_answer_that_holds_the_image(self, made, photo):
@@ -507,7 +507,7 @@ class TestRefusals:
         attribution = GenerationAttribution(RelevanceFlow(generator.model), tokenizer)
         with pytest.raises(ValueError, match="target=None; give the target"):
             attribution.explain(prompt)
-        with pytest.raises(ValueError, match=r"\(1, 2\) and 1 parts"):
+        with pytest.raises(ValueError, match=r"\(1, 2\), and parts holds 1 part"):
             EmbeddedInput(torch.tensor([[3, 4]]), tokenizer, dict, ["image"])
 
 
@@ -547,7 +547,7 @@ class TestInTheShell:
         ("given", "words"),
         [
             ((), "no prompt was given"),
-            (("--prompt", "what is this"), "places for an image"),
+            (("--prompt", "what is this"), "no place for an image"),
         ],
     )
     def test_what_is_missing_is_said(self, given, words, run, photo):

@@ -250,7 +250,7 @@ def test_results_show_themselves_escaped(tagger):
         ([True], r"words=\[True\]; give a list"),
         ([-1], r"words=\[-1\]; give a list"),
         ([99], r"names word 99, but a text has 11.*from 0 to 10"),
-        (["film"], r"names \['film'\], which none of the 1 texts has"),
+        (["film"], r"names \['film'\], which none of 1 text has"),
     ],
 )
 def test_words_that_are_not_there_are_refused(tagger, words, message):

@@ -608,7 +608,7 @@ class TestRelevanceFlow:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"tokens": ["a"]}, "1 tokens were given for 3 positions"),
+        ({"tokens": ["a"]}, "tokens holds 1 token for 3 positions"),
         ({"threshold": 1.5}, "threshold=1.5"),
         ({"example": 1}, "example=1 is not in a batch of 1"),
         ({"example": -1}, "example=-1"),

@@ -130,7 +130,7 @@ def test_every_script_is_drawn_without_a_warning(tokens):
 
 
 def test_tokens_of_another_length_are_refused():
-    with pytest.raises(ValueError, match="1 tokens were given for 2 positions"):
+    with pytest.raises(ValueError, match="tokens holds 1 token for 2 positions"):
         slalom_plane(a_reading([(0.0, 0.0)] * 2), ["a"])
 
 

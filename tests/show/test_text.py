@@ -313,7 +313,7 @@ class TestRecordsOfAnyAttribution:
 
     def test_scores_that_are_not_finite_are_told_and_not_painted(self):
         scores = torch.tensor([float("nan"), 1.0, float("inf")])
-        with pytest.warns(UserWarning, match="2 token scores are not finite"):
+        with pytest.warns(UserWarning, match="scores of 2 tokens are not finite"):
             [record] = text_records(scores, ["a", "b", "c"])
         assert record.word_attributions.tolist() == [0.0, 1.0, 0.0]
 

@@ -122,7 +122,7 @@ def test_a_run_that_stops_says_nothing_of_retries():
 
 @pytest.mark.usefixtures("cluster")
 def test_gpus_that_are_not_there_are_refused(job):
-    with pytest.raises(ValueError, match="2 workers with 1 GPUs each need 2, and Ray"):
+    with pytest.raises(ValueError, match=r"workers=2 with gpus_per_worker=1 need 2 in"):
         explain_table(replace(job, engine="ray", workers=2, gpus_per_worker=1))
 
 

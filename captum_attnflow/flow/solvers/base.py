@@ -11,7 +11,7 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from captum_attnflow._checks import described
+from captum_attnflow._checks import counted, described
 from captum_attnflow._tree import Compared
 from captum_attnflow.flow.network import LayeredNetwork, check_network
 
@@ -290,8 +290,8 @@ def refuse_infinite(bound: Tensor) -> None:
     unbounded = bound.isinf()
     if bool(unbounded.any()):
         raise FlowError(
-            f"the flow of {int(unbounded.sum())} of {len(bound)} networks is "
-            "unbounded: a path from source to sink has only edges of infinite "
+            f"the flow of {int(unbounded.sum())} of {counted(len(bound), 'network')} "
+            "is unbounded: a path from source to sink has only edges of infinite "
             "capacity, or finite ones that add up to more than float64 can hold. Give "
             "one edge of the path a finite capacity, or remove its source; or scale "
             "all capacities down"
@@ -320,9 +320,10 @@ def bounds_of(network: LayeredNetwork) -> tuple[Tensor, Tensor]:
     is_empty = value == 0
     if bool(is_empty.any()):
         raise FlowError(
-            f"{int(is_empty.sum())} of {len(value)} networks have no path from source "
-            "to sink; a solver's own solve() takes trimmed networks with one. Give the "
-            "networks to solve_flow(network, solver), which takes any"
+            f"no path leads from source to sink in {int(is_empty.sum())} of "
+            f"{counted(len(value), 'network')}; a solver's own solve() takes trimmed "
+            "networks with one. Give the networks to solve_flow(network, solver), "
+            "which takes any"
         )
     return nodes, value
 

@@ -554,8 +554,9 @@ def _read(
     labels = position_labels(n_tokens) if tokens is None else list(tokens)
     if len(labels) != n_tokens:
         raise ValueError(
-            f"{len(labels)} tokens were given for {n_tokens} positions; give one per "
-            "position, special tokens and padding included"
+            f"tokens holds {counted(len(labels), 'token')} for "
+            f"{counted(n_tokens, 'position')}; give one per position, special tokens "
+            "and padding included"
         )
     flow = _array(explanation.flow[example])
     if not _is_signed(explanation):

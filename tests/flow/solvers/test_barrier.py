@@ -128,7 +128,7 @@ def test_as_many_iterations_are_made_as_allowed():
     exactly = solve_flow(network, BarrierSolver(max_iterations=needed))
     assert exactly.iterations.item() == needed
     for limit in range(1, needed):
-        with pytest.raises(FlowError, match=f"in {limit} iterations"):
+        with pytest.raises(FlowError, match=f"in {limit} iteration"):
             solve_flow(network, BarrierSolver(max_iterations=limit))
 
 

@@ -202,7 +202,7 @@ def test_a_token_alone_may_be_far_below_the_bound_of_its_value(solver):
 def test_an_unbounded_value_is_refused(solver):
     capacity = torch.full((1, 2, 2, 2), torch.inf)
     terminal = torch.tensor([[True, True]])
-    with pytest.raises(FlowError, match=r"1 of 1 networks is unbounded.*finite"):
+    with pytest.raises(FlowError, match=r"1 of 1 network is unbounded.*finite"):
         solve_sources(LayeredNetwork(capacity, terminal, terminal), solver)
 
 

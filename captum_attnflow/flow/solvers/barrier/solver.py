@@ -36,7 +36,7 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from captum_attnflow._checks import described
+from captum_attnflow._checks import counted, described
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.flow.network import LayeredNetwork, check_network, empty
 from captum_attnflow.flow.solvers.barrier.central_path import (
@@ -357,8 +357,9 @@ def solve_batch(
             break
     else:
         raise FlowError(
-            f"the barrier solver did not converge on {len(left)} of {len(bound)} "
-            f"networks in {int(iterations[left].max())} iterations (rows "
+            f"the barrier solver did not converge on {len(left)} of "
+            f"{counted(len(bound), 'network')} in "
+            f"{counted(int(iterations[left].max()), 'iteration')} (rows "
             f"{left.tolist()[:8]} of those solved together). "
             + _advice(network.select(left), of_value[left], options)
         )
