@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -105,6 +105,49 @@ class HeldMemory(TorchDispatchMode):
             if not storage.expired():
                 found[device] = found.get(device, 0) + size
         return found
+
+
+class Growth(NamedTuple):
+    """How many bytes texts take: ``constant + linear * n + squared * n ** 2``."""
+
+    constant: float
+    linear: float
+    squared: float
+
+    @staticmethod
+    def fit(lengths: Sequence[int], held: Sequence[int]) -> Growth:
+        """Fit what texts took, without negative terms.
+
+        Args:
+            lengths (sequence of int): Their numbers of tokens.
+            held (sequence of int): The bytes.
+
+        Examples::
+
+            >>> growth = Growth.fit([10, 20, 30], [1100, 1400, 1900])
+            >>> round(growth.at(40)), growth.most_tokens(1400)
+            (2600, 20)
+        """
+        from scipy.optimize import nnls  # long texts alone need it
+
+        # In parts of the longest, so that powers are of one size.
+        longest = max(lengths)
+        powers = [[(n / longest) ** power for power in range(3)] for n in lengths]
+        by, _ = nnls(powers, [float(size) for size in held])
+        return Growth(float(by[0]), float(by[1]) / longest, float(by[2]) / longest**2)
+
+    def at(self, n_tokens: int) -> float:
+        """The bytes of so many tokens."""
+        return self.constant + self.linear * n_tokens + self.squared * n_tokens**2
+
+    def most_tokens(self, free: int) -> int:
+        """How many tokens fit into so many bytes; 0 if none do."""
+        room = free - self.constant
+        if room <= 0:
+            return 0
+        # The root of the quadratic, in the form that a term of 0 leaves finite.
+        root = (self.linear**2 + 4 * self.squared * room) ** 0.5
+        return int(2 * room / (self.linear + root) + 1e-9)
 
 
 def _storages(given: Any) -> Iterator[torch.UntypedStorage]:

@@ -29,7 +29,7 @@ from captum_attnflow._checks import (
     described,
     type_of,
 )
-from captum_attnflow._memory import HeldMemory, free_memory
+from captum_attnflow._memory import Growth, HeldMemory, free_memory
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.attr.attn_lrp import AttnLRP
 from captum_attnflow.attr.base import AttentionAttribution
@@ -404,11 +404,11 @@ class GenerationAttribution(LLMGradientAttribution):
         # A model may be split: each device holds its layers' part.
         for device in {device: None for found in held for device in found}:
             free = free_memory(device)
-            growth = _growth(lengths, [found.get(device, 0) for found in held])
-            needed = sum(by * n_tokens**power for power, by in enumerate(growth))
+            growth = Growth.fit(lengths, [found.get(device, 0) for found in held])
+            needed = growth.at(n_tokens)
             if free is None or needed <= free:
                 continue
-            fitting = _most_tokens(growth, free)
+            fitting = growth.most_tokens(free)
             if tightest is None or fitting < tightest[0]:
                 sizes = (
                     f"keeps {needed / 2**30:.1f} GiB on {device} for its backward "
@@ -548,30 +548,6 @@ def check_length(config: Any, n_prompt: int, n_generated: int) -> None:
             f"is longer than the {limit} positions of the model; shorten it, or "
             "generate fewer tokens"
         )
-
-
-def _growth(lengths: Sequence[int], held: Sequence[int]) -> tuple[float, float, float]:
-    """Fit the bytes that texts take by ``c + a * n + b * n ** 2``, none negative.
-
-    Returns:
-        tuple[float, float, float]: ``c``, ``a`` and ``b``.
-    """
-    from scipy.optimize import nnls  # long texts alone need it
-
-    # In parts of the longest, so that powers are of one size.
-    longest = max(lengths)
-    powers = [[(n / longest) ** power for power in range(3)] for n in lengths]
-    by, _ = nnls(powers, [float(size) for size in held])
-    return float(by[0]), float(by[1]) / longest, float(by[2]) / longest**2
-
-
-def _most_tokens(growth: tuple[float, float, float], free: int) -> int:
-    """Solve ``c + a * n + b * n ** 2 = free`` for a number of tokens; 0 if none fit."""
-    constant, linear, squared = growth
-    room = free - constant
-    if room <= 0:
-        return 0
-    return int(2 * room / (linear + (linear**2 + 4 * squared * room) ** 0.5))
 
 
 class _Measured(BaseException):
