@@ -92,6 +92,7 @@ if TYPE_CHECKING:
     from captum_attnflow.pipelines.token_classification import (
         LabelledWords,
         TokenClassifier,
+        WordAttribution,
     )
     from captum_attnflow.slalom import SlalomExplanation
 else:
@@ -153,6 +154,7 @@ else:
         "captum_attnflow.pipelines.token_classification": (
             "LabelledWords",
             "TokenClassifier",
+            "WordAttribution",
         ),
         "captum_attnflow.slalom": ("SlalomExplanation",),
     }
@@ -201,6 +203,7 @@ __all__ = [
     "TextGenerator",
     "TokenClassifier",
     "UnsupportedAttentionError",
+    "WordAttribution",
     "__version__",
     "solve_flow",
 ]

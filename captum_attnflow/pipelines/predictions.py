@@ -100,6 +100,19 @@ def labels_of_outputs(model: PreTrainedModel, n_outputs: int) -> list[str]:
     return labels
 
 
+def check_outputs(outputs: Tensor) -> None:
+    """Refuse outputs from which nothing can be read.
+
+    Raises:
+        ValueError: If any is NaN. Infinite ones exclude a label.
+    """
+    if bool(outputs.isnan().any()):
+        raise ValueError(
+            "an output of the model is NaN, as of damaged weights, or of half "
+            'precision that overflows; load the model anew, or with dtype="float32"'
+        )
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What a model says of one input, and what of it is attributed.
@@ -142,8 +155,10 @@ def read_predictions(
         list[Prediction]: By input, then by label.
 
     Raises:
-        ValueError: If there are not as many outputs as labels, or no such target.
+        ValueError: If there are not as many outputs as labels, an output is NaN, or
+            there is no such target.
     """
+    check_outputs(logits)
     labels, problem = labels_of_outputs(model, logits.shape[-1]), problem_type(model)
     wanted = None if target is None else find_target(target, labels)
     outputs = logits.detach().cpu()

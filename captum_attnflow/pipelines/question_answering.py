@@ -24,6 +24,7 @@ from captum_attnflow.pipelines.encoding import (
     Windowed,
 )
 from captum_attnflow.pipelines.methods import DEFAULT_METHOD, METHODS, find_method
+from captum_attnflow.pipelines.predictions import check_outputs
 from captum_attnflow.pipelines.pretrained import (
     Kind,
     check_pairs,
@@ -177,6 +178,8 @@ class QuestionAnswerer(ModelOfTexts):
             pairs, truncation, Windowed(stride, "second"), with_places=True
         )
         start, end = self._start_and_end(encoded, len(pairs))
+        for outputs in (start, end):
+            check_outputs(outputs)
         answers = []
         for number, (_, context) in enumerate(pairs):
             best = [

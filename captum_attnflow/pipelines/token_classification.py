@@ -26,6 +26,7 @@ from captum_attnflow.pipelines.encoding import (
 )
 from captum_attnflow.pipelines.methods import DEFAULT_METHOD, METHODS, find_method
 from captum_attnflow.pipelines.predictions import (
+    check_outputs,
     find_target,
     labels_of,
     labels_of_outputs,
@@ -272,6 +273,7 @@ class TokenClassifier(ModelOfTexts):
         )
         forward = logits_by_position(self.model, encoded.names)
         logits = self._logits(forward, encoded, len(texts))
+        check_outputs(logits)
         labels = labels_of_outputs(self.model, logits.shape[-1])
         wanted = None if target is None else find_target(target, labels)
         units = [

@@ -7,6 +7,8 @@ import shutil
 import socket
 
 import pytest
+import torch
+import transformers
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -14,6 +16,7 @@ from transformers import (
     GPT2ForSequenceClassification,
 )
 
+import captum_attnflow
 from captum_attnflow import ImageClassifier, TextClassifier, TextGenerator
 from captum_attnflow.demo import DEMO_MODEL_PATH
 
@@ -138,3 +141,28 @@ def test_a_classifier_on_a_decoder_takes_its_padding_from_the_tokenizer(demo, tm
     for text, result in zip(texts, together, strict=True):
         [alone] = classifier.explain([text])
         assert result.probability == pytest.approx(alone.probability, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "pipeline", "given"),
+    [
+        ("SequenceClassification", "TextClassifier", "so funny"),
+        ("TokenClassification", "TokenClassifier", "so funny"),
+        ("QuestionAnswering", "QuestionAnswerer", ("who ?", "a funny film")),
+    ],
+)
+def test_outputs_that_are_no_numbers_are_refused(demo, kind, pipeline, given):
+    """Nothing can be read from them, not even that no word has a label."""
+    config = transformers.BertConfig(
+        vocab_size=len(demo.tokenizer),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        id2label={0: "O", 1: "NAME"},
+    )
+    model = getattr(transformers, f"BertFor{kind}")(config).eval()
+    torch.nn.init.constant_(next(model.bert.encoder.parameters()), torch.nan)
+    explainer = getattr(captum_attnflow, pipeline)(model, demo.tokenizer)
+    with pytest.raises(ValueError, match="an output of the model is NaN"):
+        explainer.explain([given])
