@@ -162,7 +162,7 @@ def test_outputs_that_are_no_numbers_are_refused(demo, kind, pipeline, given):
         id2label={0: "O", 1: "NAME"},
     )
     model = getattr(transformers, f"BertFor{kind}")(config).eval()
-    torch.nn.init.constant_(next(model.bert.encoder.parameters()), torch.nan)
+    torch.nn.init.constant_(model.bert.encoder.layer[0].output.dense.bias, torch.nan)
     explainer = getattr(captum_attnflow, pipeline)(model, demo.tokenizer)
     with pytest.raises(ValueError, match="an output of the model is NaN"):
         explainer.explain([given])
