@@ -426,8 +426,8 @@ def _is_mixed_where_read(
                 return True
             continue
         if len(axes) > 1 and all(
-            set[int]().union(*tokens_of(alone)) <= {int(place[axis]) for axis in axes}
-            for place, alone in _elements(gradient)
+            set[int]().union(*tokens_of(alone)) <= indices
+            for alone, indices in _pairs_and_diagonal(gradient, axes)
         ):
             continue
         have_several, are_missed = [], False
@@ -451,15 +451,32 @@ def _is_mixed_where_read(
     return False
 
 
-def _elements(gradient: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the places of the first and the last element, with each alone."""
+def _pairs_and_diagonal(
+    gradient: Tensor, axes: Sequence[int]
+) -> Iterator[tuple[Tensor, set[int]]]:
+    """Yield elements of a table of pairs of tokens alone, with the tokens they are of.
+
+    The first and the last of a gradient; and of each of their indices the element of
+    the diagonal, which is of one token. An axis of classes may be as long as the text,
+    and what is mixed into a token be the one of the class's number: on the diagonal it
+    is another one.
+    """
     places = gradient.nonzero()
-    for place in places[:1], places[-1:]:
-        if len(place):
-            alone = torch.zeros_like(gradient)
-            index = tuple(place[0].tolist())
-            alone[index] = gradient[index]
-            yield place[0], alone
+    for place in [*places[:1], *places[-1:]]:
+        indices = {int(place[axis]) for axis in axes}
+        yield _alone(gradient, place), indices
+        for index in indices:
+            on_diagonal = place.clone()
+            on_diagonal[list(axes)] = index
+            yield _alone(torch.ones_like(gradient), on_diagonal), {index}
+
+
+def _alone(gradient: Tensor, place: Tensor) -> Tensor:
+    """One element of a gradient, and 0 elsewhere."""
+    index = tuple(place.tolist())
+    alone = torch.zeros_like(gradient)
+    alone[index] = gradient[index]
+    return alone
 
 
 def _tokens_behind(

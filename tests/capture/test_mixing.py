@@ -505,6 +505,24 @@ def test_what_mixes_tokens_before_they_are_paired_is_named(mixed, pair):
         RelevanceFlow(forward).attribute(ids, target=(1, 4))
 
 
+@pytest.mark.parametrize(
+    ("mix", "n_tokens", "token", "label"),
+    [
+        (lambda hidden: hidden + 0.5 * hidden[:, :1], 7, 5, 0),
+        (lambda hidden: hidden + shifted(hidden), 7, 5, 4),
+        (lambda hidden: hidden + hidden.mean(1, keepdim=True), 2, 1, 0),
+        (lambda hidden: hidden + 0.5 * hidden[:, :1], 3, 1, 0),
+    ],
+)
+def test_classes_as_many_as_tokens_are_no_pairs_of_them(mix, n_tokens, token, label):
+    """Though the number of the class be that of the token that is mixed in."""
+    model, ids = Model([known, known]), torch.randint(0, 60, (2, n_tokens))
+    head = nn.Linear(8, n_tokens)
+    forward = read_behind(model, lambda hidden: head(mix(hidden)))
+    with pytest.warns(UserWarning, match=r"mix(es)? positions .* behind the last"):
+        RelevanceFlow(forward).attribute(ids, target=(token, label))
+
+
 @pytest.mark.parametrize("method", [GeneralizedAttentionFlow, RelevanceFlow])
 def test_what_mixes_behind_all_layers_has_the_scores_of_a_head_that_pools(method):
     """It is the same function: nothing is missing from scores."""
