@@ -28,6 +28,7 @@ from captum_attnflow._warnings import warn_caller
 
 ENGINES = ("local", "ray")
 _RESTARTS = 3
+_NOISE = re.compile(r"\x1b\[[0-9;]*m| \(pid=.*\)$", re.MULTILINE)  # in errors of Ray
 
 _VARIABLES = (
     "RANK and WORLD_SIZE (torchrun), SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT, "
@@ -225,8 +226,8 @@ def work_by_ray(
         gpus_per_worker (float): GPUs of each.
 
     Raises:
-        ValueError: If Ray cannot be started or lacks the GPUs, or an actor dies again
-            and again at one task.
+        ValueError: If Ray cannot be started or lacks the GPUs, an actor dies again and
+            again at one task, or Ray fails otherwise, as where its disk is full.
         Exception: What the work itself raises.
     """
     import ray
@@ -244,8 +245,20 @@ def work_by_ray(
             except ray.exceptions.RayTaskError as error:
                 raise error.as_instanceof_cause() from error
             except ray.exceptions.RayError as error:
+                # Other errors, as of a full disk, would come again.
+                if not _is_death(error):
+                    raise ValueError(
+                        "Ray could not start a worker or hand over a task or its "
+                        f"result ({_reason(error)}). What was written stays: mend "
+                        "this and run again, or start a process for each --part"
+                    ) from error
                 if n_deaths == _RESTARTS:
-                    raise _given_up(error) from error
+                    raise ValueError(
+                        f"a worker of Ray died more than {counted(_RESTARTS, 'time')} "
+                        f"at one task, maybe as memory was short ({_reason(error)}). "
+                        "What was written stays: run again, with fewer --workers or a "
+                        "smaller --batch-size"
+                    ) from error
             if not has_warned:
                 warn_caller(
                     "a worker of Ray died, maybe as memory was short, and was started "
@@ -278,15 +291,20 @@ def work_by_ray(
                 ray.kill(each)
 
 
-def _given_up(error: Exception) -> ValueError:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    said = " ... ".join(dict.fromkeys([lines[0], lines[-1]]))
-    return ValueError(
-        "a worker of Ray could not be started, or died more than "
-        f"{counted(_RESTARTS, 'time')} at one task, maybe as memory was short ({said})."
-        " What was written stays: run again, with fewer --workers or a smaller "
-        "--batch-size"
-    )
+def _is_death(error: Exception) -> bool:
+    """Whether a process ended that worked, so that another may do better."""
+    from ray.exceptions import OutOfMemoryError, RayActorError, WorkerCrashedError
+
+    if isinstance(error, RayActorError):
+        return not error.actor_init_failed
+    return isinstance(error, (OutOfMemoryError, WorkerCrashedError))
+
+
+def _reason(error: Exception) -> str:
+    """What Ray says, without tracebacks, colours and numbers of processes."""
+    said = _NOISE.sub("", str(error)).splitlines()
+    lines = [line for line in said if line.strip()] or [type(error).__name__]
+    return " ... ".join(dict.fromkeys([lines[0], lines[-1]]))
 
 
 @contextmanager

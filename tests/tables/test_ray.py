@@ -17,6 +17,8 @@ from captum_attnflow.tables import TableJob, explain_table
 
 pytestmark = pytest.mark.slow
 ray = pytest.importorskip("ray")
+# Workers do not see the folder of the tests.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 @pytest.mark.usefixtures("cluster")
@@ -95,6 +97,52 @@ class Dying:
 def test_a_task_that_no_worker_survives_ends_the_run():
     with pytest.raises(ValueError, match="died more than 3 times at one task"):
         list(work_by_ray([Dying], [1], 0))
+
+
+class Unreadable:
+    """Is sent, and fails where it is read."""
+
+    def __reduce__(self):
+        return int, ("no number",)
+
+    def __call__(self):
+        """Never reached, as a maker of work."""
+
+
+class Echo:
+    def __call__(self, task):
+        return task
+
+
+class ReturningUnreadable:
+    def __call__(self, task):
+        return Unreadable()
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.filterwarnings("error:a worker of Ray died")
+@pytest.mark.parametrize("maker", [ReturningUnreadable, Unreadable()])
+def test_what_cannot_be_read_is_not_taken_for_a_death(maker):
+    with pytest.raises(ValueError, match=r"Ray could not .*no number") as caught:
+        list(work_by_ray([maker], [1], 0))
+    for wrong in ("memory", "Traceback", "\x1b", "pid="):
+        assert wrong not in str(caught.value)
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.filterwarnings("error:a worker of Ray died")
+@pytest.mark.parametrize("kind", ["ObjectStoreFullError", "OutOfDiskError"])
+def test_a_full_store_ends_the_run_at_once_with_its_own_reason(kind, monkeypatch):
+    asked = []
+
+    def full(result):
+        asked.append(result)
+        raise getattr(ray.exceptions, kind)("no place is left")
+
+    monkeypatch.setattr(ray, "get", full)
+    with pytest.raises(ValueError, match=r"is left.*mend this and run again"):
+        list(work_by_ray([Echo], [1], 0))
+    assert len(asked) == 1
 
 
 STOPPED = """
