@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import base64
 import io
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
 from os import PathLike, fspath
 from textwrap import shorten
 from typing import Any, cast
@@ -33,6 +31,11 @@ from captum_attnflow.attr import GenerationAttribution
 from captum_attnflow.attr.generation import Output, check_length
 from captum_attnflow.explanation import Part
 from captum_attnflow.long_form import ScoredRows, Tokens
+from captum_attnflow.pipelines.image_chat import (
+    image_chat,
+    image_places,
+    parts_of_chat,
+)
 from captum_attnflow.pipelines.image_classification import open_image
 from captum_attnflow.pipelines.image_tokens import MergedInput, find_image_tokens
 from captum_attnflow.pipelines.methods import (
@@ -66,8 +69,7 @@ from captum_attnflow.show.image import (
     spread_over_boxes,
 )
 from captum_attnflow.show.token_matrix import LeftOut, Scale
-from captum_attnflow.texts import EmbeddedInput, token_pieces
-from captum_attnflow.texts.prompts import find_contents, marks_of
+from captum_attnflow.texts import EmbeddedInput
 from captum_attnflow.texts.units import Unit
 
 _MOST_OVERLAYS = 11  # in a notebook, beside the image itself
@@ -406,7 +408,8 @@ class ImageTextGenerator(KnownParts):
             processed = self._read(open_image(image), prompt, is_chat, system)
             parts = self._parts(processed["input_ids"])
             if is_chat:
-                self._find_messages(parts, processed["input_ids"], prompt, system)
+                ids = processed["input_ids"]
+                parts = parts_of_chat(self.processor, ids, parts, prompt, system)
             generated = self._continue(processed, target, max_new_tokens)
             self._check_answer(generated)
             given = MergedInput(self.model, processed, len(generated))
@@ -453,14 +456,6 @@ class ImageTextGenerator(KnownParts):
         return cast("Any", self.processor).image_processor
 
     @property
-    def _placeholders(self) -> tuple[str, ...]:
-        """What may stand for the image in a prompt: of Gemma 3 it is the first."""
-        named = (
-            getattr(self.processor, name, None) for name in ("boi_token", "image_token")
-        )
-        return tuple(dict.fromkeys(token for token in named if token))
-
-    @property
     def _image_token_id(self) -> int | None:
         config: Any = self.model.config
         found: int | None = getattr(config, "image_token_id", None)
@@ -480,7 +475,7 @@ class ImageTextGenerator(KnownParts):
                 f"{len(images)} images and {len(prompts)} prompts were given; give a "
                 "prompt for each image"
             )
-        places = self._placeholders
+        places = image_places(self.processor)
         named = " or ".join(map(repr, places))
         for number, prompt in enumerate(prompts, 1):
             n_places = sum(map(prompt.count, places)) if places else int(not is_chat)
@@ -516,14 +511,14 @@ class ImageTextGenerator(KnownParts):
         if not is_chat:
             made = processor(images=picture, text=prompt, return_tensors="pt")
         elif not getattr(processor, "chat_template", None):
+            named = " or ".join(image_places(processor))
             raise ValueError(
-                "the processor has no chat template; give prompts with "
-                f"{' or '.join(self._placeholders)} where the image goes, without chat "
-                "and system"
+                f"the processor has no chat template; give prompts with {named} where "
+                "the image goes, without chat and system"
             )
         else:
             made = processor.apply_chat_template(
-                _chat({"type": "image", "image": picture}, prompt, system),
+                image_chat({"type": "image", "image": picture}, prompt, system),
                 add_generation_prompt=True,
                 tokenize=True,
                 return_dict=True,
@@ -549,63 +544,6 @@ class ImageTextGenerator(KnownParts):
             )
         return parts
 
-    def _find_messages(
-        self, parts: list[Part], ids: Tensor, prompt: str, system: str | None
-    ) -> None:
-        """Tell the tokens of a chat's messages from those of its template.
-
-        Args:
-            parts (list of str): Of each token, ``"image"`` or ``"prompt"``; becomes
-                ``"template"`` outside of the messages, ``"system"`` in the system's.
-            ids (Tensor): Shape ``(1, T)``.
-            prompt (str): The user's message.
-            system (str, optional): The system's.
-
-        Raises:
-            ValueError: If the template changes or drops one.
-        """
-        named: dict[Part, str] = {"prompt": prompt}
-        if system is not None:
-            named["system"] = system
-        contents = list(named.values())
-        processor: Any = self.processor
-        rendered, marked = (
-            processor.apply_chat_template(
-                _chat({"type": "image"}, *given), add_generation_prompt=True
-            )
-            for given in (contents, marks_of(contents))
-        )
-        spans = {
-            number: (start, stop)
-            for start, stop, number in find_contents(marked, contents, rendered)
-        }
-        tokens: Any = self._tokenizer
-        special = {*tokens.all_special_ids, self._image_token_id}
-        pieces = token_pieces(ids[0].tolist(), tokens)
-        # An image takes many tokens, and some tokenizers change white space: places in
-        # what was rendered are none in what the tokens spell, but their order is.
-        whole = "".join(
-            _blank(piece) if i in special else piece
-            for i, piece in zip(ids[0].tolist(), pieces, strict=True)
-        )
-        for token in {*tokens.all_special_tokens, *self._placeholders}:
-            rendered = rendered.replace(token, _blank(token))
-        ends = list(accumulate(map(len, pieces)))
-        for token, part in enumerate(parts):
-            parts[token] = part if part == "image" else "template"
-        for number, (part, content) in enumerate(named.items()):
-            span = spans.get(number)
-            found = None if span is None else _same_place(rendered, span, whole)
-            if found is None:
-                raise ValueError(
-                    f"the chat template changes or drops the {part} "
-                    f"{shorten(content, 40)!r}, so that its tokens are not known; give "
-                    "prompts with the template's text, without chat and system"
-                )
-            for token, end in enumerate(ends):
-                if end > found[0] and end - len(pieces[token]) < found[1]:
-                    parts[token] = part
-
     def _continue(
         self, processed: dict[str, Tensor], target: str | None, max_new_tokens: int
     ) -> Tensor:
@@ -625,36 +563,3 @@ class ImageTextGenerator(KnownParts):
         )
         generated: Tensor = answer[0, n_prompt:]
         return generated
-
-
-def _chat(
-    image: Mapping[str, object], prompt: str, system: str | None = None
-) -> list[dict[str, Any]]:
-    """What a processor's chat template takes."""
-    chat = [{"role": "user", "content": [image, {"type": "text", "text": prompt}]}]
-    if system is not None:
-        of_system = [{"type": "text", "text": system}]
-        chat.insert(0, {"role": "system", "content": of_system})
-    return chat
-
-
-def _blank(text: str) -> str:
-    return "\0" * len(text)
-
-
-def _same_place(text: str, span: tuple[int, int], other: str) -> tuple[int, int] | None:
-    """Find in another text the occurrence that a span is of its characters.
-
-    Returns:
-        tuple[int, int], optional: Start and stop; None if they occur another number of
-        times.
-    """
-    start, stop = span
-    sought = re.compile(f"(?={re.escape(text[start:stop])})")
-    here, there = (
-        [match.start() for match in sought.finditer(each)] for each in (text, other)
-    )
-    if len(here) != len(there):
-        return None
-    found = there[here.index(start)]
-    return found, found + stop - start
