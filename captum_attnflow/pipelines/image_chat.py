@@ -56,12 +56,63 @@ def parts_of_chat(
         ``"template"``.
 
     Raises:
-        ValueError: If the template changes or drops a message.
+        ValueError: If the template changes or drops a message, or its tokens spell
+            something else.
     """
     named: dict[Part, str] = {"prompt": prompt}
     if system is not None:
         named["system"] = system
-    contents = list(named.values())
+    rendered, spans = _fill_template(processor, list(named.values()))
+    tokenizer = processor.tokenizer
+    # Tokens of places in an image, such as <row_1_col_1>, are special by themselves,
+    # and none of the tokenizer's. Not every tokenizer says what was added to it.
+    added = {
+        token: known.content
+        for token, known in getattr(tokenizer, "added_tokens_decoder", {}).items()
+        if known.special
+    }
+    special = {*tokenizer.all_special_ids, *added}
+    listed = ids[0].tolist()
+    pieces = token_pieces(listed, tokenizer)
+    # An image takes many tokens, and some tokenizers change white space: places in what
+    # was rendered are none in what the tokens spell, but their order is.
+    whole = "".join(
+        _blank(piece) if part == "image" or token in special else piece
+        for part, token, piece in zip(parts, listed, pieces, strict=True)
+    )
+    # Longest first, as tokenizers take them: one may begin as another.
+    marks = {*tokenizer.all_special_tokens, *added.values(), *image_places(processor)}
+    pattern = "|".join(map(re.escape, sorted(marks, key=len, reverse=True)))
+    rendered = re.sub(pattern, lambda mark: _blank(mark[0]), rendered)
+    ends = list(accumulate(map(len, pieces)))
+    found_parts: list[Part] = [
+        "image" if part == "image" else "template" for part in parts
+    ]
+    for number, (part, content) in enumerate(named.items()):
+        span = spans.get(number)
+        said = f"the {part} {shorten(content, 40)!r}"
+        known = (
+            "so that its tokens are not known; give prompts with the template's text, "
+            "without chat and system"
+        )
+        if span is None:
+            raise ValueError(f"the chat template changes or drops {said}, {known}")
+        found = _same_place(rendered, span, whole)
+        if found is None:
+            raise ValueError(
+                f"the tokens do not spell {said} as often as the chat template has it, "
+                f"as the tokenizer changes the text or the processor adds some, {known}"
+            )
+        for place, end in enumerate(ends):
+            if end > found[0] and end - len(pieces[place]) < found[1]:
+                found_parts[place] = part
+    return found_parts
+
+
+def _fill_template(
+    processor: Any, contents: Sequence[str]
+) -> tuple[str, dict[int, tuple[int, int]]]:
+    """Return what the template makes, and where each message stands that is there."""
     rendered, marked = (
         processor.apply_chat_template(
             image_chat({"type": "image"}, *given), add_generation_prompt=True
@@ -72,35 +123,7 @@ def parts_of_chat(
         number: (start, stop)
         for start, stop, number in find_contents(marked, contents, rendered)
     }
-    tokenizer = processor.tokenizer
-    special = set(tokenizer.all_special_ids)
-    listed = ids[0].tolist()
-    pieces = token_pieces(listed, tokenizer)
-    # An image takes many tokens, and some tokenizers change white space: places in what
-    # was rendered are none in what the tokens spell, but their order is.
-    whole = "".join(
-        _blank(piece) if part == "image" or token in special else piece
-        for part, token, piece in zip(parts, listed, pieces, strict=True)
-    )
-    for text in {*tokenizer.all_special_tokens, *image_places(processor)}:
-        rendered = rendered.replace(text, _blank(text))
-    ends = list(accumulate(map(len, pieces)))
-    found_parts: list[Part] = [
-        "image" if part == "image" else "template" for part in parts
-    ]
-    for number, (part, content) in enumerate(named.items()):
-        span = spans.get(number)
-        found = None if span is None else _same_place(rendered, span, whole)
-        if found is None:
-            raise ValueError(
-                f"the chat template changes or drops the {part} "
-                f"{shorten(content, 40)!r}, so that its tokens are not known; give "
-                "prompts with the template's text, without chat and system"
-            )
-        for place, end in enumerate(ends):
-            if end > found[0] and end - len(pieces[place]) < found[1]:
-                found_parts[place] = part
-    return found_parts
+    return rendered, spans
 
 
 def _blank(text: str) -> str:
