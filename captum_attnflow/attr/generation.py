@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
 from operator import index as as_index
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from captum.attr import (
@@ -53,9 +53,9 @@ class GenerationAttribution(LLMGradientAttribution):
 
     Stands in for ``captum.attr.LLMGradientAttribution``, which makes a forward pass, or
     a path of them, for every generated token. A causal model shows all steps in one
-    pass over the finished sequence: this class makes that one, and a backward pass per
-    generated token, or per span, of :class:`RelevanceFlow` per token of a span. It
-    also takes encoder-decoders, and prompts of embeddings,
+    pass over the finished sequence: this class makes that one, and a backward pass for
+    every generated token or span. (:class:`RelevanceFlow` takes one for every token of
+    a span.) It also takes encoder-decoders, and prompts of embeddings,
     :class:`captum_attnflow.texts.EmbeddedInput`.
 
     The scores are those of the method at each step, without baselines: relevance is
@@ -204,9 +204,9 @@ class GenerationAttribution(LLMGradientAttribution):
                 tokens. Where both are the same token, its scores are 0.
             spans (sequence of (int, int), optional): Spans of generated tokens, counted
                 from 0, start inclusive and stop exclusive. Each is explained as a
-                whole, in one backward pass from the sum of its outputs. Of
-                :class:`RelevanceFlow` it is the sum of its tokens' scores, each from
-                its own pass: a pass from the sum knows the scores of all positions but
+                whole: most methods by one backward pass from the sum of its outputs,
+                :class:`RelevanceFlow` by the sum of its tokens' scores, each from its
+                own pass. A pass from the sum knows the scores of all positions but
                 those where its outputs are read, and of these only the sum. What a
                 token's direct edges leave of its output starts at its own read-out, and
                 a pass from the sum shows what they take of all outputs together. By
@@ -234,39 +234,28 @@ class GenerationAttribution(LLMGradientAttribution):
                 "nothing was generated, so there is nothing to attribute; pass target, "
                 "or gen_args with a greater max_new_tokens"
             )
-        config: Any = getattr(self.model, "config", None)
-        if hasattr(config, "get_text_config"):
-            config = config.get_text_config()
+        config = getattr(self.model, "config", None)
         check_length(config, prompt.shape[1], n_generated)
         rows = _check_spans(spans, n_generated)
         others = self._read_against(against, generated)
-        same = _same_steps(others, generated)
         # Direct edges take another part of each output: a number per token, and one
         # backward pass from the sum of the outputs gives the sum of these numbers.
-        is_sum = isinstance(self.attr_method, RelevanceFlow)
-        wanted = [
-            [(step, step + 1) for step in range(*span)] if is_sum else [span]
-            for span in rows
-        ]
-        # The difference of an output from itself is 0, and so are its scores.
-        members = [
-            [span for span in spans if not same.issuperset(range(*span))]
-            for spans in wanted
-        ]
-        passes = sorted({span for spans in members for span in spans})
-        if not passes:
+        by_token = isinstance(self.attr_method, RelevanceFlow)
+        passes = _Passes.plan(rows, by_token, _same_steps(others, generated))
+        if not passes.spans:
             raise ValueError(
                 f"against={described(against)} has the same tokens at all steps that "
                 "are explained, and their difference is 0; give another text, or "
                 "other spans"
             )
-        if not all(members):
-            zero = [row for row, spans in enumerate(members) if not spans]
+        zero = [row for row, made_of in enumerate(passes.of_rows) if not made_of]
+        if zero:
             warn_caller(
-                f"rows {', '.join(map(str, zero))} are 0: both texts have the same "
-                "token there, and its output less itself is nothing to explain"
+                f"all scores of {counted(len(zero), 'row')} "
+                f"({', '.join(map(str, zero))}) are 0: what is explained there is the "
+                "same token as what it is held against"
             )
-        steps = _Steps(self.output, generated, others, passes)
+        steps = _Steps(self.output, generated, others, passes.spans)
         finished = self._finished(prompt, generated)
         inputs, beside = finished, None
         if isinstance(inp, EmbeddedInput):
@@ -283,10 +272,8 @@ class GenerationAttribution(LLMGradientAttribution):
             torch.cat([getattr(each, name) for each in explanations])
             for name in ("scores", "flow_value", "output")
         )
-        made_of = [[passes.index(span) for span in spans] for spans in members]
-        scores, flow_value, outputs = (
-            torch.stack([of[indices].sum(0) for indices in made_of])
-            for of in (scores, flow_value, outputs)
+        scores, flow_value, outputs = map(
+            passes.sum_rows, (scores, flow_value, outputs)
         )
         ids = [*torch.cat(finished, 1)[0].tolist(), int(generated[-1])]
         against_ids = (
@@ -536,22 +523,69 @@ def check_length(config: Any, n_prompt: int, n_generated: int) -> None:
     Raises:
         ValueError: Saying how long what was given is.
     """
-    limit = getattr(config, "max_position_embeddings", None)
-    is_encoder_decoder = getattr(config, "is_encoder_decoder", False)
-    # The last token is no input to a decoder; an encoder-decoder has a start in front.
-    longest = (
-        max(n_prompt, n_generated) if is_encoder_decoder else n_prompt + n_generated - 1
-    )
-    if limit is not None and longest > limit:
-        raise ValueError(
-            f"a prompt of {counted(n_prompt, 'token')} with {n_generated} to generate "
-            f"is longer than the {limit} positions of the model; shorten it, or "
-            "generate fewer tokens"
-        )
+    if getattr(config, "is_encoder_decoder", False):
+        # Of two models, each has its own window; the answer has a start in front.
+        sides = [
+            (getattr(config, "encoder", config), n_prompt),
+            (getattr(config, "decoder", config), n_generated),
+        ]
+    else:
+        if hasattr(config, "get_text_config"):
+            config = config.get_text_config()
+        # The last token is no input.
+        sides = [(config, n_prompt + n_generated - 1)]
+    for side, length in sides:
+        limit = getattr(side, "max_position_embeddings", None)
+        if limit is not None and length > limit:
+            raise ValueError(
+                f"a prompt of {n_prompt} tokens with {n_generated} to generate is "
+                f"longer than the {limit} positions of the model; shorten it, or "
+                "generate fewer tokens"
+            )
 
 
 class _Measured(BaseException):
     """Ends a forward pass that was measured; no error, which callers would explain."""
+
+
+class _Passes(NamedTuple):
+    """Which spans are explained by a pass each, and of which of them a row is the sum.
+
+    Attributes:
+        spans (list of (int, int)): Spans of generated tokens, one per pass.
+        of_rows (list of list of int): For each row its passes, by their number.
+    """
+
+    spans: list[tuple[int, int]]
+    of_rows: list[list[int]]
+
+    @staticmethod
+    def plan(
+        rows: Sequence[tuple[int, int]], by_token: bool, same: Collection[int]
+    ) -> _Passes:
+        """Explain each row by one pass, or by one for each of its tokens.
+
+        Args:
+            rows (sequence of (int, int)): The span of each row.
+            by_token (bool): Whether each token has a pass of its own.
+            same (collection of int): Steps without a pass: the difference of an
+                output from itself is 0, and so are its scores.
+        """
+        parts = [
+            [(step, step + 1) for step in range(*row)] if by_token else [row]
+            for row in rows
+        ]
+        wanted = [
+            [span for span in spans if not all(i in same for i in range(*span))]
+            for spans in parts
+        ]
+        spans = sorted({span for of_row in wanted for span in of_row})
+        numbers = {span: number for number, span in enumerate(spans)}
+        return _Passes(spans, [[numbers[span] for span in row] for row in wanted])
+
+    def sum_rows(self, values: Tensor) -> Tensor:
+        """Sum what passes gave, ``(passes, ...)``, to rows, ``(R, ...)``."""
+        return torch.stack([values[passes].sum(0) for passes in self.of_rows])
 
 
 @dataclass

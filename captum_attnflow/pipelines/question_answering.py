@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from textwrap import shorten
@@ -32,6 +31,7 @@ from captum_attnflow.pipelines.pretrained import (
 )
 from captum_attnflow.pipelines.text_classification import TextAttribution
 from captum_attnflow.pipelines.token_scores import Output, OutputAttribution
+from captum_attnflow.texts.units import find_text
 
 Part = Literal["both", "start", "end"]
 _NAMES: dict[Part, str] = {
@@ -182,10 +182,11 @@ class QuestionAnswerer(ModelOfTexts):
             check_outputs(outputs)
         answers = []
         for number, (_, context) in enumerate(pairs):
+            spans = _admitted(encoded, number, context, target)
             best = [
                 _best(encoded, number, row, start, end, span, max_answer_tokens)
                 for row in encoded.rows_of(number)
-                for span in _admitted(encoded, number, context, target)
+                for span in spans
             ]
             found = [answer for answer in best if answer is not None]
             if not found:
@@ -282,10 +283,8 @@ def _admitted(
     """The characters of the target, wherever it stands; None for any answer."""
     if target is None:
         return [None]
-    starts: list[int] = []
-    if isinstance(target, str) and target.strip():
-        found = re.finditer(f"(?={re.escape(target)})", context)
-        starts = [match.start() for match in found]
+    is_text = isinstance(target, str) and target.strip()
+    starts = find_text(target, context) if is_text else []
     if not starts:
         raise OneTextError(
             f"target={target!r} does not stand in context {number + 1} of "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -46,7 +45,7 @@ from captum_attnflow.show.token_matrix import LeftOut, Scale, TokenMatrix
 from captum_attnflow.storage import Storable
 from captum_attnflow.texts import ChatInput, token_pieces
 from captum_attnflow.texts.prompts import Message
-from captum_attnflow.texts.units import Unit
+from captum_attnflow.texts.units import Unit, find_text
 
 Prompt = str | Sequence[Message]
 """A text, or the messages of a chat."""
@@ -336,10 +335,13 @@ def find_spans(
                 "its first token and of that behind its last, from 0 to "
                 f"{len(pieces)}: (0, 2), in the shell 0:2"
             )
-        places = [
-            (bisect_right(ends, start), bisect_left(ends, start + len(span)) + 1)
-            for start in _starts(span, whole)
-        ]
+        # A text may stand twice within the same tokens.
+        places = list(
+            dict.fromkeys(
+                (bisect_right(ends, start), bisect_left(ends, start + len(span)) + 1)
+                for start in find_text(span, whole)
+            )
+        )
         if len(places) > 1:
             raise ValueError(
                 f"the span {span!r} occurs {len(places)} times in what was generated, "
@@ -348,20 +350,6 @@ def find_spans(
                 f"shell {places[0][0]}:{places[0][1]}"
             )
         found += places
-    return found
-
-
-def _starts(text: str, whole: str) -> list[int]:
-    """Where a text stands: as words, or else anywhere."""
-    before = r"(?<!\w)" if re.match(r"\w", text) else ""
-    behind = r"(?!\w)" if re.search(r"\w$", text) else ""
-    for pattern in (
-        f"{before}(?={re.escape(text)}{behind})",
-        f"(?={re.escape(text)})",
-    ):
-        found = [match.start() for match in re.finditer(pattern, whole)]
-        if found:
-            break
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from textwrap import shorten
 from typing import Any, Literal
 
@@ -147,17 +147,27 @@ def _find_messages(
 ) -> list[tuple[int, int, bool]]:
     """Return where each message stands, and whether it is the system's."""
     contents = [message["content"] for message in chat]
-    marks: list[Message] = [
-        {**message, "content": mark}
-        for message, mark in zip(chat, marks_of(contents), strict=True)
-    ]
-    spans = find_contents(_render(marks, tokenizer), contents, rendered)
+
+    def find(marked: Collection[int]) -> list[tuple[int, int, int]]:
+        """Find some of the messages, with marks in place of them alone."""
+        chat_of_marks: list[Message] = [
+            {**message, "content": mark} if number in marked else message
+            for number, (message, mark) in enumerate(
+                zip(chat, marks_of(contents), strict=True)
+            )
+        ]
+        return find_contents(_render(chat_of_marks, tokenizer), contents, rendered)
+
+    spans = find(range(len(chat)))
     found = {number for *_, number in spans}
-    lost = [message for n, message in enumerate(chat) if n not in found]
+    lost = [number for number in range(len(chat)) if number not in found]
     if lost:
+        # One that is changed hides all; alone, each of the others is found.
+        changed = [number for number in lost if not find([number])]
+        message = chat[(changed or lost)[0]]
         raise ValueError(
-            f"the chat template changes or drops the {lost[0]['role']}'s message "
-            f"{shorten(lost[0]['content'], 40)!r}, so that its tokens are not known; "
+            f"the chat template changes or drops the {message['role']}'s message "
+            f"{shorten(message['content'], 40)!r}, so that its tokens are not known; "
             "leave the message out, or give the text itself"
         )
     return [

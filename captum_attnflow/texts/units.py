@@ -96,6 +96,41 @@ def token_pieces(ids: Sequence[int], tokenizer: Any) -> list[str]:
     return pieces
 
 
+# A letter or digit of a script that puts spaces between words: not of Chinese,
+# Japanese, Thai, Lao, Burmese and Khmer.
+_SPACED = (
+    r"[^\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u312f\u31a0-\u9fff"
+    r"\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+
+
+def find_text(text: str, whole: str) -> list[int]:
+    """Find where a text stands in another: as words, or if nowhere, within words.
+
+    Args:
+        text (str): The text, with a character at least.
+        whole (str): The other.
+
+    Returns:
+        list[int]: The place of its first character, of each occurrence.
+
+    Examples::
+
+        >>> find_text("art", "no artist is in the art party"), find_text("art", "party")
+        ([20], [1])
+    """
+    before = f"(?<!{_SPACED})" if re.match(_SPACED, text) else ""
+    behind = f"(?!{_SPACED})" if re.match(_SPACED, text[-1]) else ""
+    for pattern in (
+        f"{before}(?={re.escape(text)}{behind})",
+        f"(?={re.escape(text)})",
+    ):
+        found = [match.start() for match in re.finditer(pattern, whole)]
+        if found:
+            break
+    return found
+
+
 class Units(NamedTuple):
     """Scores summed over units of a text.
 

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import ENCODER_DECODERS, encoder_decoder, token_ids
+import transformers
+from captum.attr import TextTokenInput
+from models import (
+    ENCODER_DECODERS,
+    VOCABULARY,
+    encoder_decoder,
+    numbers_tokenizer,
+    token_ids,
+)
 
 import captum_attnflow
 from captum_attnflow import (
     AttentionFlow,
     AttentionRollout,
     GeneralizedAttentionFlow,
+    GenerationAttribution,
     LayerGeneralizedAttentionFlow,
     RelevanceFlow,
 )
@@ -173,3 +182,35 @@ def test_a_path_through_one_of_two_sides_is_refused():
         RelevanceFlow(forward).attribute(
             (token_ids(2, 6), token_ids(2, 4)), (3, 3), target=3
         )
+
+
+def test_each_of_two_models_has_its_own_window():
+    size = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
+    config = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(
+        transformers.BertConfig(**size, max_position_embeddings=16),
+        transformers.BertConfig(
+            **size,
+            max_position_embeddings=8,
+            is_decoder=True,
+            add_cross_attention=True,
+        ),
+    )
+    model = transformers.EncoderDecoderModel(config).eval()
+    model.generation_config.decoder_start_token_id = 1
+    tokenizer = numbers_tokenizer()
+    generation = GenerationAttribution(RelevanceFlow(model), tokenizer)
+    for n_prompt, n_generated, fits in ((16, 8, True), (17, 8, False), (16, 9, False)):
+        prompt = TextTokenInput(" ".join(["7"] * n_prompt), tokenizer)
+        target = [8] * n_generated
+        if fits:
+            scores = generation.explain(prompt, target).scores
+            assert scores.shape == (n_generated, n_prompt + 1 + n_generated)
+            continue
+        with pytest.raises(ValueError, match=r"longer than the (16|8) positions"):
+            generation.explain(prompt, target)

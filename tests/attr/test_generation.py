@@ -280,6 +280,19 @@ def test_a_message_that_the_template_holds_too_is_found(answer, tokenizer, monke
     ]
 
 
+def test_the_message_that_a_template_changes_is_named(tokenizer, monkeypatch):
+    """As templates do that leave out what a model thought before it answered."""
+    cutting = CHAT.replace("m.content", "m.content.split('?')[-1]")
+    monkeypatch.setattr(tokenizer, "chat_template", cutting)
+    chat = [
+        {"role": "user", "content": "a film"},
+        {"role": "assistant", "content": "so long ? dull"},
+        {"role": "user", "content": "so ."},
+    ]
+    with pytest.raises(ValueError, match=r"drops the assistant's message 'so long"):
+        ChatInput(chat, tokenizer)
+
+
 def test_a_template_that_changes_a_message_is_refused(tokenizer, monkeypatch):
     changing = CHAT.replace("| trim", "| upper")
     monkeypatch.setattr(tokenizer, "chat_template", changing)
@@ -311,10 +324,19 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"target=.* is no token; give"):
             generation.explain(prompt, target)
 
-    @pytest.mark.parametrize("target", [[10**6], [10**6, 5], [5, -1]])
-    def test_a_target_beyond_the_vocabulary(self, target, model, tokenizer, prompt):
+    @pytest.mark.parametrize(
+        ("target", "words"),
+        [
+            ([10**6], "target holds the id 1000000"),
+            ([10**6, 5], "the ids 1000000 were given"),
+            ([5, -1], "target holds the id -1"),
+        ],
+    )
+    def test_a_target_beyond_the_vocabulary(
+        self, target, words, model, tokenizer, prompt
+    ):
         generation = GenerationAttribution(RelevanceFlow(model), tokenizer)
-        with pytest.raises(ValueError, match=f"{max(target, key=abs)}|-1"):
+        with pytest.raises(ValueError, match=words):
             generation.explain(prompt, target)
 
     @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -455,7 +477,8 @@ def test_tokens_that_both_texts_of_a_contrast_have_are_0(
     method, spans, model, tokenizer, prompt
 ):
     generation = GenerationAttribution(method(model), tokenizer)
-    with pytest.warns(UserWarning, match="rows 1(, 2)? are 0: both texts") as said:
+    words = r"all scores of \d rows? \(1(, 2)?\) are 0"
+    with pytest.warns(UserWarning, match=words) as said:
         found = generation.explain(
             prompt, "dull but funny", against="so but funny", spans=spans
         )

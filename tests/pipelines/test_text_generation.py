@@ -7,6 +7,7 @@ from models import VOCABULARY, causal_language_model, encoder_decoder, numbers_t
 
 from captum_attnflow import AttentionFlow, GenerationAttribution
 from captum_attnflow.pipelines.text_generation import TextGenerator
+from captum_attnflow.texts.units import find_text
 
 
 @pytest.fixture(params=["causal", "encoder-decoder"], scope="module")
@@ -57,6 +58,23 @@ def test_a_span_is_found_as_words_or_else_anywhere(generator):
     assert pieces[0].explanation.spans == ((1, 2), (2, 3))
     (within,) = generator.explain(["7"], target="11 21 3", spans=["2"])
     assert within.explanation.spans == ((1, 2),)
+    (twice_in_one,) = generator.explain(["7"], target="11 5", spans=["1"])
+    assert twice_in_one.explanation.spans == ((0, 1),)
+
+
+@pytest.mark.parametrize(
+    ("text", "whole", "places"),
+    [
+        ("art", "art, no artist is in the party of art", [0, 34]),
+        ("art", "a party", [3]),
+        ("東京", "東京は日本の首都。東京。", [0, 9]),
+        ("ไทย", "ภาษาไทยและคนไทย", [4, 12]),
+        ("ana", "banana", [1, 3]),
+        ("it's", "it's and bit's", [0]),
+    ],
+)
+def test_a_text_is_found_as_words_where_scripts_part_them(text, whole, places):
+    assert find_text(text, whole) == places
 
 
 class TestRefusals:
