@@ -61,7 +61,7 @@ from captum_attnflow.pipelines.text_generation import (
 )
 from captum_attnflow.scored_tokens import escaped, printable
 from captum_attnflow.show.figures import drawable, shortened
-from captum_attnflow.show.generated import readable, where_left_out
+from captum_attnflow.show.generated import names_left_out, readable, where_left_out
 from captum_attnflow.show.image import (
     Box,
     image_overlay,
@@ -127,10 +127,11 @@ class GeneratedFromImage(GeneratedText):
         A chat's template has a share of its own. What is ``left_out`` does not count,
         and is named.
         """
-        left_out = [f"left out: {', '.join(self.left_out)}"] if self.left_out else []
+        names = names_left_out(self.left_out)
+        left_out = [f"left out: {', '.join(names)}"] if names else []
         sums = {"image": 0.0, "text": 0.0}
         parts = self.explanation.parts
-        if "template" in parts and "template" not in self.left_out:
+        if "template" in parts and "template" not in names:
             sums["template"] = 0.0
         of_tokens = self._shown_scores.abs().sum(0).tolist()
         for part, score in zip(parts, of_tokens, strict=True):
@@ -184,7 +185,7 @@ class GeneratedFromImage(GeneratedText):
             "image": self.image,
             **super().to_dict(),
             "image_shares": self.image_shares.tolist(),
-            "left_out": list(self.left_out),
+            "left_out": list(names_left_out(self.left_out)),
             "boxes": [list(box) for box in self.boxes],
             "layout": self.layout,
         }

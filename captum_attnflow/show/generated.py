@@ -37,8 +37,9 @@ def matrix_of_generated(
 ) -> TokenMatrix:
     """Draw the scores of generated text, see :meth:`GenerationExplanation.matrix`."""
     check_choice("scale", scale, get_args(Scale))
-    hidden = where_left_out(explanation, left_out)
-    parts, drawn = explanation.parts, _drawn(explanation, left_out)
+    names = names_left_out(left_out)
+    hidden = where_left_out(explanation, names)
+    parts, drawn = explanation.parts, _drawn(explanation, names)
     summed = explanation.sum_over(units)
     rows = explanation.scores.masked_fill(hidden, 0)
     possible = explanation.possible() & ~hidden
@@ -64,7 +65,7 @@ def matrix_of_generated(
         output_tokens=tuple(outputs),
         n_prompt=n_prompt,
         scale=scale,
-        caption=_caption(explanation, hidden, left_out),
+        caption=_caption(explanation, hidden, names),
         has_sum=has_sum,
         parts_of_units=_parts_of_units(explanation, members, possible),
     )
@@ -117,6 +118,27 @@ def _parts_of_units(
     return found
 
 
+def names_left_out(left_out: str | Collection[LeftOut]) -> tuple[LeftOut, ...]:
+    """Return the names of what is left out, however they are given.
+
+    Args:
+        left_out (str or collection of str): One name, or some in whatever order.
+
+    Returns:
+        tuple of str: In the order of :data:`LeftOut`.
+
+    Raises:
+        ValueError: If a name is unknown.
+    """
+    choices: tuple[LeftOut, ...] = get_args(LeftOut)
+    kinds = (str, list, tuple, set, frozenset)
+    check_type("left_out", left_out, kinds, f"some of {choices}")
+    given = [left_out] if isinstance(left_out, str) else left_out
+    for name in given:
+        check_choice("left_out", name, choices)
+    return tuple(name for name in choices if name in given)
+
+
 def where_left_out(
     explanation: GenerationExplanation, left_out: Collection[LeftOut]
 ) -> Tensor:
@@ -132,14 +154,11 @@ def where_left_out(
     Raises:
         ValueError: If the choice is unknown.
     """
-    kinds = (str, list, tuple, set, frozenset)
-    check_type("left_out", left_out, kinds, f"some of {get_args(LeftOut)}")
-    for name in [left_out] if isinstance(left_out, str) else left_out:
-        check_choice("left_out", name, get_args(LeftOut))
-    absent = [not is_drawn for is_drawn in _drawn(explanation, left_out)]
+    names = names_left_out(left_out)
+    absent = [not is_drawn for is_drawn in _drawn(explanation, names)]
     hidden = torch.zeros_like(explanation.scores, dtype=torch.bool)
     hidden[:, absent] = True
-    if "read-out" in left_out:
+    if "read-out" in names:
         before = explanation.n_given - 1
         for row, (start, stop) in enumerate(explanation.spans):
             hidden[row, before + start : before + stop] = True
@@ -147,7 +166,7 @@ def where_left_out(
 
 
 def _drawn(
-    explanation: GenerationExplanation, left_out: Collection[LeftOut]
+    explanation: GenerationExplanation, left_out: tuple[LeftOut, ...]
 ) -> list[bool]:
     """Which tokens have columns: what is left out of single rows only does, too."""
     return [
@@ -181,16 +200,15 @@ def described(explanation: GenerationExplanation) -> str:
 def _caption(
     explanation: GenerationExplanation,
     hidden: Tensor,
-    left_out: Collection[LeftOut],
+    left_out: tuple[LeftOut, ...],
 ) -> str:
     if not left_out:
         return described(explanation)
     absolute = explanation.scores.abs()
     share = _share_of(absolute, absolute[hidden])
-    names = ", ".join([left_out] if isinstance(left_out, str) else left_out)
     attention = _attention(explanation)
     beside = f"; the first token has {attention}" if attention else ""
-    return f"{_output(explanation)}; left out: {names} ({share}){beside}"
+    return f"{_output(explanation)}; left out: {', '.join(left_out)} ({share}){beside}"
 
 
 def _output(explanation: GenerationExplanation) -> str:
@@ -311,7 +329,7 @@ def generated_page(
         data={
             "texts": [_text(result) for result in shown],
             "units": first.units if isinstance(first.units, str) else "span",
-            "leftOut": list(first.left_out),
+            "leftOut": list(names_left_out(first.left_out)),
             "scale": first.scale,
         },
     )

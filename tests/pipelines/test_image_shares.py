@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 
 from captum_attnflow.explanation import GenerationExplanation
 from captum_attnflow.pipelines.image_text_generation import GeneratedFromImage
+from captum_attnflow.show.generated import generated_page
+from captum_attnflow.show.token_matrix import LeftOut
 
 PARTS = (
     *("template", "system", "template", "image", "image", "prompt", "template"),
@@ -144,6 +149,29 @@ def test_a_token_of_the_image_that_is_left_out_has_neither_share_nor_colour():
     assert result._overlays([0, 1]).popitem()[1].tolist() == [0, 3]
     grid = result.__rich__().plain.splitlines()[-2]
     assert grid[:2] == "  "
+
+
+@pytest.mark.parametrize(
+    ("left_out", "names"),
+    [
+        ("first", ["first"]),
+        (["system", "first"], ["first", "system"]),
+        ({"read-out"}, ["read-out"]),
+        (frozenset(get_args(LeftOut)), [*get_args(LeftOut)]),
+    ],
+)
+def test_what_is_left_out_is_named_alike_however_it_is_given(left_out, names):
+    result = replace(CHAT, left_out=left_out)
+    said = f"left out: {', '.join(names)}"
+    assert result.shares.endswith(f"(absolute scores; {said})")
+    assert f"; {said} (" in result.matrix().caption
+    assert result.to_dict()["left_out"] == names
+    assert f'"leftOut": {json.dumps(names)}' in generated_page([result])
+    expected = replace(CHAT, left_out=tuple(names))
+    assert torch.equal(result.image_shares, expected.image_shares)
+    assert np.array_equal(
+        result.matrix().scores, expected.matrix().scores, equal_nan=True
+    )
 
 
 def test_what_cannot_be_left_out_is_refused():
