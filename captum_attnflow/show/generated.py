@@ -19,7 +19,7 @@ from typing import Any, Protocol, get_args, runtime_checkable
 import torch
 from torch import Tensor
 
-from captum_attnflow._checks import check_choice, check_type
+from captum_attnflow._checks import check_choice, check_type, counted
 from captum_attnflow.explanation import GenerationExplanation, Part
 from captum_attnflow.scored_tokens import escaped, printable, rounded
 from captum_attnflow.show.document import html_document
@@ -92,7 +92,7 @@ def with_images_as_one(
 def named(explanation: GenerationExplanation, tokens: Sequence[int]) -> str:
     """Name a unit as people read it, or the image by how many tokens it has."""
     if explanation.parts[tokens[0]] == "image":
-        return f"[image: {len(tokens)} tokens]"
+        return f"[image: {counted(len(tokens), 'token')}]"
     return readable("".join(explanation.pieces[token] for token in tokens))
 
 

@@ -143,7 +143,7 @@ def test_a_token_of_the_image_that_is_left_out_has_neither_share_nor_colour():
         CHAT.explanation, scores=scores, parts=parts, tokens=tokens, pieces=()
     )
     result = replace(CHAT, explanation=explanation, left_out=("first",))
-    assert result.matrix().input_tokens[0] == "[image: 1 tokens]"
+    assert result.matrix().input_tokens[0] == "[image: 1 token]"
     assert result.image_shares.tolist() == pytest.approx([3 / 8, 3 / 15])
     assert result.image_scores.tolist() == [[5, -3], [1, 3]]
     assert result._overlays([0, 1]).popitem()[1].tolist() == [0, 3]
