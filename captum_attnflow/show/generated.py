@@ -168,7 +168,7 @@ def where_left_out(
 def _drawn(
     explanation: GenerationExplanation, left_out: tuple[LeftOut, ...]
 ) -> list[bool]:
-    """Which tokens have columns: what is left out of single rows only does, too."""
+    """Which tokens have columns. The read-out, left out row by row, keeps its own."""
     return [
         not (position == 0 and "first" in left_out) and part not in left_out
         for position, part in enumerate(explanation.parts)
