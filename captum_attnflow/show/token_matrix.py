@@ -218,7 +218,7 @@ class TokenMatrix:
         """Let each column stand for a run of columns."""
         if len(sizes) == len(self.input_tokens):
             return self
-        starts = _starts(sizes)
+        starts = _run_starts(sizes)
         is_single = np.equal(sizes, 1)
         names = [
             self.input_tokens[start] if single else f"{size} tokens"
@@ -378,7 +378,8 @@ def _run_lengths(strengths: np.ndarray, n_columns: int) -> list[int]:
     return [stop - start for start, stop in pairwise(edges)]
 
 
-def _starts(sizes: Sequence[int]) -> np.ndarray:
+def _run_starts(sizes: Sequence[int]) -> np.ndarray:
+    """Return the first column of each run."""
     return np.cumsum([0, *sizes])[:-1]
 
 
@@ -386,7 +387,7 @@ def _mean_over(values: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
     """Take the mean over each run of columns, of what is not blank."""
     if len(sizes) == values.shape[1]:
         return values
-    starts = _starts(sizes)
+    starts = _run_starts(sizes)
     sums = np.add.reduceat(np.nan_to_num(values), starts, axis=1)
     seen = np.add.reduceat(~np.isnan(values), starts, axis=1, dtype=float)
     return np.asarray(sums / np.where(seen, seen, np.nan))
