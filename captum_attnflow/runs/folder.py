@@ -33,6 +33,7 @@ _MODEL_FILES = (
     # Of tokenizers that are written in Python: PhoBERT's, OpenAI's, Marian's.
     *("*.codes", "*.bpe", "*.tiktoken", "*.spm"),
 )
+_HASHED_FIRST = re.compile(r"[^/]*\.(json|model|safetensors|txt)")
 _CONFIGS = ("config.json", "adapter_config.json")
 _LOCK = ".part-{}-of-{}.lock"
 _PATIENCE = 1.0  # seconds; another run looks at a lock for a moment
@@ -80,6 +81,15 @@ def model_hashes(name: str, beside: Iterable[str] = ()) -> dict[str, str]:
         base = str(read_json(adapter.read_bytes())["base_model_name_or_path"])
         hashes |= {f"base/{inner}": of for inner, of in model_hashes(base).items()}
     return hashes
+
+
+def is_hashed_later(name: str) -> bool:
+    """Whether such a file was not hashed at first, so that older folders lack it.
+
+    Args:
+        name (str): As :func:`model_hashes` names it.
+    """
+    return _HASHED_FIRST.fullmatch(name) is None
 
 
 def _shards(index: Path) -> set[str]:

@@ -28,6 +28,7 @@ from captum_attnflow.pipelines.text_classification import TextClassifier
 from captum_attnflow.runs.folder import (
     MANIFEST,
     check_format,
+    is_hashed_later,
     manifest_lock,
     model_hashes,
     read_manifest,
@@ -502,8 +503,11 @@ def _check_same(folder: Path, old: dict[str, Any], new: Mapping[str, Any]) -> No
     pairs = [(section, old[section], found[section]) for section in _SETTINGS]
     for section in _NAMED:
         for name in old[section].keys() & found[section].keys():
-            both = old[section][name], found[section][name]
-            pairs.append((f"{section} {name}", *both))
+            before, now = old[section][name], found[section][name]
+            if section == "models":  # files that were not hashed yet are noted now
+                late = {file: of for file, of in now.items() if is_hashed_later(file)}
+                before = late | before
+            pairs.append((f"{section} {name}", before, now))
     for where, before, now in pairs:
         for name in sorted(before.keys() | now.keys()):
             if name == "label_column" and None in (before.get(name), now.get(name)):

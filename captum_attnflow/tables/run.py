@@ -47,6 +47,7 @@ from captum_attnflow.runs.data import Row, TableData, open_data
 from captum_attnflow.runs.folder import (
     check_format,
     check_writable,
+    is_hashed_later,
     manifest_lock,
     model_hashes,
     read_manifest,
@@ -75,7 +76,6 @@ _NOT_COMPARED = ("package", "model", "data", "files", "own_columns")
 """Copies of a model and of a file may lie elsewhere; their hashes say what they are.
 A folder keeps the columns that it was begun with."""
 _WEIGHTS = re.compile(r"config\.json|[^/]*\.safetensors(\.index\.json)?")
-_COMPANION = re.compile(r"[^/]*\.(json|model|txt)")
 _MOST_REASONS = 1000
 _MOST_WARNINGS = 10
 _OTHER_REASONS = "other reasons"
@@ -254,10 +254,10 @@ def _describe(
 ) -> dict[str, Any]:
     """What the explanations depend on, as JSON values."""
     hashes = model_hashes(str(job.model), TASKS[job.task].files)
-    weights = {name: of for name, of in hashes.items() if _WEIGHTS.fullmatch(name)}
-    rest = {name: of for name, of in hashes.items() if name not in weights}
-    companion = {name: of for name, of in rest.items() if _COMPANION.fullmatch(name)}
-    others = {name: of for name, of in rest.items() if name not in companion}
+    others = {name: of for name, of in hashes.items() if is_hashed_later(name)}
+    first = {name: of for name, of in hashes.items() if name not in others}
+    weights = {name: of for name, of in first.items() if _WEIGHTS.fullmatch(name)}
+    companion = {name: of for name, of in first.items() if name not in weights}
     described = {
         "format": FORMAT,
         "package": "captum-attnflow",

@@ -227,6 +227,36 @@ def test_changed_data_model_and_method_are_refused(
         run_study(study)
 
 
+def test_files_that_were_not_hashed_before_agree_and_are_noted(
+    changed, tmp_path, manifest
+):
+    model = tmp_path / "model"
+    shutil.copytree(DEMO_MODEL_PATH, model)
+    (model / "vocab.bpe").write_text("one")
+    study = changed(models=(str(model),), methods=("random",), against=None)
+    run_study(study)
+    path, written = study.output / "manifest.json", manifest()
+    hashes = written["models"]["model"]
+
+    def forget(file):
+        fewer = {name: of for name, of in hashes.items() if name != file}
+        path.write_text(json.dumps(written | {"models": {"model": fewer}}))
+
+    forget("vocab.bpe")
+    run_study(study)
+    assert manifest() == written
+    forget("config.json")  # which was always hashed
+    with pytest.raises(ValueError, match=r"'config.json' \(models model\): None"):
+        run_study(study)
+    path.write_text(json.dumps(written))
+    (model / "vocab.bpe").write_text("two")
+    with pytest.raises(ValueError, match=r"'vocab.bpe' \(models model\)"):
+        run_study(study)
+    (model / "vocab.bpe").unlink()
+    with pytest.raises(ValueError, match=r"'vocab.bpe' \(models model\).*None now"):
+        run_study(study)
+
+
 @pytest.mark.usefixtures("finished")
 def test_a_study_of_an_earlier_version_is_refused(study, manifest):
     earlier = {k: v for k, v in manifest().items() if k != "format"}
