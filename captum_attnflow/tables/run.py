@@ -307,7 +307,8 @@ def _hash(content: Mapping[str, str]) -> str:
 def _check_manifest(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
     """Refuse a folder of another run; returns the manifest that it has already.
 
-    What an earlier version of the package did not note agrees, and is noted now.
+    What was not noted when the folder was begun, by the same version of the package,
+    agrees, and is noted now. Another version may explain otherwise, and is refused.
     """
     earlier = read_manifest(
         folder, "a table of explanations", ("rows_per_part",), folder.glob("part-*")

@@ -245,8 +245,8 @@ def test_the_package_holds_no_model_for_other_tasks(job):
 
 
 @pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
-def test_a_folder_of_an_earlier_version_goes_on(job, kind, monkeypatch):
-    """Its manifest names no task, and it keeps its columns, which are fewer."""
+def test_a_folder_that_was_begun_with_fewer_columns_goes_on(job, kind, monkeypatch):
+    """Its manifest names no task, and it keeps its columns."""
     job = replace(job, format=kind)
     with monkeypatch.context() as earlier:
         fewer = tuple(name for name in job.own_columns if name != "n_windows")
@@ -367,7 +367,7 @@ def test_another_pooling_is_refused_and_mixes_nothing(job_of):
     assert explain_table(job).n_kept == len(before)
 
 
-def test_what_an_earlier_version_did_not_note_is_noted(job_of):
+def test_what_was_not_noted_when_a_folder_was_begun_is_noted(job_of):
     job = job_of("sentence-similarity", rows_per_part=1)
     write_pooling(job.model, "mean_tokens")
     explain_table(replace(job, part=(1, 2)))
@@ -379,6 +379,18 @@ def test_what_an_earlier_version_did_not_note_is_noted(job_of):
     write_pooling(job.model, "cls_token")
     with pytest.raises(ValueError, match="another 'other_files'"):
         explain_table(job)
+
+
+def test_a_folder_of_another_version_of_the_package_is_refused(job):
+    explain_table(replace(job, part=(1, 2)))
+    before = contents(job.output)
+    path = job.output / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["versions"]["captum-attnflow"] = "0.0.1"
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"another 'versions'.*0\.0\.1.* there"):
+        explain_table(job)
+    assert contents(job.output) == before
 
 
 @pytest.mark.parametrize("task", CLASSES)
