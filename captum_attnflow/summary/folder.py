@@ -144,10 +144,11 @@ class ScoreFolder:
     def against(self) -> str | None:
         """The label whose output was taken off; None without contrast."""
         given, names = self.manifest.get("against"), self.class_names
-        if given is None:
-            return None
+        if given is None or given in names:
+            return given
+        # An integer is an index also where labels are numbers.
         name = str(given)
-        is_index = name not in names and name.isdecimal() and int(name) < len(names)
+        is_index = name.isdecimal() and int(name) < len(names)
         return names[int(name)] if is_index else name
 
     def check_label_column(self, name: str) -> None:

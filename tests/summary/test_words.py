@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from score_folders import explained, failed, random_rows, words_of, write_folder
 
+from captum_attnflow.pipelines.predictions import find_target
 from captum_attnflow.summary import summarize
 from captum_attnflow.summary.folder import Row, ScoreFolder
 from captum_attnflow.summary.words import Passage, WordShares, WordTable
@@ -240,6 +241,19 @@ def test_a_contrast_names_both_labels_wherever_one_is_shown(tmp_path, against):
     [panel] = summary.figures()["words"].axes
     assert panel.get_title() == f"{both}: 6 texts"
     assert all(word.examples for word in of.labels[0].speak_for)
+
+
+@pytest.mark.parametrize(
+    ("against", "label"), [(0, "1"), (1, "2"), ("1", "1"), ("2", "2"), ("0", "1")]
+)
+def test_a_contrast_is_with_the_label_that_a_table_took_off(tmp_path, against, label):
+    """Labels that are numbers: an integer is an index, a string first a name."""
+    labels = ["1", "2"]
+    folder = write_folder(
+        tmp_path, [explained(0, ["good"], [1])], labels=labels, against=against
+    )
+    assert ScoreFolder.open(folder).against == label
+    assert labels[find_target(against, labels)] == label
 
 
 def test_several_labels_of_a_text_are_ranked_apart(tmp_path):
