@@ -175,7 +175,7 @@ def summarize(
         for folder in opened:
             folder.check_label_column(label_column)
     names = _names(opened)
-    _check_contrasts(opened, names)
+    _check_same_contrast(opened, names)
     settings = Settings(label_column, top, min_texts, max_words)
     done = tuple(
         summarize_folder(folder, name, settings)
@@ -222,7 +222,7 @@ def _names(folders: Sequence[ScoreFolder]) -> list[str]:
     return [str(folder.path) for folder in folders]
 
 
-def _check_contrasts(folders: Sequence[ScoreFolder], names: Sequence[str]) -> None:
+def _check_same_contrast(folders: Sequence[ScoreFolder], names: Sequence[str]) -> None:
     """Refuse to compare explanations of different outputs."""
     for folder, name in zip(folders, names, strict=True):
         if folder.against != folders[0].against:
