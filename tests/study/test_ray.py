@@ -42,7 +42,7 @@ def test_two_workers_are_one_process_to_the_last_bit(study, tmp_path):
 
 
 def test_a_run_that_fails_leaves_no_file_of_a_worker(study):
-    with pytest.raises(ValueError, match="need 2, and Ray has 0"):
+    with pytest.raises(ValueError, match="need 2 in all, and Ray has 0"):
         run_study(
             dataclasses.replace(study, engine="ray", workers=2, gpus_per_worker=1)
         )
