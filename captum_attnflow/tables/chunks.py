@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from captum_attnflow._checks import counted
 from captum_attnflow._files import named_in_errors, replace_file
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.runs.data import Row, TableData
@@ -409,3 +411,64 @@ def _read_csv(content: bytes) -> list[tuple[Any, Any, Any]]:
 def _read_jsonl(content: bytes) -> list[tuple[Any, Any, Any]]:
     rows = [json.loads(line) for line in content.splitlines()]
     return [(row["row"], row["status"], row["reason"]) for row in rows]
+
+
+_EXAMPLES = re.compile(r"\bthe examples \[([\d, ]+)\]")
+_NUMBERS = re.compile(r"\[[^\]]*\]|[-+]?\d+(\.\d+)?")
+_MOST_KINDS = 10
+_MOST_ROWS_NAMED = 5
+
+
+class RowWarnings:
+    """Warnings that rows came with: of each kind the first, and which rows.
+
+    Those that differ in their numbers alone are of one kind.
+
+    Examples::
+
+        >>> warned = RowWarnings()
+        >>> warned.note("the fit misses the examples [1]: it says [0.5]", [7, 4], True)
+        >>> warned.note("the fit misses the examples [0]: it says [0.2]", [9, 3], True)
+        >>> warned.sentences()
+        ['rows 4, 9: the fit misses the text: it says [0.5]']
+    """
+
+    def __init__(self) -> None:
+        # By the message without its numbers, the first of its kind, and its rows.
+        self._kinds: dict[tuple[bool, str], tuple[str, set[int]]] = {}
+
+    def note(self, message: str, rows: Sequence[int], is_by_row: bool) -> None:
+        """Note a warning of rows that were explained together.
+
+        Args:
+            message (str): The warning.
+            rows (sequence of int): Their numbers, in the order of the batch.
+            is_by_row (bool): Whether the examples that a message names are these rows;
+                if not, it is of some of them.
+        """
+        is_among = len(rows) > 1
+        if is_by_row and (named := _EXAMPLES.search(message)) is not None:
+            rows = [rows[int(index)] for index in named[1].split(",")]
+            message = _EXAMPLES.sub("the text", message)
+            is_among = False
+        kind = (is_among, _NUMBERS.sub("", message))
+        self._kinds.setdefault(kind, (message, set()))[1].update(rows)
+
+    def update(self, others: RowWarnings) -> None:
+        """Take in those of further rows."""
+        for kind, (message, rows) in others._kinds.items():
+            self._kinds.setdefault(kind, (message, set()))[1].update(rows)
+
+    def sentences(self) -> list[str]:
+        """Say each kind once, with its rows; of very many kinds the first."""
+        said = []
+        for (is_among, _), (message, rows) in islice(self._kinds.items(), _MOST_KINDS):
+            first = ", ".join(map(str, sorted(rows)[:_MOST_ROWS_NAMED]))
+            n_more = len(rows) - _MOST_ROWS_NAMED
+            more = f" and {n_more:,} more" if n_more > 0 else ""
+            place = "among rows" if is_among else "row" if len(rows) == 1 else "rows"
+            said.append(f"{place} {first}{more}: {message}")
+        if len(self._kinds) > _MOST_KINDS:
+            n_more = len(self._kinds) - _MOST_KINDS
+            said.append(f"{counted(n_more, 'more kind')} of warnings came up")
+        return said

@@ -66,6 +66,7 @@ from captum_attnflow.tables.chunks import (
     ChunkFiles,
     ChunkPlan,
     Line,
+    RowWarnings,
 )
 from captum_attnflow.tables.settings import TASK_OPTIONS, TableJob
 
@@ -77,7 +78,6 @@ _NOT_COMPARED = ("package", "model", "data", "files", "own_columns")
 A folder keeps the columns that it was begun with."""
 _WEIGHTS = re.compile(r"config\.json|[^/]*\.safetensors(\.index\.json)?")
 _MOST_REASONS = 1000
-_MOST_WARNINGS = 10
 _OTHER_REASONS = "other reasons"
 _FEWEST_THAT_PROVE = 8
 _LONGEST_REASON = 300  # characters
@@ -93,7 +93,7 @@ class TableOutcome:
         reasons (Counter): Of the failed rows, by how many share one.
         n_files (int): How many these are.
         n_kept (int): Those of them that an earlier run had written.
-        warnings (list of str): The first different ones that came up.
+        warned (RowWarnings): What rows that were explained now came with.
     """
 
     n_rows: int = 0
@@ -101,7 +101,12 @@ class TableOutcome:
     reasons: Counter[str] = field(default_factory=Counter)
     n_files: int = 0
     n_kept: int = 0
-    warnings: list[str] = field(default_factory=list)
+    warned: RowWarnings = field(default_factory=RowWarnings, repr=False, compare=False)
+
+    @property
+    def warnings(self) -> list[str]:
+        """The warnings that came up, each kind once, with the rows it is of."""
+        return self.warned.sentences()
 
     def add(self, reasons: Iterable[str | None]) -> None:
         """Count rows, each with the reason why it failed or None."""
@@ -197,6 +202,7 @@ def explain_table(job: TableJob, show_progress: bool = False) -> TableOutcome:
                     f"stopped with {counted(outcome.n_rows, 'row')} of {n_rows:,} in "
                     f"{counted(outcome.n_files, 'part file')}: {folder}; the same "
                     "command, or call, continues there"
+                    + "".join(f"\nwarning: {said}" for said in outcome.warnings)
                 )
             ),
             bar(
@@ -216,8 +222,7 @@ def explain_table(job: TableJob, show_progress: bool = False) -> TableOutcome:
                 n_before = outcome.n_rows
                 outcome.add(_reasons(each))
                 shown.update(outcome.n_rows - n_before)
-                new = [text for text in each.warnings if text not in outcome.warnings]
-                outcome.warnings += new[: _MOST_WARNINGS - len(outcome.warnings)]
+                outcome.warned.update(each.warned)
     return outcome
 
 
@@ -468,14 +473,14 @@ class ExplainedChunk:
         number (int): Of the chunk.
         lines (list of dict): By row, then by label; what failed has one.
         n_reached (int): How many rows had a text to explain.
-        warnings (tuple of str): Different ones that came up, except of truncation,
-            which a column counts.
+        warned (RowWarnings): What its rows came with, except of truncation, which a
+            column counts.
     """
 
     number: int
     lines: list[Line]
     n_reached: int
-    warnings: tuple[str, ...]
+    warned: RowWarnings
 
 
 @dataclass(frozen=True)
@@ -527,17 +532,16 @@ class ChunkExplainer:
             for row in chunk.rows
             if row.fault is not None
         }
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        warned = RowWarnings()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of tokenizers, on texts too long for them
             for batch in self._batches(whole):
-                lines.update(self._explain(batch))
-        said = (str(warning.message) for warning in caught)
-        kept = dict.fromkeys(text for text in said if "truncated" not in text)
+                lines.update(self._explain(batch, warned))
         return ExplainedChunk(
             chunk.number,
             [line for row in chunk.rows for line in lines[row.number]],
             len(whole),
-            tuple(kept)[:_MOST_WARNINGS],
+            warned,
         )
 
     def _batches(self, rows: Sequence[Row]) -> Iterator[list[tuple[Row, int]]]:
@@ -566,7 +570,7 @@ class ChunkExplainer:
         return _at_once_or_one_by_one(count, rows, lambda row, error: [0])
 
     def _explain(
-        self, batch: Sequence[tuple[Row, int]]
+        self, batch: Sequence[tuple[Row, int]], warned: RowWarnings
     ) -> Iterator[tuple[int, list[Line]]]:
         task = TASKS[self.job.task]
 
@@ -576,11 +580,21 @@ class ChunkExplainer:
                 for row, _ in some
             ]
             lines: list[list[Line]] = [[] for _ in some]
-            for place, result, own in task.explain(
-                self.pipeline, given, self.job, self.job.options
-            ):
-                row, _ = some[place]
-                lines[place].append(self._explained(row, result, own))
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                for place, result, own in task.explain(
+                    self.pipeline, given, self.job, self.job.options
+                ):
+                    row, _ = some[place]
+                    lines[place].append(self._explained(row, result, own))
+            # Windows and several labels are examples of their own.
+            is_by_row = all(
+                len(of_row) == 1 and of_row[0].get("n_windows") in (None, 1)
+                for of_row in lines
+            )
+            for message in dict.fromkeys(str(warning.message) for warning in caught):
+                if "truncated" not in message:
+                    warned.note(message, [row.number for row, _ in some], is_by_row)
             return [
                 of_row or [self._failed(row, task.nothing)]
                 for of_row, (row, _) in zip(lines, some, strict=True)

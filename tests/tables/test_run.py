@@ -47,6 +47,33 @@ def test_every_row_is_explained_as_the_classifier_does_it(job, texts, demo):
         assert line["reason"] is line["value"] is line["text_pair"] is None
 
 
+def test_each_kind_of_warning_is_said_once_with_its_rows(job, texts, demo):
+    """A reader has to find the text whose scores are not to be read."""
+    options = {"n_samples": 60}
+    outcome = explain_table(replace(job, method="slalom", options=options))
+    alone = {}
+    for row, text in enumerate(texts):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            demo.explain([text], "slalom", **options)
+        for warning in caught:
+            kind = str(warning.message).partition(" the examples")[0]
+            alone.setdefault(kind, set()).add(row)
+    said = {kind: [] for kind in alone}
+    for sentence in outcome.warnings:
+        rows, _, message = sentence.partition(": ")
+        said[message.partition(" the text")[0]].append(rows)
+    assert set(map(len, alone.values())) - {0}
+    for kind, rows in alone.items():
+        named, n_more = set(), 0
+        for part in said[kind]:
+            first, _, more = part.removeprefix("rows ").partition(" and ")
+            named |= set(map(int, first.removeprefix("row ").split(", ")))
+            n_more += int(more.removesuffix(" more") or 0)
+        assert named <= rows
+        assert len(named) + n_more == len(rows)
+
+
 def test_paths_are_given_as_such_or_as_text(job):
     names = ("data", "output", "model")
     as_text = replace(job, **{name: str(getattr(job, name)) for name in names})
