@@ -295,7 +295,9 @@ def explain(
     ] = None,
     units: Annotated[
         str | None,
-        typer.Option(help="Sum scores over each word, sentence or line."),
+        typer.Option(
+            help="Sum scores over each word (default), sentence, line or token."
+        ),
     ] = None,
     left_out: Annotated[
         list[str] | None,

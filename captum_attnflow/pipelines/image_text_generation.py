@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike, fspath
 from textwrap import shorten
@@ -355,7 +355,7 @@ class ImageTextGenerator(KnownParts):
         chat: bool = False,
         system: str | None = None,
         units: Unit | Sequence[tuple[int, int]] = "token",
-        left_out: Sequence[LeftOut] = (),
+        left_out: LeftOut | Collection[LeftOut] = (),
         scale: Scale = "row",
         **options: Any,
     ) -> list[GeneratedFromImage]:
@@ -393,7 +393,7 @@ class ImageTextGenerator(KnownParts):
                 the image or two, what the model's decoder reads is not supported, or
                 for what :meth:`TextGenerator.explain` refuses.
         """
-        is_chat = chat or system is not None
+        is_chat, hidden = chat or system is not None, names_left_out(left_out)
         self._check(images, prompts, is_chat)
         if target is not None:
             check_encodable("target", target)
@@ -436,7 +436,7 @@ class ImageTextGenerator(KnownParts):
                     explanation=explanation,
                     method=method,
                     units=units if isinstance(units, str) else as_tuple("units", units),
-                    left_out=as_tuple("left_out", left_out),
+                    left_out=hidden,
                     scale=scale,
                     image=fspath(image),
                     boxes=tokens.boxes,

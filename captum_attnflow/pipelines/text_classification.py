@@ -193,6 +193,9 @@ class TextAttribution(Storable, LongForm):
 class TextClassifier(ModelOfTexts):
     """A sequence classifier with its tokenizer.
 
+    Methods are given the mask token as baseline of all tokens but special ones, where
+    the tokenizer has one.
+
     Attributes:
         model (PreTrainedModel): With a classification head, in eval mode.
         tokenizer (PreTrainedTokenizerBase): The model's tokenizer.

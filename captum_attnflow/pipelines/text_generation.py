@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from textwrap import shorten
@@ -41,6 +41,7 @@ from captum_attnflow.pipelines.pretrained import (
 )
 from captum_attnflow.pipelines.provenance import KnownParts
 from captum_attnflow.scored_tokens import printable
+from captum_attnflow.show.generated import names_left_out
 from captum_attnflow.show.token_matrix import LeftOut, Scale, TokenMatrix
 from captum_attnflow.storage import Storable
 from captum_attnflow.texts import ChatInput, token_pieces
@@ -169,7 +170,7 @@ class TextGenerator(KnownParts):
         chat: bool = False,
         system: str | None = None,
         units: Unit | Sequence[tuple[int, int]] = "token",
-        left_out: Sequence[LeftOut] = (),
+        left_out: LeftOut | Collection[LeftOut] = (),
         scale: Scale = "row",
         **options: Any,
     ) -> list[GeneratedText]:
@@ -209,7 +210,7 @@ class TextGenerator(KnownParts):
                 chat template, a span does not occur, ``against`` has another length,
                 or the method or an option is unknown.
         """
-        is_chat = chat or system is not None
+        is_chat, hidden = chat or system is not None, names_left_out(left_out)
         inputs = self._read(prompts, is_chat, system)
         if target is not None:
             check_encodable("target", target)
@@ -240,7 +241,7 @@ class TextGenerator(KnownParts):
                     explanation,
                     method,
                     units if isinstance(units, str) else as_tuple("units", units),
-                    as_tuple("left_out", left_out),
+                    hidden,
                     scale,
                 )
             )

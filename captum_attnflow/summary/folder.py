@@ -218,6 +218,11 @@ def _read_manifest(folder: Path) -> Mapping[str, Any]:
             f"{path} cannot be read: {error}; give a folder whose manifest is whole"
         ) from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        if isinstance(manifest, dict) and "settings" in manifest:
+            raise ValueError(
+                f"{folder} is the folder of a study; give one that captum-attnflow "
+                "explain --data has written"
+            )
         version = manifest.get("format") if isinstance(manifest, dict) else None
         raise ValueError(
             f"{path} has the format {described(version)}; this version reads {FORMAT}. "

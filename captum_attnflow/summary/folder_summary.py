@@ -44,7 +44,7 @@ class Counts:
         n_texts (int): Rows of the data; successive rows of one number are one text.
         n_explained (int): Rows that were explained.
         n_without_shares (int): Explained rows that are left out of the rest, since
-            all scores of their words are 0, or some are not finite.
+            the model knows no word of theirs, or all scores of words are 0.
         n_truncated (int): Explained rows of texts that were cut off.
         n_expected (int, optional): The texts that the manifest promises.
         failed (mapping): Failed rows by reason, the most frequent first.
@@ -352,7 +352,7 @@ def _check_explained(folder: ScoreFolder, counts: Counts) -> None:
     if counts.n_explained > counts.n_without_shares:
         return
     if counts.n_explained:
-        reason = "all scores are 0 or not finite"
+        reason = "the model knows no word, or all scores of words are 0"
     elif counts.failed:
         most, n_failed = next(iter(counts.failed.items()))
         reason = f"{n_failed} failed with: {printable(most)}"
@@ -385,7 +385,7 @@ def facts(counts: Counts) -> dict[str, str]:
     found["failed"] = f"{counts.n_failed:,}"
     found["truncated"] = f"{counts.n_truncated:,}"
     if counts.n_without_shares:
-        found["left out, as all scores are 0 or not finite"] = (
+        found["left out, as the model knows no word or all scores of words are 0"] = (
             f"{counts.n_without_shares:,}"
         )
     return found

@@ -77,6 +77,14 @@ def test_a_text_is_found_as_words_where_scripts_part_them(text, whole, places):
     assert find_text(text, whole) == places
 
 
+def test_what_is_left_out_is_one_name_or_several(generator):
+    alone, listed = (
+        generator.explain(["7 8"], target="9", left_out=given)[0]
+        for given in ("first", ["first"])
+    )
+    assert alone.left_out == listed.left_out == ("first",)
+
+
 class TestRefusals:
     def test_a_span_that_stands_twice(self, generator):
         with pytest.raises(

@@ -91,7 +91,7 @@ def test_a_table_without_scores_is_refused(folder):
     [
         ([], "holds 0 rows and no explained text to summarize: its part files are "),
         ([failed(1, "blank"), failed(2, "blank")], "2 failed with: blank. Give"),
-        ([explained(1, ["a"], [0])], "all scores are 0 or not finite. Give"),
+        ([explained(1, ["a"], [0])], "all scores of words are 0. Give"),
     ],
 )
 def test_folders_without_explained_text_are_refused(tmp_path, rows, message):
