@@ -15,6 +15,14 @@ def folder(tmp_path):
     return write_folder(tmp_path / "scores", random_rows(12))
 
 
+def test_the_folder_of_a_study_is_refused_as_such(tmp_path):
+    (tmp_path / "part-000000.jsonl").write_text("{}\n")
+    manifest = {"format": 2, "settings": {}, "methods": {}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"is the folder of a study; give one that"):
+        summarize(tmp_path)
+
+
 def test_a_folder_that_is_not_there_is_refused(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"'nowhere' is not there; give"):
         summarize("nowhere")
