@@ -144,6 +144,7 @@ def test_public_names_are_these():
         "TextGenerator",
         "TokenClassifier",
         "UnsupportedAttentionError",
+        "WordAttribution",
         "__version__",
         "solve_flow",
     ]
