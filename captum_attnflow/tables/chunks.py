@@ -13,7 +13,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -414,7 +414,7 @@ def _read_jsonl(content: bytes) -> list[tuple[Any, Any, Any]]:
 
 
 _EXAMPLES = re.compile(r"\bthe examples \[([\d, ]+)\]")
-_NUMBERS = re.compile(r"\[[^\]]*\]|[-+]?\d+(\.\d+)?")
+_OF_ONE_TEXT = re.compile(r"""\[[^\]]*\]|[-+]?\d+(\.\d+)?|'[^']*'|"[^"]*\"""")
 _MOST_KINDS = 10
 _MOST_ROWS_NAMED = 5
 
@@ -422,7 +422,7 @@ _MOST_ROWS_NAMED = 5
 class RowWarnings:
     """Warnings that rows came with: of each kind the first, and which rows.
 
-    Those that differ in their numbers alone are of one kind.
+    Those that differ in numbers and quoted texts alone are of one kind.
 
     Examples::
 
@@ -434,8 +434,9 @@ class RowWarnings:
     """
 
     def __init__(self) -> None:
-        # By the message without its numbers, the first of its kind, and its rows.
+        # By the message without what is of one text, the first of its kind, its rows.
         self._kinds: dict[tuple[bool, str], tuple[str, set[int]]] = {}
+        self._others: set[int] = set()
 
     def note(self, message: str, rows: Sequence[int], is_by_row: bool) -> None:
         """Note a warning of rows that were explained together.
@@ -451,24 +452,30 @@ class RowWarnings:
             rows = [rows[int(index)] for index in named[1].split(",")]
             message = _EXAMPLES.sub("the text", message)
             is_among = False
-        kind = (is_among, _NUMBERS.sub("", message))
-        self._kinds.setdefault(kind, (message, set()))[1].update(rows)
+        self._add((is_among, _OF_ONE_TEXT.sub("", message)), message, rows)
 
     def update(self, others: RowWarnings) -> None:
         """Take in those of further rows."""
         for kind, (message, rows) in others._kinds.items():
+            self._add(kind, message, rows)
+        self._others |= others._others
+
+    def _add(self, kind: tuple[bool, str], message: str, rows: Iterable[int]) -> None:
+        if kind not in self._kinds and len(self._kinds) == _MOST_KINDS:
+            self._others.update(rows)
+        else:
             self._kinds.setdefault(kind, (message, set()))[1].update(rows)
 
     def sentences(self) -> list[str]:
         """Say each kind once, with its rows; of very many kinds the first."""
         said = []
-        for (is_among, _), (message, rows) in islice(self._kinds.items(), _MOST_KINDS):
+        for (is_among, _), (message, rows) in self._kinds.items():
             first = ", ".join(map(str, sorted(rows)[:_MOST_ROWS_NAMED]))
             n_more = len(rows) - _MOST_ROWS_NAMED
             more = f" and {n_more:,} more" if n_more > 0 else ""
             place = "among rows" if is_among else "row" if len(rows) == 1 else "rows"
             said.append(f"{place} {first}{more}: {message}")
-        if len(self._kinds) > _MOST_KINDS:
-            n_more = len(self._kinds) - _MOST_KINDS
-            said.append(f"{counted(n_more, 'more kind')} of warnings came up")
+        if self._others:
+            n = counted(len(self._others), "row")
+            said.append(f"warnings of further kinds came up with {n}")
         return said

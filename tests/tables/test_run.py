@@ -25,6 +25,7 @@ from captum_attnflow.pipelines.text_classification import TextClassifier
 from captum_attnflow.runs import sharing
 from captum_attnflow.summary import summarize
 from captum_attnflow.tables import TableJob, explain_table, settings
+from captum_attnflow.tables.chunks import RowWarnings
 from captum_attnflow.tables.settings import OWN_COLUMNS
 
 
@@ -72,6 +73,17 @@ def test_each_kind_of_warning_is_said_once_with_its_rows(job, texts, demo):
             n_more += int(more.removesuffix(" more") or 0)
         assert named <= rows
         assert len(named) + n_more == len(rows)
+
+
+def test_warnings_take_no_more_memory_the_more_texts_they_quote():
+    warned = RowWarnings()
+    for row in range(1000):
+        warned.note(f"no label of 'text {row}' and {row} others", [row], True)
+        warned.note(f"of its own kind: {'x' * row}", [row], True)
+    first, *others, last = warned.sentences()
+    assert first == "rows 0, 1, 2, 3, 4 and 995 more: no label of 'text 0' and 0 others"
+    assert len(others) == 9
+    assert last == "warnings of further kinds came up with 991 rows"
 
 
 def test_paths_are_given_as_such_or_as_text(job):
