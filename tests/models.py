@@ -278,6 +278,21 @@ def pooled_by_attention() -> nn.Module:
     return transformers.SiglipVisionModel(config).eval()
 
 
+def bert_for(auto_class: str, vocabulary: int, **options: Any) -> nn.Module:
+    """A tiny BERT of random weights, with the head of a task."""
+    config = transformers.BertConfig(
+        vocab_size=vocabulary,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        initializer_range=0.5,
+        **options,
+    )
+    return getattr(transformers, auto_class).from_config(config).eval()
+
+
 def causal_language_model(vocabulary: int) -> nn.Module:
     config = transformers.GPT2Config(
         vocab_size=vocabulary,

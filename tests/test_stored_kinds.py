@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import transformers
-from models import VOCABULARY, causal_language_model, numbers_tokenizer
+from models import VOCABULARY, bert_for, causal_language_model, numbers_tokenizer
 from models import vision_classifier as tiny_vision_classifier
 from PIL import Image
 from vision_language import PROMPTS, vision_language_model
@@ -36,17 +36,7 @@ def by_tensors(attribution: type) -> list[Any]:
 def tiny(auto_class: str, **options: Any) -> tuple[Any, Any]:
     """A model of random weights for a task, with a tokenizer of words."""
     _, tokenizer = load_demo_model()
-    config = transformers.BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=64,
-        initializer_range=0.5,
-        **options,
-    )
-    return getattr(transformers, auto_class).from_config(config).eval(), tokenizer
+    return bert_for(auto_class, len(tokenizer), **options), tokenizer
 
 
 def labelled_words() -> list[Any]:

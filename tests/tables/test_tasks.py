@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
+from models import bert_for
 from pyarrow import parquet
 from tables.conftest import contents, lines_of
 
@@ -51,17 +51,8 @@ def job_of(tmp_path):
         _, tokenizer = load_demo_model()
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            config = transformers.BertConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=32,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                intermediate_size=64,
-                max_position_embeddings=64,
-                initializer_range=0.5,
-                **({"id2label": LABELS} if task == "token-classification" else {}),
-            )
-            made = getattr(transformers, CLASSES[task]).from_config(config)
+            named = {"id2label": LABELS} if task == "token-classification" else {}
+            made = bert_for(CLASSES[task], len(tokenizer), **named)
         made.save_pretrained(model)
         tokenizer.save_pretrained(model)
         names = ("question", "context")
