@@ -273,7 +273,6 @@ class TextGenerator(KnownParts):
         self, given: TextTokenInput, target: str | None, max_new_tokens: int
     ) -> Tensor:
         """Return the ids of the target, or of what the model generates."""
-        n_prompt = given.to_model_input().shape[1]
         if target is not None:
             ids = self.tokenizer.encode(target, add_special_tokens=False)
             if not ids:
@@ -282,10 +281,10 @@ class TextGenerator(KnownParts):
                     "prompt, or leave it out and the model generates one"
                 )
             check_ids(self.model, torch.tensor(ids))
-            check_length(self.model.config, n_prompt, len(ids))
             return torch.tensor(ids, device=self.model.device)
-        check_length(self.model.config, n_prompt, max_new_tokens)
         prompt = given.to_model_input().to(self.model.device)
+        n_prompt = prompt.shape[1]
+        check_length(self.model.config, n_prompt, max_new_tokens)
         answer = self.model.generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
