@@ -229,11 +229,6 @@ class GenerationAttribution(LLMGradientAttribution):
         prompt = inp.to_model_input().to(self.device)
         generated = self._get_target_tokens(inp, target, gen_args).to(self.device)
         n_generated = len(generated)
-        if n_generated == 0 and target is None:
-            raise ValueError(
-                "nothing was generated, so there is nothing to attribute; pass target, "
-                "or gen_args with a greater max_new_tokens"
-            )
         config = getattr(self.model, "config", None)
         check_length(config, prompt.shape[1], n_generated)
         rows = _check_spans(spans, n_generated)
@@ -491,6 +486,11 @@ class GenerationAttribution(LLMGradientAttribution):
             tokens: Tensor = answer[0, 1:]
         else:
             tokens = super()._get_target_tokens(inp, None, gen_args)
+        if len(tokens) == 0:
+            raise ValueError(
+                "nothing was generated, so there is nothing to attribute; pass target, "
+                "or gen_args with a greater max_new_tokens"
+            )
         return tokens
 
     @property

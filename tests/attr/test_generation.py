@@ -317,6 +317,8 @@ class TestRefusals:
         generation = GenerationAttribution(GeneralizedAttentionFlow(model), tokenizer)
         with pytest.raises(ValueError, match=r"nothing was generated.*max_new_tokens"):
             generation.explain(prompt)
+        with pytest.raises(ValueError, match=r"nothing was generated.*max_new_tokens"):
+            generation.attribute(prompt)
 
     @pytest.mark.parametrize("target", ["", [], torch.tensor([], dtype=torch.int64)])
     def test_a_target_without_a_token(self, target, model, tokenizer, prompt):
