@@ -16,6 +16,7 @@ from captum_attnflow._checks import DTYPES, counted
 from captum_attnflow._warnings import stopped_in_words
 from captum_attnflow.cli._streams import errors_as_sentences, options_named, printing
 from captum_attnflow.runs.data import INPUT_FORMATS
+from captum_attnflow.runs.folder import LineFile
 from captum_attnflow.runs.sharing import ENGINES, read_part
 from captum_attnflow.study import METHODS, REMOVALS, Study
 from captum_attnflow.study.settings import BETTER
@@ -215,7 +216,7 @@ def study(
 
 def _n_done(output: Path) -> int:
     """Count the attributions of a folder: a line of a file for each."""
-    return sum(file.read_bytes().count(b"\n") for file in output.glob("results*.jsonl"))
+    return sum(1 for file in output.glob("results*.jsonl") for _ in LineFile(file))
 
 
 def _how_far(output: Path) -> str:
