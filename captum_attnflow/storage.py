@@ -56,6 +56,7 @@ _CHECKSUM_KEY = f"{_KEY}_{_CHECKSUM}"
 _NO_CHECKSUM = "0" * hashlib.sha256().digest_size * 2
 _MAX_HEADER = 100_000_000  # bytes; safetensors reads no longer one
 _WANTED = "give a file that save() or save_results() wrote"
+_ENDING = ".safetensors"
 _MAGIC = {
     **BINARY_FORMATS,
     b"\x80": "a pickle, which could run code when it is read",
@@ -128,7 +129,8 @@ class Storable(Compared):
 
         Raises:
             OSError: If the file cannot be written; it then is as it was.
-            ValueError: If an argument is of another type.
+            ValueError: If an argument is of another type, or the file's name ends in
+                another format.
         """
         save_results(self, path, provenance)
 
@@ -180,14 +182,15 @@ def save_results(
     Args:
         results (result or sequence of results): One or several of one of
             :data:`KINDS`.
-        path (str or path): The file. One that exists is replaced in one step.
+        path (str or path): The file, whose name ends in ``.safetensors`` or has no
+            ending. One that exists is replaced in one step.
         provenance (Provenance, optional): Where they come from.
 
     Raises:
         FlowError: If a joint flow is still to be solved and cannot be.
         OSError: If the file cannot be written; it then is as it was.
-        ValueError: If there is no result, they are of several kinds, or one holds what
-            no file can.
+        ValueError: If there is no result, they are of several kinds, one holds what no
+            file can, or the file's name ends in another format.
 
     Examples::
 
@@ -204,6 +207,12 @@ def save_results(
         (True, 'attnlrp')
     """
     check_type("path", path, (str, PathLike), "the name of a file")
+    ending = Path(path).suffix
+    if ending.lower() not in ("", _ENDING):
+        raise ValueError(
+            f"path={os.fspath(path)!r} ends in {ending}, and results are written in "
+            f"the format of safetensors; give a file that ends in {_ENDING}"
+        )
     if provenance is not None:
         check_type("provenance", provenance, Provenance, "a Provenance, or None")
     given, kind = _of_one_kind(results)

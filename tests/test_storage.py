@@ -718,6 +718,17 @@ def test_what_no_file_can_hold_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_name_that_ends_in_another_format_is_refused(tmp_path):
+    text = TextAttribution("a", ("a",), (1.0,), "x", None, "x")
+    for name in ("x.json", "x.pt", "x.html"):
+        with pytest.raises(ValueError, match=rf"{name}' ends in .*\.safetensors$"):
+            text.save(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+    for name in ("x", "x.safetensors", "X.SAFETENSORS"):
+        text.save(tmp_path / name)
+        assert TextAttribution.load(tmp_path / name) == text
+
+
 def test_a_header_that_no_reader_takes_is_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr("captum_attnflow.storage._MAX_HEADER", 1000)
     text = TextAttribution("a" * 1000, ("a",), (1.0,), "x", None, "x")
