@@ -21,6 +21,7 @@ from captum_attnflow._checks import (
 )
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.pipelines.pretrained import (
+    NOT_GIVEN,
     Given,
     TextOrPair,
     check_ids,
@@ -437,7 +438,7 @@ class ModelOfTexts(KnownParts):
     """
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase = NOT_GIVEN
     tokenizer_options: Mapping[str, Any] = field(
         default_factory=dict, repr=False, compare=False
     )

@@ -37,7 +37,7 @@ from captum_attnflow.pipelines.predictions import (
     labels_of,
     read_predictions,
 )
-from captum_attnflow.pipelines.pretrained import Kind, check_parts
+from captum_attnflow.pipelines.pretrained import NOT_GIVEN, Kind, check_parts
 from captum_attnflow.pipelines.provenance import KnownParts
 from captum_attnflow.scored_tokens import escaped, printable
 from captum_attnflow.show.figures import drawable
@@ -205,7 +205,7 @@ class ImageClassifier(KnownParts):
     """
 
     model: PreTrainedModel
-    processor: BaseImageProcessor
+    processor: BaseImageProcessor = NOT_GIVEN
     _kind = Kind(
         "an image classifier",
         AutoModelForImageClassification,

@@ -44,6 +44,7 @@ from captum_attnflow.pipelines.methods import (
     find_method,
 )
 from captum_attnflow.pipelines.pretrained import (
+    NOT_GIVEN,
     Kind,
     check_encodable,
     check_parts,
@@ -318,7 +319,7 @@ class ImageTextGenerator(KnownParts):
     """
 
     model: PreTrainedModel
-    processor: ProcessorMixin
+    processor: ProcessorMixin = NOT_GIVEN
     _kind = Kind(
         "a vision-language model",
         AutoModelForImageTextToText,

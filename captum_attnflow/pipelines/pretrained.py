@@ -435,6 +435,10 @@ def outputs_by_position(
     return forward
 
 
+NOT_GIVEN: Any = None
+"""Default of a model's companion: to give none is refused in words, not by Python."""
+
+
 def check_parts(task: str, model: object, companion: object, kind: str) -> None:
     """Refuse anything but a model with its tokenizer or image processor.
 
@@ -450,14 +454,18 @@ def check_parts(task: str, model: object, companion: object, kind: str) -> None:
     for name, part in (("model", model), (kind, companion)):
         fits = isinstance(part, nn.Module) if part is model else callable(part)
         if is_pipeline(part) or not fits:
+            given = (
+                "was not given"
+                if part is NOT_GIVEN
+                else f"is {type_of(part)} and no {name} of transformers"
+            )
             advice = (
                 f"of a pipeline take {task}.load(pipeline)"
                 if is_pipeline(part)
-                else (f"give a model and a {kind}, such as {task}.load(folder) finds")
+                else f"give a model and its {kind}, or to {task}.load a folder, a hub "
+                "id or a pipeline"
             )
-            raise ValueError(
-                f"{name} is {type_of(part)} and no {name} of transformers; {advice}"
-            )
+            raise ValueError(f"{name} {given}; {advice}")
 
 
 TextOrPair = str | tuple[str, str]

@@ -33,6 +33,7 @@ from captum_attnflow.pipelines.methods import (
     find_method,
 )
 from captum_attnflow.pipelines.pretrained import (
+    NOT_GIVEN,
     Kind,
     check_encodable,
     check_ids,
@@ -151,7 +152,7 @@ class TextGenerator(KnownParts):
     """
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase = NOT_GIVEN
     _kind = Kind("a language model", _AutoLanguageModel, AutoTokenizer.from_pretrained)
 
     def __post_init__(self) -> None:

@@ -94,6 +94,24 @@ def test_a_pipeline_in_training_mode_is_refused(demo):
         TextClassifier.load(pipeline)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("TextClassifier", "TokenClassifier", "QuestionAnswerer", "TextGenerator"),
+        *("SentenceSimilarity", "ImageClassifier", "ImageTextGenerator"),
+    ],
+)
+def test_what_load_takes_is_refused_by_the_class_in_words(demo, name):
+    kind = getattr(captum_attnflow, name)
+    with pytest.raises(ValueError, match=rf"of a pipeline take {name}\.load\(pipe"):
+        kind(pipeline_of(demo))
+    what = f"to {name}.load a folder, a hub id or a pipeline"
+    with pytest.raises(ValueError, match=rf"model is a str and no model.*{what}"):
+        kind("owner/name")
+    with pytest.raises(ValueError, match=rf"was not given; give a model.*{what}"):
+        kind(demo.model)
+
+
 def language_model(demo):
     config = transformers.GPT2Config(
         vocab_size=len(demo.tokenizer),
