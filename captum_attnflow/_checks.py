@@ -213,6 +213,17 @@ def counted(number: int, thing: str) -> str:
     return f"{number:,} {thing}" + "s" * (number != 1)
 
 
+def which_of(unit: str, number: int, total: int) -> str:
+    """Say which of several is meant, without a number where there is one alone.
+
+    Examples::
+
+        >>> which_of("text", 1, 1), which_of("text", 2, 3)
+        ('the text', 'text 2 of 3')
+    """
+    return f"the {unit}" if total == 1 else f"{unit} {number} of {total}"
+
+
 _DELIMITERS = ",;\t|"
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from captum_attnflow._checks import check_choice, counted
+from captum_attnflow._checks import check_choice, counted, which_of
 from captum_attnflow._warnings import stopped_in_words
 from captum_attnflow.cli import tables
 from captum_attnflow.cli._streams import (
@@ -40,10 +40,11 @@ if TYPE_CHECKING:
 SCORES = ("value", "importance", "linearized", "contribution", "removal")
 """The keys of :data:`captum_attnflow.slalom.SCORES`, which would load torch."""
 _GENERATED = ("text-generation", "image-text-generation")
+_LABELLED = ("text-classification", "token-classification")
 _OF_TASKS = {
     "against": ("text-classification", *_GENERATED),
-    "truncation": ("text-classification",),
-    "stride": ("text-classification",),
+    "truncation": _LABELLED,
+    "stride": _LABELLED,
     "prompt": ("image-text-generation",),
     "max_new_tokens": _GENERATED,
     "output": _GENERATED,
@@ -108,6 +109,21 @@ def _texts() -> Task:
         default_model=str(DEMO_MODEL_PATH),
         fields=_given_fields,
         default_name="the small sentiment classifier of this package",
+    )
+
+
+def _words() -> Task:
+    from captum_attnflow.pipelines.token_classification import (
+        LabelledWords,
+        TokenClassifier,
+    )
+
+    def fields(result: LabelledWords) -> dict[str, Any]:
+        explained = [_given_fields(each) for each in result.attributions]
+        return {**_given_fields(result), "attributions": explained}
+
+    return Task(
+        load=TokenClassifier.load, unit="text", default_model=None, fields=fields
     )
 
 
@@ -207,6 +223,7 @@ def _generated_from_images() -> Task:
 
 TASKS: dict[str, Callable[[], Task]] = {
     "text-classification": _texts,
+    "token-classification": _words,
     "text-generation": _generated_text,
     "image-text-generation": _generated_from_images,
     "image-classification": _images,
@@ -566,7 +583,7 @@ def _read(inputs: list[str] | None, file: Path | None, task: Task) -> list[str]:
     lines = inputs or read_lines(file)
     empty = [number for number, line in enumerate(lines, 1) if not line.strip()]
     if not lines or empty:
-        where = f"{unit} {empty[0]} of {len(lines)}" if empty else "the input"
+        where = which_of(unit, empty[0], len(lines)) if empty else "the input"
         raise ValueError(
             f"{where} is empty; give {unit}s as arguments, or one per line of a file "
             "or of standard input, without blank lines"
@@ -576,7 +593,7 @@ def _read(inputs: list[str] | None, file: Path | None, task: Task) -> list[str]:
         from captum_attnflow.pipelines.pretrained import check_encodable
 
         for number, line in enumerate(lines, 1):
-            check_encodable(f"{unit} {number} of {len(lines)}", line)
+            check_encodable(which_of(unit, number, len(lines)), line)
     return lines
 
 

@@ -18,6 +18,7 @@ from captum_attnflow._checks import (
     check_integer,
     check_type,
     is_pipeline,
+    which_of,
 )
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.pipelines.pretrained import (
@@ -171,8 +172,9 @@ class TextEncoder:
             with_places (bool): Whether to find where tokens come from.
 
         Raises:
-            ValueError: If a text is refused or cannot be cut into such windows,
-                ``truncation`` is unknown, or the tokenizer knows no places.
+            ValueError: If a text is refused, has no token but special ones or cannot be
+                cut into such windows, ``truncation`` is unknown, or the tokenizer knows
+                no places.
         """
         if with_places and not self.tokenizer.is_fast:
             raise ValueError(
@@ -193,15 +195,23 @@ class TextEncoder:
         limit = self.limit
         kept: list[list[Tensor]] = []
         for number, (text, encoded) in enumerate(zip(texts, whole, strict=True), 1):
+            where = which_of("text", number, len(texts))
+            if all(encoded["special_tokens_mask"]):
+                # A method that deletes tokens has none to delete; the scores of others
+                # would be of special tokens alone.
+                said = "has no token but special ones; remove it"
+                raise OneTextError(
+                    f"{where}, {_shortened(text)!r}, {said}", f"the text {said}"
+                )
             n_tokens = len(encoded["input_ids"])
             if limit is None or n_tokens <= limit:
                 kept.append([torch.arange(n_tokens)])
             elif truncation == "refuse":
                 raise OneTextError(
-                    f"text {number} of {len(texts)}, {_shortened(text)!r}, has "
-                    f"{n_tokens} tokens, and the model's limit is {limit}; shorten it, "
-                    'or give truncation="window", which explains all of it in '
-                    'overlapping windows, or "truncate"',
+                    f"{where}, {_shortened(text)!r}, has {n_tokens} tokens, and the "
+                    f"model's limit is {limit}; shorten it, or give "
+                    'truncation="window", which explains all of it in overlapping '
+                    'windows, or "truncate"',
                     f"the {'pair' if isinstance(text, tuple) else 'text'} has more "
                     f"tokens than the model's limit of {limit}",
                 )

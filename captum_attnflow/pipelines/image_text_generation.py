@@ -26,7 +26,7 @@ from transformers import (
     ProcessorMixin,
 )
 
-from captum_attnflow._checks import counted, type_of
+from captum_attnflow._checks import counted, type_of, which_of
 from captum_attnflow.attr import GenerationAttribution
 from captum_attnflow.attr.generation import Output, check_length
 from captum_attnflow.explanation import Part
@@ -484,8 +484,8 @@ class ImageTextGenerator(KnownParts):
             if n_places != int(not is_chat):
                 found = counted(n_places, "place") if n_places else "no place"
                 raise ValueError(
-                    f"prompt {number} of {len(prompts)}, {shorten(prompt, 40)!r}, has "
-                    f"{found} for an image; "
+                    f"{which_of('prompt', number, len(prompts))}, "
+                    f"{shorten(prompt, 40)!r}, has {found} for an image; "
                     + (
                         f"leave {named} out, as the chat template places the image"
                         if is_chat

@@ -30,6 +30,7 @@ from captum_attnflow._checks import (
     described,
     is_pipeline,
     type_of,
+    which_of,
     with_article,
 )
 from captum_attnflow._files import read_json
@@ -483,7 +484,7 @@ def check_texts(unit: str, texts: object) -> None:
     """
     listed = _listed(unit, texts)
     for number, text in enumerate(listed, 1):
-        where = f"{unit} {number} of {len(listed)}"
+        where = which_of(unit, number, len(listed))
         if not isinstance(text, str):
             raise ValueError(
                 f"{where} is {type_of(text)}, {text!r}, and no str; give each "
@@ -503,7 +504,7 @@ def check_texts_or_pairs(texts: object) -> None:
     """
     listed = _listed("text", texts)
     for number, given in enumerate(listed, 1):
-        where = f"text {number} of {len(listed)}"
+        where = which_of("text", number, len(listed))
         if isinstance(given, str):
             _check_text(where, given)
             continue
@@ -531,7 +532,7 @@ def check_pairs(first: str, second: str, pairs: object) -> None:
     """
     listed = _listed("pair", pairs)
     for number, pair in enumerate(listed, 1):
-        where = f"pair {number} of {len(listed)}"
+        where = which_of("pair", number, len(listed))
         is_pair = isinstance(pair, tuple) and len(pair) == 2
         if not is_pair or not all(isinstance(part, str) for part in pair):
             raise ValueError(

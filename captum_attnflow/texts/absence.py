@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from captum_attnflow._checks import check_dense, check_tensor, check_type
+from captum_attnflow._checks import check_dense, check_tensor, check_type, which_of
 from captum_attnflow.targets import Target, run_forward
 from captum_attnflow.texts.token_axis import TokenAxis, rows_of
 
@@ -121,10 +121,10 @@ def explained_positions(keep: Tensor, padding: Tensor) -> list[list[int]]:
     for number, each in enumerate(positions, 1):
         if not each:
             raise ValueError(
-                f"text {number} of {len(positions)} has only special tokens, padding, "
-                "tokens that equal the baseline and those that the target names or "
-                "that stand behind a causal read-out; there is nothing to explain. "
-                "Remove it, or change keep, the baselines or the target"
+                f"{which_of('text', number, len(positions))} has only special tokens, "
+                "padding, tokens that equal the baseline and those that the target "
+                "names or that stand behind a causal read-out; there is nothing to "
+                "explain. Remove it, or change keep, the baselines or the target"
             )
     return positions
 
@@ -268,9 +268,8 @@ class DeletableWords:
         self._words = [text.split() for text in texts]
         for row, words in enumerate(self._words):
             if not words:
-                raise ValueError(
-                    f"text {row + 1} of {len(texts)} has no word; remove it"
-                )
+                where = which_of("text", row + 1, len(texts))
+                raise ValueError(f"{where} has no word; remove it")
         self.types = [in_order_of_appearance(words) for words in self._words]
         self.positions = [list(range(len(words))) for words in self._words]
         self.n_positions = max(len(words) for words in self._words)

@@ -12,6 +12,7 @@ import sys
 
 import pytest
 import torch
+from models import bert_for
 from typer.testing import CliRunner
 from warm_processes import run_command
 
@@ -20,6 +21,7 @@ from captum_attnflow import (
     ImageTextGenerator,
     TextClassifier,
     TextGenerator,
+    TokenClassifier,
 )
 from captum_attnflow.cli import app
 from captum_attnflow.cli._streams import errors_as_sentences, printing, read_lines
@@ -54,6 +56,25 @@ def test_json_gives_one_object_per_text(run, method):
     assert first["tokens"][3] == ","
     assert len(first["scores"]) == len(first["tokens"])
     assert second["predicted"] == "negative"
+
+
+def test_words_of_one_text_are_labelled_and_explained(run, demo, tmp_path):
+    labels = {0: "B-FILM", 1: "I-FILM"}
+    made = bert_for(
+        "AutoModelForTokenClassification", len(demo.tokenizer), id2label=labels
+    )
+    for part in (made, demo.tokenizer):
+        part.save_pretrained(tmp_path)
+    task = ("--task", "token-classification", "--model", tmp_path)
+    printed = run("so funny", *task, "--html", tmp_path / "page.html").stdout
+    assert re.match(r"so \[[BI]-FILM 0\.\d+\] funny \[", printed)
+    assert "so: " in (tmp_path / "page.html").read_text()
+    found = json.loads(run("so funny", *task, "--json").stdout)
+    assert [word["text"] for word in found["words"]] == ["so", "funny"]
+    [_, second] = found["attributions"]
+    assert second["word"] == found["words"][1]
+    assert "index" not in second
+    assert "value" not in second
 
 
 def test_rules_reach_relevance_flow_which_is_the_default(run):
@@ -162,7 +183,7 @@ def test_a_terminal_sees_what_is_going_on_and_a_pipe_does_not(run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([""], "text 1 of 1 is empty"),
+        ([""], "the text is empty"),
         ([TEXT, "--target", "neutral"], "target='neutral' is unknown"),
         ([TEXT, "--method", "lime"], "method='lime' is unknown"),
         ([TEXT, "--model", "/no/such/folder"], "there is no model folder"),
@@ -185,7 +206,7 @@ def test_a_terminal_sees_what_is_going_on_and_a_pipe_does_not(run):
         ([TEXT, "--target", "caf\udce9"], "is unknown"),
         (
             ["caf\udce9"],
-            "text 1 of 1, 'caf\\udce9', holds '\\udce9', which is no",
+            "the text, 'caf\\udce9', holds '\\udce9', which is no",
         ),
         ([*["dull"] * 16, "caf\udce9"], "text 17 of 17, 'caf\\udce9', holds"),
         ([TEXT, "--model", ""], "model='' names no model"),
@@ -256,6 +277,7 @@ def test_the_name_of_a_file_is_explained_with_a_warning(run, tmp_path):
 def test_the_options_of_tasks_are_those_that_their_explain_takes():
     kinds = {
         "text-classification": TextClassifier,
+        "token-classification": TokenClassifier,
         "text-generation": TextGenerator,
         "image-text-generation": ImageTextGenerator,
         "image-classification": ImageClassifier,
@@ -284,7 +306,7 @@ def test_blank_line_is_an_error_that_names_it(run):
     result = run(input="dull\n\nfine\n")
     assert result.exit_code == 2
     assert "text 2 of 3 is empty" in result.stderr
-    assert "text 1 of 1 is empty" in run(input="").stderr
+    assert "the text is empty" in run(input="").stderr
 
 
 def test_truncation_is_told_on_standard_error(run):

@@ -32,6 +32,14 @@ def test_texts_of_a_batch_are_explained_as_if_alone(demo, method):
         assert result.scores == pytest.approx(alone.scores, rel=1e-3, abs=1e-9)
 
 
+@pytest.mark.parametrize("method", ["relevance-flow", "slalom"])
+def test_a_text_of_special_tokens_alone_is_refused_by_every_method(demo, method):
+    with pytest.raises(ValueError, match=r"^the text, '.u200b', has no token but spec"):
+        demo.explain(["\u200b"], method)
+    with pytest.raises(ValueError, match=r"^text 2 of 2, '.u200b', has no token but"):
+        demo.explain(["so funny", "\u200b"], method)
+
+
 def test_loading_a_folder_prints_nothing_and_leaves_progress_bars_on(capfd):
     transformers.logging.enable_progress_bar()
     TextClassifier.load(str(DEMO_MODEL_PATH))
@@ -162,7 +170,7 @@ def test_a_pipeline_is_no_part_of_it(demo, part):
     parts = {"model": demo.model, "tokenizer": demo.tokenizer}
     with pytest.raises(ValueError, match=r"TextClassifier\.load\(pipeline\)"):
         TextClassifier(**{**parts, part: pipeline})
-    with pytest.raises(ValueError, match=rf"{part} is a NoneType"):
+    with pytest.raises(ValueError, match=f"{part} was not given"):
         TextClassifier(**{**parts, part: None})
 
 

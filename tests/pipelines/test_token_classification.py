@@ -263,7 +263,7 @@ def test_other_wrong_arguments_are_refused(tagger):
         tagger.explain(TEXTS, unit="span")
     with pytest.raises(ValueError, match=r"target='B-ORG' is unknown; give a label of"):
         tagger.explain(TEXTS, target="B-ORG")
-    with pytest.raises(ValueError, match="text 1 of 1 is a tuple"):
+    with pytest.raises(ValueError, match="the text is a tuple"):
         tagger.explain([("a film", "so dull")])
     entities = transformers.pipeline(
         "ner", model=tagger.model, tokenizer=tagger.tokenizer
