@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
 
-from captum_attnflow._checks import counted
+from captum_attnflow._checks import OneTextError, counted
 from captum_attnflow._files import named_in_errors, replace_file
 from captum_attnflow._warnings import warn_caller
 from captum_attnflow.runs.data import Row, TableData
@@ -411,6 +412,27 @@ def _read_csv(content: bytes) -> list[tuple[Any, Any, Any]]:
 def _read_jsonl(content: bytes) -> list[tuple[Any, Any, Any]]:
     rows = [json.loads(line) for line in content.splitlines()]
     return [(row["row"], row["status"], row["reason"]) for row in rows]
+
+
+_LONGEST_REASON = 300  # characters
+_NUMBERS = re.compile(r"\[[\d, ]+\]|(?<![\w.])[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?")
+
+
+def reason_of(error: Exception) -> str:
+    """Say why a row failed, in words that every such row has: reasons are counted.
+
+    What a solver or torch says at run time has numbers of the text, such as those of
+    iterations or of memory; dots take their place.
+
+    Examples::
+
+        >>> reason_of(RuntimeError("not converged in 1,213 iterations (rows [0, 2])"))
+        'not converged in ... iterations (rows ...)'
+    """
+    said = error.reason if isinstance(error, OneTextError) else str(error)
+    if isinstance(error, RuntimeError):
+        said = _NUMBERS.sub("...", said)
+    return shorten(said or type(error).__name__, _LONGEST_REASON)
 
 
 _EXAMPLES = re.compile(r"\bthe examples \[([\d, ]+)\]")

@@ -20,12 +20,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 from captum_attnflow._captum import NullProgress, progress
 from captum_attnflow._checks import (
-    OneTextError,
     check_contrast,
     check_type,
     counted,
@@ -67,6 +65,7 @@ from captum_attnflow.tables.chunks import (
     ChunkPlan,
     Line,
     RowWarnings,
+    reason_of,
 )
 from captum_attnflow.tables.settings import TASK_OPTIONS, TableJob
 
@@ -80,7 +79,6 @@ _WEIGHTS = re.compile(r"config\.json|[^/]*\.safetensors(\.index\.json)?")
 _MOST_REASONS = 1000
 _OTHER_REASONS = "other reasons"
 _FEWEST_THAT_PROVE = 8
-_LONGEST_REASON = 300  # characters
 
 
 @dataclass
@@ -601,9 +599,7 @@ class ChunkExplainer:
             ]
 
         def failed(of: tuple[Row, int], error: Exception) -> list[list[Line]]:
-            said = error.reason if isinstance(error, OneTextError) else str(error)
-            reason = shorten(said or type(error).__name__, _LONGEST_REASON)
-            return [[self._failed(of[0], reason)]]
+            return [[self._failed(of[0], reason_of(error))]]
 
         found = _at_once_or_one_by_one(explain, batch, failed)
         yield from zip((row.number for row, _ in batch), found, strict=True)

@@ -19,6 +19,7 @@ from filelock import FileLock
 from pyarrow import parquet
 from tables.conftest import N_TEXTS, contents, lines_of, write_texts
 
+from captum_attnflow import FlowError
 from captum_attnflow.demo import DEMO_MODEL_PATH
 from captum_attnflow.pipelines import encoding
 from captum_attnflow.pipelines.text_classification import TextClassifier
@@ -332,6 +333,23 @@ def test_of_a_thousand_rows_five_percent_are_broken_and_all_accounted_for(
     assert explain_table(
         replace(job, data=str(data), rows_per_part=300, batch_size=32)
     ) == replace(outcome, n_kept=4)
+
+
+def test_texts_on_which_a_solver_fails_alike_are_counted_together(
+    job, texts, monkeypatch
+):
+    failures = (FlowError(f"off by 1e-{n} in {n} of 1 network") for n in range(99))
+
+    def fail_on_some(self, given, *arguments, **options):
+        if "film" in " ".join(given):
+            raise next(failures)
+        return explain(self, given, *arguments, **options)
+
+    explain = TextClassifier.explain
+    monkeypatch.setattr(TextClassifier, "explain", fail_on_some)
+    outcome = explain_table(job)
+    n_failed = sum("film" in text for text in texts)
+    assert outcome.reasons == {"off by ... in ... of ... network": n_failed}
 
 
 def test_a_text_that_fails_takes_no_other_with_it(job, texts, monkeypatch):
