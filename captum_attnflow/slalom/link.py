@@ -79,25 +79,26 @@ def link_outputs(
             for part, one in zip(parts, classes, strict=True)
         ]
     )
-    one, is_known, chosen, caveats = everything.shape[1] == 1, True, link, []
+    one, is_open, chosen, caveats = everything.shape[1] == 1, False, link, []
     if chosen == "auto":
         # The outputs of all labels say what those of one are.
         read = everything.reshape(-1, 1) if excluding is False else everything
         chosen = recognise_link(read, bool(excluding))
-        is_known = (bool(excluding) and not one) or not fits_both_readings(read)
+        is_open = fits_both_readings(read)
         if excluding is False:
             everything = everything.gather(1, index[:, None])
             index = torch.zeros_like(index)
     odds = log_odds(everything, index, chosen)
-    if not is_known:
+    if is_open:
         sums = "" if one or excluding is False else " and do not sum to 1"
+        accepted = "logits" if chosen == "logits" else "identity"
         caveats.append(
             f"the {'one output' if one else 'outputs'} per input lie"
             f"{'s' if one else ''} in [0, 1] for all queries{sums}, which scores and "
             "probabilities"
             f"{'' if one else ' of labels that do not exclude each other'} may; "
             f'{"it was" if one else "they were"} read by link="{chosen}". Say by link= '
-            'which it is: "probabilities", or "identity" for scores'
+            f'which it is: "probabilities", or "{accepted}" for scores'
         )
     n_clamped = int(clamped(everything, index, chosen).sum())
     if n_clamped:

@@ -108,8 +108,14 @@ def test_outputs_of_one_label_that_do_not_sum_to_one_are_logits():
     logits = torch.tensor([[0.2, 0.9], [0.5, 0.1]])
     expected = log_odds(logits, torch.tensor([1, 1]), "logits")
     linked = link_outputs([logits], [(1,)], "auto", excluding=True)
-    assert (linked.link, linked.caveats) == ("logits", ())
+    assert linked.link == "logits"
     assert torch.equal(linked.columns[0], expected)
+    [caveat] = linked.caveats  # they may be of a model of each label on its own
+    assert "do not sum to 1" in caveat
+    assert 'by link="logits". Say by link= which it is: "probab' in caveat
+    assert caveat.endswith('or "logits" for scores')
+    assert link_outputs([8 * logits], [(1,)], "auto", excluding=True).caveats == ()
+    assert link_outputs([logits], [(1,)], "logits", excluding=True).caveats == ()
     # Nothing known, they may be of labels that may apply together.
     linked = link_outputs([logits], [(1,)], "auto")
     assert linked.link == "probabilities"
