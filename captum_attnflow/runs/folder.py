@@ -178,6 +178,30 @@ def check_format(folder: Path, found: object, written: int) -> None:
         )
 
 
+def there_and_now(there: object, now: object, defaults: object, name: str) -> str:
+    """Say what a folder was made with, and what a run has that does not agree.
+
+    Who resumes a run and leaves an option out has its default, and gave nothing.
+
+    Args:
+        there (object): The manifest's value, of JSON.
+        now (object): The run's.
+        defaults (object): What has an attribute of the setting's name with its default,
+            if it has one.
+        name (str): Of the setting.
+
+    Examples::
+
+        >>> from captum_attnflow.tables import TableJob
+        >>> there_and_now(4, 16, TableJob, "batch_size")
+        '4 there, 16 now, which is the default where it is not given'
+    """
+    default = getattr(defaults, name, ...)
+    default = list(default) if isinstance(default, tuple) else default
+    why = ", which is the default where it is not given" if now == default else ""
+    return f"{there!r} there, {now!r} now{why}"
+
+
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write a folder's manifest, whole or not at all."""
     replace_file(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")

@@ -32,6 +32,7 @@ from captum_attnflow.runs.folder import (
     manifest_lock,
     model_hashes,
     read_manifest,
+    there_and_now,
     write_manifest,
     writing_part,
 )
@@ -51,7 +52,7 @@ from captum_attnflow.study.records import (
     Results,
     no_merge_meanwhile,
 )
-from captum_attnflow.study.settings import Study, TextData, read_data
+from captum_attnflow.study.settings import DataSource, Study, TextData, read_data
 from captum_attnflow.study.table import FORMATS, Table, save_plot
 
 _PACKAGES = (
@@ -515,11 +516,18 @@ def _check_same(folder: Path, old: dict[str, Any], new: Mapping[str, Any]) -> No
                 # but others. None leaves out no row, or n_texts differs as well.
                 continue
             if before.get(name) != now.get(name):
+                by_default = DataSource if where == "data" else Study
+                left_out = getattr(Study, name, None)  # a dtype that is the default
+                both = there_and_now(
+                    before.get(name, left_out),
+                    now.get(name, left_out),
+                    by_default,
+                    name,
+                )
                 raise ValueError(
-                    f"{folder} holds a study with another {name!r} ({where}): "
-                    f"{before.get(name)!r} there, {now.get(name)!r} now. Its results "
-                    "cannot be mixed with new ones: give the same settings, or another "
-                    "--output"
+                    f"{folder} holds a study with another {name!r} ({where}): {both}. "
+                    "Its results cannot be mixed with new ones: give the same settings, "
+                    "or another --output"
                 )
 
 

@@ -49,6 +49,7 @@ from captum_attnflow.runs.folder import (
     manifest_lock,
     model_hashes,
     read_manifest,
+    there_and_now,
     write_manifest,
     writing_part,
 )
@@ -332,15 +333,22 @@ def _check_manifest(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]
     ]
     if different:
         name = different[0]
+        both = {
+            each: there_and_now(
+                noted.get(each),
+                manifest.get(each),
+                TableJob,
+                each.removeprefix("file_"),  # "format" is that of the manifest
+            )
+            for each in different
+        }
         others = "".join(
-            f" {other} differs, too: {noted.get(other)!r} there, "
-            f"{manifest.get(other)!r} now."
-            for other in different[1:]
+            f" {each} differs, too: {both[each]}." for each in different[1:]
         )
         raise ValueError(
-            f"{folder} holds explanations by another {name!r}: {noted.get(name)!r} "
-            f"there, {manifest.get(name)!r} now.{others} They cannot be mixed with new "
-            "ones: give the same settings, model and data, or another --output"
+            f"{folder} holds explanations by another {name!r}: {both[name]}.{others} "
+            "They cannot be mixed with new ones: give the same settings, model and "
+            "data, or another --output"
         )
     if noted.keys() != earlier.keys():
         write_manifest(folder, noted)

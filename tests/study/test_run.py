@@ -170,6 +170,7 @@ def test_accuracy_is_that_of_the_labels(study, manifest, demo):
         ({"removals": ("delete",)}, "another 'removals'"),
         ({"reference_token": "pad"}, "another 'reference_token'"),
         ({"batch_size": 3}, "another 'batch_size'"),
+        ({"batch_size": 16}, "'batch_size'.*, 16 now, which is the default where it"),
     ],
 )
 @pytest.mark.usefixtures("finished")

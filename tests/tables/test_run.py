@@ -335,6 +335,22 @@ def test_of_a_thousand_rows_five_percent_are_broken_and_all_accounted_for(
     ) == replace(outcome, n_kept=4)
 
 
+def test_a_resumed_run_says_what_it_has_by_default(job):
+    explain_table(job)
+    with pytest.raises(
+        ValueError, match=r": 4 there, 16 now, which is the default whe"
+    ):
+        explain_table(replace(job, batch_size=TableJob.batch_size))
+    with pytest.raises(ValueError, match=r": 4 there, 5 now\. They"):
+        explain_table(replace(job, batch_size=5))
+    with pytest.raises(ValueError, match=r"'parquet' there, 'csv' now\. They"):
+        explain_table(replace(job, format="csv"))
+    other = replace(job, output=job.output / "csv", format="csv")
+    explain_table(other)
+    with pytest.raises(ValueError, match=r"'csv' there, 'parquet' now, which is the d"):
+        explain_table(replace(other, format=TableJob.format))
+
+
 def test_texts_on_which_a_solver_fails_alike_are_counted_together(
     job, texts, monkeypatch
 ):
