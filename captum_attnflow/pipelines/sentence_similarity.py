@@ -37,7 +37,7 @@ from captum_attnflow.show.text import safe_record, visualize_text
 from captum_attnflow.storage import Storable
 
 Pooling = Literal["mean", "cls"]
-POOLING_FILE = "1_Pooling/config.json"
+_POOLING_FILE = "1_Pooling/config.json"
 """Of sentence-transformers: how embeddings are pooled."""
 _SIMILARITY = "similarity"
 # In it, the flag of each pooling.
@@ -169,9 +169,9 @@ class SentenceSimilarity(ModelOfTexts):
     ) -> SentenceSimilarity:
         """Load an encoder from a local folder, by its hub id, or from a pipeline.
 
-        Of a folder or repository of sentence-transformers, ``1_Pooling/config.json``
-        says how embeddings are pooled, and ``sentence_bert_config.json`` how long texts
-        may be.
+        Of a folder or repository of sentence-transformers, the ``config.json`` of its
+        pooling (``1_Pooling``, or where ``modules.json`` has it) says how embeddings
+        are pooled, and ``sentence_bert_config.json`` how long texts may be.
 
         Args:
             name (str, path or Pipeline): As :func:`load_pretrained` takes it, which
@@ -350,10 +350,30 @@ def _read_json(name: str, file: str) -> Any:
         ) from error
 
 
+def _modules(name: str) -> list[tuple[str, str]]:
+    """The kind and the folder of each module of sentence-transformers' list, if any."""
+    return [
+        (str(module.get("type", "")).rpartition(".")[2], str(module.get("path", "")))
+        for module in _read_json(name, "modules.json") or []
+    ]
+
+
+def pooling_file(name: str) -> str:
+    """Return the path of what says how a model's embeddings are pooled, if it is there.
+
+    Args:
+        name (str): The model's folder or hub id.
+
+    Raises:
+        ValueError: If ``modules.json`` is no JSON.
+    """
+    named = (path for kind, path in _modules(name) if kind == "Pooling" and path)
+    folder = next(named, None)
+    return _POOLING_FILE if folder is None else f"{folder.rstrip('/')}/config.json"
+
+
 def _check_modules(name: str) -> None:
-    modules = _read_json(name, "modules.json") or []
-    kinds = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
-    others = [kind for kind in kinds if kind not in _MODULES]
+    others = [kind for kind, _ in _modules(name) if kind not in _MODULES]
     if others:
         raise ValueError(
             f"modules.json of {name!r} has {', '.join(others)}, which changes the "
@@ -364,7 +384,8 @@ def _check_modules(name: str) -> None:
 
 def _pooling_of(name: str) -> Pooling | None:
     """What sentence-transformers' file says, None if there is none."""
-    config = _read_json(name, POOLING_FILE)
+    file = pooling_file(name)
+    config = _read_json(name, file)
     if config is None:
         return None
     flagged = [
@@ -377,7 +398,7 @@ def _pooling_of(name: str) -> Pooling | None:
     known |= {mode: mode for mode in get_args(Pooling)}
     if len(modes) != 1 or modes[0] not in known:
         raise ValueError(
-            f"{POOLING_FILE} of {name!r} pools by {modes}; mean and cls are "
+            f"{file} of {name!r} pools by {modes}; mean and cls are "
             'read here. Give pooling="mean" or "cls" if one of them is meant'
         )
     return known[modes[0]]

@@ -516,18 +516,14 @@ def _check_same(folder: Path, old: dict[str, Any], new: Mapping[str, Any]) -> No
                 # but others. None leaves out no row, or n_texts differs as well.
                 continue
             if before.get(name) != now.get(name):
-                by_default = DataSource if where == "data" else Study
+                source = DataSource if where == "data" else Study
                 left_out = getattr(Study, name, None)  # a dtype that is the default
-                both = there_and_now(
-                    before.get(name, left_out),
-                    now.get(name, left_out),
-                    by_default,
-                    name,
-                )
+                there, here = before.get(name, left_out), now.get(name, left_out)
                 raise ValueError(
-                    f"{folder} holds a study with another {name!r} ({where}): {both}. "
-                    "Its results cannot be mixed with new ones: give the same settings, "
-                    "or another --output"
+                    f"{folder} holds a study with another {name!r} ({where}): "
+                    f"{there_and_now(there, here, source, name)}. Its results cannot "
+                    "be mixed with new ones: give the same settings, or another "
+                    "--output"
                 )
 
 

@@ -33,8 +33,8 @@ from captum_attnflow.pipelines.methods import METHODS, find_method
 from captum_attnflow.pipelines.predictions import find_target
 from captum_attnflow.pipelines.question_answering import Part, QuestionAnswerer
 from captum_attnflow.pipelines.sentence_similarity import (
-    POOLING_FILE,
     SentenceSimilarity,
+    pooling_file,
 )
 from captum_attnflow.pipelines.text_classification import (
     TextAttribution,
@@ -257,7 +257,7 @@ def _describe(
     pipeline: Any,
 ) -> dict[str, Any]:
     """What the explanations depend on, as JSON values."""
-    hashes = model_hashes(str(job.model), TASKS[job.task].files)
+    hashes = model_hashes(str(job.model), TASKS[job.task].files(str(job.model)))
     others = {name: of for name, of in hashes.items() if is_hashed_later(name)}
     first = {name: of for name, of in hashes.items() if name not in others}
     weights = {name: of for name, of in first.items() if _WEIGHTS.fullmatch(name)}
@@ -375,13 +375,14 @@ class Task:
         explain (Callable): Takes the model, texts or pairs, the job and the options of
             both method and task.
         nothing (str): Why a row may have no attribution.
-        files (tuple of str): What is read of sub-folders of the model.
+        files (Callable): Takes a model's name, and returns what is read of its
+            sub-folders.
     """
 
     load: Callable[..., Any]
     explain: Callable[[Any, Sequence[Any], TableJob, Mapping[str, Any]], Found]
     nothing: str
-    files: tuple[str, ...] = ()
+    files: Callable[[str], list[str]] = lambda model: []
 
 
 def _label(
@@ -465,7 +466,7 @@ TASKS: dict[str, Task] = {
         SentenceSimilarity.load,
         _similarity,
         "there is no similarity",
-        (POOLING_FILE,),
+        lambda model: [pooling_file(model)],
     ),
 }
 """By their names, those of :data:`captum_attnflow.tables.settings.TASK_COLUMNS`."""

@@ -172,6 +172,24 @@ def test_a_folder_says_how_it_pools(encoder, tmp_path, files, pooling):
     assert loaded.explain(PAIRS, "attnlrp") == expected.explain(PAIRS, "attnlrp")
 
 
+def test_the_list_of_modules_says_where_the_pooling_is(encoder, tmp_path):
+    kind = "sentence_transformers.models"
+    modules = [
+        {"type": f"{kind}.Transformer", "path": ""},
+        {"type": f"{kind}.Pooling", "path": "2_Pooling"},
+    ]
+    mean = {**OLD, "pooling_mode_mean_tokens": True}
+    folder = saved(encoder, tmp_path, pooling=mean, modules=modules)
+    (folder / "2_Pooling").mkdir()
+    by = {"pooling_mode_cls_token": True}
+    (folder / "2_Pooling" / "config.json").write_text(json.dumps(by))
+    assert SentenceSimilarity.load(folder).pooling == "cls"
+    by = {"pooling_mode_max_tokens": True}
+    (folder / "2_Pooling" / "config.json").write_text(json.dumps(by))
+    with pytest.raises(ValueError, match=r"^2_Pooling/config\.json of .* pools by"):
+        SentenceSimilarity.load(folder)
+
+
 def test_a_folder_says_how_long_texts_may_be(encoder, tmp_path):
     loaded = SentenceSimilarity.load(
         saved(encoder, tmp_path, length={"max_seq_length": 6, "do_lower_case": False})

@@ -338,9 +338,9 @@ def column_names(part: Path) -> list[str]:
     return first.split(",") if part.suffix == ".csv" else list(json.loads(first))
 
 
-def write_pooling(folder, mode):
+def write_pooling(folder, mode, inner="1_Pooling"):
     """The file of sentence-transformers that says how embeddings are pooled."""
-    pooling = Path(folder) / "1_Pooling" / "config.json"
+    pooling = Path(folder) / inner / "config.json"
     pooling.parent.mkdir(exist_ok=True)
     pooling.write_text(json.dumps({f"pooling_mode_{mode}": True}))
 
@@ -356,6 +356,17 @@ def test_another_pooling_is_refused_and_mixes_nothing(job_of):
     assert contents(job.output) == before
     write_pooling(job.model, "mean_tokens")
     assert explain_table(job).n_kept == len(before)
+
+
+def test_a_pooling_of_another_folder_is_compared_too(job_of):
+    job = job_of("sentence-similarity", rows_per_part=1)
+    modules = [{"type": "sentence_transformers.models.Pooling", "path": "2_Pooling"}]
+    (Path(job.model) / "modules.json").write_text(json.dumps(modules))
+    write_pooling(job.model, "mean_tokens", "2_Pooling")
+    explain_table(replace(job, part=(1, 2)))
+    write_pooling(job.model, "cls_token", "2_Pooling")
+    with pytest.raises(ValueError, match=r"another 'other_files'.*2_Pooling/config"):
+        explain_table(replace(job, part=(2, 2)))
 
 
 def test_what_was_not_noted_when_a_folder_was_begun_is_noted(job_of):
@@ -412,7 +423,7 @@ def test_every_file_that_a_model_is_read_from_is_hashed(job_of, task, monkeypatc
     }
     assert "config.json" in read
     assert ("1_Pooling/config.json" in read) == (task == "sentence-similarity")
-    assert read <= model_hashes(str(folder), TASKS[task].files).keys()
+    assert read <= model_hashes(str(folder), TASKS[task].files(str(folder))).keys()
 
 
 def test_tasks_have_columns_and_all_scores_are_finite(job_of):
