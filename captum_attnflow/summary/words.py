@@ -12,6 +12,7 @@ import heapq
 import io
 import math
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -237,7 +238,7 @@ class Passage:
     """Successive words of a text with their shares.
 
     Attributes:
-        words (tuple of str): The words.
+        words (tuple of str): The words, as they stand in the text.
         shares (tuple of float): Their shares of the whole text.
         spaced (tuple of bool): Whether white space stands before each in the text.
         marked (tuple of bool): Whether each is the word that is pointed at.
@@ -263,34 +264,46 @@ class Passage:
             marked (str, optional): The word that is pointed at.
         """
         whole = " ".join(filter(None, [text.row.text, text.row.text_pair]))
-        words = text.words[start:stop]
+        shown = _as_written(whole, text.words[:stop])[start:]
         return Passage(
-            words,
+            tuple(word for word, _ in shown),
             text.shares[start:stop],
-            _spaces_before(whole, text.words[:stop])[start:],
-            tuple(word == marked for word in words),
+            tuple(is_spaced for _, is_spaced in shown),
+            tuple(word == marked for word in text.words[start:stop]),
             (start > 0, stop < len(text.words)),
         )
 
 
-def _spaces_before(text: str, words: Sequence[str]) -> tuple[bool, ...]:
-    """Whether white space stands before each word, true of words not found.
+def _as_written(text: str, words: Sequence[str]) -> list[tuple[str, bool]]:
+    """Each word as the text has it, and whether white space stands before it.
 
-    A tokenizer may have changed the text: words without their accents, say, are
-    written apart, which is easily read.
+    A tokenizer may have changed the text, to lower case without accents. A word that is
+    not found, even so, is shown as the tokenizer has it, and apart.
     """
-    folded = text.casefold()
+    folded, origin = "", []
+    for place, character in enumerate(text):
+        plain = _folded(character)
+        folded += plain
+        origin += [place] * len(plain)
+    origin.append(len(text))
     position = 0
-    spaced = []
+    found = []
     for word in words:
-        sought = word.casefold()
+        sought = _folded(word)
         start = folded.find(sought, position)
         if start < 0:
-            spaced.append(True)
+            found.append((word, True))
             continue
-        spaced.append(start == 0 or folded[start - 1].isspace())
         position = start + len(sought)
-    return tuple(spaced)
+        own = text[origin[start] : origin[position]]
+        found.append((own, start == 0 or folded[start - 1].isspace()))
+    return found
+
+
+def _folded(text: str) -> str:
+    """Leave case and accents out, as uncased tokenizers do."""
+    apart = unicodedata.normalize("NFD", text)
+    return "".join(each for each in apart if not unicodedata.combining(each)).casefold()
 
 
 @dataclass(frozen=True)

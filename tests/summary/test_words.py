@@ -138,6 +138,21 @@ def test_examples_are_the_texts_of_the_largest_share_on_the_words_side(tmp_path)
     assert fine.examples[0].share == pytest.approx(8 / 20)
 
 
+@pytest.mark.parametrize("written", ["Café", "Cafe\u0301"])
+def test_a_passage_shows_words_as_the_text_has_them(written):
+    """An uncased tokenizer reads them in lower case and without accents."""
+    row = Row(
+        *(0, None, f"{written}-Bar, SO good", "ÀLA Straße", None, "x", "x", 0.5, 0),
+        *([], []),
+    )
+    words = ("cafe", "-", "bar", ",", "so", "odd", "good", "ala", "strasse")
+    passage = Passage.of(WordShares(row, words, (0.1,) * 9, 0.0), 0, 9, "so")
+    own = (written, "-", "Bar", ",", "SO", "odd", "good", "ÀLA", "Straße")
+    assert passage.words == own
+    assert passage.spaced == (True, False, False, False, *[True] * 5)
+    assert passage.marked == (*[False] * 4, True, *[False] * 4)
+
+
 def test_a_passage_is_cut_around_the_word_and_spaced_as_the_text_is(tmp_path):
     words = ("it", "'", "s", "naïve", ",", "so", "good")
     rows = [explained(1, words, [1] * 7, text="It's naive, so good")]
@@ -145,7 +160,7 @@ def test_a_passage_is_cut_around_the_word_and_spaced_as_the_text_is(tmp_path):
     row = next(ScoreFolder.open(tmp_path).rows())
     text = WordShares(row, words, (1 / 7,) * 7, 0.0)
     passage = Passage.of(text, 1, 6, "so")
-    assert passage.words == ("'", "s", "naïve", ",", "so")
+    assert passage.words == ("'", "s", "naive", ",", "so")  # as the text has it
     assert passage.spaced == (False, False, True, False, True)
     assert passage.marked == (False, False, False, False, True)
     assert passage.is_cut == (True, True)
