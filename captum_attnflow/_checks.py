@@ -213,6 +213,22 @@ def counted(number: int, thing: str) -> str:
     return f"{number:,} {thing}" + "s" * (number != 1)
 
 
+def index_of_label(given: object, labels: Sequence[str]) -> int | None:
+    """Return the index of a label that a name or an index gives; None of no label.
+
+    An integer is an index also where labels are numbers; a str is a name first.
+
+    Examples::
+
+        >>> index_of_label("2", ["1", "2"]), index_of_label(0, ["1", "2"])
+        (1, 0)
+    """
+    if isinstance(given, str) and given in labels:
+        return labels.index(given)
+    is_index = str(given).isdecimal() and int(str(given)) < len(labels)
+    return int(str(given)) if is_index else None
+
+
 def which_of(unit: str, number: int, total: int) -> str:
     """Say which of several is meant, without a number where there is one alone.
 

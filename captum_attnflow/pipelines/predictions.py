@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Literal, get_args
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from captum_attnflow._checks import check_choice, counted, described, type_of
+from captum_attnflow._checks import (
+    check_choice,
+    counted,
+    described,
+    index_of_label,
+    type_of,
+)
 from captum_attnflow._warnings import warn_caller
 
 if TYPE_CHECKING:
@@ -218,10 +224,9 @@ def find_target(target: str | int, labels: Sequence[str], name: str = "target") 
     Raises:
         ValueError: If there is no such target.
     """
-    if isinstance(target, str) and target in labels:
-        return labels.index(target)
-    if str(target).isdecimal() and int(target) < len(labels):
-        return int(target)
+    index = index_of_label(target, labels)
+    if index is not None:
+        return index
     given: object = target
     if isinstance(given, Tensor):  # a nested one has no shape to be asked for
         is_several = given.dim() > 0

@@ -18,7 +18,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from captum_attnflow._checks import counted, described
+from captum_attnflow._checks import counted, described, index_of_label
 from captum_attnflow.runs.folder import Checksums
 
 FORMAT = 1
@@ -143,13 +143,11 @@ class ScoreFolder:
     @property
     def against(self) -> str | None:
         """The label whose output was taken off; None without contrast."""
-        given, names = self.manifest.get("against"), self.class_names
-        if given is None or given in names:
-            return given
-        # An integer is an index also where labels are numbers.
-        name = str(given)
-        is_index = name.isdecimal() and int(name) < len(names)
-        return names[int(name)] if is_index else name
+        given = self.manifest.get("against")
+        index = index_of_label(given, self.class_names)
+        if index is not None:
+            return self.class_names[index]
+        return None if given is None else str(given)
 
     def check_label_column(self, name: str) -> None:
         """Refuse a column that was not carried along, or says nothing of the task.

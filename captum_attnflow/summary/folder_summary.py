@@ -369,11 +369,6 @@ def percent(share: float) -> str:
     return f"{100 * share:+.1f} %"
 
 
-def n_texts(n: int) -> str:
-    """Write a number of texts."""
-    return "1 text" if n == 1 else f"{n:,} texts"
-
-
 def facts(counts: Counts) -> dict[str, str]:
     """Say what is counted, by name."""
     found = {"texts": f"{counts.n_texts:,}"}

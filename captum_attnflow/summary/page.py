@@ -14,6 +14,7 @@ from textwrap import wrap
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from captum_attnflow._checks import counted
 from captum_attnflow.scored_tokens import FAINT, escaped, printable
 from captum_attnflow.show.document import figure_image, html_document, terms
 from captum_attnflow.show.figures import (
@@ -30,7 +31,6 @@ from captum_attnflow.summary.folder_summary import (
     WrongText,
     WrongTexts,
     facts,
-    n_texts,
     percent,
 )
 from captum_attnflow.summary.ranks import Agreement, Positions, Profile
@@ -184,7 +184,7 @@ def _words(folder: FolderSummary) -> str:
         sentences.append(
             "There were more distinct words than are counted at once. Rare ones were "
             f"dropped: a word may be missing, and a count be too low, by up to "
-            f"{n_texts(folder.floor)}."
+            f"{counted(folder.floor, 'text')}."
         )
     shown = folder.labels[:_MOST_LABELS]
     if len(shown) < len(folder.labels):
@@ -197,7 +197,7 @@ def _words(folder: FolderSummary) -> str:
 
 
 def _label_words(of: LabelWords) -> str:
-    title = f"<h3><bdi>{escaped(of.label)}</bdi>: {n_texts(of.n_texts)}</h3>"
+    title = f"<h3><bdi>{escaped(of.label)}</bdi>: {counted(of.n_texts, 'text')}</h3>"
     shown = [*of.speak_for, *of.speak_against]
     bounds = [max(abs(word.share.low), abs(word.share.high)) for word in shown]
     largest = max(bounds, default=1.0)
@@ -231,7 +231,7 @@ def _word(word: WordEvidence, largest: float) -> str:
         f'<li><details><summary><bdi title="{name}">{name}</bdi>{bar}'
         f'<span class="number">{percent(share.mean)}</span>'
         f'<span class="number interval muted">{_interval(share, percent)}, '
-        f"{n_texts(share.n)}</span></summary>"
+        f"{counted(share.n, 'text')}</span></summary>"
         f'<ul class="examples">{examples}</ul></details></li>'
     )
 
@@ -284,7 +284,8 @@ def _positions(positions: Positions) -> str:
     if rho != absolute:
         rows.append(("rank correlation of absolute score and position", absolute))
     listed = {
-        name: f"{of.mean:+.2f} {_interval(of, '{:+.2f}'.format)} ({n_texts(of.n)})"
+        name: f"{of.mean:+.2f} {_interval(of, '{:+.2f}'.format)} "
+        f"({counted(of.n, 'text')})"
         for name, of in rows
         if of.n
     }
@@ -329,14 +330,14 @@ def _agreement_section(agreement: Agreement) -> str:
         )
     )
     sentences = [
-        f"The folders are compared on {n_texts(agreement.n_compared)} that all of "
-        "them explain for the same label and by the same words. Numbers are means over "
-        "texts with their intervals."
+        f"The folders are compared on {counted(agreement.n_compared, 'text')} that all "
+        "of them explain for the same label and by the same words. Numbers are means "
+        "over texts with their intervals."
     ]
     if agreement.n_other_words:
         sentences.append(
-            f"Not compared: {n_texts(agreement.n_other_words)} of other words in some "
-            "folder."
+            f"Not compared: {counted(agreement.n_other_words, 'text')} of other words "
+            "in some folder."
         )
     if agreement.n_unmatched:
         sentences.append(
@@ -373,7 +374,7 @@ def _whole_percent(share: float) -> str:
 def _wrong(wrong: WrongTexts) -> str:
     n_wrong, n = wrong.n_wrong, wrong.n_compared
     sentence = (
-        f"Of {n_texts(n)} with a label in the column {wrong.label_column!r}, "
+        f"Of {counted(n, 'text')} with a label in the column {wrong.label_column!r}, "
         f"{n_wrong:,} ({100 * n_wrong / n:.1f} %) predicted otherwise."
     )
     if wrong.texts:
@@ -411,7 +412,7 @@ def draw_words(labels: Sequence[LabelWords], theme: Theme = PRINTED) -> Figure:
     heights = [max(2, len(words)) for _, words in shown]
     figure, panels = _panels(sum(heights) * 0.19 + 0.7 * len(shown), heights, theme)
     for panel, (of, words) in zip(panels, shown, strict=True):
-        _title(panel, f"{of.label}: {n_texts(of.n_texts)}", theme)
+        _title(panel, f"{of.label}: {counted(of.n_texts, 'text')}", theme)
         if not words:
             _say(panel, "No word's interval lies on one side of 0.", theme)
             continue

@@ -11,7 +11,13 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from rich.text import Text
 
-from captum_attnflow._checks import check_integer, check_type, described, type_of
+from captum_attnflow._checks import (
+    check_integer,
+    check_type,
+    counted,
+    described,
+    type_of,
+)
 from captum_attnflow._files import named_in_errors, replace_file
 from captum_attnflow.scored_tokens import printable
 from captum_attnflow.show.document import figure_bytes
@@ -22,7 +28,6 @@ from captum_attnflow.summary.folder_summary import (
     Settings,
     explained_texts,
     facts,
-    n_texts,
     percent,
     summarize_folder,
 )
@@ -251,11 +256,12 @@ def _summary_text(
 
 def _folder_text(folder: FolderSummary) -> Text:
     text = Text(printable(folder.name), "bold")
-    counted = [f"{name} {value}" for name, value in facts(folder.counts).items()]
-    text.append(f"  {', '.join(counted)}\n")
+    counts = [f"{name} {value}" for name, value in facts(folder.counts).items()]
+    text.append(f"  {', '.join(counts)}\n")
     printed = folder.labels[:_PRINTED_LABELS]
     for of in printed:
-        text.append(printable(of.label), "bold").append(f" ({n_texts(of.n_texts)})\n")
+        n_texts = counted(of.n_texts, "text")
+        text.append(printable(of.label), "bold").append(f" ({n_texts})\n")
         if not of.words:
             continue
         for side, words in (("for", of.speak_for), ("against", of.speak_against)):
@@ -275,14 +281,16 @@ def _folder_text(folder: FolderSummary) -> Text:
     text.append(folder.positions.verdict)
     if folder.wrong is not None:
         text.append(
-            f"\n{folder.wrong.n_wrong:,} of {n_texts(folder.wrong.n_compared)} "
+            f"\n{folder.wrong.n_wrong:,} of "
+            f"{counted(folder.wrong.n_compared, 'text')} "
             f"predicted otherwise than {printable(folder.wrong.label_column)} says"
         )
     return text
 
 
 def _agreement_text(agreement: Agreement) -> Text:
-    text = Text("agreement", "bold").append(f" on {n_texts(agreement.n_compared)}")
+    n_compared = counted(agreement.n_compared, "text")
+    text = Text("agreement", "bold").append(f" on {n_compared}")
     for pair in agreement.pairs:
         rho = pair.rank_correlation
         text.append(
