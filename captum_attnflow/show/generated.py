@@ -65,7 +65,7 @@ def matrix_of_generated(
         output_tokens=tuple(outputs),
         n_prompt=n_prompt,
         scale=scale,
-        caption=_caption(explanation, hidden, names),
+        caption=_caption(explanation, hidden, names) + _unlike_axes(explanation, units),
         has_sum=has_sum,
         parts_of_units=_parts_of_units(explanation, members, possible),
     )
@@ -209,6 +209,18 @@ def _caption(
     attention = _attention(explanation)
     beside = f"; the first token has {attention}" if attention else ""
     return f"{_output(explanation)}; left out: {', '.join(left_out)} ({share}){beside}"
+
+
+def _unlike_axes(explanation: GenerationExplanation, units: object) -> str:
+    """Say what rows and columns are where they differ.
+
+    Each generated token has an output of its own, which a sum over the tokens of a word
+    is none of; scores of columns do sum.
+    """
+    if units == "token" or not explanation.has_row_per_token:
+        return ""
+    columns = f"{units}s" if isinstance(units, str) else "spans"
+    return f"; rows are tokens, columns {columns}"
 
 
 def _output(explanation: GenerationExplanation) -> str:

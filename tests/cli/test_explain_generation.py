@@ -69,6 +69,16 @@ def test_columns_are_words_unless_pieces_are_asked_for(run_with_pieces):
     assert " an unfathomable film " in units.splitlines()[2]
 
 
+def test_what_rows_and_columns_are_is_said_where_they_differ(run_with_pieces):
+    def caption(*options):
+        given = ("an unfathomable film", "--target", "film", *options)
+        return run_with_pieces(*given).stdout.splitlines()[1]
+
+    assert caption().endswith("; rows are tokens, columns words")
+    assert caption("--units", "line").endswith("; rows are tokens, columns lines")
+    assert "rows are" not in caption("--pieces")
+
+
 def test_a_row_names_of_a_word_the_pieces_before_what_it_explains(run_with_pieces):
     result = run_with_pieces("an film", "--target", "unfathomable")
     lines = result.stdout.replace("\N{MINUS SIGN}", "").splitlines()
