@@ -17,8 +17,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -165,9 +165,31 @@ class Storable(Compared):
         result: Self = stored.results[0]
         return result
 
+    def __rich_repr__(self) -> Iterator[tuple[str, Any, Any]]:
+        """Show a result in a list, where rich prints no picture, in a line or two.
+
+        What is long is left out: scores and tokens, which ``rich.print(result)`` shows.
+        """
+        assert is_dataclass(self)
+        explained = getattr(self, "explained", None)
+        if explained != getattr(self, "target", None):  # such as a word and its label
+            yield "explained", explained, None
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, Tensor):
+                yield f"{each.name}.shape", tuple(value.shape), None
+            elif _is_short(value):
+                yield each.name, value, each.default
+
     def _as_stored(self) -> Self:
         """Return what is written: the same, with all computed that is still to be."""
         return self
+
+
+def _is_short(value: object) -> bool:
+    if isinstance(value, tuple):
+        return all(isinstance(each, Storable) for each in value)
+    return isinstance(value, (str, int, float, Storable))
 
 
 def save_results(

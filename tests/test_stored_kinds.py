@@ -14,6 +14,7 @@ import transformers
 from models import VOCABULARY, bert_for, causal_language_model, numbers_tokenizer
 from models import vision_classifier as tiny_vision_classifier
 from PIL import Image
+from rich.console import Console
 from vision_language import PROMPTS, vision_language_model
 
 import captum_attnflow
@@ -115,6 +116,11 @@ def test_a_result_of_every_kind_is_read_as_it_was(kind, photo, tmp_path):
     assert stored.results == tuple(results)
     save_results(stored.results, again)
     assert again.read_bytes() == many.read_bytes()
+    console = Console(record=True, width=100)
+    console.print([results[0]])
+    shown = console.export_text()
+    assert shown.lstrip("[ \n").startswith(f"{kind}(")
+    assert len(shown.splitlines()) < 35
 
 
 def test_every_result_of_the_package_is_of_a_kind():

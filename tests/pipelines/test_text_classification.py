@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from models import bert, classifier
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from captum_attnflow import AttnLRP
@@ -38,6 +39,19 @@ def test_a_text_of_special_tokens_alone_is_refused_by_every_method(demo, method)
         demo.explain(["\u200b"], method)
     with pytest.raises(ValueError, match=r"^text 2 of 2, '.u200b', has no token but"):
         demo.explain(["so funny", "\u200b"], method)
+
+
+def test_a_list_of_results_is_printed_without_what_is_long(demo):
+    results = demo.explain(["so funny"], "attention-rollout")
+    console = Console(record=True, width=200)
+    console.print(results)
+    printed = " ".join(console.export_text().split())
+    assert printed.startswith(
+        "[ TextAttribution( text='so funny', predicted='positive'"
+    )
+    assert "method='attention-rollout'" in printed
+    for long in ("scores", "tokens", "words", "None"):
+        assert long not in printed
 
 
 def test_loading_a_folder_prints_nothing_and_leaves_progress_bars_on(capfd):
