@@ -263,8 +263,9 @@ def _check_others(folder: Path, part: tuple[int, int]) -> None:
         except Timeout:
             raise ValueError(
                 f"another run writes part {found[1]}/{found[2]} to {folder} at this "
-                f"moment, and part {part[0]}/{part[1]} may share files with it; wait "
-                f"for it, give parts of {found[2]}, or another --output"
+                f"moment, or merges all parts, and part {part[0]}/{part[1]} may share "
+                f"files with it; wait for it, give parts of {found[2]}, or another "
+                "--output"
             ) from None
 
 

@@ -104,7 +104,7 @@ def test_a_second_run_in_the_folder_is_refused(small):
     with FileLock(small.output / ".part-1-of-1.lock"):
         with pytest.raises(ValueError, match=r"another run writes part 1/1 .* wait"):
             run_study(small)
-        with pytest.raises(ValueError, match="part 1/2 may share files"):
+        with pytest.raises(ValueError, match="merges all parts, and part 1/2 may sh"):
             run_study(dataclasses.replace(small, part=(1, 2)))
 
 
