@@ -44,6 +44,9 @@ from captum_attnflow.storage import Storable
 
 Unit = Literal["word", "entity"]
 _OUTSIDE = "O"
+_NONE_EXPLAINED = (
+    "no word is explained: those labelled O are not, unless they are named"
+)
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,8 @@ class LabelledWords(Storable, LongForm):
 
     def _notes(self) -> str:
         notes = dict.fromkeys(each.note for each in self.attributions if each.note)
+        if not self.attributions:
+            notes[_NONE_EXPLAINED] = None
         return "".join(f"<p>{escaped(note)}</p>" for note in notes)
 
     def __rich__(self) -> Text:
@@ -160,9 +165,8 @@ class LabelledWords(Storable, LongForm):
                 heading.append(
                     f"[{printable(word.label)} {word.probability:.3f}] ", "bold"
                 )
-        return Text("\n").join(
-            [heading, *(each.__rich__() for each in self.attributions)]
-        )
+        explained = [each.__rich__() for each in self.attributions]
+        return Text("\n").join([heading, *(explained or [Text(_NONE_EXPLAINED)])])
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -66,6 +67,15 @@ def test_a_word_has_the_label_of_its_first_token(tagger):
         for word in result.words:
             assert text[word.start : word.end] == word.text
     assert tagger.explain(TEXTS, "attnlrp")[0].words[1].text == "unfathomable"
+
+
+def test_a_text_of_which_no_word_is_explained_says_so(tagger):
+    result = replace(
+        tagger.explain(["so dull"], "attention-rollout")[0], attributions=()
+    )
+    said = "no word is explained: those labelled O are not, unless they are named"
+    assert result.__rich__().plain.endswith(f"\n{said}")
+    assert f"<p>{said}</p>" in result._repr_html_()
 
 
 def test_words_outside_are_not_explained_unless_named(tagger):
