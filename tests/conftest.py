@@ -10,6 +10,7 @@ import torch
 from hypothesis import settings
 
 from captum_attnflow.demo import load_demo_model
+from captum_attnflow.flow import compile_kernels
 from captum_attnflow.pipelines.text_classification import TextClassifier
 
 # The same examples in every run; HYPOTHESIS_PROFILE=explore looks for new ones.
@@ -47,6 +48,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from xdist.scheduler import WorkStealingScheduling
 
     return WorkStealingScheduling(config, log)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _compiled() -> None:
+    """Let no flow change its last digits when Numba's kernels are ready."""
+    compile_kernels()
 
 
 @pytest.fixture(autouse=True)

@@ -23,9 +23,6 @@ _STOPPED = "stopped; give the same command again"
 _STOPPED_BY = 128
 """A shell's exit status of what a signal ended is this and the signal's number."""
 
-_LATER = 3.0
-"""Seconds after which a line on a terminal says why something takes long."""
-
 
 class _Terminated(KeyboardInterrupt):
     """SIGTERM, which schedulers send some seconds before SIGKILL."""
@@ -225,14 +222,13 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 
 @contextmanager
-def saying(words: str, later: str = "") -> Iterator[None]:
+def saying(words: str) -> Iterator[None]:
     """Say on standard error what goes on, where that is a terminal, and then clear it.
 
     Nothing may be printed meanwhile but to standard error.
 
     Args:
         words (str): What goes on.
-        later (str): What is added after three seconds: why it takes so long.
     """
     if not sys.stderr.isatty():
         yield
@@ -240,12 +236,5 @@ def saying(words: str, later: str = "") -> Iterator[None]:
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False)
-    with console.status(words) as shown:
-        timer = threading.Timer(_LATER, lambda: shown.update(f"{words} ({later})"))
-        timer.daemon = True
-        if later:
-            timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
+    with console.status(words):
+        yield

@@ -59,8 +59,6 @@ _OF_TASKS = {
 _WRITTEN = {"output": "--explained", "spans": "--span"}
 """Options that the shell calls otherwise."""
 _BATCH_SIZE = 16
-_OF_FLOWS = ("attention-flow", "generalized-attention-flow")
-_COMPILES = "with Numba, the first flow on a machine compiles for 10 to 40 s"
 # What pictures are named, whether or not they can be read.
 _PICTURES = re.compile(
     r"\.(avif|bmp|gif|heic|jpe?g|png|svg|tiff?|webp)$", re.IGNORECASE
@@ -563,11 +561,10 @@ def _explain(
     target: str | None,
     options: dict[str, Any],
 ) -> Iterator[Any]:
-    why = _COMPILES if method in _OF_FLOWS else ""
     for start in range(0, len(lines), _BATCH_SIZE):
         batch = lines[start : start + _BATCH_SIZE]
         which = f"{start + 1} to {start + len(batch)} of {len(lines)}"
-        with saying(f"explaining {which} by {method}", "" if start else why):
+        with saying(f"explaining {which} by {method}"):
             results = explainer.explain(batch, method, target, **options)
         yield from results
 

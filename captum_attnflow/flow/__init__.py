@@ -15,6 +15,7 @@ from captum_attnflow.flow.information import (
     message_tensor,
     refuse_other_shapes,
 )
+from captum_attnflow.flow.solvers.barrier.compilation import compile_kernels
 
 __all__ = [
     "INFORMATION",
@@ -23,6 +24,7 @@ __all__ = [
     "add_residual",
     "build_network",
     "check_residual",
+    "compile_kernels",
     "information_tensor",
     "message_sums",
     "message_tensor",

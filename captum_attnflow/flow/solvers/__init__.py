@@ -5,6 +5,7 @@ frozen dataclass that derives from :class:`FlowSolver`, and a line in :data:`SOL
 """
 
 from captum_attnflow.flow.solvers.barrier import BarrierSolver
+from captum_attnflow.flow.solvers.barrier.compilation import compile_kernels
 from captum_attnflow.flow.solvers.base import (
     SOLVERS,
     DeferredFlow,
@@ -37,6 +38,7 @@ __all__ = [
     "SciPySolver",
     "SolverName",
     "SourceFlows",
+    "compile_kernels",
     "find_solver",
     "solve_flow",
     "solve_sources",

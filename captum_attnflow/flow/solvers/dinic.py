@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captum_attnflow.flow.network import LayeredNetwork
-from captum_attnflow.flow.solvers.barrier.solver import check_compiled, numba_passes
+from captum_attnflow.flow.solvers.barrier.compilation import check_compiled, passes_for
 from captum_attnflow.flow.solvers.base import (
     FlowSolution,
     FlowSolver,
@@ -77,9 +77,9 @@ class DinicSolver(FlowSolver):
     Args:
         compiled (bool, optional): Whether to solve by code that Numba compiles (the
             extra ``compiled``). Without it, SciPy's implementation of the same
-            algorithm solves: the same values, five to forty times slower. The first
-            solve compiles for some seconds, and the result is kept on disk. By default,
-            wherever Numba is installed.
+            algorithm solves: the same values, five to forty times slower. By default,
+            wherever Numba is installed and has compiled; until then a process of the
+            background compiles, see :class:`BarrierSolver`.
 
     Raises:
         ImportError: If ``compiled`` is ``True`` and Numba is not installed.
@@ -93,7 +93,7 @@ class DinicSolver(FlowSolver):
 
     @property
     def _is_compiled(self) -> bool:
-        return self.compiled is not False and numba_passes() is not None
+        return passes_for(self.compiled) is not None
 
     @torch.no_grad()
     def solve(self, network: LayeredNetwork) -> FlowSolution:

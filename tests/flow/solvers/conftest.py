@@ -5,7 +5,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from captum_attnflow.flow.solvers.barrier import solver
+from captum_attnflow.flow.solvers.barrier import compilation, solver
 from captum_attnflow.flow.solvers.barrier.torch_passes import TorchPasses
 
 
@@ -13,10 +13,10 @@ from captum_attnflow.flow.solvers.barrier.torch_passes import TorchPasses
 def passes(request, monkeypatch):
     """Each implementation of the work on the edges, as what all solves choose."""
     if request.param == "torch":
-        monkeypatch.setattr(solver, "numba_passes", lambda: None)
+        monkeypatch.setattr(compilation, "numba_passes", lambda: None)
         return TorchPasses
     pytest.importorskip("numba")
-    return solver.numba_passes()
+    return compilation.numba_passes()
 
 
 class Attempt(NamedTuple):

@@ -15,7 +15,7 @@ from filelock import FileLock
 from networks import assert_same_scores, attention_network, everywhere
 
 from captum_attnflow import BarrierSolver, solve_flow
-from captum_attnflow.flow.solvers.barrier import solver
+from captum_attnflow.flow.solvers.barrier import compilation, solver
 from captum_attnflow.flow.solvers.barrier.laplacian import Laplacian, node_sums
 from captum_attnflow.flow.solvers.barrier.torch_passes import TorchPasses
 
@@ -48,7 +48,7 @@ def chosen(monkeypatch):
 @pytest.fixture
 def loading_fails(monkeypatch):
     """Let the import of what Numba compiles fail with an error."""
-    solver.numba_passes.cache_clear()
+    compilation.numba_passes.cache_clear()
 
     def fail_with(error):
         load = builtins.__import__
@@ -62,7 +62,7 @@ def loading_fails(monkeypatch):
 
     yield fail_with
     monkeypatch.undo()
-    solver.numba_passes.cache_clear()
+    compilation.numba_passes.cache_clear()
 
 
 @pytest.mark.parametrize("read_out", [None, 0])
@@ -263,25 +263,25 @@ def test_an_interrupt_waits_until_numba_is_imported(monkeypatch):
     # Half of it, it could not be imported again.
     imported = []
 
-    def interrupted(load=solver._import_numba):
+    def interrupted(load=compilation._import_numba):
         signal.raise_signal(signal.SIGINT)
         imported.append(load())
         return imported[-1]
 
-    solver.numba_passes.cache_clear()
-    monkeypatch.setattr(solver, "_import_numba", interrupted)
+    compilation.numba_passes.cache_clear()
+    monkeypatch.setattr(compilation, "_import_numba", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        solver.numba_passes()
+        compilation.numba_passes()
     assert imported == [numba]
     monkeypatch.undo()
-    assert solver.numba_passes() is NumbaPasses
+    assert compilation.numba_passes() is NumbaPasses
 
 
 def test_without_just_in_time_compilation_torch_does_the_work(monkeypatch, chosen):
-    solver.numba_passes.cache_clear()
+    compilation.numba_passes.cache_clear()
     monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
     solve_flow(attention_network(2, 8))
-    solver.numba_passes.cache_clear()
+    compilation.numba_passes.cache_clear()
     assert chosen == {TorchPasses}
 
 
@@ -289,11 +289,11 @@ def test_threads_that_cannot_start_are_told_and_done_without(monkeypatch, chosen
     def fail():
         raise ValueError("No threading layer could be loaded.")
 
-    solver.numba_passes.cache_clear()
+    compilation.numba_passes.cache_clear()
     monkeypatch.setattr(numba, "get_num_threads", fail)
     with pytest.warns(UserWarning, match="No threading layer.*Mend what this names"):
         solve_flow(attention_network(2, 8))
-    solver.numba_passes.cache_clear()
+    compilation.numba_passes.cache_clear()
     assert chosen == {TorchPasses}
 
 

@@ -9,6 +9,7 @@
 - ``torch_passes`` and ``numba_passes``: two implementations of the passes over the
   edges, for any device and compiled for CPUs. The latter's kernels are ``numba_edges``
   and ``numba_kernels``.
+- ``compilation``: whether these are compiled, and a process that compiles meanwhile.
 """
 
 from captum_attnflow.flow.solvers.barrier.solver import BarrierSolver

@@ -12,7 +12,7 @@ from filelock import FileLock
 from numba import njit, prange
 from numpy.typing import NDArray
 
-from captum_attnflow.flow.solvers.barrier.solver import undisturbed
+from captum_attnflow.flow.solvers.barrier.compilation import undisturbed
 
 
 def compiled(

@@ -24,20 +24,14 @@ barrier is constant and drops out. The paper's back edge only rescales ``mu`` by
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from numbers import Integral, Real
-from types import ModuleType
-from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from captum_attnflow._checks import counted, described
-from captum_attnflow._warnings import warn_caller
 from captum_attnflow.flow.network import LayeredNetwork, check_network, empty
 from captum_attnflow.flow.solvers.barrier.central_path import (
     BarrierProblem,
@@ -45,6 +39,10 @@ from captum_attnflow.flow.solvers.barrier.central_path import (
     Iterate,
     Newton,
     start,
+)
+from captum_attnflow.flow.solvers.barrier.compilation import (
+    check_compiled,
+    passes_for,
 )
 from captum_attnflow.flow.solvers.barrier.laplacian import (
     DualNewton,
@@ -118,9 +116,12 @@ class BarrierSolver(FlowSolver):
             parts, to bound memory at about 120 bytes an edge, or 50 where ``compiled``.
             A CPU solves fewer at once where that serves its cache.
         compiled (bool, optional): Whether passes over the edges are fused and compiled
-            by Numba (the extra ``compiled``), on CPUs: the same answer, in a half to a
-            third of the time. The first solve of a kind compiles for up to a minute,
-            and the result is kept on disk. By default, wherever Numba is installed.
+            by Numba (the extra ``compiled``), on CPUs: the same answer to about 1e-9
+            of its value, in a half to a third of the time. To compile takes up to a
+            minute, once a machine. By default flows do not wait for it, where Numba is
+            installed: torch solves them until a process of the background has compiled
+            all. ``True`` waits, as does :func:`captum_attnflow.flow.compile_kernels`,
+            which is for runs whose last digits have to be equal. ``False`` is torch.
 
     Raises:
         ImportError: If ``compiled`` is ``True`` and Numba is not installed.
@@ -221,74 +222,9 @@ def _parts(edges: list[int], at_once: int) -> list[int]:
 def choose_passes(compiled: bool | None, device: torch.device) -> type[EdgePasses]:
     """Choose torch's on GPUs and in traced code; otherwise as asked, or Numba's."""
     is_traced = torch.compiler.is_compiling() or is_transformed()
-    if is_traced or compiled is False or device.type != "cpu":
+    if is_traced or device.type != "cpu":
         return TorchPasses
-    return numba_passes() or TorchPasses
-
-
-def check_compiled(compiled: object) -> None:
-    """Refuse what says nothing of compiling, and True where Numba does not work.
-
-    Raises:
-        ImportError: If it is True and Numba is not installed.
-        ValueError: If it is neither a bool nor None.
-    """
-    if not (compiled is None or isinstance(compiled, bool)):
-        raise ValueError(f"compiled={described(compiled)} must be True, False or None")
-    if compiled and numba_passes() is None:
-        raise ImportError(
-            "compiled=True needs Numba, which is not installed or does not work. "
-            "Install it by pip install 'captum-attnflow[compiled]', or leave compiled "
-            "at None"
-        )
-
-
-@cache
-def numba_passes() -> type[EdgePasses] | None:
-    """The passes compiled by Numba, where it is installed, works and compiles."""
-    try:
-        numba = undisturbed(_import_numba)
-        _start_threads_of(numba)
-    except Exception as error:
-        if not (isinstance(error, ModuleNotFoundError) and error.name == "numba"):
-            # What else is installed may break it, by an error of any type.
-            warn_caller(
-                "flows are solved without Numba, which is installed but cannot be "
-                f"loaded ({type(error).__name__}: {error}). Mend what this names, or "
-                "reinstall it by pip install 'captum-attnflow[compiled]', or uninstall "
-                "it"
-            )
-        return None
-    if numba.config.DISABLE_JIT:
-        return None
-    return undisturbed(_import_passes)
-
-
-def _import_numba() -> ModuleType:
-    import numba
-
-    module: ModuleType = numba
-    return module
-
-
-def _import_passes() -> type[EdgePasses]:
-    from captum_attnflow.flow.solvers.barrier.numba_passes import NumbaPasses
-
-    return NumbaPasses
-
-
-def _start_threads_of(numba: ModuleType) -> None:
-    """Start Numba's threads now, before a kernel needs them.
-
-    Numba's OpenMP may be torch's. Its start then sets torch's number of threads, once a
-    process, which is undone here.
-    """
-    before = torch.get_num_threads()
-    try:
-        numba.get_num_threads()
-    finally:
-        if torch.get_num_threads() != before:
-            torch.set_num_threads(before)
+    return passes_for(compiled) or TorchPasses
 
 
 def untracked() -> torch.no_grad | torch.inference_mode:
@@ -302,24 +238,6 @@ def untracked() -> torch.no_grad | torch.inference_mode:
 def is_transformed() -> bool:
     """Whether a transform of ``torch.func`` is at work, which wraps all tensors."""
     return torch._C._functorch.maybe_current_level() is not None
-
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-def undisturbed(work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
-    """Do some work that no signal interrupts, such as one by the user.
-
-    An import of Numba that ends halfway cannot be had again in the same process, and
-    LLVM calls Python back, where an exception is lost together with the code. But
-    signals raise exceptions in the main thread alone, which therefore waits for another
-    one, and raises when that is done.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return work(*arguments, **options)
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(work, *arguments, **options).result()
 
 
 def solve_batch(

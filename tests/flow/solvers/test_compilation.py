@@ -1,0 +1,286 @@
+"""Who waits for the compiler: no flow does, unless it is told to."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from concurrent import futures
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from networks import attention_network
+
+from captum_attnflow import BarrierSolver, DinicSolver, solve_flow
+from captum_attnflow.flow import compile_kernels
+from captum_attnflow.flow.solvers.barrier import compilation
+from captum_attnflow.flow.solvers.barrier.torch_passes import TorchPasses
+
+pytest.importorskip("numba")
+from captum_attnflow.flow.solvers.barrier.numba_passes import (
+    NumbaPasses,
+)
+
+FIRST_FLOW = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from networks import attention_network
+from captum_attnflow import DinicSolver, solve_flow
+solve_flow(attention_network(2, 8))
+solve_flow(attention_network(2, 8), DinicSolver())
+print("numba" in sys.modules)
+"""
+# After a part of a file, what solves of all kinds compile beside.
+EVERY_FLOW = """
+import torch
+from networks import everywhere
+from captum_attnflow import BarrierSolver
+from captum_attnflow.flow.solvers import dinic_kernels, solve_sources
+from captum_attnflow.flow.solvers.barrier import compilation, numba_edges, numba_kernels
+
+def signatures():
+    return {
+        (name, signature)
+        for module in (dinic_kernels, numba_edges, numba_kernels)
+        for name, kernel in vars(module).items()
+        for signature in getattr(kernel, "signatures", ())
+    }
+
+compilation.compile_and_mark(sys.argv[2])
+before = signatures()
+for n_threads in (1, 2):
+    torch.set_num_threads(n_threads)
+    for causal in (False, True):
+        for shape in ((1, 1), (3, 2), (4, 40), (12, 80)):
+            network = attention_network(
+                *shape, n_networks=2, read_out=shape[1] - 1, causal=causal
+            )
+            solve_flow(network)
+            solve_flow(network, DinicSolver())
+            solve_sources(network, DinicSolver())
+            network.capacity[1, 0, -1, 0] = 1e60
+            solve_flow(network, BarrierSolver(epsilon=1e-3))
+print(sorted(signatures() - before))
+"""
+
+
+@pytest.fixture
+def marker(monkeypatch, tmp_path):
+    """The file that this process looks for; as yet, nothing is compiled."""
+    path = tmp_path / "kernels.compiled"
+    monkeypatch.setattr(compilation, "_settled", threading.Event())
+    monkeypatch.setattr(compilation, "_started", threading.Lock())
+    monkeypatch.setattr(compilation, "marker_path", lambda: path)
+    return path
+
+
+@pytest.fixture
+def child(monkeypatch, marker):
+    """Let another script be what compiles in the background."""
+
+    def run(script):
+        command = [sys.executable, "-c", f"import os, sys, time\n{script}", marker]
+        monkeypatch.setattr(compilation, "_child_command", lambda _: command)
+
+    return run
+
+
+def wait_for(condition, seconds=30.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def chosen(compiled=None):
+    return compilation.passes_for(compiled) or TorchPasses
+
+
+def test_torch_solves_until_the_kernels_are_compiled(marker, child, tmp_path):
+    child(
+        "open('begun', 'a').write(f'{os.getpid()} {os.getsid(0)}\\n')\n"
+        "while not os.path.exists('end'): time.sleep(0.01)\n"
+        "open(sys.argv[1], 'w')"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        for _ in range(3):
+            assert chosen() is TorchPasses
+        wait_for((tmp_path / "begun").exists)
+        assert chosen() is TorchPasses
+        assert not DinicSolver()._is_compiled
+    (tmp_path / "end").touch()
+    wait_for(compilation._settled.is_set)
+    assert marker.exists()
+    assert chosen() is NumbaPasses
+    assert DinicSolver()._is_compiled
+    # One process, which no Ctrl-C of this session reaches.
+    [line] = (tmp_path / "begun").read_text().splitlines()
+    if hasattr(os, "getsid"):
+        assert len(set(line.split())) == 1
+
+
+def test_solves_at_once_start_one_process(marker, child, tmp_path):
+    child(f"open({str(tmp_path / 'begun')!r}, 'a').write('x'); open(sys.argv[1], 'w')")
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(lambda _: chosen(), range(8))) <= {TorchPasses, NumbaPasses}
+    wait_for(compilation._settled.is_set)
+    assert (tmp_path / "begun").read_text() == "x"
+
+
+def test_what_cannot_be_compiled_in_the_background_is_when_it_is_needed(child):
+    child("sys.exit(1)")
+    assert chosen() is TorchPasses
+    wait_for(compilation._settled.is_set)
+    assert chosen() is NumbaPasses
+
+
+def test_a_process_that_cannot_be_started_is_done_without(monkeypatch, marker):
+    monkeypatch.setattr(compilation, "_child_command", lambda _: ["/no/such/program"])
+    assert chosen() is TorchPasses
+    wait_for(compilation._settled.is_set)
+    assert chosen() is NumbaPasses
+
+
+def test_where_another_process_compiles_its_marker_is_waited_for(marker, child):
+    child(f"sys.exit({compilation._BUSY})")
+    assert chosen() is TorchPasses
+    wait_for(lambda: not any(map(is_watch, threading.enumerate())))
+    assert chosen() is TorchPasses
+    marker.touch()
+    assert chosen() is NumbaPasses
+
+
+def is_watch(thread):
+    return getattr(thread, "_target", None) is compilation._run_child
+
+
+@pytest.mark.parametrize(
+    ("compiled", "passes"), [(True, NumbaPasses), (False, TorchPasses)]
+)
+def test_nothing_is_started_where_it_was_said_what_solves(child, compiled, passes):
+    child("")
+    assert chosen(compiled) is passes
+    solve_flow(attention_network(2, 8), BarrierSolver(compiled=compiled))
+    assert not compilation._started.locked()
+
+
+def test_a_second_process_that_compiles_ends_at_once(marker):
+    with FileLock(f"{marker}.lock"):
+        command = compilation._child_command(marker)
+        assert subprocess.run(command).returncode == compilation._BUSY
+
+
+def test_runs_compile_before_their_first_flow(monkeypatch, capsys, marker):
+    compiled = []
+
+    def compile_and_mark(path):
+        compiled.append(path)
+        Path(path).touch()
+
+    monkeypatch.setattr(compilation, "compile_and_mark", compile_and_mark)
+    for _ in range(2):
+        compile_kernels(show_progress=True)
+        assert chosen() is NumbaPasses
+    assert compiled == [str(marker)]
+    assert capsys.readouterr().err.count("compiling flows by Numba, once") == 1
+
+
+def test_runs_wait_for_what_is_compiled_in_the_background(monkeypatch, marker):
+    monkeypatch.delattr(compilation, "compile_and_mark")
+    with ThreadPoolExecutor(1) as pool:
+        with FileLock(f"{marker}.lock"):
+            waits = pool.submit(compile_kernels)
+            with pytest.raises(futures.TimeoutError):
+                waits.result(timeout=0.5)
+            marker.touch()
+        waits.result()
+    assert chosen() is NumbaPasses
+
+
+def test_without_numba_nothing_is_compiled(monkeypatch, marker):
+    monkeypatch.setattr(compilation, "numba_passes", lambda: None)
+    compile_kernels()
+    assert not marker.exists()
+
+
+def test_the_marker_lies_where_numba_keeps_what_it_compiles(monkeypatch, tmp_path):
+    find = compilation.marker_path.__wrapped__
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    beside = find()
+    assert beside.parent == Path(compilation.__file__).parent / "__pycache__"
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "new"))
+    assert find() == tmp_path / "new" / beside.name
+    source = tmp_path / "kernels.py"
+    source.touch()
+    monkeypatch.setattr(compilation, "_SOURCES", (source,))
+    before = find()
+    source.write_text("changed = True")
+    assert find() != before
+
+
+@pytest.mark.parametrize("reason", ["folder", "jit", "no python", "frozen", "no numba"])
+def test_there_is_no_marker_where_nothing_is_compiled_in_the_background(
+    monkeypatch, tmp_path, reason
+):
+    if reason == "folder":
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
+    elif reason == "jit":
+        monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    elif reason == "no python":
+        monkeypatch.setattr(sys, "executable", "/usr/sbin/uwsgi")
+    elif reason == "frozen":
+        monkeypatch.setattr(sys, "frozen", True, raising=False)
+    else:
+
+        def fail(name):
+            raise compilation.PackageNotFoundError(name)
+
+        monkeypatch.setattr(compilation, "version", fail)
+    assert compilation.marker_path.__wrapped__() is None
+
+
+def test_as_ever_a_flow_waits_where_nothing_can_be_compiled_in_the_background(
+    monkeypatch, marker
+):
+    monkeypatch.setattr(compilation, "marker_path", lambda: None)
+    assert chosen() is NumbaPasses
+    compile_kernels()
+
+
+def run_flows(script, folder, *arguments):
+    process = subprocess.run(
+        [
+            *(sys.executable, "-X", "dev", "-W", "error::ResourceWarning", "-c"),
+            *(script, str(Path(__file__).parents[2]), *arguments),
+        ],
+        env=os.environ | {"NUMBA_CACHE_DIR": str(folder)},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    assert "subprocess" not in process.stderr
+    return process.stdout.splitlines()[-1]
+
+
+def test_the_first_flow_loads_no_numba(monkeypatch, tmp_path):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    # Nothing is compiled for this test alone.
+    with FileLock(f"{compilation.marker_path.__wrapped__()}.lock"):
+        assert run_flows(FIRST_FLOW, tmp_path) == "False"
+
+
+@pytest.mark.slow
+def test_what_one_process_has_compiled_the_next_one_uses(monkeypatch, tmp_path):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    marker = compilation.marker_path.__wrapped__()
+    assert run_flows(FIRST_FLOW, tmp_path) == "False"
+    # The process that compiles outlives the one that has started it.
+    wait_for(marker.exists, seconds=600)
+    assert run_flows(FIRST_FLOW, tmp_path) == "True"
+    assert run_flows(FIRST_FLOW + EVERY_FLOW, tmp_path, str(tmp_path / "again")) == "[]"
