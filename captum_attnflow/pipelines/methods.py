@@ -28,6 +28,7 @@ IMAGE_METHODS = tuple(name for name in METHODS if name != "slalom")
 GENERATION_METHODS = IMAGE_METHODS
 """The methods of generated text: all that explain several outputs of one pass."""
 DEFAULT_METHOD = "relevance-flow"
+_OF_FLOWS = ("attention-flow", "generalized-attention-flow")
 
 
 def method_class(name: str) -> Callable[..., Any]:
@@ -80,6 +81,27 @@ def find_method(
                 f"{method} has no option {name!r}; it has {', '.join(own)}{elsewhere}"
             )
     return method_class(method)
+
+
+def solves_flows(method: str, options: Mapping[str, Any]) -> bool:
+    """Whether a method with such options solves flows."""
+    return method in _OF_FLOWS or options.get("flow") == "maximum"
+
+
+def compile_for(
+    method: str, options: Mapping[str, Any], show_progress: bool = False
+) -> None:
+    """Compile what a method solves flows by, before its first text.
+
+    Args:
+        method (str): The method.
+        options (mapping): Of its constructor.
+        show_progress (bool): As :func:`captum_attnflow.flow.compile_kernels` takes it.
+    """
+    if solves_flows(method, options):
+        from captum_attnflow import flow
+
+        flow.compile_kernels(show_progress)
 
 
 def _options_of(method: str) -> list[str]:

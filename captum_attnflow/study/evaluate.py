@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from captum_attnflow._memory import is_out_of_memory
+from captum_attnflow.flow import compile_kernels
 from captum_attnflow.metrics import (
     METRICS,
     AOPCBounds,
@@ -118,6 +119,8 @@ class TaskRunner:
             return bounds
         if (task.model, task.method) not in self._warm:
             self._warm.add((task.model, task.method))
+            if METHODS[task.method].solves_flows:
+                compile_kernels()
             _warm_up(self._study, task.method, batch, task.rows[0])
         found = evaluate(
             self._study, task.model, task.method, batch, task.rows, task.bounds
@@ -294,9 +297,9 @@ def _of_batch(
 
 
 def _warm_up(study: Study, method: str, batch: TextBatch, row: int) -> None:
-    """Call a method once for nothing: a first call compiles, and fills caches.
+    """Call a method once for nothing: a first call loads code, and fills caches.
 
-    Flows compiled by Numba take 10 to 40 seconds, which are the time of no text.
+    That of flows takes a second, which is the time of no text.
     """
     first = batch if METHODS[method].batched else batch.rows([0])
     try:

@@ -15,6 +15,8 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from captum_attnflow.pipelines.methods import solves_flows
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -34,6 +36,7 @@ class Method:
         batched (bool): Takes several texts at once. If not, it is given one text at
             a time and a seed of its own for each, as methods with random numbers need.
         needs (str, optional): A package of the extra ``study`` that it imports.
+        solves_flows (bool): Is compiled before its first text.
     """
 
     scores: Callable[..., Tensor]
@@ -41,6 +44,7 @@ class Method:
     settings: Mapping[str, Any] = field(default_factory=dict)
     batched: bool = True
     needs: str | None = None
+    solves_flows: bool = False
 
 
 def _run(module: str, function: str, batch: TextBatch, **settings: Any) -> Tensor:
@@ -55,7 +59,12 @@ def _adapter(function: str, **given: Any) -> Callable[..., Tensor]:
 
 
 def _own(method: str, description: str, **settings: Any) -> Method:
-    return Method(_adapter("own_method", method=method), description, settings)
+    return Method(
+        _adapter("own_method", method=method),
+        description,
+        settings,
+        solves_flows=solves_flows(method, settings),
+    )
 
 
 def _own_layer(method: str, **settings: Any) -> Method:
@@ -63,6 +72,7 @@ def _own_layer(method: str, **settings: Any) -> Method:
         _adapter("own_layer_method", method=method),
         f"{method} at the output of the embeddings",
         settings,
+        solves_flows=solves_flows(method, settings),
     )
 
 

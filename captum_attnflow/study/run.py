@@ -22,6 +22,7 @@ from captum_attnflow._captum import NullProgress, progress
 from captum_attnflow._checks import counted
 from captum_attnflow._files import replace_file
 from captum_attnflow._warnings import warn_caller
+from captum_attnflow.flow import compile_kernels
 from captum_attnflow.metrics.normalized import BEAM_WIDTH
 from captum_attnflow.pipelines.predictions import problem_type
 from captum_attnflow.pipelines.text_classification import TextClassifier
@@ -90,7 +91,7 @@ def run_study(study: Study, show_progress: bool = False) -> Table | None:
     A study that was killed continues where it stopped and gives the figures that it
     would have given: texts are batched in the same way, and a method with random
     numbers has a seed for each text. Seconds are those of the run in which a text was
-    done, without its first call of each method, which compiles. Parts and workers of
+    done, without its first call of each method, which loads code. Parts and workers of
     Ray give these figures too, on the same kind of machine and with as many threads.
 
     Rows of the data that hold no text, or no label where labels are read, are left
@@ -279,6 +280,9 @@ class _Run:
             for model, chunk in self._all_chunks()
             for method in self.study.methods
         )
+        solves_flows = any(METHODS[name].solves_flows for name in self.study.methods)
+        if solves_flows and n_done < n_attributions:
+            compile_kernels(show_progress)
         with _bar(show_progress, "attributions", n_attributions, n_done) as shown:
             # Ray is not started for nothing.
             for found in work(tasks) if n_done < n_attributions else ():

@@ -29,7 +29,7 @@ from captum_attnflow._checks import (
     counted,
 )
 from captum_attnflow._warnings import stopped_in_words
-from captum_attnflow.pipelines.methods import METHODS, find_method
+from captum_attnflow.pipelines.methods import METHODS, compile_for, find_method
 from captum_attnflow.pipelines.predictions import find_target
 from captum_attnflow.pipelines.question_answering import Part, QuestionAnswerer
 from captum_attnflow.pipelines.sentence_similarity import (
@@ -180,6 +180,8 @@ def explain_table(job: TableJob, show_progress: bool = False) -> TableOutcome:
             else:
                 outcome.add(reasons)
                 outcome.n_kept += 1
+        if missing:
+            compile_for(job.method, job.options, show_progress)
         chunks = plan.read(job, data, missing)
         explained: Iterator[ExplainedChunk]
         if job.engine == "ray" and missing:
@@ -532,7 +534,8 @@ class ChunkExplainer:
             check_contrast(made)
 
     def __call__(self, chunk: Chunk) -> ExplainedChunk:
-        """Explain a chunk."""
+        """Explain a chunk, by the same code in every process."""
+        compile_for(self.job.method, self.job.options)
         whole = [row for row in chunk.rows if row.fault is None]
         lines = {
             row.number: [self._failed(row, row.fault)]

@@ -19,7 +19,15 @@ from study.figures import results_without_seconds, table_without_seconds
 
 from captum_attnflow import metrics
 from captum_attnflow.demo import DEMO_MODEL_PATH
-from captum_attnflow.study import METHODS, DataSource, Method, read_data, run_study
+from captum_attnflow.study import (
+    METHODS,
+    DataSource,
+    Method,
+    evaluate,
+    read_data,
+    run,
+    run_study,
+)
 
 TABLES = ["table.md", "table.csv", "table.tex"]
 
@@ -591,3 +599,27 @@ def test_a_model_of_an_unknown_problem_is_refused_by_its_name(
     with pytest.raises(ValueError, match=r"other.*problem_type.*'regression'"):
         run_study(changed(models=(str(tmp_path / "other"),)))
     assert not (study.output / "manifest.json").exists()
+
+
+def test_flows_are_compiled_before_the_first_text(monkeypatch, study):
+    """Those by torch have other last digits: a study would depend on when."""
+    happened = []
+    monkeypatch.setattr(run, "compile_kernels", lambda show: happened.append(show))
+    monkeypatch.setattr(evaluate, "compile_kernels", lambda: happened.append("worker"))
+
+    def scores(batch):
+        happened.append("text")
+        return torch.rand(batch.ids.shape)
+
+    monkeypatch.setitem(METHODS, "flows", Method(scores, "", solves_flows=True))
+    of_flows = dataclasses.replace(study, methods=("flows",), against=None)
+    for _ in range(2):  # the second time all is done
+        run_study(of_flows, show_progress=True)
+    assert happened[:3] == [True, "worker", "text"]
+    assert happened.count(True) == 1
+
+
+def test_methods_of_a_study_know_whether_they_solve_flows():
+    solve = {name for name, method in METHODS.items() if method.solves_flows}
+    assert {"attention-flow", "layer-relevance-flow-maximum"} < solve
+    assert not solve & {"relevance-flow", "attention-rollout", "attnlrp", "random"}

@@ -19,7 +19,7 @@ from filelock import FileLock
 from pyarrow import parquet
 from tables.conftest import N_TEXTS, contents, lines_of, write_texts
 
-from captum_attnflow import FlowError
+from captum_attnflow import FlowError, flow
 from captum_attnflow.demo import DEMO_MODEL_PATH
 from captum_attnflow.pipelines import encoding
 from captum_attnflow.pipelines.text_classification import TextClassifier
@@ -27,6 +27,7 @@ from captum_attnflow.runs import sharing
 from captum_attnflow.summary import summarize
 from captum_attnflow.tables import TableJob, explain_table, settings
 from captum_attnflow.tables.chunks import RowWarnings
+from captum_attnflow.tables.run import ChunkExplainer
 from captum_attnflow.tables.settings import OWN_COLUMNS
 
 
@@ -651,3 +652,22 @@ def test_long_texts_follow_the_policy_and_a_contrast_its_labels(tmp_path):
     own, other = lines_of(tmp_path / "own")
     assert "is the label that is explained itself; give another" in own["reason"]
     assert (other["status"], other["target"]) == ("explained", "negative")
+
+
+@pytest.mark.parametrize(
+    ("method", "compiles"), [("attention-flow", True), ("attention-rollout", False)]
+)
+def test_flows_are_compiled_before_the_first_text(monkeypatch, job, method, compiles):
+    """Those by torch have other last digits: a table would depend on when."""
+    happened = []
+    monkeypatch.setattr(flow, "compile_kernels", lambda show: happened.append(show))
+
+    def explain(self, *arguments, explain=ChunkExplainer._explain):
+        happened.append("text")
+        return explain(self, *arguments)
+
+    monkeypatch.setattr(ChunkExplainer, "_explain", explain)
+    explain_table(replace(job, method=method, limit=2), show_progress=True)
+    # Said once; a worker of Ray says nothing.
+    assert happened[:-1] == ([True, False] if compiles else [])
+    assert happened[-1] == "text"
