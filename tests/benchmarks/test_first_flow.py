@@ -1,0 +1,99 @@
+"""What the first flow waits for where Numba has compiled nothing yet.
+
+Run ``pytest tests/benchmarks/test_first_flow.py -s`` on a quiet machine. Each flow is
+the first of its kind in a fresh interpreter, by torch and by default in turns, with an
+empty folder for what Numba compiles.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("numba")
+
+N_RUNS = 5
+MOST = 1.5  # times the same flow by torch, once that is warm
+MOST_SECONDS = 300.0  # until all is compiled
+
+FIRST = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+import torch
+from networks import attention_network
+from captum_attnflow import BarrierSolver, solve_flow
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+network = attention_network(6, 64)
+
+def seconds(compiled):
+    start = time.perf_counter()
+    solve_flow(network, BarrierSolver(compiled=compiled))
+    return time.perf_counter() - start
+
+n_warm, compiled = int(sys.argv[2]), {"torch": False, "default": None}[sys.argv[3]]
+for _ in range(n_warm):
+    seconds(False)
+print(seconds(compiled), "numba" in sys.modules)
+"""
+
+
+def first_flow(n_warm: int, by: str, folder: Path) -> tuple[float, bool]:
+    """Seconds of a flow after some by torch, and whether it has loaded Numba."""
+    written = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            FIRST,
+            *map(str, (Path(__file__).parents[1], n_warm, by)),
+        ],
+        env=os.environ | {"NUMBA_CACHE_DIR": str(folder)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    seconds, loads = written.stdout.split()
+    return float(seconds), loads == "True"
+
+
+def wait_for_marker(folder: Path) -> float:
+    start = time.perf_counter()
+    while not list(folder.glob("*.compiled")):
+        time.sleep(0.1)
+        assert time.perf_counter() - start < MOST_SECONDS
+    return time.perf_counter() - start
+
+
+def test_the_first_flow_waits_for_no_compiler(tmp_path):
+    n_done = 0
+    for n_warm, state in ((0, "nothing has warmed up"), (20, "torch is warm")):
+        times: dict[str, list[float]] = {"torch": [], "default": []}
+        for _ in range(N_RUNS):
+            for by, seconds in times.items():
+                # One that is compiling disturbs the next.
+                folder = tmp_path / str(n_done)
+                n_done += 1
+                taken, loads = first_flow(n_warm, by, folder)
+                seconds.append(taken)
+                assert not loads
+                if by == "default":
+                    compiling = wait_for_marker(folder)
+        by_torch, default = map(statistics.median, times.values())
+        ratios = sorted(b / a for a, b in zip(*times.values(), strict=True))
+        print(
+            f"\n{state}: torch {by_torch:.4f} s, default {default:.4f} s, "
+            f"{statistics.median(ratios):.2f} x ({ratios[0]:.2f} to {ratios[-1]:.2f}); "
+            f"compiled {compiling:.0f} s later"
+        )
+    assert default < MOST * by_torch
+    loaded, loads = first_flow(0, "default", folder)
+    again, _ = first_flow(20, "torch", folder)
+    print(f"once compiled: first flow {loaded:.2f} s, warm torch {again:.4f} s")
+    assert loads
