@@ -275,6 +275,18 @@ def test_the_first_flow_loads_no_numba(monkeypatch, tmp_path):
         assert run_flows(FIRST_FLOW, tmp_path) == "False"
 
 
+def test_a_process_that_ends_at_once_has_begun_to_compile(tmp_path):
+    begun = tmp_path / "begun"
+    command = [sys.executable, "-c", f"open({str(begun)!r}, 'w')"]
+    script = (
+        "from captum_attnflow.flow.solvers.barrier import compilation\n"
+        f"compilation._child_command = lambda _: {command}\n"
+        "compilation._DELAY = 60.0\n"
+    )
+    assert run_flows(script + FIRST_FLOW, tmp_path) == "False"
+    wait_for(begun.exists)
+
+
 @pytest.mark.slow
 def test_what_one_process_has_compiled_the_next_one_uses(monkeypatch, tmp_path):
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))

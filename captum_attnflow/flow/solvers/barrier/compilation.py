@@ -7,6 +7,7 @@ at its end leaves a file, the marker. So the first flow imports no Numba, either
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 import platform
@@ -15,6 +16,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -39,6 +41,9 @@ _SOURCES = (
 )
 # Lines of /proc/cpuinfo that tell a processor and its instructions.
 _OF_PROCESSOR = ("vendor_id", "cpu family", "model", "flags", "CPU ", "Features")
+# Seconds after which it starts: a first flow, and what shows it, have taken fewer.
+_DELAY = 0.5
+_MOST_SECONDS_AT_EXIT = 5.0
 # How a process of the background ends where another one compiles already.
 _BUSY = 75
 # It imports what this process would, whose path it is given. The lock comes first, as
@@ -54,6 +59,8 @@ try:
     lock.acquire(timeout=0)
 except Timeout:
     sys.exit({_BUSY})
+if os.path.exists(sys.argv[1]):
+    sys.exit()
 from captum_attnflow.flow.solvers.barrier.compilation import compile_and_mark
 compile_and_mark(sys.argv[1])
 """
@@ -162,20 +169,39 @@ def _processor() -> str:
 
 
 def _compile_in_background() -> None:
-    """Start a process that compiles, once a process, and see to its end."""
+    """Start a process that compiles, once a process, and see to its end.
+
+    Not at once: it would compete with the flow that is about to be solved. But this
+    process does not end before.
+    """
     marker = marker_path()
     if marker is None or not _started.acquire(blocking=False):
         return
-    watch = threading.Thread(target=_run_child, args=(marker,), daemon=True)
+    hurry, has_begun = threading.Event(), threading.Event()
+    watch = threading.Thread(
+        target=_run_child, args=(marker, hurry, has_begun), daemon=True
+    )
+
+    def begin() -> None:
+        hurry.set()
+        if watch.is_alive():  # It is not in a process that was forked.
+            has_begun.wait(_MOST_SECONDS_AT_EXIT)
+
     try:
         watch.start()
     except RuntimeError:  # Python ends, or no more threads are allowed.
         _settled.set()
+    else:
+        atexit.register(begin)
 
 
-def _run_child(marker: Path) -> None:
+def _run_child(
+    marker: Path, hurry: threading.Event, has_begun: threading.Event
+) -> None:
     """Compile in a process that outlives this one, and takes no Ctrl-C meant for it."""
-    try:
+    hurry.wait(_DELAY)
+    child = None
+    with suppress(OSError):
         child = subprocess.Popen(
             _child_command(marker),
             stdin=subprocess.DEVNULL,
@@ -184,9 +210,8 @@ def _run_child(marker: Path) -> None:
             start_new_session=True,
             creationflags=_CREATION_FLAGS,
         )
-        is_busy = child.wait() == _BUSY
-    except OSError:
-        is_busy = False
+    has_begun.set()
+    is_busy = child is not None and child.wait() == _BUSY
     # Where another process compiles, its marker will tell. A child that failed leaves
     # it to the next solve, which compiles itself and says what is wrong with Numba.
     if not is_busy:
