@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from captum_attnflow.flow.solvers.barrier.numba_kernels import compiled
+from captum_attnflow.flow.solvers.barrier.numba_compiled import compiled
 
 _WORD = 64
 _ONE = np.uint64(1)

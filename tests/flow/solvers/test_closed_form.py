@@ -93,7 +93,7 @@ def dual_of(network, passes, potential):
         Potential(solution.potential + potential, torch.zeros_like(potential)),
         solution.mu,
         lambda _: solution.mu,
-        None,
+        (),
     )
 
 

@@ -40,12 +40,17 @@ import torch
 from networks import everywhere
 from captum_attnflow import BarrierSolver
 from captum_attnflow.flow.solvers import dinic_kernels, solve_sources
-from captum_attnflow.flow.solvers.barrier import compilation, numba_edges, numba_kernels
+from captum_attnflow.flow.solvers.barrier import (
+    compilation,
+    numba_edges,
+    numba_factors,
+    numba_gradients,
+)
 
 def signatures():
     return {
         (name, signature)
-        for module in (dinic_kernels, numba_edges, numba_kernels)
+        for module in (dinic_kernels, numba_edges, numba_factors, numba_gradients)
         for name, kernel in vars(module).items()
         for signature in getattr(kernel, "signatures", ())
     }

@@ -14,8 +14,9 @@ from captum_attnflow.flow.solvers.barrier.laplacian import (
 
 
 def solver_of(passes, weight, source, sink, iterative=True):
+    """A batch of Laplacians, with conjugate gradients as they are or without."""
     sums = node_sums(weight, source, sink)
-    return Laplacian(weight, sums, passes.iterative_solver if iterative else None)
+    return Laplacian(weight, sums, passes.solvers(1000)[:1] if iterative else ())
 
 
 def dense_laplacian(weight, source, sink):
@@ -65,7 +66,7 @@ def test_direct_solver_takes_over_where_iterations_do_not_converge(monkeypatch, 
     tolerance = torch.full((1,), 1e-13).double()
     laplacian = solver_of(passes, weight, source, sink)
     solution = laplacian.solve(right_side, tolerance)
-    assert not laplacian.iterative
+    assert not laplacian.solvers
     direct = solver_of(passes, weight, source, sink, iterative=False)
     torch.testing.assert_close(solution, direct.solve(right_side, tolerance))
 
@@ -79,15 +80,16 @@ def test_the_more_tokens_the_longer_the_iterative_solver_goes_on(monkeypatch, pa
         monkeypatch.setattr(module, "_TOKENS_PER_ITERATION", tokens_per_iteration)
         laplacian = solver_of(passes, weight, source, sink)
         laplacian.solve(right_side, tolerance)
-        assert laplacian.iterative == goes_on
+        assert bool(laplacian.solvers) == goes_on
 
 
 @pytest.mark.parametrize("read_out", [None, 0])
 def test_iterative_and_direct_solver_give_the_same_flow(monkeypatch, passes, read_out):
     network = attention_network(4, 24, n_networks=2, read_out=read_out)
-    monkeypatch.setattr(passes, "iterative_from_tokens", 1)
+    solvers = passes.solvers(1000)
+    monkeypatch.setattr(passes, "solvers", staticmethod(lambda _: solvers))
     iterative = solve_flow(network)
-    monkeypatch.setattr(passes, "iterative_from_tokens", 1000)
+    monkeypatch.setattr(passes, "solvers", staticmethod(lambda _: ()))
     direct = solve_flow(network)
     assert not torch.equal(iterative.flow, direct.flow)
     assert_same_scores(iterative, direct)
@@ -103,7 +105,7 @@ def test_one_iteration_solves_weights_of_rank_one(monkeypatch, passes, n_layers)
     laplacian = solver_of(passes, heads * tails, source, sink)
     right_side = torch.randn(n_networks, n_layers + 1, n_tokens).double()
     laplacian.solve(right_side, torch.full((n_networks,), 1e-10).double())
-    assert laplacian.iterative
+    assert laplacian.solvers
 
 
 @pytest.mark.parametrize("max_iterations", [2, 5, 30])
@@ -135,7 +137,7 @@ def test_each_network_stops_by_itself_at_its_tolerance(passes):
 
     def solve(chosen):
         part = sums[chosen]
-        solver = passes.iterative_solver(weight[chosen], part, part.sum(2))
+        solver = passes.solvers(1000)[0](weight[chosen], part, part.sum(2))
         return solver.solve(right_side[chosen], tolerance[chosen], 60)
 
     solution, is_small = solve(slice(None))
@@ -154,5 +156,5 @@ def test_a_solution_that_is_no_number_is_not_taken_for_one(passes):
     weight = torch.rand(1, 3, 8, 8).double()
     sums = node_sums(weight, *torch.ones(2, 1, 8).double())
     right_side = torch.full((1, 4, 8), torch.nan).double()
-    solver = passes.iterative_solver(weight, sums, sums.sum(2))
+    solver = passes.solvers(1000)[0](weight, sums, sums.sum(2))
     assert not solver.solve(right_side, torch.ones(1).double(), 20)[1]

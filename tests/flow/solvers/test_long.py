@@ -36,7 +36,7 @@ def test_conjugate_gradients_give_the_scores_of_block_cholesky_at_128_tokens(
 ):
     network = attention_network(12, 128, read_out=read_out)
     scores = solve_flow(network).source_flow
-    monkeypatch.setattr(passes, "iterative_from_tokens", 1000)
+    monkeypatch.setattr(passes, "solvers", staticmethod(lambda _: ()))
     direct = solve_flow(network)
     error = (scores - direct.source_flow).abs().max()
     assert 0 < error <= 1e-5 * direct.source_flow.max()

@@ -16,14 +16,13 @@ from networks import assert_same_scores, attention_network, everywhere
 
 from captum_attnflow import BarrierSolver, solve_flow
 from captum_attnflow.flow.solvers.barrier import compilation, solver
-from captum_attnflow.flow.solvers.barrier.laplacian import Laplacian, node_sums
 from captum_attnflow.flow.solvers.barrier.torch_passes import TorchPasses
 
 numba = pytest.importorskip("numba")
 from numba.core.dispatcher import Dispatcher  # noqa: E402
 
 from captum_attnflow.flow.solvers.barrier import (  # noqa: E402
-    numba_kernels,
+    numba_compiled,
     numba_passes,
 )
 
@@ -212,8 +211,8 @@ def test_functions_are_compiled_where_no_folder_can_keep_them(monkeypatch):
             raise RuntimeError("cannot cache function: no locator available")
         return numba.njit(**options)
 
-    monkeypatch.setattr(numba_kernels, "njit", njit)
-    assert numba_kernels.compiled()(lambda number: number + 1)(1) == 2
+    monkeypatch.setattr(numba_compiled, "njit", njit)
+    assert numba_compiled.compiled()(lambda number: number + 1)(1) == 2
 
 
 def test_compiling_waits_for_other_processes_that_do(monkeypatch, tmp_path):
@@ -222,7 +221,7 @@ def test_compiling_waits_for_other_processes_that_do(monkeypatch, tmp_path):
     def add_one(number):
         return number + 1
 
-    kernel = numba_kernels.compiled()(add_one)
+    kernel = numba_compiled.compiled()(add_one)
     folder = Path(kernel.stats.cache_path)
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(1) as pool:
@@ -251,7 +250,7 @@ def test_an_interrupt_waits_until_a_function_is_compiled(monkeypatch):
         add(self, result)
 
     monkeypatch.setattr(Dispatcher, "add_overload", interrupted)
-    kernel = numba_kernels.compiled()(lambda number: number + 1)
+    kernel = numba_compiled.compiled()(lambda number: number + 1)
     with pytest.raises(KeyboardInterrupt):
         kernel(1)
     assert len(kernel.signatures) == 1
@@ -347,72 +346,6 @@ def test_threads_may_solve_at_the_same_time():
         solutions = list(pool.map(solve_flow, networks))
     for solution, alone in zip(solutions, expected, strict=True):
         torch.testing.assert_close(solution.flow, alone.flow)
-
-
-@pytest.fixture
-def banded(monkeypatch):
-    """The systems that were solved by their bands."""
-    made = []
-
-    class Watched(numba_passes.NumbaBandedGradients):
-        def solve(self, *arguments):
-            solution, small = super().solve(*arguments)
-            made.append(small)
-            return solution, small
-
-    monkeypatch.setattr(numba_passes, "NumbaBandedGradients", Watched)
-    return made
-
-
-def causal_network(n_layers, n_tokens, read_out=-1, **options):
-    place = None if read_out is None else n_tokens + read_out
-    return attention_network(n_layers, n_tokens, read_out=place, causal=True, **options)
-
-
-@pytest.mark.parametrize("n_tokens", [1, 2, 3, 24])
-@pytest.mark.parametrize("n_layers", [1, 2, 5])
-def test_a_band_preconditions_the_laplacians_of_causal_networks(n_layers, n_tokens):
-    weight = torch.rand(2, n_layers, n_tokens, n_tokens).double().tril()
-    weight *= torch.eye(n_tokens) + 1e-3
-    source, sink = torch.rand(2, 2, n_tokens).double()
-    sums = node_sums(weight, source, sink)
-    right_side = torch.randn(2, n_layers + 1, n_tokens).double()
-    tolerance = torch.full((2,), 1e-12).double()
-    solver = numba_passes.NumbaBandedGradients(weight, sums, sums.sum(2))
-    solution, small = solver.solve(right_side, tolerance, 12)
-    assert small
-    expected = Laplacian(weight, sums, None).solve(right_side, tolerance)
-    torch.testing.assert_close(solution, expected, rtol=1e-6, atol=1e-9)
-
-
-def test_only_causal_networks_are_solved_by_bands(banded):
-    solve_flow(attention_network(6, 64, read_out=63))
-    assert not banded
-    solve_flow(causal_network(6, 64))
-    assert banded
-    assert all(banded)
-
-
-@pytest.mark.parametrize("read_out", [-1, None])
-def test_bands_change_nothing_in_the_answer(monkeypatch, banded, read_out):
-    network = causal_network(6, 80, read_out, n_networks=2)
-    solution = solve_flow(network)
-    assert banded
-    monkeypatch.setattr(NumbaPasses, "iterative_from_tokens", 1000)
-    monkeypatch.setattr(numba_passes, "NumbaBandedGradients", None)
-    expected = solve_flow(network)
-    assert_same_scores(solution, expected)
-
-
-def test_layers_are_factored_where_bands_do_not_converge(monkeypatch, banded):
-    network = causal_network(12, 64)
-    expected = solve_flow(network)
-    monkeypatch.setattr(numba_passes, "_LEAST_OFFSETS", 1)
-    monkeypatch.setattr(numba_passes, "_TOKENS_AN_OFFSET", 100)
-    banded.clear()
-    solution = solve_flow(network)
-    assert not all(banded)
-    assert_same_scores(solution, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.float64])

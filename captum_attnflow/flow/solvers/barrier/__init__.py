@@ -8,7 +8,7 @@
 - ``laplacian``: linear systems, and the last steps, on potentials.
 - ``torch_passes`` and ``numba_passes``: two implementations of the passes over the
   edges, for any device and compiled for CPUs. The latter's kernels are ``numba_edges``
-  and ``numba_kernels``.
+  and, for linear systems, ``numba_gradients`` and ``numba_factors``.
 - ``compilation``: whether these are compiled, and a process that compiles meanwhile.
 """
 

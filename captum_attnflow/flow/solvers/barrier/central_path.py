@@ -44,7 +44,7 @@ _EARLY_ACCURACY = 1e-5
 _LITTLE = 0.7
 _CAREFUL_ACCURACY = 1e-8
 # After this many steps in a row that gain little, or that only centre beyond enough,
-# whole layers are factored. Factors cost more with more tokens, so patience grows.
+# layers are factored. Factors cost more with more tokens, so patience grows.
 _LEAST_PATIENCE, _MOST_PATIENCE = 2, 16
 _TOKENS_PER_STALLED = 24
 _ENOUGH_CENTRING = 4
@@ -225,21 +225,19 @@ class EdgePasses(Protocol):
     Attributes:
         dtypes (tuple): Of the edges, to be tried in turn until all networks are solved.
         weight (Tensor): Shape ``(B, L, T, T)``, of the inner edges.
-        iterative_solver (type): What solves Laplacian systems as fast.
-        iterative_from_tokens (int): From how many tokens on it is the cheaper one.
-        banded_solver (type, optional): What to try before factors of whole layers,
-            where the networks are causal.
         closed_form (type): What does the work on the edges near the optimum.
     """
 
     dtypes: ClassVar[tuple[torch.dtype, ...]]
-    iterative_solver: ClassVar[type[IterativeSolver]]
-    iterative_from_tokens: ClassVar[int]
     closed_form: ClassVar[type[ClosedForm]]
-    banded_solver: type[IterativeSolver] | None
     weight: Tensor
 
     def __init__(self, problem: BarrierProblem, iterate: Iterate) -> None: ...
+
+    @staticmethod
+    def solvers(n_tokens: int) -> tuple[type[IterativeSolver], ...]:
+        """What solves Laplacian systems of so many tokens as fast, to try in turn."""
+        ...
 
     def set_weights(self) -> Tensor:
         """Set the weights of the iterate, and sum them as :func:`node_sums` does."""
@@ -304,8 +302,7 @@ class Newton:
         value (Tensor): Shape ``(B,)``, flow into the sink.
         stalled (Tensor): Shape ``(B,)``, steps since the last that gained much.
         centring (Tensor): Shape ``(B,)``, steps that only centred.
-        iterative (bool): Whether linear systems are still solved by iterating.
-        banded_solver (type, optional): What is tried after that.
+        solvers (tuple): What is tried in turn on linear systems.
     """
 
     def __init__(
@@ -317,12 +314,11 @@ class Newton:
         self.problem = problem
         self.iterate = iterate
         self.stalled = torch.zeros_like(problem.n_terms)
-        self.iterative = problem.n_tokens >= passes.iterative_from_tokens
+        self.solvers = passes.solvers(problem.n_tokens)
         self._early_accuracy = _EARLY_ACCURACY
         self.centring = torch.zeros_like(self.stalled)
         self._ratio = torch.ones_like(self.stalled)  # largest share of a variable used
         self._passes = passes(problem, iterate)
-        self.banded_solver = self._passes.banded_solver
         self._set_measured(*self._passes.measure())
         self._gained = self._progress()
 
@@ -335,8 +331,7 @@ class Newton:
         )
         part.stalled, part._ratio = self.stalled[index], self._ratio[index]
         part.centring, part._gained = self.centring[index], self._gained[:, index]
-        part.iterative, part._early_accuracy = self.iterative, self._early_accuracy
-        part.banded_solver = self.banded_solver
+        part.solvers, part._early_accuracy = self.solvers, self._early_accuracy
         return part
 
     def is_near(self, target: Tensor, last_ratio: float) -> Tensor:
@@ -355,12 +350,7 @@ class Newton:
         mu, value = self.mu, self.value
         predicting = mu > _NEAR * target
         sums = self._passes.set_weights()
-        laplacian = Laplacian(
-            self._passes.weight,
-            sums,
-            self._passes.iterative_solver if self.iterative else None,
-            self.banded_solver,
-        )
+        laplacian = Laplacian(self._passes.weight, sums, self.solvers)
         if bool(predicting.any()):
             tolerance = _PREDICTOR_ACCURACY * value
             potential = laplacian.solve(-self._imbalance, tolerance, at_source=-1.0)
@@ -389,9 +379,13 @@ class Newton:
         longest = torch.maximum(self.stalled, self.centring - _ENOUGH_CENTRING).max()
         patience = self.problem.n_tokens // _TOKENS_PER_STALLED
         patience = max(_LEAST_PATIENCE, min(patience, _MOST_PATIENCE))
-        self.iterative = laplacian.iterative and int(longest) < patience
-        if not laplacian.banded or int(longest) >= patience:
-            self.banded_solver = None
+        self.solvers = laplacian.solvers
+        if (
+            int(longest) >= patience
+            and self.solvers
+            and not self.solvers[0].is_accurate
+        ):
+            self.solvers = self.solvers[1:]
 
     def _predict(self, potential: Tensor, target: Tensor, predicting: Tensor) -> Tensor:
         """Choose ``mu`` by the step straight at the optimum."""

@@ -36,7 +36,8 @@ _SOURCES = (
     Path(__file__),
     _HERE / "numba_passes.py",
     _HERE / "numba_edges.py",
-    _HERE / "numba_kernels.py",
+    _HERE / "numba_factors.py",
+    _HERE / "numba_gradients.py",
     _HERE.parent / "dinic_kernels.py",
 )
 # Lines of /proc/cpuinfo that tell a processor and its instructions.
@@ -233,7 +234,7 @@ def compile_and_mark(marker: str | Path) -> None:
     from captum_attnflow.flow.solvers.base import solve_flow, solve_sources
     from captum_attnflow.flow.solvers.dinic import DinicSolver
 
-    # Causal and long enough to need bands at last, after what full networks need.
+    # Causal and long enough to need factors at last, after what full networks need.
     generator = torch.Generator().manual_seed(0)
     shape = (1, 6, 64, 64)
     scores = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
@@ -257,13 +258,15 @@ def _compile_parallel() -> None:
 
     Solves call them for large networks alone, and where there are processors.
     """
-    from captum_attnflow.flow.solvers.barrier import numba_edges
+    from captum_attnflow.flow.solvers.barrier import numba_edges, numba_factors
 
-    for name, kernel in vars(numba_edges).items():
-        if name.endswith("_parallel"):
-            serial = getattr(numba_edges, name.removesuffix("_parallel"))
-            for _part, *types in serial.signatures:
-                kernel.compile(tuple(types))
+    for module in (numba_edges, numba_factors):
+        for name, kernel in vars(module).items():
+            # What compiled functions call, and so have compiled, is private.
+            if name.endswith("_parallel") and not name.startswith("_"):
+                serial = getattr(module, name.removesuffix("_parallel"))
+                for _part, *types in serial.signatures:
+                    kernel.compile(tuple(types))
 
 
 def check_compiled(compiled: object) -> None:

@@ -15,7 +15,9 @@ Attention mixes fast: the weights between two layers are close to a matrix of ra
 The preconditioner replaces each block :math:`W_l` by
 :math:`r_l c_l^\top / s_l`, the product of its row sums and column sums over its total,
 which keeps the diagonal and couples neighbouring layers through two numbers only. On
-networks of mixing attention it needs 1 to 8 iterations for eight digits.
+networks of mixing attention it needs 1 to 8 iterations for eight digits. On others the
+kernels compiled by Numba go on with another preconditioner, the factors of the layers
+in float32 (``numba_factors``).
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -34,13 +36,11 @@ from captum_attnflow.flow.network import LayeredNetwork
 # The Laplacian of a cluster that only weak edges ground is singular in floating
 # point. This share of the diagonal keeps its factor real and is far below the
 # accuracy that any step needs.
-_RELATIVE_RIDGE = 1e-14
-# Iterations after which the direct solver costs less: its work grows with the cube of
-# the tokens, that of an iteration with their square.
+RELATIVE_RIDGE = 1e-14
+# Iterations after which another solver costs less. The work of the direct one grows
+# with the cube of the tokens, that of an iteration with their square.
 _MAX_ITERATIONS = 30
 _TOKENS_PER_ITERATION = 2
-# Where a banded solver follows, this many, which cost as much as its 15 to 20.
-_MAX_ITERATIONS_BEFORE_BANDED = 32
 # Iterations between two checks whether residuals are small. On a CPU a check is free;
 # waiting for another device takes longer than a few iterations.
 _ITERATIONS_A_CHECK = {"cpu": 1}
@@ -54,7 +54,13 @@ class IterativeSolver(Protocol):
         weight (Tensor): Shape ``(B, L, T, T)``, see :class:`Laplacian`.
         sums (Tensor): Shape ``(B, L + 1, 2, T)``, see :func:`node_sums`.
         diagonal (Tensor): Shape ``(B, L + 1, T)``, positive.
+
+    Attributes:
+        is_accurate (bool): Whether small residuals mean small errors, too, where
+            weights differ by many orders.
     """
+
+    is_accurate: ClassVar[bool] = False
 
     def __init__(self, weight: Tensor, sums: Tensor, diagonal: Tensor) -> None: ...
 
@@ -81,35 +87,26 @@ class Laplacian:
         weight (Tensor): Shape ``(B, L, T, T)``, weight of the edge from node ``j`` of
             layer ``l`` to node ``i`` of layer ``l + 1`` at ``[b, l, i, j]``.
         sums (Tensor): Shape ``(B, L + 1, 2, T)``, see :func:`node_sums`.
-        iterative_solver (type, optional): What to try first.
-        banded_solver (type, optional): What to try next.
+        solvers (tuple): Types of :class:`IterativeSolver` to try in turn, before
+            :class:`BlockCholesky`.
 
     A node without any weight gets a unit diagonal: its solution is its right side.
 
     Attributes:
-        iterative (bool): Whether the iterative solver has served so far.
-        banded (bool): Whether the banded one may serve.
+        solvers (tuple): Those that have not failed so far.
     """
 
     def __init__(
-        self,
-        weight: Tensor,
-        sums: Tensor,
-        iterative_solver: type[IterativeSolver] | None,
-        banded_solver: type[IterativeSolver] | None = None,
+        self, weight: Tensor, sums: Tensor, solvers: tuple[type[IterativeSolver], ...]
     ) -> None:
         diagonal = sums.sum(2)
-        diagonal.masked_fill_(diagonal == 0, 1.0).mul_(1 + _RELATIVE_RIDGE)
-        self.iterative = iterative_solver is not None
+        diagonal.masked_fill_(diagonal == 0, 1.0).mul_(1 + RELATIVE_RIDGE)
+        self.solvers = solvers
         self._weight = weight
         self._diagonal = diagonal
         self._sums = sums
-        self.banded = banded_solver is not None
-        self._banded_type = banded_solver
-        self._banded: IterativeSolver | None = None
+        self._iterative: IterativeSolver | None = None
         self._direct: BlockCholesky | None = None
-        if iterative_solver:
-            self._iterative_solver = iterative_solver(weight, sums, diagonal)
 
     def solve(
         self, right_side: Tensor, tolerance: Tensor, at_source: float = 0.0
@@ -118,7 +115,7 @@ class Laplacian:
 
         Args:
             right_side (Tensor): Shape ``(B, L + 1, T)``.
-            tolerance (Tensor): Shape ``(B,)``, residual at a node that the iterative
+            tolerance (Tensor): Shape ``(B,)``, residual at a node that an iterative
                 solver may leave.
             at_source (float): Potential of the source; that of the sink is 0.
 
@@ -128,24 +125,18 @@ class Laplacian:
         if at_source:
             right_side = right_side.clone()
             right_side[:, 0] += at_source * self._sums[:, 0, 0]
-        n_tokens = right_side.shape[-1]
-        most = max(_MAX_ITERATIONS, n_tokens // _TOKENS_PER_ITERATION)
-        if self.iterative:
-            solution, self.iterative = self._iterative_solver.solve(
-                right_side,
-                tolerance,
-                min(most, _MAX_ITERATIONS_BEFORE_BANDED) if self.banded else most,
-            )
-            if self.iterative:
-                return solution
-        if self.banded and self._banded_type:
-            if self._banded is None:
-                self._banded = self._banded_type(
+        most = _MAX_ITERATIONS
+        if len(self.solvers) == 1:
+            most = max(most, right_side.shape[-1] // _TOKENS_PER_ITERATION)
+        while self.solvers:
+            if self._iterative is None:
+                self._iterative = self.solvers[0](
                     self._weight, self._sums, self._diagonal
                 )
-            solution, self.banded = self._banded.solve(right_side, tolerance, most)
-            if self.banded:
+            solution, is_solved = self._iterative.solve(right_side, tolerance, most)
+            if is_solved:
                 return solution
+            self.solvers, self._iterative = self.solvers[1:], None
         if self._direct is None:
             self._direct = BlockCholesky(self._weight, self._diagonal)
         return self._direct.solve(right_side)
@@ -483,8 +474,7 @@ class DualNewton:
         potential (Potential): Where to start, near the optimum.
         mu (Tensor): Shape ``(B,)``, barrier parameter to start with.
         target (Callable): Gives the barrier parameter for flow values, both ``(B,)``.
-        iterative_solver (type, optional): What to try first on linear systems.
-        banded_solver (type, optional): What to try next.
+        solvers (tuple): What to try in turn on linear systems, see :class:`Laplacian`.
 
     Attributes:
         potential (Potential): Of the nodes.
@@ -502,16 +492,14 @@ class DualNewton:
         potential: Potential,
         mu: Tensor,
         target: Callable[[Tensor], Tensor],
-        iterative_solver: type[IterativeSolver] | None,
-        banded_solver: type[IterativeSolver] | None = None,
+        solvers: tuple[type[IterativeSolver], ...],
     ) -> None:
         self.potential = potential
         self.mu = mu
         self._network = network
         self._edges = edges
         self._find_target = target
-        self._iterative_solver = iterative_solver
-        self._banded_solver = banded_solver
+        self._solvers = solvers
         self._last = (torch.zeros_like(mu), torch.full_like(mu, torch.nan))
         self._measure()
 
@@ -539,9 +527,7 @@ class DualNewton:
         if bool(diverged.any()):
             for values in (self._edges.weight, self._sums, self._imbalance):
                 values[diverged] = 0
-        laplacian = Laplacian(
-            self._edges.weight, self._sums, self._iterative_solver, self._banded_solver
-        )
+        laplacian = Laplacian(self._edges.weight, self._sums, self._solvers)
         before = self.relative_imbalance
         accuracy = (_ACCURACY * before).clamp_min(_LEAST_ACCURACY) * self._value
         accuracy = torch.where(diverged, 1.0, accuracy)
@@ -551,12 +537,7 @@ class DualNewton:
         gains_little = (
             (self.relative_imbalance > _LITTLE * before) & ~self.conserves & ~diverged
         )
-        if not laplacian.banded or (
-            self._iterative_solver is None and bool(gains_little.any())
-        ):
-            self._banded_solver = None
-        if not laplacian.iterative or bool(gains_little.any()):
-            self._iterative_solver = None
+        self._solvers = laplacian.solvers[1 if bool(gains_little.any()) else 0 :]
 
     def _follow_target(self, tolerance: float) -> None:
         """Let the barrier parameter follow the value, by secants.

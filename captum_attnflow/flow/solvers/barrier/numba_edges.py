@@ -24,7 +24,11 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from captum_attnflow.flow.solvers.barrier.numba_kernels import compiled
+from captum_attnflow.flow.solvers.barrier.numba_compiled import (
+    compiled,
+    inlined,
+    sum_of,
+)
 
 
 class Layout(NamedTuple):
@@ -60,13 +64,21 @@ class Sums(NamedTuple):
     nodes: NDArray[np.float64]  # (B, L + 1, 2, T), into each node and out of it
 
 
-@compiled(any_order=True)
-def sum_of(values):
-    """Sum an array."""
-    total = values.dtype.type(0)
-    for j in range(values.size):
-        total += values[j]
-    return total
+@compiled()
+def row_widths(edges, n_tokens, widths):
+    """Write how far each row reaches: up to its last edge.
+
+    Args:
+        edges (array): Shape ``(B, R * T)`` or longer, 0 where there is no edge.
+        n_tokens (int): The length ``T`` of a row.
+        widths (array): Shape ``(B, R)``, written.
+    """
+    for network in range(widths.shape[0]):
+        for row in range(widths.shape[1]):
+            width = n_tokens
+            while width > 0 and not edges[network, row * n_tokens + width - 1]:
+                width -= 1
+            widths[network, row] = width
 
 
 @compiled()
@@ -94,7 +106,7 @@ def _set_tail(potential, group, n_layers, at_source, out):
             out[j] = potential[n_layers, j]
 
 
-@compiled()
+@inlined
 def _head(potential, group, row, n_layers):
     """Potential of a row's head; terminals' edges count as if into a node at 0."""
     if group < n_layers:
@@ -102,7 +114,7 @@ def _head(potential, group, row, n_layers):
     return potential.dtype.type(0)
 
 
-@compiled()
+@inlined
 def _second_order_term(per_slack, multiplier, dx, second_order):
     ratio = dx * per_slack
     return second_order * (ratio + ratio * ratio) * multiplier

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from captum_attnflow.flow.network import LayeredNetwork
 from captum_attnflow.flow.solvers.barrier import numba_edges as kernels
-from captum_attnflow.flow.solvers.barrier import numba_kernels
+from captum_attnflow.flow.solvers.barrier import numba_factors, numba_gradients
 from captum_attnflow.flow.solvers.barrier.central_path import (
     UNLIMITED,
     BarrierProblem,
@@ -22,6 +22,7 @@ from captum_attnflow.flow.solvers.barrier.central_path import (
     Iterate,
 )
 from captum_attnflow.flow.solvers.barrier.laplacian import (
+    RELATIVE_RIDGE,
     ClosedForm,
     IterativeSolver,
     Potential,
@@ -31,9 +32,10 @@ from captum_attnflow.flow.solvers.barrier.laplacian import (
 _EDGES_A_THREAD = 1 << 15
 # Least tasks of a thread, so that threads have even shares.
 _TASKS_A_THREAD = 4
-# Positions that a band keeps: on longer texts, where an iteration costs more, it may.
-_LEAST_OFFSETS = 4
-_TOKENS_AN_OFFSET = 64
+# From how many tokens on factors in float32 take less time than those of LAPACK, and
+# from how many on a row is worth a second thread.
+_FACTORED_FROM_TOKENS = 64
+_TOKENS_OF_ROWS_SHARED = 256
 # OpenMP kills a process that was forked after using it, and uses it again.
 _PROCESS = os.getpid()
 
@@ -52,7 +54,7 @@ def widths_of(edges: Tensor, n_rows: int, n_tokens: int) -> Tensor:
         n_tokens (int): Their length.
     """
     widths = torch.empty((len(edges), n_rows), dtype=torch.int64, device="cpu")
-    numba_kernels.row_widths(edges.numpy(), n_tokens, widths.numpy())
+    kernels.row_widths(edges.numpy(), n_tokens, widths.numpy())
     return widths
 
 
@@ -127,29 +129,32 @@ class NumbaConjugateGradients(IterativeSolver):
         _, n_layers, n_tokens, _ = weight.shape
         rows = _in_rows(weight)
         widths = widths_of(rows, n_layers * n_tokens, n_tokens)
-        inverse = 1 / diagonal
-        self._system = numba_kernels.System(
-            *arrays(rows, widths, diagonal.contiguous(), inverse),
-            *self._precondition(rows, sums, diagonal.contiguous(), inverse),
-        )
-
-    def _precondition(
-        self, rows: Tensor, sums: Tensor, diagonal: Tensor, inverse: Tensor
-    ) -> tuple[np.ndarray, ...]:
-        """Prepare the basis, the chain and the band of a system."""
+        diagonal = diagonal.contiguous()
         n_networks, n_nodes, _ = diagonal.shape
-        basis = torch.empty_like(sums)
-        chain = sums.new_empty(n_networks, n_nodes - 1, 4)
-        numba_kernels.set_preconditioner(*arrays(sums, inverse, basis, chain))
-        no_band = torch.empty(n_networks, 0, 0, dtype=torch.float32, device="cpu")
-        return arrays(basis, chain, no_band)
+        self._system = numba_gradients.System(
+            weight=rows.numpy(),
+            widths=widths.numpy(),
+            diagonal=diagonal.numpy(),
+            inverse=(1 / diagonal).numpy(),
+            basis=np.empty((n_networks, n_nodes, 2, 0)),
+            chain=np.empty((n_networks, 0, 4)),
+            factors=_factors(n_networks, n_nodes, 0),
+        )
+        self._precondition(sums)
+
+    def _precondition(self, sums: Tensor) -> None:
+        n_networks, n_nodes, _, _ = sums.shape
+        basis, chain = np.empty(sums.shape), np.empty((n_networks, n_nodes - 1, 4))
+        inverse = self._system.inverse
+        numba_gradients.set_preconditioner(sums.numpy(), inverse, basis, chain)
+        self._system = self._system._replace(basis=basis, chain=chain)
 
     def solve(
         self, right_side: Tensor, tolerance: Tensor, max_iterations: int
     ) -> tuple[Tensor, bool]:
         solution = torch.empty_like(right_side, memory_format=torch.contiguous_format)
         with threads(self._n_threads):
-            small = numba_kernels.conjugate_gradients(
+            small = numba_gradients.conjugate_gradients(
                 self._n_threads,
                 self._system,
                 right_side.contiguous().numpy(),
@@ -160,26 +165,45 @@ class NumbaConjugateGradients(IterativeSolver):
         return solution, bool(small)
 
 
-class NumbaBandedGradients(NumbaConjugateGradients):
-    """Conjugate gradients preconditioned by the weights next to the diagonal.
+class NumbaFactoredGradients(NumbaConjugateGradients):
+    """Conjugate gradients preconditioned by factors of the layers in float32.
 
-    In causal networks a flow pays for every position it moves on, and most of it stays
-    near its own: close to the optimum a Laplacian is nearly banded. On causal attention
-    at (12, 128), the last position read out, four positions leave 18 iterations where
-    rank one leaves 260.
+    One to four iterations are enough, whatever a network is like.
     """
 
-    def _precondition(
-        self, rows: Tensor, sums: Tensor, diagonal: Tensor, inverse: Tensor
-    ) -> tuple[np.ndarray, ...]:
-        n_networks, n_nodes, n_tokens = diagonal.shape
-        n_offsets = min(max(_LEAST_OFFSETS, n_tokens // _TOKENS_AN_OFFSET), n_tokens)
-        bandwidth = (n_offsets - 1) * n_nodes + 1
-        band = sums.new_empty(n_networks, n_nodes * n_tokens, bandwidth + 1)
-        numba_kernels.factor_band(n_offsets, *arrays(rows, diagonal, band))
-        unused = (sums.new_empty(n_networks, 0, 0, 0), sums.new_empty(n_networks, 0, 0))
-        # A preconditioner need not be exact, and half the bytes are read faster.
-        return arrays(*unused, band.float())
+    is_accurate = True
+
+    def _precondition(self, sums: Tensor) -> None:
+        n_networks, n_nodes, _, n_tokens = sums.shape
+        system = self._system
+        factors = _factors(n_networks, n_nodes, n_tokens)
+        ground = RELATIVE_RIDGE * system.diagonal
+        ground[:, 0] += sums[:, 0, 0].numpy()
+        ground[:, -1] += sums[:, -1, 1].numpy()
+        # Threads share networks, or the rows of each if these are long enough.
+        n_parts = self._n_threads if n_networks >= self._n_threads else 1
+        is_long = n_parts == 1 and n_tokens >= _TOKENS_OF_ROWS_SHARED
+        with threads(self._n_threads):
+            run_in_parts(
+                n_parts,
+                numba_factors.factor,
+                numba_factors.factor_parallel,
+                self._n_threads if is_long else 1,
+                *(system.weight, system.widths, system.diagonal, ground, factors),
+            )
+        self._system = system._replace(factors=factors)
+
+
+def _factors(n_networks: int, n_nodes: int, n_tokens: int) -> numba_factors.Factors:
+    """Memory for the factors of networks."""
+    line = numba_factors.LINE
+    n_padded = -(-n_tokens // line) * line
+    width = 2 * n_padded + line
+    return numba_factors.Factors(
+        np.empty((n_networks, n_nodes, n_padded, width), np.float32),
+        np.empty((n_networks, n_nodes, n_padded), np.int64),
+        np.empty((n_networks, n_nodes, n_padded), np.float32),
+    )
 
 
 def _in_rows(weight: Tensor) -> Tensor:
@@ -282,9 +306,13 @@ class NumbaPasses(EdgePasses):
     # 1.1 times at (12, 128) and 0.9 on 16 networks of 12 tokens. Weights in bfloat16,
     # and memory kept from one solve to the next, took 0.8 to 1.2 times as long.
     dtypes = (torch.float32, torch.float64)
-    iterative_solver = NumbaConjugateGradients
-    iterative_from_tokens = 1
     closed_form = NumbaClosedForm
+
+    @staticmethod
+    def solvers(n_tokens: int) -> tuple[type[IterativeSolver], ...]:
+        if n_tokens < _FACTORED_FROM_TOKENS:
+            return (NumbaConjugateGradients,)
+        return NumbaConjugateGradients, NumbaFactoredGradients
 
     def __init__(self, problem: BarrierProblem, iterate: Iterate) -> None:
         shape = problem.capacity.shape
@@ -305,8 +333,6 @@ class NumbaPasses(EdgePasses):
             slack, multiplier, weight, *arrays(problem.alive, widths)
         )
         self._no_second_order = torch.zeros_like(problem.n_terms)
-        is_causal = bool(problem.is_causal.all())
-        self.banded_solver = NumbaBandedGradients if is_causal else None
 
     def set_weights(self) -> Tensor:
         return self._weight_sums

@@ -354,8 +354,7 @@ def _attempt(
             end.potential,
             end.mu,
             partial(options.target, scale, n_terms),
-            passes.iterative_solver if end.iterative else None,
-            end.banded_solver,
+            end.solvers,
         )
         done = _finish(dual, options, made)
         edges.fill(dual.potential, dual.mu, flow)
@@ -382,8 +381,7 @@ class _End:
     potential: Potential
     mu: Tensor  # (B,), barrier parameter
     near: Tensor  # (B,), bool, whether near the optimum
-    iterative: bool  # whether linear systems were solved by iterating to the end
-    banded_solver: type[IterativeSolver] | None  # what else may serve
+    solvers: tuple[type[IterativeSolver], ...]  # what solved linear systems at the end
 
     def select(self, index: Tensor) -> _End:
         potential = self.potential.select(index)
@@ -410,8 +408,7 @@ def _approach(
         Potential(torch.empty_like(iterate.p), torch.zeros_like(iterate.p)),
         mu=torch.empty_like(problem.scale),
         near=torch.zeros_like(problem.scale, dtype=torch.bool),
-        iterative=True,
-        banded_solver=None,
+        solvers=(),
     )
     newton = Newton(problem, iterate, passes)
     running = torch.arange(len(bound), device=bound.device)
@@ -434,8 +431,7 @@ def _approach(
             stays = ~leaves
             running, target = running[stays], target[stays]
             if not len(running):
-                end.iterative = newton.iterative
-                end.banded_solver = newton.banded_solver
+                end.solvers = newton.solvers
                 return end
             newton = newton.select(stays)
         newton.step(target)

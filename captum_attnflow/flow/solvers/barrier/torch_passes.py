@@ -18,10 +18,14 @@ from captum_attnflow.flow.solvers.barrier.central_path import (
 )
 from captum_attnflow.flow.solvers.barrier.laplacian import (
     ClosedForm,
+    IterativeSolver,
     Potential,
     TorchConjugateGradients,
     node_sums,
 )
+
+# On shorter texts layers are factored in less time.
+_ITERATES_FROM_TOKENS = 48
 
 
 class TorchClosedForm(ClosedForm):
@@ -83,14 +87,15 @@ class TorchPasses(EdgePasses):
 
     # Float32 is too coarse for nodes, and products of matrices need one dtype.
     dtypes = (torch.float64,)
-    iterative_solver = TorchConjugateGradients
-    iterative_from_tokens = 48
     closed_form = TorchClosedForm
+
+    @staticmethod
+    def solvers(n_tokens: int) -> tuple[type[IterativeSolver], ...]:
+        return (TorchConjugateGradients,) if n_tokens >= _ITERATES_FROM_TOKENS else ()
 
     def __init__(self, problem: BarrierProblem, iterate: Iterate) -> None:
         shape = problem.capacity.shape
         arrays = empty((7, *shape), like=problem.capacity)
-        self.banded_solver = None
         self._iterate = iterate
         self._split = problem.split
         self._correction, self._ratio = arrays[:2], arrays[2:4]

@@ -1,73 +1,20 @@
-"""How functions are compiled by Numba, and conjugate gradients among them."""
+"""Conjugate gradients on the Laplacians of a batch, compiled by Numba."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache, partial, wraps
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from filelock import FileLock
-from numba import njit, prange
+from numba import prange
 from numpy.typing import NDArray
 
-from captum_attnflow.flow.solvers.barrier.compilation import undisturbed
-
-
-def compiled(
-    any_order: bool = False, parallel: bool = False
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Compile a function at its first call, and keep the result on disk.
-
-    Args:
-        any_order (bool): Whether arithmetic may be reordered and fused, as vector
-            instructions need for sums. Without, equal expressions have equal results.
-        parallel (bool): Whether its ``prange`` loops run in threads.
-    """
-    options = {
-        "error_model": "numpy",
-        "fastmath": {"contract", "nsz", "reassoc"} if any_order else set(),
-        "nogil": True,
-        "parallel": parallel,
-    }
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        kernel: Any
-        try:
-            kernel = njit(cache=True, **options)(function)
-        except RuntimeError:
-            # No cache folder is writable.
-            kernel = njit(**options)(function)
-        else:
-            _compile_one_at_a_time(kernel)
-        kernel.compile = partial(undisturbed, kernel.compile)
-        dispatcher: Callable[..., Any] = kernel
-        return dispatcher
-
-    return decorate
-
-
-def _compile_one_at_a_time(kernel: Any) -> None:
-    """Lock the cache while a process reads or writes it.
-
-    Numba does not see to that: of two that keep the same function for different types,
-    one may later load the code of the other, which ends the process.
-    """
-    compile_for = kernel.compile
-
-    @wraps(compile_for)
-    def locked(signature: Any) -> Any:
-        with _lock(kernel.stats.cache_path):
-            return compile_for(signature)
-
-    kernel.compile = locked
-
-
-@cache
-def _lock(folder: str) -> FileLock:
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    return FileLock(Path(folder) / "captum_attnflow.lock")
+from captum_attnflow.flow.solvers.barrier.numba_compiled import (
+    add_scaled,
+    compiled,
+    dot,
+    inlined,
+)
+from captum_attnflow.flow.solvers.barrier.numba_factors import Factors, solve_factors
 
 
 class System(NamedTuple):
@@ -79,41 +26,10 @@ class System(NamedTuple):
     inverse: NDArray[np.float64]  # (B, L + 1, T), of the diagonal
     basis: NDArray[np.float64]  # (B, L + 1, 2, T), see set_preconditioner
     chain: NDArray[np.float64]  # (B, L, 4), the same
-    band: NDArray[np.float32]  # (B, T * (L + 1), bandwidth + 1), see factor_band; or 0
+    factors: Factors  # empty where they do not precondition
 
 
-@compiled()
-def row_widths(edges, n_tokens, widths):
-    """Write how far each row reaches: up to its last edge.
-
-    Args:
-        edges (array): Shape ``(B, R * T)`` or longer, 0 where there is no edge.
-        n_tokens (int): The length ``T`` of a row.
-        widths (array): Shape ``(B, R)``, written.
-    """
-    for network in range(widths.shape[0]):
-        for row in range(widths.shape[1]):
-            width = n_tokens
-            while width > 0 and not edges[network, row * n_tokens + width - 1]:
-                width -= 1
-            widths[network, row] = width
-
-
-@compiled(any_order=True)
-def _dot(left, right):
-    total = right.dtype.type(0)
-    for j in range(left.size):
-        total += left[j] * right[j]
-    return total
-
-
-@compiled(any_order=True)
-def _add_scaled(values, scale, out):
-    for j in range(out.size):
-        out[j] += scale * values[j]
-
-
-@compiled(any_order=True)
+@inlined
 def _row(system, network, layer, head):
     """The weights into a head, up to the last that is not 0."""
     n_tokens = system.inverse.shape[2]
@@ -152,7 +68,7 @@ def _even_layers(part, n_parts, running, system, odd, seen, to_odd, gathers):
             above = odd[network, index]
             for i in range(n_tokens):
                 edges = _row(system, network, layer, i)
-                _add_scaled(edges, above[i], gathered[: edges.size])
+                add_scaled(edges, above[i], gathered[: edges.size])
         if layer == 0:
             for i in range(n_tokens):
                 even[i] = (even[i] + gathered[i]) * scale[i]
@@ -163,26 +79,30 @@ def _even_layers(part, n_parts, running, system, odd, seen, to_odd, gathers):
             for i in range(n_tokens):
                 edges = _row(system, network, layer - 1, i)
                 if gathers:
-                    gathered[i] += _dot(edges, below[: edges.size])
+                    gathered[i] += dot(edges, below[: edges.size])
                 even[i] = (even[i] + gathered[i]) * scale[i]
-                _add_scaled(edges, even[i], share[: edges.size])
+                add_scaled(edges, even[i], share[: edges.size])
         if layer < n_layers:
             share = to_odd[network, index, 1]
             for i in range(n_tokens):
                 edges = _row(system, network, layer, i)
-                share[i] = _dot(edges, even[: edges.size])
+                share[i] = dot(edges, even[: edges.size])
 
 
 @compiled(parallel=True)
 def _even_layers_parallel(n_parts, running, system, odd, seen, to_odd, gathers):
     # A loop in threads takes arrays and numbers alone.
-    weight, widths, diagonal, inverse, basis, chain, band = system
+    weight, widths, diagonal, inverse, basis, chain, factors = system
+    rows, ends, pivots = factors
     for part in prange(n_parts):
         _even_layers(
             np.int64(part),
             n_parts,
             running,
-            System(weight, widths, diagonal, inverse, basis, chain, band),
+            System(
+                *(weight, widths, diagonal, inverse, basis, chain),
+                Factors(rows, ends, pivots),
+            ),
             odd,
             seen,
             to_odd,
@@ -206,7 +126,7 @@ def _copy_even(nodes, out):
                 out[network, index, j] = nodes[network, 2 * index, j]
 
 
-@compiled(any_order=True)
+@inlined
 def _odd_share(to_odd, network, index, position):
     """What an odd node sees of the even layers."""
     share = to_odd[network, index, 1, position]
@@ -249,15 +169,15 @@ def set_preconditioner(sums, inverse, basis, chain):
                     basis[network, node, side, j] = scaled * inverse[network, node, j]
         before = sums.dtype.type(0)
         for layer in range(n_layers):
-            low = roots[layer + 1] * _dot(
+            low = roots[layer + 1] * dot(
                 sums[network, layer, 1], basis[network, layer, 1]
             )
-            high = roots[layer + 1] * _dot(
+            high = roots[layer + 1] * dot(
                 sums[network, layer + 1, 0], basis[network, layer + 1, 0]
             )
             coupling = sums.dtype.type(0)
             if layer:
-                coupling = -roots[layer + 1] * _dot(
+                coupling = -roots[layer + 1] * dot(
                     sums[network, layer, 1], basis[network, layer, 0]
                 )
                 low += coupling * coupling * before
@@ -278,9 +198,9 @@ def _precondition(network, residual, inverse, basis, chain, out):
     high = np.zeros(n_layers, chain.dtype)
     for index in range(n_odd):
         node = 2 * index + 1
-        high[node - 1] = _dot(basis[network, node, 0], residual[network, index])
+        high[node - 1] = dot(basis[network, node, 0], residual[network, index])
         if node < n_layers:
-            low[node] = _dot(basis[network, node, 1], residual[network, index])
+            low[node] = dot(basis[network, node, 1], residual[network, index])
     for layer in range(n_layers):
         if layer:
             low[layer] -= chain[network, layer, 3] * high[layer - 1]
@@ -303,76 +223,6 @@ def _precondition(network, residual, inverse, basis, chain, out):
 
 
 @compiled(any_order=True)
-def factor_band(n_offsets, weight, diagonal, band):
-    """Factor Laplacians of which only weights next to the diagonal are kept.
-
-    Nodes are ordered by position, and then by layer, so that the nodes an edge joins
-    stand close where its positions do: the Cholesky factor keeps the band.
-
-    Args:
-        n_offsets (int): How many positions before its own a node sees, with its own.
-        weight (array): Shape ``(B, L * T * T)`` or longer, rows of the heads.
-        diagonal (array): Shape ``(B, L + 1, T)``, of all weights.
-        band (array): Shape ``(B, T * (L + 1), bandwidth + 1)``, written: rows of the
-            factor, with the inverse of the diagonal last.
-    """
-    n_networks, n_nodes, n_tokens = diagonal.shape
-    width = band.shape[2] - 1
-    for network in range(n_networks):
-        rows = band[network]
-        rows[:] = 0
-        for position in range(n_tokens):
-            for layer in range(n_nodes):
-                node = position * n_nodes + layer
-                row = rows[node]
-                if layer:
-                    begin = ((layer - 1) * n_tokens + position) * n_tokens
-                    for offset in range(min(n_offsets, position + 1)):
-                        at = width - 1 - offset * n_nodes
-                        row[at] = -weight[network, begin + position - offset]
-                # An edge to the layer below of a later position stands in its row.
-                for other in range(max(0, node - width), node):
-                    # Where the rows of both overlap, up to the other's diagonal.
-                    at = other - node + width
-                    first = node - other
-                    row[at] -= _dot(row[:at], rows[other, first : first + at])
-                    row[at] *= rows[other, width]
-                left = diagonal[network, layer, position] - _dot(
-                    row[:width], row[:width]
-                )
-                row[width] = 1 / np.sqrt(left)
-
-
-@compiled(any_order=True)
-def _solve_band(network, residual, band, out):
-    """Solve by the factors of the band for odd layers, with 0 on the even ones."""
-    rows = band[network]
-    n_odd, n_tokens = residual.shape[1:]
-    n_nodes, width = len(rows) // n_tokens, rows.shape[1] - 1
-    # With room in front, so that no row has to be cut.
-    values = np.zeros(width + len(rows), residual.dtype)
-    for position in range(n_tokens):
-        for index in range(n_odd):
-            values[width + position * n_nodes + 2 * index + 1] = residual[
-                network, index, position
-            ]
-    for node in range(len(rows)):
-        row = rows[node]
-        before = _dot(row[:width], values[node : node + width])
-        values[node + width] = (values[node + width] - before) * row[width]
-    for node in range(len(rows) - 1, -1, -1):
-        row = rows[node]
-        value = values[node + width] * row[width]
-        values[node + width] = value
-        _add_scaled(row[:width], -value, values[node : node + width])
-    for position in range(n_tokens):
-        for index in range(n_odd):
-            out[network, index, position] = values[
-                width + position * n_nodes + 2 * index + 1
-            ]
-
-
-@compiled(any_order=True)
 def conjugate_gradients(n_parts, system, right_side, tolerance, max_iterations, out):
     """Solve until every residual is small at every node; return whether they are.
 
@@ -385,12 +235,14 @@ def conjugate_gradients(n_parts, system, right_side, tolerance, max_iterations, 
         out (array): Shape ``(B, L + 1, T)``, written.
     """
     diagonal, inverse = system.diagonal, system.inverse
-    basis, chain = system.basis, system.chain
+    basis, chain, factors = system.basis, system.chain, system.factors
     n_networks, n_nodes, n_tokens = right_side.shape
     n_odd, n_even = n_nodes // 2, (n_nodes + 1) // 2
     dtype = right_side.dtype
     least = np.finfo(dtype).tiny
     running = np.ones(n_networks, np.bool_)
+    was_small = np.zeros(n_networks, np.bool_)
+    is_factored = factors.rows.shape[2] > 0
     even = np.empty((n_networks, n_even, n_tokens), dtype)
     even_solution = np.zeros_like(even)
     to_odd = np.zeros((n_networks, n_even, 2, n_tokens), dtype)
@@ -413,12 +265,20 @@ def conjugate_gradients(n_parts, system, right_side, tolerance, max_iterations, 
         for network in range(n_networks):
             if not running[network]:
                 continue
-            if system.band.shape[2]:
-                _solve_band(network, residual, system.band, step)
+            if is_factored:
+                solve_factors(
+                    residual[network],
+                    Factors(
+                        factors.rows[network],
+                        factors.ends[network],
+                        factors.pivots[network],
+                    ),
+                    step[network],
+                )
             else:
                 _precondition(network, residual, inverse, basis, chain, step)
             before = energy[network]
-            energy[network] = _dot(step[network].ravel(), residual[network].ravel())
+            energy[network] = dot(step[network].ravel(), residual[network].ravel())
             momentum = energy[network] / max(before, least)
             for index in range(n_odd):
                 for j in range(n_tokens):
@@ -439,7 +299,7 @@ def conjugate_gradients(n_parts, system, right_side, tolerance, max_iterations, 
                     ] * direction[network, index, j] - _odd_share(
                         to_odd, network, index, j
                     )
-            curvature = _dot(direction[network].ravel(), step[network].ravel())
+            curvature = dot(direction[network].ravel(), step[network].ravel())
             length = energy[network] / max(curvature, least)
             small = True
             for index in range(n_odd):
@@ -449,8 +309,11 @@ def conjugate_gradients(n_parts, system, right_side, tolerance, max_iterations, 
                     # Not so if it is not a number.
                     small &= abs(residual[network, index, j]) <= tolerance[network]
             # Even nodes follow from the odd ones, as these from the directions.
-            _add_scaled(even[network].ravel(), length, even_solution[network].ravel())
-            running[network] = not small
+            add_scaled(even[network].ravel(), length, even_solution[network].ravel())
+            # Factors gain some five digits an iteration. Where weights differ by many
+            # orders, small residuals alone leave large errors.
+            running[network] = not (small and (was_small[network] or not is_factored))
+            was_small[network] = small
         if not running.any():
             break
     all_small = not running.any()
