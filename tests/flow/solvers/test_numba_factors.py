@@ -101,20 +101,60 @@ def exact_pivots(weight, ground):
 
 
 @pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("n_layers", "n_tokens"), [(3, 4), (1, 35)])
 @pytest.mark.parametrize("orders", [4, 40])
-def test_factors_are_right_whatever_the_orders_between_weights(causal, orders):
-    weight, _ = random_laplacians(1, 3, 4, orders, causal)
-    ground = 10 ** (orders * (torch.rand(1, 4, 4).double() - 1))
-    sums = node_sums(weight.double(), ground[:, 0], ground[:, -1])
-    diagonal = sums.sum(2)
-    factors = numba_passes._factors(1, 4, 4)
-    widths = numba_passes.widths_of(weight.flatten(1), 12, 4)
-    given = numba_passes.arrays(weight.flatten(1), widths, diagonal, ground)
+def test_factors_are_right_whatever_the_orders_between_weights(
+    causal, n_layers, n_tokens, orders
+):
+    weight, _ = random_laplacians(1, n_layers, n_tokens, orders, causal)
+    ground = 10 ** (orders * (torch.rand(1, n_layers + 1, n_tokens).double() - 1))
+    ground[:, 1:-1] = 0
+    diagonal = node_sums(weight.double(), ground[:, 0], ground[:, -1]).sum(2)
+    factors = numba_passes._factors(1, n_layers + 1, n_tokens)
+    edges = weight.flatten(1)
+    widths = numba_passes.widths_of(edges, n_layers * n_tokens, n_tokens)
+    given = numba_passes.arrays(edges, widths, diagonal, ground)
     numba_factors.factor(0, 1, 1, *given, factors)
     expected = exact_pivots(weight[0].numpy(), ground[0].numpy())
     scale = 1e30 / diagonal.max().item()
-    found = 1 / (scale * factors.pivots[0, :, :4].astype(np.float64))
+    found = 1 / (scale * factors.pivots[0, :, :n_tokens].astype(np.float64))
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e-30, 1e-36, 1e-38, 1e-60])
+def test_nodes_of_next_to_no_weight_spoil_no_others(factor):
+    weight, _ = random_laplacians(1, 3, 20, 2, causal=False)
+    weight[:, :, 7] *= factor
+    weight[..., 7] *= factor
+    source, sink = torch.rand(2, 1, 20).double()
+    source[:, 7] *= factor
+    sink[:, 7] *= factor
+    sums = node_sums(weight.double(), source, sink)
+    diagonal = sums.sum(2)
+    diagonal[diagonal == 0] = 1
+    right_side = torch.randn(1, 4, 20).double()
+    right_side[..., 7] = 0
+    solver = numba_passes.NumbaFactoredGradients(weight, sums, diagonal)
+    assert np.isfinite(solver._system.factors.pivots).all()
+    tolerance = torch.full((1,), 1e-9).double()
+    solution, small = solver.solve(right_side, tolerance, 5)
+    assert small
+    others = torch.arange(20) != 7
+    alone = weight[..., others, :][..., others].contiguous()
+    sums = node_sums(alone.double(), source[:, others], sink[:, others])
+    solver = numba_passes.NumbaFactoredGradients(alone, sums, sums.sum(2))
+    expected, _ = solver.solve(right_side[..., others].contiguous(), tolerance, 5)
+    torch.testing.assert_close(solution[..., others], expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_weights_that_are_no_numbers_are_left_to_others(value):
+    weight, sums = random_laplacians(1, 3, 20, 2, causal=False)
+    weight[0, 1, 3, 4] = value
+    sums = node_sums(weight.double(), sums[:, 0, 0], sums[:, -1, 1])
+    solver = numba_passes.NumbaFactoredGradients(weight, sums, sums.sum(2))
+    tolerance = torch.full((1,), 1e-9).double()
+    assert not solver.solve(torch.randn(1, 4, 20).double(), tolerance, 10)[1]
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -128,16 +168,23 @@ def test_factors_solve_what_does_not_mix(monkeypatch, factored, causal, n_tokens
     assert_same_scores(solution, solve_flow(network))
 
 
-def test_layers_are_factored_in_float64_where_float32_does_not_serve(monkeypatch):
-    network = without_mixing(64)
+@pytest.mark.parametrize("n_networks", [1, 2])
+def test_layers_are_factored_in_float64_where_float32_does_not_serve(
+    monkeypatch, n_networks
+):
+    network = without_mixing(64, n_networks=n_networks)
     expected = solve_flow(network)
+    asked = []
 
     class Failing(numba_passes.NumbaFactoredGradients):
         def solve(self, right_side, tolerance, max_iterations):
+            asked.append(max_iterations)
             return right_side, False
 
     monkeypatch.setattr(numba_passes, "NumbaFactoredGradients", Failing)
     assert_same_scores(solve_flow(network), expected)
+    assert asked
+    assert set(asked) == {Failing.most_iterations}
 
 
 def test_attention_that_mixes_needs_no_factors(factored):

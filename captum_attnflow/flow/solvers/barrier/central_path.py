@@ -43,8 +43,8 @@ _EARLY_ACCURACY = 1e-5
 # errors.
 _LITTLE = 0.7
 _CAREFUL_ACCURACY = 1e-8
-# After this many steps in a row that gain little, or that only centre beyond enough,
-# layers are factored. Factors cost more with more tokens, so patience grows.
+# Each time that so many steps in a row gain little, or only centre beyond enough, the
+# next solver is tried. Factors cost more with more tokens, so patience grows.
 _LEAST_PATIENCE, _MOST_PATIENCE = 2, 16
 _TOKENS_PER_STALLED = 24
 _ENOUGH_CENTRING = 4
@@ -236,7 +236,7 @@ class EdgePasses(Protocol):
 
     @staticmethod
     def solvers(n_tokens: int) -> tuple[type[IterativeSolver], ...]:
-        """What solves Laplacian systems of so many tokens as fast, to try in turn."""
+        """What to try in turn on Laplacian systems, before their factors in float64."""
         ...
 
     def set_weights(self) -> Tensor:
@@ -379,13 +379,8 @@ class Newton:
         longest = torch.maximum(self.stalled, self.centring - _ENOUGH_CENTRING).max()
         patience = self.problem.n_tokens // _TOKENS_PER_STALLED
         patience = max(_LEAST_PATIENCE, min(patience, _MOST_PATIENCE))
-        self.solvers = laplacian.solvers
-        if (
-            int(longest) >= patience
-            and self.solvers
-            and not self.solvers[0].is_accurate
-        ):
-            self.solvers = self.solvers[1:]
+        drops = int(longest) > 0 and int(longest) % patience == 0
+        self.solvers = laplacian.solvers[1 if drops else 0 :]
 
     def _predict(self, potential: Tensor, target: Tensor, predicting: Tensor) -> Tensor:
         """Choose ``mu`` by the step straight at the optimum."""

@@ -16,8 +16,8 @@ The preconditioner replaces each block :math:`W_l` by
 :math:`r_l c_l^\top / s_l`, the product of its row sums and column sums over its total,
 which keeps the diagonal and couples neighbouring layers through two numbers only. On
 networks of mixing attention it needs 1 to 8 iterations for eight digits. On others the
-kernels compiled by Numba go on with another preconditioner, the factors of the layers
-in float32 (``numba_factors``).
+kernels compiled by Numba go on with another preconditioner, from 64 tokens on: the
+factors of the layers in float32 (``numba_factors``).
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ class IterativeSolver(Protocol):
         diagonal (Tensor): Shape ``(B, L + 1, T)``, positive.
 
     Attributes:
-        is_accurate (bool): Whether small residuals mean small errors, too, where
-            weights differ by many orders.
+        most_iterations (int, optional): After how many it is given up; by default as
+            many as cost less than what comes next.
     """
 
-    is_accurate: ClassVar[bool] = False
+    most_iterations: ClassVar[int | None] = None
 
     def __init__(self, weight: Tensor, sums: Tensor, diagonal: Tensor) -> None: ...
 
@@ -125,21 +125,27 @@ class Laplacian:
         if at_source:
             right_side = right_side.clone()
             right_side[:, 0] += at_source * self._sums[:, 0, 0]
-        most = _MAX_ITERATIONS
-        if len(self.solvers) == 1:
-            most = max(most, right_side.shape[-1] // _TOKENS_PER_ITERATION)
         while self.solvers:
             if self._iterative is None:
                 self._iterative = self.solvers[0](
                     self._weight, self._sums, self._diagonal
                 )
-            solution, is_solved = self._iterative.solve(right_side, tolerance, most)
+            solution, is_solved = self._iterative.solve(
+                right_side, tolerance, self._most_iterations(right_side.shape[-1])
+            )
             if is_solved:
                 return solution
             self.solvers, self._iterative = self.solvers[1:], None
         if self._direct is None:
             self._direct = BlockCholesky(self._weight, self._diagonal)
         return self._direct.solve(right_side)
+
+    def _most_iterations(self, n_tokens: int) -> int:
+        most = self.solvers[0].most_iterations
+        if most is not None:
+            return most
+        is_last = len(self.solvers) == 1
+        return max(_MAX_ITERATIONS, n_tokens // _TOKENS_PER_ITERATION * is_last)
 
 
 def node_sums(weight: Tensor, source: Tensor, sink: Tensor) -> Tensor:
@@ -396,7 +402,7 @@ _LEAST_ACCURACY = 1e-12
 # how far the parameter is off. The slope of the value in the parameter is clamped.
 _IMBALANCE_WHILE_FOLLOWING = 1e-2
 _SLOPES = (-10.0, 0.9)
-# Layers are factored after a step that leaves more than this share of the imbalance.
+# The next solver is tried after a step that leaves more than this share of imbalance.
 _LITTLE = 0.5
 
 
@@ -537,7 +543,9 @@ class DualNewton:
         gains_little = (
             (self.relative_imbalance > _LITTLE * before) & ~self.conserves & ~diverged
         )
-        self._solvers = laplacian.solvers[1 if bool(gains_little.any()) else 0 :]
+        # One that has failed in this step has given way already.
+        drops = bool(gains_little.any()) and laplacian.solvers == self._solvers
+        self._solvers = laplacian.solvers[1 if drops else 0 :]
 
     def _follow_target(self, tolerance: float) -> None:
         """Let the barrier parameter follow the value, by secants.

@@ -18,11 +18,12 @@ from captum_attnflow.flow.solvers.barrier.numba_compiled import (
 
 # Nodes that are eliminated together, as one pass over as many rows is fast; all of a
 # block before the others of their layer; and floats that a cache line holds.
-TOGETHER = 8
+_TOGETHER = 8
 _BLOCK = 32
 LINE = 16
 # What the largest diagonal is scaled to: float32 reaches from 1e-38 to 1e38.
 _LARGEST = 1e30
+_LEAST = np.finfo(np.float32).tiny
 
 
 class Factors(NamedTuple):
@@ -41,7 +42,7 @@ class Factors(NamedTuple):
 
 @inlined
 def _add_rows(shares, rows, begin, end, out):
-    """Add shares of ``TOGETHER`` rows, between two columns, in one pass over these."""
+    """Add shares of ``_TOGETHER`` rows, between two columns, in one pass over these."""
     first, second = rows[0, begin:end], rows[1, begin:end]
     third, fourth = rows[2, begin:end], rows[3, begin:end]
     fifth, sixth = rows[4, begin:end], rows[5, begin:end]
@@ -81,15 +82,15 @@ def _set_rows(weight, widths, diagonal, ground, rows, ends):
 def _pass_on(part, n_parts, first, last, start, stop, factors):
     """Pass what nodes conduct that are eliminated on to later ones of their layer."""
     rows, ends, pivots = factors
-    shares = np.empty(TOGETHER, rows.dtype)
+    shares = np.empty(_TOGETHER, rows.dtype)
     for node in range(start + part, stop, n_parts):
         # What stands before the node's own column is never read.
         begin = (node + 1) // LINE * LINE
-        for other in range(first, last, TOGETHER):
-            end = ends[other + TOGETHER - 1]
-            for k in range(TOGETHER):
+        for other in range(first, last, _TOGETHER):
+            end = ends[other + _TOGETHER - 1]
+            for k in range(_TOGETHER):
                 shares[k] = rows[other + k, node] * pivots[other + k]
-            eliminated = rows[other : other + TOGETHER]
+            eliminated = rows[other : other + _TOGETHER]
             _add_rows(shares, eliminated, begin, end, rows[node, begin:end])
 
 
@@ -106,22 +107,22 @@ def _pass_below(part, n_parts, factors, below):
     rows, ends, pivots = factors
     n_nodes = len(rows)
     to_tails = n_nodes + LINE
-    shares = np.empty(TOGETHER, rows.dtype)
+    shares = np.empty(_TOGETHER, rows.dtype)
     for first in range(0, n_nodes, _BLOCK):
         last = min(first + _BLOCK, n_nodes)
         for tail in range(part, ends[last - 1] - to_tails, n_parts):
             begin = tail // LINE * LINE
             ground = rows.dtype.type(0)
-            for node in range(first, last, TOGETHER):
-                end = ends[node + TOGETHER - 1] - to_tails
+            for node in range(first, last, _TOGETHER):
+                end = ends[node + _TOGETHER - 1] - to_tails
                 if begin >= end:
                     continue
-                for k in range(TOGETHER):
+                for k in range(_TOGETHER):
                     shares[k] = rows[node + k, to_tails + tail] * pivots[node + k]
                     ground += shares[k] * rows[node + k, n_nodes]
                 _add_rows(
                     shares,
-                    rows[node : node + TOGETHER],
+                    rows[node : node + _TOGETHER],
                     to_tails + begin,
                     to_tails + end,
                     below[tail, begin:end],
@@ -141,15 +142,16 @@ def _eliminate_layer(n_threads, factors):
     n_nodes = len(rows)
     for start in range(0, n_nodes, _BLOCK):
         stop = min(start + _BLOCK, n_nodes)
-        for first in range(start, stop, TOGETHER):
-            last = first + TOGETHER
+        for first in range(start, stop, _TOGETHER):
+            last = first + _TOGETHER
             for node in range(first, last):
                 row = rows[node, node + 1 : ends[node]]
                 for other in range(first, node):
                     share = rows[other, node] * pivots[other]
                     add_scaled(rows[other, node + 1 : ends[node]], share, row)
                 total = sum_of(row)
-                pivots[node] = 1 / total if total > 0 else 0.0
+                # Of less, as where there is no edge, the inverse would be infinite.
+                pivots[node] = 1 / total if total >= _LEAST else 0.0
             _pass_on(0, 1, first, last, last, stop, factors)
         if n_threads == 1:
             _pass_on(0, 1, start, stop, stop, n_nodes, factors)
