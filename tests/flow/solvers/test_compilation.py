@@ -21,6 +21,8 @@ from captum_attnflow.flow.solvers.barrier import compilation
 from captum_attnflow.flow.solvers.barrier.torch_passes import TorchPasses
 
 pytest.importorskip("numba")
+from numba.misc.appdirs import AppDirs
+
 from captum_attnflow.flow.solvers.barrier.numba_passes import (
     NumbaPasses,
 )
@@ -151,19 +153,6 @@ def test_a_process_that_cannot_be_started_is_done_without(monkeypatch, marker):
     assert chosen() is NumbaPasses
 
 
-def test_where_another_process_compiles_its_marker_is_waited_for(marker, child):
-    child(f"sys.exit({compilation._BUSY})")
-    assert chosen() is TorchPasses
-    wait_for(lambda: not any(map(is_watch, threading.enumerate())))
-    assert chosen() is TorchPasses
-    marker.touch()
-    assert chosen() is NumbaPasses
-
-
-def is_watch(thread):
-    return getattr(thread, "_target", None) is compilation._run_child
-
-
 @pytest.mark.parametrize(
     ("compiled", "passes"), [(True, NumbaPasses), (False, TorchPasses)]
 )
@@ -174,29 +163,52 @@ def test_nothing_is_started_where_it_was_said_what_solves(child, compiled, passe
     assert not compilation._started.locked()
 
 
-def test_a_second_process_that_compiles_ends_at_once(marker):
-    with FileLock(f"{marker}.lock"):
-        command = compilation._child_command(marker)
-        assert subprocess.run(command).returncode == compilation._BUSY
+def test_another_process_that_compiles_is_waited_for_even_if_it_is_killed(marker):
+    holds = (
+        "import sys, time; from filelock import FileLock\n"
+        "with FileLock(sys.argv[1]): print(flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", holds, f"{marker}.lock"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        assert chosen() is TorchPasses
+        time.sleep(1.5)
+        assert chosen() is TorchPasses
+        marker.write_text("compiled")
+        other.kill()
+        wait_for(compilation._settled.is_set)
+    assert chosen() is NumbaPasses
 
 
-def test_runs_compile_before_their_first_flow(monkeypatch, capsys, marker):
-    compiled = []
+def test_a_lock_that_is_not_writable_leaves_it_to_each_flow(marker):
+    Path(f"{marker}.lock").mkdir()
+    assert chosen() is TorchPasses
+    wait_for(compilation._settled.is_set)
+    compile_kernels()
+    assert chosen() is NumbaPasses
 
-    def compile_and_mark(path):
-        compiled.append(path)
-        Path(path).touch()
 
-    monkeypatch.setattr(compilation, "compile_and_mark", compile_and_mark)
+def test_no_error_leaves_a_process_without_its_kernels(monkeypatch, marker):
+    def fail(*_, **options):
+        raise ValueError("I/O operation on closed file")
+
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    monkeypatch.setattr(subprocess, "Popen", fail)
+    assert chosen() is TorchPasses
+    wait_for(compilation._settled.is_set)
+    assert chosen() is NumbaPasses
+
+
+def test_runs_compile_before_their_first_flow(capsys, child, marker):
+    child("open(sys.argv[1], 'a').write('x')")
     for _ in range(2):
         compile_kernels(show_progress=True)
         assert chosen() is NumbaPasses
-    assert compiled == [str(marker)]
+    assert marker.read_text() == "x"
     assert capsys.readouterr().err.count("compiling flows by Numba, once") == 1
 
 
-def test_runs_wait_for_what_is_compiled_in_the_background(monkeypatch, marker):
-    monkeypatch.delattr(compilation, "compile_and_mark")
+def test_runs_wait_for_what_is_compiled_in_the_background(marker):
     with ThreadPoolExecutor(1) as pool:
         with FileLock(f"{marker}.lock"):
             waits = pool.submit(compile_kernels)
@@ -228,14 +240,27 @@ def test_the_marker_lies_where_numba_keeps_what_it_compiles(monkeypatch, tmp_pat
     assert find() != before
 
 
-@pytest.mark.parametrize("reason", ["folder", "jit", "no python", "frozen", "no numba"])
+def test_the_marker_lies_in_the_first_folder_that_is_writable(monkeypatch, tmp_path):
+    find = compilation.marker_path.__wrapped__
+    package = tmp_path / "package"
+    package.touch()  # Nobody, root included, can write into it.
+    monkeypatch.setattr(compilation, "_HERE", package)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(package))
+    for name in ("HOME", "LOCALAPPDATA", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    folder = find().parent
+    assert folder == Path(AppDirs("numba", False).user_cache_dir)
+    assert folder.is_relative_to(tmp_path / "home")
+    monkeypatch.setattr(compilation, "_is_writable", lambda _: False)
+    assert find() is None
+
+
+@pytest.mark.parametrize("reason", ["jit", "no python", "frozen", "no numba"])
 def test_there_is_no_marker_where_nothing_is_compiled_in_the_background(
-    monkeypatch, tmp_path, reason
+    monkeypatch, reason
 ):
-    if reason == "folder":
-        (tmp_path / "file").touch()
-        monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
-    elif reason == "jit":
+    if reason == "jit":
         monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
     elif reason == "no python":
         monkeypatch.setattr(sys, "executable", "/usr/sbin/uwsgi")

@@ -13,8 +13,9 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
@@ -45,25 +46,18 @@ _OF_PROCESSOR = ("vendor_id", "cpu family", "model", "flags", "CPU ", "Features"
 # Seconds after which it starts: a first flow, and what shows it, have taken fewer.
 _DELAY = 0.5
 _MOST_SECONDS_AT_EXIT = 5.0
-# How a process of the background ends where another one compiles already.
-_BUSY = 75
-# It imports what this process would, whose path it is given. The lock comes first, as
-# torch takes seconds to import.
-_CHILD = f"""
+# Of a process that nobody waits for.
+_NICENESS = 10
+# What a process that compiles runs. It imports what this one would, whose path it is
+# given. One compiles, and others wait for it before they import torch, for seconds.
+_CHILD = """
 import os, sys
-if hasattr(os, "nice"):
-    os.nice(10)
 sys.path[:] = sys.argv[2:]
-from filelock import FileLock, Timeout
-try:
-    lock = FileLock(sys.argv[1] + ".lock")
-    lock.acquire(timeout=0)
-except Timeout:
-    sys.exit({_BUSY})
-if os.path.exists(sys.argv[1]):
-    sys.exit()
-from captum_attnflow.flow.solvers.barrier.compilation import compile_and_mark
-compile_and_mark(sys.argv[1])
+from filelock import FileLock
+with FileLock(sys.argv[1] + ".lock"):
+    if not os.path.exists(sys.argv[1]):
+        from captum_attnflow.flow.solvers.barrier.compilation import compile_and_mark
+        compile_and_mark(sys.argv[1])
 """
 
 if sys.platform == "win32":
@@ -88,26 +82,21 @@ def compile_kernels(show_progress: bool = False) -> None:
     Flows by torch and by Numba agree to about 1e-9 of their value, and not to the last
     bit. What has to give equal figures in every run calls this first: otherwise flows
     are solved by torch until those kernels are compiled in the background. Nothing is
-    done without Numba, and where the folder of what it compiles is not writable: there
+    done without Numba, and where no folder is writable for what it compiles: there
     each flow compiles what it needs, and waits.
 
     Args:
         show_progress (bool): Say on standard error that it is done, if it is.
     """
-    if _is_settled() or numba_passes() is None:
+    marker = None if _is_settled() else marker_path()
+    if marker is None or numba_passes() is None:
         return
-    from filelock import FileLock
-
     if show_progress:
         print(
             "compiling flows by Numba, once a machine, for up to a minute",
             file=sys.stderr,
         )
-    marker = str(marker_path())
-    with FileLock(f"{marker}.lock"):  # Another process may be at it.
-        if not os.path.exists(marker):
-            compile_and_mark(marker)
-    _settled.set()
+    _run_child(marker, threading.Event())
 
 
 def passes_for(compiled: bool | None) -> type[EdgePasses] | None:
@@ -136,26 +125,52 @@ def marker_path() -> Path | None:
     """The file that says that all is compiled, where Numba keeps it.
 
     Returns:
-        Path, optional: None where Numba is missing, or switched off, where the folder
-        is not writable, or where this process cannot start another one.
+        Path, optional: None where Numba is missing, or switched off, where no folder
+        is writable, or where this process cannot start another one.
     """
     starts = Path(sys.executable or "").name.lower().startswith(("python", "pypy"))
     if not starts or hasattr(sys, "frozen") or os.environ.get("NUMBA_DISABLE_JIT"):
         return None
-    folder = Path(os.environ.get("NUMBA_CACHE_DIR") or _HERE / "__pycache__").absolute()
+    folder = next(filter(_is_writable, _folders()), None)
     try:
         numba = version("numba")
         stats = [path.stat() for path in _SOURCES]
-        folder.mkdir(parents=True, exist_ok=True)
     except (PackageNotFoundError, OSError):
         return None
-    if not os.access(folder, os.W_OK):
+    if folder is None:
         return None
     stamps = [(stat.st_mtime_ns, stat.st_size) for stat in stats]
     of_all = hashlib.sha256(repr((_HERE, stamps, _processor())).encode()).hexdigest()
     tag, machine = sys.implementation.cache_tag, platform.machine()
     name = f"captum_attnflow-{tag}-numba-{numba}-{machine}-{of_all[:16]}.compiled"
     return folder / name
+
+
+def _folders() -> Iterator[Path]:
+    """Where Numba keeps what it compiles: the first of these that is writable."""
+    if given := os.environ.get("NUMBA_CACHE_DIR"):
+        yield Path(given).absolute()
+    yield _HERE / "__pycache__"
+    with suppress(RuntimeError):  # There is no home.
+        if sys.platform == "win32":
+            local = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData/Local"
+            yield Path(local) / "numba" / "Cache"
+        elif sys.platform == "darwin":
+            yield Path.home() / "Library/Caches/numba"
+        else:
+            yield (
+                Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "numba"
+            )
+
+
+def _is_writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # As Numba does: permissions say too little on network drives and on Windows.
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        return False
+    return True
 
 
 def _processor() -> str:
@@ -179,9 +194,12 @@ def _compile_in_background() -> None:
     if marker is None or not _started.acquire(blocking=False):
         return
     hurry, has_begun = threading.Event(), threading.Event()
-    watch = threading.Thread(
-        target=_run_child, args=(marker, hurry, has_begun), daemon=True
-    )
+
+    def run() -> None:
+        hurry.wait(_DELAY)
+        _run_child(marker, has_begun, _NICENESS)
+
+    watch = threading.Thread(target=run, daemon=True)
 
     def begin() -> None:
         hurry.set()
@@ -196,13 +214,12 @@ def _compile_in_background() -> None:
         atexit.register(begin)
 
 
-def _run_child(
-    marker: Path, hurry: threading.Event, has_begun: threading.Event
-) -> None:
-    """Compile in a process that outlives this one, and takes no Ctrl-C meant for it."""
-    hurry.wait(_DELAY)
-    child = None
-    with suppress(OSError):
+def _run_child(marker: Path, has_begun: threading.Event, niceness: int = 0) -> None:
+    """Compile in a process that outlives this one, and takes no Ctrl-C meant for it.
+
+    Where that fails, the next solve compiles itself and says what is wrong with Numba.
+    """
+    try:
         child = subprocess.Popen(
             _child_command(marker),
             stdin=subprocess.DEVNULL,
@@ -211,11 +228,14 @@ def _run_child(
             start_new_session=True,
             creationflags=_CREATION_FLAGS,
         )
-    has_begun.set()
-    is_busy = child is not None and child.wait() == _BUSY
-    # Where another process compiles, its marker will tell. A child that failed leaves
-    # it to the next solve, which compiles itself and says what is wrong with Numba.
-    if not is_busy:
+        has_begun.set()
+        if niceness and sys.platform != "win32":
+            os.setpriority(os.PRIO_PROCESS, child.pid, niceness)
+        child.wait()
+    except OSError:
+        pass
+    finally:
+        has_begun.set()
         _settled.set()
 
 
