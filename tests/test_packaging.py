@@ -13,6 +13,7 @@ from entered_files import PACKAGE
 from module_imports import imports
 
 from captum_attnflow import __version__
+from captum_attnflow.flow.solvers.barrier.compilation import _SOURCES
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -100,6 +101,7 @@ def test_what_needs_an_extra_is_imported_inside_functions_alone():
         "numba_gradients",
         "numba_passes",
     }
+    assert {*BEHIND_EXTRAS} < {*_SOURCES}
 
 
 def test_what_is_declared_is_imported():

@@ -22,7 +22,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captum_attnflow.flow.network import LayeredNetwork
-from captum_attnflow.flow.solvers.barrier.compilation import check_compiled, passes_for
+from captum_attnflow.flow.solvers.barrier.compilation import (
+    check_compiled,
+    numba_passes,
+    passes_for,
+)
 from captum_attnflow.flow.solvers.base import (
     FlowSolution,
     FlowSolver,
@@ -77,9 +81,11 @@ class DinicSolver(FlowSolver):
     Args:
         compiled (bool, optional): Whether to solve by code that Numba compiles (the
             extra ``compiled``). Without it, SciPy's implementation of the same
-            algorithm solves: the same values, five to forty times slower. By default,
-            wherever Numba is installed and has compiled; until then a process of the
-            background compiles, see :class:`BarrierSolver`.
+            algorithm solves, five to forty times slower: the same values within the
+            gaps, by another of the maximum flows. By default, wherever Numba is
+            installed. The first joint flow on a machine waits for it, for seconds, so
+            that none is another one later. Flows of tokens alone, whose values are
+            unique, are SciPy's until all is compiled, see :class:`BarrierSolver`.
 
     Raises:
         ImportError: If ``compiled`` is ``True`` and Numba is not installed.
@@ -91,14 +97,10 @@ class DinicSolver(FlowSolver):
     def __post_init__(self) -> None:
         check_compiled(self.compiled)
 
-    @property
-    def _is_compiled(self) -> bool:
-        return passes_for(self.compiled) is not None
-
     @torch.no_grad()
     def solve(self, network: LayeredNetwork) -> FlowSolution:
         """Solve a batch of networks; see :class:`FlowSolution`."""
-        if not self._is_compiled:
+        if self.compiled is False or numba_passes() is None:
             return SciPySolver().solve(network)
         _, bound = bounds_of(network)
         if not network.n_networks:
@@ -119,7 +121,7 @@ class DinicSolver(FlowSolver):
         The imbalance is given as 0: what leaves an edge enters the next, and only the
         rounding of sums is between them.
         """
-        if not self._is_compiled:
+        if passes_for(self.compiled) is None:
             return SciPySolver().solve_sources(network)
         value, gap = (torch.zeros_like(network.capacity[:, 0, 0]) for _ in range(2))
         if network.n_networks:

@@ -10,8 +10,10 @@ import time
 from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from filelock import FileLock
 from networks import attention_network
 
@@ -19,10 +21,13 @@ from captum_attnflow import BarrierSolver, DinicSolver, solve_flow
 from captum_attnflow.flow import compile_kernels
 from captum_attnflow.flow.solvers.barrier import compilation
 from captum_attnflow.flow.solvers.barrier.torch_passes import TorchPasses
+from captum_attnflow.flow.solvers.dinic import SciPySolver
 
 pytest.importorskip("numba")
 from numba.misc.appdirs import AppDirs
 
+from captum_attnflow.flow.solvers import dinic_kernels
+from captum_attnflow.flow.solvers.barrier import numba_compiled
 from captum_attnflow.flow.solvers.barrier.numba_passes import (
     NumbaPasses,
 )
@@ -32,8 +37,9 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from networks import attention_network
 from captum_attnflow import DinicSolver, solve_flow
+from captum_attnflow.flow.solvers import solve_sources
 solve_flow(attention_network(2, 8))
-solve_flow(attention_network(2, 8), DinicSolver())
+solve_sources(attention_network(2, 8), DinicSolver())
 print("numba" in sys.modules)
 """
 # After a part of a file, what solves of all kinds compile beside.
@@ -119,12 +125,10 @@ def test_torch_solves_until_the_kernels_are_compiled(marker, child, tmp_path):
             assert chosen() is TorchPasses
         wait_for((tmp_path / "begun").exists)
         assert chosen() is TorchPasses
-        assert not DinicSolver()._is_compiled
     (tmp_path / "end").touch()
     wait_for(compilation._settled.is_set)
     assert marker.exists()
     assert chosen() is NumbaPasses
-    assert DinicSolver()._is_compiled
     # One process, which no Ctrl-C of this session reaches.
     [line] = (tmp_path / "begun").read_text().splitlines()
     if hasattr(os, "getsid"):
@@ -219,6 +223,52 @@ def test_runs_wait_for_what_is_compiled_in_the_background(marker):
     assert chosen() is NumbaPasses
 
 
+def test_a_joint_flow_by_dinic_is_not_another_one_later(child):
+    child("")
+    network = attention_network(3, 12)
+    first = solve_flow(network, DinicSolver()).flow
+    compilation._settled.set()
+    assert torch.equal(first, solve_flow(network, DinicSolver()).flow)
+    assert not torch.allclose(first, solve_flow(network, SciPySolver()).flow)
+    assert not compilation._started.locked()
+
+
+@pytest.mark.parametrize("is_of_these_sources", [True, False])
+def test_what_was_compiled_from_other_sources_is_compiled_again(
+    monkeypatch, tmp_path, is_of_these_sources
+):
+    """Numba looks at the file of a kernel, and not at those of what it calls."""
+    marker = tmp_path / compilation.marker_path.__wrapped__().name
+    before, sources, made_by = marker.name.split("-", 2)
+    other = f"{sources}-other.compiled" if is_of_these_sources else f"0-{made_by}"
+    (tmp_path / f"{before}-{other}").touch()
+    index = tmp_path / "kernels.dot-1.py311.nbi"
+    index.touch()
+    kernel = SimpleNamespace(stats=SimpleNamespace(cache_path=str(tmp_path)))
+    monkeypatch.setattr(numba_compiled, "sum_of", kernel)
+    monkeypatch.setattr(dinic_kernels, "joint_flows", kernel)
+    compilation._forget_other_sources(marker)
+    assert index.exists() == is_of_these_sources
+
+
+def test_what_compiles_finds_what_this_process_does(monkeypatch, marker, tmp_path):
+    for name in ("package", "kept"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["package", *sys.path])
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "kept")
+    shows = (
+        "import os, sys; open(sys.argv[1], 'w').write(os.environ['NUMBA_CACHE_DIR']"
+        " + os.linesep + sys.path[0] + os.linesep + os.getcwd())"
+    )
+    monkeypatch.setattr(
+        compilation, "_CHILD", f"import sys; sys.path = sys.argv[2:]; {shows}"
+    )
+    compile_kernels()
+    found = marker.read_text().splitlines()
+    assert found == [str(tmp_path / "kept"), str(tmp_path / "package"), str(tmp_path)]
+
+
 def test_without_numba_nothing_is_compiled(monkeypatch, marker):
     monkeypatch.setattr(compilation, "numba_passes", lambda: None)
     compile_kernels()
@@ -228,6 +278,7 @@ def test_without_numba_nothing_is_compiled(monkeypatch, marker):
 def test_the_marker_lies_where_numba_keeps_what_it_compiles(monkeypatch, tmp_path):
     find = compilation.marker_path.__wrapped__
     monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "0")
     beside = find()
     assert beside.parent == Path(compilation.__file__).parent / "__pycache__"
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "new"))
@@ -325,4 +376,4 @@ def test_what_one_process_has_compiled_the_next_one_uses(monkeypatch, tmp_path):
     # The process that compiles outlives the one that has started it.
     wait_for(marker.exists, seconds=600)
     assert run_flows(FIRST_FLOW, tmp_path) == "True"
-    assert run_flows(FIRST_FLOW + EVERY_FLOW, tmp_path, str(tmp_path / "again")) == "[]"
+    assert run_flows(FIRST_FLOW + EVERY_FLOW, tmp_path, str(marker)) == "[]"

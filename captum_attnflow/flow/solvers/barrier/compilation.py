@@ -32,9 +32,10 @@ from captum_attnflow.flow.network import LayeredNetwork
 from captum_attnflow.flow.solvers.barrier.central_path import EdgePasses
 
 _HERE = Path(__file__).parent
-# Their text, and the types they are called with, decide what there is to compile.
+# What there is to compile: all of it again where the time or size of one changes.
 _SOURCES = (
     Path(__file__),
+    _HERE / "numba_compiled.py",
     _HERE / "numba_passes.py",
     _HERE / "numba_edges.py",
     _HERE / "numba_factors.py",
@@ -79,11 +80,11 @@ _started = threading.Lock()
 def compile_kernels(show_progress: bool = False) -> None:
     """Compile all that solves of flows use, unless that is done; wait for it.
 
-    Flows by torch and by Numba agree to about 1e-9 of their value, and not to the last
-    bit. What has to give equal figures in every run calls this first: otherwise flows
-    are solved by torch until those kernels are compiled in the background. Nothing is
-    done without Numba, and where no folder is writable for what it compiles: there
-    each flow compiles what it needs, and waits.
+    Flows of the barrier by torch and by Numba agree to about 1e-9 of their value, and
+    not to the last bit. What has to give equal figures in every run calls this first:
+    otherwise flows are solved by torch until those kernels are compiled in the
+    background. Nothing is done without Numba, and where no folder is writable for what
+    it compiles: there each flow compiles what it needs, and waits.
 
     Args:
         show_progress (bool): Say on standard error that it is done, if it is.
@@ -129,25 +130,28 @@ def marker_path() -> Path | None:
         is writable, or where this process cannot start another one.
     """
     starts = Path(sys.executable or "").name.lower().startswith(("python", "pypy"))
-    if not starts or hasattr(sys, "frozen") or os.environ.get("NUMBA_DISABLE_JIT"):
+    is_off = os.environ.get("NUMBA_DISABLE_JIT", "") not in ("", "0")
+    if not starts or is_off or hasattr(sys, "frozen"):
         return None
-    folder = next(filter(_is_writable, _folders()), None)
     try:
         numba = version("numba")
         stats = [path.stat() for path in _SOURCES]
     except (PackageNotFoundError, OSError):
         return None
+    folder = next(filter(_is_writable, _folders()), None)
     if folder is None:
         return None
     stamps = [(stat.st_mtime_ns, stat.st_size) for stat in stats]
-    of_all = hashlib.sha256(repr((_HERE, stamps, _processor())).encode()).hexdigest()
-    tag, machine = sys.implementation.cache_tag, platform.machine()
-    name = f"captum_attnflow-{tag}-numba-{numba}-{machine}-{of_all[:16]}.compiled"
-    return folder / name
+    sources, processor = (
+        hashlib.sha256(repr(part).encode()).hexdigest()[:16]
+        for part in ((_HERE, stamps), _processor())
+    )
+    made_by = f"{sys.implementation.cache_tag}-numba-{numba}-{platform.machine()}"
+    return folder / f"captum_attnflow-{sources}-{made_by}-{processor}.compiled"
 
 
 def _folders() -> Iterator[Path]:
-    """Where Numba keeps what it compiles: the first of these that is writable."""
+    """Where Numba keeps what it compiles: in the first of these that is writable."""
     if given := os.environ.get("NUMBA_CACHE_DIR"):
         yield Path(given).absolute()
     yield _HERE / "__pycache__"
@@ -158,9 +162,8 @@ def _folders() -> Iterator[Path]:
         elif sys.platform == "darwin":
             yield Path.home() / "Library/Caches/numba"
         else:
-            yield (
-                Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "numba"
-            )
+            kept = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+            yield Path(kept).absolute() / "numba"
 
 
 def _is_writable(folder: Path) -> bool:
@@ -219,9 +222,14 @@ def _run_child(marker: Path, has_begun: threading.Event, niceness: int = 0) -> N
 
     Where that fails, the next solve compiles itself and says what is wrong with Numba.
     """
+    variables = dict(os.environ)
+    if given := variables.get("NUMBA_CACHE_DIR"):
+        variables["NUMBA_CACHE_DIR"] = os.path.abspath(given)
     try:
         child = subprocess.Popen(
             _child_command(marker),
+            cwd=marker.parent,  # It holds no folder of the user.
+            env=variables,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -240,7 +248,7 @@ def _run_child(marker: Path, has_begun: threading.Event, niceness: int = 0) -> N
 
 
 def _child_command(marker: Path) -> list[str]:
-    path = [entry for entry in sys.path if isinstance(entry, str)]
+    path = [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)]
     return [sys.executable, "-c", _CHILD, str(marker), *path]
 
 
@@ -248,8 +256,10 @@ def compile_and_mark(marker: str | Path) -> None:
     """Compile all that solves use, and leave a file that says so.
 
     Args:
-        marker (str or path): The file.
+        marker (str or path): The file, see :func:`marker_path`.
     """
+    marker = Path(marker)
+    _forget_other_sources(marker)
     from captum_attnflow.flow.solvers.barrier.solver import BarrierSolver
     from captum_attnflow.flow.solvers.base import solve_flow, solve_sources
     from captum_attnflow.flow.solvers.dinic import DinicSolver
@@ -270,7 +280,22 @@ def compile_and_mark(marker: str | Path) -> None:
     network.capacity[0, 1, 5, 3] = 1e60
     solve_flow(network, BarrierSolver(compiled=True))
     _compile_parallel()
-    Path(marker).touch()
+    marker.touch()
+
+
+def _forget_other_sources(marker: Path) -> None:
+    """Compile kernels again that call what has changed in another file than theirs.
+
+    Numba looks at their own alone. What other processors or versions have compiled from
+    these sources is kept.
+    """
+    from captum_attnflow.flow.solvers import dinic_kernels
+    from captum_attnflow.flow.solvers.barrier import numba_compiled
+
+    package, sources, _ = marker.name.split("-", 2)
+    if not any(marker.parent.glob(f"{package}-{sources}-*.compiled")):
+        for kernel in (dinic_kernels.joint_flows, numba_compiled.sum_of):
+            numba_compiled.forget_folder_of(kernel)
 
 
 def _compile_parallel() -> None:

@@ -73,6 +73,14 @@ def _lock(folder: str) -> FileLock:
     return FileLock(Path(folder) / "captum_attnflow.lock")
 
 
+def forget_folder_of(kernel: Any) -> None:
+    """Let what is kept on disk of a kernel, and of those beside it, be as not kept."""
+    if (folder := kernel.stats.cache_path) is not None:
+        with _lock(folder):
+            for index in Path(folder).glob("*.nbi"):
+                index.unlink()
+
+
 @compiled(any_order=True)
 def sum_of(values):
     """Sum an array."""
