@@ -290,7 +290,8 @@ def _as_written(text: str, words: Sequence[str]) -> list[tuple[str, bool]]:
     found = []
     for word in words:
         sought = _folded(word)
-        start = folded.find(sought, position)
+        # Of a mark alone nothing is left to be sought.
+        start = folded.find(sought, position) if sought else -1
         if start < 0:
             found.append((word, True))
             continue

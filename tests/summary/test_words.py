@@ -153,6 +153,14 @@ def test_a_passage_shows_words_as_the_text_has_them(written):
     assert passage.marked == (*[False] * 4, True, *[False] * 4)
 
 
+def test_a_word_of_marks_alone_is_shown_as_the_tokenizer_has_it():
+    row = Row(*(0, None, "A \u0301 b", None, None, "x", "x", 0.5, 0), *([], []))
+    shares = WordShares(row, ("a", "\u0301", "b"), (0.1,) * 3, 0.0)
+    passage = Passage.of(shares, 0, 3, "b")
+    assert passage.words == ("A", "\u0301", "b")
+    assert passage.spaced == (True, True, True)
+
+
 def test_a_passage_is_cut_around_the_word_and_spaced_as_the_text_is(tmp_path):
     words = ("it", "'", "s", "naïve", ",", "so", "good")
     rows = [explained(1, words, [1] * 7, text="It's naive, so good")]
