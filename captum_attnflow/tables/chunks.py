@@ -415,24 +415,31 @@ def _read_jsonl(content: bytes) -> list[tuple[Any, Any, Any]]:
 
 
 _LONGEST_REASON = 300  # characters
-_NUMBERS = re.compile(r"\[[\d, ]+\]|(?<![\w.])[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?")
+_NUMBERS = re.compile(r"\[[\d, ]+\]|(?<![\w.])[-+]?\d+(,\d{3})*(\.\d+)?(e[-+]?\d+)?")
 
 
 def reason_of(error: Exception) -> str:
-    """Say why a row failed, in words that every such row has: reasons are counted.
+    """Say why a row failed, in a first sentence that every such row has.
 
     What a solver or torch says at run time has numbers of the text, such as those of
-    iterations or of memory; dots take their place.
+    iterations or of memory; dots take their place. What to do about it follows as it
+    was said.
 
     Examples::
 
-        >>> reason_of(RuntimeError("not converged in 1,213 iterations (rows [0, 2])"))
-        'not converged in ... iterations (rows ...)'
+        >>> reason_of(RuntimeError("stopped in 1,213 steps, at [0, 2]: no. Take 1e-20"))
+        'stopped in ... steps, at ...: no. Take 1e-20'
     """
     said = error.reason if isinstance(error, OneTextError) else str(error)
     if isinstance(error, RuntimeError):
-        said = _NUMBERS.sub("...", said)
+        kind = kind_of(said)
+        said = _NUMBERS.sub("...", kind) + said[len(kind) :]
     return shorten(said or type(error).__name__, _LONGEST_REASON)
+
+
+def kind_of(reason: str) -> str:
+    """The first sentence of a reason, by which rows are counted."""
+    return reason.partition(". ")[0]
 
 
 _EXAMPLES = re.compile(r"\bthe examples \[([\d, ]+)\]")

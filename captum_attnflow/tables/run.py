@@ -66,6 +66,7 @@ from captum_attnflow.tables.chunks import (
     ChunkPlan,
     Line,
     RowWarnings,
+    kind_of,
     reason_of,
 )
 from captum_attnflow.tables.settings import TASK_OPTIONS, TableJob
@@ -89,7 +90,7 @@ class TableOutcome:
     Attributes:
         n_rows (int): Rows of the data in this run's files: all, or those of its part.
         n_failed (int): Those of them that have no explanation.
-        reasons (Counter): Of the failed rows, by how many share one.
+        reasons (Counter): Of the failed rows, by how many share its first sentence.
         n_files (int): How many these are.
         n_kept (int): Those of them that an earlier run had written.
         warned (RowWarnings): What rows that were explained now came with.
@@ -101,6 +102,7 @@ class TableOutcome:
     n_files: int = 0
     n_kept: int = 0
     warned: RowWarnings = field(default_factory=RowWarnings, repr=False, compare=False)
+    _kinds: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def warnings(self) -> list[str]:
@@ -113,8 +115,10 @@ class TableOutcome:
             self.n_rows += 1
             if reason is not None:
                 self.n_failed += 1
-                known = reason in self.reasons or len(self.reasons) < _MOST_REASONS
-                self.reasons[reason if known else _OTHER_REASONS] += 1
+                kind = kind_of(reason)
+                if kind not in self._kinds and len(self._kinds) < _MOST_REASONS:
+                    self._kinds[kind] = reason
+                self.reasons[self._kinds.get(kind, _OTHER_REASONS)] += 1
         self.n_files += 1
 
 
@@ -243,8 +247,9 @@ def _check_any(chunk: ExplainedChunk) -> None:
     """
     explained = any(line["status"] == EXPLAINED for line in chunk.lines)
     if not explained and chunk.n_reached >= _FEWEST_THAT_PROVE:
-        reasons = [line["reason"] for line in chunk.lines if line["text"] is not None]
-        common, _ = Counter(reasons).most_common(1)[0]
+        failed = TableOutcome()
+        failed.add(line["reason"] for line in chunk.lines if line["text"] is not None)
+        common, _ = failed.reasons.most_common(1)[0]
         raise ValueError(
             f"none of the first {chunk.n_reached} texts can be explained: {common}. "
             "Nothing was written; mend the settings or the data"
