@@ -29,7 +29,7 @@ from captum_attnflow.cli._streams import (
     saying,
     words_console,
 )
-from captum_attnflow.pipelines.methods import DEFAULT_METHOD, METHODS
+from captum_attnflow.pipelines.methods import DEFAULT_METHOD, METHODS, compile_for
 from captum_attnflow.tables.settings import TASK_COLUMNS
 
 if TYPE_CHECKING:
@@ -494,6 +494,8 @@ def explain(
         named = options_named(["method", "target", *place, *options], _WRITTEN)
         with named, stopped_in_words(how_far):
             explainer = _load(chosen, model, place)
+            if len(lines) > 1:  # Or the last digits would change between them.
+                compile_for(method, options, show_progress=True)
             for result in _explain(lines, explainer, method, target, options):
                 results.append(result)
                 with printing():

@@ -29,6 +29,7 @@ GENERATION_METHODS = IMAGE_METHODS
 """The methods of generated text: all that explain several outputs of one pass."""
 DEFAULT_METHOD = "relevance-flow"
 _OF_FLOWS = ("attention-flow", "generalized-attention-flow")
+_NEVER_COMPILED = ("scipy", "networkx")
 
 
 def method_class(name: str) -> Callable[..., Any]:
@@ -84,14 +85,16 @@ def find_method(
 
 
 def solves_flows(method: str, options: Mapping[str, Any]) -> bool:
-    """Whether a method with such options solves flows."""
+    """Whether a method with such options solves flows by what may be compiled."""
+    if options.get("solver") in _NEVER_COMPILED:
+        return False
     return method in _OF_FLOWS or options.get("flow") == "maximum"
 
 
 def compile_for(
     method: str, options: Mapping[str, Any], show_progress: bool = False
 ) -> None:
-    """Compile what a method solves flows by, before its first text.
+    """Compile what a method solves flows by, before the first of several texts.
 
     Args:
         method (str): The method.

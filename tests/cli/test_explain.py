@@ -22,6 +22,7 @@ from captum_attnflow import (
     TextClassifier,
     TextGenerator,
     TokenClassifier,
+    flow,
 )
 from captum_attnflow.cli import app
 from captum_attnflow.cli._streams import errors_as_sentences, printing, read_lines
@@ -128,6 +129,16 @@ def test_texts_come_from_a_file_or_standard_input(run, tmp_path):
     assert run("--file", file, "--json").stdout == expected
     assert run("--json", input=lines).stdout == expected
     assert run("--file", "-", "--json", input=lines).stdout == expected
+
+
+def test_flows_of_several_texts_are_compiled_before_the_first(run, monkeypatch):
+    happened = []
+    monkeypatch.setattr(flow, "compile_kernels", happened.append)
+    by_flows = ("--method", "attention-flow")
+    assert run(TEXT, *by_flows).exit_code == 0
+    assert happened == []
+    assert run(TEXT, "dull", *by_flows).exit_code == 0
+    assert happened == [True]
 
 
 def test_html_is_written(run, tmp_path):

@@ -45,7 +45,6 @@ print("numba" in sys.modules)
 # After a part of a file, what solves of all kinds compile beside.
 EVERY_FLOW = """
 import torch
-from networks import everywhere
 from captum_attnflow import BarrierSolver
 from captum_attnflow.flow.solvers import dinic_kernels, solve_sources
 from captum_attnflow.flow.solvers.barrier import (
