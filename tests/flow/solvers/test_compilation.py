@@ -355,6 +355,23 @@ def test_the_first_flow_loads_no_numba(monkeypatch, tmp_path):
         assert run_flows(FIRST_FLOW, tmp_path) == "False"
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_process_that_was_forked_uses_one_thread_of_numba(tmp_path):
+    """What it was forked from may have used OpenMP, by torch."""
+    script = """
+import os
+import torch
+from captum_attnflow import solve_flow
+if child := os.fork():
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+else:
+    from captum_attnflow.flow.solvers.barrier import numba_passes
+    torch.set_num_threads(2)
+    os._exit(numba_passes.n_threads(1 << 20))
+"""
+    assert run_flows(script, tmp_path) == "1"
+
+
 def test_a_process_that_ends_at_once_has_begun_to_compile(tmp_path):
     begun = tmp_path / "begun"
     command = [sys.executable, "-c", f"open({str(begun)!r}, 'w')"]

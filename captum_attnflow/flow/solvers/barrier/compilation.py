@@ -70,6 +70,10 @@ if sys.platform == "win32":
 else:
     _CREATION_FLAGS = 0
 
+# OpenMP kills a process that was forked after using it, and uses it again. Numba may be
+# imported there for the first time, so this is noted when solvers are.
+PROCESS = os.getpid()
+
 # Set from when on solves of this process use Numba, even if they wait for it.
 _settled = threading.Event()
 # Held for good once this process has started to compile in the background; a process

@@ -21,6 +21,7 @@ from captum_attnflow.flow.solvers.barrier.central_path import (
     EdgePasses,
     Iterate,
 )
+from captum_attnflow.flow.solvers.barrier.compilation import PROCESS
 from captum_attnflow.flow.solvers.barrier.laplacian import (
     RELATIVE_RIDGE,
     ClosedForm,
@@ -36,8 +37,6 @@ _TASKS_A_THREAD = 4
 # from how many on a row is worth a second thread.
 _FACTORED_FROM_TOKENS = 64
 _TOKENS_OF_ROWS_SHARED = 256
-# OpenMP kills a process that was forked after using it, and uses it again.
-_PROCESS = os.getpid()
 
 
 def arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:
@@ -75,7 +74,7 @@ def n_blocks(number: int, n_layers: int, n_tokens: int) -> int:
 
 def _are_safe() -> bool:
     """Whether any of Python's threads may start Numba's, in this process."""
-    if os.getpid() != _PROCESS:
+    if os.getpid() != PROCESS:
         return False
     try:
         # Numba knows its threading layer only once it has started.
