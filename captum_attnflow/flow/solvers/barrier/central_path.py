@@ -316,6 +316,7 @@ class Newton:
         self.stalled = torch.zeros_like(problem.n_terms)
         self.solvers = passes.solvers(problem.n_tokens)
         self._early_accuracy = _EARLY_ACCURACY
+        self._predictor_accuracy = _PREDICTOR_ACCURACY
         self.centring = torch.zeros_like(self.stalled)
         self._ratio = torch.ones_like(self.stalled)  # largest share of a variable used
         self._passes = passes(problem, iterate)
@@ -332,6 +333,7 @@ class Newton:
         part.stalled, part._ratio = self.stalled[index], self._ratio[index]
         part.centring, part._gained = self.centring[index], self._gained[:, index]
         part.solvers, part._early_accuracy = self.solvers, self._early_accuracy
+        part._predictor_accuracy = self._predictor_accuracy
         return part
 
     def is_near(self, target: Tensor, last_ratio: float) -> Tensor:
@@ -352,7 +354,7 @@ class Newton:
         sums = self._passes.set_weights()
         laplacian = Laplacian(self._passes.weight, sums, self.solvers)
         if bool(predicting.any()):
-            tolerance = _PREDICTOR_ACCURACY * value
+            tolerance = self._predictor_accuracy * value
             potential = laplacian.solve(-self._imbalance, tolerance, at_source=-1.0)
             step_mu = self._predict(potential, target, predicting)
         else:
@@ -375,7 +377,7 @@ class Newton:
         self.stalled = (self.stalled + 1) * ~gains
         self.centring += ~predicting
         if bool(self.stalled.any()):
-            self._early_accuracy = _CAREFUL_ACCURACY
+            self._early_accuracy = self._predictor_accuracy = _CAREFUL_ACCURACY
         longest = torch.maximum(self.stalled, self.centring - _ENOUGH_CENTRING).max()
         patience = self.problem.n_tokens // _TOKENS_PER_STALLED
         patience = max(_LEAST_PATIENCE, min(patience, _MOST_PATIENCE))

@@ -241,7 +241,6 @@ def conjugate_gradients(n_parts, system, right_side, tolerance, max_iterations, 
     dtype = right_side.dtype
     least = np.finfo(dtype).tiny
     running = np.ones(n_networks, np.bool_)
-    was_small = np.zeros(n_networks, np.bool_)
     is_factored = factors.rows.shape[2] > 0
     even = np.empty((n_networks, n_even, n_tokens), dtype)
     even_solution = np.zeros_like(even)
@@ -310,10 +309,7 @@ def conjugate_gradients(n_parts, system, right_side, tolerance, max_iterations, 
                     small &= abs(residual[network, index, j]) <= tolerance[network]
             # Even nodes follow from the odd ones, as these from the directions.
             add_scaled(even[network].ravel(), length, even_solution[network].ravel())
-            # Factors gain some five digits an iteration. Where weights differ by many
-            # orders, small residuals alone leave large errors.
-            running[network] = not (small and (was_small[network] or not is_factored))
-            was_small[network] = small
+            running[network] = not small
         if not running.any():
             break
     all_small = not running.any()
