@@ -185,13 +185,19 @@ def pattern_network(kind: str, n_layers: int, noise: float) -> LayeredNetwork:
 def test_networks_that_do_not_mix_take_few_more_steps_than_exact_ones(
     monkeypatch, passes, kind, n_layers, noise
 ):
-    made = [pattern_network(kind, n_layers, noise) for _ in range(3)]
+    made = [pattern_network(kind, n_layers, noise) for _ in range(6)]
     solutions = [solve_flow(network) for network in made]
     monkeypatch.setattr(passes, "solvers", staticmethod(lambda _: ()))
-    for network, solution in zip(made, solutions, strict=True):
-        direct = solve_flow(network)
-        assert solution.iterations.item() <= 1.5 * direct.iterations.item() + 10
-        torch.testing.assert_close(solution.value, direct.value, rtol=1e-8, atol=0)
+    direct = [solve_flow(network) for network in made]
+    for solution, exact in zip(solutions, direct, strict=True):
+        torch.testing.assert_close(solution.value, exact.value, rtol=1e-8, atol=0)
+    # In all: one of thirty such networks takes three times the steps of most, by either
+    # method, and not the same one.
+    steps, exact_steps = (
+        sum(solution.iterations.item() for solution in method)
+        for method in (solutions, direct)
+    )
+    assert steps <= 1.3 * exact_steps + 10
 
 
 @pytest.mark.parametrize("read_out", [None, -1])
