@@ -83,6 +83,27 @@ def test_the_more_tokens_the_longer_the_iterative_solver_goes_on(monkeypatch, pa
         assert bool(laplacian.solvers) == goes_on
 
 
+def test_each_solver_has_its_own_limit_of_iterations():
+    asked = []
+
+    class Failing(TorchConjugateGradients):
+        def solve(self, right_side, tolerance, max_iterations):
+            asked.append(max_iterations)
+            return right_side, False
+
+    class Factored(Failing):
+        most_iterations = 7
+
+    weight = torch.rand(1, 1, 200, 200).double()
+    sums = node_sums(weight, *torch.ones(2, 1, 200).double())
+    right_side, tolerance = torch.randn(1, 2, 200).double(), torch.ones(1).double()
+    laplacian = Laplacian(weight, sums, (Failing, Factored, Failing))
+    for _ in range(2):
+        laplacian.solve(right_side, tolerance)
+        assert asked == [50, 7, 100]
+        assert not laplacian.solvers
+
+
 @pytest.mark.parametrize("read_out", [None, 0])
 def test_iterative_and_direct_solver_give_the_same_flow(monkeypatch, passes, read_out):
     network = attention_network(4, 24, n_networks=2, read_out=read_out)
