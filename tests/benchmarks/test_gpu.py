@@ -69,3 +69,14 @@ def test_flow_beside_the_model(race):
         {"one forward and backward pass": finished(passes)},
         rounds=3,
     )
+
+
+def test_decoder_of_30_layers(race):
+    """Attention of the size of SmolLM2 at 1,000 tokens, the last position read out."""
+    network = on_gpu(attention_network(30, 1000, causal=True, read_out=999))
+    race(
+        "one maximum flow at (30, 1000), causal, on a GPU, the last position read out",
+        {"barrier": finished(lambda: solve_flow(network))},
+        {},
+        rounds=3,
+    )
