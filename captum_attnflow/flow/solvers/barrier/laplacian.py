@@ -38,8 +38,9 @@ from captum_attnflow.flow.network import LayeredNetwork
 # accuracy that any step needs.
 RELATIVE_RIDGE = 1e-14
 # Iterations after which another solver costs less. The work of the direct one grows
-# with the cube of the tokens, that of an iteration with their square. Factors in float32
-# cost half as much: at (12, 128) 50 iterations, at (6, 512) 240, for two systems.
+# with the cube of the tokens, that of an iteration with their square. Factors in
+# float32, which serve two systems, take as long as 50 iterations at (12, 128) and 240
+# at (6, 512).
 _MAX_ITERATIONS = 30
 _TOKENS_PER_ITERATION = 2
 # Iterations between two checks whether residuals are small. On a CPU a check is free;
